@@ -1,0 +1,2 @@
+//! Measurements of DMCE as ratios.
+fn main() {}

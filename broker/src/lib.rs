@@ -1,0 +1,1 @@
+//! The broker (Memory Dispatcher) of DMCE.

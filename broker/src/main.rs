@@ -1,0 +1,2 @@
+//! The broker (Memory Dispatcher) of DMCE.
+fn main() {}

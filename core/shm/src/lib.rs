@@ -1,0 +1,1 @@
+//! The shared memory objects of DMCE, typed.

@@ -1,0 +1,1 @@
+//! Every system call that DMCE makes, with its types.

@@ -1,0 +1,2 @@
+//! The memory server of DMCE: holds blocks.
+fn main() {}

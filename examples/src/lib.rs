@@ -1,0 +1,1 @@
+//! Examples of the client library of DMCE.

@@ -1,0 +1,1 @@
+//! Tests of DMCE with real processes, and the harness that starts them.
