@@ -1,0 +1,309 @@
+//! Who and what: ids of blocks, sessions and daemons, and the description that a block carries.
+//!
+//! A [`BlockDescription`] crosses the wire when the broker asks a daemon for a block, lies in the
+//! block's header, and comes back when the daemon reports what it holds. So the broker's tables
+//! can be rebuilt from the blocks alone.
+
+use alloc::string::String;
+use core::fmt;
+use core::num::NonZeroU32;
+
+use serde::{Deserialize, Serialize};
+
+use crate::limits::{
+    BLOCK_IDS_MAX, COPIES_MAX, DAEMONS_MAX, PAGE_BYTES, PAGE_BYTES_MAX, REGION_BYTES_MAX,
+    SESSION_IDS_MAX, VOLUME_BYTES_MAX,
+};
+use crate::name;
+
+macro_rules! ids {
+    ($($(#[$doc:meta])* $name:ident, $max:expr, $what:literal;)+) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "u32", into = "u32")]
+        pub struct $name(NonZeroU32);
+
+        impl $name {
+            /// The largest id.
+            pub const MAX: u32 = $max;
+
+            /// The number.
+            #[must_use]
+            pub const fn get(self) -> u32 {
+                self.0.get()
+            }
+
+            /// The number as a place in a table that starts with id 0.
+            #[must_use]
+            pub const fn index(self) -> usize {
+                self.0.get() as usize
+            }
+        }
+
+        impl TryFrom<u32> for $name {
+            type Error = IdError;
+
+            fn try_from(id: u32) -> Result<Self, IdError> {
+                match NonZeroU32::new(id) {
+                    Some(some) if id <= Self::MAX => Ok(Self(some)),
+                    _ => Err(IdError { what: $what, id, max: Self::MAX }),
+                }
+            }
+        }
+
+        impl From<$name> for u32 {
+            fn from(id: $name) -> u32 {
+                id.get()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(&self.0, f)
+            }
+        }
+    )+};
+}
+
+ids! {
+    /// A block of this host. 0 is reserved, so that no address is 0.
+    BlockId, BLOCK_IDS_MAX - 1, "block";
+    /// A session of this instance.
+    SessionId, SESSION_IDS_MAX, "session";
+    /// A daemon of this instance. The broker is 0 in object names, and no `DaemonId`.
+    DaemonId, DAEMONS_MAX, "daemon";
+}
+
+impl BlockId {
+    /// The id `places` further on.
+    ///
+    /// # Errors
+    ///
+    /// [`IdError`] past the last id.
+    pub fn checked_add(self, places: u32) -> Result<Self, IdError> {
+        Self::try_from(self.get().saturating_add(places))
+    }
+}
+
+/// An id that no table of an instance holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what} id {id} is not between 1 and {max}")]
+pub struct IdError {
+    what: &'static str,
+    id: u32,
+    max: u32,
+}
+
+/// 128 bits that name one block, span, region or session for ever: never reused, although ids are
+/// (002 [19]).
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Guid(pub [u8; 16]);
+
+impl fmt::Display for Guid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Guid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The run of consecutive block ids that a block is part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Span {
+    /// Its first block; an address in the span counts from this block's start.
+    pub first: BlockId,
+    /// Its blocks. Every one but the last is full.
+    pub count: u32,
+    /// Names the span; for a block by itself, the block's own GUID.
+    pub guid: Guid,
+}
+
+impl Span {
+    /// Whether `block` is part of it.
+    #[must_use]
+    pub const fn contains(&self, block: BlockId) -> bool {
+        match block.get().checked_sub(self.first.get()) {
+            Some(place) => place < self.count,
+            None => false,
+        }
+    }
+}
+
+/// A region's attributes (004), as every header of its blocks carries them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Region {
+    /// The namespace that it is in.
+    pub volume: String,
+    /// Its name there.
+    pub name: String,
+    /// The user who owns it.
+    pub uid: u32,
+    /// The group that `mode` gives rights to.
+    pub gid: u32,
+    /// Nine permission bits, as of a file; execution means nothing.
+    pub mode: u32,
+    /// What a pointer to its first byte reads (004 [69]).
+    pub base_pointer: u64,
+    /// Bytes: valid pointers are `base_pointer .. base_pointer + region_size`.
+    pub region_size: u64,
+    /// Copies that were asked for.
+    pub copies: u32,
+    /// Seconds since 1970.
+    pub created_at: u64,
+    /// The session that made it and its ticket: a repeated request finds its own region.
+    pub created_by: Ticket,
+}
+
+/// Names one request of one session, so that a request which was answered into the void may be
+/// repeated: the broker knows that it was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Ticket {
+    /// The session that asked.
+    pub session: Guid,
+    /// Which of its requests. 0: none.
+    pub number: u64,
+}
+
+/// Whose a block is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Owner {
+    /// One session's: it goes when the session ends.
+    Session {
+        /// The session's id.
+        session: SessionId,
+        /// The session's GUID and the request that made the block.
+        ticket: Ticket,
+        /// Who pays.
+        uid: u32,
+    },
+    /// A region's: it stays until the region is deleted.
+    Region(Region),
+}
+
+/// All that is known of a block apart from its bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockDescription {
+    /// Its id.
+    pub block: BlockId,
+    /// Names this block for ever.
+    pub guid: Guid,
+    /// Raised by every change of its copyset or place. The first is 1.
+    pub epoch: u64,
+    /// The unit of accounting, 4 KiB to 2 MiB [0074].
+    pub page_size: u32,
+    /// Bytes that it may grow to; at most the range of a cell.
+    pub bytes_max: u64,
+    /// The span that it is part of.
+    pub span: Span,
+    /// Whose it is.
+    pub owner: Owner,
+}
+
+impl BlockDescription {
+    /// Checks all that can be checked without a table: what a message or a header claims must hold
+    /// together.
+    ///
+    /// # Errors
+    ///
+    /// [`DescriptionError`] names the first field that cannot be.
+    pub fn validate(&self, block_bytes: u64) -> Result<(), DescriptionError> {
+        let field = |field, fits: bool| if fits { Ok(()) } else { Err(DescriptionError { field }) };
+        field("epoch", self.epoch != 0)?;
+        field("page_size", is_page_size(self.page_size))?;
+        let whole_pages = self.bytes_max.is_multiple_of(PAGE_BYTES);
+        field("bytes_max", (1..=block_bytes).contains(&self.bytes_max) && whole_pages)?;
+        field("span", self.span.contains(self.block))?;
+        field("span", self.span.first.checked_add(self.span.count - 1).is_ok())?;
+        if let Owner::Region(region) = &self.owner {
+            region.validate()?;
+        }
+        Ok(())
+    }
+}
+
+impl Region {
+    /// Checks names, mode, copies and that the pointers do not wrap.
+    ///
+    /// # Errors
+    ///
+    /// [`DescriptionError`] names the first field that cannot be.
+    pub fn validate(&self) -> Result<(), DescriptionError> {
+        let field = |field, fits: bool| if fits { Ok(()) } else { Err(DescriptionError { field }) };
+        field("volume", name::check("volume", &self.volume, VOLUME_BYTES_MAX).is_ok())?;
+        field("name", name::check("region", &self.name, REGION_BYTES_MAX).is_ok())?;
+        field("mode", self.mode <= 0o777)?;
+        field("copies", (1..=COPIES_MAX).contains(&self.copies))?;
+        field("region_size", self.region_size != 0)?;
+        field("base_pointer", self.base_pointer.checked_add(self.region_size).is_some())
+    }
+}
+
+/// Whether a block may have this page size: a power of two, 4 KiB to 2 MiB.
+#[must_use]
+pub const fn is_page_size(bytes: u32) -> bool {
+    bytes.is_power_of_two() && bytes as u64 >= PAGE_BYTES && bytes <= PAGE_BYTES_MAX
+}
+
+/// A description that contradicts itself or a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the block's {field} cannot be")]
+pub struct DescriptionError {
+    /// The field.
+    pub field: &'static str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    fn plain() -> BlockDescription {
+        let block = BlockId::try_from(9).unwrap();
+        let guid = Guid([7; 16]);
+        BlockDescription {
+            block,
+            guid,
+            epoch: 1,
+            page_size: 4096,
+            bytes_max: 1 << 30,
+            span: Span { first: block, count: 1, guid },
+            owner: Owner::Session {
+                session: SessionId::try_from(1).unwrap(),
+                ticket: Ticket { session: guid, number: 1 },
+                uid: 0,
+            },
+        }
+    }
+
+    #[test]
+    fn ids_are_never_zero_and_never_beyond_the_table() {
+        assert!(BlockId::try_from(0).is_err());
+        assert!(BlockId::try_from(BLOCK_IDS_MAX).is_err());
+        assert_eq!(
+            DaemonId::try_from(257).unwrap_err().to_string(),
+            "daemon id 257 is not between 1 and 256"
+        );
+        assert!(BlockId::try_from(BLOCK_IDS_MAX - 1).unwrap().checked_add(1).is_err());
+    }
+
+    #[test]
+    fn a_description_that_contradicts_itself_is_named() {
+        assert_eq!(plain().validate(1 << 30), Ok(()));
+        let refused = |change: fn(&mut BlockDescription)| {
+            let mut description = plain();
+            change(&mut description);
+            description.validate(1 << 30).unwrap_err().field
+        };
+        assert_eq!(refused(|d| d.epoch = 0), "epoch");
+        assert_eq!(refused(|d| d.page_size = 5000), "page_size");
+        assert_eq!(refused(|d| d.bytes_max = (1 << 30) + 4096), "bytes_max");
+        assert_eq!(refused(|d| d.bytes_max = 100), "bytes_max");
+        assert_eq!(refused(|d| d.span.count = 0), "span");
+        assert_eq!(refused(|d| d.span.first = BlockId::try_from(10).unwrap()), "span");
+        assert_eq!(refused(|d| d.span.count = u32::MAX), "span");
+    }
+}

@@ -1,0 +1,294 @@
+//! What the administrator's command asks, and the rows that it gets.
+//!
+//! A user who is neither root nor the service's own sees counts, daemons, and what is theirs.
+//! Listings come a page at a time: ask again after the last row while `more` is set.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use super::client::RegionName;
+use crate::block::Guid;
+
+/// Asks for a listing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum AdminRequest {
+    /// The instance as a whole.
+    Status,
+    /// Daemons after this id.
+    Daemons {
+        /// 0 for the first.
+        after: u32,
+    },
+    /// Blocks after this id.
+    Blocks {
+        /// 0 for the first.
+        after: u32,
+    },
+    /// Sessions after this id.
+    Sessions {
+        /// 0 for the first.
+        after: u32,
+    },
+    /// Regions after this one, by volume and name.
+    Regions {
+        /// Two empty names for the first.
+        after: RegionName,
+    },
+    /// Who has a byte, and where.
+    WhereIs {
+        /// A DMCE address.
+        addr: u64,
+    },
+}
+
+/// A listing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "rows and more, as the module says")]
+pub enum AdminReply {
+    Status(StatusReport),
+    Daemons { rows: Vec<DaemonRow>, more: bool },
+    Blocks { rows: Vec<BlockRow>, more: bool },
+    Sessions { rows: Vec<SessionRow>, more: bool },
+    Regions { rows: Vec<RegionRow>, more: bool },
+    WhereIs(Location),
+}
+
+/// How well something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Health {
+    /// All copies are there and served.
+    Ok,
+    /// Usable, but a daemon or a copy is away.
+    Degraded,
+    /// Something is lost.
+    Damaged,
+}
+
+/// The instance as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// Its name.
+    pub instance: String,
+    /// Its address layout, as text.
+    pub layout: String,
+    /// The broker's release.
+    pub version: String,
+    /// The broker's process.
+    pub pid: u32,
+    /// Daemons that are known.
+    pub daemons: u32,
+    /// Daemons that serve.
+    pub daemons_up: u32,
+    /// Sessions.
+    pub sessions: u32,
+    /// Blocks.
+    pub blocks: u32,
+    /// Regions.
+    pub regions: u32,
+    /// Bytes that the daemons may hold.
+    pub capacity: u64,
+    /// Bytes that their blocks hold.
+    pub committed: u64,
+    /// Bytes that are reserved and not yet committed.
+    pub reserved: u64,
+    /// How it is.
+    pub state: Health,
+}
+
+/// What a daemon is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum DaemonState {
+    /// Serves.
+    Up,
+    /// Is reporting what it holds.
+    Joining,
+    /// Its process does not answer; its memory is used on.
+    Suspected,
+    /// Its process is gone; its memory is used on while the objects are there.
+    Away,
+}
+
+/// One daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonRow {
+    /// Its id.
+    pub daemon: u32,
+    /// What it is doing.
+    pub state: DaemonState,
+    /// Its process; 0 if there is none.
+    pub pid: u32,
+    /// Bytes that it may hold.
+    pub capacity: u64,
+    /// Bytes that its blocks hold.
+    pub committed: u64,
+    /// Bytes that are reserved there and not yet committed.
+    pub reserved: u64,
+    /// Bytes in its pool.
+    pub pool: u64,
+    /// Its blocks.
+    pub blocks: u32,
+}
+
+/// How well a block is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "design.md, table of section 10")]
+pub enum BlockState {
+    Ok,
+    Degraded,
+    Lost,
+}
+
+/// How well a copy is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "design.md, section 8")]
+pub enum CopyState {
+    Good,
+    Syncing,
+    Stale,
+    Lost,
+}
+
+/// One copy of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyRow {
+    /// Where it is.
+    pub daemon: u32,
+    /// How it is.
+    pub state: CopyState,
+}
+
+/// Whose something is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OwnerRow {
+    /// A session's.
+    Session {
+        /// Its id.
+        session: u32,
+        /// Its process.
+        pid: u32,
+        /// Its user.
+        uid: u32,
+    },
+    /// A region's.
+    Region {
+        /// Its name.
+        region: RegionName,
+        /// Its user.
+        uid: u32,
+    },
+}
+
+/// One block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockRow {
+    /// Its id.
+    pub block: u32,
+    /// Its GUID.
+    pub guid: Guid,
+    /// Bytes that it may grow to.
+    pub bytes: u64,
+    /// Bytes that it has.
+    pub committed: u64,
+    /// Its page size.
+    pub page_size: u32,
+    /// Its epoch.
+    pub epoch: u64,
+    /// Whose it is.
+    pub owner: OwnerRow,
+    /// How it is.
+    pub state: BlockState,
+    /// Where it is; the primary first.
+    pub copies: Vec<CopyRow>,
+    /// The first block of its span.
+    pub span_first: u32,
+    /// Blocks of its span.
+    pub span_count: u32,
+}
+
+/// One session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionRow {
+    /// Its id.
+    pub session: u32,
+    /// Its process.
+    pub pid: u32,
+    /// Its user.
+    pub uid: u32,
+    /// What it calls itself.
+    pub name: String,
+    /// Width of its pointers.
+    pub pointer_bits: u8,
+    /// Whether its connection is there.
+    pub attached: bool,
+    /// Bytes that were reserved at setup.
+    pub reserved: u64,
+    /// Committed bytes of its blocks.
+    pub committed: u64,
+    /// Its blocks.
+    pub blocks: u32,
+    /// Regions that it has open.
+    pub regions: u32,
+}
+
+/// One region.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegionRow {
+    /// Its name.
+    pub region: RegionName,
+    /// Bytes.
+    pub region_size: u64,
+    /// What a pointer to its first byte reads.
+    pub base_pointer: u64,
+    /// Its owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Nine permission bits.
+    pub mode: u32,
+    /// Copies there are.
+    pub copies: u32,
+    /// Its page size.
+    pub page_size: u32,
+    /// Seconds since 1970.
+    pub created_at: u64,
+    /// Sessions that have it open.
+    pub opens: u32,
+    /// Its first address.
+    pub first: u64,
+    /// How it is.
+    pub state: BlockState,
+}
+
+/// Where a byte is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Location {
+    /// The server: 0, this host.
+    pub server: u32,
+    /// The offset in the block.
+    pub cell: u64,
+    /// The block.
+    pub block: BlockRow,
+    /// The processes that say they have it mapped, and where that byte is in each.
+    pub mappings: Vec<MappingRow>,
+}
+
+/// A process that has a byte mapped: an entry of the OS-to-DMCE table. It is the client's claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MappingRow {
+    /// The session.
+    pub session: u32,
+    /// Its process.
+    pub pid: u32,
+    /// Where the byte is in that process.
+    pub os_address: u64,
+    /// Whether it can be written there.
+    pub writable: bool,
+}

@@ -1,0 +1,349 @@
+//! What clients ask of the broker, and what it answers.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use super::admin::{AdminReply, AdminRequest};
+use crate::block::{BlockId, Guid, SessionId};
+
+/// A client's request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum ClientRequest {
+    /// Opens a session (FIG. 13). Must be the first request that is not an [`AdminRequest`].
+    Setup(Setup),
+    /// Takes up a session again after the broker came back.
+    Attach(Attach),
+    /// Blocks for the session (FIG. 14).
+    Malloc(Malloc),
+    /// More committed bytes at the end of a block.
+    Grow(Grow),
+    /// Gives blocks back (FIG. 17).
+    Delete(Delete),
+    /// A descriptor of a block that the session may use.
+    Fetch(Fetch),
+    /// An entry of the OS-to-DMCE table (FIG. 3, 11).
+    Map(Map),
+    /// Takes that entry back.
+    Unmap(Unmap),
+    /// What became of the session's blocks since a generation.
+    Changes(Changes),
+    /// A block that the session cannot read any more: the broker looks for itself.
+    Damaged(BlockId),
+    /// What the session holds and may hold.
+    Stat,
+    /// Ends the session (FIG. 18).
+    Disconnect,
+    /// Makes a region (004).
+    RegionCreate(RegionCreate),
+    /// Opens a region.
+    RegionOpen(RegionOpen),
+    /// Closes a region; its first block names it.
+    RegionClose(BlockId),
+    /// Deletes a region.
+    RegionDelete(RegionName),
+    /// The names of the regions of a volume, sorted, a page at a time.
+    RegionList(RegionList),
+    /// A listing for the administrator. Needs no session.
+    Admin(AdminRequest),
+}
+
+/// The broker's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum ClientReply {
+    /// To [`ClientRequest::Setup`] and [`ClientRequest::Attach`]. With two descriptors: the
+    /// session object, and the doorbell (an eventfd that the broker writes when the session's
+    /// generation has moved).
+    Ready(Ready),
+    /// To [`ClientRequest::Malloc`]. With one descriptor, readable and writable: the first block.
+    Granted(Granted),
+    /// To [`ClientRequest::Grow`]: the block's committed bytes, at least those asked for.
+    Grown {
+        /// Bytes.
+        committed: u64,
+    },
+    /// To [`ClientRequest::Fetch`]. With one descriptor, unless the block is lost.
+    Fetched(BlockInfo),
+    /// To [`ClientRequest::Changes`].
+    Changed(Changed),
+    /// To [`ClientRequest::Stat`].
+    Stat(SessionStat),
+    /// To [`ClientRequest::RegionOpen`].
+    Opened(Opened),
+    /// To [`ClientRequest::RegionList`].
+    Names {
+        /// Sorted names.
+        names: Vec<String>,
+        /// Whether others follow the last of these.
+        more: bool,
+    },
+    /// To [`ClientRequest::Admin`].
+    Admin(AdminReply),
+    /// Done, with nothing to say.
+    Done,
+}
+
+/// Asks for a session (FIG. 13, [0083]).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setup {
+    /// [`crate::version::SEGMENT_VERSION`] of the client.
+    pub segment_version: u32,
+    /// Width of the client's pointers, for the administrator: 32 or 64.
+    pub pointer_bits: u8,
+    /// Bytes to reserve; 0 for none.
+    pub bytes: u64,
+    /// Whether a smaller reservation is fine (`DMCE_ACCEPT_PARTIAL`).
+    pub accept_partial: bool,
+    /// Copies of what is reserved and allocated; 0 for the instance's default.
+    pub copies: u32,
+    /// What the client calls itself; may be empty.
+    pub name: String,
+}
+
+/// Takes up a session. The GUID is what only its client knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    /// The session's id.
+    pub session: SessionId,
+    /// Its GUID.
+    pub guid: Guid,
+}
+
+/// A session, ready for use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// The session's id.
+    pub session: SessionId,
+    /// Its GUID: what [`Attach`] must show.
+    pub guid: Guid,
+    /// The instance's name.
+    pub instance: String,
+    /// Widths of server, block and cell.
+    pub layout: [u8; 3],
+    /// Block ids in use are below this.
+    pub block_ids: u32,
+    /// Bytes that the largest block of the instance can have.
+    pub block_bytes_max: u64,
+    /// Bytes reserved.
+    pub reserved: u64,
+    /// Bytes that the user may hold in all; `u64::MAX` without a limit.
+    pub quota: u64,
+    /// Copies of an allocation that does not say.
+    pub copies: u32,
+    /// Seconds that a block may lie empty before it goes back.
+    pub idle_s: u32,
+}
+
+/// Asks for blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Malloc {
+    /// The session's number for this request: repeated, it gives the same blocks again.
+    pub ticket: u64,
+    /// What is wanted.
+    pub kind: MallocKind,
+    /// 0 for the default; else as [`crate::block::is_page_size`] allows.
+    pub page_size: u32,
+    /// 0 for the session's default.
+    pub copies: u32,
+}
+
+/// One growing block, or a span.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MallocKind {
+    /// A block of the largest size there is room for, with so many bytes committed at first.
+    Heap {
+        /// Bytes.
+        committed: u64,
+    },
+    /// So many bytes, committed, on consecutive blocks; each but the last is full.
+    Span {
+        /// Bytes.
+        bytes: u64,
+    },
+}
+
+/// The blocks of a [`Malloc`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Granted {
+    /// The first block. The others of the span follow by id, and are fetched when they are used.
+    pub first: BlockInfo,
+    /// Bytes that are committed in the last block of the span.
+    pub last_committed: u64,
+}
+
+/// What a client knows of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockInfo {
+    /// The block.
+    pub block: BlockId,
+    /// Its GUID.
+    pub guid: Guid,
+    /// Its epoch.
+    pub epoch: u64,
+    /// Bytes that may be used.
+    pub committed: u64,
+    /// Bytes that it may grow to.
+    pub bytes_max: u64,
+    /// The span that it is part of.
+    pub span_first: BlockId,
+    /// Blocks of that span.
+    pub span_count: u32,
+    /// Its page size.
+    pub page_size: u32,
+    /// Whether the descriptor that came with this can write.
+    pub writable: bool,
+    /// Whether its bytes are gone. Then no descriptor came.
+    pub lost: bool,
+}
+
+/// Asks for more bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grow {
+    /// The block.
+    pub block: BlockId,
+    /// Bytes that it is to have in all.
+    pub committed: u64,
+}
+
+/// Gives a block or a span back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delete {
+    /// The address of its first byte.
+    pub addr: u64,
+    /// Its GUID, as [`BlockInfo`] or the span told it: an old handle frees nobody else's block.
+    pub guid: Guid,
+}
+
+/// Asks for a descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetch {
+    /// The block.
+    pub block: BlockId,
+    /// Whether it is to be written.
+    pub writable: bool,
+}
+
+/// Says where a range of addresses is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Map {
+    /// The first DMCE address.
+    pub addr: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// The first OS address in the client's process.
+    pub os_address: u64,
+    /// Whether it can be written there.
+    pub writable: bool,
+}
+
+/// Says that a mapping is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unmap {
+    /// The first OS address, as [`Map`] told it.
+    pub os_address: u64,
+}
+
+/// Asks what changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changes {
+    /// The generation up to which the client knows all.
+    pub since: u64,
+}
+
+/// What changed. The client drops what it knows of these blocks and fetches them again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    /// The generation up to which this tells all.
+    pub upto: u64,
+    /// The blocks.
+    pub blocks: Vec<BlockId>,
+    /// Too much changed, or too long ago: drop everything.
+    pub all: bool,
+}
+
+/// What a session holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionStat {
+    /// Bytes that were reserved at setup.
+    pub reserved: u64,
+    /// Committed bytes of its blocks.
+    pub committed: u64,
+    /// Its blocks.
+    pub blocks: u64,
+    /// Bytes that the user may hold in all; `u64::MAX` without a limit.
+    pub quota: u64,
+}
+
+/// A region's name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RegionName {
+    /// The volume.
+    pub volume: String,
+    /// The region.
+    pub name: String,
+}
+
+/// Makes a region (004, create).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegionCreate {
+    /// The session's number for this request: repeated, it finds the region made.
+    pub ticket: u64,
+    /// What it is to be called.
+    pub region: RegionName,
+    /// Bytes.
+    pub region_size: u64,
+    /// What a pointer to its first byte reads.
+    pub base_pointer: u64,
+    /// Nine permission bits; 0 for the default, 0600.
+    pub mode: u32,
+    /// 0 for the instance's default.
+    pub copies: u32,
+    /// 0 for the default.
+    pub page_size: u32,
+}
+
+/// Opens a region.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegionOpen {
+    /// Which.
+    pub region: RegionName,
+    /// Whether it is to be read.
+    pub read: bool,
+    /// Whether it is to be written.
+    pub write: bool,
+}
+
+/// An open region (004 [84]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opened {
+    /// Its first block: what [`ClientRequest::RegionClose`] takes.
+    pub first: BlockId,
+    /// Blocks of its span.
+    pub count: u32,
+    /// Names this region for ever.
+    pub guid: Guid,
+    /// Bytes.
+    pub region_size: u64,
+    /// What a pointer to its first byte reads.
+    pub base_pointer: u64,
+    /// Its page size.
+    pub page_size: u32,
+    /// Copies there are.
+    pub copies: u32,
+    /// The daemon of the first block's primary copy.
+    pub primary_daemon: u32,
+    /// The daemon of its mirror; 0 for none.
+    pub mirror_daemon: u32,
+}
+
+/// Asks for names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegionList {
+    /// The volume.
+    pub volume: String,
+    /// Names after this one; empty for the first.
+    pub after: String,
+}

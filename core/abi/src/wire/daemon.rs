@@ -1,0 +1,136 @@
+//! What the broker and a daemon say to each other. The daemon connects.
+//!
+//! ```text
+//! daemon                                   broker
+//!   | -- Register -----------------------> |    who I am
+//!   | -- Holds, Holds, .. last ----------> |    what I adopted
+//!   | <------------- Create, Grow, .. ---- |    from here on, requests with ids
+//!   | -- Reply --------------------------> |    with the request's id
+//!   | -- Notice -------------------------> |    id 0, at any time
+//! ```
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use super::Refusal;
+use crate::block::{BlockDescription, BlockId, DaemonId};
+
+/// What the broker asks of a daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum DaemonRequest {
+    /// A block with so many bytes committed. Answered by [`DaemonAnswer::Committed`].
+    Create {
+        /// What its header is to say.
+        description: BlockDescription,
+        /// Bytes.
+        committed: u64,
+    },
+    /// More bytes. Answered by [`DaemonAnswer::Committed`].
+    Grow {
+        /// The block.
+        block: BlockId,
+        /// Bytes in all.
+        committed: u64,
+    },
+    /// Its end: header first, then truncated and removed. Done also if there is none.
+    Destroy {
+        /// The block.
+        block: BlockId,
+    },
+    /// Are you there (002 FIG. 10, sense)? Answered by [`DaemonAnswer::Sensed`].
+    Sense,
+    /// The blocks that the broker knows of: any other that was reported is to be removed.
+    /// Sent once, after the last [`DaemonMessage::Holds`] was taken in.
+    Settled,
+}
+
+/// What a daemon tells the broker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum DaemonMessage {
+    /// The first message of a connection.
+    Register(Register),
+    /// Blocks that the daemon holds, a page at a time.
+    Holds {
+        /// Some of them.
+        blocks: Vec<HeldBlock>,
+        /// Whether these are the last.
+        last: bool,
+    },
+    /// To a request, with its id.
+    Reply(Result<DaemonAnswer, Refusal>),
+    /// Unasked.
+    Notice(DaemonNotice),
+}
+
+/// Who a daemon is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Register {
+    /// Its id.
+    pub daemon: DaemonId,
+    /// The instance that it serves.
+    pub instance: String,
+    /// [`crate::version::SEGMENT_VERSION`] of the daemon.
+    pub segment_version: u32,
+    /// Bytes that it may hold.
+    pub capacity: u64,
+    /// Bytes of one pool object: a first commitment of at most these is fast.
+    pub pool_object_bytes: u64,
+}
+
+/// A block as its daemon found it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldBlock {
+    /// What its header says.
+    pub description: BlockDescription,
+    /// Bytes that the object has.
+    pub committed: u64,
+}
+
+/// A daemon's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum DaemonAnswer {
+    /// The bytes that the block has now.
+    Committed {
+        /// Bytes.
+        committed: u64,
+    },
+    /// Done, with nothing to say.
+    Done,
+    /// What was asked by [`DaemonRequest::Sense`].
+    Sensed {
+        /// Bytes in the pool.
+        pool: u64,
+        /// Bytes that could still be committed on this host.
+        headroom: u64,
+    },
+}
+
+/// What a daemon says unasked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum DaemonNotice {
+    /// The object of a block is gone, or shorter than what was committed.
+    Lost {
+        /// The block.
+        block: BlockId,
+    },
+    /// A client made a block larger than what was committed. It was cut back.
+    Excess {
+        /// The block.
+        block: BlockId,
+        /// Bytes that it had.
+        bytes: u64,
+    },
+    /// An object of this daemon's name that it did not adopt, and why: left as it is.
+    Foreign {
+        /// The object.
+        object: String,
+        /// Why.
+        reason: String,
+    },
+}

@@ -1,0 +1,102 @@
+use alloc::string::ToString;
+use alloc::vec;
+
+use super::client::{Attach, ClientReply, ClientRequest, Grow, Setup};
+use super::daemon::{DaemonMessage, DaemonNotice};
+use super::*;
+use crate::block::{BlockId, Guid, SessionId};
+
+const PLAIN: FrameHeader = FrameHeader { request: 0x0102_0304_0506_0708, fds: 0 };
+
+fn setup() -> ClientRequest {
+    ClientRequest::Setup(Setup {
+        segment_version: 1,
+        pointer_bits: 32,
+        bytes: 300,
+        accept_partial: true,
+        copies: 1,
+        name: "hold".into(),
+    })
+}
+
+/// `docs/protocol.md` shows these bytes; another implementation is made from them.
+#[test]
+fn golden_frames() {
+    let header = [28, 0, 0, 0, 1, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1];
+    let body = [0, 1, 32, 0xac, 2, 1, 1, 4, b'h', b'o', b'l', b'd'];
+    assert_eq!(encode(PLAIN, &setup()).unwrap(), [&header[..], &body[..]].concat());
+    let block = BlockId::try_from(300).unwrap();
+    let grow = ClientRequest::Grow(Grow { block, committed: 1 << 21 });
+    assert_eq!(encode(PLAIN, &grow).unwrap()[HEADER_BYTES..], [3, 0xac, 2, 0x80, 0x80, 0x80, 1]);
+    let attach = ClientRequest::Attach(Attach {
+        session: SessionId::try_from(7).unwrap(),
+        guid: Guid([9; 16]),
+    });
+    let mut bytes = vec![1, 7];
+    bytes.extend([9; 16]);
+    assert_eq!(encode(PLAIN, &attach).unwrap()[HEADER_BYTES..], bytes);
+    let refused: Reply<ClientReply> = Err(Refusal::new(Status::Quota, "no"));
+    assert_eq!(encode(PLAIN, &refused).unwrap()[HEADER_BYTES..], [1, 8, 2, b'n', b'o']);
+    let lost = DaemonMessage::Notice(DaemonNotice::Lost { block });
+    assert_eq!(encode(PLAIN, &lost).unwrap()[HEADER_BYTES..], [3, 0, 0xac, 2]);
+}
+
+#[test]
+fn a_frame_reads_back() {
+    let frame = encode(PLAIN, &setup()).unwrap();
+    assert_eq!(decode_header(&frame, 0), Ok(PLAIN));
+    assert_eq!(decode_body::<ClientRequest>(&frame), Ok(setup()));
+}
+
+#[test]
+fn each_cut_and_each_lie_is_refused() {
+    let frame = encode(PLAIN, &setup()).unwrap();
+    for bytes in 0..frame.len() {
+        assert!(decode_header(&frame[..bytes], 0).is_err());
+        assert!(decode_body::<ClientRequest>(&frame[..bytes]).is_err());
+    }
+    let mut longer = frame.clone();
+    longer.push(0);
+    assert!(matches!(decode_header(&longer, 0), Err(WireError::Length { .. })));
+    assert_eq!(decode_body::<ClientRequest>(&longer), Err(WireError::Body));
+    assert!(matches!(decode_header(&frame, 1), Err(WireError::Fds { .. })));
+
+    let mut other = frame.clone();
+    other[4] = 9;
+    assert_eq!(
+        decode_header(&other, 0).unwrap_err().to_string(),
+        "the peer speaks message version 9, this side 1"
+    );
+    assert_eq!(peek_request(&other), PLAIN.request);
+    let mut unknown = frame;
+    unknown[HEADER_BYTES] = 200;
+    assert_eq!(decode_body::<ClientRequest>(&unknown), Err(WireError::Body));
+}
+
+/// A length inside the body must not make the decoder allocate what it claims.
+#[test]
+fn a_claimed_length_beyond_the_frame_is_refused() {
+    let mut frame = encode(PLAIN, &setup()).unwrap();
+    let name = HEADER_BYTES + 7;
+    assert_eq!(frame[name], 4);
+    frame[name] = 0x7f;
+    assert_eq!(decode_body::<ClientRequest>(&frame), Err(WireError::Body));
+    frame.truncate(name);
+    frame.extend([0xff, 0xff, 0xff, 0xff, 0x0f]);
+    assert_eq!(decode_body::<ClientRequest>(&frame), Err(WireError::Body));
+}
+
+#[test]
+fn an_id_that_no_table_holds_does_not_decode() {
+    let mut frame = encode(PLAIN, &ClientRequest::Damaged(BlockId::try_from(1).unwrap())).unwrap();
+    let last = frame.len() - 1;
+    frame[last] = 0;
+    assert_eq!(decode_body::<ClientRequest>(&frame), Err(WireError::Body));
+}
+
+#[test]
+fn a_body_that_does_not_fit_is_not_sent() {
+    let names = vec![alloc::string::String::from("0123456789abcdef"); 5000];
+    let reply: Reply<ClientReply> = Ok(ClientReply::Names { names, more: false });
+    assert!(matches!(encode(PLAIN, &reply), Err(WireError::TooLong { .. })));
+}
