@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Checks what a make target needs on this host, and installs what is missing where it may:
+#
+#   scripts/requirements.sh build|demo|test
+#
+# Says nothing when all is there. Where it may not install, it prints the command that does and
+# returns 3. What i386 programs need is checked by scripts/i386-toolchain.sh.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=scripts/apt.sh
+source "$root/scripts/apt.sh"
+
+purpose=${1:-build}
+case $purpose in
+    build | demo | test) ;;
+    *)
+        echo "usage: $0 build|demo|test" >&2
+        exit 2
+        ;;
+esac
+
+# A Rust toolchain is not a Debian package that is new enough, so it is asked for, not installed.
+rust_wanted=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' "$root/Cargo.toml")
+if ! command -v cargo >/dev/null || ! rust_found=$(rustc --version 2>/dev/null); then
+    echo "missing: Rust $rust_wanted or later; install it with rustup, see https://rustup.rs" >&2
+    exit 3
+fi
+rust_found=$(cut -d' ' -f2 <<<"$rust_found")
+if [[ $(printf '%s\n' "$rust_wanted" "$rust_found" | sort -V | head -n 1) != "$rust_wanted" ]]; then
+    echo "Rust is $rust_found, $rust_wanted is needed; run:" >&2
+    echo "    rustup update stable" >&2
+    exit 3
+fi
+
+missing=()
+
+# need COMMAND PACKAGE..
+need() {
+    local command=$1
+    shift
+    command -v "$command" >/dev/null || missing+=("$@")
+}
+
+# A compiler without the headers of libc is as good as none, so one header is included.
+compiles() {
+    echo '#include <stdio.h>' | "$1" -x "$2" -fsyntax-only - 2>/dev/null
+}
+
+need make make
+compiles cc c || missing+=(gcc libc6-dev)
+if [[ $purpose == test ]]; then
+    need nm binutils
+    need pkg-config pkg-config
+    compiles c++ c++ || missing+=(g++)
+fi
+
+[[ ${#missing[@]} -eq 0 ]] || apt_install "${missing[@]}"
