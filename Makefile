@@ -145,8 +145,8 @@ define install_library
 endef
 
 # $(call built,FILE,TARGET): `install` often runs as another user than the one who has a toolchain,
-# so it does not build.
-built = @test -e "$(1)" || { echo "$(1) is missing: run 'make $(2)' first" >&2; exit 1; }
+# so it builds only what is not there at all.
+built = @test -e "$(1)" || $(MAKE) $(2)
 
 ## install       what `build` made, below PREFIX (/usr/local) and DESTDIR
 .PHONY: install
