@@ -47,6 +47,11 @@ MAN_PAGES := $(wildcard */man/*.[1-8])
 # starts, so both names have to be there.
 link_soname = ln -sfn libdmce.so "$(1)/$(SONAME)"
 
+# $(call test_env,OTHER): the servers are 64-bit ones in both runs of the tests; OTHER is where the
+# client of the other width was built, for tests in which both widths share memory.
+test_env = DMCE_TEST_PROGRAMS="$(TARGET_DIR)/debug" \
+	DMCE_TEST_OTHER_CLIENT="$(1)/debug/dmce-test-client"
+
 ## build         the command, both servers and the C library, in target/release
 .PHONY: build
 build:
@@ -81,15 +86,13 @@ test-requirements:
 
 ## test-native   the tests of the whole workspace as 64-bit programs
 .PHONY: test-native
-test-native: build-debug
-	DMCE_BIN_DIR="$(TARGET_DIR)/debug" cargo test --workspace $(TEST_FLAGS)
+test-native: build-debug build-debug-i386
+	$(call test_env,$(I386_BUILT)) cargo test --workspace $(TEST_FLAGS)
 
 ## test-i386     the client as 32-bit programs, with 64-bit servers
 .PHONY: test-i386
-test-i386: build-debug
-	scripts/i386-cargo.sh build $(CARGO_FLAGS) -p dmce-ffi
-	$(call link_soname,$(I386_BUILT)/debug)
-	DMCE_BIN_DIR="$(TARGET_DIR)/debug" scripts/i386-cargo.sh test $(TEST_FLAGS) $(CLIENT_SIDE)
+test-i386: build-debug build-debug-i386
+	$(call test_env,$(TARGET_DIR)) scripts/i386-cargo.sh test $(TEST_FLAGS) $(CLIENT_SIDE)
 
 ## test-loom     the shared words of dmce-shm under every order of events that loom finds
 .PHONY: test-loom
@@ -109,10 +112,15 @@ build-debug:
 	cargo build --workspace $(CARGO_FLAGS)
 	$(call link_soname,$(TARGET_DIR)/debug)
 
+.PHONY: build-debug-i386
+build-debug-i386:
+	scripts/i386-cargo.sh build $(CARGO_FLAGS) -p dmce-ffi -p dmce-tests
+	$(call link_soname,$(I386_BUILT)/debug)
+
 ## bench         a table of ratios; BENCH_ARGS chooses rows
 .PHONY: bench
 bench: build i386
-	DMCE_BIN_DIR="$(RELEASE)" cargo run --release $(CARGO_FLAGS) -p dmce-benches -- $(BENCH_ARGS)
+	cargo run --release $(CARGO_FLAGS) -p dmce-benches -- $(BENCH_ARGS)
 
 ## check         what a change has to pass: format, lints, and all of test
 .PHONY: check
