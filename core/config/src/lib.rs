@@ -1,1 +1,115 @@
-//! The configuration file of a DMCE instance.
+//! The configuration of an instance: a TOML file, and what the environment says instead.
+//!
+//! `docs/configuration.md` explains every key. What binds is, from weak to strong: the defaults,
+//! the file, the environment, the flags of the program that reads it.
+//!
+//! # Invariants
+//!
+//! 1. A [`Config`] that was loaded is within every range and consistent; nobody checks it again.
+//! 2. A wrong file is one line that begins with its place, `FILE:LINE:COLUMN`. An unknown key is
+//!    wrong, so that a misspelt limit is not silently without effect.
+//! 3. [`Config::default`] is what an empty file says.
+#![forbid(unsafe_code)]
+
+mod bytes;
+mod check;
+mod environment;
+mod error;
+mod sections;
+mod source;
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
+
+use serde::Deserialize;
+use toml::de::{DeTable, DeValue, Deserializer};
+
+pub use bytes::{Bytes, BytesError, Exact};
+pub use error::{ConfigError, Place};
+pub use sections::{
+    BrokerSection, DaemonSection, InstanceSection, Limits, Placement, Quota, QuotaSection,
+};
+
+use check::Misfit;
+use source::Source;
+
+/// All that an administrator may choose.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+pub struct Config {
+    /// What all parts of the instance must agree on.
+    pub instance: InstanceSection,
+    /// How the broker serves.
+    pub broker: BrokerSection,
+    /// Bounds of the whole instance.
+    pub limits: Limits,
+    /// What one user may hold.
+    pub quota: QuotaSection,
+    /// How each daemon holds memory.
+    pub daemon: DaemonSection,
+}
+
+impl Config {
+    /// Reads the file at `path`, or no file, and what the environment says instead.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Read`] for a file that cannot be read, [`ConfigError::Wrong`] for one that
+    /// is wrong, and for a wrong variable.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::load_with(path, |name| std::env::var_os(name))
+    }
+
+    /// The same with an environment of the caller's own: `variables` looks one up by its name.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::load`].
+    pub fn load_with(
+        path: Option<&Path>,
+        variables: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, ConfigError> {
+        let text = path.map_or(Ok(String::new()), |path| {
+            fs::read_to_string(path)
+                .map_err(|source| ConfigError::Read { path: path.to_owned(), source })
+        })?;
+        Self::parse(path.unwrap_or(Path::new("")), &text, variables)
+    }
+
+    fn parse(
+        path: &Path,
+        text: &str,
+        variables: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, ConfigError> {
+        let variables = environment::read(variables)?;
+        let mut source = Source::new(path, text);
+        let mut table = DeTable::parse(text).map_err(|error| wrong(&source, &error))?;
+        environment::overlay(table.get_mut(), &mut source, &variables);
+        let mut config = Self::deserialize(Deserializer::from(table.clone()))
+            .map_err(|error| wrong(&source, &error))?;
+        let written = |section: &str, key: &str| position(table.get_ref(), section, key);
+        check::fit_defaults(&mut config, |section, key| written(section, key).is_some());
+        check::check(&config).map_err(|misfit| {
+            let Misfit { section, key, against, what } = misfit;
+            let position = written(section, key)
+                .or_else(|| written(section, against?))
+                .expect("the defaults fit, so one of the two was written down");
+            source.wrong(position, &what)
+        })?;
+        Ok(config)
+    }
+}
+
+fn wrong(source: &Source<'_>, error: &toml::de::Error) -> ConfigError {
+    source.wrong(error.span().map_or(0, |span| span.start), error.message())
+}
+
+/// Where the value of `key` stands, if it was written down.
+fn position(table: &DeTable<'_>, section: &str, key: &str) -> Option<usize> {
+    let DeValue::Table(keys) = table.get(section)?.get_ref() else { return None };
+    Some(keys.get(key)?.span().start)
+}
+
+#[cfg(test)]
+mod tests;

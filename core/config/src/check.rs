@@ -1,0 +1,170 @@
+//! Ranges of the values, and what must hold between them.
+
+use core::fmt;
+use std::ops::RangeInclusive;
+
+use dmce_abi::limits::{BLOCK_IDS_MAX, COPIES_MAX, DAEMONS_MAX, PAGE_BYTES, SESSION_IDS_MAX};
+
+use crate::sections::{BrokerSection, DaemonSection, InstanceSection, Limits};
+use crate::{Bytes, Config};
+
+/// The largest pool object: what is made ready ahead of need stays small against a daemon.
+const POOL_OBJECT_BYTES_MAX: Bytes = Bytes::gib(1);
+/// The largest capacity of a daemon, and the largest margin.
+const CAPACITY_MAX: Bytes = Bytes(1 << 48);
+const POOL_OBJECTS_MAX: u32 = 1024;
+const REQUESTS_OUTSTANDING_MAX: u32 = 4096;
+const MAPPINGS_MAX: u32 = 1 << 20;
+const MINUTE_MS: u64 = 60_000;
+const HOUR_MS: u64 = 60 * MINUTE_MS;
+const DAY_S: u64 = 86_400;
+
+/// A value that cannot be.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Misfit {
+    /// The section and the key that it stands under.
+    pub(crate) section: &'static str,
+    pub(crate) key: &'static str,
+    /// A key of the same section that it does not go with: to blame where `key` has its default.
+    pub(crate) against: Option<&'static str>,
+    pub(crate) what: String,
+}
+
+/// Makes those defaults smaller that are too large for the layout. `written` tells whether a key
+/// was written down: what was is never changed.
+pub(crate) fn fit_defaults(config: &mut Config, written: impl Fn(&str, &str) -> bool) {
+    let layout = config.instance.layout;
+    if !written("limits", "blocks") {
+        let ids = u32::try_from(layout.block_ids() - 1).unwrap_or(u32::MAX);
+        config.limits.blocks = config.limits.blocks.min(ids);
+    }
+    if !written("daemon", "pool_object_bytes") {
+        let bytes = &mut config.daemon.pool_object_bytes;
+        *bytes = (*bytes).min(Bytes(layout.block_bytes()));
+    }
+}
+
+/// Checks every value against its range and against the others.
+pub(crate) fn check(config: &Config) -> Result<(), Misfit> {
+    check_instance(&config.instance)?;
+    check_broker(&config.broker)?;
+    check_limits(&config.limits, &config.instance)?;
+    check_daemon(&config.daemon, &config.instance)
+}
+
+fn check_instance(instance: &InstanceSection) -> Result<(), Misfit> {
+    let section = Section("instance");
+    section.within("copies", instance.copies, 1..=COPIES_MAX)?;
+    let paths = [("dir", instance.dir.as_deref()), ("objects", Some(instance.objects.as_path()))];
+    for (key, path) in paths {
+        let relative = path.filter(|path| !path.is_absolute());
+        if let Some(path) = relative {
+            return section.misfit(key, format_args!("{} does not begin with /", path.display()));
+        }
+    }
+    Ok(())
+}
+
+fn check_broker(broker: &BrokerSection) -> Result<(), Misfit> {
+    let section = Section("broker");
+    if broker.socket_mode > 0o777 {
+        let mode = broker.socket_mode;
+        return section.misfit("socket_mode", format_args!("{mode:04o} is beyond 0777"));
+    }
+    section.within("reattach_ms", broker.reattach_ms, 0..=HOUR_MS)?;
+    section.within("sense_ms", broker.sense_ms, 10..=MINUTE_MS)?;
+    section.within("suspect_ms", broker.suspect_ms, 10..=HOUR_MS)?;
+    section.within("idle_s", broker.idle_s, 0..=DAY_S)?;
+    let BrokerSection { sense_ms, suspect_ms, .. } = *broker;
+    if suspect_ms < sense_ms {
+        let what = format_args!("{suspect_ms} is less than sense_ms, which is {sense_ms}");
+        let misfit = section.misfit("suspect_ms", what);
+        return misfit.map_err(|misfit| Misfit { against: Some("sense_ms"), ..misfit });
+    }
+    Ok(())
+}
+
+fn check_limits(limits: &Limits, instance: &InstanceSection) -> Result<(), Misfit> {
+    let section = Section("limits");
+    section.within("sessions", limits.sessions, 1..=SESSION_IDS_MAX)?;
+    section.within("blocks", limits.blocks, 1..=BLOCK_IDS_MAX - 1)?;
+    section.within("regions", limits.regions, 1..=BLOCK_IDS_MAX - 1)?;
+    section.within("daemons", limits.daemons, 1..=DAEMONS_MAX)?;
+    section.within(
+        "requests_outstanding",
+        limits.requests_outstanding,
+        1..=REQUESTS_OUTSTANDING_MAX,
+    )?;
+    section.within("mappings_per_session", limits.mappings_per_session, 0..=MAPPINGS_MAX)?;
+    let (layout, ids) = (instance.layout, instance.layout.block_ids());
+    if u64::from(limits.blocks) >= ids {
+        let blocks = limits.blocks;
+        let what = format_args!("{blocks} is beyond the {} block ids of layout {layout}", ids - 1);
+        return section.misfit("blocks", what);
+    }
+    Ok(())
+}
+
+fn check_daemon(daemon: &DaemonSection, instance: &InstanceSection) -> Result<(), Misfit> {
+    let section = Section("daemon");
+    let page = Bytes(PAGE_BYTES);
+    section.size_within("capacity", daemon.capacity, page..=CAPACITY_MAX)?;
+    section.size_within(
+        "pool_object_bytes",
+        daemon.pool_object_bytes,
+        page..=POOL_OBJECT_BYTES_MAX,
+    )?;
+    section.size_within("margin", daemon.margin, Bytes(0)..=CAPACITY_MAX)?;
+    section.within("pool_objects", daemon.pool_objects, 0..=POOL_OBJECTS_MAX)?;
+    section.within("check_ms", daemon.check_ms, 10..=HOUR_MS)?;
+    for (key, bytes) in
+        [("capacity", daemon.capacity), ("pool_object_bytes", daemon.pool_object_bytes)]
+    {
+        if !bytes.get().is_multiple_of(PAGE_BYTES) {
+            let what = format_args!("{} is no multiple of {}", bytes.exact(), page.exact());
+            return section.misfit(key, what);
+        }
+    }
+    let block = Bytes(instance.layout.block_bytes());
+    if daemon.pool_object_bytes > block {
+        let (bytes, layout) = (daemon.pool_object_bytes.exact(), instance.layout);
+        let what =
+            format_args!("{bytes} is more than a block of layout {layout}, {}", block.exact());
+        return section.misfit("pool_object_bytes", what);
+    }
+    Ok(())
+}
+
+/// Checks the keys of one section.
+struct Section(&'static str);
+
+impl Section {
+    fn within<T>(&self, key: &'static str, value: T, range: RangeInclusive<T>) -> Result<(), Misfit>
+    where
+        T: Copy + PartialOrd + fmt::Display,
+    {
+        if range.contains(&value) {
+            return Ok(());
+        }
+        let (min, max) = (range.start(), range.end());
+        self.misfit(key, format_args!("{value} is not between {min} and {max}"))
+    }
+
+    fn size_within(
+        &self,
+        key: &'static str,
+        value: Bytes,
+        range: RangeInclusive<Bytes>,
+    ) -> Result<(), Misfit> {
+        if range.contains(&value) {
+            return Ok(());
+        }
+        let (value, min, max) = (value.exact(), range.start().exact(), range.end().exact());
+        self.misfit(key, format_args!("{value} is not between {min} and {max}"))
+    }
+
+    fn misfit(&self, key: &'static str, what: fmt::Arguments<'_>) -> Result<(), Misfit> {
+        let what = format!("{key}: {what}");
+        Err(Misfit { section: self.0, key, against: None, what })
+    }
+}

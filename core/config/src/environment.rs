@@ -1,0 +1,137 @@
+//! Keys that the environment may set: `DMCE_SECTION_KEY`, for example `DMCE_DAEMON_CAPACITY=6GiB`.
+//!
+//! A variable stands for a line of the file and is read by the same code. Other variables that
+//! begin with `DMCE_` have other readers and are left alone.
+
+use std::borrow::Cow;
+use std::ffi::OsString;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use crate::source::Source;
+use crate::{ConfigError, Place};
+
+/// How the text of a variable becomes a value of the file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// As it is.
+    Text,
+    /// As the file would have it: a number, `true` or `false`.
+    Plain,
+}
+
+/// Every key with one value.
+const KEYS: [(&str, &str, Kind); 29] = [
+    ("instance", "name", Kind::Text),
+    ("instance", "dir", Kind::Text),
+    ("instance", "objects", Kind::Text),
+    ("instance", "layout", Kind::Text),
+    ("instance", "copies", Kind::Plain),
+    ("broker", "socket_mode", Kind::Text),
+    ("broker", "socket_group", Kind::Text),
+    ("broker", "placement", Kind::Text),
+    ("broker", "static_reservation", Kind::Plain),
+    ("broker", "reattach_ms", Kind::Plain),
+    ("broker", "sense_ms", Kind::Plain),
+    ("broker", "suspect_ms", Kind::Plain),
+    ("broker", "idle_s", Kind::Plain),
+    ("limits", "sessions", Kind::Plain),
+    ("limits", "blocks", Kind::Plain),
+    ("limits", "regions", Kind::Plain),
+    ("limits", "daemons", Kind::Plain),
+    ("limits", "requests_outstanding", Kind::Plain),
+    ("limits", "mappings_per_session", Kind::Plain),
+    ("quota", "bytes", Kind::Text),
+    ("quota", "sessions", Kind::Plain),
+    ("quota", "blocks", Kind::Plain),
+    ("quota", "regions", Kind::Plain),
+    ("daemon", "capacity", Kind::Text),
+    ("daemon", "pool_objects", Kind::Plain),
+    ("daemon", "pool_object_bytes", Kind::Text),
+    ("daemon", "huge_pages", Kind::Plain),
+    ("daemon", "margin", Kind::Text),
+    ("daemon", "check_ms", Kind::Plain),
+];
+
+/// A variable that is set.
+pub(crate) struct Variable {
+    section: &'static str,
+    key: &'static str,
+    kind: Kind,
+    name: String,
+    text: String,
+}
+
+/// The variables that `lookup` finds.
+///
+/// # Errors
+///
+/// [`ConfigError::Wrong`] for one that is no text.
+pub(crate) fn read(
+    lookup: impl Fn(&str) -> Option<OsString>,
+) -> Result<Vec<Variable>, ConfigError> {
+    let mut found = Vec::new();
+    for (section, key, kind) in KEYS {
+        let name = format!("DMCE_{section}_{key}").to_ascii_uppercase();
+        let Some(text) = lookup(&name) else { continue };
+        let Ok(text) = text.into_string() else {
+            let what = "the value is no UTF-8 text".to_owned();
+            return Err(ConfigError::Wrong { place: Place::Variable { name }, what });
+        };
+        found.push(Variable { section, key, kind, name, text });
+    }
+    Ok(found)
+}
+
+/// Puts what `variables` say over what the file says.
+pub(crate) fn overlay<'i>(
+    table: &mut DeTable<'i>,
+    source: &mut Source<'i>,
+    variables: &'i [Variable],
+) {
+    for Variable { section, key, kind, name, text } in variables {
+        let span = source.add_variable(name);
+        let section = table
+            .entry(Spanned::new(span.clone(), Cow::Borrowed(*section)))
+            .or_insert_with(|| Spanned::new(span.clone(), DeValue::Table(DeTable::new())));
+        // Something else than a table under a section's name: the reader of the file says so.
+        if let DeValue::Table(keys) = section.get_mut() {
+            // Removed first: a map keeps the old key, and with it the old place.
+            keys.remove(*key);
+            let key = Spanned::new(span.clone(), Cow::Borrowed(*key));
+            keys.insert(key, Spanned::new(span, value(text, *kind)));
+        }
+    }
+}
+
+/// What is no number stays text, and the reader says what it expected instead.
+fn value(text: &str, kind: Kind) -> DeValue<'_> {
+    match kind {
+        Kind::Plain => {
+            DeValue::parse(text).map_or(DeValue::String(Cow::Borrowed(text)), Spanned::into_inner)
+        }
+        Kind::Text => DeValue::String(Cow::Borrowed(text)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// So that a new key of the file cannot be forgotten here.
+    #[test]
+    fn every_key_of_the_documented_file_has_its_variable() {
+        let documented = crate::tests::documented_keys();
+        let quotas_of_one_user =
+            documented.iter().filter(|(section, _)| section == "quota.uid.1000");
+        assert_eq!(quotas_of_one_user.count(), 4);
+        let mut documented: Vec<_> =
+            documented.into_iter().filter(|(section, _)| section != "quota.uid.1000").collect();
+        documented.sort();
+        let mut ours: Vec<_> =
+            KEYS.iter().map(|(section, key, _)| ((*section).into(), (*key).into())).collect();
+        ours.sort();
+        assert_eq!(ours, documented);
+    }
+}

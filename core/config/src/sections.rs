@@ -1,0 +1,237 @@
+//! The sections of the file, their keys and their defaults.
+//!
+//! Every limit of an instance that is no part of a format has its name here.
+//! `docs/configuration.md` says the same to administrators; a test compares the two.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use dmce_abi::AddrLayout;
+use dmce_abi::limits::{BLOCK_IDS_MAX, DAEMONS_MAX};
+use dmce_abi::name::Instance;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error};
+
+use crate::Bytes;
+
+/// `[instance]`: what all parts of an instance must agree on. Fixed for the instance's life.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+pub struct InstanceSection {
+    /// The name that its shared memory objects carry. Absent: whoever starts the instance says.
+    #[serde(deserialize_with = "instance_name")]
+    pub name: Option<Instance>,
+    /// The folder of `broker.sock` and `daemon.sock`. Absent: whoever starts the instance says.
+    pub dir: Option<PathBuf>,
+    /// The folder of the objects: the shared memory file system, or a tmpfs of one's own.
+    pub objects: PathBuf,
+    /// How an address is divided.
+    #[serde(deserialize_with = "layout")]
+    pub layout: AddrLayout,
+    /// Copies of a block, where the request does not say. 1 to 3.
+    pub copies: u32,
+}
+
+/// `[broker]`: how the broker serves.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+pub struct BrokerSection {
+    /// Permission bits of `broker.sock`; in the file an octal text such as `"0660"`.
+    #[serde(deserialize_with = "octal")]
+    pub socket_mode: u32,
+    /// The group of `broker.sock`, by name or number. Absent: the broker's own.
+    pub socket_group: Option<String>,
+    /// How the daemon of a new block is chosen.
+    pub placement: Placement,
+    /// Whether the bytes that a session asks for at setup are kept free for it [0082].
+    pub static_reservation: bool,
+    /// How long a session whose connection broke, but whose process lives, may come back.
+    pub reattach_ms: u64,
+    /// How often a daemon that is silent is asked whether it is there.
+    pub sense_ms: u64,
+    /// How long a daemon may be silent before no new block is placed on it.
+    pub suspect_ms: u64,
+    /// How long a session's empty block is kept before it is given back.
+    pub idle_s: u64,
+}
+
+/// How the daemon of a new block is chosen among those that have room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Placement {
+    /// One after the other.
+    #[default]
+    RoundRobin,
+    /// The one with the most free bytes.
+    LeastUsed,
+}
+
+/// `[limits]`: bounds of the whole instance.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+pub struct Limits {
+    /// Sessions at one time.
+    pub sessions: u32,
+    /// Blocks at one time, and the largest block id.
+    pub blocks: u32,
+    /// Regions at one time.
+    pub regions: u32,
+    /// Daemons; their ids are 1 to this.
+    pub daemons: u32,
+    /// Requests of one session that wait for their answer.
+    pub requests_outstanding: u32,
+    /// Entries of one session in the OS-to-DMCE table.
+    pub mappings_per_session: u32,
+}
+
+/// `[quota]` and `[quota.uid.N]`: what one user may hold. A user with a table of their own has
+/// exactly what that table says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+pub struct QuotaSection {
+    /// Bytes committed or reserved, copies counted.
+    pub bytes: Option<Bytes>,
+    /// Sessions at one time.
+    pub sessions: Option<u32>,
+    /// Blocks at one time.
+    pub blocks: Option<u32>,
+    /// Regions at one time.
+    pub regions: Option<u32>,
+    /// The users who have limits of their own, by number.
+    #[serde(deserialize_with = "by_uid")]
+    pub uid: BTreeMap<u32, Quota>,
+}
+
+/// The limits of one user. `None` is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+pub struct Quota {
+    /// Bytes committed or reserved, copies counted.
+    pub bytes: Option<Bytes>,
+    /// Sessions at one time.
+    pub sessions: Option<u32>,
+    /// Blocks at one time.
+    pub blocks: Option<u32>,
+    /// Regions at one time.
+    pub regions: Option<u32>,
+}
+
+impl QuotaSection {
+    /// What `uid` may hold.
+    #[must_use]
+    pub fn of(&self, uid: u32) -> Quota {
+        let Self { bytes, sessions, blocks, regions, uid: ref users } = *self;
+        users.get(&uid).copied().unwrap_or(Quota { bytes, sessions, blocks, regions })
+    }
+}
+
+/// `[daemon]`: how each daemon holds memory.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+pub struct DaemonSection {
+    /// Bytes of blocks that a daemon may hold. The pool is not counted.
+    pub capacity: Bytes,
+    /// Objects that the pool keeps ready. 0 is no pool.
+    pub pool_objects: u32,
+    /// Bytes of a pool object: a first commitment of at most these is fast.
+    pub pool_object_bytes: Bytes,
+    /// Whether committed memory is made of huge pages in the background, where the kernel can.
+    pub huge_pages: bool,
+    /// Bytes that a commitment leaves free in the file system, in the control group, and on the
+    /// host.
+    pub margin: Bytes,
+    /// How often a part of the blocks is compared with what was committed.
+    pub check_ms: u64,
+}
+
+impl Default for InstanceSection {
+    fn default() -> Self {
+        Self {
+            name: None,
+            dir: None,
+            objects: PathBuf::from("/dev/shm"),
+            layout: AddrLayout::IN_SERVER,
+            copies: 1,
+        }
+    }
+}
+
+impl Default for BrokerSection {
+    fn default() -> Self {
+        Self {
+            socket_mode: 0o600,
+            socket_group: None,
+            placement: Placement::RoundRobin,
+            static_reservation: true,
+            reattach_ms: 5_000,
+            sense_ms: 1_000,
+            suspect_ms: 5_000,
+            idle_s: 10,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            sessions: 4_096,
+            blocks: 65_536,
+            regions: 16_384,
+            daemons: DAEMONS_MAX,
+            requests_outstanding: 64,
+            mappings_per_session: 65_536,
+        }
+    }
+}
+
+const _: () = assert!(65_536 < BLOCK_IDS_MAX);
+
+impl Default for DaemonSection {
+    fn default() -> Self {
+        Self {
+            capacity: Bytes::gib(3),
+            pool_objects: 4,
+            pool_object_bytes: Bytes::mib(2),
+            huge_pages: true,
+            margin: Bytes::mib(256),
+            check_ms: 1_000,
+        }
+    }
+}
+
+fn instance_name<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Instance>, D::Error> {
+    let text = String::deserialize(value)?;
+    Instance::new(&text)
+        .map(Some)
+        .map_err(|error| D::Error::custom(format_args!("{text:?}: {error}")))
+}
+
+fn by_uid<'de, D: Deserializer<'de>>(value: D) -> Result<BTreeMap<u32, Quota>, D::Error> {
+    let users = BTreeMap::<Uid, Quota>::deserialize(value)?;
+    Ok(users.into_iter().map(|(Uid(uid), quota)| (uid, quota)).collect())
+}
+
+/// A user's number as the key of a table.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Uid(u32);
+
+impl<'de> Deserialize<'de> for Uid {
+    fn deserialize<D: Deserializer<'de>>(key: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(key)?;
+        let number = text.parse().map(Self);
+        number.map_err(|_| D::Error::custom(format_args!("{text:?} is no number of a user")))
+    }
+}
+
+fn layout<'de, D: Deserializer<'de>>(value: D) -> Result<AddrLayout, D::Error> {
+    let text = String::deserialize(value)?;
+    text.parse().map_err(|error| D::Error::custom(format_args!("{text:?}: {error}")))
+}
+
+fn octal<'de, D: Deserializer<'de>>(value: D) -> Result<u32, D::Error> {
+    let text = String::deserialize(value)?;
+    let digits = (1..=4).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+    u32::from_str_radix(&text, 8).ok().filter(|_| digits).ok_or_else(|| {
+        D::Error::custom(format_args!("{text:?} is no octal mode such as \"0600\" or \"0660\""))
+    })
+}
