@@ -1,0 +1,522 @@
+//! Mappings of shared memory objects, reservations of address space, and advice about both.
+//!
+//! # Invariants
+//!
+//! 1. A [`Mapping`] and a [`Reservation`] own their address range until they are dropped; nothing
+//!    outside is ever mapped over or unmapped.
+//! 2. What is inside is known by raw pointer only. Other processes write it, the page may be gone
+//!    when it is touched: accesses go through [`crate::fault::guarded`], atomics and volatile views.
+//! 3. Everything that is mapped here is left out of core dumps.
+//! 4. A range that gets a new mapping is forgotten as a lost one in the same step that other threads
+//!    see ([`crate::fault`]): between the two no guard can mistake garbage for data.
+//! 5. Offsets and sizes are `u64`; what does not fit this process's pointers is
+//!    [`MapError::AddressSpace`], as when the kernel finds no room.
+//!
+//! ```text
+//! reservation  |....PROT_NONE....|  window 0  |....PROT_NONE....|  window 1  |......|
+//!              ^ as_ptr          ^ map_at     ^ clear_at        ^ install_at (mremap)
+//! ```
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::BorrowedFd;
+use std::ptr;
+
+use rustix::io::Errno;
+use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
+
+use crate::patches;
+
+mod advice;
+mod fork;
+mod reservation;
+
+pub use advice::{collapse, huge, populate_read, populate_write};
+pub use fork::WipeOnForkPage;
+pub use reservation::Reservation;
+
+use advice::advise;
+
+/// What a process may do with a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protection {
+    /// Loads only.
+    Read,
+    /// Loads and stores.
+    ReadWrite,
+}
+
+/// Whether the page table is filled at once, which is several times cheaper than fault by fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Populate {
+    /// Fill it, and say so if the object has not all of the pages.
+    Yes,
+    /// Leave it to the faults.
+    No,
+}
+
+/// A part of an object. Both fields are bytes; the offset is page aligned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct FileRange {
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+/// Why memory could not be mapped, or advice not be followed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "the message names the fields")]
+pub enum MapError {
+    /// No room for it in this process: address space, `RLIMIT_AS`, or the number of mappings.
+    #[error("no address space for {bytes} bytes")]
+    AddressSpace { bytes: u64 },
+    /// Outside of the mapping or reservation, empty, or not page aligned where it has to be.
+    #[error("{bytes} bytes at {offset:#x} do not fit a mapping of {len} bytes")]
+    OutOfRange { offset: u64, bytes: u64, len: usize },
+    /// The descriptor does not allow the access that was asked for.
+    #[error("the descriptor does not allow this mapping")]
+    Denied,
+    /// The object does not have all of the pages (or the hardware lost one).
+    #[error("pages of the mapped object are gone")]
+    Lost,
+    /// The kernel has no huge page to give at the moment.
+    #[error("no huge page is free")]
+    NoHugePage,
+    /// The kernel could not do it now; another try may succeed.
+    #[error("the pages are busy")]
+    Busy,
+    /// This kernel, file system or range does not take the advice.
+    #[error("{action} is not supported here")]
+    Unsupported { action: &'static str },
+    /// Anything else that the kernel answered.
+    #[error("{action} failed")]
+    Io { action: &'static str, source: io::Error },
+}
+
+impl MapError {
+    fn of_map(action: &'static str, bytes: u64, errno: Errno) -> Self {
+        match errno {
+            Errno::NOMEM | Errno::OVERFLOW => Self::AddressSpace { bytes },
+            Errno::ACCESS | Errno::PERM => Self::Denied,
+            other => Self::Io { action, source: other.into() },
+        }
+    }
+
+    fn of_advice(action: &'static str, errno: Errno) -> Self {
+        match errno {
+            Errno::FAULT | Errno::HWPOISON => Self::Lost,
+            Errno::AGAIN | Errno::BUSY => Self::Busy,
+            Errno::INVAL | Errno::OPNOTSUPP => Self::Unsupported { action },
+            other => Self::Io { action, source: other.into() },
+        }
+    }
+}
+
+/// A range of mapped memory, borrowed from its owner.
+#[derive(Clone, Copy, Debug)]
+pub struct MappedRange<'a> {
+    start: *mut u8,
+    bytes: usize,
+    owner: PhantomData<&'a Mapping>,
+}
+
+impl MappedRange<'_> {
+    /// A range that is known by its address.
+    ///
+    /// # Safety
+    ///
+    /// For the lifetime of the value, all of it lies in one [`Mapping`] or [`Reservation`] of this
+    /// process, or it is empty.
+    #[inline]
+    #[must_use]
+    pub const unsafe fn new(start: *mut u8, bytes: usize) -> Self {
+        Self { start, bytes, owner: PhantomData }
+    }
+
+    /// The first byte.
+    #[inline]
+    #[must_use]
+    pub const fn as_ptr(self) -> *mut u8 {
+        self.start
+    }
+
+    /// The length in bytes.
+    #[inline]
+    #[must_use]
+    pub const fn len(self) -> usize {
+        self.bytes
+    }
+
+    /// Whether there is no byte in it.
+    #[inline]
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.bytes == 0
+    }
+}
+
+/// Mapped memory that is unmapped on drop.
+#[derive(Debug)]
+pub struct Mapping {
+    start: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: the type owns an address range, which belongs to the process and not to a thread; it gives
+// out raw pointers only, whose accesses are their user's to order.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; no method changes the mapping through `&self`.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps a part of an object, shared with every other process that maps it.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::AddressSpace`], [`MapError::Denied`], [`MapError::Lost`] if it was to be populated
+    /// and the object ends before that, [`MapError::Io`].
+    pub fn shared(
+        fd: BorrowedFd<'_>,
+        range: FileRange,
+        protection: Protection,
+        populate: Populate,
+    ) -> Result<Self, MapError> {
+        let bytes = in_pointer(range.bytes)?;
+        // SAFETY: no address is asked for, so the kernel takes free space and nothing is replaced.
+        let start = unsafe {
+            mm::mmap(ptr::null_mut(), bytes, prot(protection), MapFlags::SHARED, fd, range.offset)
+        }
+        .map_err(|errno| MapError::of_map("mmap", range.bytes, errno))?;
+        let mapping = Self { start: start.cast(), bytes };
+        finish(mapping.whole(), populate)?;
+        Ok(mapping)
+    }
+
+    /// Maps private zeroed memory, for caches and buffers that are to stay out of core dumps.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::AddressSpace`], [`MapError::Io`].
+    pub fn private(bytes: u64) -> Result<Self, MapError> {
+        let len = in_pointer(bytes)?;
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: no address is asked for, so the kernel takes free space and nothing is replaced.
+        let start = unsafe { mm::mmap_anonymous(ptr::null_mut(), len, prot, MapFlags::PRIVATE) }
+            .map_err(|errno| MapError::of_map("mmap", bytes, errno))?;
+        let mapping = Self { start: start.cast(), bytes: len };
+        finish(mapping.whole(), Populate::No)?;
+        Ok(mapping)
+    }
+
+    /// The first byte.
+    #[inline]
+    #[must_use]
+    pub const fn as_ptr(&self) -> *mut u8 {
+        self.start
+    }
+
+    /// The length in bytes.
+    #[inline]
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Never: an empty mapping cannot be made.
+    #[inline]
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// All of it.
+    #[inline]
+    #[must_use]
+    pub const fn whole(&self) -> MappedRange<'_> {
+        MappedRange { start: self.start, bytes: self.bytes, owner: PhantomData }
+    }
+
+    /// A part of it.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::OutOfRange`].
+    #[inline]
+    pub fn range(&self, offset: u64, bytes: u64) -> Result<MappedRange<'_>, MapError> {
+        self.whole().part(offset, bytes)
+    }
+
+    /// Changes what may be done with all of it.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Denied`] if the object was opened for reading only, [`MapError::Io`].
+    pub fn protect(&self, protection: Protection) -> Result<(), MapError> {
+        let flags = match protection {
+            Protection::Read => MprotectFlags::READ,
+            Protection::ReadWrite => MprotectFlags::READ | MprotectFlags::WRITE,
+        };
+        // SAFETY: the range is this mapping's own; who holds pointers into it reckons with faults
+        // (invariant 2 of the module).
+        unsafe { mm::mprotect(self.start.cast(), self.bytes, flags) }
+            .map_err(|errno| MapError::of_map("mprotect", self.bytes as u64, errno))
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        unmap(self.start, self.bytes);
+    }
+}
+
+impl<'a> MappedRange<'a> {
+    /// A part of the range.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::OutOfRange`].
+    #[inline]
+    pub fn part(self, offset: u64, bytes: u64) -> Result<MappedRange<'a>, MapError> {
+        let out_of_range = MapError::OutOfRange { offset, bytes, len: self.bytes };
+        let (Ok(start), Ok(len)) = (usize::try_from(offset), usize::try_from(bytes)) else {
+            return Err(out_of_range);
+        };
+        if start.checked_add(len).is_none_or(|end| end > self.bytes) {
+            return Err(out_of_range);
+        }
+        // Within the range by the check above; no dereference is made here.
+        Ok(Self { start: self.start.wrapping_add(start), bytes: len, owner: PhantomData })
+    }
+}
+
+/// Bytes of a page of the processor.
+#[inline]
+#[must_use]
+pub fn page_bytes() -> usize {
+    rustix::param::page_size()
+}
+
+fn prot(protection: Protection) -> ProtFlags {
+    match protection {
+        Protection::Read => ProtFlags::READ,
+        Protection::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
+    }
+}
+
+/// What every new mapping gets: no part in core dumps, and its pages if wanted.
+fn finish(range: MappedRange<'_>, populate: Populate) -> Result<(), MapError> {
+    advise(range, Advice::LinuxDontDump, "leaving out of core dumps")?;
+    match populate {
+        // Not MAP_POPULATE: that hides a missing page, and would hold the lock of `patches`.
+        Populate::Yes => populate_read(range),
+        Populate::No => Ok(()),
+    }
+}
+
+fn unmap(start: *mut u8, bytes: usize) {
+    let range = MappedRange { start, bytes, owner: PhantomData };
+    let unmapped = patches::replacing(range, || {
+        // SAFETY: callers pass a range that they own and give up.
+        unsafe { mm::munmap(start.cast(), bytes) }
+    });
+    // It fails only where splitting a mapping exceeds the limit of mappings: then it stays mapped.
+    debug_assert!(unmapped.is_ok(), "munmap of an owned range failed: {unmapped:?}");
+}
+
+fn in_pointer(bytes: u64) -> Result<usize, MapError> {
+    usize::try_from(bytes).map_err(|_| MapError::AddressSpace { bytes })
+}
+
+fn round_up_to_page(bytes: usize) -> Option<usize> {
+    bytes.checked_next_multiple_of(page_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsFd, OwnedFd};
+
+    use super::*;
+    use crate::object;
+    use crate::testing::TestObjects;
+
+    const PAGES: u64 = 4;
+
+    fn object(objects: &TestObjects) -> (OwnedFd, FileRange) {
+        let bytes = PAGES * page_bytes() as u64;
+        let fd = objects.dir.create(&objects.name("a")).unwrap();
+        object::commit(fd.as_fd(), 0, bytes).unwrap();
+        (fd, FileRange { offset: 0, bytes })
+    }
+
+    fn shared(fd: &OwnedFd, range: FileRange) -> Mapping {
+        Mapping::shared(fd.as_fd(), range, Protection::ReadWrite, Populate::Yes).unwrap()
+    }
+
+    fn load(range: MappedRange<'_>) -> u8 {
+        // SAFETY: mapped and readable in every test that calls this.
+        unsafe { range.as_ptr().read_volatile() }
+    }
+
+    fn store(range: MappedRange<'_>, value: u8) {
+        // SAFETY: mapped and writable in every test that calls this.
+        unsafe { range.as_ptr().write_volatile(value) }
+    }
+
+    /// The `VmFlags` of the mapping that begins at an address.
+    fn flags_at(start: *mut u8) -> Option<String> {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let head = format!("{:x}-", start.addr());
+        let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&head));
+        lines.find(|line| line.starts_with("VmFlags:")).map(str::to_owned)
+    }
+
+    #[test]
+    fn a_store_is_seen_through_another_mapping_and_the_file() {
+        let objects = TestObjects::new("map");
+        let (fd, range) = object(&objects);
+        let (a, b) = (shared(&fd, range), shared(&fd, range));
+        store(a.range(5, 1).unwrap(), 7);
+        assert_eq!(load(b.range(5, 1).unwrap()), 7);
+        let mut byte = [0];
+        object::read_at(fd.as_fd(), &mut byte, 5).unwrap();
+        assert_eq!(byte, [7]);
+        assert_eq!(a.len() as u64, range.bytes);
+    }
+
+    #[test]
+    fn mappings_are_left_out_of_core_dumps() {
+        let objects = TestObjects::new("dump");
+        let (fd, range) = object(&objects);
+        let mapping = shared(&fd, range);
+        assert!(flags_at(mapping.as_ptr()).unwrap().contains(" dd"));
+        let reservation = Reservation::new(range.bytes).unwrap();
+        reservation.map_at(0, fd.as_fd(), range, Protection::Read, Populate::No).unwrap();
+        assert!(flags_at(reservation.as_ptr()).unwrap().contains(" dd"));
+    }
+
+    #[test]
+    fn a_read_only_descriptor_is_not_mapped_for_writing() {
+        let objects = TestObjects::new("mapro");
+        let (fd, range) = object(&objects);
+        let reader = object::reopen_read_only(fd.as_fd()).unwrap();
+        let map = |protection| Mapping::shared(reader.as_fd(), range, protection, Populate::No);
+        assert!(matches!(map(Protection::ReadWrite), Err(MapError::Denied)));
+        let mapping = map(Protection::Read).unwrap();
+        assert!(matches!(mapping.protect(Protection::ReadWrite), Err(MapError::Denied)));
+        assert!(populate_write(mapping.whole()).is_err());
+        populate_read(mapping.whole()).unwrap();
+    }
+
+    #[test]
+    fn what_no_address_space_can_hold_is_refused() {
+        let objects = TestObjects::new("space");
+        let (fd, _) = object(&objects);
+        let range = FileRange { offset: 0, bytes: 1 << 62 };
+        let map = Mapping::shared(fd.as_fd(), range, Protection::Read, Populate::No);
+        assert!(matches!(map, Err(MapError::AddressSpace { .. })), "{map:?}");
+        let reserved = Reservation::new(1 << 62);
+        assert!(matches!(reserved, Err(MapError::AddressSpace { .. })), "{reserved:?}");
+        let reserved = Reservation::aligned(u64::MAX, 1 << 21);
+        assert!(matches!(reserved, Err(MapError::AddressSpace { .. })), "{reserved:?}");
+    }
+
+    #[test]
+    fn populating_what_the_object_has_not_is_lost_and_no_signal() {
+        let objects = TestObjects::new("poplost");
+        let (fd, range) = object(&objects);
+        let mapping = shared(&fd, range);
+        object::truncate(fd.as_fd(), page_bytes() as u64).unwrap();
+        assert!(matches!(populate_read(mapping.whole()), Err(MapError::Lost)));
+        assert!(matches!(populate_write(mapping.whole()), Err(MapError::Lost)));
+        let mapped = Mapping::shared(fd.as_fd(), range, Protection::ReadWrite, Populate::Yes);
+        assert!(matches!(mapped, Err(MapError::Lost)), "{mapped:?}");
+    }
+
+    #[test]
+    fn a_reservation_is_aligned_and_replaces_only_inside_itself() {
+        let objects = TestObjects::new("reserve");
+        let (fd, _) = object(&objects);
+        let page = page_bytes() as u64;
+        let align = 2 << 20;
+        let reservation = Reservation::aligned(8 * page, align).unwrap();
+        assert_eq!(reservation.as_ptr().addr() as u64 % align, 0);
+        object::write_at(fd.as_fd(), b"0", 0).unwrap();
+        object::write_at(fd.as_fd(), b"1", page).unwrap();
+
+        let map = |at, offset, bytes| {
+            let part = FileRange { offset, bytes };
+            reservation.map_at(at, fd.as_fd(), part, Protection::ReadWrite, Populate::Yes)
+        };
+        assert_eq!(load(map(6 * page, 0, 2 * page).unwrap()), b'0');
+        assert_eq!(load(map(6 * page, page, 2 * page).unwrap()), b'1', "replaced in place");
+        for (at, bytes) in [(7 * page, 2 * page), (1, page), (0, 0), (8 * page, 1), (0, u64::MAX)] {
+            let mapped = map(at, 0, bytes);
+            assert!(matches!(mapped, Err(MapError::OutOfRange { .. })), "{at} {bytes}");
+        }
+        reservation.clear_at(6 * page, 2 * page).unwrap();
+        let cleared = reservation.range(6 * page, page).unwrap();
+        assert!(populate_read(cleared).is_err(), "nothing can be read there");
+    }
+
+    #[test]
+    fn a_prepared_mapping_moves_into_a_reservation() {
+        let objects = TestObjects::new("install");
+        let (fd, range) = object(&objects);
+        let page = page_bytes() as u64;
+        let reservation = Reservation::new(8 * page).unwrap();
+        let prepared = shared(&fd, range);
+        let before = prepared.as_ptr();
+        store(prepared.whole(), 9);
+        let place = reservation.install_at(2 * page, prepared).unwrap();
+        assert_eq!(load(place), 9);
+        assert_eq!(place.as_ptr(), reservation.as_ptr().wrapping_add(2 * page_bytes()));
+        // Whatever is there now, it is not that mapping.
+        assert!(flags_at(before).is_none_or(|_| before != place.as_ptr()));
+
+        let too_far = shared(&fd, range);
+        assert!(matches!(
+            reservation.install_at(5 * page, too_far),
+            Err(MapError::OutOfRange { .. })
+        ));
+    }
+
+    #[test]
+    fn collapsing_makes_huge_pages_or_says_why_not() {
+        const HUGE: u64 = 2 << 20;
+        let objects = TestObjects::new("collapse");
+        let fd = objects.dir.create(&objects.name("a")).unwrap();
+        object::commit(fd.as_fd(), 0, HUGE).unwrap();
+        let reservation = Reservation::aligned(HUGE, HUGE).unwrap();
+        let range = FileRange { offset: 0, bytes: HUGE };
+        let place =
+            reservation.map_at(0, fd.as_fd(), range, Protection::ReadWrite, Populate::No).unwrap();
+        populate_write(place).unwrap();
+        store(place, 3);
+        match collapse(place) {
+            Ok(()) | Err(MapError::NoHugePage | MapError::Busy | MapError::Unsupported { .. }) => {}
+            Err(other) => panic!("{other:?}"),
+        }
+        assert_eq!(load(place), 3);
+    }
+
+    #[test]
+    fn only_a_forked_child_sees_the_page_wiped() {
+        let page = WipeOnForkPage::new().unwrap();
+        assert!(!page.is_forked());
+        // SAFETY: the child only loads, stores and exits: nothing that a lock of another thread
+        // could hold up.
+        let pid = unsafe { libc::fork() };
+        assert!(pid >= 0);
+        if pid == 0 {
+            let code = i32::from(page.is_forked());
+            // SAFETY: ends the child at once, without running anything of the parent's.
+            unsafe { libc::_exit(code) };
+        }
+        let mut status = 0;
+        // SAFETY: the pointer is to a local.
+        assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+        assert_eq!(libc::WEXITSTATUS(status), 1);
+        assert!(!page.is_forked());
+    }
+}

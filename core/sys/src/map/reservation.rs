@@ -1,0 +1,224 @@
+//! An arena of address space whose parts are mapped, replaced and cleared in place.
+//!
+//! # Invariants
+//!
+//! 1. The whole range stays this reservation's until it is dropped: what is not mapped is
+//!    `PROT_NONE`, so no other mapping of the process can get in between.
+//! 2. A part is replaced by one system call. Another thread that touches it meets the old or the new
+//!    mapping, never a hole.
+
+use std::marker::PhantomData;
+use std::os::fd::BorrowedFd;
+use std::ptr;
+
+use rustix::mm::{self, MapFlags, MremapFlags, ProtFlags};
+
+use super::{
+    FileRange, MapError, MappedRange, Mapping, Populate, Protection, finish, in_pointer,
+    page_bytes, prot, round_up_to_page, unmap,
+};
+use crate::patches;
+
+const RESERVE_FLAGS: MapFlags = MapFlags::PRIVATE.union(MapFlags::NORESERVE);
+
+/// An arena of address space in which mappings are placed and replaced.
+///
+/// What is not mapped is `PROT_NONE`: touching it is a SIGSEGV, as for any stray pointer.
+#[derive(Debug)]
+pub struct Reservation {
+    start: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: as for `Mapping`.
+unsafe impl Send for Reservation {}
+// SAFETY: the methods that change mappings through `&self` are single system calls, which the kernel
+// orders; what a replaced range means to a holder of pointers is the holder's to know.
+unsafe impl Sync for Reservation {}
+
+impl Reservation {
+    /// Reserves `bytes` of address space, page aligned.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::AddressSpace`], [`MapError::Io`].
+    pub fn new(bytes: u64) -> Result<Self, MapError> {
+        Self::aligned(bytes, page_bytes() as u64)
+    }
+
+    /// Reserves `bytes` of address space at a multiple of `align_bytes`, a power of two.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::AddressSpace`], [`MapError::Io`].
+    ///
+    /// # Panics
+    ///
+    /// If `align_bytes` is not a power of two.
+    pub fn aligned(bytes: u64, align_bytes: u64) -> Result<Self, MapError> {
+        assert!(align_bytes.is_power_of_two(), "alignment {align_bytes} is no power of two");
+        let len = round_up_to_page(in_pointer(bytes)?).ok_or(MapError::AddressSpace { bytes })?;
+        let align = in_pointer(align_bytes)?.max(page_bytes());
+        // With this much more there is an aligned start, whatever page the kernel begins at.
+        let slack = align - page_bytes();
+        let asked = len.checked_add(slack).ok_or(MapError::AddressSpace { bytes })?;
+        // SAFETY: no address is asked for, so the kernel takes free space and nothing is replaced.
+        let raw = unsafe {
+            mm::mmap_anonymous(ptr::null_mut(), asked, ProtFlags::empty(), RESERVE_FLAGS)
+        }
+        .map_err(|errno| MapError::of_map("reserve", bytes, errno))?;
+        let raw = raw.cast::<u8>();
+        let head = raw.addr().next_multiple_of(align) - raw.addr();
+        let reservation = Self { start: raw.wrapping_add(head), bytes: len };
+        if head > 0 {
+            unmap(raw, head);
+        }
+        if slack > head {
+            unmap(reservation.start.wrapping_add(len), slack - head);
+        }
+        finish(reservation.whole(), Populate::No)?;
+        Ok(reservation)
+    }
+
+    /// The first byte.
+    #[inline]
+    #[must_use]
+    pub const fn as_ptr(&self) -> *mut u8 {
+        self.start
+    }
+
+    /// The length in bytes.
+    #[inline]
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Never: an empty reservation cannot be made.
+    #[inline]
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// All of it.
+    #[inline]
+    #[must_use]
+    pub const fn whole(&self) -> MappedRange<'_> {
+        MappedRange { start: self.start, bytes: self.bytes, owner: PhantomData }
+    }
+
+    /// A part of it.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::OutOfRange`].
+    #[inline]
+    pub fn range(&self, offset: u64, bytes: u64) -> Result<MappedRange<'_>, MapError> {
+        self.whole().part(offset, bytes)
+    }
+
+    /// Maps a part of an object at `at` bytes from the start, in place of what was there.
+    ///
+    /// Threads that touch the range meanwhile see the old or the new mapping, never a hole.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::OutOfRange`], [`MapError::AddressSpace`] (too many mappings),
+    /// [`MapError::Denied`]: what was there is still there. [`MapError::Lost`] if it was to be
+    /// populated and the object has not the pages: the new mapping is in place. [`MapError::Io`].
+    pub fn map_at(
+        &self,
+        at: u64,
+        fd: BorrowedFd<'_>,
+        range: FileRange,
+        protection: Protection,
+        populate: Populate,
+    ) -> Result<MappedRange<'_>, MapError> {
+        let place = self.place(at, range.bytes)?;
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        patches::replacing(place, || {
+            // SAFETY: `place` is inside this reservation, so what is replaced is its own.
+            let mapped = unsafe {
+                let start = place.start.cast();
+                mm::mmap(start, place.bytes, prot(protection), flags, fd, range.offset)
+            };
+            mapped.map_err(|errno| MapError::of_map("mmap", range.bytes, errno))
+        })?;
+        finish(place, populate)?;
+        Ok(place)
+    }
+
+    /// Moves a mapping that was prepared elsewhere, with its page table, to `at` bytes from the
+    /// start, in place of what was there.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::OutOfRange`], [`MapError::AddressSpace`], [`MapError::Lost`] if a guarded access
+    /// to `mapping` found a page gone, [`MapError::Io`]. The mapping is dropped; what was at the
+    /// place is still there, unless the kernel ran out of memory half way.
+    pub fn install_at(&self, at: u64, mapping: Mapping) -> Result<MappedRange<'_>, MapError> {
+        let place = self.place(at, mapping.bytes as u64)?;
+        patches::replacing(place, || {
+            if patches::any() && patches::first_in(mapping.start.addr(), mapping.bytes).is_some() {
+                return Err(MapError::Lost);
+            }
+            // SAFETY: the source is `mapping`'s own range, which is given up below; the target is
+            // inside this reservation.
+            let moved = unsafe {
+                let (from, to) = (mapping.start.cast(), place.start.cast());
+                mm::mremap_fixed(from, mapping.bytes, place.bytes, MremapFlags::MAYMOVE, to)
+            };
+            moved.map_err(|errno| {
+                reserve_again(place);
+                MapError::of_map("mremap", place.bytes as u64, errno)
+            })
+        })?;
+        // The range is the reservation's now.
+        std::mem::forget(mapping);
+        Ok(place)
+    }
+
+    /// Takes what is mapped there away; the address space stays reserved.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::OutOfRange`], [`MapError::AddressSpace`], [`MapError::Io`].
+    pub fn clear_at(&self, at: u64, bytes: u64) -> Result<(), MapError> {
+        let place = self.place(at, bytes)?;
+        let flags = RESERVE_FLAGS | MapFlags::FIXED;
+        patches::replacing(place, || {
+            let start = place.start.cast();
+            // SAFETY: `place` is inside this reservation, so what is replaced is its own.
+            unsafe { mm::mmap_anonymous(start, place.bytes, ProtFlags::empty(), flags) }
+                .map_err(|errno| MapError::of_map("reserve", bytes, errno))
+        })?;
+        finish(place, Populate::No)
+    }
+
+    /// The pages of a range, checked to lie inside.
+    fn place(&self, at: u64, bytes: u64) -> Result<MappedRange<'_>, MapError> {
+        let out_of_range = || MapError::OutOfRange { offset: at, bytes, len: self.bytes };
+        // The kernel maps whole pages, and the rest of the last one is not a neighbour's.
+        let pages = usize::try_from(bytes).ok().and_then(round_up_to_page);
+        let pages = pages.filter(|&pages| pages > 0).ok_or_else(out_of_range)?;
+        if !at.is_multiple_of(page_bytes() as u64) {
+            return Err(out_of_range());
+        }
+        self.range(at, pages as u64)
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        unmap(self.start, self.bytes);
+    }
+}
+
+/// Closes the hole that a failed move may have left in a reservation.
+fn reserve_again(place: MappedRange<'_>) {
+    let flags = RESERVE_FLAGS | MapFlags::FIXED_NOREPLACE;
+    // SAFETY: replaces nothing: where something is mapped the call fails, and that is as good.
+    let _ =
+        unsafe { mm::mmap_anonymous(place.start.cast(), place.bytes, ProtFlags::empty(), flags) };
+}

@@ -1,0 +1,178 @@
+//! What identifies a process of this boot beyond its pid, from `/proc`.
+//!
+//! # Invariants
+//!
+//! 1. (boot id, pid, start time) names one process; a pid alone does not.
+//! 2. A zombie is not alive: it has lost its memory and its descriptors.
+
+use std::io;
+
+/// Why something about a process could not be found out or done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "the message names the fields")]
+pub enum ProcessError {
+    /// No process has the pid.
+    #[error("process {pid} does not exist")]
+    Gone { pid: u32 },
+    /// The process of a descriptor has ended.
+    #[error("the process has ended")]
+    Ended,
+    /// `/proc` said what no kernel says.
+    #[error("{what} is not understood")]
+    Format { what: &'static str },
+    /// Anything else that the kernel answered.
+    #[error("{action} failed")]
+    Io { action: &'static str, source: io::Error },
+}
+
+/// The start time of a process in clock ticks since boot.
+///
+/// # Errors
+///
+/// [`ProcessError::Gone`], [`ProcessError::Format`], [`ProcessError::Io`] (also where `/proc` hides
+/// the processes of others).
+pub fn start_time(pid: u32) -> Result<u64, ProcessError> {
+    Ok(read_stat(pid)?.start_time)
+}
+
+/// Whether the process that had this pid and start time still runs.
+///
+/// # Errors
+///
+/// [`ProcessError::Format`], [`ProcessError::Io`].
+pub fn is_alive(pid: u32, start_time: u64) -> Result<bool, ProcessError> {
+    match read_stat(pid) {
+        Ok(stat) => Ok(stat.start_time == start_time && !stat.has_ended),
+        Err(ProcessError::Gone { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The pid of this process.
+#[must_use]
+pub fn own_pid() -> u32 {
+    std::process::id()
+}
+
+/// A random number that the kernel draws at every boot.
+///
+/// # Errors
+///
+/// [`ProcessError::Format`], [`ProcessError::Io`].
+pub fn boot_id() -> Result<[u8; 16], ProcessError> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_err(|source| ProcessError::Io { action: "reading the boot id", source })?;
+    parse_uuid(&text).ok_or(ProcessError::Format { what: "the boot id" })
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stat {
+    start_time: u64,
+    has_ended: bool,
+}
+
+fn read_stat(pid: u32) -> Result<Stat, ProcessError> {
+    // Bytes, because a process may call itself anything.
+    let text = std::fs::read(format!("/proc/{pid}/stat")).map_err(|source| {
+        let is_gone =
+            source.kind() == io::ErrorKind::NotFound || source.raw_os_error() == Some(libc::ESRCH);
+        if is_gone {
+            ProcessError::Gone { pid }
+        } else {
+            ProcessError::Io { action: "reading the state of a process", source }
+        }
+    })?;
+    parse_stat(&text).ok_or(ProcessError::Format { what: "the state of a process" })
+}
+
+/// Fields 3 (state) and 22 (start time). The name, field 2, may hold spaces and parentheses.
+fn parse_stat(text: &[u8]) -> Option<Stat> {
+    let name_end = text.iter().rposition(|&byte| byte == b')')?;
+    let rest = str::from_utf8(text.get(name_end + 1..)?).ok()?;
+    let mut fields = rest.split_ascii_whitespace();
+    let state = fields.next()?;
+    let start_time = fields.nth(18)?.parse().ok()?;
+    Some(Stat { start_time, has_ended: matches!(state, "Z" | "X" | "x") })
+}
+
+fn parse_uuid(text: &str) -> Option<[u8; 16]> {
+    let digits: Vec<u8> = text.trim().bytes().filter(|&byte| byte != b'-').collect();
+    let mut id = [0; 16];
+    if digits.len() != 2 * id.len() {
+        return None;
+    }
+    for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::process::Command;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::pidfd::{self, Signal};
+    use crate::poll::wait_readable;
+
+    /// A process that runs until it is killed, and is killed whatever happens.
+    struct Child(std::process::Child);
+
+    impl Drop for Child {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    fn sleeper() -> Child {
+        Child(Command::new("sleep").arg("1000").spawn().unwrap())
+    }
+
+    #[test]
+    fn a_name_with_spaces_and_parentheses_hides_no_field() {
+        let stat = b"7 (a) R (\xff b)) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20";
+        assert_eq!(parse_stat(stat), Some(Stat { start_time: 4711, has_ended: false }));
+        let zombie = b"7 (a) Z 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711";
+        assert_eq!(parse_stat(zombie), Some(Stat { start_time: 4711, has_ended: true }));
+        for broken in [&b""[..], b"7 (a", b"7 (a)", b"7 (a) S 1 2", b"7 (a) S \xff"] {
+            assert_eq!(parse_stat(broken), None);
+        }
+    }
+
+    #[test]
+    fn a_boot_id_is_sixteen_bytes() {
+        let text = "00112233-4455-6677-8899-aabbccddeeff\n";
+        let id = parse_uuid(text).unwrap();
+        assert_eq!(u128::from_be_bytes(id), 0x0011_2233_4455_6677_8899_aabb_ccdd_eeff);
+        for broken in
+            ["", "0011", "0011223344556677889 aabbccddeeff", "é0112233445566778899aabbccddeef"]
+        {
+            assert_eq!(parse_uuid(broken), None, "{broken}");
+        }
+        assert_eq!(boot_id().unwrap(), boot_id().unwrap());
+    }
+
+    #[test]
+    fn a_killed_process_is_dead_before_and_after_it_is_reaped() {
+        let mut child = sleeper();
+        let pid = child.0.id();
+        let started = start_time(pid).unwrap();
+        assert!(is_alive(pid, started).unwrap());
+        assert!(!is_alive(pid, started + 1).unwrap(), "another process had the pid");
+        let fd = pidfd::open(pid).unwrap();
+        assert!(!wait_readable(fd.as_fd(), Some(Duration::ZERO)).unwrap());
+
+        pidfd::signal(fd.as_fd(), Signal::KILL).unwrap();
+        assert!(wait_readable(fd.as_fd(), Some(Duration::from_secs(60))).unwrap());
+        assert!(!is_alive(pid, started).unwrap(), "a zombie is not alive");
+        child.0.wait().unwrap();
+        assert!(!is_alive(pid, started).unwrap());
+        assert!(matches!(pidfd::signal(fd.as_fd(), Signal::TERM), Err(ProcessError::Ended)));
+        assert!(matches!(start_time(pid), Err(ProcessError::Gone { .. })));
+        assert!(matches!(pidfd::open(0), Err(ProcessError::Gone { pid: 0 })));
+    }
+}
