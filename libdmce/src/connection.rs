@@ -1,0 +1,313 @@
+//! A connection to the broker: one request, one reply, with a time limit.
+//!
+//! # Invariants
+//!
+//! 1. A reply is taken only for the request whose id it repeats. One that comes after its asker gave
+//!    up is dropped with its descriptors; a block that it granted is remembered, to be given back.
+//! 2. After an error that leaves the two sides apart ([`ConnectionError::is_broken`]) the connection
+//!    is of no more use; a refusal or a timeout leaves it whole.
+//! 3. Nothing here waits longer than the deadline.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use dmce_abi::Status;
+use dmce_abi::limits::FRAME_BYTES_MAX;
+use dmce_abi::wire::client::{ClientReply, ClientRequest, Granted};
+use dmce_abi::wire::{self, FrameHeader, Refusal, Reply, WireError};
+use dmce_sys::clock::monotonic_ns;
+use dmce_sys::poll::{wait_readable, wait_writable};
+use dmce_sys::socket::{Socket, SocketError};
+
+use crate::error::Error;
+use crate::options::Options;
+
+/// What came with a reply.
+pub type Answer = (ClientReply, Vec<OwnedFd>);
+
+/// A connection to a broker.
+#[derive(Debug)]
+pub struct Connection {
+    socket: Socket,
+    next_request: u64,
+    frame: Vec<u8>,
+    late_grants: Vec<Granted>,
+}
+
+impl Connection {
+    /// Connects to the broker that listens at `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectionError::Socket`].
+    pub fn connect(path: impl AsRef<Path>) -> Result<Self, ConnectionError> {
+        Ok(Self::over(Socket::connect(path)?))
+    }
+
+    /// A connection over a socket that is connected already.
+    #[must_use]
+    pub fn over(socket: Socket) -> Self {
+        let frame = vec![0; FRAME_BYTES_MAX];
+        Self { socket, next_request: 1, frame, late_grants: Vec::new() }
+    }
+
+    /// Asks, and waits for the answer as long as [`Options::DEFAULT_TIMEOUT_MS`].
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectionError::Refused`] with the broker's reason; else the request may or may not have
+    /// been done.
+    pub fn request(&mut self, request: &ClientRequest) -> Result<Answer, ConnectionError> {
+        self.request_until(request, Deadline::after_ms(Options::DEFAULT_TIMEOUT_MS))
+    }
+
+    /// [`Connection::request`] with a deadline.
+    ///
+    /// # Errors
+    ///
+    /// As [`Connection::request`].
+    pub fn request_until(
+        &mut self,
+        request: &ClientRequest,
+        deadline: Deadline,
+    ) -> Result<Answer, ConnectionError> {
+        let id = self.next_request;
+        self.next_request += 1;
+        self.send(id, request, deadline)?;
+        loop {
+            let (header, reply, fds) = self.receive(deadline)?;
+            if header.request == id {
+                return Ok((reply.map_err(ConnectionError::Refused)?, fds));
+            }
+            if let Ok(ClientReply::Granted(granted)) = reply {
+                self.late_grants.push(granted);
+            }
+        }
+    }
+
+    /// Tells the broker something that it does not answer.
+    ///
+    /// # Errors
+    ///
+    /// As [`Connection::request`], but for a refusal.
+    pub fn notice(
+        &mut self,
+        notice: &ClientRequest,
+        deadline: Deadline,
+    ) -> Result<(), ConnectionError> {
+        self.send(0, notice, deadline)
+    }
+
+    /// Blocks that were granted after their asker had given up.
+    pub(crate) fn take_late_grants(&mut self) -> Vec<Granted> {
+        std::mem::take(&mut self.late_grants)
+    }
+
+    fn send(
+        &mut self,
+        id: u64,
+        request: &ClientRequest,
+        deadline: Deadline,
+    ) -> Result<(), ConnectionError> {
+        let frame = wire::encode(FrameHeader { request: id, fds: 0 }, request)?;
+        loop {
+            match self.socket.try_send(&frame, &[]) {
+                Err(SocketError::WouldBlock { .. }) => {
+                    let left = deadline.left().ok_or(ConnectionError::Timeout)?;
+                    wait_writable(self.socket.as_fd(), Some(left))?;
+                }
+                sent => return Ok(sent?),
+            }
+        }
+    }
+
+    fn receive(
+        &mut self,
+        deadline: Deadline,
+    ) -> Result<(FrameHeader, Reply<ClientReply>, Vec<OwnedFd>), ConnectionError> {
+        let mut fds = Vec::new();
+        let received = loop {
+            match self.socket.try_recv(&mut self.frame, &mut fds) {
+                Err(SocketError::WouldBlock { .. }) => {
+                    let left = deadline.left().ok_or(ConnectionError::Timeout)?;
+                    wait_readable(self.socket.as_fd(), Some(left))?;
+                }
+                received => break received?,
+            }
+        };
+        let frame = &self.frame[..received.bytes];
+        if received.truncated {
+            return Err(WireError::TooLong { bytes: received.bytes as u64 }.into());
+        }
+        let header = wire::decode_header(frame, fds.len())?;
+        Ok((header, wire::decode_body(frame)?, fds))
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// The moment at which a call gives up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadline {
+    at_ns: u64,
+}
+
+impl Deadline {
+    /// The moment `timeout_ms` from now.
+    #[must_use]
+    pub fn after_ms(timeout_ms: u32) -> Self {
+        Self { at_ns: monotonic_ns().saturating_add(u64::from(timeout_ms) * 1_000_000) }
+    }
+
+    /// The time until then; `None` if it is over.
+    #[must_use]
+    pub fn left(self) -> Option<Duration> {
+        let left_ns = self.at_ns.saturating_sub(monotonic_ns());
+        (left_ns > 0).then(|| Duration::from_nanos(left_ns))
+    }
+}
+
+/// Why a request has no answer, or a refusal for one.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectionError {
+    /// The broker's own answer.
+    #[error("{}", .0.text)]
+    Refused(Refusal),
+    /// No answer in time; one that comes later is dropped.
+    #[error("the broker did not answer in time")]
+    Timeout,
+    /// The connection could not be made, or has ended.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// What came is no message of this protocol.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// The kernel could not wait.
+    #[error("waiting for the broker failed")]
+    Wait(#[from] std::io::Error),
+}
+
+impl ConnectionError {
+    /// Whether the connection is of no more use.
+    #[must_use]
+    pub const fn is_broken(&self) -> bool {
+        !matches!(self, Self::Refused(_) | Self::Timeout | Self::Wire(WireError::TooLong { .. }))
+    }
+
+    /// The status that a caller gets.
+    #[must_use]
+    pub const fn status(&self) -> Status {
+        match self {
+            Self::Refused(refusal) => refusal.status,
+            Self::Socket(SocketError::Denied { .. }) => Status::Denied,
+            Self::Wire(WireError::Version { .. }) => Status::Version,
+            Self::Wire(WireError::TooLong { .. }) => Status::Invalid,
+            _ => Status::Unavailable,
+        }
+    }
+}
+
+impl From<ConnectionError> for Error {
+    fn from(error: ConnectionError) -> Self {
+        match error {
+            ConnectionError::Refused(refusal) => refusal.into(),
+            other => Self::new(other.status(), other.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dmce_abi::block::BlockId;
+    use std::thread;
+
+    /// Answers requests by what `answer` makes of them, until the other end closes.
+    fn serve(socket: &Socket, mut answer: impl FnMut(FrameHeader, ClientRequest) -> Vec<Vec<u8>>) {
+        let (mut frame, mut fds) = (vec![0; FRAME_BYTES_MAX], Vec::new());
+        while let Ok(received) = socket.recv(&mut frame, &mut fds) {
+            let frame = &frame[..received.bytes];
+            let header = wire::decode_header(frame, fds.len()).unwrap();
+            for reply in answer(header, wire::decode_body(frame).unwrap()) {
+                socket.send(&reply, &[]).unwrap();
+            }
+        }
+    }
+
+    fn reply(request: u64, body: &Reply<ClientReply>) -> Vec<u8> {
+        wire::encode(FrameHeader { request, fds: 0 }, body).unwrap()
+    }
+
+    #[test]
+    fn takes_the_reply_to_its_own_request_alone() {
+        let (ours, theirs) = Socket::pair().unwrap();
+        let server = thread::spawn(move || {
+            serve(&theirs, |header, _| {
+                let stale = reply(header.request + 7, &Ok(ClientReply::Grown { committed: 1 }));
+                vec![stale, reply(header.request, &Ok(ClientReply::Done))]
+            });
+        });
+        let mut connection = Connection::over(ours);
+        for _ in 0..3 {
+            let (reply, fds) = connection.request(&ClientRequest::Stat).unwrap();
+            assert_eq!(reply, ClientReply::Done);
+            assert!(fds.is_empty());
+        }
+        drop(connection);
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn a_refusal_leaves_the_connection_whole_and_keeps_its_numbers() {
+        let (ours, theirs) = Socket::pair().unwrap();
+        let server = thread::spawn(move || {
+            serve(&theirs, |header, _| {
+                vec![reply(header.request, &Err(Refusal::new(Status::Quota, "8 of 4")))]
+            });
+        });
+        let mut connection = Connection::over(ours);
+        let refused =
+            connection.request(&ClientRequest::Damaged(BlockId::try_from(3).unwrap())).unwrap_err();
+        assert!(!refused.is_broken());
+        assert_eq!(Error::from(refused), Error::new(Status::Quota, "8 of 4"));
+        drop(connection);
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn a_broker_of_another_version_is_named_as_such() {
+        let (ours, theirs) = Socket::pair().unwrap();
+        let server = thread::spawn(move || {
+            serve(&theirs, |header, _| {
+                let mut frame = reply(header.request, &Ok(ClientReply::Done));
+                frame[4..6].copy_from_slice(&9_u16.to_le_bytes());
+                vec![frame]
+            });
+        });
+        let mut connection = Connection::over(ours);
+        let error = connection.request(&ClientRequest::Stat).unwrap_err();
+        assert!(error.is_broken());
+        assert_eq!(error.status(), Status::Version);
+        drop(connection);
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn gives_up_at_the_deadline_and_when_the_peer_is_gone() {
+        let (ours, theirs) = Socket::pair().unwrap();
+        let mut connection = Connection::over(ours);
+        let now = Deadline::after_ms(0);
+        let late = connection.request_until(&ClientRequest::Stat, now).unwrap_err();
+        assert!(matches!(late, ConnectionError::Timeout));
+        drop(theirs);
+        let gone = connection.request(&ClientRequest::Stat).unwrap_err();
+        assert!(gone.is_broken());
+        assert_eq!(gone.status(), Status::Unavailable);
+    }
+}
