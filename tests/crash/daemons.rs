@@ -1,0 +1,90 @@
+//! Daemons die and come back.
+
+use dmce_abi::wire::admin::{DaemonState, Health};
+use dmce_tests::{Client, Instance, wait_until};
+
+#[test]
+fn a_daemon_that_comes_back_adopts_its_blocks_and_no_call_fails() {
+    let mut instance = Instance::builder().daemons(2).capacity("512MiB").start();
+    let session = instance.open();
+    let held: Vec<_> = (0..20).map(|_| session.malloc(2 << 20).unwrap()).collect();
+    for round in 0..4_u8 {
+        let blocks = instance.blocks();
+        for daemon in [1, 2] {
+            instance.kill_daemon(daemon);
+            for addr in &held {
+                session.fill(*addr, round, 2 << 20).unwrap();
+            }
+            // The other daemon, or a block that has room, gives what is asked for meanwhile.
+            let extra = session.malloc(20 << 20).unwrap();
+            session.free(extra).unwrap();
+            instance.start_daemon(daemon);
+            instance.wait_serving();
+        }
+        for addr in &held {
+            let same = session.compare(*addr, &vec![round; 2 << 20]).unwrap();
+            assert_eq!(same, std::cmp::Ordering::Equal);
+        }
+        wait_until("the same blocks are there", || instance.blocks() == blocks);
+        assert_eq!(instance.status().state, Health::Ok);
+    }
+    session.close().unwrap();
+    instance.wait_empty();
+}
+
+#[test]
+fn what_was_freed_while_it_was_away_is_gone_when_it_is_back() {
+    let mut instance = Instance::builder().daemons(1).capacity("256MiB").start();
+    let mut client = Client::open(&instance);
+    let kept = client.number("malloc 20000000").unwrap();
+    let freed = client.number("malloc 90000000").unwrap();
+    client.ask(format!("fill {kept} 5 20000000")).unwrap();
+    instance.kill_daemon(1);
+    client.ask(format!("free {freed}")).unwrap();
+    client.ask(format!("check {kept} 5 20000000")).unwrap();
+    instance.start_daemon(1);
+    instance.wait_serving();
+    wait_until("the freed block is gone", || instance.status().committed < 90_000_000);
+    client.ask(format!("check {kept} 5 20000000")).unwrap();
+    client.kill();
+    instance.wait_empty();
+}
+
+#[test]
+fn a_stopped_daemon_is_suspected_and_mapped_work_goes_on() {
+    let config = "broker.sense_ms = 50\nbroker.suspect_ms = 200\n";
+    let instance = Instance::builder().daemons(2).config(config).start();
+    let session = instance.open();
+    let addr = session.malloc(4 << 20).unwrap();
+    let pid = instance.daemon_pid(1).unwrap();
+    let pidfd = dmce_sys::pidfd::open(pid).unwrap();
+    let signal = |number| {
+        dmce_sys::pidfd::signal(std::os::fd::AsFd::as_fd(&pidfd), number).unwrap();
+    };
+    signal(19);
+    wait_until("daemon 1 is suspected", || instance.daemons()[0].state == DaemonState::Suspected);
+    assert_eq!(instance.status().state, Health::Degraded);
+    session.fill(addr, 3, 4 << 20).unwrap();
+    for _ in 0..4 {
+        let large = session.malloc(40 << 20).unwrap();
+        session.fill(large, 9, 40 << 20).unwrap();
+    }
+    signal(18);
+    wait_until("daemon 1 is back", || instance.daemons()[0].state == DaemonState::Up);
+    session.close().unwrap();
+    instance.wait_empty();
+}
+
+#[test]
+fn clients_die_while_their_daemon_is_away() {
+    let mut instance = Instance::builder().daemons(2).start();
+    let mut clients: Vec<Client> = (0..6).map(|_| Client::open(&instance)).collect();
+    for client in &mut clients {
+        client.ask("hold 5").unwrap();
+    }
+    instance.kill_daemon(1);
+    drop(clients);
+    instance.start_daemon(1);
+    instance.wait_serving();
+    instance.wait_empty();
+}

@@ -1,0 +1,8 @@
+//! What holds when processes die: real processes, `SIGKILL`, at any point.
+#![forbid(unsafe_code)]
+
+mod brokers;
+mod clients;
+mod daemons;
+mod everything;
+mod objects;

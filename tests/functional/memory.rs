@@ -1,0 +1,190 @@
+//! Memory of one session: small, large, over several daemons; mapped and in windows.
+
+use dmce_abi::Status;
+use dmce_tests::{Instance, Seeded, wait_until};
+use libdmce::{AllocOptions, Options, Prot, Session};
+
+/// The two ways to reach memory, which must not differ in what they do.
+fn both_ways(instance: &Instance) -> [Session; 2] {
+    let windowed = Options { window_budget: 8 << 20, ..instance.options() };
+    [instance.open(), Session::open(&windowed).expect("the broker serves")]
+}
+
+#[test]
+fn keeps_what_was_written_at_every_size() {
+    let instance = Instance::start(2);
+    for session in both_ways(&instance) {
+        let mut random = Seeded::quiet(1);
+        let mut live = Vec::new();
+        for bytes in [1_usize, 15, 16, 17, 100, 4096, 5000, 32 << 10, 70_000, 1 << 20, 9 << 20] {
+            let mut content = vec![0; bytes];
+            random.fill(&mut content);
+            let addr = session.malloc(bytes as u64).unwrap();
+            session.write(addr, &content).unwrap();
+            live.push((addr, content));
+        }
+        for (addr, content) in &live {
+            let mut found = vec![0; content.len()];
+            session.read(*addr, &mut found).unwrap();
+            assert!(found == *content, "{} bytes at {addr:?}", content.len());
+            assert!(session.usable_size(*addr).unwrap() >= content.len() as u64);
+        }
+        for (addr, _) in &live {
+            session.free(*addr).unwrap();
+            assert_eq!(session.free(*addr).unwrap_err().status(), Status::Address);
+        }
+        session.close().unwrap();
+    }
+    instance.wait_empty();
+}
+
+#[test]
+fn a_span_lies_over_several_daemons_and_reads_as_one() {
+    let builder = Instance::builder().daemons(3).capacity("64MiB").layout("16/22/26");
+    let instance = builder.start();
+    for session in both_ways(&instance) {
+        let bytes = 150 << 20;
+        let addr = session.malloc(bytes).unwrap();
+        assert_eq!(instance.daemons().iter().filter(|daemon| daemon.blocks != 0).count(), 3);
+
+        // Across the end of a block, which is that of a daemon here.
+        let layout = dmce_abi::AddrLayout::new(16, 22, 26).unwrap();
+        let at = addr.checked_add(layout, (64 << 20) - 5).unwrap();
+        session.write(at, b"0123456789").unwrap();
+        let mut found = [0; 10];
+        session.read(at, &mut found).unwrap();
+        assert_eq!(&found, b"0123456789");
+
+        let last = addr.checked_add(layout, bytes - 4).unwrap();
+        session.write(last, b"last").unwrap();
+        assert_eq!(session.write(last, b"lasts").unwrap_err().status(), Status::Address);
+        session.free(addr).unwrap();
+        assert_eq!(session.read(at, &mut found).unwrap_err().status(), Status::Address);
+        session.close().unwrap();
+        instance.wait_empty();
+    }
+}
+
+#[test]
+fn copy_fill_and_compare_work_across_blocks_and_overlaps() {
+    let instance = Instance::builder().daemons(3).capacity("32MiB").layout("16/24/24").start();
+    let layout = dmce_abi::AddrLayout::new(16, 24, 24).unwrap();
+    for session in both_ways(&instance) {
+        let addr = session.malloc(40 << 20).unwrap();
+        let mut model = vec![0_u8; 40 << 20];
+        let mut random = Seeded::quiet(7);
+        for _ in 0..60 {
+            let bytes = 1 + random.below(3 << 20) as usize;
+            let from = random.below((model.len() - bytes) as u64) as usize;
+            let to = random.below((model.len() - bytes) as u64) as usize;
+            let at = |offset: usize| addr.checked_add(layout, offset as u64).unwrap();
+            match random.below(3) {
+                0 => {
+                    let mut content = vec![0; bytes];
+                    random.fill(&mut content);
+                    session.write(at(to), &content).unwrap();
+                    model[to..to + bytes].copy_from_slice(&content);
+                }
+                1 => {
+                    session.copy(at(to), at(from), bytes as u64).unwrap();
+                    model.copy_within(from..from + bytes, to);
+                }
+                _ => {
+                    let byte = random.bits() as u8;
+                    session.fill(at(to), byte, bytes as u64).unwrap();
+                    model[to..to + bytes].fill(byte);
+                }
+            }
+        }
+        assert_eq!(session.compare(addr, &model).unwrap(), std::cmp::Ordering::Equal);
+        model[30 << 20] ^= 1;
+        assert_ne!(session.compare(addr, &model).unwrap(), std::cmp::Ordering::Equal);
+        session.close().unwrap();
+    }
+}
+
+#[test]
+fn a_mapped_pointer_shows_the_same_bytes_and_pins_them() {
+    let instance = Instance::start(1);
+    for session in both_ways(&instance) {
+        let addr = session.malloc(100_000).unwrap();
+        session.write(addr, b"through the call").unwrap();
+        let pointer = session.map(addr, 100_000, Prot::READ | Prot::WRITE).unwrap();
+        assert!(!pointer.is_null());
+        assert_eq!(session.free(addr).unwrap_err().status(), Status::Busy);
+        session.unmap(pointer).unwrap();
+        assert_eq!(session.unmap(pointer).unwrap_err().status(), Status::Invalid);
+        session.free(addr).unwrap();
+        session.close().unwrap();
+    }
+}
+
+#[test]
+fn realloc_moves_the_bytes_and_calloc_zeroes_them() {
+    let instance = Instance::start(2);
+    for session in both_ways(&instance) {
+        let dirty = session.malloc(50_000).unwrap();
+        session.fill(dirty, 0xaa, 50_000).unwrap();
+        session.free(dirty).unwrap();
+        let zeroed = session.calloc(50, 1000).unwrap();
+        assert_eq!(session.compare(zeroed, &[0; 50_000]).unwrap(), std::cmp::Ordering::Equal);
+
+        session.fill(zeroed, 0x55, 50_000).unwrap();
+        let larger = session.realloc(zeroed, 20 << 20).unwrap();
+        assert_eq!(session.compare(larger, &[0x55; 50_000]).unwrap(), std::cmp::Ordering::Equal);
+        let smaller = session.realloc(larger, 10).unwrap();
+        assert_eq!(session.compare(smaller, &[0x55; 10]).unwrap(), std::cmp::Ordering::Equal);
+        session.close().unwrap();
+    }
+}
+
+#[test]
+fn alignment_is_as_asked() {
+    let instance = Instance::start(1);
+    let session = instance.open();
+    assert_eq!(session.malloc(1).unwrap().to_raw() % 16, 0);
+    assert_eq!(session.malloc(5000).unwrap().to_raw() % 4096, 0);
+    for align in [64_u32, 4096, 65_536, 2 << 20] {
+        let options = AllocOptions { align, ..AllocOptions::default() };
+        let addr = session.malloc_with(100, &options).unwrap();
+        assert_eq!(addr.to_raw() % u64::from(align), 0, "{align}");
+    }
+}
+
+#[test]
+fn an_empty_block_goes_back_after_a_short_idle_time() {
+    let instance = Instance::builder().config("broker.idle_s = 1\n").start();
+    let session = instance.open();
+    let addr = session.malloc(100).unwrap();
+    assert_eq!(instance.status().blocks, 1);
+    session.free(addr).unwrap();
+    wait_until("the empty block goes back", || instance.status().blocks == 0);
+    let again = session.malloc(100).unwrap();
+    session.write(again, &[1; 100]).unwrap();
+}
+
+#[test]
+fn a_reservation_is_kept_free_and_goes_back_with_the_session() {
+    let instance = Instance::builder().daemons(2).capacity("64MiB").start();
+    let reserving = Options { reserve_bytes: 100 << 20, ..instance.options() };
+    let first = Session::open(&reserving).unwrap();
+    assert_eq!(instance.status().reserved, 100 << 20);
+
+    let refused = Session::open(&reserving).unwrap_err();
+    assert_eq!(refused.status(), Status::NoSpace);
+    let partial = Session::open(&Options { accept_partial: true, ..reserving }).unwrap();
+    assert_eq!(partial.stat().unwrap().reserved_bytes, 28 << 20);
+
+    // What is reserved is used first, and stays promised to its session.
+    let held: Vec<_> = (0..40).map(|_| first.malloc(2 << 20).unwrap()).collect();
+    for addr in &held {
+        first.write(*addr, b"reserved").unwrap();
+    }
+    let other = instance.open();
+    assert_eq!(other.malloc(1 << 20).unwrap_err().status(), Status::NoSpace);
+    first.close().unwrap();
+    partial.close().unwrap();
+    other.malloc(1 << 20).unwrap();
+    other.close().unwrap();
+    instance.wait_empty();
+}

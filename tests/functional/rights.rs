@@ -1,0 +1,113 @@
+//! Who may do what: another user, a reader, and what their descriptors allow.
+
+use std::path::Path;
+
+use dmce_abi::Status;
+use dmce_abi::wire::client::{ClientReply, ClientRequest, Fetch, RegionName, RegionOpen, Setup};
+use dmce_sys::object;
+use dmce_tests::client::own_client;
+use dmce_tests::{Client, Instance, cannot_run};
+use libdmce::connection::Connection;
+use libdmce::{Mirror, Prot, RegionOptions};
+use std::os::fd::AsFd;
+
+/// An instance that every user may connect to.
+fn open_to_all() -> Instance {
+    Instance::builder().config("broker.socket_mode = \"0666\"\n").start()
+}
+
+/// A client that runs as nobody; the test's own user must be root.
+fn as_nobody(instance: &Instance) -> Option<Client> {
+    if dmce_sys::identity::effective_uid() != 0 {
+        cannot_run("only root can start a client of another user");
+        return None;
+    }
+    // Nobody may not enter the folder of the build: the program goes where it may.
+    let program = instance.dir().join("client");
+    std::fs::copy(own_client(), &program).unwrap();
+    let wrapper = instance.dir().join("as-nobody");
+    let text = format!(
+        "#!/bin/sh\nexec setpriv --reuid 65534 --regid 65534 --clear-groups {}\n",
+        program.display()
+    );
+    std::fs::write(&wrapper, text).unwrap();
+    set_mode(&wrapper, 0o755);
+    Some(Client::open_with(&wrapper, instance, &[]))
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn another_user_reaches_nothing_and_learns_no_names() {
+    let instance = open_to_all();
+    let session = instance.open();
+    let plain = RegionOptions::default();
+    session.region_create("vol", "secret", 4096, &plain).unwrap();
+    let addr = session.malloc(4096).unwrap();
+    let Some(mut nobody) = as_nobody(&instance) else { return };
+    assert_eq!(nobody.ask("ropen vol secret r"), Err(Status::NotFound));
+    assert_eq!(nobody.ask("ropen vol secret rw"), Err(Status::NotFound));
+    assert_eq!(nobody.ask("delete vol secret"), Err(Status::NotFound));
+    assert_eq!(nobody.ask("list vol"), Ok(String::new()));
+    assert_eq!(nobody.ask(format!("check {} 0 16", addr.to_raw())), Err(Status::Address));
+    assert_eq!(nobody.ask(format!("fill {} 0 16", addr.to_raw())), Err(Status::Address));
+}
+
+#[test]
+fn the_mode_decides_what_another_user_may() {
+    let instance = open_to_all();
+    let session = instance.open();
+    let readable = RegionOptions { mode: 0o644, ..RegionOptions::default() };
+    session.region_create("vol", "open", 4096, &readable).unwrap();
+    let region = session.region_open("vol", "open", Prot::READ_WRITE).unwrap();
+    region.write(0, &[0; 64], Mirror::Both).unwrap();
+    let Some(mut nobody) = as_nobody(&instance) else { return };
+    assert_eq!(nobody.ask("list vol"), Ok("open".into()));
+    assert_eq!(nobody.ask("ropen vol open rw"), Err(Status::Denied));
+    assert_eq!(nobody.ask("delete vol open"), Err(Status::Denied));
+    nobody.ask("ropen vol open r").unwrap();
+    assert_eq!(nobody.ask("rfill 0 1 16"), Err(Status::Denied));
+    assert_eq!(nobody.ask("map 0 16 rw"), Err(Status::Invalid).or(Err(Status::Address)));
+}
+
+#[test]
+fn a_reader_gets_a_descriptor_that_cannot_write_map_or_truncate() {
+    let instance = Instance::start(1);
+    let session = instance.open();
+    session.region_create("vol", "kept", 8192, &RegionOptions::default()).unwrap();
+
+    let mut raw = Connection::connect(&instance.socket()).unwrap();
+    let setup = Setup {
+        segment_version: dmce_abi::version::SEGMENT_VERSION,
+        pointer_bits: 64,
+        bytes: 0,
+        accept_partial: false,
+        copies: 0,
+        name: String::new(),
+    };
+    raw.request(&ClientRequest::Setup(setup)).unwrap();
+    let region = RegionName { volume: "vol".into(), name: "kept".into() };
+    let open = RegionOpen { region, read: true, write: false };
+    let (ClientReply::Opened(opened), _) = raw.request(&ClientRequest::RegionOpen(open)).unwrap()
+    else {
+        panic!("the region opens")
+    };
+    let wanted = Fetch { block: opened.first, writable: true };
+    assert!(raw.request(&ClientRequest::Fetch(wanted)).is_err(), "a reader asked to write");
+    let wanted = Fetch { block: opened.first, writable: false };
+    let (ClientReply::Fetched(info), fds) = raw.request(&ClientRequest::Fetch(wanted)).unwrap()
+    else {
+        panic!("the block is fetched")
+    };
+    assert!(!info.writable);
+    let fd = fds[0].as_fd();
+    assert!(object::write_at(fd, 0, b"x").is_err());
+    assert!(object::truncate(fd, 0).is_err());
+    assert!(object::commit(fd, 0, 1 << 20).is_err());
+    let writable = dmce_sys::map::Protection::ReadWrite;
+    let populate = dmce_sys::map::Populate::No;
+    assert!(dmce_sys::map::Mapping::shared(fd, 0, 4096, writable, populate).is_err());
+}

@@ -1,0 +1,5 @@
+//! Peers that lie: raw frames against a real broker, and claims in shared words.
+#![forbid(unsafe_code)]
+
+mod frames;
+mod words;

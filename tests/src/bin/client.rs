@@ -1,0 +1,223 @@
+//! `dmce-test-client`: does to DMCE what a test tells it, one command a line.
+//!
+//! ```text
+//! open                            malloc BYTES -> ADDR            free ADDR
+//! close                           realloc ADDR BYTES -> ADDR      usable ADDR -> BYTES
+//! fill ADDR SEED BYTES            check ADDR SEED BYTES           stat -> WINDOWS BLOCKS
+//! create VOLUME NAME BYTES MODE   ropen VOLUME NAME r|rw          rclose
+//! rfill POINTER SEED BYTES        rcheck POINTER SEED BYTES       raddr POINTER -> ADDR
+//! delete VOLUME NAME              list VOLUME -> NAMES            map ADDR BYTES r|rw -> POINTER
+//! churn SEED                      hold MIB -> ADDR..
+//! ```
+//!
+//! `churn` allocates, writes, checks and frees for ever; it answers only if something is wrong.
+
+use std::io::{self, BufRead, Write};
+
+use dmce_abi::{AddrLayout, DmceAddr};
+use dmce_tests::Seeded;
+use libdmce::{Error, Mirror, Options, Prot, Region, RegionOptions, Session};
+
+#[derive(Default)]
+struct State {
+    session: Option<Session>,
+    region: Option<Region>,
+}
+
+fn main() {
+    let mut state = State::default();
+    let mut answers = io::stdout().lock();
+    for line in io::stdin().lock().lines() {
+        let line = line.expect("commands are text");
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let answer = match run(&mut state, &words) {
+            Ok(text) => format!("ok {text}"),
+            Err(Failure::Call(error)) => format!("err {} {error}", error.status().code()),
+            Err(Failure::Wrong(text)) => format!("wrong {text}"),
+        };
+        writeln!(answers, "{answer}").expect("the test reads answers");
+        answers.flush().expect("the test reads answers");
+    }
+}
+
+enum Failure {
+    Call(Error),
+    Wrong(String),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Call(error)
+    }
+}
+
+type Answer = Result<String, Failure>;
+
+fn run(state: &mut State, words: &[&str]) -> Answer {
+    let (command, rest) = words.split_first().ok_or_else(|| wrong("an empty command"))?;
+    match *command {
+        "open" => {
+            let spawn = rest.first() == Some(&"spawn");
+            state.session = Some(Session::open(&Options { spawn, ..Options::default() })?);
+            Ok(String::new())
+        }
+        "close" => {
+            state.session.take().ok_or_else(|| wrong("no session"))?.close()?;
+            Ok(String::new())
+        }
+        "create" | "ropen" | "rclose" | "rfill" | "rcheck" | "raddr" | "delete" | "list" => {
+            regions(state, command, rest)
+        }
+        _ => memory(state, command, rest),
+    }
+}
+
+fn memory(state: &State, command: &str, rest: &[&str]) -> Answer {
+    let session = state.session.as_ref().ok_or_else(|| wrong("no session"))?;
+    match (command, rest) {
+        ("malloc", [bytes]) => Ok(session.malloc(number(bytes)?)?.to_raw().to_string()),
+        ("realloc", [at, bytes]) => {
+            Ok(session.realloc(addr(at)?, number(bytes)?)?.to_raw().to_string())
+        }
+        ("free", [at]) => session.free(addr(at)?).map(|()| String::new()).map_err(Into::into),
+        ("usable", [at]) => Ok(session.usable_size(addr(at)?)?.to_string()),
+        ("fill", [at, seed, bytes]) => {
+            let at = addr(at)?;
+            session.write(at, &pattern(number(seed)?, number(bytes)?))?;
+            Ok(String::new())
+        }
+        ("check", [at, seed, bytes]) => {
+            let expected = pattern(number(seed)?, number(bytes)?);
+            let mut found = vec![0; expected.len()];
+            session.read(addr(at)?, &mut found)?;
+            same(&expected, &found)
+        }
+        ("map", [at, bytes, rights]) => {
+            let bytes = usize::try_from(number(bytes)?).map_err(|_| wrong("too long"))?;
+            Ok((session.map(addr(at)?, bytes, prot(rights)?)? as usize).to_string())
+        }
+        ("stat", []) => {
+            let stat = session.stat()?;
+            Ok(format!("{} {}", stat.windows, stat.blocks))
+        }
+        ("hold", [mib]) => hold(session, number(mib)?),
+        ("churn", [seed]) => churn(session, number(seed)?),
+        _ => Err(wrong("no such command")),
+    }
+}
+
+fn regions(state: &mut State, command: &str, rest: &[&str]) -> Answer {
+    let session = state.session.as_ref().ok_or_else(|| wrong("no session"))?;
+    match (command, rest) {
+        ("create", [volume, name, bytes, mode]) => {
+            let mode = u32::from_str_radix(mode, 8).map_err(|_| wrong("a mode is octal"))?;
+            let options = RegionOptions { mode, ..RegionOptions::default() };
+            session.region_create(volume, name, number(bytes)?, &options)?;
+            Ok(String::new())
+        }
+        ("ropen", [volume, name, rights]) => {
+            state.region = Some(session.region_open(volume, name, prot(rights)?)?);
+            Ok(String::new())
+        }
+        ("delete", [volume, name]) => {
+            session.region_delete(volume, name)?;
+            Ok(String::new())
+        }
+        ("list", [volume]) => Ok(session.region_list(volume)?.join(" ")),
+        _ => {
+            let region = state.region.as_ref().ok_or_else(|| wrong("no region"))?;
+            in_region(region, command, rest)
+        }
+    }
+}
+
+fn in_region(region: &Region, command: &str, rest: &[&str]) -> Answer {
+    match (command, rest) {
+        ("rclose", []) => region.close().map(|()| String::new()).map_err(Into::into),
+        ("rfill", [at, seed, bytes]) => {
+            region.write(number(at)?, &pattern(number(seed)?, number(bytes)?), Mirror::Both)?;
+            Ok(String::new())
+        }
+        ("rcheck", [at, seed, bytes]) => {
+            let expected = pattern(number(seed)?, number(bytes)?);
+            let mut found = vec![0; expected.len()];
+            region.read(number(at)?, &mut found, Mirror::Any)?;
+            same(&expected, &found)
+        }
+        ("raddr", [at]) => Ok(region.addr(number(at)?)?.to_raw().to_string()),
+        _ => Err(wrong("no such command")),
+    }
+}
+
+/// Allocates and fills so many MiB, one by one; answers their addresses.
+fn hold(session: &Session, mib: u64) -> Answer {
+    let mut addrs = Vec::new();
+    for place in 0..mib {
+        let at = session.malloc(1 << 20)?;
+        session.write(at, &pattern(place, 1 << 20))?;
+        addrs.push(at.to_raw().to_string());
+    }
+    Ok(addrs.join(" "))
+}
+
+/// Works until it is killed: keeps some allocations, each full of what its seed says.
+fn churn(session: &Session, seed: u64) -> Answer {
+    let mut random = Seeded::new(seed);
+    let mut live: Vec<(DmceAddr, u64, u64)> = Vec::new();
+    loop {
+        let large = random.below(16) == 0;
+        let bytes = 1 + random.below(if large { 3 << 20 } else { 20_000 });
+        if live.len() < 64 && random.below(3) != 0 {
+            let at = session.malloc(bytes)?;
+            let content = random.bits();
+            session.write(at, &pattern(content, bytes))?;
+            live.push((at, content, bytes));
+        } else if !live.is_empty() {
+            let place = usize::try_from(random.below(live.len() as u64)).expect("a small number");
+            let (at, content, bytes) = live.swap_remove(place);
+            let expected = pattern(content, bytes);
+            let mut found = vec![0; expected.len()];
+            session.read(at, &mut found)?;
+            same(&expected, &found)?;
+            session.free(at)?;
+        }
+    }
+}
+
+fn pattern(seed: u64, bytes: u64) -> Vec<u8> {
+    let mut content = vec![0; usize::try_from(bytes).expect("a test's buffer fits")];
+    Seeded::quiet(seed).fill(&mut content);
+    content
+}
+
+fn same(expected: &[u8], found: &[u8]) -> Answer {
+    match expected.iter().zip(found).position(|(a, b)| a != b) {
+        None => Ok(String::new()),
+        Some(place) => Err(wrong(&format!(
+            "byte {place} of {}: {} is not {}",
+            found.len(),
+            found[place],
+            expected[place]
+        ))),
+    }
+}
+
+fn number(text: &str) -> Result<u64, Failure> {
+    text.parse().map_err(|_| wrong("not a number"))
+}
+
+fn addr(text: &str) -> Result<DmceAddr, Failure> {
+    DmceAddr::from_raw(AddrLayout::IN_SERVER, number(text)?).map_err(|_| wrong("not an address"))
+}
+
+fn prot(text: &str) -> Result<Prot, Failure> {
+    match text {
+        "r" => Ok(Prot::READ),
+        "rw" => Ok(Prot::READ | Prot::WRITE),
+        _ => Err(wrong("rights are r or rw")),
+    }
+}
+
+fn wrong(text: &str) -> Failure {
+    Failure::Wrong(text.to_owned())
+}

@@ -1,0 +1,176 @@
+//! A client process under a test's control.
+//!
+//! The program `dmce-test-client` reads one command a line and answers one line; so a test decides
+//! at which point of its work it is killed or stopped, and programs of both widths are driven alike.
+
+use std::fmt::Display;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use dmce_abi::Status;
+
+use crate::Instance;
+
+/// A client process. Dropped, it is killed.
+#[derive(Debug)]
+pub struct Client {
+    child: Child,
+    commands: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+/// A signal that tests send.
+#[derive(Clone, Copy, Debug)]
+pub enum Signal {
+    /// The process stops where it is.
+    Stop,
+    /// It goes on.
+    Continue,
+}
+
+impl Client {
+    /// Starts a client of this test's width and opens a session.
+    ///
+    /// # Panics
+    ///
+    /// If it does not start, or no session opens.
+    #[must_use]
+    pub fn open(instance: &Instance) -> Self {
+        Self::open_with(&own_client(), instance, &[])
+    }
+
+    /// The same, from another program, with environment variables.
+    ///
+    /// # Panics
+    ///
+    /// If it does not start, or no session opens.
+    #[must_use]
+    pub fn open_with(program: &Path, instance: &Instance, env: &[(&str, &str)]) -> Self {
+        let mut client = Self::start(program, instance, env);
+        client.ask("open").expect("a session opens");
+        client
+    }
+
+    /// Starts a client that has not opened a session yet.
+    ///
+    /// # Panics
+    ///
+    /// If it does not start.
+    #[must_use]
+    pub fn start(program: &Path, instance: &Instance, env: &[(&str, &str)]) -> Self {
+        let mut child = Command::new(program)
+            .env("DMCE_SOCKET", instance.socket())
+            .envs(env.iter().copied())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the test client starts");
+        let commands = child.stdin.take().expect("it was piped");
+        let answers = BufReader::new(child.stdout.take().expect("it was piped"));
+        Self { child, commands, answers }
+    }
+
+    /// Gives a command without waiting for its answer.
+    ///
+    /// # Panics
+    ///
+    /// If the client is gone.
+    pub fn tell(&mut self, command: impl Display) {
+        writeln!(self.commands, "{command}").expect("the client reads commands");
+        self.commands.flush().expect("the client reads commands");
+    }
+
+    /// The next answer: its words, or the status of an error.
+    ///
+    /// # Errors
+    ///
+    /// The status that the client's call gave.
+    ///
+    /// # Panics
+    ///
+    /// If the client is gone.
+    pub fn answer(&mut self) -> Result<String, Status> {
+        let mut line = String::new();
+        let bytes = self.answers.read_line(&mut line).expect("the client answers in text");
+        assert_ne!(bytes, 0, "the client ended");
+        let line = line.trim_end();
+        if let Some(rest) = line.strip_prefix("ok") {
+            return Ok(rest.trim_start().to_owned());
+        }
+        let code = line.strip_prefix("err ").and_then(|rest| rest.split(' ').next()?.parse().ok());
+        Err(Status::from_code(code.unwrap_or_else(|| panic!("the client said {line:?}"))))
+    }
+
+    /// Gives a command and waits for its answer.
+    ///
+    /// # Errors
+    ///
+    /// The status that the client's call gave.
+    pub fn ask(&mut self, command: impl Display) -> Result<String, Status> {
+        self.tell(command);
+        self.answer()
+    }
+
+    /// The same, for a command that answers a number.
+    ///
+    /// # Errors
+    ///
+    /// The status that the client's call gave.
+    ///
+    /// # Panics
+    ///
+    /// If the answer is no number.
+    pub fn number(&mut self, command: impl Display) -> Result<u64, Status> {
+        self.ask(command).map(|text| text.parse().expect("the answer is a number"))
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be sent.
+    pub fn signal(&self, signal: Signal) {
+        let number = match signal {
+            Signal::Stop => 19,
+            Signal::Continue => 18,
+        };
+        let pidfd: OwnedFd = dmce_sys::pidfd::open(self.pid()).expect("an own child has a pidfd");
+        dmce_sys::pidfd::signal(std::os::fd::AsFd::as_fd(&pidfd), number)
+            .expect("an own child takes signals");
+    }
+
+    /// Kills it (`SIGKILL`) and waits until it is gone.
+    pub fn kill(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The test client of this test's own width.
+///
+/// # Panics
+///
+/// If it is not built beside the test.
+#[must_use]
+pub fn own_client() -> PathBuf {
+    let test = std::env::current_exe().expect("a running test has a path");
+    let path = test
+        .ancestors()
+        .map(|folder| folder.join("dmce-test-client"))
+        .find(|path| path.is_file());
+    path.expect("the test client is built with the tests")
+}
