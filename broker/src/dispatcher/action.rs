@@ -1,0 +1,159 @@
+//! What is to be done: the dispatcher acts through [`Action`]s alone.
+//!
+//! # Invariants
+//!
+//! 1. The shell executes the actions of a step in their order, and all of them before the next step.
+//! 2. What the order protects: grants are stored before the opener is answered, a generation is
+//!    published before the blocks it speaks of are destroyed, blocks are destroyed before their
+//!    session's objects go.
+//! 3. An action on a connection that has hung up meanwhile does nothing.
+
+use dmce_abi::block::{BlockId, DaemonId, SessionId};
+use dmce_abi::wire;
+use dmce_abi::wire::client::ClientReply;
+use dmce_abi::wire::daemon::DaemonRequest;
+
+use super::event::{ClientConn, DaemonConn, Grant, InspectId, Millis, RequestId, SessionRecord};
+
+/// A descriptor that travels with a reply. The shell opens it by name, at the time of the reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Descriptor {
+    /// The data of a block. If it cannot be opened, the shell answers the request with a refusal
+    /// (`LOST` where there is no such object) and delivers [`super::Event::OpenFailed`].
+    Block {
+        /// Whose object it is.
+        daemon: DaemonId,
+        /// The block.
+        block: BlockId,
+        /// Whether it is opened for writing too.
+        writable: bool,
+    },
+    /// The session object, to read and write.
+    SessionObject(SessionId),
+    /// The session's eventfd; the shell makes it at the first use.
+    Doorbell(SessionId),
+}
+
+/// How grave a log line is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LogLevel {
+    /// Memory is lost, or state contradicts itself.
+    Error,
+    /// A peer misbehaved, or something runs with less than it should.
+    Warn,
+    /// Who came and went.
+    Info,
+    /// What a developer wants to know.
+    Debug,
+}
+
+/// Something that the shell does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Answers a client. A client that does not read its answers is dropped:
+    /// [`super::Event::HungUp`].
+    Reply {
+        /// The client's connection.
+        conn: ClientConn,
+        /// The request's number; never 0.
+        request_id: RequestId,
+        /// The answer.
+        reply: wire::Reply<ClientReply>,
+        /// What travels with it, in this order.
+        descriptors: Vec<Descriptor>,
+    },
+    /// Ends a client's connection, after what was sent. No event follows for it.
+    CloseClient {
+        /// The connection.
+        conn: ClientConn,
+        /// For the log.
+        reason: String,
+    },
+
+    /// Makes the session object (generation 0), then the record, then delivers
+    /// [`super::Event::SessionCreated`]. What failed half-way is removed by `EndSession`.
+    CreateSession {
+        /// What the record is to say.
+        record: SessionRecord,
+    },
+    /// Watches the process by a pidfd until `EndSession`: [`super::Event::Died`]. If the process
+    /// is gone, or its start time is another, that event comes at once.
+    WatchProcess {
+        /// The session whose process it is.
+        session: SessionId,
+        /// The process.
+        pid: u32,
+        /// When it started.
+        start_time: u64,
+        /// Its connection, where there is one: the socket may know the pidfd.
+        conn: Option<ClientConn>,
+    },
+    /// Removes what there is of a session: watch, doorbell, session object, then record.
+    EndSession {
+        /// The session.
+        session: SessionId,
+    },
+    /// Writes a grant into a session record.
+    StoreGrant {
+        /// The session.
+        session: SessionId,
+        /// The grant and its place.
+        grant: Grant,
+    },
+    /// Frees a place among the grants of a session record.
+    RevokeGrant {
+        /// The session.
+        session: SessionId,
+        /// The place.
+        place: u32,
+    },
+    /// Stores the generation word of a session object, issues the `membarrier`, rings the doorbell.
+    Publish {
+        /// The session.
+        session: SessionId,
+        /// The word.
+        generation: u64,
+    },
+
+    /// Asks a daemon for something.
+    ToDaemon {
+        /// Its connection.
+        conn: DaemonConn,
+        /// What its reply must repeat; 0 for [`DaemonRequest::Settled`], which has none.
+        request_id: RequestId,
+        /// What is asked.
+        request: DaemonRequest,
+    },
+    /// Ends a daemon's connection. No event follows for it.
+    CloseDaemon {
+        /// The connection.
+        conn: DaemonConn,
+        /// For the log.
+        reason: String,
+    },
+    /// Delivers [`super::Event::LockFree`] when nobody holds the daemon's lock any more. Ends
+    /// without that event when the daemon registers (`Settled` is sent to it).
+    AwaitLock {
+        /// The daemon.
+        daemon: DaemonId,
+    },
+    /// Looks at data objects by name and delivers [`super::Event::Inspected`].
+    Inspect {
+        /// The number that the event must repeat.
+        inspect: InspectId,
+        /// Whose objects they are.
+        daemon: DaemonId,
+        /// The blocks; may be all of a daemon.
+        blocks: Vec<BlockId>,
+    },
+
+    /// Writes a line to the log.
+    Log {
+        /// How grave it is.
+        level: LogLevel,
+        /// The line.
+        text: String,
+    },
+    /// Delivers [`super::Event::Tick`] at that time. Replaces the time that was said before.
+    WakeAt(Millis),
+}

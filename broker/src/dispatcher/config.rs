@@ -1,0 +1,141 @@
+//! What an administrator decides, as the dispatcher needs it. The shell makes it from the file.
+
+use std::collections::BTreeMap;
+
+use dmce_abi::addr::AddrLayout;
+use dmce_abi::limits::{BLOCK_IDS_MAX, DAEMONS_MAX, PAGE_BYTES};
+use dmce_abi::name::Instance;
+
+/// Which daemon gets the next block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Placement {
+    /// Each in turn.
+    #[default]
+    RoundRobin,
+    /// The one with the smallest part of its capacity taken.
+    LeastUsed,
+}
+
+/// What one user may hold. `u64::MAX` is no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quota {
+    /// Bytes: reservations, and what is committed beyond them.
+    pub bytes: u64,
+    /// Sessions.
+    pub sessions: u64,
+    /// Blocks.
+    pub blocks: u64,
+    /// Regions.
+    pub regions: u64,
+}
+
+impl Quota {
+    /// No limit at all.
+    pub const UNLIMITED: Self =
+        Self { bytes: u64::MAX, sessions: u64::MAX, blocks: u64::MAX, regions: u64::MAX };
+}
+
+/// How large the tables may become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections of clients, with a session or without.
+    pub connections_max: usize,
+    /// Sessions.
+    pub sessions_max: usize,
+    /// Blocks, those that are being destroyed included.
+    pub blocks_max: usize,
+    /// Regions.
+    pub regions_max: usize,
+    /// Daemons.
+    pub daemons_max: usize,
+    /// Requests of one connection that wait for an answer.
+    pub outstanding_max: usize,
+    /// Entries of one session in the OS-to-DMCE table.
+    pub mappings_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 4096,
+            sessions_max: 1024,
+            blocks_max: 1 << 16,
+            regions_max: 4096,
+            daemons_max: DAEMONS_MAX as usize,
+            outstanding_max: 64,
+            mappings_max: 16_384,
+        }
+    }
+}
+
+/// All that the dispatcher is told once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DispatcherConfig {
+    /// The instance's name.
+    pub instance: Instance,
+    /// The broker's process, for the status report.
+    pub pid: u32,
+    /// The user that the service runs as: sees all listings, and alone may be a daemon.
+    pub service_uid: u32,
+    /// How addresses are divided; fixed for the instance's life.
+    pub layout: AddrLayout,
+    /// Copies of what does not say.
+    pub copies: u32,
+    /// The page size of what does not say.
+    pub page_size: u32,
+    /// Which daemon gets the next block.
+    pub placement: Placement,
+    /// Whether Setup reserves. If not, a session is made without a reservation, whatever it asks.
+    pub static_reservation: bool,
+    /// What a user may hold who is not named in `quotas`.
+    pub quota: Quota,
+    /// What the users of these uids may hold.
+    pub quotas: BTreeMap<u32, Quota>,
+    /// How large the tables may become.
+    pub limits: Limits,
+    /// How long a session without a connection is kept while its process lives.
+    pub reattach_ms: u64,
+    /// How often a daemon is asked whether it is there.
+    pub sense_ms: u64,
+    /// How long a daemon that owes an answer may be silent before it is suspected.
+    pub suspect_ms: u64,
+    /// Seconds that a client keeps an empty block, for it to know.
+    pub idle_s: u32,
+}
+
+impl DispatcherConfig {
+    /// The defaults for `instance`, served by `service_uid`.
+    #[must_use]
+    pub fn new(instance: Instance, service_uid: u32) -> Self {
+        Self {
+            instance,
+            pid: 0,
+            service_uid,
+            layout: AddrLayout::IN_SERVER,
+            copies: 1,
+            page_size: PAGE_BYTES as u32,
+            placement: Placement::RoundRobin,
+            static_reservation: true,
+            quota: Quota::UNLIMITED,
+            quotas: BTreeMap::new(),
+            limits: Limits::default(),
+            reattach_ms: 30_000,
+            sense_ms: 500,
+            suspect_ms: 2_000,
+            idle_s: 10,
+        }
+    }
+
+    /// What the user may hold.
+    #[must_use]
+    pub fn quota_of(&self, uid: u32) -> Quota {
+        self.quotas.get(&uid).copied().unwrap_or(self.quota)
+    }
+
+    /// Block ids are below this.
+    #[must_use]
+    pub fn block_ids(&self) -> u32 {
+        let ids = self.layout.block_ids().min(u64::from(BLOCK_IDS_MAX));
+        u32::try_from(ids).unwrap_or(BLOCK_IDS_MAX)
+    }
+}

@@ -1,0 +1,280 @@
+//! What happens: everything that the dispatcher learns, it learns from an [`Event`].
+//!
+//! # Invariants
+//!
+//! 1. An event is a fact or a peer's claim, never a decision. What a peer says has been decoded, and
+//!    nothing else about it has been checked.
+//! 2. The shell delivers the events of one connection in the order in which they happened, and none
+//!    for a connection after its hang-up or after the dispatcher closed it.
+
+use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
+use dmce_abi::wire::Refusal;
+use dmce_abi::wire::client::ClientRequest;
+use dmce_abi::wire::daemon::{DaemonMessage, HeldBlock};
+
+/// Milliseconds of a clock that never goes back. Its start means nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Millis(pub u64);
+
+impl Millis {
+    /// The moment `millis` later; at the end of time, the end of time.
+    #[must_use]
+    pub const fn after(self, millis: u64) -> Self {
+        Self(self.0.saturating_add(millis))
+    }
+}
+
+/// What the clocks show at an event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// For deadlines.
+    pub millis: Millis,
+    /// Seconds since 1970, for what people read.
+    pub unix_s: u64,
+}
+
+/// A connection of a client. The shell numbers them and never gives a number twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClientConn(pub u64);
+
+/// A connection of a daemon. The shell numbers them and never gives a number twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DaemonConn(pub u64);
+
+/// The number of a request on its connection; 0 wants no reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// The number of an [`super::Action::Inspect`], which its [`Event::Inspected`] repeats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InspectId(pub u64);
+
+/// Who a peer is, as the kernel says (`SO_PEERCRED`, `SO_PEERGROUPS`, `/proc`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its process.
+    pub pid: u32,
+    /// When the process started, in clock ticks since boot: with the pid, it names the process.
+    pub start_time: u64,
+    /// Its user.
+    pub uid: u32,
+    /// Its primary group.
+    pub gid: u32,
+    /// Its supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// Rights on a region, as a session record stores them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Rights {
+    /// May read.
+    pub read: bool,
+    /// May write.
+    pub write: bool,
+}
+
+impl Rights {
+    /// Both.
+    pub const ALL: Self = Self { read: true, write: true };
+
+    /// The rights of either.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self { read: self.read || other.read, write: self.write || other.write }
+    }
+
+    /// Whether there is any.
+    #[must_use]
+    pub const fn any(self) -> bool {
+        self.read || self.write
+    }
+
+    /// Whether `self` has all of `other`.
+    #[must_use]
+    pub const fn covers(self, other: Self) -> bool {
+        (self.read || !other.read) && (self.write || !other.write)
+    }
+}
+
+/// What a session record says (docs/shared-memory.md, section 5), boot id and grants apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionRecord {
+    /// The session's id.
+    pub session: SessionId,
+    /// Its GUID.
+    pub guid: Guid,
+    /// Its process.
+    pub pid: u32,
+    /// When that process started.
+    pub start_time: u64,
+    /// Its user.
+    pub uid: u32,
+    /// Its primary group.
+    pub gid: u32,
+    /// Bytes of its reservation.
+    pub reserved: u64,
+    /// Seconds since 1970.
+    pub created_at: u64,
+    /// Width of its pointers.
+    pub pointer_bits: u8,
+    /// Copies of what it allocates.
+    pub copies: u32,
+    /// What it calls itself.
+    pub name: String,
+}
+
+/// A grant in a session record: one opening of a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Its place among the grants of the record.
+    pub place: u32,
+    /// The region's first block.
+    pub block: BlockId,
+    /// What the session may do with the region.
+    pub rights: Rights,
+}
+
+/// A session that lived under the broker before this one, and whose process still lives (the same
+/// boot id, a process of that pid with that start time).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BelievedSession {
+    /// Its record.
+    pub record: SessionRecord,
+    /// The generation word of its session object: a claim, since the session can write it.
+    pub generation: u64,
+    /// The grants of its record.
+    pub grants: Vec<Grant>,
+}
+
+/// What the names in the shared memory folder say about one daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundDaemon {
+    /// The daemon.
+    pub daemon: DaemonId,
+    /// The blocks of every `data-` and `head-` name, valid or not.
+    pub blocks: Vec<BlockId>,
+    /// What is known of its blocks now.
+    pub content: FoundContent,
+}
+
+/// How the broker learns what a daemon's objects are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FoundContent {
+    /// Its lock is held: it will report.
+    Expected,
+    /// Its lock is free: these are the valid headers, read by the shell, with the data's size.
+    Read(Vec<HeldBlock>),
+}
+
+/// What the shell found when the broker started.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Started {
+    /// Sessions to believe in. The shell removed the objects of all others.
+    pub sessions: Vec<BelievedSession>,
+    /// Every daemon of which there is a name.
+    pub daemons: Vec<FoundDaemon>,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The broker serves. Once, before all other events.
+    Started(Started),
+
+    /// A client connected.
+    Connected {
+        /// Its connection.
+        conn: ClientConn,
+        /// Who it is.
+        peer: Peer,
+    },
+    /// A client asked for something.
+    Request {
+        /// Its connection.
+        conn: ClientConn,
+        /// What the reply must repeat.
+        request_id: RequestId,
+        /// What it asked for.
+        request: ClientRequest,
+    },
+    /// A client sent something that is no message, or another version's: its session ends.
+    Hostile {
+        /// Its connection.
+        conn: ClientConn,
+        /// For the log.
+        reason: String,
+    },
+    /// A client's connection is gone, or the shell dropped it because the client did not read.
+    HungUp {
+        /// The connection.
+        conn: ClientConn,
+    },
+    /// The process of a session is gone (pidfd), or was gone when it was to be watched.
+    Died {
+        /// The session.
+        session: SessionId,
+    },
+    /// Answers [`super::Action::CreateSession`].
+    SessionCreated {
+        /// The session.
+        session: SessionId,
+        /// What a client is to be told if its objects could not be made.
+        result: Result<(), Refusal>,
+    },
+
+    /// A daemon connected.
+    DaemonConnected {
+        /// Its connection.
+        conn: DaemonConn,
+        /// Who it is.
+        peer: Peer,
+    },
+    /// A daemon sent a message.
+    DaemonMessage {
+        /// Its connection.
+        conn: DaemonConn,
+        /// For a reply: the request's number. Else 0.
+        request_id: RequestId,
+        /// What it sent.
+        message: DaemonMessage,
+    },
+    /// A daemon sent something that is no message.
+    DaemonHostile {
+        /// Its connection.
+        conn: DaemonConn,
+        /// For the log.
+        reason: String,
+    },
+    /// A daemon's connection is gone.
+    DaemonHungUp {
+        /// The connection.
+        conn: DaemonConn,
+    },
+    /// Answers [`super::Action::AwaitLock`]: nobody serves the daemon, and this is what it left.
+    LockFree {
+        /// The daemon.
+        daemon: DaemonId,
+        /// Its valid headers, read by the shell, with the data's size.
+        held: Vec<HeldBlock>,
+    },
+    /// Answers [`super::Action::Inspect`].
+    Inspected {
+        /// The number of the question.
+        inspect: InspectId,
+        /// Whose objects they are.
+        daemon: DaemonId,
+        /// For each block the size of its data object, or `None` if there is no object of the
+        /// right kind.
+        found: Vec<(BlockId, Option<u64>)>,
+    },
+    /// A descriptor of a [`super::Action::Reply`] could not be opened. The shell has answered that
+    /// request itself with a refusal; the dispatcher now looks at the block.
+    OpenFailed {
+        /// Whose object it is.
+        daemon: DaemonId,
+        /// The block.
+        block: BlockId,
+    },
+    /// The time of the last [`super::Action::WakeAt`] has come. One that comes early does no harm.
+    Tick,
+}
