@@ -4,6 +4,7 @@
 //!
 //! 1. (boot id, pid, start time) names one process; a pid alone does not.
 //! 2. A zombie is not alive: it has lost its memory and its descriptors.
+//! 3. What a process says of itself ([`command_line`]) is a claim.
 
 use std::io;
 
@@ -66,6 +67,55 @@ pub fn boot_id() -> Result<[u8; 16], ProcessError> {
     parse_uuid(&text).ok_or(ProcessError::Format { what: "the boot id" })
 }
 
+/// The pids of all processes that `/proc` shows to this one. They come and go meanwhile.
+///
+/// # Errors
+///
+/// [`ProcessError::Io`].
+pub fn pids() -> Result<Vec<u32>, ProcessError> {
+    let failed = |source| ProcessError::Io { action: "listing the processes", source };
+    let mut pids = Vec::new();
+    for entry in std::fs::read_dir("/proc").map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        pids.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
+    }
+    Ok(pids)
+}
+
+/// What a process was started with, the name of its program first. Empty for a zombie, and for an
+/// instant of its `exec`. It is the process's own claim: it can write there what it likes.
+///
+/// # Errors
+///
+/// [`ProcessError::Gone`], [`ProcessError::Io`] (also where `/proc` hides the processes of others).
+pub fn command_line(pid: u32) -> Result<Vec<Vec<u8>>, ProcessError> {
+    let text = read(pid, "cmdline", "reading the command line of a process")?;
+    Ok(parse_command_line(&text))
+}
+
+/// The user that a process acts as.
+///
+/// # Errors
+///
+/// [`ProcessError::Gone`], [`ProcessError::Format`], [`ProcessError::Io`].
+pub fn effective_uid(pid: u32) -> Result<u32, ProcessError> {
+    let text = read(pid, "status", "reading the user of a process")?;
+    parse_effective_uid(&text).ok_or(ProcessError::Format { what: "the user of a process" })
+}
+
+/// Leaves the session of the process that started this one: no terminal's end or key reaches it.
+///
+/// # Errors
+///
+/// [`ProcessError::Io`] if this process leads a process group.
+pub fn start_session() -> Result<(), ProcessError> {
+    rustix::process::setsid().map_err(|errno| ProcessError::Io {
+        action: "starting a session of processes",
+        source: errno.into(),
+    })?;
+    Ok(())
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stat {
     start_time: u64,
@@ -84,6 +134,30 @@ fn read_stat(pid: u32) -> Result<Stat, ProcessError> {
         }
     })?;
     parse_stat(&text).ok_or(ProcessError::Format { what: "the state of a process" })
+}
+
+/// A file of a process; bytes, because a process may call itself anything.
+fn read(pid: u32, file: &str, action: &'static str) -> Result<Vec<u8>, ProcessError> {
+    std::fs::read(format!("/proc/{pid}/{file}")).map_err(|source| {
+        let is_gone =
+            source.kind() == io::ErrorKind::NotFound || source.raw_os_error() == Some(libc::ESRCH);
+        if is_gone { ProcessError::Gone { pid } } else { ProcessError::Io { action, source } }
+    })
+}
+
+/// Arguments, each with a zero byte after it.
+fn parse_command_line(text: &[u8]) -> Vec<Vec<u8>> {
+    let mut arguments: Vec<_> = text.split(|&byte| byte == 0).map(<[u8]>::to_vec).collect();
+    arguments.pop_if(|last| last.is_empty());
+    arguments
+}
+
+/// The second number of the line `Uid:` is the effective one. Before that line comes the process's
+/// name, whose line feeds the kernel escapes.
+fn parse_effective_uid(text: &[u8]) -> Option<u32> {
+    let mut lines = text.split(|&byte| byte == b'\n');
+    let numbers = lines.find_map(|line| line.strip_prefix(b"Uid:"))?;
+    str::from_utf8(numbers).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 /// Fields 3 (state) and 22 (start time). The name, field 2, may hold spaces and parentheses.
@@ -154,6 +228,28 @@ mod tests {
             assert_eq!(parse_uuid(broken), None, "{broken}");
         }
         assert_eq!(boot_id().unwrap(), boot_id().unwrap());
+    }
+
+    #[test]
+    fn a_process_is_found_with_its_arguments_and_its_user() {
+        let pid = own_pid();
+        assert!(pids().unwrap().contains(&pid));
+        let arguments = std::env::args_os().map(std::ffi::OsString::into_encoded_bytes);
+        assert_eq!(command_line(pid).unwrap(), arguments.collect::<Vec<_>>());
+        assert_eq!(effective_uid(pid).unwrap(), crate::identity::effective_uid());
+        assert!(matches!(command_line(0), Err(ProcessError::Gone { pid: 0 })));
+    }
+
+    #[test]
+    fn empty_arguments_are_arguments_and_no_line_hides_the_user() {
+        assert_eq!(parse_command_line(b"a\0\0"), [&b"a"[..], b""]);
+        assert_eq!(parse_command_line(b"a\0b"), [b"a", b"b"], "a process wrote over the end");
+        assert!(parse_command_line(b"").is_empty());
+        let status = b"Name:\t\xff Uid: 1 2\nUmask:\t0022\nUid:\t5\t6\t7\t8\nGid:\t9\n";
+        assert_eq!(parse_effective_uid(status), Some(6));
+        for broken in [&b""[..], b"Uid:\t5\n", b"Uid:\t5\tx\n"] {
+            assert_eq!(parse_effective_uid(broken), None);
+        }
     }
 
     #[test]
