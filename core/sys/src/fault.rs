@@ -245,6 +245,13 @@ impl ThreadGuard {
         }
     }
 
+    /// Keeps the first fault.
+    fn note(&self, addr: usize) {
+        if self.fault.load(Ordering::Relaxed) == 0 {
+            self.fault.store(addr, Ordering::Relaxed);
+        }
+    }
+
     /// Whether the page at `page` is one of those that the guarded ranges touch.
     fn covers(&self, page: usize) -> bool {
         self.spans().into_iter().any(|span| {
@@ -269,7 +276,7 @@ fn repair(addr: usize) -> bool {
         let tried = guard.retried_page.swap(page, Ordering::Relaxed) == page;
         if !tried && populates(page) {
             if patches::first_in(page, page_bytes()).is_some() {
-                guard.fault.store(addr, Ordering::Relaxed);
+                guard.note(addr);
             }
             return true;
         }
@@ -280,7 +287,7 @@ fn repair(addr: usize) -> bool {
         if !map_garbage(page) {
             return false;
         }
-        guard.fault.store(addr, Ordering::Relaxed);
+        guard.note(addr);
         true
     })
 }
@@ -321,3 +328,6 @@ extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, context: *mut
         action::chain(signal, info, context);
     }
 }
+
+#[cfg(test)]
+mod tests;

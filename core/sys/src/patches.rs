@@ -29,10 +29,8 @@ const PAGES_BITS: u32 = 20;
 const PAGES_MAX: u64 = (1 << PAGES_BITS) - 1;
 const YIELDS_BEFORE_FORCE: u32 = 20_000;
 
-static TABLE: [AtomicU64; SLOTS] = [const { AtomicU64::new(0) }; SLOTS];
-static USED_SLOTS: AtomicU32 = AtomicU32::new(0);
+static TABLE: Table = Table::new();
 static COUNT: AtomicU32 = AtomicU32::new(0);
-static OVERFLOWED: AtomicBool = AtomicBool::new(false);
 static LOCK: AtomicBool = AtomicBool::new(false);
 
 /// How many pages were ever patched, modulo 2^32.
@@ -45,28 +43,29 @@ pub(crate) fn count() -> u32 {
 /// Whether any page is patched now. The answer is one load as long as nothing was ever lost.
 #[inline]
 pub(crate) fn any() -> bool {
-    USED_SLOTS.load(Ordering::Acquire) != 0
+    TABLE.used_slots.load(Ordering::Acquire) != 0
 }
 
 /// Whether pages were lost that the table has no room for.
 pub(crate) fn is_overflowed() -> bool {
-    OVERFLOWED.load(Ordering::Acquire)
+    TABLE.overflowed.load(Ordering::Acquire)
 }
 
 /// The first patched byte address in a range.
 #[cold]
 pub(crate) fn first_in(start: usize, bytes: usize) -> Option<usize> {
-    let wanted = Pages::around(start, bytes)?;
-    let found = entries().filter_map(|(_, entry)| entry.common(wanted)).map(|c| c.first).min()?;
+    let found = TABLE.first_in(Pages::around(start, bytes)?)?;
     let page_start = usize::try_from(found).ok()?.checked_mul(page_bytes())?;
     Some(page_start.max(start))
 }
 
-/// Notes that the page of `addr` is about to hold garbage, and raises [`count`]. Under the lock.
+/// Notes that the page of `addr` is about to hold garbage, and raises [`count`].
 pub(crate) fn record(_held: &Held, addr: usize) {
     if let Some(page) = Pages::around(addr, 1) {
-        insert(page);
+        TABLE.insert(page);
     }
+    // Release: who sees the new count sees the entry. Acquire: pairs with nothing, but keeps what
+    // the handler does next behind it.
     COUNT.fetch_add(1, Ordering::AcqRel);
 }
 
@@ -75,10 +74,11 @@ pub(crate) fn replacing<T, E>(
     range: MappedRange<'_>,
     change: impl FnOnce() -> Result<T, E>,
 ) -> Result<T, E> {
-    let held = lock();
+    let _held = lock();
     let changed = change();
-    if changed.is_ok() && any() {
-        forget(&held, range.as_ptr().addr(), range.len());
+    let pages = Pages::around(range.as_ptr().addr(), range.len());
+    if let Some(pages) = pages.filter(|_| changed.is_ok() && any()) {
+        TABLE.forget(pages);
     }
     changed
 }
@@ -107,7 +107,7 @@ impl Drop for Held {
     }
 }
 
-/// A run of pages; `count` is at least 1 and at most [`PAGES_MAX`] in the table.
+/// A run of pages; `count` is at least 1, and at most [`PAGES_MAX`] in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Pages {
     first: u64,
@@ -142,56 +142,150 @@ impl Pages {
     }
 }
 
-fn entries() -> impl Iterator<Item = (&'static AtomicU64, Pages)> {
-    TABLE.iter().filter_map(|slot| {
-        // Acquire: pairs with the release of `set`.
-        Pages::from_slot(slot.load(Ordering::Acquire)).map(|pages| (slot, pages))
-    })
+/// The patched pages. Written under [`lock`]; read by every guard without it. Slots are stored with
+/// release and loaded with acquire, so that who finds an entry gone sees what replaced the pages.
+struct Table {
+    slots: [AtomicU64; SLOTS],
+    used_slots: AtomicU32,
+    overflowed: AtomicBool,
 }
 
-fn insert(page: Pages) {
-    for (slot, entry) in entries() {
-        if entry.common(page).is_some() {
-            return;
-        }
-        let grown = Pages { first: entry.first.min(page.first), count: entry.count + 1 };
-        let touches = entry.end() == page.first || page.end() == entry.first;
-        if touches && grown.count <= PAGES_MAX {
-            slot.store(grown.to_slot(), Ordering::Release);
-            return;
+impl Table {
+    const fn new() -> Self {
+        Self {
+            slots: [const { AtomicU64::new(0) }; SLOTS],
+            used_slots: AtomicU32::new(0),
+            overflowed: AtomicBool::new(false),
         }
     }
-    if !add(page) {
-        OVERFLOWED.store(true, Ordering::Release);
+
+    fn entries(&self) -> impl Iterator<Item = (&AtomicU64, Pages)> {
+        self.slots.iter().filter_map(|slot| {
+            Pages::from_slot(slot.load(Ordering::Acquire)).map(|pages| (slot, pages))
+        })
     }
-}
 
-fn add(pages: Pages) -> bool {
-    let Some(slot) = TABLE.iter().find(|slot| slot.load(Ordering::Relaxed) == 0) else {
-        return false;
-    };
-    slot.store(pages.to_slot(), Ordering::Release);
-    USED_SLOTS.fetch_add(1, Ordering::AcqRel);
-    true
-}
+    fn first_in(&self, wanted: Pages) -> Option<u64> {
+        self.entries().filter_map(|(_, entry)| entry.common(wanted)).map(|pages| pages.first).min()
+    }
 
-fn forget(_held: &Held, start: usize, bytes: usize) {
-    let Some(gone) = Pages::around(start, bytes) else { return };
-    for (slot, entry) in entries() {
-        let Some(common) = entry.common(gone) else { continue };
-        let head = Pages { first: entry.first, count: common.first - entry.first };
-        let tail = Pages { first: common.end(), count: entry.end() - common.end() };
-        match (head.count > 0, tail.count > 0) {
-            (false, false) => {
-                slot.store(0, Ordering::Release);
-                USED_SLOTS.fetch_sub(1, Ordering::AcqRel);
+    fn insert(&self, page: Pages) {
+        if self.first_in(page).is_some() {
+            return;
+        }
+        for (slot, entry) in self.entries() {
+            let touches = entry.end() == page.first || page.end() == entry.first;
+            if touches && entry.count < PAGES_MAX {
+                let first = entry.first.min(page.first);
+                let grown = Pages { first, count: entry.count + 1 };
+                slot.store(grown.to_slot(), Ordering::Release);
+                return;
             }
-            (true, false) => slot.store(head.to_slot(), Ordering::Release),
-            (false, true) => slot.store(tail.to_slot(), Ordering::Release),
-            // The tail first, so that a lookup in between misses neither. Without room for it the
-            // entry stays whole: too much is called lost until the next change, never too little.
-            (true, true) if add(tail) => slot.store(head.to_slot(), Ordering::Release),
-            (true, true) => {}
         }
+        if !self.add(page) {
+            self.overflowed.store(true, Ordering::Release);
+            // `any` has to be true from now on, and no forgetting may change that.
+            self.used_slots.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    fn add(&self, pages: Pages) -> bool {
+        let Some(slot) = self.slots.iter().find(|slot| slot.load(Ordering::Relaxed) == 0) else {
+            return false;
+        };
+        slot.store(pages.to_slot(), Ordering::Release);
+        self.used_slots.fetch_add(1, Ordering::AcqRel);
+        true
+    }
+
+    fn forget(&self, gone: Pages) {
+        for (slot, entry) in self.entries() {
+            let Some(common) = entry.common(gone) else { continue };
+            let head = Pages { first: entry.first, count: common.first - entry.first };
+            let tail = Pages { first: common.end(), count: entry.end() - common.end() };
+            match (head.count > 0, tail.count > 0) {
+                (false, false) => {
+                    slot.store(0, Ordering::Release);
+                    self.used_slots.fetch_sub(1, Ordering::AcqRel);
+                }
+                (true, false) => slot.store(head.to_slot(), Ordering::Release),
+                (false, true) => slot.store(tail.to_slot(), Ordering::Release),
+                // The tail first, so that a lookup in between misses neither. Without room for it
+                // the entry stays whole: too much is called lost until the next change, never too
+                // little.
+                (true, true) if self.add(tail) => slot.store(head.to_slot(), Ordering::Release),
+                (true, true) => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn pages(first: u64, count: u64) -> Pages {
+        Pages { first, count }
+    }
+
+    /// Numbers that depend on the seed only.
+    struct Dice(u64);
+
+    impl Dice {
+        fn below(&mut self, limit: u64) -> u64 {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (self.0 >> 33) % limit
+        }
+    }
+
+    #[test]
+    fn agrees_with_a_set_of_pages() {
+        for seed in 0..50 {
+            let (mut dice, table) = (Dice(seed), Table::new());
+            let mut model = BTreeSet::new();
+            for step in 0..2000 {
+                let at = 1 + dice.below(300);
+                if dice.below(3) > 0 {
+                    table.insert(pages(at, 1));
+                    model.insert(at);
+                } else {
+                    let gone = pages(at, 1 + dice.below(20));
+                    table.forget(gone);
+                    model.retain(|&page| page < gone.first || page >= gone.end());
+                }
+                let wanted = pages(1 + dice.below(300), 1 + dice.below(20));
+                let expected = model.range(wanted.first..wanted.end()).next().copied();
+                assert_eq!(table.first_in(wanted), expected, "seed {seed} step {step}");
+                let is_used = table.used_slots.load(Ordering::Relaxed) != 0;
+                assert_eq!(is_used, !model.is_empty(), "seed {seed} step {step}");
+            }
+            assert!(!table.overflowed.load(Ordering::Relaxed));
+        }
+    }
+
+    #[test]
+    fn a_full_table_stays_suspect_for_ever() {
+        let table = Table::new();
+        for page in 0..=SLOTS as u64 {
+            assert!(!table.overflowed.load(Ordering::Relaxed));
+            table.insert(pages(10 + 2 * page, 1));
+        }
+        assert!(table.overflowed.load(Ordering::Relaxed));
+        table.forget(pages(0, 10_000));
+        assert_eq!(table.first_in(pages(0, 10_000)), None);
+        assert!(table.used_slots.load(Ordering::Relaxed) > 0);
+    }
+
+    #[test]
+    fn pages_are_those_that_bytes_touch() {
+        let size = page_bytes();
+        assert_eq!(Pages::around(size, size), Some(pages(1, 1)));
+        assert_eq!(Pages::around(2 * size - 1, 2), Some(pages(1, 2)));
+        assert_eq!(Pages::around(size, 0), None);
+        assert_eq!(Pages::around(usize::MAX, 2), None);
+        let high = pages((1 << 44) - 1, PAGES_MAX);
+        assert_eq!(Pages::from_slot(high.to_slot()), Some(high));
     }
 }

@@ -317,3 +317,96 @@ impl AsFd for SignalFd {
         self.fd.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::socket::Socket;
+
+    const PATIENCE: Option<Duration> = Some(Duration::from_secs(60));
+
+    #[test]
+    fn reports_tokens_until_they_are_dealt_with_or_removed() {
+        let (poller, mut ready) = (Poller::new().unwrap(), Vec::new());
+        let (a, b) = (EventFd::new().unwrap(), EventFd::new().unwrap());
+        poller.add(a.as_fd(), 1, Interest::READ).unwrap();
+        poller.add(b.as_fd(), u64::MAX, Interest::READ).unwrap();
+        let twice = poller.add(a.as_fd(), 1, Interest::READ).unwrap_err();
+        assert_eq!(twice.kind(), io::ErrorKind::AlreadyExists);
+        poller.wait(Some(Duration::ZERO), &mut ready).unwrap();
+        assert!(ready.is_empty());
+
+        b.signal().unwrap();
+        b.signal().unwrap();
+        let expected = Ready { token: u64::MAX, readable: true, writable: false, hangup: false };
+        for _ in 0..2 {
+            poller.wait(PATIENCE, &mut ready).unwrap();
+            assert_eq!(ready, [expected], "level triggered");
+        }
+        assert_eq!(b.drain().unwrap(), 2);
+        assert_eq!(b.drain().unwrap(), 0);
+        a.signal().unwrap();
+        poller.remove(a.as_fd()).unwrap();
+        poller.wait(Some(Duration::ZERO), &mut ready).unwrap();
+        assert!(ready.is_empty());
+        let gone = poller.remove(a.as_fd()).unwrap_err();
+        assert_eq!(gone.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn interest_can_change_and_a_hang_up_is_always_told() {
+        let (poller, mut ready) = (Poller::new().unwrap(), Vec::new());
+        let (here, there) = Socket::pair().unwrap();
+        poller.add(here.as_fd(), 5, Interest::BOTH).unwrap();
+        poller.wait(PATIENCE, &mut ready).unwrap();
+        assert_eq!(ready, [Ready { token: 5, readable: false, writable: true, hangup: false }]);
+        poller.modify(here.as_fd(), 6, Interest::NONE).unwrap();
+        there.send(b"x", &[]).unwrap();
+        poller.wait(Some(Duration::ZERO), &mut ready).unwrap();
+        assert!(ready.is_empty());
+        drop(there);
+        poller.wait(PATIENCE, &mut ready).unwrap();
+        assert!(ready[0].hangup && ready[0].token == 6);
+    }
+
+    #[test]
+    fn a_time_of_less_than_a_millisecond_is_waited_and_not_skipped() {
+        let (poller, mut ready) = (Poller::new().unwrap(), Vec::new());
+        let wait = Duration::from_micros(300);
+        let start = std::time::Instant::now();
+        poller.wait(Some(wait), &mut ready).unwrap();
+        assert!(start.elapsed() >= wait);
+        let event = EventFd::new().unwrap();
+        assert!(!wait_readable(event.as_fd(), Some(wait)).unwrap());
+        assert!(wait_writable(event.as_fd(), Some(wait)).unwrap());
+        event.signal().unwrap();
+        assert!(wait_readable(event.as_fd(), None).unwrap());
+    }
+
+    #[test]
+    fn an_event_that_another_process_made_is_usable() {
+        let (a, b) = Socket::pair().unwrap();
+        let event = EventFd::new().unwrap();
+        a.send(b"x", &[event.as_fd()]).unwrap();
+        let (mut buf, mut fds) = ([0; 8], Vec::new());
+        b.recv(&mut buf, &mut fds).unwrap();
+        let theirs = EventFd::from_fd(fds.remove(0)).unwrap();
+        theirs.signal().unwrap();
+        assert_eq!(event.drain().unwrap(), 1);
+    }
+
+    #[test]
+    fn blocked_signals_come_by_descriptor() {
+        // In a thread of its own, since the signals stay blocked in it.
+        let thread = std::thread::spawn(|| {
+            let signals = SignalFd::new().unwrap();
+            assert_eq!(signals.next().unwrap(), None);
+            // SAFETY: sends a signal, which is blocked, to this thread.
+            assert_eq!(unsafe { libc::raise(libc::SIGHUP) }, 0);
+            assert!(wait_readable(signals.as_fd(), PATIENCE).unwrap());
+            assert_eq!(signals.next().unwrap(), Some(Notice::Hangup));
+            assert_eq!(signals.next().unwrap(), None);
+        });
+        thread.join().unwrap();
+    }
+}
