@@ -1,0 +1,17 @@
+//! The atomics of the state machines: those of the processor, or of loom's model of it.
+//!
+//! Under `--cfg loom` the modules [`crate::slot`] and [`crate::lock`] are explored over every
+//! interleaving and every value that a weak memory model lets a load see.
+
+#[cfg(not(loom))]
+pub use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence, fence};
+
+#[cfg(loom)]
+pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+/// In the model the light half of an asymmetric pair is a full fence: what the kernel makes of it
+/// when the other half runs.
+#[cfg(loom)]
+pub fn compiler_fence(order: Ordering) {
+    fence(order);
+}

@@ -1,0 +1,261 @@
+//! The client's side of its session object: a mapping with typed words.
+//!
+//! # Invariants
+//!
+//! 1. All words are atomics: the broker and other threads store to them at any time.
+//! 2. The mapping is of the session's own object, whose size only this client could change. If it
+//!    does, the signal is its own.
+//! 3. `known` lives in this process alone; it never runs ahead of what the tables have taken in.
+
+use std::io;
+use std::mem::{align_of, offset_of};
+use std::os::fd::BorrowedFd;
+use std::slice;
+
+use zerocopy::{FromZeros, IntoBytes};
+
+use dmce_abi::limits::{PINS, SLOTS};
+use dmce_abi::version::SEGMENT_VERSION;
+use dmce_sys::map::{FileRange, MapError, Mapping, Populate, Protection};
+use dmce_sys::object::{self, ObjectError};
+
+use super::pin::{Pin, PinId, PinnedRange, Pins, PinsExhausted};
+use super::{
+    BARRIER_MEMBARRIER, MAGIC, PINS_OFFSET, SESSION_BYTES, SLOTS_OFFSET, SessionIdentity,
+    SessionPage,
+};
+use crate::atomic::{AtomicU64, Ordering};
+use crate::fence::Fence;
+use crate::layout::layout;
+use crate::slot::{Look, Marks, Moved, Operation, Slot};
+
+/// The session object of this process's session, mapped.
+#[derive(Debug)]
+pub struct SessionMap {
+    mapping: Mapping,
+    pins: Pins,
+    /// The generation up to which the process has taken in all changes.
+    known: AtomicU64,
+    /// Towards the broker.
+    fence: Fence,
+}
+
+layout! {
+    /// What the client uses, for the administrator. Written by the client with relaxed stores,
+    /// read by the broker as a claim.
+    #[derive(Debug)]
+    pub struct Usage, 24 bytes {
+        /// Bytes in allocations.
+        0 => pub bytes_in_use: AtomicU64,
+        /// Bytes free in its blocks.
+        8 => pub bytes_free: AtomicU64,
+        /// Allocations.
+        16 => pub allocations: AtomicU64,
+    }
+}
+
+const GENERATION_OFFSET: usize = offset_of!(SessionPage, generation);
+const USAGE_OFFSET: usize = offset_of!(SessionPage, bytes_in_use);
+
+// Where the typed words lie in a mapping that is page aligned.
+const _: () = {
+    assert!(GENERATION_OFFSET.is_multiple_of(align_of::<AtomicU64>()));
+    assert!(USAGE_OFFSET.is_multiple_of(align_of::<Usage>()));
+    assert!(SLOTS_OFFSET.is_multiple_of(align_of::<Slot>()));
+    assert!(PINS_OFFSET.is_multiple_of(align_of::<Pin>()));
+    assert!(USAGE_OFFSET + size_of::<Usage>() <= SLOTS_OFFSET);
+    assert!(offset_of!(SessionPage, allocations) == USAGE_OFFSET + offset_of!(Usage, allocations));
+};
+
+/// Why a session object is not the one that was announced, or could not be mapped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "the messages name the fields")]
+pub enum SessionMapError {
+    /// Made by a broker of another version.
+    #[error("the session object is of segment version {theirs}, this release uses {ours}")]
+    OtherVersion { theirs: u32, ours: u32 },
+    /// Not the object of this session.
+    #[error("the session object is not that of session {}: {field} differs", identity.session)]
+    Foreign { identity: SessionIdentity, field: &'static str },
+    /// It could not be read.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    /// It could not be mapped.
+    #[error(transparent)]
+    Map(#[from] MapError),
+}
+
+impl SessionMap {
+    /// Checks and maps the object that the broker sent. The known generation is the one that it
+    /// shows now.
+    ///
+    /// `fence` is what this process can use ([`Fence::register`]); with a broker that cannot issue
+    /// barriers it becomes a full one.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionMapError`].
+    pub fn map(
+        fd: BorrowedFd<'_>,
+        identity: SessionIdentity,
+        fence: Fence,
+    ) -> Result<Self, SessionMapError> {
+        let mut page = SessionPage::new_zeroed();
+        object::read_at(fd, page.as_mut_bytes(), 0)?;
+        check(&page, identity)?;
+        if object::stat(fd)?.bytes != SESSION_BYTES {
+            return Err(SessionMapError::Foreign { identity, field: "the size" });
+        }
+        let range = FileRange { offset: 0, bytes: SESSION_BYTES };
+        let mapping = Mapping::shared(fd, range, Protection::ReadWrite, Populate::Yes)?;
+        let fence = if page.barrier == BARRIER_MEMBARRIER { fence } else { Fence::Full };
+        let pins = Pins::new(pins_in(&mapping));
+        let known = AtomicU64::new(page.generation.get());
+        Ok(Self { mapping, pins, known, fence })
+    }
+
+    /// Begins an operation in a slot: see [`Slot::begin`].
+    ///
+    /// # Errors
+    ///
+    /// [`Moved`]: take in the changes since [`SessionMap::known`], say so with
+    /// [`SessionMap::settle`], and begin again.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such slot, or an operation is in flight in it.
+    #[inline]
+    pub fn begin(&self, slot: usize) -> Result<Operation<'_>, Moved> {
+        let look =
+            Look { generation: self.generation_word(), known: &self.known, fence: self.fence };
+        self.slots()[slot].begin(look)
+    }
+
+    /// Whether the broker's generation is another than the known one. One load; not a mark.
+    #[inline]
+    #[must_use]
+    pub fn has_moved(&self) -> bool {
+        self.generation_word().load(Ordering::Relaxed) != self.known.load(Ordering::Relaxed)
+    }
+
+    /// The generation up to which this process has taken in all changes.
+    #[must_use]
+    pub fn known(&self) -> u64 {
+        self.known.load(Ordering::Acquire)
+    }
+
+    /// Says that the tables have taken in all changes up to `generation`, as the broker named it.
+    /// One thread at a time takes changes in.
+    pub fn settle(&self, generation: u64) {
+        // Release pairs with the acquire of `Slot::begin`.
+        self.known.store(generation, Ordering::Release);
+    }
+
+    /// All slots. Which thread has which is the process's to say; [`SLOTS`]` - 1` is shared under
+    /// its mutex.
+    #[inline]
+    #[must_use]
+    pub fn slots(&self) -> &[Slot] {
+        let first = self.at::<Slot>(SLOTS_OFFSET);
+        // SAFETY: the mapping holds SLOTS slots from there on, aligned by the assertions above, for
+        // as long as `self` is borrowed; a slot is atomics, which any process may store to, and
+        // every bit pattern is one.
+        unsafe { slice::from_raw_parts(first, SLOTS) }
+    }
+
+    /// What the client shows to the administrator.
+    #[inline]
+    #[must_use]
+    pub fn usage(&self) -> &Usage {
+        // SAFETY: as in `slots`, for one value.
+        unsafe { &*self.at::<Usage>(USAGE_OFFSET) }
+    }
+
+    /// Records a range before a pointer into it is given out. Inside an operation, so that who
+    /// waits for the marks sees it.
+    ///
+    /// # Errors
+    ///
+    /// [`PinsExhausted`].
+    pub fn take_pin(&self, range: PinnedRange) -> Result<PinId, PinsExhausted> {
+        self.pins.take(pins_in(&self.mapping), range)
+    }
+
+    /// Takes the record of a pin away after its mapping is gone.
+    pub fn free_pin(&self, id: PinId) {
+        self.pins.free(pins_in(&self.mapping), id);
+    }
+
+    /// Looks which operations of this process are in flight, to wait for them: whatever was
+    /// unpublished before, no operation that begins later can find.
+    ///
+    /// The caller's own operation is among them if it is in one.
+    ///
+    /// # Errors
+    ///
+    /// The kernel had no memory for the barrier: call it again.
+    pub fn retire(&self) -> io::Result<Grace<'_>> {
+        // The broker's ability does not matter here: a light side that issues a full fence pairs
+        // with this process's own barrier as well.
+        self.fence.heavy_process()?;
+        Ok(Grace { map: self, before: Marks::look(self.slots()) })
+    }
+
+    #[inline]
+    fn generation_word(&self) -> &AtomicU64 {
+        // SAFETY: as in `slots`, for one word.
+        unsafe { &*self.at::<AtomicU64>(GENERATION_OFFSET) }
+    }
+
+    #[inline]
+    fn at<T>(&self, offset: usize) -> *const T {
+        at(&self.mapping, offset)
+    }
+}
+
+/// A wait for the operations that were in flight when something was retired.
+#[derive(Debug)]
+pub struct Grace<'a> {
+    map: &'a SessionMap,
+    before: Marks,
+}
+
+impl Grace<'_> {
+    /// Whether all of them are over but the one of the slot `own`, if the caller is inside one.
+    #[must_use]
+    pub fn is_over(&self, own: Option<usize>) -> bool {
+        let now = Marks::look(self.map.slots());
+        let mut waiting = self.before.waiting(&now);
+        waiting.all(|slot| Some(slot) == own)
+    }
+}
+
+fn check(page: &SessionPage, identity: SessionIdentity) -> Result<(), SessionMapError> {
+    let same = |field, same: bool| {
+        if same { Ok(()) } else { Err(SessionMapError::Foreign { identity, field }) }
+    };
+    same("the magic", page.magic == MAGIC)?;
+    if page.version != SEGMENT_VERSION {
+        let theirs = page.version.get();
+        return Err(SessionMapError::OtherVersion { theirs, ours: SEGMENT_VERSION });
+    }
+    // Sizes and offsets of the tables are constants of the version, and in the fingerprint.
+    let expected = SessionPage::new(identity, Fence::Full);
+    same("the fingerprint", page.fingerprint == expected.fingerprint)?;
+    same("the session", page.session == expected.session)?;
+    same("the GUID", page.guid == expected.guid)?;
+    same("the slots", (page.slots, page.slots_offset) == (expected.slots, expected.slots_offset))?;
+    same("the pins", (page.pins, page.pins_offset) == (expected.pins, expected.pins_offset))
+}
+
+fn pins_in(mapping: &Mapping) -> &[Pin] {
+    // SAFETY: the mapping of a session object holds PINS pins from there on, aligned by the
+    // assertions above, for as long as it is borrowed; a pin is atomics of any bit pattern.
+    unsafe { slice::from_raw_parts(at(mapping, PINS_OFFSET), PINS) }
+}
+
+#[inline]
+fn at<T>(mapping: &Mapping, offset: usize) -> *const T {
+    mapping.as_ptr().wrapping_add(offset).cast::<T>().cast_const()
+}

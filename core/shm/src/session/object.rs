@@ -1,0 +1,201 @@
+//! The broker's side of a session object: two kinds of `pwrite`, and copies by `pread`.
+//!
+//! # Invariants
+//!
+//! 1. Nothing here maps the object. A client that truncates it gets an error into the broker's log
+//!    and nothing else; one that enlarges it is found by [`SessionObject::check_size`].
+//! 2. Between [`SessionObject::publish`] and [`SessionObject::marks`] the broker issues the heavy
+//!    half of the fence ([`Fence::heavy_host`]), once for all the sessions that it published to.
+//!
+//! Is a `pwrite` of the generation atomic enough? It goes into the same page that the client has
+//! mapped. The client compares the word with the one it knows and does nothing else with it; while
+//! the kernel copies, it may see the old word, the new one, or a mixture, and whatever is not the
+//! old one makes it ask the broker. When `pwrite` has returned the word is whole, and the fence that
+//! follows orders it before the look at the marks.
+
+use std::mem::offset_of;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use zerocopy::{FromZeros, IntoBytes};
+
+use dmce_sys::object::{self, ObjectError};
+
+use super::pin::{self, PinnedRange};
+use super::{
+    BARRIER_MEMBARRIER, PINS_OFFSET, SESSION_BYTES, SESSION_END, SLOTS_OFFSET, SessionIdentity,
+    SessionPage,
+};
+use crate::atomic::{Ordering, fence};
+use crate::fence::Fence;
+use crate::slot::{self, Marks};
+
+/// More than this is never held by an object of [`SESSION_BYTES`], with huge pages either.
+const ALLOCATED_BYTES_MAX: u64 = 2 << 20;
+
+const SLOTS_RANGE: Range<usize> = SLOTS_OFFSET..PINS_OFFSET;
+const PINS_RANGE: Range<usize> = PINS_OFFSET..SESSION_END;
+
+/// A session object, as the broker holds it.
+#[derive(Debug)]
+pub struct SessionObject {
+    fd: OwnedFd,
+}
+
+/// What a client says that it uses: shown, never believed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UsageClaim {
+    /// Bytes in allocations.
+    pub bytes_in_use: u64,
+    /// Bytes free in its blocks.
+    pub bytes_free: u64,
+    /// Allocations.
+    pub allocations: u64,
+    /// Operations of all slots.
+    pub operations: u64,
+}
+
+/// Why a session object could not be made, or tells nothing.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "the messages name the fields")]
+pub enum SessionError {
+    /// The client changed its size, or made it hold more.
+    #[error(
+        "the session object has {bytes} bytes and holds {allocated_bytes}, not {SESSION_BYTES}"
+    )]
+    Resized { bytes: u64, allocated_bytes: u64 },
+    /// Its client relies on barriers that this broker cannot issue.
+    #[error("the session was set up with membarrier, which this broker cannot use")]
+    Barrier,
+    /// It could not be read or written; [`ObjectError::Short`] if the client cut it.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+}
+
+impl SessionObject {
+    /// Writes the session object into a new, empty object. All of it is committed, so that no
+    /// store of the client can fail.
+    ///
+    /// `fence` is what the broker uses after [`SessionObject::publish`] for as long as the session
+    /// lives; the client reads it from the object.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Object`], with no space among them.
+    pub fn create(
+        fd: OwnedFd,
+        identity: SessionIdentity,
+        fence: Fence,
+    ) -> Result<Self, SessionError> {
+        object::commit(fd.as_fd(), 0, SESSION_BYTES)?;
+        object::write_at(fd.as_fd(), SessionPage::new(identity, fence).as_bytes(), 0)?;
+        Ok(Self { fd })
+    }
+
+    /// Takes up the object of a session whose record was believed.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Resized`], [`SessionError::Barrier`], [`SessionError::Object`]: the session
+    /// cannot go on.
+    pub fn open(fd: OwnedFd, fence: Fence) -> Result<Self, SessionError> {
+        let object = Self { fd };
+        object.check_size()?;
+        let mut page = SessionPage::new_zeroed();
+        object::read_at(object.as_fd(), page.as_mut_bytes(), 0)?;
+        if page.barrier == BARRIER_MEMBARRIER && fence != Fence::Asymmetric {
+            return Err(SessionError::Barrier);
+        }
+        Ok(object)
+    }
+
+    /// Stores the generation. After the heavy half of the fence every operation either sees it or
+    /// is in the marks.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Object`].
+    pub fn publish(&self, generation: u64) -> Result<(), SessionError> {
+        let bytes = generation.to_le_bytes();
+        object::write_at(self.as_fd(), &bytes, offset_of!(SessionPage, generation) as u64)?;
+        Ok(())
+    }
+
+    /// The generation that the object shows. A broker that comes back goes on from there; a client
+    /// that wrote another number has misled itself alone.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Object`].
+    pub fn generation(&self) -> Result<u64, SessionError> {
+        let mut bytes = [0; 8];
+        object::read_at(self.as_fd(), &mut bytes, offset_of!(SessionPage, generation) as u64)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// The marks now.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Object`].
+    pub fn marks(&self) -> Result<Marks, SessionError> {
+        Ok(Marks::of_copy(&self.copy(SLOTS_RANGE)?))
+    }
+
+    /// The pins now. Who must not miss one asks after the marks have quiesced: a pin is taken
+    /// inside an operation.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Object`].
+    pub fn pins(&self) -> Result<Vec<PinnedRange>, SessionError> {
+        let earlier = self.copy(PINS_RANGE)?;
+        let later = self.copy(PINS_RANGE)?;
+        Ok(pin::claims(&earlier, &later))
+    }
+
+    /// What the client says that it uses.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Object`].
+    pub fn usage(&self) -> Result<UsageClaim, SessionError> {
+        let mut page = SessionPage::new_zeroed();
+        object::read_at(self.as_fd(), page.as_mut_bytes(), 0)?;
+        Ok(UsageClaim {
+            bytes_in_use: page.bytes_in_use.get(),
+            bytes_free: page.bytes_free.get(),
+            allocations: page.allocations.get(),
+            operations: slot::operations_of_copy(&self.copy(SLOTS_RANGE)?),
+        })
+    }
+
+    /// Looks whether the client changed the object's size, or made it hold more than its size.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Resized`]: the session is to be ended. [`SessionError::Object`].
+    pub fn check_size(&self) -> Result<(), SessionError> {
+        let stat = object::stat(self.as_fd())?;
+        let (bytes, allocated_bytes) = (stat.bytes, stat.allocated_bytes);
+        if bytes != SESSION_BYTES || allocated_bytes > ALLOCATED_BYTES_MAX {
+            return Err(SessionError::Resized { bytes, allocated_bytes });
+        }
+        Ok(())
+    }
+
+    fn copy(&self, range: Range<usize>) -> Result<Vec<u8>, SessionError> {
+        let mut copy = vec![0; range.len()];
+        object::read_at(self.as_fd(), &mut copy, range.start as u64)?;
+        // Acquire pairs with the releases of marks and of pins' states; the copy orders nothing.
+        fence(Ordering::Acquire);
+        Ok(copy)
+    }
+}
+
+impl AsFd for SessionObject {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}

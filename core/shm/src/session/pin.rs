@@ -1,0 +1,120 @@
+//! Pinned ranges: where pointers of the application point to (section 4.2).
+//!
+//! # Invariants
+//!
+//! 1. `state` is stored last when a pin is taken and first when it is freed: a pin that is seen
+//!    taken has its range.
+//! 2. A pin is taken before the pointer is returned and freed after the mapping is gone. Who dies
+//!    in between leaves a pin without a pointer, which ends with the session.
+
+use std::sync::{Mutex, PoisonError};
+
+use dmce_abi::limits::PINS;
+
+use crate::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::layout::layout;
+
+layout! {
+    /// One pin. Zero is a free one.
+    pub struct Pin, 32 bytes {
+        /// The first DMCE address of the range.
+        0 => addr: AtomicU64,
+        8 => bytes: AtomicU64,
+        /// 0 free, 1 read, 3 read and write. Written by the client, read by the broker.
+        16 => state: AtomicU32,
+        20 => reserved: [AtomicU32; 3],
+    }
+}
+
+const FREE: u32 = 0;
+const READ: u32 = 1;
+const READ_WRITE: u32 = 3;
+
+/// A range that a pointer of the application points into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PinnedRange {
+    /// The first DMCE address; from the broker's side a claim.
+    pub addr: u64,
+    /// Bytes; from the broker's side a claim.
+    pub bytes: u64,
+    /// Whether the pointer can write.
+    pub writable: bool,
+}
+
+/// A taken pin, to be given back with [`Pins::free`].
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "the range stays pinned until the pin is freed"]
+pub struct PinId(usize);
+
+/// All pins are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("all {PINS} pins of the session are taken")]
+pub struct PinsExhausted;
+
+/// The pins of this process's session: which are free is known here, so that threads do not race
+/// for a place.
+#[derive(Debug)]
+pub struct Pins {
+    free: Mutex<Vec<usize>>,
+}
+
+impl Pins {
+    pub(super) fn new(pins: &[Pin]) -> Self {
+        let is_free = |index: &usize| pins[*index].state.load(Ordering::Relaxed) == FREE;
+        Self { free: Mutex::new((0..pins.len()).rev().filter(is_free).collect()) }
+    }
+
+    pub(super) fn take(&self, pins: &[Pin], range: PinnedRange) -> Result<PinId, PinsExhausted> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = free.pop().ok_or(PinsExhausted)?;
+        let pin = &pins[index];
+        pin.addr.store(range.addr, Ordering::Relaxed);
+        pin.bytes.store(range.bytes, Ordering::Relaxed);
+        let state = if range.writable { READ_WRITE } else { READ };
+        // Release pairs with the acquire after the broker's copy: a pin that is seen taken has its range.
+        pin.state.store(state, Ordering::Release);
+        Ok(PinId(index))
+    }
+
+    #[expect(clippy::needless_pass_by_value, reason = "a pin is freed once")]
+    pub(super) fn free(&self, pins: &[Pin], id: PinId) {
+        // Release: the accesses through the pointer are over before the pin is seen free.
+        pins[id.0].state.store(FREE, Ordering::Release);
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(id.0);
+    }
+}
+
+/// The pins that are taken, out of two copies that were made one after the other.
+///
+/// A pin counts if it is taken in both. Its range is from the later copy, so it is at least as new
+/// as the state in the earlier one; a pin that was freed and taken again in between may mix two
+/// ranges, which only its own client can bring about.
+pub(super) fn claims(earlier: &[u8], later: &[u8]) -> Vec<PinnedRange> {
+    let pairs = earlier.chunks_exact(size_of::<Pin>()).zip(later.chunks_exact(size_of::<Pin>()));
+    let taken = pairs.filter_map(|(earlier, later)| {
+        let (before, now) = (Claim::of(earlier)?, Claim::of(later)?);
+        let is_taken = before.state != FREE && now.state != FREE;
+        // What is neither of the two states is a claim to write.
+        let writable = now.state != READ;
+        is_taken.then_some(PinnedRange { addr: now.addr, bytes: now.bytes, writable })
+    });
+    taken.collect()
+}
+
+struct Claim {
+    addr: u64,
+    bytes: u64,
+    state: u32,
+}
+
+impl Claim {
+    fn of(copy: &[u8]) -> Option<Self> {
+        let (addr, rest) = copy.split_first_chunk()?;
+        let (bytes, rest) = rest.split_first_chunk()?;
+        Some(Self {
+            addr: u64::from_le_bytes(*addr),
+            bytes: u64::from_le_bytes(*bytes),
+            state: u32::from_le_bytes(*rest.first_chunk()?),
+        })
+    }
+}
