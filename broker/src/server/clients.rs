@@ -1,0 +1,189 @@
+//! Connections of clients.
+//!
+//! # Invariants
+//!
+//! 1. A frame that cannot be read whole, or that brings a descriptor, is hostile: no request takes one.
+//! 2. A client that does not read its answers is dropped at the first one that does not fit.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::chown;
+use std::path::Path;
+
+use dmce_abi::limits::FRAME_BYTES_MAX;
+use dmce_abi::wire::client::{ClientReply, ClientRequest};
+use dmce_abi::wire::{self, FrameHeader, Refusal, Reply, WireError};
+use dmce_abi::{Status, wire::peek_request};
+use dmce_broker::dispatcher::{ClientConn, Event, Peer, RequestId};
+use dmce_config::BrokerSection;
+use dmce_sys::poll::{Interest, Poller};
+use dmce_sys::socket::{Listener, Socket, SocketError};
+use dmce_sys::{identity, process};
+use tracing::{info, warn};
+
+use super::{ServerError, Source};
+
+/// Frames taken from one connection before the others have their turn.
+const FRAMES_A_TURN: usize = 16;
+
+/// Connections taken in before those that are there have their turn.
+const ACCEPTS_A_TURN: usize = 64;
+
+/// All connections of clients, and where they come from.
+pub struct Clients {
+    listener: Listener,
+    open: BTreeMap<ClientConn, Socket>,
+    next: u64,
+    buffer: Vec<u8>,
+}
+
+impl Clients {
+    /// Listens at `broker.sock` in `dir`.
+    pub fn listen(
+        poller: &Poller,
+        dir: &Path,
+        config: &BrokerSection,
+    ) -> Result<Self, ServerError> {
+        let path = dir.join("broker.sock");
+        let listener = Listener::bind(&path, config.socket_mode)?;
+        if let Some(name) = &config.socket_group {
+            let gid = name.parse().ok().map_or_else(|| identity::gid_of(name), |gid| Ok(Some(gid)));
+            let gid = gid?.ok_or_else(|| ServerError::NoGroup { name: name.clone() })?;
+            chown(&path, None, Some(gid))?;
+        }
+        poller.add(listener.as_fd(), Source::ClientListener.token(0), Interest::READ)?;
+        let buffer = vec![0; FRAME_BYTES_MAX + 1];
+        Ok(Self { listener, open: BTreeMap::new(), next: 1, buffer })
+    }
+
+    /// Removes the socket's file.
+    pub fn unlink(&self) {
+        if let Err(error) = self.listener.unlink() {
+            warn!("broker.sock stays behind: {error}");
+        }
+    }
+
+    /// Takes in who has connected.
+    pub fn accept(&mut self, poller: &Poller, events: &mut VecDeque<Event>) {
+        for _ in 0..ACCEPTS_A_TURN {
+            let socket = match self.listener.accept_nonblocking() {
+                Ok(socket) => socket,
+                Err(SocketError::WouldBlock { .. }) => return,
+                Err(error) => return warn!("a client was not taken in: {error}"),
+            };
+            let conn = ClientConn(self.next);
+            let token = Source::Client.token(conn.0);
+            let peer = peer_of(&socket);
+            let added = poller.add(socket.as_fd(), token, Interest::READ);
+            match (peer, added) {
+                (Some(peer), Ok(())) => {
+                    self.next += 1;
+                    self.open.insert(conn, socket);
+                    events.push_back(Event::Connected { conn, peer });
+                }
+                (None, _) => {} // It is gone already.
+                (_, Err(error)) => warn!("a client was not taken in: {error}"),
+            }
+        }
+    }
+
+    /// Takes in what a client has sent.
+    pub fn receive(&mut self, number: u64, events: &mut VecDeque<Event>) {
+        let conn = ClientConn(number);
+        for _ in 0..FRAMES_A_TURN {
+            let Some(socket) = self.open.get(&conn) else { return };
+            let mut fds = Vec::new();
+            let received = match socket.try_recv(&mut self.buffer, &mut fds) {
+                Ok(received) => received,
+                Err(SocketError::WouldBlock { .. }) => return,
+                Err(_) => {
+                    self.open.remove(&conn);
+                    return events.push_back(Event::HungUp { conn });
+                }
+            };
+            let frame = &self.buffer[..received.bytes];
+            match read(frame, fds.len(), received.truncated) {
+                Ok((request_id, request)) => {
+                    events.push_back(Event::Request { conn, request_id, request });
+                }
+                Err(error) => {
+                    if let WireError::Version { .. } = error {
+                        let refusal = Refusal::new(Status::Version, error.to_string());
+                        let request_id = RequestId(peek_request(frame));
+                        self.reply(conn, request_id, &Err(refusal), &[]);
+                    }
+                    let reason = format!("a frame that is none: {error}");
+                    return events.push_back(Event::Hostile { conn, reason });
+                }
+            }
+        }
+    }
+
+    /// Sends an answer. `false`: the client did not take it, and its connection is gone.
+    pub fn reply(
+        &mut self,
+        conn: ClientConn,
+        request_id: RequestId,
+        reply: &Reply<ClientReply>,
+        fds: &[OwnedFd],
+    ) -> bool {
+        let Some(socket) = self.open.get(&conn) else { return true };
+        let count = u16::try_from(fds.len()).expect("a reply has few descriptors");
+        let header = FrameHeader { request: request_id.0, fds: count };
+        let frame = wire::encode(header, reply).or_else(|error| {
+            warn!("an answer did not fit: {error}");
+            let refusal = Refusal::new(Status::Internal, "the answer did not fit a frame");
+            let header = FrameHeader { request: request_id.0, fds: 0 };
+            wire::encode::<Reply<ClientReply>>(header, &Err(refusal))
+        });
+        let frame = frame.expect("a short refusal fits a frame");
+        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        let sent = socket.try_send(&frame, &fds);
+        if let Err(error) = &sent {
+            info!(connection = conn.0, "a client did not take its answer: {error}");
+            self.open.remove(&conn);
+        }
+        sent.is_ok()
+    }
+
+    /// Ends a connection.
+    pub fn close(&mut self, conn: ClientConn, reason: &str) {
+        if self.open.remove(&conn).is_some() {
+            info!(connection = conn.0, "closed: {reason}");
+        }
+    }
+
+    /// Whether the connection is there.
+    pub fn is_open(&self, conn: ClientConn) -> bool {
+        self.open.contains_key(&conn)
+    }
+
+    /// The process at the other end, where the kernel tells by the socket.
+    pub fn pidfd(&self, conn: ClientConn) -> Option<OwnedFd> {
+        self.open.get(&conn)?.peer_pidfd().ok()?
+    }
+}
+
+/// Who is at the other end; `None` if that process is gone.
+pub fn peer_of(socket: &Socket) -> Option<Peer> {
+    let peer = socket.peer().ok()?;
+    let start_time = process::start_time(peer.pid).ok()?;
+    let (pid, uid, gid, groups) = (peer.pid, peer.uid, peer.gid, peer.groups);
+    Some(Peer { pid, start_time, uid, gid, groups })
+}
+
+/// Reads a request. The syntax alone is looked at here.
+fn read(
+    frame: &[u8],
+    fds: usize,
+    truncated: bool,
+) -> Result<(RequestId, ClientRequest), WireError> {
+    if truncated {
+        return Err(WireError::TooLong { bytes: frame.len() as u64 });
+    }
+    let header = wire::decode_header(frame, fds)?;
+    if header.fds != 0 {
+        return Err(WireError::Fds { claimed: header.fds, came: fds as u64 });
+    }
+    Ok((RequestId(header.request), wire::decode_body(frame)?))
+}

@@ -1,0 +1,185 @@
+//! Connections of daemons.
+//!
+//! # Invariants
+//!
+//! 1. What a daemon does not take at once waits in a queue of at most [`QUEUE_BYTES_MAX`]; a daemon
+//!    that lets it overflow is dropped, and reports again when it comes back.
+//! 2. Only the service's own user gets in: the file's mode says so, and the credentials are looked at.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use dmce_abi::limits::FRAME_BYTES_MAX;
+use dmce_abi::wire::daemon::{DaemonMessage, DaemonRequest};
+use dmce_abi::wire::{self, FrameHeader, WireError};
+use dmce_broker::dispatcher::{DaemonConn, Event, RequestId};
+use dmce_sys::poll::{Interest, Poller, Ready};
+use dmce_sys::socket::{Listener, Socket, SocketError};
+use tracing::{info, warn};
+
+use super::clients::peer_of;
+use super::{ServerError, Source};
+
+/// Bytes that may wait for one daemon: about 100,000 requests to destroy a block.
+const QUEUE_BYTES_MAX: usize = 8 << 20;
+
+/// Frames taken from one daemon before others have their turn.
+const FRAMES_A_TURN: usize = 64;
+
+struct Connection {
+    socket: Socket,
+    waiting: VecDeque<Vec<u8>>,
+    waiting_bytes: usize,
+}
+
+/// All connections of daemons, and where they come from.
+pub struct Daemons {
+    listener: Listener,
+    open: BTreeMap<DaemonConn, Connection>,
+    next: u64,
+    buffer: Vec<u8>,
+}
+
+impl Daemons {
+    /// Listens at `daemon.sock` in `dir`.
+    pub fn listen(poller: &Poller, dir: &Path) -> Result<Self, ServerError> {
+        let listener = Listener::bind(dir.join("daemon.sock"), 0o600)?;
+        poller.add(listener.as_fd(), Source::DaemonListener.token(0), Interest::READ)?;
+        let buffer = vec![0; FRAME_BYTES_MAX + 1];
+        Ok(Self { listener, open: BTreeMap::new(), next: 1, buffer })
+    }
+
+    /// Removes the socket's file.
+    pub fn unlink(&self) {
+        if let Err(error) = self.listener.unlink() {
+            warn!("daemon.sock stays behind: {error}");
+        }
+    }
+
+    /// Takes in who has connected.
+    pub fn accept(&mut self, poller: &Poller, events: &mut VecDeque<Event>) {
+        loop {
+            let socket = match self.listener.accept_nonblocking() {
+                Ok(socket) => socket,
+                Err(SocketError::WouldBlock { .. }) => return,
+                Err(error) => return warn!("a daemon was not taken in: {error}"),
+            };
+            let Some(peer) = peer_of(&socket) else { continue };
+            let conn = DaemonConn(self.next);
+            let token = Source::Daemon.token(conn.0);
+            if let Err(error) = poller.add(socket.as_fd(), token, Interest::READ) {
+                return warn!("a daemon was not taken in: {error}");
+            }
+            self.next += 1;
+            let connection = Connection { socket, waiting: VecDeque::new(), waiting_bytes: 0 };
+            self.open.insert(conn, connection);
+            events.push_back(Event::DaemonConnected { conn, peer });
+        }
+    }
+
+    /// Takes in what a daemon has sent, and sends on what waits for it.
+    pub fn ready(
+        &mut self,
+        poller: &Poller,
+        ready: Ready,
+        number: u64,
+        events: &mut VecDeque<Event>,
+    ) {
+        let conn = DaemonConn(number);
+        if ready.writable && !self.flush(poller, conn) {
+            return events.push_back(Event::DaemonHungUp { conn });
+        }
+        if !ready.readable && !ready.hangup {
+            return;
+        }
+        for _ in 0..FRAMES_A_TURN {
+            let Some(connection) = self.open.get(&conn) else { return };
+            let mut fds = Vec::new();
+            let received = match connection.socket.try_recv(&mut self.buffer, &mut fds) {
+                Ok(received) => received,
+                Err(SocketError::WouldBlock { .. }) => return,
+                Err(_) => {
+                    self.open.remove(&conn);
+                    return events.push_back(Event::DaemonHungUp { conn });
+                }
+            };
+            let frame = &self.buffer[..received.bytes];
+            let (request_id, message) = match read(frame, fds.len(), received.truncated) {
+                Ok(read) => read,
+                Err(error) => {
+                    let reason = format!("a frame that is none: {error}");
+                    return events.push_back(Event::DaemonHostile { conn, reason });
+                }
+            };
+            events.push_back(Event::DaemonMessage { conn, request_id, message });
+        }
+    }
+
+    /// Sends a request, now or when the daemon takes it. `false`: the connection is gone.
+    pub fn send(
+        &mut self,
+        poller: &Poller,
+        conn: DaemonConn,
+        request_id: RequestId,
+        request: &DaemonRequest,
+    ) -> bool {
+        let Some(connection) = self.open.get_mut(&conn) else { return true };
+        let header = FrameHeader { request: request_id.0, fds: 0 };
+        let frame = wire::encode(header, request).expect("every request to a daemon fits a frame");
+        connection.waiting_bytes += frame.len();
+        connection.waiting.push_back(frame);
+        if connection.waiting_bytes > QUEUE_BYTES_MAX {
+            warn!(connection = conn.0, "a daemon takes no requests: dropped");
+            self.open.remove(&conn);
+            return false;
+        }
+        self.flush(poller, conn)
+    }
+
+    /// Sends what waits, as far as the daemon takes it. `false`: the connection is gone.
+    fn flush(&mut self, poller: &Poller, conn: DaemonConn) -> bool {
+        let Some(connection) = self.open.get_mut(&conn) else { return true };
+        let mut sent = Ok(());
+        while let Some(frame) = connection.waiting.front() {
+            sent = connection.socket.try_send(frame, &[]);
+            if sent.is_err() {
+                break;
+            }
+            connection.waiting_bytes -= frame.len();
+            connection.waiting.pop_front();
+        }
+        let interest = if connection.waiting.is_empty() { Interest::READ } else { Interest::BOTH };
+        let watched =
+            poller.modify(connection.socket.as_fd(), Source::Daemon.token(conn.0), interest);
+        if matches!(sent, Ok(()) | Err(SocketError::WouldBlock { .. })) && watched.is_ok() {
+            return true;
+        }
+        self.open.remove(&conn);
+        false
+    }
+
+    /// Ends a connection.
+    pub fn close(&mut self, conn: DaemonConn, reason: &str) {
+        if self.open.remove(&conn).is_some() {
+            info!(connection = conn.0, "daemon closed: {reason}");
+        }
+    }
+
+    /// Whether the connection is there.
+    pub fn is_open(&self, conn: DaemonConn) -> bool {
+        self.open.contains_key(&conn)
+    }
+}
+
+fn read(
+    frame: &[u8],
+    fds: usize,
+    truncated: bool,
+) -> Result<(RequestId, DaemonMessage), WireError> {
+    if truncated {
+        return Err(WireError::TooLong { bytes: frame.len() as u64 });
+    }
+    let header = wire::decode_header(frame, fds)?;
+    Ok((RequestId(header.request), wire::decode_body(frame)?))
+}

@@ -1,0 +1,356 @@
+//! The shell: turns readiness into events, and actions into system calls.
+//!
+//! ```text
+//!  listeners, connections, pidfds, signals, time
+//!            |  epoll
+//!            v
+//!         Event queue ----> Dispatcher::step ----> Actions
+//!            ^                                        |
+//!            +--- what an action found out -----------+
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. One thread; nothing here waits but [`Poller::wait`].
+//! 2. A peer that does not take its frames is dropped (clients) or queued up to a bound (daemons).
+//! 3. No event reaches the dispatcher for a connection that it closed or that hung up.
+
+mod clients;
+mod config;
+mod daemons;
+mod objects;
+mod sessions;
+mod start;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::time::Duration;
+
+use dmce_abi::AddrLayout;
+use dmce_abi::block::DaemonId;
+use dmce_abi::name::{Instance, ObjectKind, ObjectName};
+use dmce_broker::dispatcher::{Action, Dispatcher, Event, LogLevel, Millis, Now};
+use dmce_config::Config;
+use dmce_sys::lock::{LockError, OfdLock};
+use dmce_sys::object::{ObjectDir, ObjectError};
+use dmce_sys::poll::{Interest, Notice, Poller, Ready, SignalFd};
+use dmce_sys::socket::SocketError;
+use dmce_sys::{clock, limits, process, random};
+use std::os::fd::AsFd;
+use tracing::{debug, error, info, warn};
+
+use crate::args::Place;
+use clients::Clients;
+use daemons::Daemons;
+use objects::{BROKER, Objects};
+use sessions::Sessions;
+
+/// How often a lock that is waited for is looked at: the kernel has no notice for it.
+const LOCK_POLL_MS: u64 = 20;
+
+/// What a poller's token says, in its top byte; the rest is a number of that kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Source {
+    ClientListener = 1,
+    DaemonListener = 2,
+    Client = 3,
+    Daemon = 4,
+    Process = 5,
+    Signals = 6,
+}
+
+impl Source {
+    const ALL: [Self; 6] = [
+        Self::ClientListener,
+        Self::DaemonListener,
+        Self::Client,
+        Self::Daemon,
+        Self::Process,
+        Self::Signals,
+    ];
+
+    const fn token(self, number: u64) -> u64 {
+        (self as u64) << 56 | number
+    }
+
+    fn of(token: u64) -> (Self, u64) {
+        let kind = token >> 56;
+        let source = Self::ALL.into_iter().find(|source| *source as u64 == kind);
+        (source.expect("only tokens of ours are polled"), token & ((1 << 56) - 1))
+    }
+}
+
+/// What cannot be helped: the broker ends with it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// Another broker serves the instance.
+    #[error("instance {instance} is served by another broker")]
+    InUse {
+        /// The instance.
+        instance: Instance,
+    },
+    /// The objects' folder.
+    #[error("the folder of the objects")]
+    Objects(#[from] ObjectError),
+    /// A socket.
+    #[error("the sockets")]
+    Socket(#[from] SocketError),
+    /// A lock.
+    #[error("the broker's lock")]
+    Lock(#[source] LockError),
+    /// The group of the client's socket.
+    #[error("there is no group {name}")]
+    NoGroup {
+        /// As configured.
+        name: String,
+    },
+    /// The process.
+    #[error("what the kernel says of this process")]
+    Process(#[from] process::ProcessError),
+    /// The kernel refused something that a broker cannot do without.
+    #[error("the kernel")]
+    Kernel(#[from] io::Error),
+}
+
+/// The running broker.
+pub struct Server {
+    dispatcher: Dispatcher,
+    poller: Poller,
+    signals: SignalFd,
+    clients: Clients,
+    daemons: Daemons,
+    sessions: Sessions,
+    objects: Objects,
+    events: VecDeque<Event>,
+    awaited_locks: BTreeSet<DaemonId>,
+    wake_at: Option<Millis>,
+    /// Held for the life of the process: it makes this broker the only one of its instance.
+    _lock: OfdLock,
+}
+
+impl Server {
+    /// Takes the instance, reads what an earlier broker left, and opens the sockets.
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError`], above all [`ServerError::InUse`].
+    pub fn start(place: &Place, config: &Config) -> Result<Self, ServerError> {
+        let signals = SignalFd::new()?;
+        limits::raise_open_files()?;
+        let folder = ObjectDir::open(&config.instance.objects)?;
+        let lock = take_lock(&folder, &place.instance)?;
+        let layout: AddrLayout = config.instance.layout;
+        let objects = Objects::new(folder, place.instance.clone(), layout);
+        let mut sessions = Sessions::new(process::boot_id()?);
+        let started = start::read(&objects, &mut sessions)?;
+
+        let poller = Poller::new()?;
+        poller.add(signals.as_fd(), Source::Signals.token(0), Interest::READ)?;
+        let clients = Clients::listen(&poller, &place.dir, &config.broker)?;
+        let daemons = Daemons::listen(&poller, &place.dir)?;
+        let dispatcher =
+            Dispatcher::new(config::dispatcher(&place.instance, config), random::random_u128()?);
+        info!(
+            instance = %place.instance,
+            socket = %place.dir.join("broker.sock").display(),
+            sessions = started.sessions.len(),
+            "the broker serves"
+        );
+        Ok(Self {
+            dispatcher,
+            poller,
+            signals,
+            clients,
+            daemons,
+            sessions,
+            objects,
+            events: VecDeque::from([Event::Started(started)]),
+            awaited_locks: BTreeSet::new(),
+            wake_at: None,
+            _lock: lock,
+        })
+    }
+
+    /// Serves until a signal asks it to end. Objects and sessions stay: the next broker finds them.
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError`] if the kernel refuses to let it wait.
+    pub fn run(&mut self) -> Result<(), ServerError> {
+        let mut ready = Vec::new();
+        let mut actions = Vec::new();
+        loop {
+            self.drain(&mut actions);
+            self.poller.wait(self.timeout(), &mut ready)?;
+            for one in ready.drain(..) {
+                if self.take_in(one)?.is_break() {
+                    info!("the broker ends; what it served stays in place");
+                    self.clients.unlink();
+                    self.daemons.unlink();
+                    return Ok(());
+                }
+            }
+            self.look_at_locks();
+            if self.wake_at.is_some_and(|at| at <= now().millis) {
+                self.wake_at = None;
+                self.events.push_back(Event::Tick);
+            }
+        }
+    }
+
+    /// Steps until no event is left.
+    fn drain(&mut self, actions: &mut Vec<Action>) {
+        while let Some(event) = self.events.pop_front() {
+            if self.is_stale(&event) {
+                continue;
+            }
+            self.dispatcher.step(now(), event, actions);
+            for action in actions.drain(..) {
+                self.act(action);
+            }
+        }
+    }
+
+    fn is_stale(&self, event: &Event) -> bool {
+        match event {
+            Event::Request { conn, .. } | Event::Hostile { conn, .. } => {
+                !self.clients.is_open(*conn)
+            }
+            Event::DaemonMessage { conn, .. } | Event::DaemonHostile { conn, .. } => {
+                !self.daemons.is_open(*conn)
+            }
+            _ => false,
+        }
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        let lock = (!self.awaited_locks.is_empty()).then_some(LOCK_POLL_MS);
+        let wake = self.wake_at.map(|at| at.0.saturating_sub(now().millis.0));
+        lock.into_iter().chain(wake).min().map(Duration::from_millis)
+    }
+
+    /// Turns readiness into events.
+    fn take_in(&mut self, ready: Ready) -> Result<std::ops::ControlFlow<()>, ServerError> {
+        let (source, number) = Source::of(ready.token);
+        match source {
+            Source::ClientListener => self.clients.accept(&self.poller, &mut self.events),
+            Source::DaemonListener => self.daemons.accept(&self.poller, &mut self.events),
+            Source::Client => self.clients.receive(number, &mut self.events),
+            Source::Daemon => self.daemons.ready(&self.poller, ready, number, &mut self.events),
+            Source::Process => self.sessions.died(&self.poller, number, &mut self.events),
+            Source::Signals => {
+                while let Some(notice) = self.signals.next()? {
+                    if matches!(notice, Notice::Terminate | Notice::Interrupt) {
+                        return Ok(std::ops::ControlFlow::Break(()));
+                    }
+                }
+            }
+        }
+        Ok(std::ops::ControlFlow::Continue(()))
+    }
+
+    fn look_at_locks(&mut self) {
+        let free: Vec<DaemonId> = self
+            .awaited_locks
+            .iter()
+            .copied()
+            .filter(|daemon| !self.objects.is_served(*daemon))
+            .collect();
+        for daemon in free {
+            self.awaited_locks.remove(&daemon);
+            let held = self.objects.read_headers(daemon);
+            self.events.push_back(Event::LockFree { daemon, held });
+        }
+    }
+
+    /// Executes one action.
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Reply { conn, request_id, reply, descriptors } => {
+                let fds = match self.objects.open_all(&mut self.sessions, &descriptors) {
+                    Ok(fds) => fds,
+                    Err(failure) => {
+                        self.clients.reply(conn, request_id, &Err(failure.refusal), &[]);
+                        let failed = failure.block;
+                        let event = |(daemon, block)| Event::OpenFailed { daemon, block };
+                        self.events.extend(failed.map(event));
+                        return;
+                    }
+                };
+                if !self.clients.reply(conn, request_id, &reply, &fds) {
+                    self.events.push_back(Event::HungUp { conn });
+                }
+            }
+            Action::CloseClient { conn, reason } => self.clients.close(conn, &reason),
+            Action::ToDaemon { conn, request_id, request } => {
+                if !self.daemons.send(&self.poller, conn, request_id, &request) {
+                    self.events.push_back(Event::DaemonHungUp { conn });
+                }
+            }
+            Action::CloseDaemon { conn, reason } => self.daemons.close(conn, &reason),
+            Action::AwaitLock { daemon } => {
+                self.awaited_locks.insert(daemon);
+            }
+            Action::Inspect { inspect, daemon, blocks } => {
+                let found = self.objects.inspect(daemon, &blocks);
+                self.events.push_back(Event::Inspected { inspect, daemon, found });
+            }
+            Action::Log { level, text } => log(level, &text),
+            Action::WakeAt(at) => self.wake_at = Some(at),
+            other => self.act_on_session(other),
+        }
+    }
+
+    /// Executes an action that concerns the objects or the process of a session.
+    fn act_on_session(&mut self, action: Action) {
+        match action {
+            Action::CreateSession { record } => {
+                let session = record.session;
+                let result = self.sessions.create(&self.objects, &record);
+                self.events.push_back(Event::SessionCreated { session, result });
+            }
+            Action::WatchProcess { session, pid, start_time, conn } => {
+                let pidfd = conn.and_then(|conn| self.clients.pidfd(conn));
+                let who = sessions::Who { pid, start_time, pidfd };
+                if !self.sessions.watch(&self.poller, session, who) {
+                    self.events.push_back(Event::Died { session });
+                }
+            }
+            Action::EndSession { session } => {
+                self.sessions.end(&self.poller, &self.objects, session);
+            }
+            Action::StoreGrant { session, grant } => self.sessions.store_grant(session, grant),
+            Action::RevokeGrant { session, place } => self.sessions.revoke_grant(session, place),
+            Action::Publish { session, generation } => self.sessions.publish(session, generation),
+            other => unreachable!("{other:?} is executed by act"),
+        }
+    }
+}
+
+fn take_lock(folder: &ObjectDir, instance: &Instance) -> Result<OfdLock, ServerError> {
+    let name = ObjectName { instance: instance.clone(), daemon: BROKER, kind: ObjectKind::Lock };
+    let name = name.to_string();
+    let fd = match folder.create(&name) {
+        Err(ObjectError::Exists { .. }) => folder.open_read_write(&name)?,
+        created => created?,
+    };
+    OfdLock::try_exclusive(fd).map_err(|error| match error {
+        LockError::Held => ServerError::InUse { instance: instance.clone() },
+        other => ServerError::Lock(other),
+    })
+}
+
+fn now() -> Now {
+    Now { millis: Millis(clock::monotonic_ms()), unix_s: clock::realtime_s() }
+}
+
+fn log(level: LogLevel, text: &str) {
+    match level {
+        LogLevel::Error => error!("{text}"),
+        LogLevel::Warn => warn!("{text}"),
+        LogLevel::Info => info!("{text}"),
+        LogLevel::Debug => debug!("{text}"),
+    }
+}

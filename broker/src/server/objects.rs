@@ -1,0 +1,185 @@
+//! The shared memory objects as the broker sees them: by name, checked, opened when needed.
+//!
+//! # Invariants
+//!
+//! 1. Nothing is opened that is not a regular file of this user with mode 0600 and one link.
+//! 2. A descriptor for a reader is one that was opened for reading.
+//! 3. The bytes of clients are never read here; of data objects only the size is looked at.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, OwnedFd};
+
+use dmce_abi::block::{BlockId, DaemonId};
+use dmce_abi::name::{Instance, ObjectKind, ObjectName};
+use dmce_abi::wire::Refusal;
+use dmce_abi::wire::daemon::HeldBlock;
+use dmce_abi::{AddrLayout, Status};
+use dmce_broker::dispatcher::Descriptor;
+use dmce_shm::header;
+use dmce_sys::object::{self, ObjectDir, ObjectError, ObjectStat};
+use dmce_sys::{identity, lock};
+use tracing::warn;
+
+use super::sessions::Sessions;
+
+/// The broker's place among the daemons, in the names of objects.
+pub const BROKER: u32 = 0;
+
+/// The folder of the objects, and whose objects count.
+pub struct Objects {
+    folder: ObjectDir,
+    instance: Instance,
+    layout: AddrLayout,
+    uid: u32,
+}
+
+/// Why a reply goes out as a refusal after all.
+pub struct OpenFailure {
+    /// What the client is told.
+    pub refusal: Refusal,
+    /// The block that could not be opened: the dispatcher is told of it.
+    pub block: Option<(DaemonId, BlockId)>,
+}
+
+impl Objects {
+    /// The objects of `instance` in `folder`.
+    pub fn new(folder: ObjectDir, instance: Instance, layout: AddrLayout) -> Self {
+        Self { folder, instance, layout, uid: identity::effective_uid() }
+    }
+
+    /// The folder itself.
+    pub const fn folder(&self) -> &ObjectDir {
+        &self.folder
+    }
+
+    /// The name of an object; daemon 0 is the broker.
+    pub fn name(&self, daemon: u32, kind: ObjectKind) -> String {
+        ObjectName { instance: self.instance.clone(), daemon, kind }.to_string()
+    }
+
+    /// Every object of the instance, by daemon; 0 is the broker.
+    pub fn list(&self) -> Result<BTreeMap<u32, BTreeSet<ObjectKind>>, ObjectError> {
+        let mut all: BTreeMap<u32, BTreeSet<ObjectKind>> = BTreeMap::new();
+        for name in self.folder.names(&self.instance.prefix())? {
+            match ObjectName::parse(&name) {
+                Ok(name) => _ = all.entry(name.daemon).or_default().insert(name.kind),
+                Err(error) => warn!(object = name, "left alone: {error}"),
+            }
+        }
+        Ok(all)
+    }
+
+    /// Whether a process holds the lock of `daemon`.
+    pub fn is_served(&self, daemon: DaemonId) -> bool {
+        let name = self.name(daemon.get(), ObjectKind::Lock);
+        let Ok(fd) = self.folder.open_read_write(&name) else { return false };
+        lock::holder_exists(fd.as_fd()).unwrap_or(false)
+    }
+
+    /// The blocks of a daemon that nobody serves, as far as their objects are sound.
+    pub fn read_headers(&self, daemon: DaemonId) -> Vec<HeldBlock> {
+        let names = self.folder.names(&self.instance.daemon_prefix(daemon.get()));
+        let mut held = Vec::new();
+        for name in names.unwrap_or_default() {
+            let Ok(ObjectName { kind: ObjectKind::Header(id), .. }) = ObjectName::parse(&name)
+            else {
+                continue;
+            };
+            match self.read_header(daemon, id) {
+                Ok(block) => held.push(block),
+                Err(reason) => warn!(object = name, "not taken in: {reason}"),
+            }
+        }
+        held
+    }
+
+    fn read_header(&self, daemon: DaemonId, id: u32) -> Result<HeldBlock, String> {
+        let text = |error: &dyn std::error::Error| error.to_string();
+        let (fd, _) =
+            self.open(daemon.get(), ObjectKind::Header(id), false).map_err(|e| text(&e))?;
+        let header = header::read(fd.as_fd(), self.layout).map_err(|error| text(&error))?;
+        if header.daemon != daemon || header.description.block.get() != id {
+            return Err(format!(
+                "it is the header of block {} of daemon {}",
+                header.description.block, header.daemon
+            ));
+        }
+        let (_, stat) =
+            self.open(daemon.get(), ObjectKind::Data(id), false).map_err(|e| text(&e))?;
+        Ok(HeldBlock { description: header.description, committed: stat.bytes })
+    }
+
+    /// Opens and checks an object.
+    pub fn open(
+        &self,
+        daemon: u32,
+        kind: ObjectKind,
+        writable: bool,
+    ) -> Result<(OwnedFd, ObjectStat), ObjectFailure> {
+        let name = self.name(daemon, kind);
+        let opened = if writable {
+            self.folder.open_read_write(&name)
+        } else {
+            self.folder.open_read_only(&name)
+        };
+        let fd = opened?;
+        let stat = object::stat(fd.as_fd())?;
+        let ours = stat.regular && stat.uid == self.uid && stat.mode & 0o777 == 0o600;
+        if ours && stat.links == 1 { Ok((fd, stat)) } else { Err(ObjectFailure::Foreign { name }) }
+    }
+
+    /// Opens what travels with a reply, all or nothing.
+    pub fn open_all(
+        &self,
+        sessions: &mut Sessions,
+        descriptors: &[Descriptor],
+    ) -> Result<Vec<OwnedFd>, OpenFailure> {
+        let open_one = |descriptor: &Descriptor| match *descriptor {
+            Descriptor::Block { daemon, block, writable } => self
+                .open(daemon.get(), ObjectKind::Data(block.get()), writable)
+                .map(|(fd, _)| fd)
+                .map_err(|failure| {
+                    let status = match failure {
+                        ObjectFailure::Object(ObjectError::NotFound { .. })
+                        | ObjectFailure::Foreign { .. } => Status::Lost,
+                        ObjectFailure::Object(_) => Status::Internal,
+                    };
+                    let refusal = Refusal::new(status, format!("block {block}: {failure}"));
+                    OpenFailure { refusal, block: Some((daemon, block)) }
+                }),
+            Descriptor::SessionObject(session) => {
+                sessions.object(session).map_err(|e| no_session(&e))
+            }
+            Descriptor::Doorbell(session) => sessions.doorbell(session).map_err(|e| no_session(&e)),
+        };
+        descriptors.iter().map(open_one).collect()
+    }
+
+    /// The sizes of data objects.
+    pub fn inspect(&self, daemon: DaemonId, blocks: &[BlockId]) -> Vec<(BlockId, Option<u64>)> {
+        let bytes = |block: BlockId| {
+            let opened = self.open(daemon.get(), ObjectKind::Data(block.get()), false);
+            opened.ok().map(|(_, stat)| stat.bytes)
+        };
+        blocks.iter().map(|block| (*block, bytes(*block))).collect()
+    }
+}
+
+fn no_session(error: &std::io::Error) -> OpenFailure {
+    let refusal = Refusal::new(Status::Internal, format!("the session's descriptors: {error}"));
+    OpenFailure { refusal, block: None }
+}
+
+/// Why an object is not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ObjectFailure {
+    /// It could not be opened.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    /// It is not what a server of ours makes.
+    #[error("{name} is not a regular file of the service's own, with mode 0600 and one link")]
+    Foreign {
+        /// Its name.
+        name: String,
+    },
+}

@@ -1,0 +1,287 @@
+//! The objects, doorbells and processes of sessions.
+//!
+//! # Invariants
+//!
+//! 1. Made in the order object, record; removed in the order object, record. So a record without an
+//!    object, or the other way round, belongs to nobody and is removed at the next start.
+//! 2. What a client can write is read by `pread` and written by `pwrite` alone ([`SessionObject`]).
+//! 3. A process is watched by a pidfd that was checked against its start time.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use dmce_abi::Status;
+use dmce_abi::block::SessionId;
+use dmce_abi::name::ObjectKind;
+use dmce_abi::wire::Refusal;
+use dmce_broker::dispatcher::{BelievedSession, Event, Grant, Rights, SessionRecord};
+use dmce_shm::fence::Fence;
+use dmce_shm::record::{self, ProcessIdentity};
+use dmce_shm::session::SessionIdentity;
+use dmce_shm::session::object::SessionObject;
+use dmce_sys::object::ObjectError;
+use dmce_sys::poll::{EventFd, Interest, Poller};
+use dmce_sys::{pidfd, process};
+use tracing::{error, info, warn};
+
+use super::Source;
+use super::objects::{BROKER, Objects};
+
+struct Session {
+    object: SessionObject,
+    record: OwnedFd,
+    doorbell: Option<EventFd>,
+    process: Option<OwnedFd>,
+}
+
+/// All sessions that have objects.
+pub struct Sessions {
+    boot_id: [u8; 16],
+    fence: Fence,
+    all: BTreeMap<SessionId, Session>,
+}
+
+/// A process to watch.
+pub struct Who {
+    /// Its pid.
+    pub pid: u32,
+    /// When it started.
+    pub start_time: u64,
+    /// What its socket told, where the kernel can.
+    pub pidfd: Option<OwnedFd>,
+}
+
+impl Sessions {
+    /// None yet.
+    pub fn new(boot_id: [u8; 16]) -> Self {
+        Self { boot_id, fence: Fence::register(), all: BTreeMap::new() }
+    }
+
+    /// Takes up the sessions of an earlier broker whose processes live; removes what is left of
+    /// the others. `kinds` are the broker's own objects.
+    pub fn take_up(
+        &mut self,
+        objects: &Objects,
+        kinds: &BTreeSet<ObjectKind>,
+    ) -> Vec<BelievedSession> {
+        let ids: BTreeSet<u32> = kinds
+            .iter()
+            .filter_map(|kind| match *kind {
+                ObjectKind::Session(id) | ObjectKind::Record(id) => Some(id),
+                _ => None,
+            })
+            .collect();
+        let mut believed = Vec::new();
+        for id in ids {
+            match self.take_up_one(objects, id) {
+                Ok(session) => believed.push(session),
+                Err(why) => {
+                    info!(session = id, "recovered as dead: {why}");
+                    remove_objects(objects, id);
+                }
+            }
+        }
+        believed
+    }
+
+    fn take_up_one(&mut self, objects: &Objects, id: u32) -> Result<BelievedSession, String> {
+        let text = |error: &dyn std::error::Error| error.to_string();
+        let open = |kind| match objects.open(BROKER, kind, true) {
+            Ok((fd, _)) => Ok(fd),
+            Err(error) => Err(text(&error)),
+        };
+        let record_fd = open(ObjectKind::Record(id))?;
+        let record = record::read(record_fd.as_fd()).map_err(|error| text(&error))?;
+        let grants = record::grants(record_fd.as_fd()).map_err(|error| text(&error))?;
+        let session = record.identity.session;
+        if session.get() != id {
+            return Err(format!("its record is that of session {session}"));
+        }
+        let who = record.process;
+        let alive = process::is_alive(who.pid, who.start_time).map_err(|error| text(&error))?;
+        if who.boot_id != self.boot_id || !alive {
+            return Err(format!("process {} is gone", who.pid));
+        }
+        let object = SessionObject::open(open(ObjectKind::Session(id))?, self.fence)
+            .map_err(|error| text(&error))?;
+        let generation = object.generation().map_err(|error| text(&error))?;
+        let kept = Session { object, record: record_fd, doorbell: None, process: None };
+        self.all.insert(session, kept);
+        let grants = grants.into_iter().map(|(place, grant)| to_grant(place, grant)).collect();
+        Ok(BelievedSession { record: to_record(record), generation, grants })
+    }
+
+    /// Makes the objects of a session. What a failure leaves is removed by [`Self::end`].
+    pub fn create(&mut self, objects: &Objects, record: &SessionRecord) -> Result<(), Refusal> {
+        let refusal = |error: &dyn std::error::Error| {
+            let text = format!("the session's objects: {error}");
+            Refusal::new(Status::NoSpace, text)
+        };
+        let identity = SessionIdentity { session: record.session, guid: record.guid };
+        let process = ProcessIdentity {
+            pid: record.pid,
+            start_time: record.start_time,
+            boot_id: self.boot_id,
+        };
+        let id = record.session.get();
+        remove_objects(objects, id);
+        let new = |kind| objects.folder().create(&objects.name(BROKER, kind));
+        let fd = new(ObjectKind::Session(id)).map_err(|error| refusal(&error))?;
+        let object =
+            SessionObject::create(fd, identity, self.fence).map_err(|error| refusal(&error))?;
+        let fd = new(ObjectKind::Record(id)).map_err(|error| refusal(&error))?;
+        record::create(fd.as_fd(), &from_record(record, identity, process))
+            .map_err(|error| refusal(&error))?;
+        let session = Session { object, record: fd, doorbell: None, process: None };
+        self.all.insert(record.session, session);
+        Ok(())
+    }
+
+    /// Watches the process of a session. `false`: it is gone already.
+    pub fn watch(&mut self, poller: &Poller, id: SessionId, who: Who) -> bool {
+        let Some(session) = self.all.get_mut(&id) else { return false };
+        let Some(fd) = who.pidfd.or_else(|| pidfd::open(who.pid).ok()) else { return false };
+        // Looked at with the pidfd in hand, the answer cannot be about a later process.
+        if !process::is_alive(who.pid, who.start_time).unwrap_or(false) {
+            return false;
+        }
+        let token = Source::Process.token(id.get().into());
+        if let Err(error) = poller.add(fd.as_fd(), token, Interest::READ) {
+            error!(session = id.get(), "its process cannot be watched: {error}");
+            return false;
+        }
+        if let Some(earlier) = session.process.replace(fd) {
+            let _ = poller.remove(earlier.as_fd());
+        }
+        true
+    }
+
+    /// Takes in that a watched process is gone.
+    pub fn died(&mut self, poller: &Poller, number: u64, events: &mut VecDeque<Event>) {
+        let id = u32::try_from(number).ok().and_then(|id| SessionId::try_from(id).ok());
+        let Some(id) = id else { return };
+        if let Some(fd) = self.all.get_mut(&id).and_then(|session| session.process.take()) {
+            let _ = poller.remove(fd.as_fd());
+            events.push_back(Event::Died { session: id });
+        }
+    }
+
+    /// Removes all that there is of a session.
+    pub fn end(&mut self, poller: &Poller, objects: &Objects, id: SessionId) {
+        if let Some(fd) = self.all.remove(&id).and_then(|session| session.process) {
+            let _ = poller.remove(fd.as_fd());
+        }
+        remove_objects(objects, id.get());
+    }
+
+    /// Writes a grant into the record.
+    pub fn store_grant(&self, id: SessionId, grant: Grant) {
+        let Some(session) = self.all.get(&id) else { return };
+        let Some(rights) = record::Rights::of(grant.rights.read, grant.rights.write) else {
+            return;
+        };
+        let stored = record::Grant { block: grant.block, rights };
+        if let Err(error) = record::grant(session.record.as_fd(), index(grant.place), stored) {
+            error!(session = id.get(), "a grant is not in the record: {error}");
+        }
+    }
+
+    /// Frees a grant's place in the record.
+    pub fn revoke_grant(&self, id: SessionId, place: u32) {
+        let Some(session) = self.all.get(&id) else { return };
+        if let Err(error) = record::revoke(session.record.as_fd(), index(place)) {
+            error!(session = id.get(), "a grant stays in the record: {error}");
+        }
+    }
+
+    /// Publishes a generation and wakes the session's service thread.
+    pub fn publish(&self, id: SessionId, generation: u64) {
+        let Some(session) = self.all.get(&id) else { return };
+        if let Err(error) = session.object.publish(generation) {
+            // Its client cut its own object: only that client misses the change.
+            warn!(session = id.get(), "its generation is not published: {error}");
+        }
+        // It fails only for want of memory, and nothing may be read off the marks without it.
+        while self.fence.heavy_host().is_err() {
+            std::thread::yield_now();
+        }
+        if let Some(doorbell) = &session.doorbell
+            && let Err(error) = doorbell.signal()
+        {
+            warn!(session = id.get(), "its doorbell: {error}");
+        }
+    }
+
+    /// A descriptor of the session object, to read and write.
+    pub fn object(&self, id: SessionId) -> io::Result<OwnedFd> {
+        self.get(id)?.object.as_fd().try_clone_to_owned()
+    }
+
+    /// A descriptor of the session's doorbell, which is made at the first use.
+    pub fn doorbell(&mut self, id: SessionId) -> io::Result<OwnedFd> {
+        let session = self.all.get_mut(&id).ok_or(io::ErrorKind::NotFound)?;
+        let doorbell = match &mut session.doorbell {
+            Some(doorbell) => doorbell,
+            none => none.insert(EventFd::new()?),
+        };
+        doorbell.as_fd().try_clone_to_owned()
+    }
+
+    fn get(&self, id: SessionId) -> io::Result<&Session> {
+        self.all.get(&id).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+fn remove_objects(objects: &Objects, id: u32) {
+    for kind in [ObjectKind::Session(id), ObjectKind::Record(id)] {
+        match objects.folder().unlink(&objects.name(BROKER, kind)) {
+            Ok(()) | Err(ObjectError::NotFound { .. }) => {}
+            Err(error) => warn!(session = id, "an object stays behind: {error}"),
+        }
+    }
+}
+
+fn index(place: u32) -> usize {
+    usize::try_from(place).unwrap_or(usize::MAX)
+}
+
+fn to_grant(place: usize, grant: record::Grant) -> Grant {
+    let rights = Rights { read: grant.rights.can_read(), write: grant.rights.can_write() };
+    let place = u32::try_from(place).expect("a record has few places");
+    Grant { place, block: grant.block, rights }
+}
+
+fn to_record(of: record::SessionRecord) -> SessionRecord {
+    SessionRecord {
+        session: of.identity.session,
+        guid: of.identity.guid,
+        pid: of.process.pid,
+        start_time: of.process.start_time,
+        uid: of.uid,
+        gid: of.gid,
+        reserved: of.reserved,
+        created_at: of.created_at,
+        pointer_bits: u8::try_from(of.pointer_bits).unwrap_or(0),
+        copies: of.copies,
+        name: of.name,
+    }
+}
+
+fn from_record(
+    of: &SessionRecord,
+    identity: SessionIdentity,
+    process: ProcessIdentity,
+) -> record::SessionRecord {
+    record::SessionRecord {
+        identity,
+        process,
+        uid: of.uid,
+        gid: of.gid,
+        reserved: of.reserved,
+        created_at: of.created_at,
+        pointer_bits: of.pointer_bits.into(),
+        copies: of.copies,
+        name: of.name.clone(),
+    }
+}
