@@ -27,15 +27,16 @@
 //! 4. A lost page stays replaced in this process until its range is mapped anew
 //!    ([`crate::map::Reservation::map_at`]) or unmapped; the object itself is not touched. Until then
 //!    every guard over it answers [`Fault::Lost`] at once.
-//! 5. A guard costs two loads, a few stores to a thread-local and no system call.
+//! 5. A guard costs a few loads and stores (about 4 ns) and no system call.
 //!
 //! Each page that is met costs a signal (microseconds), so guard copies piece by piece and stop at
 //! the first error. Unguarded accesses (an application's plain pointers) are not covered.
 
 use std::ffi::{c_int, c_void};
 use std::io;
+use std::marker::PhantomData;
 use std::ptr;
-use std::sync::atomic::{AtomicUsize, Ordering, compiler_fence, fence};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering, compiler_fence, fence};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
@@ -105,6 +106,9 @@ pub fn fault_count() -> u32 {
 
 /// Runs `copy`, which may touch `range`, and says whether all of the range was there.
 ///
+/// [`install`] has to have been called. Guards nest, and only the innermost is in force: its closure
+/// touches its own ranges and no outer one's.
+///
 /// # Errors
 ///
 /// [`Fault::Lost`], [`Fault::Maybe`]; what `copy` returned and wrote is to be thrown away.
@@ -133,14 +137,14 @@ fn guard<R>(spans: [Span; 2], copy: impl FnOnce() -> R) -> Result<R, Fault> {
     if patches::any() {
         find_known_loss(spans)?;
     }
-    let (result, fault) = GUARD.with(|guard| {
-        let entered = Entered::new(guard, spans);
-        // The handler runs on this thread: program order is all that it needs.
-        compiler_fence(Ordering::SeqCst);
-        let result = copy();
-        compiler_fence(Ordering::SeqCst);
-        (result, entered.guard.fault.load(Ordering::Relaxed))
-    });
+    let frame = Frame::new(spans);
+    let in_force = InForce::new(&frame);
+    // The handler runs on this thread: program order is all that it needs.
+    compiler_fence(Ordering::SeqCst);
+    let result = copy();
+    compiler_fence(Ordering::SeqCst);
+    drop(in_force);
+    let fault = frame.fault.load(Ordering::Relaxed);
     // The accesses of `copy` before the second count; with the handler's membarrier this is enough
     // for stores too.
     fence(Ordering::Acquire);
@@ -179,11 +183,10 @@ impl Span {
     }
 }
 
-/// What one thread guards. Written by the thread, and by the handler on it; atomics because a signal
-/// handler is another context, relaxed because it is the same thread.
-struct ThreadGuard {
-    starts: [AtomicUsize; 2],
-    bytes: [AtomicUsize; 2],
+/// One guard, on the stack of its thread. The handler runs on the same thread and writes the atomics,
+/// which are relaxed for that reason.
+struct Frame {
+    spans: [Span; 2],
     /// The address of the first fault, 0 for none.
     fault: AtomicUsize,
     /// The page whose access was tried again because it looked good.
@@ -191,58 +194,40 @@ struct ThreadGuard {
 }
 
 thread_local! {
-    static GUARD: ThreadGuard = const {
-        ThreadGuard {
-            starts: [const { AtomicUsize::new(0) }; 2],
-            bytes: [const { AtomicUsize::new(0) }; 2],
-            fault: AtomicUsize::new(0),
-            retried_page: AtomicUsize::new(0),
-        }
-    };
+    /// The innermost guard of this thread, null for none. Constant initialisation and no destructor:
+    /// the handler may look at it at any time.
+    static CURRENT: AtomicPtr<Frame> = const { AtomicPtr::new(ptr::null_mut()) };
 }
 
-/// A guard in force; dropping it, also by a panic of the closure, puts the outer one back.
-struct Entered<'a> {
-    guard: &'a ThreadGuard,
-    outer: [Span; 2],
-    outer_fault: usize,
+/// A frame in force; dropping it, also by a panic of the closure, puts the outer one back.
+struct InForce<'a> {
+    outer: *mut Frame,
+    frame: PhantomData<&'a Frame>,
 }
 
-impl<'a> Entered<'a> {
+impl<'a> InForce<'a> {
     #[inline]
-    fn new(guard: &'a ThreadGuard, spans: [Span; 2]) -> Self {
-        let outer = guard.spans();
-        let outer_fault = guard.fault.load(Ordering::Relaxed);
-        guard.set(spans);
-        guard.fault.store(0, Ordering::Relaxed);
-        guard.retried_page.store(0, Ordering::Relaxed);
-        Self { guard, outer, outer_fault }
+    fn new(frame: &'a Frame) -> Self {
+        let outer = CURRENT.with(|current| {
+            let outer = current.load(Ordering::Relaxed);
+            current.store(ptr::from_ref(frame).cast_mut(), Ordering::Relaxed);
+            outer
+        });
+        Self { outer, frame: PhantomData }
     }
 }
 
-impl Drop for Entered<'_> {
+impl Drop for InForce<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.guard.set(self.outer);
-        self.guard.fault.store(self.outer_fault, Ordering::Relaxed);
+        CURRENT.with(|current| current.store(self.outer, Ordering::Relaxed));
     }
 }
 
-impl ThreadGuard {
+impl Frame {
     #[inline]
-    fn spans(&self) -> [Span; 2] {
-        [0, 1].map(|i| Span {
-            start: self.starts[i].load(Ordering::Relaxed),
-            bytes: self.bytes[i].load(Ordering::Relaxed),
-        })
-    }
-
-    #[inline]
-    fn set(&self, spans: [Span; 2]) {
-        for (i, span) in spans.into_iter().enumerate() {
-            self.starts[i].store(span.start, Ordering::Relaxed);
-            self.bytes[i].store(span.bytes, Ordering::Relaxed);
-        }
+    fn new(spans: [Span; 2]) -> Self {
+        Self { spans, fault: AtomicUsize::new(0), retried_page: AtomicUsize::new(0) }
     }
 
     /// Keeps the first fault.
@@ -254,7 +239,7 @@ impl ThreadGuard {
 
     /// Whether the page at `page` is one of those that the guarded ranges touch.
     fn covers(&self, page: usize) -> bool {
-        self.spans().into_iter().any(|span| {
+        self.spans.into_iter().any(|span| {
             let page_end = page.saturating_add(page_bytes());
             span.bytes > 0 && page < span.start.saturating_add(span.bytes) && page_end > span.start
         })
@@ -265,41 +250,43 @@ impl ThreadGuard {
 ///
 /// Runs in the handler: no allocation, no panic, nothing but atomics and plain system calls.
 fn repair(addr: usize) -> bool {
-    GUARD.with(|guard| {
-        let page = addr & !(page_bytes() - 1);
-        if !guard.covers(page) {
-            return false;
+    let current = CURRENT.with(|current| current.load(Ordering::Relaxed));
+    // SAFETY: null, or a frame of this thread that is borrowed as long as it is in force; it is only
+    // read, but for its atomics.
+    let Some(frame) = (unsafe { current.as_ref() }) else { return false };
+    let page = addr & !(page_bytes() - 1);
+    if !frame.covers(page) {
+        return false;
+    }
+    let held = patches::lock();
+    // Another thread may have mapped something good there while this one waited. One try per page: a
+    // page that can be populated and still faults is lost all the same.
+    let tried = frame.retried_page.swap(page, Ordering::Relaxed) == page;
+    if !tried && populates(page) {
+        if patches::first_in(page, page_bytes()).is_some() {
+            frame.note(addr);
         }
-        let held = patches::lock();
-        // Another thread may have mapped something good there while this one waited. One try per
-        // page: a page that can be populated and still faults is lost all the same.
-        let tried = guard.retried_page.swap(page, Ordering::Relaxed) == page;
-        if !tried && populates(page) {
-            if patches::first_in(page, page_bytes()).is_some() {
-                guard.note(addr);
-            }
-            return true;
-        }
-        patches::record(&held, addr);
-        // All threads that run now pass a barrier: an access of theirs that comes later, and might
-        // meet the garbage, is followed by a look at the new count.
-        let _ = rustix::thread::membarrier(MembarrierCommand::PrivateExpedited);
-        if !map_garbage(page) {
-            return false;
-        }
-        guard.note(addr);
-        true
-    })
+        return true;
+    }
+    patches::record(&held, addr);
+    // All threads that run now pass a barrier: an access of theirs that comes later, and might meet
+    // the garbage, is followed by a look at the new count.
+    let _ = rustix::thread::membarrier(MembarrierCommand::PrivateExpedited);
+    let mapped = map_garbage(page);
+    if mapped {
+        frame.note(addr);
+    }
+    mapped
 }
 
 fn populates(page: usize) -> bool {
-    let start = ptr::with_exposed_provenance_mut::<c_void>(page);
+    let start = ptr::without_provenance_mut::<c_void>(page);
     // SAFETY: populating changes no content; the page is of a guarded range, which is mapped.
     unsafe { mm::madvise(start, page_bytes(), Advice::LinuxPopulateRead) }.is_ok()
 }
 
 fn map_garbage(page: usize) -> bool {
-    let start = ptr::with_exposed_provenance_mut::<c_void>(page);
+    let start = ptr::without_provenance_mut::<c_void>(page);
     let prot = ProtFlags::READ | ProtFlags::WRITE;
     let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
     // SAFETY: the page belongs to a guarded range, so to a mapping of this crate (`MappedRange`),

@@ -78,12 +78,15 @@ enum Version {
 impl Version {
     /// Limit - usage + inactive page cache, of one level; `None` without a limit.
     fn headroom_of(self, folder: &Path) -> Option<u64> {
-        let (limit, usage, cache) = match self {
-            Self::V1 => ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-            Self::V2 => ("memory.max", "memory.current", "inactive_file"),
+        let (limits, usage, cache): (&[&str], _, _) = match self {
+            Self::V1 => {
+                (&["memory.limit_in_bytes"], "memory.usage_in_bytes", "total_inactive_file")
+            }
+            // Beyond `memory.high` nobody is killed, but whoever allocates is all but stopped.
+            Self::V2 => (&["memory.max", "memory.high"], "memory.current", "inactive_file"),
         };
         let read = |name: &str| std::fs::read_to_string(folder.join(name)).ok();
-        let limit = parse_limit(&read(limit)?)?;
+        let limit = limits.iter().filter_map(|name| parse_limit(&read(name)?)).min()?;
         let usage: u64 = read(usage)?.trim().parse().ok()?;
         let cache = read("memory.stat").and_then(|text| parse_stat(&text, cache)).unwrap_or(0);
         Some(limit.saturating_sub(usage.saturating_sub(cache)))
@@ -273,6 +276,8 @@ mod tests {
         assert_eq!(Version::V2.headroom_of(&root), Some(0));
         write("memory.max", "max\n");
         assert_eq!(Version::V2.headroom_of(&root), None);
+        write("memory.high", "6000\n");
+        assert_eq!(Version::V2.headroom_of(&root), Some(1300));
         assert_eq!(Version::V1.headroom_of(&root), None);
     }
 

@@ -15,7 +15,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +25,10 @@ use rustix::net::{
     self, AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
+
+mod peer;
+
+pub use peer::Peer;
 
 /// The most descriptors that one frame carries.
 pub const FDS_PER_FRAME: usize = 64;
@@ -94,18 +98,6 @@ pub struct Received {
     /// The frame was longer than the buffer, or had more descriptors than a frame may: not to be
     /// understood, the peer breaks the protocol.
     pub truncated: bool,
-}
-
-/// Who is at the other end, as the kernel recorded it at `connect` (or `listen`, seen from a client).
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names say it")]
-pub struct Peer {
-    /// 0 if the process is not visible in our pid namespace.
-    pub pid: u32,
-    pub uid: u32,
-    pub gid: u32,
-    /// Supplementary groups; `gid` is not always among them.
-    pub groups: Vec<u32>,
 }
 
 /// A listening socket at a path. Dropping it leaves the file; [`Listener::unlink`] removes it.
@@ -315,62 +307,6 @@ impl Socket {
         net::sockopt::set_socket_recv_buffer_size(&self.fd, bytes).map_err(failed)
     }
 
-    /// Who is at the other end.
-    ///
-    /// # Errors
-    ///
-    /// [`SocketError::Io`].
-    pub fn peer(&self) -> Result<Peer, SocketError> {
-        let mut credentials = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
-        let fields = std::slice::from_mut(&mut credentials);
-        // Not rustix's `UCred`: its pid cannot be the 0 of a process in another pid namespace.
-        socket_option(&self.fd, libc::SO_PEERCRED, fields)
-            .map_err(|errno| SocketError::of("peer credentials", errno))?;
-        Ok(Peer {
-            pid: u32::try_from(credentials.pid).unwrap_or(0),
-            uid: credentials.uid,
-            gid: credentials.gid,
-            groups: self.peer_groups()?,
-        })
-    }
-
-    /// A pidfd of the process that made the connection: it cannot be of another process that got the
-    /// same pid later. `None` where the kernel lacks it (before 6.5).
-    ///
-    /// # Errors
-    ///
-    /// [`SocketError::Closed`] if that process is gone already, [`SocketError::Io`].
-    pub fn peer_pidfd(&self) -> Result<Option<OwnedFd>, SocketError> {
-        const SO_PEERPIDFD: i32 = 77;
-        let mut raw: RawFd = -1;
-        match socket_option(&self.fd, SO_PEERPIDFD, std::slice::from_mut(&mut raw)) {
-            // SAFETY: the kernel has just made this descriptor for us.
-            Ok(_) => Ok(Some(unsafe { OwnedFd::from_raw_fd(raw) })),
-            Err(Errno::NOPROTOOPT | Errno::NODATA) => Ok(None),
-            // Which of the two depends on the kernel.
-            Err(Errno::SRCH | Errno::INVAL) => Err(SocketError::Closed),
-            Err(errno) => Err(SocketError::of("peer pidfd", errno)),
-        }
-    }
-
-    fn peer_groups(&self) -> Result<Vec<u32>, SocketError> {
-        const SO_PEERGROUPS: i32 = 59;
-        const GROUPS_MAX: usize = 65_536;
-        let mut groups = vec![0_u32; 64];
-        loop {
-            match socket_option(&self.fd, SO_PEERGROUPS, &mut groups) {
-                Ok(bytes) => {
-                    groups.truncate(bytes / size_of::<u32>());
-                    return Ok(groups);
-                }
-                // A peer has at most this many groups (`NGROUPS_MAX`).
-                Err(Errno::RANGE) if groups.len() < GROUPS_MAX => groups.resize(GROUPS_MAX, 0),
-                Err(Errno::NODATA) => return Ok(Vec::new()),
-                Err(errno) => return Err(SocketError::of("peer groups", errno)),
-            }
-        }
-    }
-
     fn send_with(
         &self,
         frame: &[u8],
@@ -462,239 +398,5 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
     }
 }
 
-/// Reads a socket option of words; returns the bytes that the kernel wrote.
-fn socket_option<T: Copy>(fd: &OwnedFd, option: i32, into: &mut [T]) -> Result<usize, Errno> {
-    let mut bytes = libc::socklen_t::try_from(size_of_val(into)).map_err(|_| Errno::INVAL)?;
-    // SAFETY: the pointer and the length are of one live slice, of plain integers as every caller's
-    // type is; the kernel writes at most that many bytes.
-    let failed = unsafe {
-        let value = into.as_mut_ptr().cast();
-        libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, option, value, &raw mut bytes)
-    };
-    if failed != 0 {
-        return Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO));
-    }
-    Ok(bytes as usize)
-}
-
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    use std::time::Duration;
-
-    use super::*;
-    use crate::object;
-    use crate::poll::wait_readable;
-    use crate::testing::TestObjects;
-
-    /// A path for a socket that is removed on drop.
-    struct SocketPath(PathBuf);
-
-    impl SocketPath {
-        fn new() -> Self {
-            static NEXT: AtomicU32 = AtomicU32::new(0);
-            let number = NEXT.fetch_add(1, Ordering::Relaxed);
-            let name = format!("dmce.test-{}-{number}.sock", std::process::id());
-            Self(std::env::temp_dir().join(name))
-        }
-    }
-
-    impl Drop for SocketPath {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_file(&self.0);
-        }
-    }
-
-    fn open_fds() -> usize {
-        std::fs::read_dir("/proc/self/fd").unwrap().count()
-    }
-
-    fn is_open(fd: RawFd) -> bool {
-        // SAFETY: asks for the flags of a number; nothing is changed.
-        unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
-    }
-
-    #[test]
-    fn a_frame_arrives_whole_with_its_descriptors() {
-        let objects = TestObjects::new("socket");
-        let fd = objects.dir.create(&objects.name("a")).unwrap();
-        object::write_at(fd.as_fd(), b"shared", 0).unwrap();
-        let (a, b) = Socket::pair().unwrap();
-        a.send(b"one", &[fd.as_fd(), fd.as_fd()]).unwrap();
-        a.send(b"two", &[]).unwrap();
-
-        let (mut buf, mut fds) = ([0; 64], Vec::new());
-        let received = b.recv(&mut buf, &mut fds).unwrap();
-        assert_eq!(received, Received { bytes: 3, truncated: false });
-        assert_eq!((&buf[..3], fds.len()), (&b"one"[..], 2));
-        let mut content = [0; 6];
-        object::read_at(fds[1].as_fd(), &mut content, 0).unwrap();
-        assert_eq!(&content, b"shared");
-        let flags = rustix::io::fcntl_getfd(&fds[0]).unwrap();
-        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
-
-        assert_eq!(b.recv(&mut buf, &mut fds).unwrap().bytes, 3);
-        assert!(fds.is_empty(), "the descriptors of the frame before are closed");
-        let nothing = b.try_recv(&mut buf, &mut fds);
-        assert!(matches!(nothing, Err(SocketError::WouldBlock { .. })));
-    }
-
-    #[test]
-    fn what_is_cut_off_is_reported() {
-        let (a, b) = Socket::pair().unwrap();
-        a.send(&[7; 100], &[]).unwrap();
-        let (mut buf, mut fds) = ([0; 10], Vec::new());
-        let received = b.recv(&mut buf, &mut fds).unwrap();
-        assert_eq!(received, Received { bytes: 10, truncated: true });
-    }
-
-    #[test]
-    fn as_many_descriptors_as_a_frame_takes_arrive_and_more_are_not_sent() {
-        let (a, b) = Socket::pair().unwrap();
-        let one = crate::poll::EventFd::new().unwrap();
-        let full = [one.as_fd(); FDS_PER_FRAME];
-        a.send(b"x", &full).unwrap();
-        let (mut buf, mut fds) = ([0; 10], Vec::new());
-        let received = b.recv(&mut buf, &mut fds).unwrap();
-        assert_eq!((received.truncated, fds.len()), (false, FDS_PER_FRAME));
-        let too_many = [one.as_fd(); FDS_PER_FRAME + 1];
-        let refused = a.send(b"x", &too_many);
-        assert!(matches!(refused, Err(SocketError::TooManyFds { count: 65 })));
-    }
-
-    #[test]
-    fn surplus_descriptors_of_a_hostile_peer_are_closed() {
-        const SENT: usize = 200;
-        let (a, b) = Socket::pair().unwrap();
-        let one = crate::poll::EventFd::new().unwrap();
-        let many = [one.as_fd(); SENT];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SENT))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        assert!(control.push(SendAncillaryMessage::ScmRights(&many)));
-        let parts = [IoSlice::new(b"x")];
-        net::sendmsg(&a, &parts, &mut control, SendFlags::empty()).unwrap();
-
-        let (mut buf, mut fds) = ([0; 10], Vec::with_capacity(SENT));
-        let received = b.recv(&mut buf, &mut fds).unwrap();
-        assert!(received.truncated);
-        assert_eq!(fds.len(), FDS_PER_FRAME);
-        let highest = fds.iter().map(AsRawFd::as_raw_fd).max().unwrap();
-        fds.clear();
-        // The next numbers up are where a descriptor too many would be.
-        assert!(!is_open(highest + 1) || open_fds() < SENT);
-    }
-
-    #[test]
-    fn a_dead_peer_is_closed_in_both_directions() {
-        let (a, b) = Socket::pair().unwrap();
-        a.send(b"last words", &[]).unwrap();
-        drop(a);
-        let (mut buf, mut fds) = ([0; 64], Vec::new());
-        assert_eq!(b.recv(&mut buf, &mut fds).unwrap().bytes, 10);
-        assert!(matches!(b.recv(&mut buf, &mut fds), Err(SocketError::Closed)));
-        assert!(matches!(b.send(b"x", &[]), Err(SocketError::Closed)));
-    }
-
-    #[test]
-    fn a_frame_without_bytes_is_refused_and_ends_the_connection_of_who_sends_it() {
-        let (a, b) = Socket::pair().unwrap();
-        assert!(matches!(a.send(b"", &[]), Err(SocketError::FrameSize { bytes: 0 })));
-        net::send(&a, b"", SendFlags::empty()).unwrap();
-        let (mut buf, mut fds) = ([0; 64], Vec::new());
-        assert!(matches!(b.recv(&mut buf, &mut fds), Err(SocketError::Closed)));
-    }
-
-    #[test]
-    fn a_peer_that_does_not_read_blocks_the_sender_and_no_frame_is_too_large_unnoticed() {
-        let (a, b) = Socket::pair().unwrap();
-        a.set_buffer_bytes(64 << 10).unwrap();
-        let huge = vec![0; 16 << 20];
-        assert!(matches!(a.try_send(&huge, &[]), Err(SocketError::FrameSize { .. })));
-        let mut sent = 0;
-        let refused = loop {
-            match a.try_send(&[0; 1024], &[]) {
-                Ok(()) => sent += 1,
-                Err(error) => break error,
-            }
-        };
-        assert!(matches!(refused, SocketError::WouldBlock { .. }));
-        let (mut buf, mut fds) = ([0; 2048], Vec::new());
-        for _ in 0..sent {
-            assert_eq!(b.try_recv(&mut buf, &mut fds).unwrap().bytes, 1024);
-        }
-    }
-
-    #[test]
-    fn a_listener_has_its_mode_and_knows_who_connects() {
-        let path = SocketPath::new();
-        let listener = Listener::bind(&path.0, 0o660).unwrap();
-        let found = std::fs::symlink_metadata(&path.0).unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::mode(&found.permissions());
-        assert_eq!(mode & 0o7777, 0o660);
-        let none = listener.accept_nonblocking();
-        assert!(matches!(none, Err(SocketError::WouldBlock { .. })));
-
-        let client = Socket::connect(&path.0).unwrap();
-        assert!(wait_readable(listener.as_fd(), Some(Duration::from_secs(60))).unwrap());
-        let server = listener.accept_nonblocking().unwrap();
-        let peer = server.peer().unwrap();
-        assert_eq!(peer.pid, std::process::id());
-        assert_eq!(peer.uid, crate::identity::effective_uid());
-        assert_eq!(peer.gid, crate::identity::effective_gid());
-        let mut groups: Vec<u32> = peer.groups;
-        let own = rustix::process::getgroups().unwrap();
-        let mut own: Vec<u32> = own.into_iter().map(rustix::process::Gid::as_raw).collect();
-        groups.sort_unstable();
-        own.sort_unstable();
-        assert_eq!(groups, own);
-        if let Some(pidfd) = server.peer_pidfd().unwrap() {
-            assert!(!wait_readable(pidfd.as_fd(), Some(Duration::ZERO)).unwrap());
-        }
-        client.send(b"x", &[]).unwrap();
-        let (mut buf, mut fds) = ([0; 8], Vec::new());
-        assert_eq!(server.recv(&mut buf, &mut fds).unwrap().bytes, 1);
-    }
-
-    #[test]
-    fn a_stale_socket_file_is_replaced_and_a_live_or_foreign_one_is_not() {
-        let path = SocketPath::new();
-        let first = Listener::bind(&path.0, 0o600).unwrap();
-        assert!(matches!(Listener::bind(&path.0, 0o600), Err(SocketError::InUse { .. })));
-        drop(first);
-        let refused = Socket::connect(&path.0);
-        assert!(matches!(refused, Err(SocketError::NobodyListens { .. })));
-        let second = Listener::bind(&path.0, 0o600).unwrap();
-        Socket::connect(&path.0).unwrap();
-        second.unlink().unwrap();
-        assert!(matches!(Socket::connect(&path.0), Err(SocketError::NobodyListens { .. })));
-
-        std::fs::write(&path.0, b"precious").unwrap();
-        assert!(matches!(Listener::bind(&path.0, 0o600), Err(SocketError::InUse { .. })));
-        assert_eq!(std::fs::read(&path.0).unwrap(), b"precious");
-        let long = Path::new("/tmp").join("x".repeat(120));
-        assert!(matches!(Listener::bind(&long, 0o600), Err(SocketError::PathTooLong { .. })));
-    }
-
-    #[test]
-    fn adopted_descriptors_are_checked() {
-        let path = SocketPath::new();
-        let listener = Listener::bind(&path.0, 0o600).unwrap();
-        let copy = listener.as_fd().try_clone_to_owned().unwrap();
-        assert!(Listener::from_fd(copy).unwrap().path().is_none());
-        let (a, _b) = Socket::pair().unwrap();
-        assert!(Listener::from_fd(a.as_fd().try_clone_to_owned().unwrap()).is_err());
-        assert!(Socket::from_fd(a.into_fd()).is_ok());
-        let (stream, _other) = std::os::unix::net::UnixStream::pair().unwrap();
-        assert!(Socket::from_fd(stream.into()).is_err());
-        let file = std::fs::File::open("/proc/self/stat").unwrap();
-        assert!(Socket::from_fd(file.into()).is_err());
-    }
-
-    #[test]
-    fn a_shutdown_is_seen_by_the_other_end() {
-        let (a, b) = Socket::pair().unwrap();
-        a.shutdown();
-        let (mut buf, mut fds) = ([0; 8], Vec::new());
-        assert!(matches!(b.recv(&mut buf, &mut fds), Err(SocketError::Closed)));
-    }
-}
+mod tests;

@@ -154,9 +154,10 @@ impl Reservation {
     ///
     /// # Errors
     ///
-    /// [`MapError::OutOfRange`], [`MapError::AddressSpace`], [`MapError::Lost`] if a guarded access
-    /// to `mapping` found a page gone, [`MapError::Io`]. The mapping is dropped; what was at the
-    /// place is still there, unless the kernel ran out of memory half way.
+    /// [`MapError::OutOfRange`], [`MapError::Lost`] if a guarded access to `mapping` found a page
+    /// gone: what was at the place is still there. [`MapError::AddressSpace`], [`MapError::Io`] (as
+    /// when parts of `mapping` were advised differently): the place may be cleared. The mapping is
+    /// dropped in every case.
     pub fn install_at(&self, at: u64, mapping: Mapping) -> Result<MappedRange<'_>, MapError> {
         let place = self.place(at, mapping.bytes as u64)?;
         patches::replacing(place, || {
