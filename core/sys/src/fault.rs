@@ -1,8 +1,8 @@
 //! The SIGBUS guard: accesses to shared memory that may be gone end with an error, not a signal.
 //!
-//! A page of a shared object is gone when somebody truncated the file, or when the hardware lost it.
-//! A guarded access that meets such a page goes on over an anonymous page of garbage, and the guard
-//! then says that it did.
+//! A page of a shared object is gone when somebody truncated the file, or when the hardware lost
+//! it. A guarded access that meets such a page goes on over an anonymous page of garbage, and the
+//! guard then says that it did.
 //!
 //! ```text
 //! guarded(range, copy)                    handler, on the same thread
@@ -25,8 +25,8 @@
 //! 3. The handler allocates nothing, takes no lock for long, keeps `errno`, and touches no
 //!    thread-local that needs a constructor.
 //! 4. A lost page stays replaced in this process until its range is mapped anew
-//!    ([`crate::map::Reservation::map_at`]) or unmapped; the object itself is not touched. Until then
-//!    every guard over it answers [`Fault::Lost`] at once.
+//!    ([`crate::map::Reservation::map_at`]) or unmapped; the object itself is not touched. Until
+//!    then every guard over it answers [`Fault::Lost`] at once.
 //! 5. A guard costs a few loads and stores (about 4 ns) and no system call.
 //!
 //! Each page that is met costs a signal (microseconds), so guard copies piece by piece and stop at
@@ -106,8 +106,8 @@ pub fn fault_count() -> u32 {
 
 /// Runs `copy`, which may touch `range`, and says whether all of the range was there.
 ///
-/// [`install`] has to have been called. Guards nest, and only the innermost is in force: its closure
-/// touches its own ranges and no outer one's.
+/// [`install`] has to have been called. Guards nest, and only the innermost is in force: its
+/// closure touches its own ranges and no outer one's.
 ///
 /// # Errors
 ///
@@ -183,8 +183,8 @@ impl Span {
     }
 }
 
-/// One guard, on the stack of its thread. The handler runs on the same thread and writes the atomics,
-/// which are relaxed for that reason.
+/// One guard, on the stack of its thread. The handler runs on the same thread and writes the
+/// atomics, which are relaxed for that reason.
 struct Frame {
     spans: [Span; 2],
     /// The address of the first fault, 0 for none.
@@ -194,8 +194,8 @@ struct Frame {
 }
 
 thread_local! {
-    /// The innermost guard of this thread, null for none. Constant initialisation and no destructor:
-    /// the handler may look at it at any time.
+    /// The innermost guard of this thread, null for none. Constant initialisation and no
+    /// destructor: the handler may look at it at any time.
     static CURRENT: AtomicPtr<Frame> = const { AtomicPtr::new(ptr::null_mut()) };
 }
 
@@ -251,16 +251,16 @@ impl Frame {
 /// Runs in the handler: no allocation, no panic, nothing but atomics and plain system calls.
 fn repair(addr: usize) -> bool {
     let current = CURRENT.with(|current| current.load(Ordering::Relaxed));
-    // SAFETY: null, or a frame of this thread that is borrowed as long as it is in force; it is only
-    // read, but for its atomics.
+    // SAFETY: null, or a frame of this thread that is borrowed as long as it is in force; it is
+    // only read, but for its atomics.
     let Some(frame) = (unsafe { current.as_ref() }) else { return false };
     let page = addr & !(page_bytes() - 1);
     if !frame.covers(page) {
         return false;
     }
     let held = patches::lock();
-    // Another thread may have mapped something good there while this one waited. One try per page: a
-    // page that can be populated and still faults is lost all the same.
+    // Another thread may have mapped something good there while this one waited. One try per page:
+    // a page that can be populated and still faults is lost all the same.
     let tried = frame.retried_page.swap(page, Ordering::Relaxed) == page;
     if !tried && populates(page) {
         if patches::first_in(page, page_bytes()).is_some() {

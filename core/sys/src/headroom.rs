@@ -5,13 +5,13 @@
 //!
 //! # Invariants
 //!
-//! 1. The answer is the least of: `MemAvailable`, and for this process's memory cgroup and each of its
-//!    parents, limit - usage + page cache that the kernel would drop first.
+//! 1. The answer is the least of: `MemAvailable`, and for this process's memory cgroup and each of
+//!    its parents, limit - usage + page cache that the kernel would drop first.
 //! 2. It is a moment's view. Who commits keeps a margin; others allocate meanwhile.
 //! 3. What cannot be read limits nothing, and where nothing can be read, [`headroom`] fails.
 //!
-//! Active page cache is not counted as free: it is the programs that run. Nor is swap: memory that is
-//! lent must stay as fast as memory.
+//! Active page cache is not counted as free: it is the programs that run. Nor is swap: memory that
+//! is lent must stay as fast as memory.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -158,8 +158,8 @@ fn own_path(line: &str, version: Version) -> Option<&str> {
     matches.then_some(path)
 }
 
-/// Where the process's cgroup is in the file system. A container may see only a part of the tree; what
-/// it cannot see is replaced by the nearest that it can, the mount point.
+/// Where the process's cgroup is in the file system. A container may see only a part of the tree;
+/// what it cannot see is replaced by the nearest that it can, the mount point.
 fn folder_of(mount: &Mount, path: &str) -> PathBuf {
     let path = Path::new(path);
     match path.strip_prefix(&mount.root) {

@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! 1. The lock belongs to the open file description: it is released when the last descriptor of it is
-//!    closed, so at the latest when the process is dead and no child has inherited it.
+//! 1. The lock belongs to the open file description: it is released when the last descriptor of it
+//!    is closed, so at the latest when the process is dead and no child has inherited it.
 //! 2. It is advisory and covers the whole file; the file's content and size do not matter.
 
 use std::io;

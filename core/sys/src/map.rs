@@ -5,10 +5,11 @@
 //! 1. A [`Mapping`] and a [`Reservation`] own their address range until they are dropped; nothing
 //!    outside is ever mapped over or unmapped.
 //! 2. What is inside is known by raw pointer only. Other processes write it, the page may be gone
-//!    when it is touched: accesses go through [`crate::fault::guarded`], atomics and volatile views.
+//!    when it is touched: accesses go through [`crate::fault::guarded`], atomics and volatile
+//!    views.
 //! 3. Everything that is mapped here is left out of core dumps.
-//! 4. A range that gets a new mapping is forgotten as a lost one in the same step that other threads
-//!    see ([`crate::fault`]): between the two no guard can mistake garbage for data.
+//! 4. A range that gets a new mapping is forgotten as a lost one in the same step that other
+//!    threads see ([`crate::fault`]): between the two no guard can mistake garbage for data.
 //! 5. Offsets and sizes are `u64`; what does not fit this process's pointers is
 //!    [`MapError::AddressSpace`], as when the kernel finds no room.
 //!
@@ -163,8 +164,8 @@ pub struct Mapping {
     bytes: usize,
 }
 
-// SAFETY: the type owns an address range, which belongs to the process and not to a thread; it gives
-// out raw pointers only, whose accesses are their user's to order.
+// SAFETY: the type owns an address range, which belongs to the process and not to a thread; it
+// gives out raw pointers only, whose accesses are their user's to order.
 unsafe impl Send for Mapping {}
 // SAFETY: as above; no method changes the mapping through `&self`.
 unsafe impl Sync for Mapping {}
@@ -174,8 +175,8 @@ impl Mapping {
     ///
     /// # Errors
     ///
-    /// [`MapError::AddressSpace`], [`MapError::Denied`], [`MapError::Lost`] if it was to be populated
-    /// and the object ends before that, [`MapError::Io`].
+    /// [`MapError::AddressSpace`], [`MapError::Denied`], [`MapError::Lost`] if it was to be
+    /// populated and the object ends before that, [`MapError::Io`].
     pub fn shared(
         fd: BorrowedFd<'_>,
         range: FileRange,

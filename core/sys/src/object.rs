@@ -109,7 +109,8 @@ impl ObjectDir {
     ///
     /// # Errors
     ///
-    /// [`ObjectError::NotFound`], [`ObjectError::Denied`], or [`ObjectError::Io`] (not a directory).
+    /// [`ObjectError::NotFound`], [`ObjectError::Denied`], or [`ObjectError::Io`] (not a
+    /// directory).
     pub fn open(path: impl AsRef<Path>) -> Result<Self, ObjectError> {
         let path = path.as_ref();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -283,7 +284,8 @@ pub fn stat(fd: BorrowedFd<'_>) -> Result<ObjectStat, ObjectError> {
     })
 }
 
-/// Sets the size. Growing does not commit; shrinking makes mapped pages beyond the end raise SIGBUS.
+/// Sets the size. Growing does not commit; shrinking makes mapped pages beyond the end raise
+/// SIGBUS.
 ///
 /// # Errors
 ///
@@ -299,7 +301,8 @@ pub fn truncate(fd: BorrowedFd<'_>, bytes: u64) -> Result<(), ObjectError> {
     }
 }
 
-/// Reserves memory for `bytes` at `offset`, growing the file where needed; pages that are there stay.
+/// Reserves memory for `bytes` at `offset`, growing the file where needed; pages that are there
+/// stay.
 ///
 /// The pages are charged to the calling process's cgroup. On failure a part of the range may stay
 /// reserved and the file may have grown: the caller truncates back to the size it knows.

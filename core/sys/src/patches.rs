@@ -11,7 +11,8 @@
 //! # Invariants
 //!
 //! 1. A page is in the table before garbage is mapped there, and until something else is mapped
-//!    there: [`record`] before the handler's `mmap`, removal after [`replacing`]'s, both under the lock.
+//!    there: [`record`] before the handler's `mmap`, removal after [`replacing`]'s, both under the
+//!    lock.
 //! 2. [`count`] rises before garbage is mapped. After the rise every running thread passes a full
 //!    barrier (the handler's `membarrier`), so whoever touched the garbage sees the new count.
 //! 3. Lookups take no lock: a slot changes by one store, and an entry that is cut in two is never

@@ -3,8 +3,8 @@
 //! # Invariants
 //!
 //! 1. Level triggered: what is not dealt with is reported again.
-//! 2. A token is the caller's; after [`Poller::remove`] no later wait reports it, but a list that was
-//!    filled before still may hold it.
+//! 2. A token is the caller's; after [`Poller::remove`] no later wait reports it, but a list that
+//!    was filled before still may hold it.
 //! 3. A signal ends a wait early with nothing ready; a time is never rounded down to a busy loop.
 
 use std::ffi::c_int;

@@ -2,10 +2,10 @@
 //!
 //! # Invariants
 //!
-//! 1. `SOCK_SEQPACKET`: one send is one receive. A frame arrives whole, with all of its descriptors,
-//!    or is reported as truncated.
-//! 2. At most [`FDS_PER_FRAME`] descriptors travel with a frame. What a peer sends beyond that never
-//!    stays open here. Received descriptors are close-on-exec from the first moment.
+//! 1. `SOCK_SEQPACKET`: one send is one receive. A frame arrives whole, with all of its
+//!    descriptors, or is reported as truncated.
+//! 2. At most [`FDS_PER_FRAME`] descriptors travel with a frame. What a peer sends beyond that
+//!    never stays open here. Received descriptors are close-on-exec from the first moment.
 //! 3. A dead peer is [`SocketError::Closed`], never SIGPIPE.
 //! 4. Who the peer is comes from the kernel as of the moment of `connect`, never from the peer.
 //! 5. A socket file is unlinked only if it is a socket that nobody listens on. Two starters at once

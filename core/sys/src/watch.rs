@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! 1. Every removal after [`Watch::new`] is reported, or [`Removals::overflowed`] says that some were
-//!    not and the directory has to be listed.
+//! 1. Every removal after [`Watch::new`] is reported, or [`Removals::overflowed`] says that some
+//!    were not and the directory has to be listed.
 //! 2. Nothing here waits; the descriptor is readable when there is something to fetch.
 
 use std::io;

@@ -1,4 +1,5 @@
-//! The process's action for SIGBUS: ours put in force, and the earlier one done when it is not ours.
+//! The process's action for SIGBUS: ours put in force, and the earlier one done when it is not
+//! ours.
 //!
 //! # Invariants
 //!
@@ -36,7 +37,8 @@ static EARLIER_IS_SPENT: AtomicBool = AtomicBool::new(false);
 /// To be called once.
 pub(super) fn replace(handler: Handler) -> io::Result<()> {
     let earlier = current_action()?;
-    // SAFETY: the caller is the only one, and our handler is not installed, so nobody else accesses it.
+    // SAFETY: the caller is the only one, and our handler is not installed, so nobody else accesses
+    // it.
     unsafe { (*EARLIER.0.get()).write(earlier) };
     let has_handler = ![libc::SIG_DFL, libc::SIG_IGN].contains(&earlier.sa_sigaction);
     let mut action = earlier;

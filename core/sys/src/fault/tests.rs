@@ -1,5 +1,5 @@
-//! The guard against the real kernel. The tests of one process take turns, since a loss that one test
-//! makes is rightly a `Maybe` to another.
+//! The guard against the real kernel. The tests of one process take turns, since a loss that one
+//! test makes is rightly a `Maybe` to another.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
@@ -193,8 +193,8 @@ fn a_loss_elsewhere_meanwhile_is_a_maybe() {
     assert!(read(mine.mapping.whole()).is_ok(), "the next try knows");
 }
 
-/// Readers copy while the range changes between a good object and one that is lost: what a guard calls
-/// good is never garbage.
+/// Readers copy while the range changes between a good object and one that is lost: what a guard
+/// calls good is never garbage.
 #[test]
 fn no_reader_takes_garbage_for_data_while_mappings_are_lost_and_replaced() {
     const ROUNDS: u64 = 400;

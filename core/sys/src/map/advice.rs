@@ -17,8 +17,8 @@ use super::{MapError, MappedRange};
 ///
 /// # Errors
 ///
-/// [`MapError::Lost`] where the object has no page and can get none, [`MapError::Unsupported`] for a
-/// read-only mapping or an old kernel, [`MapError::Io`].
+/// [`MapError::Lost`] where the object has no page and can get none, [`MapError::Unsupported`] for
+/// a read-only mapping or an old kernel, [`MapError::Io`].
 pub fn populate_write(range: MappedRange<'_>) -> Result<(), MapError> {
     advise(range, Advice::LinuxPopulateWrite, "populating for stores")
 }

@@ -4,8 +4,8 @@
 //!
 //! 1. The whole range stays this reservation's until it is dropped: what is not mapped is
 //!    `PROT_NONE`, so no other mapping of the process can get in between.
-//! 2. A part is replaced by one system call. Another thread that touches it meets the old or the new
-//!    mapping, never a hole.
+//! 2. A part is replaced by one system call. Another thread that touches it meets the old or the
+//!    new mapping, never a hole.
 
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
@@ -32,8 +32,8 @@ pub struct Reservation {
 
 // SAFETY: as for `Mapping`.
 unsafe impl Send for Reservation {}
-// SAFETY: the methods that change mappings through `&self` are single system calls, which the kernel
-// orders; what a replaced range means to a holder of pointers is the holder's to know.
+// SAFETY: the methods that change mappings through `&self` are single system calls, which the
+// kernel orders; what a replaced range means to a holder of pointers is the holder's to know.
 unsafe impl Sync for Reservation {}
 
 impl Reservation {
@@ -143,7 +143,10 @@ impl Reservation {
                 let start = place.start.cast();
                 mm::mmap(start, place.bytes, prot(protection), flags, fd, range.offset)
             };
-            mapped.map_err(|errno| MapError::of_map("mmap", range.bytes, errno))
+            mapped.map_err(|errno| {
+                reserve_again(place);
+                MapError::of_map("mmap", range.bytes, errno)
+            })
         })?;
         finish(place, populate)?;
         Ok(place)
@@ -216,7 +219,8 @@ impl Drop for Reservation {
     }
 }
 
-/// Closes the hole that a failed move may have left in a reservation.
+/// Closes the hole that a failed replacement may have left: the kernel takes the old mapping away
+/// before the last of its own checks.
 fn reserve_again(place: MappedRange<'_>) {
     let flags = RESERVE_FLAGS | MapFlags::FIXED_NOREPLACE;
     // SAFETY: replaces nothing: where something is mapped the call fails, and that is as good.

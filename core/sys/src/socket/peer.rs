@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! 1. Everything is the kernel's record of the moment of `connect` (of `listen`, seen from the client):
-//!    a peer that changes its user or passes the socket on stays who it was.
+//! 1. Everything is the kernel's record of the moment of `connect` (of `listen`, seen from the
+//!    client): a peer that changes its user or passes the socket on stays who it was.
 //! 2. A pid may be another process's by now. The pidfd cannot.
 
 use std::io;
@@ -13,7 +13,8 @@ use rustix::io::Errno;
 
 use super::{Socket, SocketError};
 
-/// Who is at the other end, as the kernel recorded it at `connect` (or `listen`, seen from a client).
+/// Who is at the other end, as the kernel recorded it at `connect` (or `listen`, seen from a
+/// client).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names say it")]
 pub struct Peer {
@@ -45,8 +46,8 @@ impl Socket {
         })
     }
 
-    /// A pidfd of the process that made the connection: it cannot be of another process that got the
-    /// same pid later. `None` where the kernel lacks it (before 6.5).
+    /// A pidfd of the process that made the connection: it cannot be of another process that got
+    /// the same pid later. `None` where the kernel lacks it (before 6.5).
     ///
     /// # Errors
     ///
