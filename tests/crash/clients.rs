@@ -59,7 +59,7 @@ fn a_stopped_client_hinders_nobody() {
     stopped.ask("create vol shared 65536 0600").unwrap();
     stopped.ask("ropen vol shared rw").unwrap();
     stopped.tell("churn 1");
-    stopped.signal(Signal::Stop);
+    stopped.signal(Signal::STOP);
 
     let mut working = Client::open(&instance);
     working.ask("ropen vol shared rw").unwrap();
@@ -74,8 +74,8 @@ fn a_stopped_client_hinders_nobody() {
     assert_eq!(instance.status().sessions, 1);
 
     // It goes on as if nothing had been, and dies like any other.
-    stopped.signal(Signal::Continue);
-    stopped.signal(Signal::Stop);
+    stopped.signal(Signal::CONT);
+    stopped.signal(Signal::STOP);
     stopped.kill();
     working.ask("open").unwrap();
     wait_until("the dead one's region is closed", || working.ask("delete vol shared").is_ok());

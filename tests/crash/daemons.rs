@@ -1,6 +1,7 @@
 //! Daemons die and come back.
 
 use dmce_abi::wire::admin::{DaemonState, Health};
+use dmce_tests::client::{Signal, send};
 use dmce_tests::{Client, Instance, wait_until};
 
 #[test]
@@ -57,11 +58,7 @@ fn a_stopped_daemon_is_suspected_and_mapped_work_goes_on() {
     let session = instance.open();
     let addr = session.malloc(4 << 20).unwrap();
     let pid = instance.daemon_pid(1).unwrap();
-    let pidfd = dmce_sys::pidfd::open(pid).unwrap();
-    let signal = |number| {
-        dmce_sys::pidfd::signal(std::os::fd::AsFd::as_fd(&pidfd), number).unwrap();
-    };
-    signal(19);
+    send(pid, Signal::STOP);
     wait_until("daemon 1 is suspected", || instance.daemons()[0].state == DaemonState::Suspected);
     assert_eq!(instance.status().state, Health::Degraded);
     session.fill(addr, 3, 4 << 20).unwrap();
@@ -69,7 +66,7 @@ fn a_stopped_daemon_is_suspected_and_mapped_work_goes_on() {
         let large = session.malloc(40 << 20).unwrap();
         session.fill(large, 9, 40 << 20).unwrap();
     }
-    signal(18);
+    send(pid, Signal::CONT);
     wait_until("daemon 1 is back", || instance.daemons()[0].state == DaemonState::Up);
     session.close().unwrap();
     instance.wait_empty();

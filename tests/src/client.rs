@@ -5,11 +5,12 @@
 
 use std::fmt::Display;
 use std::io::{BufRead, BufReader, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use dmce_abi::Status;
+pub use dmce_sys::pidfd::Signal;
 
 use crate::Instance;
 
@@ -19,15 +20,6 @@ pub struct Client {
     child: Child,
     commands: ChildStdin,
     answers: BufReader<ChildStdout>,
-}
-
-/// A signal that tests send.
-#[derive(Clone, Copy, Debug)]
-pub enum Signal {
-    /// The process stops where it is.
-    Stop,
-    /// It goes on.
-    Continue,
 }
 
 impl Client {
@@ -138,19 +130,23 @@ impl Client {
     ///
     /// If it cannot be sent.
     pub fn signal(&self, signal: Signal) {
-        let number = match signal {
-            Signal::Stop => 19,
-            Signal::Continue => 18,
-        };
-        let pidfd: OwnedFd = dmce_sys::pidfd::open(self.pid()).expect("an own child has a pidfd");
-        dmce_sys::pidfd::signal(std::os::fd::AsFd::as_fd(&pidfd), number)
-            .expect("an own child takes signals");
+        send(self.pid(), signal);
     }
 
     /// Kills it (`SIGKILL`) and waits until it is gone.
     pub fn kill(self) {
         drop(self);
     }
+}
+
+/// Sends a signal to a process that the test started.
+///
+/// # Panics
+///
+/// If it cannot be sent.
+pub fn send(pid: u32, signal: Signal) {
+    let pidfd = dmce_sys::pidfd::open(pid).expect("an own child has a pidfd");
+    dmce_sys::pidfd::signal(pidfd.as_fd(), signal).expect("an own child takes signals");
 }
 
 impl Drop for Client {
