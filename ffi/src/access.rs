@@ -1,0 +1,152 @@
+//! Reading and writing: bytes, and words that processes share.
+
+use std::cmp::Ordering;
+use std::ffi::{c_int, c_void};
+
+use crate::alloc::{addr, dmce_addr_t};
+use crate::arguments::{Out, buffer as check_buffer};
+use crate::boundary;
+use crate::later;
+use crate::session::dmce_session_t;
+use crate::version::dmce_status_t;
+
+/// Reads `bytes` bytes into `buffer`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dmce_read(
+    session: *mut dmce_session_t,
+    from: dmce_addr_t,
+    buffer: *mut c_void,
+    bytes: usize,
+) -> dmce_status_t {
+    boundary::session(session, |session| {
+        check_buffer(buffer, bytes)?;
+        let from = addr(session, from)?;
+        // SAFETY: the C contract: `bytes` bytes at `buffer` may be written, by nobody else
+        // meanwhile; NULL only if they are none.
+        unsafe { session.read_raw(from, buffer.cast(), bytes)? };
+        Ok(())
+    })
+}
+
+/// Writes `bytes` bytes from `buffer`. When it returns, every copy has them, unless write-back was
+/// chosen. `DMCE_E_IO` says that the content of the range is undefined.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dmce_write(
+    session: *mut dmce_session_t,
+    to: dmce_addr_t,
+    buffer: *const c_void,
+    bytes: usize,
+) -> dmce_status_t {
+    boundary::session(session, |session| {
+        check_buffer(buffer, bytes)?;
+        let to = addr(session, to)?;
+        // SAFETY: the C contract: `bytes` bytes at `buffer` may be read and do not change; NULL
+        // only if they are none.
+        unsafe { session.write_raw(to, buffer.cast(), bytes)? };
+        Ok(())
+    })
+}
+
+/// Copies inside the memory of the session. The two ranges may overlap, as with `memmove`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dmce_copy(
+    session: *mut dmce_session_t,
+    to: dmce_addr_t,
+    from: dmce_addr_t,
+    bytes: u64,
+) -> dmce_status_t {
+    boundary::session(session, |session| {
+        Ok(session.copy(addr(session, to)?, addr(session, from)?, bytes)?)
+    })
+}
+
+/// Sets every byte of a range to `byte`, of which the lowest eight bits count.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dmce_fill(
+    session: *mut dmce_session_t,
+    to: dmce_addr_t,
+    byte: c_int,
+    bytes: u64,
+) -> dmce_status_t {
+    let [byte, ..] = byte.to_le_bytes();
+    boundary::session(session, |session| Ok(session.fill(addr(session, to)?, byte, bytes)?))
+}
+
+/// Compares a range with `buffer`. `order` gets -1, 0 or 1: the range is less, equal or greater, as
+/// with `memcmp`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dmce_compare(
+    session: *mut dmce_session_t,
+    a: dmce_addr_t,
+    buffer: *const c_void,
+    bytes: usize,
+    order: *mut c_int,
+) -> dmce_status_t {
+    boundary::session(session, |session| {
+        check_buffer(buffer, bytes)?;
+        // SAFETY: the C contract: NULL, or a place for a number.
+        let out = unsafe { Out::new("order", order)? };
+        let a = addr(session, a)?;
+        // SAFETY: as in `dmce_write`.
+        let order = unsafe { session.compare_raw(a, buffer.cast(), bytes)? };
+        out.set(match order {
+            Ordering::Less => -1,
+            Ordering::Equal => 0,
+            Ordering::Greater => 1,
+        });
+        Ok(())
+    })
+}
+
+const WORDS: &str = "words that processes share are not in this release";
+
+/// Makes the aligned word `desired` if it is `expected`, on every copy, atomically among all
+/// processes. `seen` gets what it was.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dmce_cas64(
+    session: *mut dmce_session_t,
+    addr: dmce_addr_t,
+    expected: u64,
+    desired: u64,
+    seen: *mut u64,
+) -> dmce_status_t {
+    let _ = (addr, expected, desired);
+    later::on_session(session, &[("seen", seen.is_null())], WORDS)
+}
+
+/// Adds to the aligned word, on every copy, atomically among all processes. `before` gets what it
+/// was.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dmce_add64(
+    session: *mut dmce_session_t,
+    addr: dmce_addr_t,
+    add: u64,
+    before: *mut u64,
+) -> dmce_status_t {
+    let _ = (addr, add);
+    later::on_session(session, &[("before", before.is_null())], WORDS)
+}
+
+/// Waits while the aligned word is `while_equal`, until it changes and `dmce_wake` is called, at
+/// most `timeout_ms`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dmce_wait64(
+    session: *mut dmce_session_t,
+    addr: dmce_addr_t,
+    while_equal: u64,
+    timeout_ms: u32,
+) -> dmce_status_t {
+    let _ = (addr, while_equal, timeout_ms);
+    later::on_session(session, &[], WORDS)
+}
+
+/// Wakes at most `count` waiters of a word, of all processes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dmce_wake(
+    session: *mut dmce_session_t,
+    addr: dmce_addr_t,
+    count: u32,
+) -> dmce_status_t {
+    let _ = (addr, count);
+    later::on_session(session, &[], WORDS)
+}
