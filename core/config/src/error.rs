@@ -24,6 +24,14 @@ pub enum ConfigError {
         /// What is wrong there.
         what: String,
     },
+    /// A value that the program was given by a flag does not fit.
+    #[error("{section}.{what}")]
+    Unfit {
+        /// The section that it replaces a value of.
+        section: &'static str,
+        /// The key, and what is wrong.
+        what: String,
+    },
 }
 
 /// Where something is wrong.

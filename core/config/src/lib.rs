@@ -5,7 +5,8 @@
 //!
 //! # Invariants
 //!
-//! 1. A [`Config`] that was loaded is within every range and consistent; nobody checks it again.
+//! 1. A [`Config`] that was loaded is within every range and consistent. Who changes it afterwards
+//!    calls [`Config::validate`].
 //! 2. A wrong file is one line that begins with its place, `FILE:LINE:COLUMN`. An unknown key is
 //!    wrong, so that a misspelt limit is not silently without effect.
 //! 3. [`Config::default`] is what an empty file says.
@@ -75,6 +76,16 @@ impl Config {
                 .map_err(|source| ConfigError::Read { path: path.to_owned(), source })
         })?;
         Self::parse(path.unwrap_or(Path::new("")), &text, variables)
+    }
+
+    /// Checks a configuration that was changed after it was loaded, as by flags.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Unfit`] names the first value that is beyond its range or contradicts another.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        check::check(self)
+            .map_err(|Misfit { section, what, .. }| ConfigError::Unfit { section, what })
     }
 
     fn parse(

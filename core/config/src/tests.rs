@@ -228,6 +228,17 @@ fn a_wrong_variable_is_named() {
 }
 
 #[test]
+fn a_change_after_loading_is_checked_by_the_same_rules() {
+    let mut config = Config::default();
+    assert!(config.validate().is_ok());
+    config.daemon.capacity = Bytes(4097);
+    assert_eq!(
+        config.validate().unwrap_err().to_string(),
+        "daemon.capacity: 4097 is no multiple of 4KiB"
+    );
+}
+
+#[test]
 fn a_file_that_cannot_be_read_is_named() {
     let error = Config::load(Some(Path::new("/nonexistent/dmce.toml"))).unwrap_err().to_string();
     assert!(error.starts_with("/nonexistent/dmce.toml: cannot be read: No such file"), "{error}");

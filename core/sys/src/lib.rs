@@ -25,6 +25,7 @@ pub mod object;
 mod patches;
 pub mod pidfd;
 pub mod poll;
+pub mod priority;
 pub mod process;
 pub mod random;
 pub mod socket;
