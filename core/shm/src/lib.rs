@@ -5,9 +5,10 @@
 //! | [`header`] | block header | its daemon, by `pwrite` |
 //! | [`session`] | session object | its client, in a mapping; the broker, by `pwrite` |
 //! | [`record`] | session record | the broker, by `pwrite` |
+//! | [`table`] | lock table of a block | who may write the block, in a mapping |
 //!
-//! [`slot`] is the state machine that a client and the broker run on one word, explored under loom;
-//! [`fence`](mod@fence) is what it stands on.
+//! [`slot`] and [`lock`] are the two state machines that several processes run on one word, each in
+//! one file and explored under loom; [`fence`](mod@fence) and [`parking`] are what they stand on.
 //!
 //! # Invariants
 //!
@@ -24,6 +25,8 @@ pub mod fence;
 #[cfg(not(loom))]
 pub mod header;
 mod layout;
+pub mod lock;
+pub mod parking;
 #[cfg(not(loom))]
 mod preamble;
 #[cfg(not(loom))]
@@ -31,5 +34,9 @@ pub mod record;
 #[cfg(not(loom))]
 pub mod session;
 pub mod slot;
+#[cfg(not(loom))]
+pub mod table;
+#[cfg(all(test, not(loom)))]
+mod testing;
 
 pub use fence::Fence;

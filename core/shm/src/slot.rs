@@ -40,7 +40,7 @@ use crate::layout::layout;
 
 layout! {
     /// One slot. Zero is a slot that was never used.
-    #[derive(Debug)]
+    #[derive(Debug, Default)]
     pub struct Slot, 64 bytes {
         /// Odd while an operation is in flight. Written by the slot's thread, read by servers and
         /// by who unmaps.
@@ -192,3 +192,6 @@ pub(crate) fn operations_of_copy(slots: &[u8]) -> u64 {
 const fn is_in_flight(mark: u32) -> bool {
     mark & IN_FLIGHT != 0
 }
+
+#[cfg(test)]
+mod tests;

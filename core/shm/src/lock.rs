@@ -1,0 +1,361 @@
+//! The lock word of a page: who writes it, and whether what was read is whole (section 6).
+//!
+//! ```text
+//!  63                              32 31        30       29    28 27            8 7       0
+//! |             sequence             | waiters | repair | 0  0  | session id    | slot     |
+//!                                     `------------- the half: a futex -------------------'
+//!
+//!                CAS 0 -> owner                    sequence += 1 (odd)
+//!     FREE -------------------------> HELD, CLEAN ----------------------> HELD, WRITING
+//!      ^ ^                             |      ^                               |
+//!      | `-- CAS own half -> 0, wake --'      `-- sequence += 1 (even) -------'
+//!      |       if `waiters` was set
+//!      |                              CAS owner -> repair
+//!      `-- swap -> 0, wake all -- HELD BY REPAIR <----------------- HELD by a dead owner
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. The half is not 0 while somebody may store to the page; it becomes another owner's only by way
+//!    of 0, or of `repair` after the owner died.
+//! 2. The sequence is odd while the page may be half written. Only the holder changes it.
+//! 3. *No wake-up is lost.* Who sleeps has seen `waiters` set, and who leaves without the lock, or
+//!    takes it after a sleep, leaves `waiters` set for the others.
+//! 4. Any bit pattern is a state: a word that somebody scribbled on gives an error or a wait that
+//!    ends with its deadline, never a panic and never a wrong index.
+//!
+//! Two 32-bit halves and not one 64-bit word: a futex has 32 bits; a reader's mapping may be
+//! read-only, and a 32-bit processor loads 64 bits at once by an instruction that also stores.
+//!
+//! | the owner dies | sequence | repair |
+//! |---|---|---|
+//! | after the lock, before the first step of the sequence | even | releases |
+//! | between the two steps | odd | makes the page whole, steps the sequence, releases |
+//! | after the second step | even | releases |
+//! | after the unlock, before the wake; or as a waiter that was just woken | any | wakes all |
+
+use dmce_abi::block::SessionId;
+use dmce_sys::futex::FutexError;
+
+use crate::atomic::{AtomicU32, Ordering, fence};
+use crate::layout::layout;
+use crate::parking::{Deadline, Parked, Parking, Wake};
+
+layout! {
+    /// The word of one page. Zero is a page that nobody has written.
+    #[derive(Debug, Default)]
+    #[repr(align(8))]
+    pub struct PageLock, 8 bytes {
+        /// Written by who may write the page and by repair.
+        0 => half: AtomicU32,
+        /// Written by the holder, read by every reader.
+        4 => sequence: AtomicU32,
+    }
+}
+
+const FREE: u32 = 0;
+const WAITERS: u32 = 1 << 31;
+const REPAIR: u32 = 1 << 30;
+const OWNER_MASK: u32 = (1 << 28) - 1;
+const SLOT_BITS: u32 = 8;
+const WRITING: u32 = 1;
+
+/// The session and slot that hold a lock. Never 0, because no session's id is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LockOwner(u32);
+
+impl LockOwner {
+    /// The owner for a slot of a session.
+    #[must_use]
+    pub const fn new(session: SessionId, slot: u8) -> Self {
+        Self(session.get() << SLOT_BITS | slot as u32)
+    }
+
+    /// The session, as far as the word holds an id.
+    #[must_use]
+    pub fn session(self) -> Option<SessionId> {
+        SessionId::try_from(self.0 >> SLOT_BITS).ok()
+    }
+
+    /// The slot.
+    #[must_use]
+    pub const fn slot(self) -> u8 {
+        self.0.to_le_bytes()[0]
+    }
+}
+
+// Every session id with every slot fits between the flags.
+const _: () = assert!(SessionId::MAX << SLOT_BITS | 0xff == OWNER_MASK);
+
+/// What a lock word says, as one look found it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockState {
+    /// Nobody holds it.
+    Free,
+    /// A claim: whether the session lives and may write the page is the reader's to check.
+    Held(LockOwner),
+    /// The broker repairs the page.
+    Repair,
+}
+
+/// Why a lock was not taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LockError {
+    /// Held by another.
+    #[error("the page is locked")]
+    Busy,
+    /// Not within the time that the caller allowed.
+    #[error("the page stayed locked until the deadline")]
+    Timeout,
+    /// Not held by who wanted to release it: taken over, or scribbled on.
+    #[error("the page is not locked by its releaser")]
+    NotHeld,
+    /// The word could not be waited for, or its memory is gone.
+    #[error(transparent)]
+    Parking(#[from] FutexError),
+}
+
+impl PageLock {
+    /// Takes the lock, or says at once that it is held.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Busy`].
+    #[inline]
+    pub fn try_lock(&self, owner: LockOwner) -> Result<(), LockError> {
+        // Acquire pairs with the release of whoever set the half to 0.
+        let taken = self.half.compare_exchange(FREE, owner.0, Ordering::Acquire, Ordering::Relaxed);
+        taken.map(drop).map_err(|_| LockError::Busy)
+    }
+
+    /// Takes the lock: spins a little, then sleeps until it is free or the deadline passes.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Timeout`], [`LockError::Parking`].
+    #[inline]
+    pub fn lock(
+        &self,
+        owner: LockOwner,
+        deadline: Deadline,
+        parking: &impl Parking,
+    ) -> Result<(), LockError> {
+        if self.try_lock(owner).is_ok() {
+            return Ok(());
+        }
+        self.lock_contended(owner, deadline, parking)
+    }
+
+    #[cold]
+    fn lock_contended(
+        &self,
+        owner: LockOwner,
+        deadline: Deadline,
+        parking: &impl Parking,
+    ) -> Result<(), LockError> {
+        let mut round = 0;
+        while parking.spin(round) {
+            if self.half.load(Ordering::Relaxed) == FREE && self.try_lock(owner).is_ok() {
+                return Ok(());
+            }
+            round += 1;
+        }
+        // From here on the lock is taken with `waiters`: others may sleep, and the wake-up that came
+        // here was theirs as well.
+        loop {
+            let wanted = owner.0 | WAITERS;
+            let taken =
+                self.half.compare_exchange(FREE, wanted, Ordering::Acquire, Ordering::Relaxed);
+            let Err(held) = taken else { return Ok(()) };
+            let Some(held) = self.ask_to_be_woken(held) else { continue };
+            // Only now, with `waiters` set, may this one leave without the lock.
+            if parking.park(&self.half, held, deadline)? == Parked::TimedOut {
+                return Err(LockError::Timeout);
+            }
+        }
+    }
+
+    /// Sets `waiters` in a half that was seen as `held`; returns the half to sleep on, none if it
+    /// changed meanwhile.
+    fn ask_to_be_woken(&self, held: u32) -> Option<u32> {
+        let asked = held | WAITERS;
+        if held == asked {
+            return Some(asked);
+        }
+        // Relaxed: the flag orders nothing, it is the half's own history that counts.
+        let set = self.half.compare_exchange(held, asked, Ordering::Relaxed, Ordering::Relaxed);
+        set.is_ok().then_some(asked)
+    }
+
+    /// Gives the lock back.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::NotHeld`] if `owner` does not hold it: it was declared dead, or somebody
+    /// scribbled; the word is left as it is. [`LockError::Parking`]: released, nobody woken.
+    #[inline]
+    pub fn unlock(&self, owner: LockOwner, parking: &impl Parking) -> Result<(), LockError> {
+        // Release pairs with the acquire of the next holder.
+        let given = self.half.compare_exchange(owner.0, FREE, Ordering::Release, Ordering::Relaxed);
+        match given {
+            Ok(_) => Ok(()),
+            Err(half) if half == owner.0 | WAITERS => self.unlock_contended(owner, parking),
+            Err(_) => Err(LockError::NotHeld),
+        }
+    }
+
+    #[cold]
+    fn unlock_contended(&self, owner: LockOwner, parking: &impl Parking) -> Result<(), LockError> {
+        let held = owner.0 | WAITERS;
+        // Once set, `waiters` stays until the half is 0: nobody but repair can come in between.
+        let given = self.half.compare_exchange(held, FREE, Ordering::Release, Ordering::Relaxed);
+        if given.is_err() {
+            return Err(LockError::NotHeld);
+        }
+        parking.wake(&self.half, Wake::One)?;
+        Ok(())
+    }
+
+    /// The holder's first step: from here on the page may be half written.
+    #[inline]
+    pub fn begin_write(&self) {
+        // Odd, also if a scribbler left it odd.
+        let writing = self.sequence.load(Ordering::Relaxed).wrapping_add(1) | WRITING;
+        self.sequence.store(writing, Ordering::Relaxed);
+        // Release pairs with the acquire fence of `is_unchanged`: who reads a byte that is stored
+        // from here on sees the odd sequence at its second look.
+        fence(Ordering::Release);
+    }
+
+    /// The holder's second step: the page is whole again.
+    #[inline]
+    pub fn end_write(&self) {
+        let written = self.sequence.load(Ordering::Relaxed).wrapping_add(1) & !WRITING;
+        // Release pairs with the acquire of `begin_read`.
+        self.sequence.store(written, Ordering::Release);
+    }
+
+    /// A reader's look before it reads; none while the page may be half written.
+    #[inline]
+    #[must_use]
+    pub fn begin_read(&self) -> Option<Sequence> {
+        // Acquire pairs with the release of `end_write`.
+        let sequence = self.sequence.load(Ordering::Acquire);
+        (sequence & WRITING == 0).then_some(Sequence(sequence))
+    }
+
+    /// A reader's look after it has read: whether what it read is whole. If not, all of it is to be
+    /// thrown away.
+    ///
+    /// A reader that sleeps while the page is written 2^31 times is deceived.
+    #[inline]
+    #[must_use]
+    pub fn is_unchanged(&self, since: Sequence) -> bool {
+        // Acquire: the loads of the page are done before the second look; pairs with the fence of
+        // `begin_write`.
+        fence(Ordering::Acquire);
+        self.sequence.load(Ordering::Relaxed) == since.0
+    }
+
+    /// What the word says now.
+    #[must_use]
+    pub fn state(&self) -> LockState {
+        // Acquire: who sees it free has all writes of the last holder behind it.
+        state_of(self.half.load(Ordering::Acquire))
+    }
+
+    /// Takes the lock of a dead owner over, for repair. The caller knows that the owner's process
+    /// has ended, so nothing of it can follow.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::NotHeld`] if the dead does not hold it.
+    pub fn take_over(&self, dead: LockOwner) -> Result<PageCondition, LockError> {
+        let mut half = self.half.load(Ordering::Relaxed);
+        while state_of(half) == LockState::Held(dead) {
+            let repair = half & WAITERS | REPAIR;
+            let taken =
+                self.half.compare_exchange(half, repair, Ordering::Acquire, Ordering::Relaxed);
+            match taken {
+                Ok(_) => {
+                    // Release pairs with the acquire fence of `is_unchanged`, as the one of
+                    // `begin_write` did for the dead: who reads a byte that repair stores sees the
+                    // odd sequence at its second look.
+                    fence(Ordering::Release);
+                    return Ok(self.condition());
+                }
+                Err(now) => half = now,
+            }
+        }
+        Err(LockError::NotHeld)
+    }
+
+    /// Whether the page, held by repair or by the caller, may be half written.
+    #[must_use]
+    pub fn condition(&self) -> PageCondition {
+        if self.sequence.load(Ordering::Acquire) & WRITING == 0 {
+            PageCondition::Whole
+        } else {
+            PageCondition::Torn
+        }
+    }
+
+    /// Gives the lock back after repair, with the page whole, and wakes all who wait.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::NotHeld`] if repair does not hold it; [`LockError::Parking`]: released, nobody
+    /// woken.
+    pub fn release_repaired(&self, parking: &impl Parking) -> Result<(), LockError> {
+        let mut half = self.half.load(Ordering::Relaxed);
+        // Nobody but repair takes `repair` away, so this holds until the half is set below.
+        if state_of(half) == LockState::Repair && self.condition() == PageCondition::Torn {
+            self.end_write();
+        }
+        while state_of(half) == LockState::Repair {
+            let given =
+                self.half.compare_exchange(half, FREE, Ordering::Release, Ordering::Relaxed);
+            match given {
+                Ok(_) => return self.wake_all(parking),
+                Err(now) => half = now,
+            }
+        }
+        Err(LockError::NotHeld)
+    }
+
+    /// Wakes all who wait: after the death of one who may have been woken in their place, or may
+    /// have released the lock and not come to wake them.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Parking`].
+    pub fn wake_all(&self, parking: &impl Parking) -> Result<(), LockError> {
+        parking.wake(&self.half, Wake::All)?;
+        Ok(())
+    }
+}
+
+/// A sequence that was even.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sequence(u32);
+
+/// Whether a page may be half written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageCondition {
+    /// Nothing was being written.
+    Whole,
+    /// Its writer died between the two steps of the sequence.
+    Torn,
+}
+
+fn state_of(half: u32) -> LockState {
+    match half & !WAITERS {
+        FREE => LockState::Free,
+        held if held & REPAIR != 0 => LockState::Repair,
+        held => LockState::Held(LockOwner(held & OWNER_MASK)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

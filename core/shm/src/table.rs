@@ -1,0 +1,158 @@
+//! The lock table of a block: a page that says whose it is, then one word per 4 KiB page (section 6).
+//!
+//! ```text
+//! 0                       4096
+//! | magic, block, epoch   | word of page 0 | word of page 1 | ...
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. The table belongs to the block and not to a copy: it outlives any copy.
+//! 2. The broker writes the first page before any client has the object. Clients may write all of
+//!    it afterwards, so to the broker it is a claim.
+//!
+//! There is no table while a block has one copy, one opener and no pointer.
+
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use dmce_abi::block::{BlockId, Guid};
+use dmce_abi::limits::PAGE_BYTES;
+use dmce_abi::version::SEGMENT_VERSION;
+
+use crate::layout::{fingerprint, layout};
+use crate::lock::PageLock;
+
+/// Bytes before the first word.
+pub const TABLE_HEADER_BYTES: u64 = 4096;
+
+const WORD_BYTES: u64 = size_of::<PageLock>() as u64;
+const MAGIC: [u8; 8] = *b"DMCELOCK";
+const FINGERPRINT: u32 = fingerprint(&[LockTableHeader::FIELDS, PageLock::FIELDS]);
+
+/// Which block's pages a table locks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TableIdentity {
+    /// The block.
+    pub block: BlockId,
+    /// Its GUID.
+    pub guid: Guid,
+    /// Its epoch when the table was made.
+    pub epoch: u64,
+}
+
+layout! {
+    /// The first page of a table.
+    #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+    pub struct LockTableHeader, 4096 bytes {
+        0 => magic: [u8; 8],
+        8 => version: U32,
+        12 => fingerprint: U32,
+        16 => block: U32,
+        20 => reserved: [u8; 4],
+        24 => guid: [u8; 16],
+        40 => epoch: U64,
+        48 => reserved_behind_epoch: [u8; 4048],
+    }
+}
+
+/// A table that is not the one that was announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "the messages name the fields")]
+pub enum TableError {
+    /// Made by another version.
+    #[error("the lock table is of segment version {theirs}, this release uses {ours}")]
+    OtherVersion { theirs: u32, ours: u32 },
+    /// Not the table of this block.
+    #[error("the lock table is not that of block {}: {field} differs", identity.block)]
+    Foreign { identity: TableIdentity, field: &'static str },
+}
+
+impl LockTableHeader {
+    /// The first page of the table of a block.
+    #[must_use]
+    pub fn new(identity: TableIdentity) -> Self {
+        let mut header = Self::new_zeroed();
+        header.magic = MAGIC;
+        header.version = SEGMENT_VERSION.into();
+        header.fingerprint = FINGERPRINT.into();
+        header.block = identity.block.get().into();
+        header.guid = identity.guid.0;
+        header.epoch = identity.epoch.into();
+        header
+    }
+
+    /// Checks a private copy of the first page.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`].
+    pub fn check(&self, identity: TableIdentity) -> Result<(), TableError> {
+        let same = |field, same: bool| {
+            if same { Ok(()) } else { Err(TableError::Foreign { identity, field }) }
+        };
+        same("the magic", self.magic == MAGIC)?;
+        if self.version != SEGMENT_VERSION {
+            let theirs = self.version.get();
+            return Err(TableError::OtherVersion { theirs, ours: SEGMENT_VERSION });
+        }
+        let expected = Self::new(identity);
+        same("the fingerprint", self.fingerprint == expected.fingerprint)?;
+        same("the block", self.block == expected.block)?;
+        same("the GUID", self.guid == expected.guid)?;
+        same("the epoch", self.epoch == expected.epoch)
+    }
+}
+
+/// Bytes of the table of a block that may grow to `bytes_max`.
+#[must_use]
+pub const fn table_bytes(bytes_max: u64) -> u64 {
+    TABLE_HEADER_BYTES + bytes_max.div_ceil(PAGE_BYTES) * WORD_BYTES
+}
+
+/// Where in its block's table the word of the page lies that holds `cell`.
+#[must_use]
+pub const fn word_offset(cell: u64) -> u64 {
+    TABLE_HEADER_BYTES + cell / PAGE_BYTES * WORD_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> TableIdentity {
+        TableIdentity { block: BlockId::try_from(9).unwrap(), guid: Guid([3; 16]), epoch: 2 }
+    }
+
+    #[test]
+    fn every_cell_has_the_word_of_its_page_and_the_last_one_ends_the_table() {
+        assert_eq!(word_offset(0), 4096);
+        assert_eq!(word_offset(4095), 4096);
+        assert_eq!(word_offset(4096), 4104);
+        let bytes_max = 1 << 30;
+        assert_eq!(word_offset(bytes_max - 1) + WORD_BYTES, table_bytes(bytes_max));
+    }
+
+    #[test]
+    fn a_header_of_another_block_epoch_or_version_is_refused() {
+        let header = LockTableHeader::new(identity());
+        assert_eq!(header.check(identity()), Ok(()));
+        let refused = |identity| header.check(identity).unwrap_err().to_string();
+        assert_eq!(
+            refused(TableIdentity { epoch: 3, ..identity() }),
+            "the lock table is not that of block 9: the epoch differs"
+        );
+        assert!(refused(TableIdentity { guid: Guid([4; 16]), ..identity() }).contains("GUID"));
+        let mut other = LockTableHeader::new(identity());
+        other.version = 7.into();
+        let ours = SEGMENT_VERSION;
+        assert_eq!(other.check(identity()), Err(TableError::OtherVersion { theirs: 7, ours }));
+    }
+
+    /// A change here is a new segment version.
+    #[test]
+    fn the_fingerprint_is_pinned() {
+        assert_eq!(FINGERPRINT, 0x226e_4524, "{FINGERPRINT:#x}");
+    }
+}
