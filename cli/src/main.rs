@@ -1,2 +1,92 @@
 //! The administrator's command of DMCE.
-fn main() {}
+//!
+//! `docs/command.md` says what each subcommand does, prints and returns.
+//!
+//! # Invariants
+//!
+//! 1. An error is one line on the standard error and an exit code that scripts can tell apart
+//!    ([`error::Error::exit_code`]); nothing panics on what a file, a process or the broker says.
+//! 2. What is printed on the standard output is the answer and nothing else.
+#![forbid(unsafe_code)]
+
+mod args;
+mod broker;
+mod doctor;
+mod down;
+mod error;
+mod instance;
+mod objects;
+mod processes;
+mod show;
+mod supervise;
+mod up;
+
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::process::ExitCode;
+
+use args::{Args, Command, Unparsed};
+use broker::Broker;
+use error::{Error, Outcome};
+
+fn main() -> ExitCode {
+    let done = match Args::read(std::env::args_os()) {
+        Ok(args) => run(args),
+        Err(Unparsed::Help(text)) => {
+            show::write_out(text.as_bytes()).map_err(Error::from).map(done)
+        }
+        Err(Unparsed::Wrong(text)) => Err(Error::Usage(text)),
+    };
+    match done {
+        Ok(outcome) => outcome.exit_code(),
+        Err(error) => {
+            // Nobody is left to be told that the standard error is closed.
+            let _ = writeln!(io::stderr(), "dmce: {}", error.line());
+            error.exit_code()
+        }
+    }
+}
+
+fn run(args: Args) -> Result<Outcome, Error> {
+    let socket = args.named_socket(std::env::var_os("DMCE_SOCKET"));
+    let broker = || Broker::find(socket.as_deref());
+    match args.command {
+        Command::Up(up) => {
+            let socket = up::run(&up)?;
+            let line = [b"DMCE_SOCKET=", socket.as_os_str().as_bytes(), b"\n"].concat();
+            Ok(show::write_out(&line).map(done)?)
+        }
+        Command::Down(down) => Ok(down::run(&down).map(done)?),
+        Command::Status(listing) => {
+            let status = show::Status::from(broker()?.status()?);
+            show::print(&status, listing.json)?;
+            Ok(if status.is_ok() { Outcome::Done } else { Outcome::Unwell })
+        }
+        Command::Daemons(listing) => list::<_, show::Daemon>(broker()?.daemons()?, listing.json),
+        Command::Blocks(listing) => list::<_, show::Block>(broker()?.blocks()?, listing.json),
+        Command::Sessions(listing) => list::<_, show::Session>(broker()?.sessions()?, listing.json),
+        Command::Regions(listing) => list::<_, show::Region>(broker()?.regions()?, listing.json),
+        Command::Map(map) => {
+            let location = show::Location::new(map.address, broker()?.locate(map.address)?);
+            Ok(show::print(&location, map.listing.json).map(done)?)
+        }
+        Command::Doctor(args) => {
+            let diagnosis = doctor::run(&args, socket.as_deref())?;
+            show::print(&diagnosis.checks, args.listing.json)?;
+            Ok(if diagnosis.is_well() { Outcome::Done } else { Outcome::Unwell })
+        }
+        Command::Supervise(args) => Ok(supervise::run(args).map(done)?),
+    }
+}
+
+fn list<Row, Shown>(rows: Vec<Row>, json: bool) -> Result<Outcome, Error>
+where
+    Shown: From<Row> + show::Row,
+{
+    let shown: Vec<Shown> = rows.into_iter().map(Shown::from).collect();
+    Ok(show::print(&shown, json).map(done)?)
+}
+
+fn done((): ()) -> Outcome {
+    Outcome::Done
+}

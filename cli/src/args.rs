@@ -1,0 +1,303 @@
+//! What the command line says.
+//!
+//! # Invariants
+//!
+//! 1. Numbers are within their limits and sizes are whole when parsing has succeeded; whether they fit
+//!    each other, and what a configuration file adds, is the servers' to say.
+//! 2. An option that was not given is `None`, so that a configuration file may decide.
+
+use std::ffi::OsString;
+use std::num::ParseIntError;
+use std::path::PathBuf;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+use dmce_abi::AddrLayout;
+use dmce_abi::limits::{COPIES_MAX, DAEMONS_MAX};
+use dmce_abi::name::Instance;
+use dmce_config::Bytes;
+
+/// Starts, stops and shows DMCE instances: memory of this host, lent to processes.
+#[derive(Clone, Debug, PartialEq, Eq, Parser)]
+#[command(name = "dmce", version, disable_help_subcommand = true, after_help = EXIT_CODES)]
+pub struct Args {
+    /// The broker's socket.
+    #[arg(long, value_name = "PATH", global = true, help = SOCKET)]
+    pub socket: Option<PathBuf>,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const SOCKET: &str = "The broker's socket [default: that of DMCE_SOCKET, else that of the host's \
+                      service, else that of the user's own instance]";
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no broker, \
+                          4 something is degraded or damaged (status, doctor).";
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Start a private instance in the background, and print its socket
+    Up(Up),
+    /// Stop a private instance, and remove what it left in shared memory
+    Down(Down),
+    /// Show the instance as a whole
+    Status(Listing),
+    /// List the daemons
+    Daemons(Listing),
+    /// List the blocks with their copies and owners
+    Blocks(Listing),
+    /// List the sessions
+    Sessions(Listing),
+    /// List the regions
+    Regions(Listing),
+    /// Decode an address: whose it is, and who has it mapped where
+    Map(Map),
+    /// Say what on this host would make DMCE fail or slow, with the fix
+    Doctor(Doctor),
+    /// Watch over the servers of a directory; `up` starts it
+    #[command(hide = true)]
+    Supervise(Supervise),
+}
+
+/// `dmce up`.
+#[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
+pub struct Up {
+    /// The directory of the instance; made if it is missing
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    #[command(flatten)]
+    pub plan: Plan,
+}
+
+/// What servers an instance is to have.
+#[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
+pub struct Plan {
+    /// How many daemons there are to be
+    #[arg(long, value_name = "N", default_value_t = 3,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(DAEMONS_MAX)))]
+    pub daemons: u32,
+    /// What each daemon may hold, such as 512MiB [default: 3GiB, or what the file says]
+    #[arg(long, value_name = "SIZE")]
+    pub capacity: Option<Bytes>,
+    /// Copies of each block [default: 1, or what the file says]
+    #[arg(long, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(COPIES_MAX)))]
+    pub copies: Option<u32>,
+    /// How addresses are divided: in-server, os32, os64, or widths such as 16/18/30 [default:
+    /// in-server, or what the file says]
+    #[arg(long, value_name = "LAYOUT")]
+    pub layout: Option<AddrLayout>,
+    /// A configuration file
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Leave a daemon that has died dead
+    #[arg(long)]
+    pub no_restart: bool,
+}
+
+/// `dmce down`.
+#[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
+pub struct Down {
+    /// The directory of the instance
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Leave the memory to be found again by the next `up` on this directory
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// A listing that needs no more than its form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
+pub struct Listing {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `dmce map`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
+pub struct Map {
+    /// A DMCE address, decimal or with 0x in front
+    #[arg(value_name = "ADDR", value_parser = parse_address)]
+    pub address: u64,
+    #[command(flatten)]
+    pub listing: Listing,
+}
+
+/// `dmce doctor`.
+#[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
+pub struct Doctor {
+    /// Look at the instance of this directory
+    #[arg(long, value_name = "DIR", conflicts_with = "socket")]
+    pub dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub listing: Listing,
+}
+
+/// The supervisor. `up` has resolved what can be: paths are absolute.
+#[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
+pub struct Supervise {
+    #[arg(long)]
+    pub dir: PathBuf,
+    #[arg(long, value_parser = Instance::new)]
+    pub instance: Instance,
+    #[arg(long)]
+    pub objects: PathBuf,
+    #[command(flatten)]
+    pub plan: Plan,
+}
+
+impl Args {
+    /// Reads a command line, the program's name first.
+    ///
+    /// # Errors
+    ///
+    /// [`Unparsed::Help`] if help or the version was asked for, [`Unparsed::Wrong`] with one line.
+    pub fn read(line: impl IntoIterator<Item = OsString>) -> Result<Self, Unparsed> {
+        Self::try_parse_from(line).map_err(|error| Unparsed::of(&error))
+    }
+
+    /// The socket that was named, by option or by the variable `DMCE_SOCKET`. An empty variable is
+    /// how a shell says that there is none.
+    pub fn named_socket(&self, variable: Option<OsString>) -> Option<PathBuf> {
+        let variable = variable.filter(|path| !path.is_empty()).map(PathBuf::from);
+        self.socket.clone().or(variable)
+    }
+}
+
+/// A command line that asks for nothing to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unparsed {
+    /// What is to be printed on the standard output.
+    Help(String),
+    /// What is wrong with it.
+    Wrong(String),
+}
+
+impl Unparsed {
+    fn of(error: &clap::Error) -> Self {
+        let text = error.render().to_string();
+        match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Self::Help(text),
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                Self::Wrong("a subcommand is missing; try 'dmce --help'".to_owned())
+            }
+            _ => Self::Wrong(one_line(&text)),
+        }
+    }
+}
+
+/// The first paragraph of what the parser says, without its label, as one line.
+fn one_line(text: &str) -> String {
+    let text = text.strip_prefix("error: ").unwrap_or(text);
+    let paragraph = text.lines().take_while(|line| !line.trim().is_empty());
+    let words: Vec<_> = paragraph.flat_map(str::split_whitespace).collect();
+    format!("{}; try 'dmce --help'", words.join(" "))
+}
+
+fn parse_address(text: &str) -> Result<u64, ParseIntError> {
+    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<Args, Unparsed> {
+        Args::read(["dmce"].into_iter().chain(line.split_whitespace()).map(OsString::from))
+    }
+
+    fn wrong(line: &str) -> String {
+        match read(line) {
+            Err(Unparsed::Wrong(text)) => text,
+            other => panic!("{line:?} gave {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_parser_is_consistent() {
+        <Args as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn what_was_not_given_is_left_to_the_configuration() {
+        let Command::Up(up) = read("up --dir d").unwrap().command else { panic!("not up") };
+        let nothing = Plan {
+            daemons: 3,
+            capacity: None,
+            copies: None,
+            layout: None,
+            config: None,
+            no_restart: false,
+        };
+        assert_eq!(up, Up { dir: "d".into(), plan: nothing });
+    }
+
+    #[test]
+    fn sizes_layouts_and_addresses_are_read_in_their_forms() {
+        let line = "up --dir d --daemons 2 --capacity 512MiB --layout 16/20/28 --copies 2";
+        let Command::Up(up) = read(line).unwrap().command else { panic!("not up") };
+        assert_eq!(up.plan.capacity, Some(Bytes::mib(512)));
+        assert_eq!(up.plan.layout, AddrLayout::new(16, 20, 28).ok());
+        for (text, address) in [("0x40000010", 0x4000_0010), ("1073741840", 0x4000_0010)] {
+            let Command::Map(map) = read(&format!("map {text} --json")).unwrap().command else {
+                panic!("not map")
+            };
+            assert_eq!((map.address, map.listing.json), (address, true));
+        }
+    }
+
+    #[test]
+    fn the_socket_may_stand_before_and_behind_the_subcommand() {
+        for line in ["--socket s status", "status --socket s"] {
+            assert_eq!(read(line).unwrap().socket, Some("s".into()), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_option_comes_before_the_variable_and_an_empty_variable_is_none() {
+        let named = |line: &str, variable: Option<&str>| {
+            read(line).unwrap().named_socket(variable.map(OsString::from))
+        };
+        assert_eq!(named("status --socket s", Some("v")), Some("s".into()));
+        assert_eq!(named("status", Some("v")), Some("v".into()));
+        assert_eq!(named("status", Some("")), None);
+        assert_eq!(named("status", None), None);
+    }
+
+    #[test]
+    fn wrong_usage_is_one_line_that_names_it() {
+        for (line, named) in [
+            ("", "subcommand"),
+            ("fly", "'fly'"),
+            ("up", "--dir <DIR>"),
+            ("up --dir d --capacity 3GB", "\"3GB\" is no size"),
+            ("up --dir d --capacity -1", "-1"),
+            ("up --dir d --daemons 0", "1..=256"),
+            ("up --dir d --daemons 257", "1..=256"),
+            ("up --dir d --copies 4", "1..=3"),
+            ("up --dir d --layout 1/2/3", "1/2/3 make no 64-bit layout"),
+            ("map", "<ADDR>"),
+            ("map 0xg", "0xg"),
+            ("map 18446744073709551616", "too large"),
+            ("doctor --dir d --socket s", "--socket"),
+            ("blocks --yaml", "--yaml"),
+        ] {
+            let text = wrong(line);
+            assert!(text.contains(named), "{line}: {text}");
+            assert!(!text.contains('\n'), "{line}: {text}");
+        }
+    }
+
+    #[test]
+    fn help_is_no_error() {
+        for line in ["--help", "up --help", "--version"] {
+            assert!(matches!(read(line), Err(Unparsed::Help(_))), "{line}");
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! Questions to the broker: where it is, and listings of more rows than a message holds.
+//!
+//! # Invariants
+//!
+//! 1. A socket that was named is the only one that is tried; else the first at which somebody listens.
+//! 2. A listing ends: pages that do not advance are refused.
+//! 3. Every wait has a limit.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use dmce_abi::Status;
+use dmce_abi::wire::admin::{
+    AdminReply, AdminRequest, BlockRow, DaemonRow, Location, RegionRow, SessionRow, StatusReport,
+};
+use dmce_abi::wire::client::{ClientReply, ClientRequest, RegionName};
+use dmce_sys::identity::effective_uid;
+use dmce_sys::socket::SocketError;
+use libdmce::connection::{Connection, ConnectionError, Deadline};
+
+/// Where the service of the host listens.
+const SERVICE: &str = "/run/dmce/broker.sock";
+
+/// How long a broker may take to answer.
+const PATIENCE_MS: u32 = 10_000;
+
+/// A connection to a broker.
+#[derive(Debug)]
+pub struct Broker {
+    connection: Connection,
+    path: PathBuf,
+    patience_ms: u32,
+}
+
+/// Why a question has no answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "the messages name the fields")]
+pub enum BrokerError {
+    /// Nobody listens.
+    #[error("no broker: nobody listens at {}", one_of(tried))]
+    Nobody { tried: Vec<PathBuf> },
+    /// Somebody listens who does not answer as a broker does.
+    #[error("no broker answers at {}", path.display())]
+    NoAnswer { path: PathBuf, source: ConnectionError },
+    /// Somebody answered something else.
+    #[error("no broker answers at {}: the reply does not fit the question", path.display())]
+    WrongAnswer { path: PathBuf },
+    /// The socket's mode keeps this user out.
+    #[error("access to {} is denied", path.display())]
+    Denied { path: PathBuf },
+    /// Broker and command are of different releases.
+    #[error("the broker at {} is of another release", path.display())]
+    Version { path: PathBuf, source: ConnectionError },
+    /// The broker said no.
+    #[error("{text}")]
+    Refused { text: String },
+}
+
+impl BrokerError {
+    /// Whether there is no broker, as opposed to one that cannot do what was asked.
+    pub const fn is_absence(&self) -> bool {
+        matches!(self, Self::Nobody { .. } | Self::NoAnswer { .. } | Self::WrongAnswer { .. })
+    }
+
+    fn of(path: &Path, error: ConnectionError) -> Self {
+        let path = path.to_owned();
+        match error {
+            ConnectionError::Socket(SocketError::NobodyListens { .. }) => {
+                Self::Nobody { tried: vec![path] }
+            }
+            ConnectionError::Socket(SocketError::Denied { .. }) => Self::Denied { path },
+            error if error.status() == Status::Version => Self::Version { path, source: error },
+            ConnectionError::Refused(refusal) => {
+                let text = match refusal.text.as_str() {
+                    "" => refusal.status.text().to_owned(),
+                    text => text.to_owned(),
+                };
+                Self::Refused { text }
+            }
+            source => Self::NoAnswer { path, source },
+        }
+    }
+}
+
+impl Broker {
+    /// Connects to the socket that was named, or to the first of the usual ones.
+    ///
+    /// # Errors
+    ///
+    /// All but [`BrokerError::Refused`].
+    pub fn find(named: Option<&Path>) -> Result<Self, BrokerError> {
+        if let Some(path) = named {
+            return Self::connect(path);
+        }
+        let mut tried = Vec::new();
+        for path in usual_sockets(std::env::var_os("XDG_RUNTIME_DIR"), effective_uid()) {
+            match Self::connect(&path) {
+                Err(BrokerError::Nobody { .. }) => tried.push(path),
+                found => return found,
+            }
+        }
+        Err(BrokerError::Nobody { tried })
+    }
+
+    /// Connects to the broker at `path`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Broker::find`].
+    pub fn connect(path: &Path) -> Result<Self, BrokerError> {
+        match Connection::connect(path) {
+            Ok(connection) => {
+                Ok(Self { connection, path: path.to_owned(), patience_ms: PATIENCE_MS })
+            }
+            Err(error) => Err(BrokerError::of(path, error)),
+        }
+    }
+
+    /// Waits less long for each answer.
+    #[must_use]
+    pub fn with_patience_ms(mut self, patience_ms: u32) -> Self {
+        self.patience_ms = patience_ms;
+        self
+    }
+
+    /// The instance as a whole.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`].
+    pub fn status(&mut self) -> Result<StatusReport, BrokerError> {
+        match self.ask(AdminRequest::Status)? {
+            AdminReply::Status(report) => Ok(report),
+            _ => Err(self.wrong_answer()),
+        }
+    }
+
+    /// All daemons, by id.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`].
+    pub fn daemons(&mut self) -> Result<Vec<DaemonRow>, BrokerError> {
+        self.list(Pages {
+            before_first: 0,
+            request: |after| AdminRequest::Daemons { after },
+            rows: |reply| match reply {
+                AdminReply::Daemons { rows, more } => Some((rows, more)),
+                _ => None,
+            },
+            key: |row: &DaemonRow| row.daemon,
+        })
+    }
+
+    /// All blocks, by id.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`].
+    pub fn blocks(&mut self) -> Result<Vec<BlockRow>, BrokerError> {
+        self.list(Pages {
+            before_first: 0,
+            request: |after| AdminRequest::Blocks { after },
+            rows: |reply| match reply {
+                AdminReply::Blocks { rows, more } => Some((rows, more)),
+                _ => None,
+            },
+            key: |row: &BlockRow| row.block,
+        })
+    }
+
+    /// All sessions, by id.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`].
+    pub fn sessions(&mut self) -> Result<Vec<SessionRow>, BrokerError> {
+        self.list(Pages {
+            before_first: 0,
+            request: |after| AdminRequest::Sessions { after },
+            rows: |reply| match reply {
+                AdminReply::Sessions { rows, more } => Some((rows, more)),
+                _ => None,
+            },
+            key: |row: &SessionRow| row.session,
+        })
+    }
+
+    /// All regions, by volume and name.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`].
+    pub fn regions(&mut self) -> Result<Vec<RegionRow>, BrokerError> {
+        self.list(Pages {
+            before_first: RegionName { volume: String::new(), name: String::new() },
+            request: |after| AdminRequest::Regions { after },
+            rows: |reply| match reply {
+                AdminReply::Regions { rows, more } => Some((rows, more)),
+                _ => None,
+            },
+            key: |row: &RegionRow| row.region.clone(),
+        })
+    }
+
+    /// Where the byte of an address is.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError::Refused`] for an address of no block, and as for the others.
+    pub fn locate(&mut self, address: u64) -> Result<Location, BrokerError> {
+        match self.ask(AdminRequest::WhereIs { addr: address })? {
+            AdminReply::WhereIs(location) => Ok(location),
+            _ => Err(self.wrong_answer()),
+        }
+    }
+
+    fn list<K: Ord + Clone, R>(&mut self, pages: Pages<K, R>) -> Result<Vec<R>, BrokerError> {
+        let mut all = Vec::new();
+        let mut after = pages.before_first;
+        loop {
+            let reply = self.ask((pages.request)(after.clone()))?;
+            let (rows, more) = (pages.rows)(reply).ok_or_else(|| self.wrong_answer())?;
+            let last = rows.last().map(pages.key);
+            all.extend(rows);
+            match last {
+                _ if !more => return Ok(all),
+                Some(last) if last > after => after = last,
+                _ => return Err(self.wrong_answer()),
+            }
+        }
+    }
+
+    fn ask(&mut self, request: AdminRequest) -> Result<AdminReply, BrokerError> {
+        let deadline = Deadline::after_ms(self.patience_ms);
+        match self.connection.request_until(&ClientRequest::Admin(request), deadline) {
+            Ok((ClientReply::Admin(reply), _)) => Ok(reply),
+            Ok(_) => Err(self.wrong_answer()),
+            Err(error) => Err(BrokerError::of(&self.path, error)),
+        }
+    }
+
+    fn wrong_answer(&self) -> BrokerError {
+        BrokerError::WrongAnswer { path: self.path.clone() }
+    }
+}
+
+/// How a listing is asked for, page by page.
+struct Pages<K, R> {
+    before_first: K,
+    request: fn(K) -> AdminRequest,
+    rows: fn(AdminReply) -> Option<(Vec<R>, bool)>,
+    key: fn(&R) -> K,
+}
+
+/// The sockets that are tried if none was named, in this order.
+fn usual_sockets(runtime_dir: Option<OsString>, uid: u32) -> Vec<PathBuf> {
+    let of_user = match runtime_dir.filter(|dir| !dir.is_empty()) {
+        Some(dir) => Some(PathBuf::from(dir).join("dmce")),
+        None => Some(PathBuf::from(format!("/tmp/dmce-{uid}"))).filter(|dir| is_private(dir, uid)),
+    };
+    let service = PathBuf::from(SERVICE);
+    [service].into_iter().chain(of_user.map(|dir| dir.join("broker.sock"))).collect()
+}
+
+/// Whether a folder in a place where everybody may write is the user's and closed to others.
+fn is_private(dir: &Path, uid: u32) -> bool {
+    let found = fs::symlink_metadata(dir);
+    found.is_ok_and(|found| found.is_dir() && found.uid() == uid && found.mode() & 0o777 == 0o700)
+}
+
+fn one_of(paths: &[PathBuf]) -> String {
+    let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+    paths.join(" or ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use dmce_abi::limits::FRAME_BYTES_MAX;
+    use dmce_abi::wire::admin::DaemonState;
+    use dmce_abi::wire::{self, Refusal, Reply};
+    use dmce_sys::socket::Socket;
+
+    use super::*;
+
+    /// A broker that gives the replies in turn, and what the command makes of it.
+    fn with_replies<T: Send>(
+        replies: Vec<Reply<ClientReply>>,
+        ask: impl FnOnce(&mut Broker) -> T,
+    ) -> (T, Vec<ClientRequest>) {
+        let (ours, theirs) = Socket::pair().unwrap();
+        let server = thread::spawn(move || {
+            let (mut frame, mut fds) = (vec![0; FRAME_BYTES_MAX], Vec::new());
+            let mut asked = Vec::new();
+            for reply in replies {
+                let received = theirs.recv(&mut frame, &mut fds).unwrap();
+                let header = wire::decode_header(&frame[..received.bytes], 0).unwrap();
+                asked.push(wire::decode_body(&frame[..received.bytes]).unwrap());
+                theirs.send(&wire::encode(header, &reply).unwrap(), &[]).unwrap();
+            }
+            asked
+        });
+        let path = PathBuf::from("/b");
+        let mut broker =
+            Broker { connection: Connection::over(ours), path, patience_ms: PATIENCE_MS };
+        let answer = ask(&mut broker);
+        drop(broker);
+        (answer, server.join().unwrap())
+    }
+
+    fn daemons(ids: &[u32], more: bool) -> ClientReply {
+        let row = |&daemon| DaemonRow {
+            daemon,
+            state: DaemonState::Up,
+            pid: 1,
+            capacity: 0,
+            committed: 0,
+            reserved: 0,
+            pool: 0,
+            blocks: 0,
+        };
+        let rows = ids.iter().map(row).collect();
+        ClientReply::Admin(AdminReply::Daemons { rows, more })
+    }
+
+    #[test]
+    fn a_listing_of_several_pages_is_one_listing() {
+        let replies = [daemons(&[1, 2], true), daemons(&[4], true), daemons(&[], false)];
+        let (listed, asked) = with_replies(replies.map(Ok).into(), Broker::daemons);
+        let ids: Vec<_> = listed.unwrap().iter().map(|row| row.daemon).collect();
+        assert_eq!(ids, [1, 2, 4]);
+        let expected = [0, 2, 4].map(|after| ClientRequest::Admin(AdminRequest::Daemons { after }));
+        assert_eq!(asked, expected);
+    }
+
+    #[test]
+    fn pages_that_do_not_advance_end_the_listing_with_an_error() {
+        for second in [daemons(&[1, 2], true), daemons(&[], true)] {
+            let replies = [daemons(&[1, 2], true), second].map(Ok).into();
+            let (listed, _) = with_replies(replies, Broker::daemons);
+            assert!(matches!(listed, Err(BrokerError::WrongAnswer { .. })));
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_the_brokers_word_and_no_absence() {
+        let refusal = Err(Refusal::new(Status::Address, "block 9 is free"));
+        let (answer, _) = with_replies(vec![refusal], |broker| broker.locate(7));
+        let error = answer.unwrap_err();
+        assert_eq!(error.to_string(), "block 9 is free");
+        assert!(!error.is_absence());
+    }
+
+    #[test]
+    fn who_answers_something_else_or_nothing_is_no_broker() {
+        let (answer, _) = with_replies(vec![Ok(ClientReply::Done)], Broker::status);
+        assert!(answer.unwrap_err().is_absence());
+        let (answer, _) = with_replies(vec![], Broker::status);
+        assert!(answer.unwrap_err().is_absence());
+    }
+
+    #[test]
+    fn the_service_comes_before_the_users_own() {
+        let sockets = usual_sockets(Some("/run/user/7".into()), 7);
+        assert_eq!(sockets, [SERVICE, "/run/user/7/dmce/broker.sock"].map(PathBuf::from));
+        // Nobody owns a folder for a user who does not exist.
+        assert_eq!(usual_sockets(Some(OsString::new()), u32::MAX - 7), [PathBuf::from(SERVICE)]);
+    }
+}

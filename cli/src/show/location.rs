@@ -1,0 +1,111 @@
+//! `dmce map`: what an address means, and who has it mapped where.
+
+use dmce_abi::wire::admin::{self, MappingRow};
+use dmce_config::Bytes;
+use serde::Serialize;
+
+use super::blocks::{Block, Copy, Owner};
+use super::{Align, Show, Table};
+
+/// Where a byte is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[allow(missing_docs, reason = "docs/command.md explains the fields")]
+pub struct Location {
+    pub address: u64,
+    pub server: u32,
+    pub block: u32,
+    pub cell: u64,
+    pub state: &'static str,
+    pub bytes: u64,
+    pub committed: u64,
+    pub page_size: u32,
+    pub epoch: u64,
+    pub span_first: u32,
+    pub span_count: u32,
+    pub owner: Owner,
+    pub copies: Vec<Copy>,
+    pub mappings: Vec<Mapping>,
+}
+
+/// A process that says it has the byte mapped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[allow(missing_docs, reason = "docs/command.md explains the fields")]
+pub struct Mapping {
+    pub session: u32,
+    pub pid: u32,
+    pub os_address: u64,
+    pub writable: bool,
+}
+
+impl Location {
+    /// What the broker answered about `address`.
+    #[must_use]
+    pub fn new(address: u64, found: admin::Location) -> Self {
+        let block = Block::from(found.block);
+        Self {
+            address,
+            server: found.server,
+            block: block.id,
+            cell: found.cell,
+            state: block.state,
+            bytes: block.bytes,
+            committed: block.committed,
+            page_size: block.page_size,
+            epoch: block.epoch,
+            span_first: block.span_first,
+            span_count: block.span_count,
+            owner: block.owner,
+            copies: block.copies,
+            mappings: found.mappings.into_iter().map(Mapping::from).collect(),
+        }
+    }
+}
+
+impl From<MappingRow> for Mapping {
+    fn from(row: MappingRow) -> Self {
+        Self {
+            session: row.session,
+            pid: row.pid,
+            os_address: row.os_address,
+            writable: row.writable,
+        }
+    }
+}
+
+impl Show for Location {
+    fn text(&self) -> String {
+        let copies: Vec<_> = self.copies.iter().map(Copy::to_string).collect();
+        let last = self.span_first.saturating_add(self.span_count.saturating_sub(1));
+        let fields = Table::of_fields([
+            ("address", format!("{:#x}", self.address)),
+            ("server", self.server.to_string()),
+            ("block", format!("{}, {}", self.block, self.state)),
+            ("cell", format!("{:#x}", self.cell)),
+            ("size", Bytes(self.bytes).to_string()),
+            ("committed", Bytes(self.committed).to_string()),
+            ("page", Bytes(self.page_size.into()).to_string()),
+            ("epoch", self.epoch.to_string()),
+            ("span", format!("blocks {} to {last}", self.span_first)),
+            ("owner", self.owner.to_string()),
+            ("copies", copies.join(", ")),
+        ]);
+        if self.mappings.is_empty() {
+            return format!("{fields}\nno process says that it has it mapped\n");
+        }
+        let mut mappings = Table::new(&[
+            ("SESSION", Align::Right),
+            ("PID", Align::Right),
+            ("OS ADDRESS", Align::Right),
+            ("WRITABLE", Align::Left),
+        ]);
+        for mapping in &self.mappings {
+            mappings.add(vec![
+                mapping.session.to_string(),
+                mapping.pid.to_string(),
+                format!("{:#x}", mapping.os_address),
+                if mapping.writable { "yes" } else { "no" }.to_owned(),
+            ]);
+        }
+        format!("{fields}\n{mappings}")
+    }
+}

@@ -1,0 +1,82 @@
+//! `dmce status`: the instance as a whole.
+
+use dmce_abi::wire::admin::{Health, StatusReport};
+use dmce_config::Bytes;
+use serde::Serialize;
+
+use super::{Show, Table};
+
+/// The instance as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[allow(missing_docs, reason = "docs/command.md explains the fields")]
+pub struct Status {
+    pub instance: String,
+    pub layout: String,
+    pub state: &'static str,
+    pub version: String,
+    pub pid: u32,
+    pub daemons: u32,
+    pub daemons_up: u32,
+    pub sessions: u32,
+    pub blocks: u32,
+    pub regions: u32,
+    pub capacity: u64,
+    pub committed: u64,
+    pub reserved: u64,
+}
+
+impl Status {
+    /// Whether nothing is degraded or damaged.
+    #[must_use]
+    pub fn is_ok(&self) -> bool {
+        self.state == word(Health::Ok)
+    }
+}
+
+impl From<StatusReport> for Status {
+    fn from(report: StatusReport) -> Self {
+        Self {
+            instance: report.instance,
+            layout: report.layout,
+            state: word(report.state),
+            version: report.version,
+            pid: report.pid,
+            daemons: report.daemons,
+            daemons_up: report.daemons_up,
+            sessions: report.sessions,
+            blocks: report.blocks,
+            regions: report.regions,
+            capacity: report.capacity,
+            committed: report.committed,
+            reserved: report.reserved,
+        }
+    }
+}
+
+impl Show for Status {
+    fn text(&self) -> String {
+        Table::of_fields([
+            ("instance", self.instance.clone()),
+            ("layout", self.layout.clone()),
+            ("state", self.state.to_owned()),
+            ("broker", format!("release {}, process {}", self.version, self.pid)),
+            ("daemons", format!("{} of {} up", self.daemons_up, self.daemons)),
+            ("sessions", self.sessions.to_string()),
+            ("blocks", self.blocks.to_string()),
+            ("regions", self.regions.to_string()),
+            ("capacity", Bytes(self.capacity).to_string()),
+            ("committed", Bytes(self.committed).to_string()),
+            ("reserved", Bytes(self.reserved).to_string()),
+        ])
+        .to_string()
+    }
+}
+
+fn word(health: Health) -> &'static str {
+    match health {
+        Health::Ok => "ok",
+        Health::Degraded => "degraded",
+        // A state that a newer broker adds is no reason to call the instance well.
+        _ => "damaged",
+    }
+}
