@@ -1,0 +1,74 @@
+//! Programs in C and C++, built against the header and both libraries, and run with real servers.
+#![forbid(unsafe_code)]
+
+mod examples;
+mod install;
+mod toolchain;
+
+use std::process::Command;
+
+use dmce_tests::{Instance, cannot_run};
+
+use toolchain::Linkage::{Shared, Static};
+use toolchain::{Linkage, Scratch};
+
+/// Builds and runs a program of this folder; it checks for itself, and says what was wrong.
+fn passes(source: &str, standard: &str, linkage: Linkage) {
+    let program = toolchain::build(&format!("tests/c/{source}"), standard, linkage);
+    let instance = Instance::start(2);
+    let output = toolchain::run(&program.path, &instance, &[]);
+    toolchain::text_of_success(source, &output);
+    instance.wait_empty();
+}
+
+#[test]
+fn structures_have_the_layout_of_the_interface_on_both_widths() {
+    let program = toolchain::build("tests/c/layout.c", "c11", Shared);
+    toolchain::succeed(&mut Command::new(&program.path));
+    for width in ["-m64", "-m32"] {
+        let scratch = Scratch::new();
+        let probe = scratch.path().join("probe.c");
+        std::fs::write(&probe, "#include <stdint.h>\n").expect("the folder takes files");
+        let compile = |source| {
+            let mut compiler = toolchain::compiler(source);
+            compiler.args([width, "-std=c11", "-fsyntax-only"]).arg(source);
+            compiler
+        };
+        if compile(&probe).output().is_ok_and(|output| output.status.success()) {
+            toolchain::succeed(&mut compile(&toolchain::root().join("tests/c/layout.c")));
+        } else {
+            cannot_run(&format!("the compiler does not take {width}"));
+        }
+    }
+}
+
+#[test]
+fn bytes_come_back_through_the_shared_library() {
+    passes("basic.c", "c99", Shared);
+}
+
+#[test]
+fn bytes_come_back_through_the_static_library() {
+    passes("basic.c", "c99", Static);
+}
+
+#[test]
+fn the_contract_holds_through_the_shared_library() {
+    passes("contract.c", "c99", Shared);
+}
+
+#[test]
+fn the_contract_holds_through_the_static_library() {
+    passes("contract.c", "c99", Static);
+}
+
+#[test]
+fn two_processes_share_a_region() {
+    passes("regions.c", "c99", Shared);
+}
+
+#[test]
+fn the_header_is_cpp_as_well() {
+    passes("header.cpp", "c++14", Shared);
+    passes("header.cpp", "c++20", Static);
+}
