@@ -7,6 +7,10 @@
 //! 3. What a process says of itself ([`command_line`]) is a claim.
 
 use std::io;
+use std::mem::MaybeUninit;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::ptr;
 
 /// Why something about a process could not be found out or done.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +120,26 @@ pub fn start_session() -> Result<(), ProcessError> {
     Ok(())
 }
 
+/// Makes a program start with no signal blocked, whatever this thread has blocked ([`SignalFd`]):
+/// a program inherits the mask, and one that does not expect it cannot be asked to end.
+///
+/// [`SignalFd`]: crate::poll::SignalFd
+pub fn unblock_signals(command: &mut Command) -> &mut Command {
+    let unblock = || {
+        let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
+        // SAFETY: the pointer is to a local.
+        unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+        // SAFETY: the set was initialised above, and nothing is written back.
+        match unsafe { libc::sigprocmask(libc::SIG_SETMASK, set.as_ptr(), ptr::null_mut()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: between fork and exec the closure makes two calls that are async-signal-safe, and
+    // allocates nothing: an error of the system is a number.
+    unsafe { command.pre_exec(unblock) }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stat {
     start_time: u64,
@@ -185,7 +209,6 @@ fn parse_uuid(text: &str) -> Option<[u8; 16]> {
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
-    use std::process::Command;
     use std::time::Duration;
 
     use super::*;
@@ -238,6 +261,19 @@ mod tests {
         assert_eq!(command_line(pid).unwrap(), arguments.collect::<Vec<_>>());
         assert_eq!(effective_uid(pid).unwrap(), crate::identity::effective_uid());
         assert!(matches!(command_line(0), Err(ProcessError::Gone { pid: 0 })));
+    }
+
+    #[test]
+    fn a_program_that_is_started_while_signals_are_blocked_can_be_asked_to_end() {
+        // The mask is the thread's own, and this thread ends with the test.
+        let signals = crate::poll::SignalFd::new().unwrap();
+        let blocked = |command: &mut Command| {
+            let output = command.args(["SigBlk", "/proc/self/status"]).output().unwrap();
+            String::from_utf8(output.stdout).unwrap() != "SigBlk:\t0000000000000000\n"
+        };
+        assert!(blocked(&mut Command::new("grep")), "or the next line says nothing");
+        assert!(!blocked(unblock_signals(&mut Command::new("grep"))));
+        drop(signals);
     }
 
     #[test]
