@@ -145,7 +145,8 @@ impl Supervisor {
         let poller = Poller::new()?;
         poller.add(signals.as_fd(), SIGNALS, Interest::READ)?;
         poller.add(channel.as_fd(), CHANNEL, Interest::READ)?;
-        let servers = Servers { home, instance: args.instance, plan: args.plan };
+        let Supervise { instance, objects: folder, plan, .. } = args;
+        let servers = Servers { home, instance, objects: folder, plan };
         let mut supervisor =
             Self { servers, objects, poller, broker: None, daemons: BTreeMap::new() };
         let started = supervisor.start_all().and_then(|()| supervisor.await_word(signals, channel));

@@ -4,7 +4,8 @@
 //!
 //! 1. A server that was started has a [`Process`] that means it and nobody else, and its pid is in
 //!    its file, or it has been killed again.
-//! 2. Both kinds of server are told the same directory, name, and configuration file.
+//! 2. Both kinds of server are told the same directory, name, folder of objects, and configuration
+//!    file.
 
 use std::env;
 use std::fs::File;
@@ -14,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use dmce_abi::name::Instance;
-use dmce_sys::process::ProcessError;
+use dmce_sys::process::{ProcessError, unblock_signals};
 
 use crate::args::Plan;
 use crate::instance::{Home, HomeError, name_of};
@@ -30,6 +31,8 @@ const QUOTE_CHARS: usize = 400;
 pub struct Servers {
     pub home: Home,
     pub instance: Instance,
+    /// The folder of the objects.
+    pub objects: PathBuf,
     pub plan: Plan,
 }
 
@@ -72,8 +75,9 @@ impl Servers {
         // A log that cannot be measured is quoted from its beginning.
         let log_from = log.seek(SeekFrom::End(0)).unwrap_or(0);
         let failed = |source| StartError::Spawn { program: program.clone(), source };
-        let mut child = self
-            .command(&program, role)
+        let mut command = self.command(&program, role);
+        // The supervisor takes its signals by descriptor, and so has them blocked.
+        let mut child = unblock_signals(&mut command)
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(failed)?)
             .stderr(log)
@@ -110,9 +114,10 @@ impl Servers {
     }
 
     fn command(&self, program: &Path, role: Role) -> Command {
-        let Self { home, instance, plan } = self;
+        let Self { home, instance, objects, plan } = self;
         let mut command = Command::new(program);
         command.arg("--dir").arg(home.path()).args(["--instance", instance.as_str()]);
+        command.arg("--objects").arg(objects);
         if let Some(config) = &plan.config {
             command.arg("--config").arg(config);
         }

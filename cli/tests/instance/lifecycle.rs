@@ -1,0 +1,138 @@
+//! From `up` to `down`, and what is left.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use serde_json::json;
+
+use super::client::{read_region, write_region};
+use super::harness::{Home, dmce, objects_of, run, wait_gone, wait_until};
+
+#[test]
+fn an_instance_starts_serves_and_leaves_nothing() {
+    let home = Home::new("whole");
+    let up = home.up(&[]).done();
+    assert_eq!(up.stdout, format!("DMCE_SOCKET={}\n", home.socket().display()));
+    assert_eq!(fs::metadata(&home.dir).unwrap().permissions().mode() & 0o777, 0o700);
+    let running = home.processes();
+    assert_eq!(running.len(), 4, "supervisor, broker, two daemons");
+
+    let status = home.json("status");
+    assert_eq!(status["state"], "ok");
+    assert_eq!(status["instance"], home.objects()[0].split('.').nth(1).unwrap());
+    assert_eq!((&status["daemons"], &status["daemons_up"]), (&json!(2), &json!(2)));
+    assert_eq!(status["capacity"], 128 << 20);
+    assert_eq!(status["pid"], home.pid("broker"));
+    let daemons = home.json("daemons");
+    for (place, server) in ["daemon-1", "daemon-2"].iter().enumerate() {
+        assert_eq!(daemons[place]["pid"], home.pid(server));
+        assert_eq!(daemons[place]["id"], place + 1);
+    }
+
+    home.down(&[]).done();
+    for pid in running {
+        wait_gone(pid);
+    }
+    assert_eq!(home.objects(), [""; 0]);
+    assert_eq!(home.files(), ["log"]);
+    home.down(&[]).done();
+}
+
+#[test]
+fn a_directory_in_use_is_refused_with_the_broker_that_uses_it() {
+    let home = Home::new("twice");
+    home.up(&[]).done();
+    let before = (home.pid("broker"), home.processes());
+    let error = home.up(&[]).failed(1);
+    assert!(error.contains("is in use"), "{error}");
+    assert!(error.ends_with(&format!("process {}", before.0)), "{error}");
+    // By another path it is the same directory.
+    let link = home.dir.with_file_name("link");
+    std::os::unix::fs::symlink(&home.dir, &link).unwrap();
+    dmce(&["up".as_ref(), "--dir".as_ref(), link.as_os_str()]).failed(1);
+    assert_eq!((home.pid("broker"), home.processes()), before, "the first is as it was");
+    home.down(&[]).done();
+}
+
+#[test]
+fn of_many_at_once_one_wins() {
+    let home = Home::new("race");
+    let mut codes: Vec<_> = std::thread::scope(|scope| {
+        let starts: Vec<_> = (0..4).map(|_| scope.spawn(|| home.up(&[]).code)).collect();
+        starts.into_iter().map(|start| start.join().unwrap()).collect()
+    });
+    codes.sort_unstable();
+    assert_eq!(codes, [Some(0), Some(1), Some(1), Some(1)]);
+    assert_eq!(home.processes().len(), 4);
+    assert_eq!(home.json("status")["daemons_up"], 2);
+    home.down(&[]).done();
+}
+
+#[test]
+fn what_was_kept_is_found_by_the_next_start_without_the_configuration() {
+    let home = Home::new("keep");
+    home.up(&[]).done();
+    write_region(&home.socket(), "kept", b"not my memory");
+    home.down(&["--keep"]).done();
+    home.assert_nothing_runs();
+    assert_eq!(home.files(), ["instance.json", "log"]);
+    assert!(home.objects().iter().any(|name| name.contains(".data-")), "{:?}", home.objects());
+
+    let mut command = home.up_command(&[]);
+    let plain: Vec<_> = command.get_args().take(7).map(std::ffi::OsStr::to_owned).collect();
+    command = std::process::Command::new(command.get_program());
+    run(command.args(plain)).done();
+    assert_eq!(home.json("regions")[0]["name"], "kept");
+    assert_eq!(read_region(&home.socket(), "kept", 13), b"not my memory");
+    home.down(&[]).done();
+    assert_eq!(home.objects(), [""; 0]);
+}
+
+#[test]
+fn another_name_is_refused_while_memory_of_the_first_is_there() {
+    let home = Home::new("rename");
+    home.up(&[]).done();
+    home.down(&["--keep"]).done();
+    let other = format!("test{}-cli-renamed", std::process::id());
+    fs::write(home.config(), format!("[instance]\nname = \"{other}\"\n")).unwrap();
+    let error = home.up(&[]).failed(1);
+    assert!(error.contains("still holds instance"), "{error}");
+    home.down(&[]).done();
+    home.up(&[]).done();
+    assert!(!objects_of(&other).is_empty());
+    home.down(&[]).done();
+    assert_eq!(objects_of(&other), [""; 0]);
+}
+
+#[test]
+fn without_a_configuration_the_path_names_the_instance_and_down_needs_no_directory() {
+    let home = Home::without_name("path");
+    home.up(&[]).done();
+    let name = home.json("status")["instance"].as_str().unwrap().to_owned();
+    assert!(name.starts_with('p') && name.len() == 13, "{name}");
+    write_region(&home.socket(), "r", b"bytes");
+    home.down(&["--keep"]).done();
+    fs::remove_file(home.dir.join("instance.json")).unwrap();
+    home.up(&[]).done();
+    assert_eq!(read_region(&home.socket(), "r", 5), b"bytes");
+
+    // The directory vanishes under the servers: they and the memory are found all the same.
+    fs::remove_dir_all(&home.dir).unwrap();
+    assert_eq!(home.processes().len(), 4);
+    home.down(&[]).done();
+    home.assert_nothing_runs();
+    assert_eq!(objects_of(&name), [""; 0]);
+}
+
+#[test]
+fn down_ends_a_start_that_is_at_work_when_it_is_through() {
+    let home = Home::new("turns");
+    std::thread::scope(|scope| {
+        let start = scope.spawn(|| home.up(&[]).code);
+        wait_until("the start is at work", || home.dir.join("up.lock").exists());
+        home.down(&[]).done();
+        assert_eq!(start.join().unwrap(), Some(0));
+    });
+    home.assert_nothing_runs();
+    assert_eq!(home.objects(), [""; 0]);
+}

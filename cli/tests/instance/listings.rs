@@ -1,0 +1,100 @@
+//! What the listings say of sessions, blocks and regions that are there.
+
+use serde_json::{Value, json};
+
+use super::client::Client;
+use super::harness::{Home, dmce};
+
+#[test]
+fn sessions_blocks_and_regions_are_listed_with_their_owners() {
+    let home = Home::new("listings");
+    home.up(&[]).done();
+    for listing in ["blocks", "sessions", "regions"] {
+        assert_eq!(home.json(listing), json!([]));
+        assert_eq!(home.ask(&[listing]).done().stdout.lines().count(), 1);
+    }
+    let mut client = Client::open(&home.socket(), "listed");
+    let block = client.malloc(1 << 20);
+    let _region = client.create_region("r", 5000);
+
+    let sessions = home.json("sessions");
+    let session = &sessions[0];
+    assert_eq!((&session["name"], &session["pointer_bits"]), (&json!("listed"), &json!(64)));
+    assert_eq!((&session["pid"], &session["attached"]), (&json!(std::process::id()), &json!(true)));
+    assert_eq!((&session["blocks"], &session["regions"]), (&json!(1), &json!(1)));
+
+    let blocks = home.json("blocks");
+    let rows = blocks.as_array().unwrap();
+    assert_eq!(rows.len(), 2);
+    for row in rows {
+        assert_eq!((&row["state"], &row["copies"][0]["state"]), (&json!("ok"), &json!("good")));
+        let ours = row["id"] == block;
+        assert_eq!(row["owner"]["session"] == session["id"], ours, "{row}");
+        assert_eq!(row["owner"]["region"] == "r", !ours, "{row}");
+        let committed = row["committed"].as_u64().unwrap();
+        assert!((4096..=row["bytes"].as_u64().unwrap()).contains(&committed), "{row}");
+    }
+
+    let regions = home.json("regions");
+    let region = &regions[0];
+    assert_eq!((&region["volume"], &region["name"]), (&json!("v"), &json!("r")));
+    assert_eq!((&region["region_size"], &region["base_pointer"]), (&json!(5000), &json!(4096)));
+    assert_eq!((&region["mode"], &region["opens"]), (&json!(0o640), &json!(1)));
+    let status = home.json("status");
+    assert_eq!([&status["sessions"], &status["blocks"], &status["regions"]], [1, 2, 1]);
+
+    let table = home.ask(&["blocks"]).done().stdout;
+    assert!(table.contains(&format!("process {}", std::process::id())), "{table}");
+    assert!(table.contains("region v/r"), "{table}");
+    assert!(!table.contains('\u{1b}'), "{table}");
+    where_is(&home, &mut client, region["first"].as_u64().unwrap());
+    home.down(&[]).done();
+}
+
+fn where_is(home: &Home, client: &mut Client, first: u64) {
+    client.map(first, 4096, 0x7f12_3456_7000);
+    let address = first + 17;
+    let asked = |text: String| home.ask(&["map", &text, "--json"]).done().json();
+    let found: Value = asked(format!("{address:#x}"));
+    assert_eq!(found, asked(address.to_string()));
+    assert_eq!((&found["server"], &found["cell"]), (&json!(0), &json!(17)));
+    assert_eq!(found["block"], first >> 30);
+    assert_eq!(
+        found["owner"],
+        json!({ "region": "r", "volume": "v", "uid": found["owner"]["uid"] })
+    );
+    let mapping = &found["mappings"][0];
+    assert_eq!(mapping["pid"], std::process::id());
+    assert_eq!(mapping["os_address"], 0x7f12_3456_7011_u64);
+    let text = home.ask(&["map", &address.to_string()]).done().stdout;
+    assert!(text.contains("0x7f1234567011"), "{text}");
+}
+
+#[test]
+fn the_doctor_finds_the_instance_and_what_was_left() {
+    let home = Home::new("doctor");
+    home.up(&[]).done();
+    let dir = home.dir.to_str().unwrap();
+    let look = || dmce(&["doctor", "--dir", dir, "--json"]);
+    let broker_of = |findings: &Value| {
+        let all = findings.as_array().unwrap();
+        all.iter().find(|finding| finding["check"] == "broker").unwrap().clone()
+    };
+    let healthy = look().json();
+    assert_eq!(broker_of(&healthy)["state"], "ok");
+    for finding in healthy.as_array().unwrap() {
+        assert_eq!(finding["fix"].is_null(), finding["state"] == "ok", "{finding}");
+    }
+    // The variable does not stand in the way of a directory that is named.
+    let table = home.ask(&["doctor", "--dir", dir]);
+    assert!(table.stdout.lines().any(|line| line.starts_with("ok     broker")), "{table:?}");
+
+    home.down(&["--keep"]).done();
+    let dead = look();
+    assert_eq!(dead.code, Some(4), "a broker was expected");
+    assert_eq!(broker_of(&dead.json())["state"], "fail");
+    let left = format!("dmce down --dir {dir}");
+    assert!(dead.stdout.contains(&left), "{dead:?}");
+    home.down(&[]).done();
+    assert!(!look().stdout.contains(&left));
+}
