@@ -1,2 +1,96 @@
 //! The memory server of DMCE: holds blocks.
-fn main() {}
+//!
+//! ```text
+//!  broker <--- link.rs ---> server.rs ---> turns.rs    one request of a block at a time
+//!                               |
+//!                               +--------> store/      the blocks and their objects
+//!                               |
+//!                               +--------> workers.rs  what takes long
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. A block whose creation was answered is there until its destruction is asked for, whatever
+//!    becomes of this process.
+//! 2. What clients can write is touched by `pread`, `pwrite` and `madvise` alone: none of them can
+//!    crash a daemon.
+//! 3. What the broker sends can end the connection, and no more.
+#![forbid(unsafe_code)]
+
+mod args;
+mod link;
+mod server;
+mod store;
+mod turns;
+mod workers;
+
+use std::error::Error;
+use std::io;
+use std::process::ExitCode;
+
+use clap::Parser;
+use dmce_sys::limits;
+use dmce_sys::poll::SignalFd;
+use tracing::level_filters::LevelFilter;
+use tracing::warn;
+use tracing_subscriber::EnvFilter;
+
+use args::Args;
+use server::Server;
+
+/// The socket on which the broker listens for daemons, in the folder of the instance.
+const SOCKET: &str = "daemon.sock";
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    start_log();
+    // A thread that panics must not leave the rest waiting for it: another process of this daemon
+    // adopts the blocks.
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::abort();
+    }));
+    match serve(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("dmce-daemon: {}", chain(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(args: Args) -> Result<(), Box<dyn Error>> {
+    let (settings, dir) = args.resolve()?;
+    let signals = SignalFd::new()?;
+    if let Err(error) = limits::raise_open_files() {
+        warn!(%error, "the limit of open files stays as it is");
+    }
+    Server::start(settings, &dir.join(SOCKET), signals)?.run()?;
+    Ok(())
+}
+
+/// `DMCE_LOG` says how much is logged: `debug`, or as `tracing-subscriber` reads it.
+fn start_log() {
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .with_env_var("DMCE_LOG")
+        .from_env_lossy();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .init();
+}
+
+/// An error and its causes, on one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

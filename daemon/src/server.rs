@@ -1,0 +1,361 @@
+//! The loop: what comes from the broker, the workers, the clock and the kernel, one by one.
+//!
+//! # Invariants
+//!
+//! 1. The loop waits in one place, for descriptors and a time; it does nothing that takes long.
+//! 2. What is done for a connection that has ended is answered to nobody, and undone.
+//! 3. A connection begins with Register, all of Holds, then notices; what the daemon learned while
+//!    the broker was away is among them.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Duration;
+
+use dmce_abi::block::{BlockId, DaemonId};
+use dmce_abi::name::Instance;
+use dmce_abi::version::SEGMENT_VERSION;
+use dmce_abi::wire::Reply;
+use dmce_abi::wire::daemon::{DaemonAnswer, DaemonMessage, DaemonNotice, DaemonRequest, Register};
+use dmce_config::{Bytes, DaemonSection};
+use dmce_sys::clock;
+use dmce_sys::poll::{Interest, Notice, Poller, Ready, SignalFd};
+use dmce_sys::watch::{Watch, WatchError};
+use tracing::{debug, info, warn};
+
+use crate::link::{Link, LinkError};
+use crate::store::{Begun, Settings, Store, StoreError};
+use crate::turns::{Asked, Asker, Turns};
+use crate::workers::{Finished, StartError, Workers};
+
+const SIGNALS: u64 = 0;
+const LINK: u64 = 1;
+const WORKERS: u64 = 2;
+const WATCH: u64 = 3;
+
+/// Blocks that one Holds frame lists. One takes at most 351 bytes of a frame's 65,520.
+const HOLDS_PER_FRAME: usize = 128;
+
+/// Frames that are read before the others get their turn.
+const FRAMES_PER_TURN: usize = 64;
+
+/// Notices that are kept for a broker that is away.
+const NOTICES_MAX: usize = 4096;
+
+/// Why the daemon cannot serve, or not go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// There is no store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There are no workers.
+    #[error(transparent)]
+    Workers(#[from] StartError),
+    /// The loop cannot wait.
+    #[error("waiting for events failed")]
+    Poll(#[from] io::Error),
+}
+
+/// A daemon that serves.
+#[derive(Debug)]
+pub struct Server {
+    register: Register,
+    section: DaemonSection,
+    store: Store,
+    workers: Workers,
+    turns: Turns,
+    link: Link,
+    notices: VecDeque<DaemonNotice>,
+    poller: Poller,
+    signals: SignalFd,
+    watch: Option<Watch>,
+    tick_at_ms: u64,
+}
+
+impl Server {
+    /// Takes over what there is. `signals` was made before the first thread.
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError`].
+    pub fn start(
+        settings: Settings,
+        socket: &Path,
+        signals: SignalFd,
+    ) -> Result<Self, ServerError> {
+        let (instance, daemon) = (settings.instance.clone(), settings.daemon);
+        let section = settings.section.clone();
+        let store = Store::open(settings)?;
+        let workers = Workers::start(&store.folder(), section.huge_pages)?;
+        let poller = Poller::new()?;
+        poller.add(signals.as_fd(), SIGNALS, Interest::READ)?;
+        poller.add(workers.wake().as_fd(), WORKERS, Interest::READ)?;
+        let watch = watch(&store, &poller);
+        let server = Self {
+            register: register(&instance, daemon, &section),
+            section,
+            store,
+            workers,
+            turns: Turns::default(),
+            link: Link::new(socket.to_owned(), LINK),
+            notices: VecDeque::new(),
+            poller,
+            signals,
+            watch,
+            tick_at_ms: clock::monotonic_ms(),
+        };
+        info!(
+            %daemon,
+            %instance,
+            blocks = server.store.held().count(),
+            bytes = %Bytes(server.store.committed()),
+            "serving"
+        );
+        Ok(server)
+    }
+
+    /// Serves until a signal says to stop. The objects stay, to be found again.
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError::Poll`].
+    pub fn run(mut self) -> Result<(), ServerError> {
+        let mut ready = Vec::new();
+        loop {
+            self.on_time();
+            self.poller.wait(Some(self.pause()), &mut ready)?;
+            for &event in &ready {
+                if self.on_ready(event)?.is_some() {
+                    info!("stopping; the blocks stay");
+                    return Ok(());
+                }
+            }
+            self.hand_out();
+        }
+    }
+
+    /// Until something is due.
+    fn pause(&self) -> Duration {
+        let now = clock::monotonic_ms();
+        let tick = Duration::from_millis(self.tick_at_ms.saturating_sub(now));
+        self.link.pause(now).map_or(tick, |retry| retry.min(tick))
+    }
+
+    /// Does what is due.
+    fn on_time(&mut self) {
+        let now = clock::monotonic_ms();
+        if self.tick_at_ms <= now {
+            self.store.tick();
+            self.tick_at_ms = now.saturating_add(self.section.check_ms);
+        }
+        if self.link.connect(now, &self.poller)
+            && let Err(error) = self.introduce()
+        {
+            self.disconnect(&error);
+        }
+        self.hand_out();
+    }
+
+    /// Deals with a descriptor; the signal, if it was one to stop.
+    fn on_ready(&mut self, event: Ready) -> io::Result<Option<Notice>> {
+        match event.token {
+            SIGNALS => {
+                while let Some(notice) = self.signals.next()? {
+                    match notice {
+                        Notice::Terminate | Notice::Interrupt => return Ok(Some(notice)),
+                        Notice::Hangup | Notice::Child => debug!(?notice, "a signal is ignored"),
+                    }
+                }
+            }
+            WORKERS => {
+                for finished in self.workers.finished()? {
+                    self.on_finished(finished);
+                }
+            }
+            WATCH => self.on_removals(),
+            _ => {
+                if let Err(error) = self.on_frames() {
+                    self.disconnect(&error);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn on_frames(&mut self) -> Result<(), LinkError> {
+        for _ in 0..FRAMES_PER_TURN {
+            let Some((request_id, request)) = self.link.receive()? else { break };
+            debug!(request_id, ?request, "asked");
+            self.on_request(request_id, request)?;
+        }
+        self.link.flush(&self.poller)
+    }
+
+    fn on_request(&mut self, request_id: u64, request: DaemonRequest) -> Result<(), LinkError> {
+        let connection = self.link.connection().expect("a request came by a connection");
+        let asker = Asker { connection, request: request_id };
+        let Some(block) = block_of(&request) else {
+            if request == DaemonRequest::Settled {
+                self.link.settled();
+            }
+            return self.begin(asker, request);
+        };
+        match self.turns.arrive(block, asker, request)? {
+            Some(request) => self.begin(asker, request),
+            None => Ok(()),
+        }
+    }
+
+    /// Begins with a request whose block is free.
+    fn begin(&mut self, asker: Asker, request: DaemonRequest) -> Result<(), LinkError> {
+        match self.store.begin(request) {
+            Begun::Answered(reply) => self.answer(asker, reply),
+            Begun::Working(job) => {
+                let cancelled = self.turns.begin(job.block(), asker, VecDeque::new());
+                self.workers.submit(job, cancelled);
+                Ok(())
+            }
+        }
+    }
+
+    fn on_finished(&mut self, finished: Finished) {
+        let done = match finished {
+            Finished::Task(done) => return self.store.finish_task(done),
+            Finished::Job(done) => done,
+        };
+        let block = done.block();
+        let (asker, behind) = self.turns.end(block);
+        let wanted = self.link.connection() == Some(asker.connection);
+        let reply = self.store.finish(done, wanted);
+        let told = self.answer(asker, reply).and_then(|()| self.carry_on(block, behind));
+        if let Err(error) = told.and_then(|()| self.link.flush(&self.poller)) {
+            self.disconnect(&error);
+        }
+    }
+
+    /// Begins with what waited for a block, up to the next job.
+    fn carry_on(&mut self, block: BlockId, mut behind: VecDeque<Asked>) -> Result<(), LinkError> {
+        while let Some((asker, request)) = behind.pop_front() {
+            match self.store.begin(request) {
+                Begun::Answered(reply) => self.answer(asker, reply)?,
+                Begun::Working(job) => {
+                    let cancelled = self.turns.begin(block, asker, behind);
+                    self.workers.submit(job, cancelled);
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells who asked, if they are there still and want an answer.
+    fn answer(&mut self, asker: Asker, reply: Reply<DaemonAnswer>) -> Result<(), LinkError> {
+        if let Err(refusal) = &reply {
+            let status = refusal.status.c_name();
+            info!(request = asker.request, status, text = %refusal.text, "refused");
+        }
+        if asker.request == 0 || self.link.connection() != Some(asker.connection) {
+            return Ok(());
+        }
+        self.link.send(asker.request, &DaemonMessage::Reply(reply))
+    }
+
+    /// Says who this is and what it holds.
+    fn introduce(&mut self) -> Result<(), LinkError> {
+        self.link.send(0, &DaemonMessage::Register(self.register.clone()))?;
+        let mut held = self.store.held().peekable();
+        loop {
+            let blocks: Vec<_> = held.by_ref().take(HOLDS_PER_FRAME).collect();
+            let last = held.peek().is_none();
+            self.link.send(0, &DaemonMessage::Holds { blocks, last })?;
+            if last {
+                break;
+            }
+        }
+        for foreign in self.store.foreign().iter().take(NOTICES_MAX) {
+            let (object, reason) = (foreign.object.clone(), foreign.reason.clone());
+            let notice = DaemonNotice::Foreign { object, reason };
+            self.link.send(0, &DaemonMessage::Notice(notice))?;
+        }
+        self.link.flush(&self.poller)
+    }
+
+    fn on_removals(&mut self) {
+        let Some(watch) = &self.watch else { return };
+        match watch.deleted() {
+            Ok(removals) => {
+                if removals.overflowed {
+                    debug!("some removals were missed; the checks will find them");
+                }
+                self.store.removed(&removals);
+            }
+            Err(error) => {
+                warn!(%error, "removals are found by the checks alone from now on");
+                if let Err(error) = self.poller.remove(watch.as_fd()) {
+                    debug!(%error, "the watch was not polled any more");
+                }
+                self.watch = None;
+            }
+        }
+    }
+
+    /// Hands out what the store wants done and told.
+    fn hand_out(&mut self) {
+        self.workers.prepare(self.store.take_tasks());
+        self.notices.extend(self.store.take_notices());
+        let surplus = self.notices.len().saturating_sub(NOTICES_MAX);
+        self.notices.drain(..surplus);
+        if self.link.connection().is_none() {
+            return;
+        }
+        while let Some(notice) = self.notices.pop_front() {
+            if let Err(error) = self.link.send(0, &DaemonMessage::Notice(notice)) {
+                return self.disconnect(&error);
+            }
+        }
+        if let Err(error) = self.link.flush(&self.poller) {
+            self.disconnect(&error);
+        }
+    }
+
+    fn disconnect(&mut self, error: &LinkError) {
+        self.turns.forget_waiting();
+        self.link.disconnect(clock::monotonic_ms(), &self.poller, error);
+    }
+}
+
+fn register(instance: &Instance, daemon: DaemonId, section: &DaemonSection) -> Register {
+    Register {
+        daemon,
+        instance: instance.as_str().to_owned(),
+        segment_version: SEGMENT_VERSION,
+        capacity: section.capacity.get(),
+        pool_object_bytes: section.pool_object_bytes.get(),
+    }
+}
+
+/// The watch on the folder. Without it, removals are noticed by the checks, only later.
+fn watch(store: &Store, poller: &Poller) -> Option<Watch> {
+    let add = |watch: Watch| match poller.add(watch.as_fd(), WATCH, Interest::READ) {
+        Ok(()) => Ok(watch),
+        Err(error) => Err(WatchError::Io(error)),
+    };
+    match Watch::new(store.dir()).and_then(add) {
+        Ok(watch) => Some(watch),
+        Err(error) => {
+            warn!(%error, "removals are found by the checks alone");
+            None
+        }
+    }
+}
+
+/// The block that a request is about.
+fn block_of(request: &DaemonRequest) -> Option<BlockId> {
+    match request {
+        DaemonRequest::Create { description, .. } => Some(description.block),
+        DaemonRequest::Grow { block, .. } | DaemonRequest::Destroy { block } => Some(*block),
+        _ => None,
+    }
+}

@@ -1,0 +1,205 @@
+//! How a block comes to be and how it goes, one step at a time.
+//!
+//! The steps and what a death after each of them leaves are the tables of section 2 of
+//! `docs/shared-memory.md`:
+//!
+//! ```text
+//! Spare::make    pool-   committed            a pool object: removed by the next adoption
+//! Spare::name    pool- -> data-               data without a header: removed
+//! write_header   head-, ready last            not ready: both removed; ready: a whole block
+//!
+//! unlink head-                                data without a header: removed
+//! clear          data- emptied, unlinked      the same; gone
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. No step replaces an object that is there.
+//! 2. A step that fails leaves what the step before it left.
+//! 3. What a client has had is emptied before its name goes: who still holds it has nothing of it.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::AtomicBool;
+
+use dmce_abi::block::BlockId;
+use dmce_abi::name::ObjectKind;
+use dmce_shm::header::{self, BlockHeader, HeaderError};
+use dmce_sys::object::{self, ObjectError};
+
+use super::commit::{self, CommitError, Growth};
+use super::folder::{Folder, Found, Own};
+
+/// A committed object that nobody has seen, under a name of the pool.
+#[derive(Debug)]
+pub struct Spare {
+    place: u32,
+    fd: OwnedFd,
+    bytes: u64,
+    has_pages: bool,
+}
+
+/// The data of a block under its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Data {
+    /// Tells the object from another that takes its name.
+    pub inode: u64,
+    /// What is committed.
+    pub bytes: u64,
+}
+
+impl Spare {
+    /// Makes an object of `bytes`.
+    ///
+    /// # Errors
+    ///
+    /// [`CommitError`]: there is no object.
+    pub fn make(folder: &Folder, bytes: u64, cancelled: &AtomicBool) -> Result<Self, CommitError> {
+        let (place, fd) = loop {
+            let place = folder.next_place();
+            match folder.dir().create(&folder.name(ObjectKind::Pool(place))) {
+                Ok(fd) => break (place, fd),
+                // A foreign object that adoption has left.
+                Err(ObjectError::Exists { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        };
+        let spare = Self { place, fd, bytes, has_pages: false };
+        match commit::commit(spare.fd.as_fd(), Growth { from: 0, to: bytes }, cancelled) {
+            Ok(()) => Ok(spare),
+            Err(error) => {
+                spare.discard(folder)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// What is committed.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Gives back what is beyond `bytes`.
+    ///
+    /// # Errors
+    ///
+    /// As [`object::truncate`].
+    pub fn cut(&mut self, bytes: u64) -> Result<(), ObjectError> {
+        if bytes < self.bytes {
+            object::truncate(self.fd.as_fd(), bytes)?;
+            self.bytes = bytes;
+        }
+        Ok(())
+    }
+
+    /// Says that its pages are there already.
+    #[must_use]
+    pub fn with_pages(self) -> Self {
+        Self { has_pages: true, ..self }
+    }
+
+    /// Whether its pages are there already.
+    pub fn has_pages(&self) -> bool {
+        self.has_pages
+    }
+
+    /// Whether the object still has its name: someone may have removed it.
+    pub fn is_named(&self) -> bool {
+        object::stat(self.fd.as_fd()).is_ok_and(|stat| stat.links == 1)
+    }
+
+    /// Makes it the data of `block`.
+    ///
+    /// # Errors
+    ///
+    /// [`ObjectError::Exists`] if there is something of that name; it is a spare still.
+    pub fn name(&self, folder: &Folder, block: BlockId) -> Result<Data, ObjectError> {
+        let stat = object::stat(self.fd.as_fd())?;
+        let pool = folder.name(ObjectKind::Pool(self.place));
+        folder.dir().rename_new(&pool, &folder.name(ObjectKind::Data(block.get())))?;
+        Ok(Data { inode: stat.inode, bytes: self.bytes })
+    }
+
+    /// Removes it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Folder::unlink`].
+    pub fn discard(&self, folder: &Folder) -> Result<(), ObjectError> {
+        folder.unlink(ObjectKind::Pool(self.place))
+    }
+
+    /// The object alone; it keeps its name.
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+}
+
+impl AsFd for Spare {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Makes the header of a block whose data has its name. Its last write makes the block whole.
+///
+/// # Errors
+///
+/// [`HeaderError`]: there is no header. An object of that name that was there before is left.
+pub fn write_header(folder: &Folder, header: &BlockHeader) -> Result<(), HeaderError> {
+    let kind = ObjectKind::Header(header.description.block.get());
+    let fd = folder.dir().create(&folder.name(kind))?;
+    let written = header::create(fd.as_fd(), header);
+    if written.is_err() {
+        folder.unlink(kind)?;
+    }
+    written
+}
+
+/// Makes a block of a spare object: its name, then its header.
+///
+/// # Errors
+///
+/// [`HeaderError`]: there is no block, and the object is removed.
+pub fn publish(folder: &Folder, spare: &Spare, header: &BlockHeader) -> Result<Data, HeaderError> {
+    let block = header.description.block;
+    let data = match spare.name(folder, block) {
+        Ok(data) => data,
+        Err(error) => {
+            spare.discard(folder)?;
+            return Err(error.into());
+        }
+    };
+    match write_header(folder, header) {
+        Ok(()) => Ok(data),
+        Err(error) => {
+            folder.unlink(ObjectKind::Data(block.get()))?;
+            Err(error)
+        }
+    }
+}
+
+/// Empties the data of a block, if it is there and is the object that was meant, and removes its
+/// name. The header must be gone.
+///
+/// # Errors
+///
+/// [`ObjectError`]: it is there still, perhaps empty.
+pub fn clear(folder: &Folder, block: BlockId, inode: u64) -> Result<(), ObjectError> {
+    let kind = ObjectKind::Data(block.get());
+    match folder.look(kind)? {
+        Found::Own(own) if own.stat.inode == inode => {
+            empty(&own)?;
+            folder.unlink(kind)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The second step of a block's end.
+///
+/// # Errors
+///
+/// As [`object::truncate`].
+pub fn empty(data: &Own) -> Result<(), ObjectError> {
+    object::truncate(data.as_fd(), 0)
+}

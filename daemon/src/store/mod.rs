@@ -1,0 +1,218 @@
+//! The block store: what a daemon holds, and what it does about a request.
+//!
+//! ```text
+//!            begin(request)                       run, here or in a worker
+//!  request ----------------> Begun::Working(job) -------------------------> done
+//!              |                                                              |
+//!              v                                                              v
+//!        Begun::Answered(reply)                  reply <---------------- finish(done)
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. A block is in the table from the moment its header is ready until its header is unlinked.
+//! 2. For one block at most one job is under way, and no request is begun meanwhile: whoever calls
+//!    sees to that.
+//! 3. What is refused has changed nothing, in the table or among the objects.
+//! 4. Bytes that clients can write are not read here. Sizes that they can change are compared with
+//!    the table, and the table is what counts.
+
+mod adopt;
+mod block;
+mod check;
+mod commit;
+mod folder;
+mod pool;
+mod prepare;
+mod requests;
+#[cfg(test)]
+mod tests;
+mod upkeep;
+mod work;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use dmce_abi::block::{BlockId, DaemonId};
+use dmce_abi::name::Instance;
+use dmce_abi::wire::Reply;
+use dmce_abi::wire::daemon::{DaemonAnswer, DaemonNotice, HeldBlock};
+use dmce_config::DaemonSection;
+use dmce_shm::header::BlockHeader;
+use dmce_sys::lock::OfdLock;
+use dmce_sys::object::{ObjectDir, ObjectError};
+use tracing::warn;
+
+use block::Data;
+use commit::Ledger;
+use pool::Pool;
+use work::Remains;
+
+pub use adopt::Foreign;
+pub use folder::{Folder, ServeError};
+pub use prepare::{Preparation, Preparer, Task, TaskDone};
+pub use work::{Done, Job};
+
+/// What a store is told at its start.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The instance.
+    pub instance: Instance,
+    /// Whose objects they are.
+    pub daemon: DaemonId,
+    /// Their folder.
+    pub objects: PathBuf,
+    /// Capacity, pool, margin.
+    pub section: DaemonSection,
+}
+
+/// Why there is no store.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The daemon's id is not ours to serve.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// The folder cannot be opened, or an object in it not be looked at.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+}
+
+/// What became of a request.
+#[derive(Debug)]
+pub enum Begun {
+    /// It is done, or refused.
+    Answered(Reply<DaemonAnswer>),
+    /// It will be, when [`Store::finish`] has what comes of this job.
+    Working(Job),
+}
+
+/// The blocks of a daemon.
+#[derive(Debug)]
+pub struct Store {
+    folder: Arc<Folder>,
+    blocks: BTreeMap<BlockId, Held>,
+    foreign: Vec<Foreign>,
+    ledger: Ledger,
+    pool: Pool,
+    /// Whether to look if the pool is short: after use, and by the clock.
+    refill_due: bool,
+    notices: Vec<DaemonNotice>,
+    tasks: Vec<Task>,
+    /// What could not be removed at once.
+    remains: Vec<Remains>,
+    /// Where the next check goes on.
+    checked: Option<BlockId>,
+    _lock: OfdLock,
+}
+
+/// A block of the table.
+#[derive(Debug)]
+struct Held {
+    header: BlockHeader,
+    data: Data,
+    condition: Condition,
+    /// Set when the block ends, for those who prepare its pages.
+    gone: Arc<AtomicBool>,
+}
+
+/// How a block is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Condition {
+    /// As it should be.
+    Whole,
+    /// A job is committing more.
+    Growing,
+    /// Its pages are coming back: some were given away by a client.
+    Mending,
+    /// Its object is gone or short. The broker has been told.
+    Lost,
+}
+
+impl Store {
+    /// Takes the lock of the daemon and adopts what is there.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub fn open(settings: Settings) -> Result<Self, StoreError> {
+        let Settings { instance, daemon, objects, section } = settings;
+        let folder = Folder::open(&objects, instance, daemon)?;
+        let lock = folder.lock()?;
+        let adopted = adopt::adopt(&folder)?;
+        let mut store = Self {
+            folder: Arc::new(folder),
+            blocks: BTreeMap::new(),
+            foreign: adopted.foreign,
+            ledger: Ledger::new(&section),
+            pool: Pool::new(&section),
+            refill_due: true,
+            notices: Vec::new(),
+            tasks: Vec::new(),
+            remains: Vec::new(),
+            checked: None,
+            _lock: lock,
+        };
+        for Foreign { object, reason } in &store.foreign {
+            warn!(%object, %reason, "an object of our name is left as it is");
+        }
+        for (block, (header, data)) in adopted.blocks {
+            store.ledger.adopt(data.bytes);
+            store.blocks.insert(block, Held::new(header, data));
+        }
+        for (block, bytes) in adopted.excess {
+            store.notice_excess(block, bytes);
+        }
+        Ok(store)
+    }
+
+    /// The folder, for those who carry out jobs.
+    pub fn folder(&self) -> Arc<Folder> {
+        Arc::clone(&self.folder)
+    }
+
+    /// The folder of the objects, to be watched.
+    pub fn dir(&self) -> &ObjectDir {
+        self.folder.dir()
+    }
+
+    /// The blocks, as the broker is told of them. Those that are lost are left out.
+    pub fn held(&self) -> impl Iterator<Item = HeldBlock> {
+        let there = self.blocks.values().filter(|held| held.condition != Condition::Lost);
+        there.map(|held| HeldBlock {
+            description: held.header.description.clone(),
+            committed: held.data.bytes,
+        })
+    }
+
+    /// What was left as it is.
+    pub fn foreign(&self) -> &[Foreign] {
+        &self.foreign
+    }
+
+    /// Bytes of all blocks.
+    pub fn committed(&self) -> u64 {
+        self.ledger.committed()
+    }
+
+    /// What the broker is to be told unasked, since the last call.
+    pub fn take_notices(&mut self) -> Vec<DaemonNotice> {
+        std::mem::take(&mut self.notices)
+    }
+
+    /// What is to be done when there is time, since the last call.
+    pub fn take_tasks(&mut self) -> Vec<Task> {
+        if std::mem::take(&mut self.refill_due) {
+            self.refill();
+        }
+        std::mem::take(&mut self.tasks)
+    }
+}
+
+impl Held {
+    fn new(header: BlockHeader, data: Data) -> Self {
+        Self { header, data, condition: Condition::Whole, gone: Arc::default() }
+    }
+}

@@ -1,0 +1,300 @@
+//! What the store does about the requests of the broker.
+//!
+//! # Invariants
+//!
+//! 1. A request that may be repeated is: what was done already is answered as done.
+//! 2. A refusal has the numbers behind it, and what it refuses has changed nothing.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use dmce_abi::Status;
+use dmce_abi::block::{BlockDescription, BlockId};
+use dmce_abi::limits::PAGE_BYTES;
+use dmce_abi::name::ObjectKind;
+use dmce_abi::wire::daemon::{DaemonAnswer, DaemonRequest};
+use dmce_abi::wire::{Refusal, Reply};
+use dmce_config::Bytes;
+use dmce_shm::header::{BlockHeader, HeaderError, Role};
+use dmce_sys::object::{self, ObjectError};
+
+use super::block::{self, Spare};
+use super::commit::{CommitError, Growth, Promise, Purpose, Room, Shortage};
+use super::work::{Done, Job, Remains};
+use super::{Begun, Condition, Held, Store};
+
+/// The largest object that a block can be, by the widest cell that a layout can have.
+const BLOCK_BYTES_MAX: u64 = 1 << 48;
+
+impl Store {
+    /// Begins with a request. [`DaemonRequest::Settled`] asks for nothing and is done.
+    pub fn begin(&mut self, request: DaemonRequest) -> Begun {
+        let begun = match request {
+            DaemonRequest::Create { description, committed } => self.create(description, committed),
+            DaemonRequest::Grow { block, committed } => self.grow(block, committed),
+            DaemonRequest::Destroy { block } => self.destroy(block),
+            DaemonRequest::Sense => self.sense().map(|answer| Begun::Answered(Ok(answer))),
+            DaemonRequest::Settled => Ok(Begun::Answered(Ok(DaemonAnswer::Done))),
+            _ => Err(Refusal::new(Status::Unsupported, "this daemon does not know the request")),
+        };
+        match begun {
+            Ok(Begun::Working(job)) if job.is_brief() => {
+                let done = job.run(&self.folder, &AtomicBool::new(false));
+                Begun::Answered(self.finish(done, true))
+            }
+            Ok(begun) => begun,
+            Err(refusal) => Begun::Answered(Err(refusal)),
+        }
+    }
+
+    /// Takes in what came of a job. If nobody waits for it any more (`wanted` is false), what was
+    /// made or added is removed again: nobody was told of it.
+    pub fn finish(&mut self, done: Done, wanted: bool) -> Reply<DaemonAnswer> {
+        match done {
+            Done::Made { description, result, promise } => {
+                self.finish_create(*description, result, promise, wanted)
+            }
+            Done::Extended { block, data, growth, result, promise } => {
+                let result =
+                    result.and_then(|()| if wanted { Ok(()) } else { undo(&data, growth) });
+                self.finish_grow(block, data, growth, result, promise)
+            }
+            Done::Cleared { remains, result } => {
+                let Remains { block, data } = remains;
+                if let Err(error) = result {
+                    // Tried again by and by; the memory counts until it is gone.
+                    self.remains.push(remains);
+                    return Err(refusal_of_object(block, &error));
+                }
+                self.ledger.refund(data.bytes);
+                Ok(DaemonAnswer::Done)
+            }
+        }
+    }
+
+    fn create(&mut self, description: BlockDescription, committed: u64) -> Result<Begun, Refusal> {
+        let block = description.block;
+        description
+            .validate(BLOCK_BYTES_MAX)
+            .map_err(|error| Refusal::new(Status::Invalid, error.to_string()))?;
+        check_bytes(block, committed, description.bytes_max)?;
+        if let Some(held) = self.blocks.get(&block) {
+            return held.repeated(&description).map(|answer| Begun::Answered(Ok(answer)));
+        }
+        if let Some(spare) = self.pool.take(committed) {
+            let answer = self.create_of(spare, description, committed)?;
+            return Ok(Begun::Answered(Ok(answer)));
+        }
+        let promise = self.promise(block, committed)?;
+        Ok(Begun::Working(Job::Make { description: Box::new(description), committed, promise }))
+    }
+
+    /// A block of an object of the pool: nothing is to be committed.
+    fn create_of(
+        &mut self,
+        mut spare: Spare,
+        description: BlockDescription,
+        committed: u64,
+    ) -> Reply<DaemonAnswer> {
+        let promise = match self.ledger.promise_ready(committed) {
+            Ok(promise) => promise,
+            Err(shortage) => {
+                self.pool.put_back(spare);
+                return Err(refusal_of_shortage(description.block, &shortage));
+            }
+        };
+        self.refill_due = true;
+        let spare = spare.cut(committed).map(|()| spare).map_err(CommitError::from);
+        self.finish_create(description, spare, promise, true)
+    }
+
+    fn finish_create(
+        &mut self,
+        description: BlockDescription,
+        spare: Result<Spare, CommitError>,
+        promise: Promise,
+        wanted: bool,
+    ) -> Reply<DaemonAnswer> {
+        match self.publish(description, spare, wanted) {
+            Ok((held, spare)) => {
+                self.ledger.keep(promise);
+                let (block, committed) = (held.header.description.block, held.data.bytes);
+                if !spare.has_pages() {
+                    let rest = Growth { from: 0, to: committed };
+                    self.prepare(block, spare.into_fd(), rest, &held.gone);
+                }
+                self.blocks.insert(block, held);
+                Ok(DaemonAnswer::Committed { committed })
+            }
+            Err(refusal) => {
+                self.ledger.release(promise);
+                Err(refusal)
+            }
+        }
+    }
+
+    fn publish(
+        &self,
+        description: BlockDescription,
+        spare: Result<Spare, CommitError>,
+        wanted: bool,
+    ) -> Result<(Held, Spare), Refusal> {
+        let block = description.block;
+        let spare = spare.map_err(|error| refusal_of_commit(block, &error))?;
+        if !wanted {
+            spare.discard(&self.folder).map_err(|error| refusal_of_object(block, &error))?;
+            return Err(refusal_of_commit(block, &CommitError::Cancelled));
+        }
+        let (daemon, role, peers) = (self.folder.daemon(), Role::Primary, Vec::new());
+        let header = BlockHeader { daemon, role, peers, description };
+        let data = block::publish(&self.folder, &spare, &header)
+            .map_err(|error| refusal_of_header(block, &error))?;
+        Ok((Held::new(header, data), spare))
+    }
+
+    fn grow(&mut self, block: BlockId, committed: u64) -> Result<Begun, Refusal> {
+        // First, so that a block that was made larger or lost is not built upon.
+        let data = self.check(block).map_err(|error| refusal_of_object(block, &error))?;
+        let held = self.blocks.get(&block).ok_or_else(|| no_such_block(block))?;
+        let Some(data) = data else {
+            return Err(lost(block));
+        };
+        check_bytes(block, committed, held.header.description.bytes_max)?;
+        let growth = Growth { from: held.data.bytes, to: committed };
+        if growth.bytes() == 0 {
+            let committed = held.data.bytes;
+            return Ok(Begun::Answered(Ok(DaemonAnswer::Committed { committed })));
+        }
+        let promise = self.promise(block, growth.bytes())?;
+        let held = self.blocks.get_mut(&block).expect("it was there a moment ago");
+        held.condition = Condition::Growing;
+        Ok(Begun::Working(Job::Extend { block, data, growth, promise }))
+    }
+
+    fn finish_grow(
+        &mut self,
+        block: BlockId,
+        data: OwnedFd,
+        growth: Growth,
+        result: Result<(), CommitError>,
+        promise: Promise,
+    ) -> Reply<DaemonAnswer> {
+        let held = self.blocks.get_mut(&block).expect("a block that grows stays");
+        held.condition = Condition::Whole;
+        match result {
+            Ok(()) => {
+                held.data.bytes = growth.to;
+                let gone = Arc::clone(&held.gone);
+                self.ledger.keep(promise);
+                self.prepare(block, data, growth, &gone);
+                Ok(DaemonAnswer::Committed { committed: growth.to })
+            }
+            Err(error) => {
+                self.ledger.release(promise);
+                Err(refusal_of_commit(block, &error))
+            }
+        }
+    }
+
+    fn destroy(&mut self, block: BlockId) -> Result<Begun, Refusal> {
+        // Whoever made it larger is to be known before the evidence goes.
+        self.check_and_log(block);
+        let Some(held) = self.blocks.get(&block) else {
+            return Ok(Begun::Answered(Ok(DaemonAnswer::Done)));
+        };
+        self.folder
+            .unlink(ObjectKind::Header(block.get()))
+            .map_err(|error| refusal_of_object(block, &error))?;
+        held.gone.store(true, Ordering::Relaxed);
+        let remains = Remains { block, data: held.data };
+        self.blocks.remove(&block);
+        Ok(Begun::Working(Job::Clear { remains }))
+    }
+
+    fn sense(&self) -> Result<DaemonAnswer, Refusal> {
+        let room = self.room()?;
+        Ok(DaemonAnswer::Sensed { pool: self.pool.bytes(), headroom: self.ledger.headroom(&room) })
+    }
+
+    /// Bytes for a block that are to be committed.
+    fn promise(&mut self, block: BlockId, bytes: u64) -> Result<Promise, Refusal> {
+        let room = self.room()?;
+        self.ledger
+            .promise(bytes, Purpose::Block, &room)
+            .map_err(|shortage| refusal_of_shortage(block, &shortage))
+    }
+
+    fn room(&self) -> Result<Room, Refusal> {
+        Room::of(self.folder.dir()).map_err(|error| Refusal::new(Status::Io, error.to_string()))
+    }
+}
+
+impl Held {
+    /// The answer to a request to create what is there.
+    fn repeated(&self, description: &BlockDescription) -> Reply<DaemonAnswer> {
+        let ours = &self.header.description;
+        if ours.guid != description.guid {
+            let (block, guid) = (ours.block, ours.guid);
+            let text = format!("block {block} is there already, with the GUID {guid}");
+            return Err(Refusal::new(Status::Exists, text));
+        }
+        match self.condition {
+            Condition::Lost => Err(lost(ours.block)),
+            _ => Ok(DaemonAnswer::Committed { committed: self.data.bytes }),
+        }
+    }
+}
+
+fn undo(data: &OwnedFd, growth: Growth) -> Result<(), CommitError> {
+    object::truncate(data.as_fd(), growth.from)?;
+    Err(CommitError::Cancelled)
+}
+
+fn check_bytes(block: BlockId, committed: u64, bytes_max: u64) -> Result<(), Refusal> {
+    if committed.is_multiple_of(PAGE_BYTES) && (PAGE_BYTES..=bytes_max).contains(&committed) {
+        return Ok(());
+    }
+    let (page, max) = (Bytes(PAGE_BYTES).exact(), Bytes(bytes_max).exact());
+    let text = format!("block {block} cannot have {committed} bytes: whole {page} up to {max}");
+    Err(Refusal::new(Status::Invalid, text))
+}
+
+fn no_such_block(block: BlockId) -> Refusal {
+    Refusal::new(Status::NotFound, format!("there is no block {block}"))
+}
+
+fn lost(block: BlockId) -> Refusal {
+    Refusal::new(Status::Lost, format!("block {block} has lost its memory"))
+}
+
+fn refusal_of_shortage(block: BlockId, shortage: &Shortage) -> Refusal {
+    Refusal::new(Status::NoSpace, format!("block {block}: {shortage}"))
+}
+
+fn refusal_of_object(block: BlockId, error: &ObjectError) -> Refusal {
+    let status = match error {
+        ObjectError::NoSpace { .. } => Status::NoSpace,
+        ObjectError::Exists { .. } => Status::Exists,
+        _ => Status::Io,
+    };
+    Refusal::new(status, format!("block {block}: {error}"))
+}
+
+fn refusal_of_commit(block: BlockId, error: &CommitError) -> Refusal {
+    match error {
+        CommitError::Shortage(shortage) => refusal_of_shortage(block, shortage),
+        CommitError::Object(error) => refusal_of_object(block, error),
+        CommitError::Cancelled => {
+            Refusal::new(Status::Unavailable, format!("block {block}: {error}"))
+        }
+    }
+}
+
+fn refusal_of_header(block: BlockId, error: &HeaderError) -> Refusal {
+    match error {
+        HeaderError::Object(error) => refusal_of_object(block, error),
+        HeaderError::Unfit { .. } => Refusal::new(Status::Invalid, error.to_string()),
+        other => Refusal::new(Status::Io, format!("block {block}: {other}")),
+    }
+}

@@ -1,0 +1,222 @@
+//! What a store does of itself: checks its blocks, keeps the pool full, has pages prepared.
+//!
+//! # Invariants
+//!
+//! 1. One call looks at a bounded number of blocks, and the next goes on where it ended.
+//! 2. A loss is told once. An excess is told each time, since each time it was cut back.
+//! 3. Nothing is committed here: what has to be is a [`Task`] with its promise.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use dmce_abi::block::BlockId;
+use dmce_abi::name::ObjectKind;
+use dmce_abi::wire::daemon::DaemonNotice;
+use dmce_sys::object::ObjectError;
+use dmce_sys::watch::Removals;
+use tracing::{debug, warn};
+
+use super::block;
+use super::check::{self, Finding};
+use super::commit::{Growth, Purpose, Room};
+use super::folder::Found;
+use super::prepare::{Preparation, Task, TaskDone};
+use super::work::Remains;
+use super::{Condition, Store};
+
+/// Blocks that one tick looks at.
+const CHECKS_PER_TICK: usize = 256;
+
+impl Store {
+    /// Looks at the next blocks, at what could not be removed, and at the pool.
+    pub fn tick(&mut self) {
+        for block in self.next_to_check() {
+            self.check_and_log(block);
+            self.checked = Some(block);
+        }
+        self.remove_remains();
+        self.refill_due = true;
+    }
+
+    /// Looks at what was removed by somebody else.
+    pub fn removed(&mut self, removals: &Removals) {
+        for name in &removals.names {
+            match self.folder.kind_of(name) {
+                Some(ObjectKind::Data(id)) => {
+                    if let Ok(block) = BlockId::try_from(id) {
+                        self.check_and_log(block);
+                    }
+                }
+                Some(ObjectKind::Header(id)) => {
+                    if let Ok(block) = BlockId::try_from(id) {
+                        self.restore_header(block);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Has as many objects made as the pool is short of, and there is room for.
+    pub(super) fn refill(&mut self) {
+        while self.pool.is_short() {
+            let bytes = self.pool.object_bytes();
+            let room = match Room::of(self.folder.dir()) {
+                Ok(room) => room,
+                Err(error) => {
+                    warn!(%error, "the pool is not filled");
+                    return;
+                }
+            };
+            match self.ledger.promise(bytes, Purpose::Upkeep, &room) {
+                Ok(promise) => {
+                    self.pool.begin();
+                    self.tasks.push(Task::Refill { bytes, promise });
+                }
+                Err(shortage) => {
+                    debug!(%shortage, "the pool is not filled");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Takes in what came of a task.
+    pub fn finish_task(&mut self, done: TaskDone) {
+        match done {
+            TaskDone::Refilled { result, promise } => {
+                self.ledger.release(promise);
+                if let Err(error) = &result {
+                    debug!(%error, "a pool object could not be made");
+                }
+                self.pool.end(result.ok());
+            }
+            TaskDone::Prepared { block, gone, promise } => {
+                if let Some(promise) = promise {
+                    self.ledger.release(promise);
+                }
+                let same =
+                    self.blocks.get_mut(&block).filter(|held| Arc::ptr_eq(&held.gone, &gone));
+                if let Some(held) = same
+                    && held.condition == Condition::Mending
+                {
+                    held.condition = Condition::Whole;
+                }
+            }
+        }
+    }
+
+    /// Compares a block with its object, and says what is to be said. The object, unless there is
+    /// no such block or it is lost.
+    pub(super) fn check(&mut self, block: BlockId) -> Result<Option<OwnedFd>, ObjectError> {
+        let Some(held) = self.blocks.get_mut(&block) else { return Ok(None) };
+        // A job is at the size at this moment; a loss is told once.
+        if matches!(held.condition, Condition::Growing | Condition::Lost) {
+            return Ok(None);
+        }
+        match check::examine(&self.folder, block, held.data)? {
+            Finding::Whole(data) => Ok(Some(data.into_fd())),
+            Finding::Excess { data, bytes } => {
+                self.notice_excess(block, bytes);
+                Ok(Some(data.into_fd()))
+            }
+            Finding::Holes { data, missing } => {
+                let data = data.into_fd();
+                if held.condition == Condition::Whole {
+                    self.mend(block, data.try_clone(), missing);
+                }
+                Ok(Some(data))
+            }
+            Finding::Lost { reason } => {
+                held.condition = Condition::Lost;
+                warn!(%block, %reason, "a block is lost");
+                self.notices.push(DaemonNotice::Lost { block });
+                Ok(None)
+            }
+        }
+    }
+
+    pub(super) fn notice_excess(&mut self, block: BlockId, bytes: u64) {
+        warn!(%block, bytes, "a client made a block larger; it was cut back");
+        self.notices.push(DaemonNotice::Excess { block, bytes });
+    }
+
+    /// Has pages prepared. The newest come first: their owner is about to use them.
+    pub(super) fn prepare(
+        &mut self,
+        block: BlockId,
+        data: OwnedFd,
+        rest: Growth,
+        gone: &Arc<AtomicBool>,
+    ) {
+        let gone = Arc::clone(gone);
+        self.tasks.push(Task::Prepare(Preparation { block, data, rest, gone, promise: None }));
+    }
+
+    /// Has the pages of a block brought back that a client has given away, so that those who share
+    /// the block find them.
+    fn mend(&mut self, block: BlockId, data: std::io::Result<OwnedFd>, missing: u64) {
+        let room = Room::of(self.folder.dir());
+        let (Ok(data), Ok(room)) = (data, room) else { return };
+        let Some(held) = self.blocks.get_mut(&block) else { return };
+        match self.ledger.promise(missing, Purpose::Upkeep, &room) {
+            Ok(promise) => {
+                held.condition = Condition::Mending;
+                let rest = Growth { from: 0, to: held.data.bytes };
+                let gone = Arc::clone(&held.gone);
+                let promise = Some(promise);
+                self.tasks.push(Task::Prepare(Preparation { block, data, rest, gone, promise }));
+            }
+            Err(shortage) => {
+                debug!(%block, missing, %shortage, "pages given back by a client stay away");
+            }
+        }
+    }
+
+    /// Writes the header of a block again that somebody removed: without it the block would not be
+    /// adopted.
+    fn restore_header(&mut self, block: BlockId) {
+        let Some(held) = self.blocks.get(&block) else { return };
+        match self.folder.look(ObjectKind::Header(block.get())) {
+            Ok(Found::Missing) => {
+                warn!(%block, "the header of a block was removed; it is written again");
+                if let Err(error) = block::write_header(&self.folder, &held.header) {
+                    warn!(%block, %error, "the header of a block is gone");
+                }
+            }
+            Ok(_) => {}
+            Err(error) => warn!(%block, %error, "the header of a block was not looked at"),
+        }
+    }
+
+    /// Tries again to remove what could not be removed.
+    fn remove_remains(&mut self) {
+        for remains in std::mem::take(&mut self.remains) {
+            let Remains { block, data } = remains;
+            match block::clear(&self.folder, block, data.inode) {
+                Ok(()) => self.ledger.refund(data.bytes),
+                Err(error) => {
+                    debug!(%block, %error, "the rest of a block cannot be removed yet");
+                    self.remains.push(remains);
+                }
+            }
+        }
+    }
+
+    pub(super) fn check_and_log(&mut self, block: BlockId) {
+        if let Err(error) = self.check(block) {
+            warn!(%block, %error, "a block was not looked at");
+        }
+    }
+
+    fn next_to_check(&self) -> Vec<BlockId> {
+        use std::ops::Bound::{Excluded, Included, Unbounded};
+        let ids = |from, to| self.blocks.range((from, to)).map(|(block, _)| *block);
+        let Some(checked) = self.checked else {
+            return ids(Unbounded, Unbounded).take(CHECKS_PER_TICK).collect();
+        };
+        let behind = ids(Excluded(checked), Unbounded);
+        behind.chain(ids(Unbounded, Included(checked))).take(CHECKS_PER_TICK).collect()
+    }
+}

@@ -1,0 +1,209 @@
+//! The broker of one test: a listener, one connection, and the daemons that it has started.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use dmce_abi::limits::FRAME_BYTES_MAX;
+use dmce_abi::name::{Instance, ObjectKind, ObjectName};
+use dmce_abi::wire::daemon::{DaemonAnswer, DaemonMessage, DaemonRequest, HeldBlock, Register};
+use dmce_abi::wire::{self, FrameHeader, Reply};
+use dmce_sys::object::ObjectDir;
+use dmce_sys::pidfd::{self, Signal};
+use dmce_sys::poll;
+use dmce_sys::socket::{Listener, Socket};
+
+const OBJECTS: &str = "/dev/shm";
+
+/// What nothing here takes, unless something hangs.
+const WATCHDOG: Duration = Duration::from_secs(60);
+
+/// The broker of one test, and the daemons that it has started.
+pub struct Broker {
+    pub instance: Instance,
+    pub dir: PathBuf,
+    listener: Option<Listener>,
+    connection: Option<Socket>,
+    requests: u64,
+    daemons: Vec<Child>,
+}
+
+/// What a daemon says of itself when it connects.
+pub struct Introduction {
+    pub register: Register,
+    pub blocks: Vec<HeldBlock>,
+}
+
+impl Broker {
+    pub fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("test-daemon-{}-{number}", std::process::id());
+        let dir = std::env::temp_dir().join(&name);
+        std::fs::create_dir(&dir).unwrap();
+        let instance = Instance::new(&name).unwrap();
+        let (listener, connection, requests, daemons) = (None, None, 0, Vec::new());
+        let mut broker = Self { instance, dir, listener, connection, requests, daemons };
+        broker.listen();
+        broker
+    }
+
+    /// Ends, with its socket file, and comes again.
+    ///
+    /// Without the file, since a process that another test starts at this moment has a copy of the
+    /// listener until it executes its program.
+    pub fn restart(&mut self) {
+        let listener = self.listener.take().expect("the broker listens");
+        listener.unlink().unwrap();
+        self.connection = None;
+        self.listen();
+    }
+
+    fn listen(&mut self) {
+        self.listener = Some(Listener::bind(self.dir.join("daemon.sock"), 0o600).unwrap());
+    }
+
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dmce-daemon"));
+        command.args(["--id", "1", "--capacity", "256MiB", "--instance", self.instance.as_str()]);
+        command.arg("--dir").arg(&self.dir);
+        command.env("DMCE_DAEMON_MARGIN", "16MiB").env("DMCE_DAEMON_CHECK_MS", "50");
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command
+    }
+
+    pub fn start_daemon(&mut self) {
+        let log = File::options().create(true).append(true).open(self.dir.join("log"));
+        let child = self.command().stderr(log.unwrap()).spawn().unwrap();
+        self.daemons.push(child);
+    }
+
+    pub fn daemon(&mut self) -> &mut Child {
+        self.daemons.last_mut().expect("a daemon was started")
+    }
+
+    pub fn signal(&mut self, signal: Signal) {
+        let pidfd = pidfd::open(self.daemon().id()).unwrap();
+        pidfd::signal(pidfd.as_fd(), signal).unwrap();
+    }
+
+    /// `SIGKILL`, and the end of the process.
+    pub fn kill_daemon(&mut self) {
+        self.daemon().kill().unwrap();
+        self.daemon().wait().unwrap();
+        self.connection = None;
+    }
+
+    pub fn wait_for_exit(&mut self) -> ExitStatus {
+        let pidfd = pidfd::open(self.daemon().id()).unwrap();
+        assert!(poll::wait_readable(pidfd.as_fd(), Some(WATCHDOG)).unwrap(), "it does not end");
+        self.daemon().wait().unwrap()
+    }
+
+    /// Waits for the daemon's connection and takes in what it says first.
+    pub fn accept(&mut self) -> Introduction {
+        let listener = self.listener.as_ref().expect("the broker listens");
+        assert!(poll::wait_readable(listener.as_fd(), Some(WATCHDOG)).unwrap(), "nobody connects");
+        self.connection = Some(listener.accept_nonblocking().unwrap());
+        let DaemonMessage::Register(register) = self.receive().1 else {
+            panic!("the first message is not Register");
+        };
+        let mut all = Vec::new();
+        loop {
+            match self.receive().1 {
+                DaemonMessage::Holds { blocks, last } => {
+                    all.extend(blocks);
+                    if last {
+                        break;
+                    }
+                }
+                other => panic!("{other:?} came before the last of Holds"),
+            }
+        }
+        self.send(0, &DaemonRequest::Settled);
+        Introduction { register, blocks: all }
+    }
+
+    pub fn connection(&self) -> &Socket {
+        self.connection.as_ref().expect("the daemon is connected")
+    }
+
+    fn send(&self, request: u64, message: &DaemonRequest) {
+        let frame = wire::encode(FrameHeader { request, fds: 0 }, message).unwrap();
+        self.connection().send(&frame, &[]).unwrap();
+    }
+
+    /// Sends a request; its number.
+    pub fn request(&mut self, message: &DaemonRequest) -> u64 {
+        self.requests += 1;
+        self.send(self.requests, message);
+        self.requests
+    }
+
+    pub fn receive(&self) -> (u64, DaemonMessage) {
+        let socket = self.connection();
+        assert!(poll::wait_readable(socket.as_fd(), Some(WATCHDOG)).unwrap(), "nothing comes");
+        let (mut buffer, mut fds) = (vec![0; FRAME_BYTES_MAX], Vec::new());
+        let received = socket.recv(&mut buffer, &mut fds).unwrap();
+        let frame = &buffer[..received.bytes];
+        let header = wire::decode_header(frame, fds.len()).unwrap();
+        (header.request, wire::decode_body(frame).unwrap())
+    }
+
+    pub fn receive_reply(&self) -> (u64, Reply<DaemonAnswer>) {
+        match self.receive() {
+            (request, DaemonMessage::Reply(reply)) => (request, reply),
+            other => panic!("a reply was awaited, and {other:?} came"),
+        }
+    }
+
+    pub fn ask(&mut self, message: &DaemonRequest) -> Reply<DaemonAnswer> {
+        let request = self.request(message);
+        let (replied, reply) = self.receive_reply();
+        assert_eq!(replied, request);
+        reply
+    }
+
+    /// Waits until the daemon has closed the connection.
+    pub fn wait_for_hangup(&mut self) {
+        let socket = self.connection.take().expect("the daemon was connected");
+        let (mut buffer, mut fds) = (vec![0; FRAME_BYTES_MAX], Vec::new());
+        loop {
+            assert!(poll::wait_readable(socket.as_fd(), Some(WATCHDOG)).unwrap(), "it stays");
+            if socket.recv(&mut buffer, &mut fds).is_err() {
+                return;
+            }
+        }
+    }
+
+    pub fn path(&self, kind: ObjectKind) -> PathBuf {
+        let name = ObjectName { instance: self.instance.clone(), daemon: 1, kind };
+        Path::new(OBJECTS).join(name.to_string())
+    }
+
+    pub fn open_data(&self, block: u32) -> File {
+        let path = self.path(ObjectKind::Data(block));
+        File::options().read(true).write(true).open(path).unwrap()
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        for daemon in &mut self.daemons {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+            eprintln!("--- what the daemon said\n{log}---");
+        }
+        let dir = ObjectDir::open(OBJECTS).unwrap();
+        for name in dir.names(&self.instance.prefix()).unwrap_or_default() {
+            let _ = dir.unlink(&name);
+        }
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
