@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! 1. Numbers are within their limits and sizes are whole when parsing has succeeded; whether they fit
-//!    each other, and what a configuration file adds, is the servers' to say.
+//! 1. Numbers are within their limits when parsing has succeeded; whether they fit each other, and
+//!    what a configuration file adds, is the servers' to say.
 //! 2. An option that was not given is `None`, so that a configuration file may decide.
 
 use std::ffi::OsString;

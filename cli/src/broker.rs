@@ -2,7 +2,8 @@
 //!
 //! # Invariants
 //!
-//! 1. A socket that was named is the only one that is tried; else the first at which somebody listens.
+//! 1. A socket that was named is the only one that is tried; else the first of the usual ones at
+//!    which somebody listens.
 //! 2. A listing ends: pages that do not advance are refused.
 //! 3. Every wait has a limit.
 

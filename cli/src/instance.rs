@@ -10,8 +10,8 @@
 //!
 //! # Invariants
 //!
-//! 1. A [`Home`] is an absolute path without links, so one directory has one path, and the name that
-//!    is derived from it is the same each time.
+//! 1. A [`Home`] is an absolute path without links, so one directory has one path, and the name
+//!    that is derived from it is the same each time.
 //! 2. Files appear whole (written aside, then renamed) or not at all.
 //! 3. Who holds the [`Turn`] is the only `up` or `down` that changes the directory. The lock's file
 //!    may be removed by its holder: who gets the lock makes sure that the file is still the one in

@@ -2,10 +2,10 @@
 //!
 //! # Invariants
 //!
-//! 1. That somebody serves is said by the lock that they hold, never by a name, a socket or a pid.
-//! 2. Objects are removed only while all locks of the instance are held here, so nobody serves them.
-//! 3. Only names with the prefix of the instance are touched. No instance's prefix begins another's,
-//!    because names of instances have no dot.
+//! 1. That somebody serves is said by the lock that they hold, never by a name, socket or pid.
+//! 2. Objects are removed only while all locks of the instance are held here: nobody serves them.
+//! 3. Only names with the prefix of the instance are touched. No instance's prefix begins that of
+//!    another, because names of instances have no dot.
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;

@@ -2,12 +2,12 @@
 //!
 //! # Invariants
 //!
-//! 1. A directory whose instance has a broker is refused, and so is one where another `up` or `down`
-//!    is at work.
+//! 1. A directory whose instance has a broker is refused, and so is one where another `up` or
+//!    `down` is at work.
 //! 2. It succeeds when every daemon that was asked for serves, or leaves nothing running that it
 //!    started: the supervisor ends all when this process gives up or dies ([`crate::supervise`]).
-//! 3. Memory of an earlier run is found again: the name of the objects comes from the configuration,
-//!    else from what the last `up` wrote down, else from the path of the directory.
+//! 3. Memory of an earlier run is found again: the name of the objects comes from the
+//!    configuration, else from what the last `up` wrote down, else from the path of the directory.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -54,7 +54,7 @@ pub enum UpError {
     Processes(#[from] ProcessesError),
     #[error("{} is in use: instance {instance} is served by {}", dir.display(), by(*pid))]
     InUse { dir: PathBuf, instance: Instance, pid: Option<u32> },
-    #[error("{} still holds instance {found}: 'dmce down --dir {0}' before {wanted} is started there",
+    #[error("{} still has memory of instance {found}: 'dmce down --dir {0}' before {wanted} starts",
             dir.display())]
     OtherInstance { dir: PathBuf, found: String, wanted: Instance },
     #[error("the supervisor cannot be started")]

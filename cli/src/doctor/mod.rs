@@ -4,8 +4,8 @@
 //!
 //! 1. It changes nothing that lasts: what it tries out, it tries on an object of its own without a
 //!    name, or on itself.
-//! 2. A check fails only if DMCE cannot work, or something is damaged; what makes it slow, or lets a
-//!    request be refused early, is a warning. What this release does not use is not looked at.
+//! 2. A check fails only if DMCE cannot work, or something is damaged; what makes it slow, or lets
+//!    a request be refused early, is a warning. What this release does not use is not looked at.
 //! 3. Every finding that is not in order says what to do.
 
 mod host;

@@ -96,7 +96,7 @@ fn another_name_is_refused_while_memory_of_the_first_is_there() {
     let other = format!("test{}-cli-renamed", std::process::id());
     fs::write(home.config(), format!("[instance]\nname = \"{other}\"\n")).unwrap();
     let error = home.up(&[]).failed(1);
-    assert!(error.contains("still holds instance"), "{error}");
+    assert!(error.contains("still has memory of instance"), "{error}");
     home.down(&[]).done();
     home.up(&[]).done();
     assert!(!objects_of(&other).is_empty());
