@@ -117,10 +117,14 @@ build-debug-i386:
 	scripts/i386-cargo.sh build $(CARGO_FLAGS) -p dmce-ffi -p dmce-tests
 	$(call link_soname,$(I386_BUILT)/debug)
 
-## bench         a table of ratios; BENCH_ARGS chooses rows
+## bench         a table of ratios, kept in docs/benchmarks.md; BENCH_ARGS chooses rows, or --quick
 .PHONY: bench
-bench: build i386
-	cargo run --release $(CARGO_FLAGS) -p dmce-benches -- $(BENCH_ARGS)
+bench: build
+	scripts/i386-cargo.sh build --release $(CARGO_FLAGS) -p dmce-benches
+	cargo build --release $(CARGO_FLAGS) -p dmce-benches
+	DMCE_TEST_PROGRAMS="$(RELEASE)" "$(RELEASE)/dmce-bench" \
+		--i386-worker "$(I386_BUILT)/release/dmce-bench-worker" \
+		--write docs/benchmarks.md $(BENCH_ARGS)
 
 ## check         what a change has to pass: format, lints, and all of test
 .PHONY: check

@@ -1,0 +1,352 @@
+//! A client process of either width, under the control of a run.
+//!
+//! It reads one command a line and answers one line, with seconds where it measured:
+//!
+//! ```text
+//! open                                      opens a session with the broker of DMCE_SOCKET
+//! region NAME                               opens a region
+//! objects PATH..                            opens its blocks by name, for pread64
+//! write BYTES, read BYTES -> SECONDS        all of the region in order, a MiB a call
+//! random WAY COUNT SEED BYTES PIECES PIECE_BYTES -> SECONDS
+//! ```
+//!
+//! `random` does `COUNT` accesses of 64 bytes at random places of a working set: so many pieces of
+//! so many bytes, at places of the first `BYTES` that the seed chooses. `WAY` is `read` or `write`
+//! for the functions of DMCE, `pread` or `pwrite` for the same places in the objects.
+
+use std::env;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Instant;
+
+use crate::calls::Calls;
+use crate::memory::LINE_BYTES;
+use crate::places::{Places, permuted};
+use crate::session::{Region, RegionName, Session};
+use crate::{Error, Result};
+
+/// Bytes of one call in a sequential pass.
+pub const CALL_BYTES: usize = 1 << 20;
+
+/// The run's end of a worker. Dropped, it ends the process.
+#[derive(Debug)]
+pub struct Worker {
+    child: Child,
+    commands: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Worker {
+    /// Starts a worker and opens its session.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`], [`Error::Worker`].
+    ///
+    /// # Panics
+    ///
+    /// Never: the process has an output, since it is given one.
+    pub fn open(program: &Path, socket: &Path) -> Result<Self> {
+        let mut command = Command::new(program);
+        command.arg("client").env("DMCE_SOCKET", socket);
+        let started = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut child =
+            started.map_err(Error::system(format!("starting {}", program.display())))?;
+        let commands = child.stdin.take();
+        let answers = BufReader::new(child.stdout.take().expect("it was piped"));
+        let mut worker = Self { child, commands, answers };
+        worker.ask("open")?;
+        Ok(worker)
+    }
+
+    /// Gives a command and waits for its answer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Worker`] if it answers an error or nothing.
+    pub fn ask(&mut self, command: &str) -> Result<String> {
+        let failed = |answer: &str| Error::Worker {
+            command: command.to_owned(),
+            answer: answer.trim_end().to_owned(),
+        };
+        let Some(commands) = &mut self.commands else { return Err(failed("")) };
+        writeln!(commands, "{command}").map_err(Error::system("telling the worker"))?;
+        let mut line = String::new();
+        self.answers.read_line(&mut line).map_err(Error::system("hearing the worker"))?;
+        let answer = line.trim_end().strip_prefix("ok").ok_or_else(|| failed(&line))?;
+        Ok(answer.trim_start().to_owned())
+    }
+
+    /// The same, for a command that answers seconds.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Worker`].
+    pub fn seconds(&mut self, command: &str) -> Result<f64> {
+        let answer = self.ask(command)?;
+        let failed = |_| Error::Worker { command: command.to_owned(), answer: answer.clone() };
+        answer.parse().map_err(failed)
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // It ends when its input does.
+        drop(self.commands.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// The worker's process: runs commands until its input ends.
+///
+/// # Errors
+///
+/// [`Error::System`] if nobody hears the answers.
+pub fn serve() -> Result<()> {
+    let mut client = Client::default();
+    let mut answers = io::stdout().lock();
+    for line in io::stdin().lock().lines() {
+        let line = line.map_err(Error::system("reading a command"))?;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let answer = match client.run(&words) {
+            Ok(answer) => format!("ok {answer}"),
+            Err(error) => format!("error: {}", describe(&error)),
+        };
+        writeln!(answers, "{answer}").map_err(Error::system("answering"))?;
+        answers.flush().map_err(Error::system("answering"))?;
+    }
+    Ok(())
+}
+
+/// An error with what caused it, on one line.
+#[must_use]
+pub fn describe(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+/// What the commands of a worker have opened.
+#[derive(Default)]
+struct Client {
+    // Before the session, with which it ends.
+    region: Option<(Region, u64)>,
+    session: Option<Session>,
+    objects: Vec<File>,
+    object_bytes: u64,
+}
+
+/// How a worker reaches memory at random.
+#[derive(Clone, Copy)]
+enum Way {
+    Read,
+    Write,
+    Pread,
+    Pwrite,
+}
+
+impl Client {
+    fn run(&mut self, words: &[&str]) -> Result<String> {
+        match *words {
+            ["open"] => {
+                let socket = PathBuf::from(env::var_os("DMCE_SOCKET").unwrap_or_default());
+                self.session = Some(Session::open(Calls::linked(), &socket, 0)?);
+                Ok(String::new())
+            }
+            ["region", name] => {
+                let region = self.session()?.region_open(&RegionName::new(name)?)?;
+                let first = region.first()?;
+                self.region = Some((region, first));
+                Ok(String::new())
+            }
+            ["objects", ref paths @ ..] => self.open_objects(paths),
+            ["write", bytes] => self.write_all(number(bytes)?).map(seconds),
+            ["read", bytes] => self.read_all(number(bytes)?).map(seconds),
+            ["random", way, count, seed, bytes, pieces, piece_bytes] => {
+                let set = WorkingSet::new(Shape {
+                    bytes: number(bytes)?,
+                    pieces: number(pieces)?,
+                    piece_bytes: number(piece_bytes)?,
+                    seed: number(seed)?,
+                });
+                self.random(parse_way(way)?, &set, number(count)?).map(seconds)
+            }
+            _ => Err(unknown(&words.join(" "))),
+        }
+    }
+
+    fn session(&self) -> Result<&Session> {
+        self.session.as_ref().ok_or_else(|| unknown("a command before open"))
+    }
+
+    fn first(&self) -> Result<u64> {
+        let region = self.region.as_ref().ok_or_else(|| unknown("a command before region"))?;
+        Ok(region.1)
+    }
+
+    fn open_objects(&mut self, paths: &[&str]) -> Result<String> {
+        for path in paths {
+            let file = File::options().read(true).write(true).open(path);
+            self.objects.push(file.map_err(Error::system(*path))?);
+        }
+        if let Some(object) = self.objects.first() {
+            self.object_bytes = object.metadata().map_err(Error::system("stat"))?.len();
+        }
+        Ok(String::new())
+    }
+
+    /// Writes every MiB of the region, each beginning with its own offset.
+    fn write_all(&self, bytes: u64) -> Result<f64> {
+        let (session, first) = (self.session()?, self.first()?);
+        let mut buffer = vec![0xa5_u8; CALL_BYTES];
+        let begin = Instant::now();
+        for offset in (0..bytes).step_by(CALL_BYTES) {
+            buffer[..8].copy_from_slice(&offset.to_le_bytes());
+            // SAFETY: the buffer is as long as is said.
+            unsafe { session.write(first + offset, buffer.as_ptr(), buffer.len())? };
+        }
+        Ok(begin.elapsed().as_secs_f64())
+    }
+
+    /// Reads all that [`Client::write_all`] wrote, and sees that it is that.
+    fn read_all(&self, bytes: u64) -> Result<f64> {
+        let (session, first) = (self.session()?, self.first()?);
+        let mut buffer = vec![0_u8; CALL_BYTES];
+        let begin = Instant::now();
+        for offset in (0..bytes).step_by(CALL_BYTES) {
+            // SAFETY: the buffer is as long as is said.
+            unsafe { session.read(first + offset, buffer.as_mut_ptr(), buffer.len())? };
+            let found = u64::from_le_bytes(*buffer.first_chunk().expect("a buffer of a MiB"));
+            if found != offset {
+                return Err(Error::Content { addr: first + offset, found, expected: offset });
+            }
+        }
+        Ok(begin.elapsed().as_secs_f64())
+    }
+
+    /// Seconds of one of `count` accesses.
+    #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+    fn random(&self, way: Way, set: &WorkingSet, count: u64) -> Result<f64> {
+        let (session, first) = (self.session()?, self.first()?);
+        let mut line = [0x5a_u8; LINE_BYTES];
+        let mut places = set.places();
+        let begin = Instant::now();
+        for _ in 0..count {
+            let offset = set.offset(places.next());
+            match way {
+                // SAFETY: the line is as long as is said.
+                Way::Read => unsafe {
+                    session.read(first + offset, line.as_mut_ptr(), LINE_BYTES)?;
+                },
+                // SAFETY: the same.
+                Way::Write => unsafe { session.write(first + offset, line.as_ptr(), LINE_BYTES)? },
+                Way::Pread => self
+                    .object(offset)?
+                    .read_exact_at(&mut line, offset % self.object_bytes)
+                    .map_err(Error::system("pread"))?,
+                Way::Pwrite => self
+                    .object(offset)?
+                    .write_all_at(&line, offset % self.object_bytes)
+                    .map_err(Error::system("pwrite"))?,
+            }
+        }
+        Ok(begin.elapsed().as_secs_f64() / count as f64)
+    }
+
+    fn object(&self, offset: u64) -> Result<&File> {
+        let place = offset.checked_div(self.object_bytes).unwrap_or(0);
+        let object = usize::try_from(place).ok().and_then(|place| self.objects.get(place));
+        object.ok_or_else(|| unknown("an offset behind the last object"))
+    }
+}
+
+/// How a working set lies in the region. All are powers of two but the seed.
+#[derive(Clone, Copy)]
+struct Shape {
+    bytes: u64,
+    pieces: u64,
+    piece_bytes: u64,
+    seed: u64,
+}
+
+/// The memory that random accesses go to.
+struct WorkingSet {
+    shape: Shape,
+    starts: Vec<u64>,
+}
+
+impl WorkingSet {
+    fn new(shape: Shape) -> Self {
+        let slots = shape.bytes / shape.piece_bytes;
+        let slot = |piece| permuted((shape.seed + piece) % slots, slots.trailing_zeros());
+        let starts = (0..shape.pieces).map(|piece| slot(piece) * shape.piece_bytes).collect();
+        Self { shape, starts }
+    }
+
+    /// Lines of it, in a random order.
+    fn places(&self) -> Places {
+        let lines = self.shape.pieces * self.shape.piece_bytes / LINE_BYTES as u64;
+        Places::below(lines, self.shape.seed)
+    }
+
+    /// Where a line of it is in the region.
+    #[inline]
+    #[allow(clippy::cast_possible_truncation, reason = "an index of a vector")]
+    fn offset(&self, line: u64) -> u64 {
+        let byte = line * LINE_BYTES as u64;
+        let piece = byte / self.shape.piece_bytes;
+        self.starts[piece as usize] + byte % self.shape.piece_bytes
+    }
+}
+
+fn parse_way(text: &str) -> Result<Way> {
+    match text {
+        "read" => Ok(Way::Read),
+        "write" => Ok(Way::Write),
+        "pread" => Ok(Way::Pread),
+        "pwrite" => Ok(Way::Pwrite),
+        _ => Err(unknown(text)),
+    }
+}
+
+fn number(text: &str) -> Result<u64> {
+    text.parse().map_err(|_| unknown(text))
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "to be mapped over a result")]
+fn seconds(seconds: f64) -> String {
+    seconds.to_string()
+}
+
+fn unknown(command: &str) -> Error {
+    Error::Worker { command: command.to_owned(), answer: "no such command".to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn a_working_set_is_so_many_pieces_of_the_whole() {
+        let shape = Shape { bytes: 1 << 20, pieces: 8, piece_bytes: 1 << 12, seed: 5 };
+        let set = WorkingSet::new(shape);
+        let starts: BTreeSet<u64> = set.starts.iter().copied().collect();
+        assert_eq!(starts.len(), 8);
+        let mut places = set.places();
+        for _ in 0..1_000 {
+            let offset = set.offset(places.next());
+            assert!(offset < 1 << 20 && offset.is_multiple_of(64));
+            assert!(starts.contains(&(offset & !0xfff)));
+        }
+    }
+
+    #[test]
+    fn one_piece_can_be_all() {
+        let shape = Shape { bytes: 1 << 20, pieces: 1, piece_bytes: 1 << 20, seed: 9 };
+        assert_eq!(WorkingSet::new(shape).offset(3), 192);
+    }
+}
