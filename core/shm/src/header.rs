@@ -27,7 +27,7 @@ use dmce_abi::block::{
 use dmce_abi::version::SEGMENT_VERSION;
 use dmce_sys::object::{self, ObjectError};
 
-use crate::layout::{fingerprint, layout};
+use crate::layout::{Field, fingerprint, layout};
 use crate::preamble::{self, Flaw, Kind, Seal, Step};
 
 /// Bytes of a header object.
@@ -181,11 +181,11 @@ type HeaderPage = [u8; SLOTS * SLOT_BYTES];
 
 const _: () = assert!((SLOTS * SLOT_BYTES) as u64 == HEADER_BYTES);
 
-const KIND: Kind = Kind {
-    magic: *b"DMCEHEAD",
-    fingerprint: fingerprint(&[HeaderSlot::FIELDS]),
-    checked_bytes: SLOT_BYTES,
-};
+/// The rows of the table in `docs/shared-memory.md`.
+pub(crate) const FIELDS: &[Field] = HeaderSlot::FIELDS;
+
+const KIND: Kind =
+    Kind { magic: *b"DMCEHEAD", fingerprint: fingerprint(&[FIELDS]), checked_bytes: SLOT_BYTES };
 
 const OWNER_SESSION: u32 = 1;
 const OWNER_REGION: u32 = 2;

@@ -88,7 +88,7 @@ macro_rules! layout {
         // loom's atomics are objects of the model, with sizes of their own.
         #[cfg(not(loom))]
         impl $name {
-            /// The rows of the type's table in `docs/shared-memory.md`.
+            /// The rows of the type's table.
             pub(crate) const FIELDS: &'static [$crate::layout::Field] = &[
                 $($crate::layout::Field {
                     offset: ::core::mem::offset_of!($name, $field),

@@ -21,6 +21,8 @@
 //!    a lock of a dead owner is decided by the crates above.
 
 pub mod atomic;
+#[cfg(all(test, not(loom)))]
+mod document_tests;
 pub mod fence;
 #[cfg(not(loom))]
 pub mod header;

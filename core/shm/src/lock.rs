@@ -274,9 +274,9 @@ impl PageLock {
     pub fn take_over(&self, dead: LockOwner) -> Result<PageCondition, LockError> {
         let mut half = self.half.load(Ordering::Relaxed);
         while state_of(half) == LockState::Held(dead) {
-            let repair = half & WAITERS | REPAIR;
+            // Without `waiters`: repair wakes all in any case.
             let taken =
-                self.half.compare_exchange(half, repair, Ordering::Acquire, Ordering::Relaxed);
+                self.half.compare_exchange(half, REPAIR, Ordering::Acquire, Ordering::Relaxed);
             match taken {
                 Ok(_) => {
                     // Release pairs with the acquire fence of `is_unchanged`, as the one of

@@ -25,7 +25,7 @@ use dmce_abi::version::SEGMENT_VERSION;
 use dmce_sys::object::{self, ObjectError};
 use dmce_sys::process::{self, ProcessError};
 
-use crate::layout::{fingerprint, layout};
+use crate::layout::{Field, fingerprint, layout};
 use crate::preamble::{self, Flaw, Kind, Seal};
 use crate::session::SessionIdentity;
 
@@ -265,11 +265,11 @@ const _: () = {
     assert!(GRANTS_OFFSET.is_multiple_of(WORD_BYTES));
 };
 
-const KIND: Kind = Kind {
-    magic: *b"DMCERECD",
-    fingerprint: fingerprint(&[RecordPage::FIELDS]),
-    checked_bytes: GRANTS_OFFSET,
-};
+/// The rows of the table in `docs/shared-memory.md`.
+pub(crate) const FIELDS: &[Field] = RecordPage::FIELDS;
+
+const KIND: Kind =
+    Kind { magic: *b"DMCERECD", fingerprint: fingerprint(&[FIELDS]), checked_bytes: GRANTS_OFFSET };
 
 const RIGHT_READ: u32 = 1;
 const RIGHT_WRITE: u32 = 2;

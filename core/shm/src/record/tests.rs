@@ -127,9 +127,3 @@ fn a_process_is_not_another_of_its_pid_and_not_one_of_another_boot() {
     let other_boot = ProcessIdentity { boot_id: [0; 16], ..this };
     assert!(!other_boot.is_alive().unwrap());
 }
-
-/// A change here is a new segment version.
-#[test]
-fn the_fingerprint_is_pinned() {
-    assert_eq!(KIND.fingerprint, 0x7cb5_5c6f, "{:#x}", KIND.fingerprint);
-}

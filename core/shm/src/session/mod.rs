@@ -26,7 +26,7 @@ use dmce_abi::limits::{PINS, SLOTS};
 use dmce_abi::version::SEGMENT_VERSION;
 
 use crate::fence::Fence;
-use crate::layout::{fingerprint, layout};
+use crate::layout::{Field, fingerprint, layout};
 use crate::slot::Slot;
 use pin::Pin;
 
@@ -40,7 +40,9 @@ const SESSION_END: usize = PINS_OFFSET + PINS * size_of::<Pin>();
 const _: () = assert!(PINS_OFFSET == 20480 && SESSION_BYTES == 36_864);
 
 const MAGIC: [u8; 8] = *b"DMCESESS";
-const FINGERPRINT: u32 = fingerprint(&[SessionPage::FIELDS, Slot::FIELDS, Pin::FIELDS]);
+/// The tables in `docs/shared-memory.md`: first page, slot, pin.
+pub(crate) const TABLES: [&[Field]; 3] = [SessionPage::FIELDS, Slot::FIELDS, Pin::FIELDS];
+const FINGERPRINT: u32 = fingerprint(&TABLES);
 
 /// Whose session object it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

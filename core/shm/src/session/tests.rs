@@ -212,9 +212,3 @@ fn the_words_lie_where_the_document_says() {
     assert_eq!((word_at(4096 + 64 + 24), word_at(4096 + 128)), (5, 1));
     assert_eq!((word_at(20480), word_at(20488), word_at(20496)), (13, 17, 3));
 }
-
-/// A change here is a new segment version.
-#[test]
-fn the_fingerprint_is_pinned() {
-    assert_eq!(FINGERPRINT, 0xe298_2884, "{FINGERPRINT:#x}");
-}

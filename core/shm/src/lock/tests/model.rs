@@ -82,7 +82,7 @@ impl Page {
 
 fn explore(test: impl Fn() + Sync + Send + 'static) {
     let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
+    model.preemption_bound = Some(5);
     model.check(test);
 }
 
@@ -103,7 +103,9 @@ fn two_sleeping_and_one_releasing_exclude_each_other_and_nobody_sleeps_for_ever(
         });
         page.lock(owner(1, 0));
         page.unlock(owner(1, 0));
-        others.map(|other| other.join().unwrap());
+        for other in others {
+            other.join().unwrap();
+        }
         assert_eq!(page.lock.state(), LockState::Free);
     });
 }
@@ -183,7 +185,7 @@ fn write_until(page: &Page, dies_at: u32, writer: LockOwner) {
         &|| page.words[1].store(1, Ordering::Relaxed),
         &|| page.lock.end_write(),
         // The two halves of an unlock: the release, and the wake-up.
-        &|| page.lock.half.store(FREE, Ordering::Release),
+        &|| assert_ne!(page.lock.half.swap(FREE, Ordering::Release), FREE),
         &|| page.lock.wake_all(&&page.futex).unwrap(),
     ];
     for (_, step) in (0..dies_at).zip(steps) {
