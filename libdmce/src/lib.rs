@@ -12,11 +12,18 @@
 //! 4. With [`Options::spawn`], a private instance is started there by the command `dmce`, which is
 //!    found by `DMCE_COMMAND`, beside the running program, or in `PATH`.
 
+mod alloc;
+mod block;
 pub mod connection;
 mod error;
 mod options;
+mod reach;
 mod session;
+mod size;
+mod slots;
 mod stat;
+mod table;
+mod turn;
 
 pub use dmce_abi::{AddrLayout, DmceAddr, Status};
 pub use error::Error;

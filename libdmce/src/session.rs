@@ -33,6 +33,10 @@ impl Session {
     pub fn close(&self) -> Result<(), Error> {
         later()
     }
+    /// Whether the session can be used: `Closed`, or `Forked` in a child of its process.
+    pub fn check(&self) -> Result<(), Error> {
+        later()
+    }
     pub fn poll(&self) -> Result<(), Error> {
         later()
     }
@@ -151,6 +155,10 @@ pub struct Region {
     clippy::missing_safety_doc
 )]
 impl Region {
+    /// Whether the region can be used: `Closed`, or `Forked` in a child of its process.
+    pub fn check(&self) -> Result<(), Error> {
+        later()
+    }
     pub fn close(&self) -> Result<(), Error> {
         later()
     }

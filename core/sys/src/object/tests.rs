@@ -124,3 +124,17 @@ fn a_directory_that_is_none_is_refused() {
     assert!(ObjectDir::open(DEFAULT_DIR).unwrap().is_tmpfs().unwrap());
     assert!(!ObjectDir::open("/proc").unwrap().is_tmpfs().unwrap());
 }
+
+#[test]
+fn the_end_is_the_size_beyond_two_gib_too() {
+    let objects = TestObjects::new("end");
+    let name = objects.name("a");
+    let fd = objects.dir.create(&name).unwrap();
+    objects.dir.unlink(&name).unwrap();
+    let reader = reopen_read_only(fd.as_fd()).unwrap();
+    for bytes in [0, 4096, 5 << 30, 8192] {
+        truncate(fd.as_fd(), bytes).unwrap();
+        assert_eq!(end(fd.as_fd()).unwrap(), bytes);
+        assert_eq!(end(reader.as_fd()).unwrap(), bytes);
+    }
+}

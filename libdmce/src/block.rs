@@ -1,0 +1,323 @@
+//! What the session knows of a block.
+//!
+//! # Invariants
+//!
+//! 1. All of it but `committed` stays as it is: a change is another [`Block`] in the table.
+//! 2. What a message says of a block is checked before a [`Block`] is made of it.
+
+use std::cmp::Ordering;
+use std::sync::atomic::{self, AtomicU64};
+
+use dmce_abi::block::{BlockId, Guid};
+use dmce_abi::limits::PAGE_BYTES;
+use dmce_abi::wire::client::BlockInfo;
+use dmce_abi::{AddrLayout, Status};
+
+use crate::error::Error;
+use crate::reach::mapped::MappedBlock;
+use crate::reach::windowed::WindowedBlock;
+use crate::reach::{Piece, Reach, Trouble};
+
+/// A block that operations may find.
+#[derive(Debug)]
+pub(crate) struct Block {
+    /// Its id.
+    pub id: BlockId,
+    /// Its GUID, if the broker has told it.
+    pub guid: Option<Guid>,
+    /// Its epoch, if the broker has told it.
+    pub epoch: u64,
+    /// Bytes that may be used. Rises when the broker says so; read by every operation.
+    pub committed: AtomicU64,
+    /// Bytes that it may grow to.
+    pub bytes_max: u64,
+    /// The span that it is part of.
+    pub span: SpanIds,
+    /// Whether operations may write. For an absent block: whether it is to be fetched so.
+    pub writable: bool,
+    /// How its bytes are reached.
+    pub backing: Backing,
+}
+
+/// Consecutive block ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SpanIds {
+    /// The first.
+    pub first: BlockId,
+    /// How many.
+    pub count: u32,
+}
+
+impl SpanIds {
+    /// Whether the block after `block` is of the same span.
+    pub(crate) const fn goes_on_after(self, block: BlockId) -> bool {
+        block.get() >= self.first.get() && block.get() - self.first.get() + 1 < self.count
+    }
+
+    /// Every id.
+    pub(crate) fn ids(self) -> impl Iterator<Item = BlockId> {
+        let first = self.first.get();
+        (first..first.saturating_add(self.count)).filter_map(|id| BlockId::try_from(id).ok())
+    }
+}
+
+/// How the bytes of a block are reached.
+#[derive(Debug)]
+pub(crate) enum Backing {
+    /// By load and store.
+    Mapped(MappedBlock),
+    /// Through windows.
+    Windowed(WindowedBlock),
+    /// It has to be fetched first.
+    Absent,
+    /// Not at all: its bytes are gone, until the broker says otherwise.
+    Lost,
+}
+
+/// What an operation met in place of the block's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Obstacle {
+    /// The block has to be fetched.
+    Absent,
+    /// Its bytes are gone, as is known already.
+    Lost,
+    /// What its reach ran into.
+    Trouble(Trouble),
+}
+
+impl From<Trouble> for Obstacle {
+    fn from(trouble: Trouble) -> Self {
+        Self::Trouble(trouble)
+    }
+}
+
+impl Block {
+    /// One that is fetched when it is needed.
+    pub(crate) const fn absent(id: BlockId, span: SpanIds, bytes: u64, writable: bool) -> Self {
+        Self {
+            id,
+            guid: None,
+            epoch: 0,
+            committed: AtomicU64::new(bytes),
+            bytes_max: bytes,
+            span,
+            writable,
+            backing: Backing::Absent,
+        }
+    }
+
+    /// One as the broker described it, behind `backing`.
+    pub(crate) const fn of_info(info: &BlockInfo, backing: Backing) -> Self {
+        Self {
+            id: info.block,
+            guid: Some(info.guid),
+            epoch: info.epoch,
+            committed: AtomicU64::new(info.committed),
+            bytes_max: info.bytes_max,
+            span: SpanIds { first: info.span_first, count: info.span_count },
+            writable: info.writable,
+            backing,
+        }
+    }
+
+    /// The same block with its bytes out of reach.
+    pub(crate) fn without_bytes(&self, backing: Backing) -> Self {
+        Self {
+            id: self.id,
+            guid: self.guid,
+            epoch: self.epoch,
+            committed: AtomicU64::new(self.committed()),
+            bytes_max: self.bytes_max,
+            span: self.span,
+            writable: self.writable,
+            backing,
+        }
+    }
+
+    /// Bytes that may be used.
+    #[inline]
+    pub(crate) fn committed(&self) -> u64 {
+        // Acquire pairs with the release in `grow`. The bytes themselves are zero and mapped.
+        self.committed.load(atomic::Ordering::Acquire)
+    }
+
+    /// Takes in that the broker committed more.
+    pub(crate) fn grow(&self, committed: u64) {
+        self.committed.fetch_max(committed.min(self.bytes_max), atomic::Ordering::Release);
+    }
+
+    /// The piece of `bytes` from `cell` on, if all of it may be used.
+    #[inline]
+    pub(crate) fn piece(&self, cell: u64, bytes: usize) -> Option<Piece> {
+        let committed = self.committed();
+        let fits = committed.checked_sub(cell).is_some_and(|rest| bytes as u64 <= rest);
+        fits.then_some(Piece { cell, bytes, committed })
+    }
+
+    /// As [`Reach::read`].
+    ///
+    /// # Safety
+    ///
+    /// As [`Reach::read`].
+    #[inline]
+    pub(crate) unsafe fn read(&self, piece: Piece, buffer: *mut u8) -> Result<(), Obstacle> {
+        match &self.backing {
+            // SAFETY: as the caller promises.
+            Backing::Mapped(mapped) => Ok(unsafe { mapped.read(piece, buffer) }?),
+            // SAFETY: as the caller promises.
+            Backing::Windowed(windowed) => Ok(unsafe { windowed.read(piece, buffer) }?),
+            other => Err(other.obstacle()),
+        }
+    }
+
+    /// As [`Reach::write`].
+    ///
+    /// # Safety
+    ///
+    /// As [`Reach::write`].
+    #[inline]
+    pub(crate) unsafe fn write(&self, piece: Piece, data: *const u8) -> Result<(), Obstacle> {
+        match &self.backing {
+            // SAFETY: as the caller promises.
+            Backing::Mapped(mapped) => Ok(unsafe { mapped.write(piece, data) }?),
+            // SAFETY: as the caller promises.
+            Backing::Windowed(windowed) => Ok(unsafe { windowed.write(piece, data) }?),
+            other => Err(other.obstacle()),
+        }
+    }
+
+    /// As [`Reach::fill`].
+    pub(crate) fn fill(&self, piece: Piece, byte: u8) -> Result<(), Obstacle> {
+        match &self.backing {
+            Backing::Mapped(mapped) => Ok(mapped.fill(piece, byte)?),
+            Backing::Windowed(windowed) => Ok(windowed.fill(piece, byte)?),
+            other => Err(other.obstacle()),
+        }
+    }
+
+    /// As [`Reach::compare`].
+    ///
+    /// # Safety
+    ///
+    /// As [`Reach::compare`].
+    pub(crate) unsafe fn compare(
+        &self,
+        piece: Piece,
+        data: *const u8,
+    ) -> Result<Ordering, Obstacle> {
+        match &self.backing {
+            // SAFETY: as the caller promises.
+            Backing::Mapped(mapped) => Ok(unsafe { mapped.compare(piece, data) }?),
+            // SAFETY: as the caller promises.
+            Backing::Windowed(windowed) => Ok(unsafe { windowed.compare(piece, data) }?),
+            other => Err(other.obstacle()),
+        }
+    }
+}
+
+impl Backing {
+    /// Why bytes behind this cannot be reached, if it is neither mapped nor windowed.
+    #[cold]
+    fn obstacle(&self) -> Obstacle {
+        if matches!(self, Self::Absent) { Obstacle::Absent } else { Obstacle::Lost }
+    }
+}
+
+/// Checks what a message says of a block: that it holds together, and fits the instance.
+///
+/// # Errors
+///
+/// [`Status::Internal`] names the field: a broker that says such a thing is defective.
+pub(crate) fn check_info(
+    info: &BlockInfo,
+    layout: AddrLayout,
+    block_ids: u32,
+) -> Result<(), Error> {
+    let field = |field: &str, fits: bool| {
+        if fits {
+            return Ok(());
+        }
+        let text =
+            format!("the broker's description of block {}: its {field} cannot be", info.block);
+        Err(Error::new(Status::Internal, text))
+    };
+    let last = info.span_first.get().checked_add(info.span_count);
+    let whole_pages = |bytes: u64| bytes.is_multiple_of(PAGE_BYTES);
+    field("id", info.block.get() < block_ids)?;
+    field("span", info.span_count > 0 && last.is_some_and(|last| last <= block_ids))?;
+    field(
+        "span",
+        info.block
+            .get()
+            .checked_sub(info.span_first.get())
+            .is_some_and(|place| place < info.span_count),
+    )?;
+    field("size", (1..=layout.block_bytes()).contains(&info.bytes_max))?;
+    field("size", whole_pages(info.bytes_max))?;
+    field("committed size", info.committed <= info.bytes_max && whole_pages(info.committed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info() -> BlockInfo {
+        let block = BlockId::try_from(5).unwrap();
+        BlockInfo {
+            block,
+            guid: Guid([3; 16]),
+            epoch: 1,
+            committed: 2 << 20,
+            bytes_max: 1 << 30,
+            span_first: block,
+            span_count: 1,
+            page_size: 4096,
+            writable: true,
+            lost: false,
+        }
+    }
+
+    #[test]
+    fn a_piece_ends_with_what_is_committed() {
+        let block = Block::of_info(&info(), Backing::Absent);
+        let end = 2 << 20;
+        assert!(block.piece(0, 2 << 20).is_some());
+        assert!(block.piece(end - 1, 1).is_some());
+        assert!(block.piece(end - 1, 2).is_none());
+        assert!(block.piece(end, 0).is_some());
+        assert!(block.piece(end + 1, 0).is_none());
+        assert!(block.piece(u64::MAX, 1).is_none());
+        block.grow(4 << 20);
+        assert!(block.piece(end, 2 << 20).is_some());
+        block.grow(u64::MAX);
+        assert_eq!(block.committed(), 1 << 30);
+    }
+
+    #[test]
+    fn a_span_goes_on_until_its_last_block() {
+        let first = BlockId::try_from(4).unwrap();
+        let span = SpanIds { first, count: 3 };
+        let id = |id| BlockId::try_from(id).unwrap();
+        assert!(span.goes_on_after(id(4)) && span.goes_on_after(id(5)));
+        assert!(!span.goes_on_after(id(6)) && !span.goes_on_after(id(3)));
+        assert_eq!(span.ids().collect::<Vec<_>>(), [id(4), id(5), id(6)]);
+    }
+
+    #[test]
+    fn a_description_that_cannot_be_is_refused() {
+        let layout = AddrLayout::IN_SERVER;
+        check_info(&info(), layout, 100).unwrap();
+        let refused = |change: fn(&mut BlockInfo)| {
+            let mut info = info();
+            change(&mut info);
+            check_info(&info, layout, 100).unwrap_err().status() == Status::Internal
+        };
+        assert!(refused(|info| info.committed = (1 << 30) + 4096));
+        assert!(refused(|info| info.committed = 5));
+        assert!(refused(|info| info.bytes_max = 2 << 30));
+        assert!(refused(|info| info.span_count = 0));
+        assert!(refused(|info| info.span_count = 96));
+        assert!(refused(|info| info.span_first = BlockId::try_from(6).unwrap()));
+        assert!(refused(|info| info.block = BlockId::try_from(100).unwrap()));
+    }
+}

@@ -1,0 +1,259 @@
+//! What both ways to reach a block must do alike, on real objects.
+
+use std::cmp::Ordering;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use dmce_sys::map::Protection;
+use dmce_sys::object::{self, DEFAULT_DIR, ObjectDir};
+
+use super::mapped::MappedBlock;
+use super::windowed::{WINDOW_BYTES, WindowCache, WindowedBlock};
+use super::{Piece, Reach, Trouble};
+
+/// An object without a name: nothing of it is left, whatever happens.
+pub(crate) fn object(label: &str, bytes: u64) -> OwnedFd {
+    let dir = ObjectDir::open(DEFAULT_DIR).unwrap();
+    let name = format!("dmce.test-{}-reach-{label}", std::process::id());
+    let fd = dir.create(&name).unwrap();
+    dir.unlink(&name).unwrap();
+    object::commit(fd.as_fd(), 0, bytes).unwrap();
+    fd
+}
+
+const BYTES: u64 = 3 * WINDOW_BYTES + 12_288;
+
+/// How a kind of reach is made for an object.
+trait Kind {
+    type Block: Reach + Sync;
+    const LABEL: &'static str;
+    fn open(&self, fd: BorrowedFd<'_>, bytes_max: u64, protection: Protection) -> Self::Block;
+}
+
+struct Mapped;
+
+impl Kind for Mapped {
+    type Block = MappedBlock;
+    const LABEL: &'static str = "mapped";
+    fn open(&self, fd: BorrowedFd<'_>, bytes_max: u64, protection: Protection) -> MappedBlock {
+        MappedBlock::new(fd, bytes_max, protection).unwrap()
+    }
+}
+
+struct Windowed(Arc<WindowCache>);
+
+impl Kind for Windowed {
+    type Block = WindowedBlock;
+    const LABEL: &'static str = "windowed";
+    fn open(&self, fd: BorrowedFd<'_>, bytes_max: u64, protection: Protection) -> WindowedBlock {
+        let fd = fd.try_clone_to_owned().unwrap();
+        WindowedBlock::new(Arc::clone(&self.0), fd, bytes_max, protection).unwrap()
+    }
+}
+
+fn windowed(windows: u64) -> Windowed {
+    Windowed(Arc::new(WindowCache::new(windows * WINDOW_BYTES).unwrap()))
+}
+
+/// Writes and reads the caller's own buffers.
+trait Buffers: Reach {
+    fn get(&self, cell: u64, buffer: &mut [u8], committed: u64) -> Result<(), Trouble> {
+        let piece = Piece { cell, bytes: buffer.len(), committed };
+        // SAFETY: the buffer is a private one of that length.
+        unsafe { self.read(piece, buffer.as_mut_ptr()) }
+    }
+
+    fn put(&self, cell: u64, data: &[u8], committed: u64) -> Result<(), Trouble> {
+        let piece = Piece { cell, bytes: data.len(), committed };
+        // SAFETY: the data is a private buffer of that length; tests write writable blocks.
+        unsafe { self.write(piece, data.as_ptr()) }
+    }
+
+    fn order(&self, cell: u64, data: &[u8], committed: u64) -> Result<Ordering, Trouble> {
+        let piece = Piece { cell, bytes: data.len(), committed };
+        // SAFETY: as in `put`.
+        unsafe { self.compare(piece, data.as_ptr()) }
+    }
+}
+
+impl<R: Reach> Buffers for R {}
+
+fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut word = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        word ^= word << 13;
+        word ^= word >> 7;
+        word ^= word << 17;
+        word.to_le_bytes()
+    };
+    std::iter::repeat_with(&mut next).flatten().take(bytes).collect()
+}
+
+fn number(seed: &mut u64, below: u64) -> u64 {
+    *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    (*seed >> 33) % below
+}
+
+fn agrees_with_a_plain_buffer<K: Kind>(kind: &K) {
+    let fd = object(&format!("model-{}", K::LABEL), BYTES);
+    let block = kind.open(fd.as_fd(), BYTES, Protection::ReadWrite);
+    let mut model = vec![0_u8; usize::try_from(BYTES).unwrap()];
+    let mut seed = 7;
+    for step in 0..3_000 {
+        let large = number(&mut seed, 40) == 0;
+        let bytes = number(&mut seed, if large { 5 << 20 } else { 5_000 }) + 1;
+        let bytes = bytes.min(BYTES);
+        // Half of the accesses are near each other, so that windows are found too.
+        let near = number(&mut seed, 2) == 0;
+        let cell = number(&mut seed, if near { 100_000 } else { BYTES }).min(BYTES - bytes);
+        let (start, len) = (usize::try_from(cell).unwrap(), usize::try_from(bytes).unwrap());
+        let expected = &mut model[start..start + len];
+        match number(&mut seed, 4) {
+            0 => {
+                let data = pattern(step, len);
+                block.put(cell, &data, BYTES).unwrap();
+                expected.copy_from_slice(&data);
+            }
+            1 => {
+                let piece = Piece { cell, bytes: len, committed: BYTES };
+                block.fill(piece, step.to_le_bytes()[0]).unwrap();
+                expected.fill(step.to_le_bytes()[0]);
+            }
+            2 => {
+                assert_eq!(block.order(cell, expected, BYTES), Ok(Ordering::Equal));
+                let mut other = expected.to_vec();
+                let last = other.len() - 1;
+                other[last] ^= 1;
+                let order = expected[last].cmp(&other[last]);
+                assert_eq!(block.order(cell, &other, BYTES), Ok(order));
+            }
+            _ => {
+                let mut found = vec![0; len];
+                block.get(cell, &mut found, BYTES).unwrap();
+                assert!(found == expected, "step {step}: {len} bytes at {cell}");
+            }
+        }
+    }
+    let mut found = vec![0; model.len()];
+    object::read_at(fd.as_fd(), &mut found, 0).unwrap();
+    assert!(found == model, "the object itself");
+}
+
+fn what_another_process_writes_is_seen<K: Kind>(kind: &K) {
+    let fd = object(&format!("other-{}", K::LABEL), BYTES);
+    let block = kind.open(fd.as_fd(), BYTES, Protection::Read);
+    for round in 0..6_u8 {
+        for cell in [0, WINDOW_BYTES - 3, BYTES - 64] {
+            object::write_at(fd.as_fd(), &[round; 64], cell).unwrap();
+            let mut found = [0; 64];
+            block.get(cell, &mut found, BYTES).unwrap();
+            assert_eq!(found, [round; 64]);
+        }
+    }
+}
+
+fn what_is_committed_later_is_there<K: Kind>(kind: &K) {
+    let fd = object(&format!("grow-{}", K::LABEL), 8192);
+    let block = kind.open(fd.as_fd(), BYTES, Protection::ReadWrite);
+    for _ in 0..5 {
+        block.put(8_000, &[1; 192], 8192).unwrap();
+    }
+    object::commit(fd.as_fd(), 0, BYTES).unwrap();
+    let data = pattern(3, usize::try_from(BYTES).unwrap() - 8192);
+    block.put(8192, &data, BYTES).unwrap();
+    assert_eq!(block.order(8192, &data, BYTES), Ok(Ordering::Equal));
+}
+
+/// The danger: a file that somebody truncates under its readers and writers.
+fn a_truncated_object_is_lost_and_raises_no_signal<K: Kind>(kind: &K) {
+    dmce_sys::fault::install().unwrap();
+    let fd = object(&format!("cut-{}", K::LABEL), BYTES);
+    let block = kind.open(fd.as_fd(), BYTES, Protection::ReadWrite);
+    let large = usize::try_from(BYTES).unwrap();
+    // Some of it is in windows, some is not.
+    block.put(0, &pattern(1, large), BYTES).unwrap();
+    object::truncate(fd.as_fd(), 4096).unwrap();
+    let mut buffer = vec![0; large];
+    for cell in [4096, WINDOW_BYTES, BYTES - 64] {
+        let piece = Piece { cell, bytes: 64, committed: BYTES };
+        assert_eq!(block.get(cell, &mut buffer[..64], BYTES), Err(Trouble::Lost));
+        assert_eq!(block.order(cell, &[9; 64], BYTES), Err(Trouble::Lost));
+        assert_eq!(block.put(cell, &[9; 64], BYTES), Err(Trouble::Lost));
+        assert_eq!(block.fill(piece, 9), Err(Trouble::Lost));
+        assert_eq!(object::end(fd.as_fd()).unwrap(), 4096);
+    }
+    assert_eq!(block.get(0, &mut buffer, BYTES), Err(Trouble::Lost));
+    assert_eq!(block.put(0, &pattern(2, large), BYTES), Err(Trouble::Lost));
+}
+
+fn many_threads_see_each_their_own_bytes<K: Kind>(kind: &K) {
+    const THREADS: u64 = 8;
+    let fd = object(&format!("threads-{}", K::LABEL), 16 * WINDOW_BYTES);
+    let committed = 16 * WINDOW_BYTES;
+    let block = kind.open(fd.as_fd(), committed, Protection::ReadWrite);
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let block = &block;
+            scope.spawn(move || {
+                let mut seed = thread + 1;
+                for round in 0..2_000_u64 {
+                    // Each thread has its own 64 bytes of every page.
+                    let page = number(&mut seed, committed / 4096);
+                    let cell = page * 4096 + thread * 64;
+                    let data = pattern(thread << 32 | round, 64);
+                    block.put(cell, &data, committed).unwrap();
+                    let mut found = [0; 64];
+                    block.get(cell, &mut found, committed).unwrap();
+                    assert_eq!(found[..], data);
+                }
+            });
+        }
+    });
+}
+
+macro_rules! conform {
+    ($($test:ident),+ $(,)?) => {
+        mod mapped_blocks {
+            $(#[test] fn $test() { super::$test(&super::Mapped); })+
+        }
+        mod windowed_blocks {
+            $(#[test] fn $test() { super::$test(&super::windowed(6)); })+
+        }
+        mod blocks_behind_two_windows {
+            $(#[test] fn $test() { super::$test(&super::windowed(2)); })+
+        }
+    };
+}
+
+conform!(
+    agrees_with_a_plain_buffer,
+    what_another_process_writes_is_seen,
+    what_is_committed_later_is_there,
+    a_truncated_object_is_lost_and_raises_no_signal,
+    many_threads_see_each_their_own_bytes,
+);
+
+#[test]
+fn a_cache_that_gave_half_of_itself_up_still_serves() {
+    let kind = windowed(8);
+    let fd = object("shrink", BYTES);
+    let block = kind.open(fd.as_fd(), BYTES, Protection::ReadWrite);
+    let data = pattern(5, usize::try_from(BYTES).unwrap());
+    block.put(0, &data, BYTES).unwrap();
+    assert_eq!(kind.0.mapped(), 4);
+    assert_eq!(kind.0.budget(), 8 * WINDOW_BYTES);
+    assert!(kind.0.shrink());
+    assert!(!kind.0.shrink());
+    assert_eq!(kind.0.budget(), 4 * WINDOW_BYTES);
+    assert_eq!(block.order(0, &data, BYTES), Ok(Ordering::Equal));
+    assert!(kind.0.mapped() <= 4);
+    drop(block);
+    assert_eq!(kind.0.mapped(), 0);
+}
+
+#[test]
+fn a_budget_that_does_not_fit_is_halved_until_it_does() {
+    let cache = WindowCache::new(1 << 60).unwrap();
+    assert!(cache.budget() >= 2 * WINDOW_BYTES);
+    assert!(cache.budget() < 1 << 60);
+}

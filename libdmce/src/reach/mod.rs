@@ -1,0 +1,99 @@
+//! How the bytes of a block are reached: mapped whole, or through windows.
+//!
+//! Both are the same to who asks: one conformance suite runs against each ([`Reach`]).
+//!
+//! | | [`mapped`] | [`windowed`] |
+//! |---|---|---|
+//! | address space | all that the block may grow to | a share of a budget |
+//! | access | load and store | load and store in a window; `pread` and `pwrite` beside it |
+//! | for | 64-bit processes | 32-bit ones, and whoever sets a budget |
+//!
+//! # Invariants
+//!
+//! 1. No access raises a signal because of what another process did: what is gone is
+//!    [`Trouble::Lost`].
+//! 2. The caller has marked its slot, and has checked the range against what is committed.
+
+#[cfg(test)]
+mod conformance;
+pub(crate) mod mapped;
+pub(crate) mod transfer;
+pub(crate) mod windowed;
+
+use std::cmp::Ordering;
+
+use dmce_sys::fault::Fault;
+
+/// A range of a block that an operation is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    /// Its first byte.
+    pub cell: u64,
+    /// Its bytes.
+    pub bytes: usize,
+    /// Bytes that the block has: the object is never shorter.
+    pub committed: u64,
+}
+
+impl Piece {
+    /// The part from `done` on, of `bytes`.
+    fn part(self, done: usize, bytes: usize) -> Self {
+        Self { cell: self.cell + done as u64, bytes, committed: self.committed }
+    }
+}
+
+/// Why a block could not be read or written just now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Trouble {
+    /// Bytes of the object are gone.
+    #[error("bytes of the object are gone")]
+    Lost,
+    /// Something was lost meanwhile, but not here: again.
+    #[error("memory of this process was lost meanwhile")]
+    Again,
+    /// What was written is not what was to be written.
+    #[error("written data reads back different")]
+    Differs,
+    /// The kernel answered with an error that means none of these.
+    #[error("input or output failed")]
+    Io,
+}
+
+impl From<Fault> for Trouble {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Lost { .. } => Self::Lost,
+            _ => Self::Again,
+        }
+    }
+}
+
+/// Access to the bytes of one block.
+///
+/// Pieces lie inside what is committed. An error leaves the rest of the piece as it was or written,
+/// in no order.
+pub(crate) trait Reach {
+    /// Copies a piece out.
+    ///
+    /// # Safety
+    ///
+    /// `buffer` is writable for the piece's bytes, and not part of a block.
+    unsafe fn read(&self, piece: Piece, buffer: *mut u8) -> Result<(), Trouble>;
+
+    /// Copies a piece in.
+    ///
+    /// # Safety
+    ///
+    /// `data` is readable for the piece's bytes, and not part of a block. The block is writable.
+    unsafe fn write(&self, piece: Piece, data: *const u8) -> Result<(), Trouble>;
+
+    /// Fills a piece. The block is writable.
+    fn fill(&self, piece: Piece, byte: u8) -> Result<(), Trouble>;
+
+    /// Compares a piece with private bytes.
+    ///
+    /// # Safety
+    ///
+    /// `data` is readable for the piece's bytes, and written by nobody meanwhile.
+    unsafe fn compare(&self, piece: Piece, data: *const u8) -> Result<Ordering, Trouble>;
+}

@@ -1,0 +1,172 @@
+//! Which thread marks which slot of the session object.
+//!
+//! A thread takes a slot at its first operation and gives it back when it ends. The last slot is
+//! shared, under a mutex, by threads that find none.
+//!
+//! # Invariants
+//!
+//! 1. A slot below [`SHARED_SLOT`] belongs to one thread at a time.
+//! 2. A thread that is ending has no slot of its own any more: what its other thread-locals do in
+//!    their destructors goes through the shared one.
+#![forbid(unsafe_code)]
+
+use std::cell::{Cell, RefCell};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use dmce_abi::limits::SLOTS;
+
+/// The slot of all threads that have none.
+pub(crate) const SHARED_SLOT: usize = SLOTS - 1;
+
+const WORDS: usize = SLOTS / 64;
+
+/// The slots of one session.
+#[derive(Debug)]
+pub(crate) struct Slots {
+    taken: Arc<TakenSlots>,
+    shared: Mutex<()>,
+}
+
+#[derive(Debug)]
+struct TakenSlots {
+    /// Tells the sessions of this process apart; never 0, never reused.
+    key: u64,
+    bits: [AtomicU64; WORDS],
+}
+
+thread_local! {
+    /// The session that this thread used last, and its slot there. Without a destructor, so that
+    /// the fast path is one comparison.
+    static LAST: Cell<(u64, usize)> = const { Cell::new((0, 0)) };
+    /// Every slot that this thread has.
+    static OWN: RefCell<OwnSlots> = const { RefCell::new(OwnSlots(Vec::new())) };
+}
+
+struct OwnSlots(Vec<(Weak<TakenSlots>, usize)>);
+
+impl Slots {
+    /// All free.
+    pub(crate) fn new() -> Self {
+        static NEXT_KEY: AtomicU64 = AtomicU64::new(1);
+        let key = NEXT_KEY.fetch_add(1, Ordering::Relaxed);
+        let bits = [const { AtomicU64::new(0) }; WORDS];
+        bits[SHARED_SLOT / 64].store(1 << (SHARED_SLOT % 64), Ordering::Relaxed);
+        Self { taken: Arc::new(TakenSlots { key, bits }), shared: Mutex::new(()) }
+    }
+
+    /// This thread's own slot; `None` if there is none for it.
+    #[inline]
+    pub(crate) fn own(&self) -> Option<usize> {
+        let (key, slot) = LAST.get();
+        if key == self.taken.key { Some(slot) } else { self.find_own() }
+    }
+
+    /// The right to use [`SHARED_SLOT`].
+    #[cold]
+    pub(crate) fn shared(&self) -> MutexGuard<'_, ()> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cold]
+    fn find_own(&self) -> Option<usize> {
+        let slot = OWN.try_with(|own| own.borrow_mut().find_or_take(&self.taken)).ok().flatten()?;
+        LAST.set((self.taken.key, slot));
+        Some(slot)
+    }
+}
+
+impl OwnSlots {
+    fn find_or_take(&mut self, taken: &Arc<TakenSlots>) -> Option<usize> {
+        self.0.retain(|(session, _)| session.strong_count() > 0);
+        let mine = self.0.iter().find(|(session, _)| session.as_ptr() == Arc::as_ptr(taken));
+        if let Some((_, slot)) = mine {
+            return Some(*slot);
+        }
+        let slot = taken.take()?;
+        self.0.push((Arc::downgrade(taken), slot));
+        Some(slot)
+    }
+}
+
+impl Drop for OwnSlots {
+    fn drop(&mut self) {
+        LAST.set((0, 0));
+        for (session, slot) in self.0.drain(..) {
+            if let Some(session) = session.upgrade() {
+                session.give(slot);
+            }
+        }
+    }
+}
+
+impl TakenSlots {
+    fn take(&self) -> Option<usize> {
+        for (index, word) in self.bits.iter().enumerate() {
+            // Acquire pairs with the release of `give`: the mark of the slot's earlier thread is
+            // even before this one adds to it.
+            let taken = word.fetch_update(Ordering::Acquire, Ordering::Relaxed, |bits| {
+                (bits != u64::MAX).then(|| bits | (bits + 1))
+            });
+            if let Ok(before) = taken {
+                return Some(index * 64 + before.trailing_ones() as usize);
+            }
+        }
+        None
+    }
+
+    fn give(&self, slot: usize) {
+        self.bits[slot / 64].fetch_and(!(1 << (slot % 64)), Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::sync::Barrier;
+    use std::thread;
+
+    #[test]
+    fn every_thread_has_its_own_until_none_is_left() {
+        let slots = Slots::new();
+        let threads = SLOTS + 4;
+        let (all_in, all_out) = (Barrier::new(threads), Barrier::new(threads));
+        let found: Vec<Option<usize>> = thread::scope(|scope| {
+            let spawn = |_| {
+                scope.spawn(|| {
+                    let slot = slots.own();
+                    assert_eq!(slots.own(), slot);
+                    all_in.wait();
+                    all_out.wait();
+                    slot
+                })
+            };
+            let handles: Vec<_> = (0..threads).map(spawn).collect();
+            handles.into_iter().map(|handle| handle.join().unwrap()).collect()
+        });
+        let own: BTreeSet<usize> = found.iter().flatten().copied().collect();
+        assert_eq!(own.len(), SHARED_SLOT);
+        assert!(!own.contains(&SHARED_SLOT));
+        assert_eq!(found.iter().filter(|slot| slot.is_none()).count(), threads - SHARED_SLOT);
+    }
+
+    #[test]
+    fn the_slot_of_a_thread_that_ended_is_used_again() {
+        let slots = Slots::new();
+        for _ in 0..2 * SLOTS {
+            let slot = thread::scope(|scope| scope.spawn(|| slots.own()).join().unwrap());
+            assert_eq!(slot, Some(0));
+        }
+    }
+
+    #[test]
+    fn sessions_of_one_thread_do_not_share_slots() {
+        let (a, b) = (Slots::new(), Slots::new());
+        assert_eq!(thread::scope(|s| s.spawn(|| a.own()).join().unwrap()), Some(0));
+        let here = (a.own(), b.own());
+        assert_eq!(here, (Some(0), Some(0)));
+        assert_eq!((a.own(), b.own()), here);
+        assert_eq!(thread::scope(|s| s.spawn(|| b.own()).join().unwrap()), Some(1));
+    }
+}
