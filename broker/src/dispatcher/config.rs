@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 
 use dmce_abi::addr::AddrLayout;
-use dmce_abi::limits::{BLOCK_IDS_MAX, DAEMONS_MAX, PAGE_BYTES};
+use dmce_abi::limits::{BLOCK_IDS_MAX, DAEMONS_MAX};
 use dmce_abi::name::Instance;
+
+/// The page size of an instance that does not say.
+const PAGE_SIZE_DEFAULT: u32 = 4096;
 
 /// Which daemon gets the next block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -113,7 +116,7 @@ impl DispatcherConfig {
             service_uid,
             layout: AddrLayout::IN_SERVER,
             copies: 1,
-            page_size: PAGE_BYTES as u32,
+            page_size: PAGE_SIZE_DEFAULT,
             placement: Placement::RoundRobin,
             static_reservation: true,
             quota: Quota::UNLIMITED,

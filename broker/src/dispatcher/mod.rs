@@ -1,42 +1,214 @@
 //! The pure core: a deterministic state machine that decides everything and does nothing itself.
 //!
 //! ```text
-//! sockets, pidfds, timers --> Event --> step(now, event) --> Actions --> system calls
+//!  sockets, pidfds, timers                                   system calls
+//!            |                                                    ^
+//!            v                                                    |
+//!          Event --> Dispatcher::step(now, event, &mut actions) --> Action, Action, ..
 //! ```
+//!
+//! | what | where |
+//! |---|---|
+//! | the outside | [`event`], [`action`], [`config`] |
+//! | tables | `blocks`, `ids`, `charge`, `daemons`, `clients`, `sessions`, `regions`, `mappings`, `changes` |
+//! | clients' requests | `requests` (which), `opening`, `planning`, `making`, `access`, `region_requests`, `admin` |
+//! | daemons | `link` (messages), `asking` (requests), `spans` (what becomes of blocks) |
+//! | a broker that comes back | `restart`, `adoption` |
 //!
 //! # Invariants
 //!
-//! 1. No I/O, no clock, no randomness: the same construction and the same events give the same actions.
-//! 2. What a peer says is checked, and is never a reason to panic.
+//! 1. No I/O, no clock, no randomness, no table in an order of chance: the same construction and the
+//!    same events give the same actions.
+//! 2. A request is answered once, or its connection ends.
+//! 3. What a peer says is checked against the tables. It is never a reason to panic.
+//! 4. The work of a request does not grow with the number of sessions, blocks or regions. What an
+//!    event touches (the blocks of a span, of a session that ends, of a daemon) it pays for.
+//! 5. Every table has a limit.
 
 pub mod action;
 pub mod config;
 pub mod event;
 
+mod access;
+mod admin;
+mod adoption;
+mod asking;
+mod audit;
+mod blocks;
+mod changes;
+mod charge;
+mod clients;
+mod daemons;
+mod guid;
+mod ids;
+mod link;
+mod making;
+mod mappings;
+mod opening;
+mod placement;
+mod planning;
+mod region_requests;
+mod regions;
+mod requests;
+mod restart;
+mod sessions;
+mod spans;
+#[cfg(test)]
+mod test_random;
+mod timers;
+mod waiting;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dmce_abi::block::{BlockId, SessionId};
+
 pub use action::{Action, Descriptor, LogLevel};
+pub use audit::{Snapshot, SnapshotBlock};
 pub use config::{DispatcherConfig, Limits, Placement, Quota};
 pub use event::{
     BelievedSession, ClientConn, DaemonConn, Event, FoundContent, FoundDaemon, Grant, InspectId,
     Millis, Now, Peer, RequestId, Rights, SessionRecord, Started,
 };
 
+use blocks::Blocks;
+use charge::Ledger;
+use clients::Clients;
+use daemons::Daemons;
+use guid::Guids;
+use ids::BlockIds;
+use making::Making;
+use regions::Regions;
+use restart::Restart;
+use sessions::Sessions;
+use timers::Timers;
+use waiting::Waiting;
+
 /// The broker's state.
 #[derive(Debug)]
 pub struct Dispatcher {
     config: DispatcherConfig,
-    seed: u128,
+    now: Now,
+    /// The actions of the present step.
+    out: Vec<Action>,
+    guids: Guids,
+    /// The last number given to a request or an inspection.
+    number: u64,
+
+    ids: BlockIds,
+    blocks: Blocks,
+    ledger: Ledger,
+    daemons: Daemons,
+    clients: Clients,
+    sessions: Sessions,
+    regions: Regions,
+    timers: Timers,
+
+    /// Spans that daemons are asked for, by their first block.
+    makings: BTreeMap<BlockId, Making>,
+    /// Requests that need the tables of a broker that came back to be complete.
+    deferred: Waiting,
+    /// Requests that found no room while bytes were on their way back.
+    parked: Waiting,
+    /// Whether those have a reason to be tried again.
+    room_changed: bool,
+    /// Sessions whose generation has moved and was not published.
+    moved: BTreeSet<SessionId>,
+    restart: Restart,
 }
 
 impl Dispatcher {
-    /// An empty dispatcher. `seed` must be unpredictable and another at each start: GUIDs come
-    /// from it.
+    /// An empty dispatcher. `seed` must be unpredictable and another at each start: GUIDs come from it.
     #[must_use]
     pub fn new(config: DispatcherConfig, seed: u128) -> Self {
-        Self { config, seed }
+        Self {
+            now: Now::default(),
+            out: Vec::new(),
+            guids: Guids::new(seed),
+            number: 0,
+            ids: BlockIds::new(config.block_ids()),
+            blocks: Blocks::default(),
+            ledger: Ledger::new(&config),
+            daemons: Daemons::default(),
+            clients: Clients::default(),
+            sessions: Sessions::default(),
+            regions: Regions::default(),
+            timers: Timers::default(),
+            makings: BTreeMap::new(),
+            deferred: Waiting::default(),
+            parked: Waiting::default(),
+            room_changed: false,
+            moved: BTreeSet::new(),
+            restart: Restart::default(),
+            config,
+        }
     }
 
     /// Takes in `event` and appends what is to be done to `actions`.
     pub fn step(&mut self, now: Now, event: Event, actions: &mut Vec<Action>) {
-        let _ = (&self.config, self.seed, now, event, actions);
+        self.now = now;
+        self.out = std::mem::take(actions);
+        self.take_in(event);
+        self.try_parked();
+        self.publish();
+        if let Some(at) = self.timers.news() {
+            self.out.push(Action::WakeAt(at));
+        }
+        *actions = std::mem::take(&mut self.out);
+    }
+
+    fn take_in(&mut self, event: Event) {
+        match event {
+            Event::Started(started) => self.started(started),
+            Event::Connected { conn, peer } => self.connected(conn, peer),
+            Event::Request { conn, request_id, request } => {
+                self.request(clients::ReplyTo { conn, request_id }, request);
+            }
+            Event::Hostile { conn, reason } => self.end_client(conn, &reason),
+            Event::HungUp { conn } => self.hung_up(conn),
+            Event::Died { session } => self.died(session),
+            Event::SessionCreated { session, result } => self.session_created(session, result),
+            Event::DaemonConnected { conn, peer } => self.daemon_connected(conn, &peer),
+            Event::DaemonMessage { conn, request_id, message } => {
+                self.daemon_message(conn, request_id, message);
+            }
+            Event::DaemonHostile { conn, reason } => self.close_daemon(conn, &reason),
+            Event::DaemonHungUp { conn } => self.daemon_hung_up(conn),
+            Event::LockFree { daemon, held } => self.lock_free(daemon, held),
+            Event::Inspected { inspect, daemon, found } => self.inspected(inspect, daemon, &found),
+            Event::OpenFailed { daemon, block } => self.inspect(daemon, vec![block]),
+            Event::Tick => self.tick(),
+        }
+    }
+
+    fn tick(&mut self) {
+        self.timers.woken();
+        while let Some(timer) = self.timers.pop(self.now.millis) {
+            match timer {
+                timers::Timer::Reattach(session) => {
+                    self.end_session(session, "its client did not come back");
+                }
+                timers::Timer::Sense(daemon) => self.sense(daemon),
+            }
+        }
+    }
+
+    /// Tells sessions that their generation has moved.
+    fn publish(&mut self) {
+        for session in std::mem::take(&mut self.moved) {
+            let Some(changes) = self.sessions.get(session).map(|session| &session.changes) else {
+                continue;
+            };
+            let generation = changes.generation();
+            self.out.push(Action::Publish { session, generation });
+        }
+    }
+
+    fn log(&mut self, level: LogLevel, text: impl Into<String>) {
+        self.out.push(Action::Log { level, text: text.into() });
+    }
+
+    fn next_number(&mut self) -> u64 {
+        self.number += 1;
+        self.number
     }
 }

@@ -1,0 +1,280 @@
+//! What a session does with its blocks once it has them: grow, delete, fetch, map, and ask what changed.
+//!
+//! # Invariants
+//!
+//! 1. A session reaches its own blocks and those of the regions that it has open, and no others: any other
+//!    id reads as free.
+//! 2. Rights are checked at each descriptor.
+
+use dmce_abi::Status;
+use dmce_abi::addr::{AddrParts, DmceAddr};
+use dmce_abi::block::{BlockId, SessionId};
+use dmce_abi::wire::Refusal;
+use dmce_abi::wire::client::{
+    BlockInfo, Changed, ClientReply, Delete, Fetch, Granted, Grow, Map, SessionStat, Unmap,
+};
+
+use super::Dispatcher;
+use super::action::Descriptor;
+use super::asking::lost;
+use super::blocks::{Block, BlockState, Span, SpanOwner, SpanState};
+use super::clients::ReplyTo;
+use super::daemons::{Link, Op, Server};
+use super::event::Rights;
+use super::mappings::{Mapping, MappingError};
+use super::requests::{Failure, Outcome, Served, refuse};
+
+/// A block that a session reaches.
+struct Reached<'a> {
+    id: BlockId,
+    block: &'a Block,
+    span: &'a Span,
+    rights: Rights,
+}
+
+impl Reached<'_> {
+    fn info(&self, writable: bool) -> BlockInfo {
+        BlockInfo {
+            block: self.id,
+            guid: self.block.guid,
+            epoch: 1,
+            committed: self.block.committed,
+            bytes_max: self.block.bytes_max,
+            span_first: self.block.span,
+            span_count: self.span.count,
+            page_size: self.span.page_size,
+            writable,
+            lost: self.block.state == BlockState::Lost,
+        }
+    }
+
+    fn descriptor(&self, writable: bool) -> Option<Descriptor> {
+        let daemon = self.block.daemon.filter(|_| self.block.state == BlockState::Held)?;
+        Some(Descriptor::Block { daemon, block: self.id, writable })
+    }
+}
+
+impl Dispatcher {
+    /// More bytes at the end of a block.
+    pub(super) fn grow(&mut self, to: ReplyTo, session: SessionId, grow: Grow) -> Served {
+        let id = grow.block;
+        let reached = self.reach(session, id)?;
+        if reached.span.owner == SpanOwner::Region {
+            return refuse(
+                Status::Invalid,
+                format!("block {id} is a region's, whose size is fixed"),
+            );
+        }
+        let Block { committed, bytes_max, .. } = *reached.block;
+        let page_size = u64::from(reached.span.page_size);
+        if reached.block.state == BlockState::Lost {
+            return Err(lost(id).into());
+        }
+        if grow.committed <= committed {
+            return Ok(ClientReply::Grown { committed }.into());
+        }
+        if grow.committed > bytes_max {
+            let text = format!("block {id} to {} bytes, limit {bytes_max}", grow.committed);
+            return refuse(Status::NoSpace, text);
+        }
+        let asked = grow.committed.next_multiple_of(page_size).min(bytes_max);
+        let (guid, daemon) = (reached.block.guid, reached.block.daemon);
+        let server = daemon.and_then(|daemon| self.daemons.servers.get(&daemon));
+        // One that is joining will answer soon: the request waits in its queue.
+        let answers = |s: &Server| matches!(s.link, Link::Up(_) | Link::Joining { .. });
+        let Some(daemon) = daemon.filter(|_| server.is_some_and(answers)) else {
+            return refuse(Status::NoSpace, format!("the daemon of block {id} does not answer"));
+        };
+        if let Some(block) = self.blocks.get_mut(id) {
+            if let Some(charge) = &mut block.charge {
+                let more = asked.saturating_sub(charge.bytes());
+                self.ledger.extend(charge, more)?;
+            }
+            block.grows += 1;
+        }
+        if let Some(server) = self.daemons.servers.get_mut(&daemon) {
+            server.push(Op::Grow { block: id, guid, committed: asked, reply: Some(to) });
+        }
+        self.pump(daemon);
+        Ok(Outcome::Later)
+    }
+
+    /// Gives a block or a span back (FIG. 17).
+    pub(super) fn delete(&mut self, id: SessionId, delete: Delete) -> Served {
+        let Delete { addr, guid } = delete;
+        let parts = self.parts(addr)?;
+        let first = BlockId::try_from(parts.block).ok().filter(|_| parts.cell == 0);
+        if let Some(first) = first.filter(|first| self.is_own(id, *first, delete)) {
+            self.delete_span(id, first);
+            let limit = self.config.limits.outstanding_max;
+            if let Some(session) = self.sessions.get_mut(id) {
+                session.remember_deleted(guid, limit);
+            }
+            return Ok(ClientReply::Done.into());
+        }
+        // Repeated: this broker did it, or the one before it, which remembers nothing.
+        let done = self.sessions.get(id).is_some_and(|s| s.restored || s.deleted.contains(&guid));
+        if done && first.is_some() {
+            return Ok(ClientReply::Done.into());
+        }
+        refuse(Status::Address, format!("nothing of guid {guid} begins at {addr:#x}"))
+    }
+
+    /// Ends a span of a session.
+    pub(super) fn delete_span(&mut self, id: SessionId, first: BlockId) {
+        self.unmap_span(id, first);
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.spans.remove(&first);
+        }
+        self.give_up(first);
+    }
+
+    /// A descriptor of a block.
+    pub(super) fn fetch(&mut self, session: SessionId, fetch: Fetch) -> Served {
+        let reached = self.reach(session, fetch.block)?;
+        if fetch.writable && !reached.rights.write {
+            let text = format!("block {} is open for reading alone", fetch.block);
+            return refuse(Status::Denied, text);
+        }
+        let descriptors = reached.descriptor(fetch.writable).into_iter().collect();
+        let reply = ClientReply::Fetched(reached.info(fetch.writable));
+        Ok(Outcome::Reply(Box::new(reply), descriptors))
+    }
+
+    /// The answer to the Malloc that made a span.
+    pub(super) fn granted(&self, first: BlockId) -> Option<(ClientReply, Descriptor)> {
+        let span = self.blocks.span(first)?;
+        let block = self.blocks.get(first)?;
+        let last = self.blocks.get(first.checked_add(span.count - 1).ok()?)?;
+        let reached = Reached { id: first, block, span, rights: Rights::ALL };
+        let granted = Granted { first: reached.info(true), last_committed: last.committed };
+        Some((ClientReply::Granted(granted), reached.descriptor(true)?))
+    }
+
+    /// An entry of the OS-to-DMCE table.
+    pub(super) fn map(&mut self, session: SessionId, map: Map) -> Served {
+        let Map { addr, bytes, os_address, writable } = map;
+        let wraps = |start: u64| start.checked_add(bytes).is_none();
+        if bytes == 0 || wraps(os_address) || wraps(addr) {
+            let text = format!("{bytes} bytes from {addr:#x} at {os_address:#x}");
+            return refuse(Status::Invalid, text);
+        }
+        let parts = self.parts(addr)?;
+        let block = BlockId::try_from(parts.block).map_err(|_| illegal(addr))?;
+        let reached = self.reach(session, block)?;
+        let full = self.config.layout.block_bytes();
+        let before = u64::from(block.get() - reached.block.span.get()) * full;
+        let last = reached.block.span.checked_add(reached.span.count - 1);
+        let last = last.ok().and_then(|last| self.blocks.get(last));
+        let end = u64::from(reached.span.count - 1) * full + last.map_or(0, |last| last.bytes_max);
+        if before + parts.cell + bytes > end || (writable && !reached.rights.write) {
+            return Err(illegal(addr).into());
+        }
+        let limit = self.config.limits.mappings_max;
+        let mapping = Mapping { addr, bytes, os_address, writable };
+        let Some(session) = self.sessions.get_mut(session) else { return Ok(Outcome::Later) };
+        session.mappings.add(mapping, limit).map_err(|error| {
+            let status = match error {
+                MappingError::Full { .. } => Status::NoSpace,
+                MappingError::Overlap { .. } => Status::Invalid,
+            };
+            Refusal::new(status, error.to_string())
+        })?;
+        Ok(ClientReply::Done.into())
+    }
+
+    /// Takes an entry of the OS-to-DMCE table back.
+    pub(super) fn unmap(&mut self, session: SessionId, unmap: Unmap) -> Served {
+        let session = self.sessions.get_mut(session);
+        if session.is_some_and(|session| session.mappings.remove(unmap.os_address)) {
+            return Ok(ClientReply::Done.into());
+        }
+        refuse(Status::NotFound, format!("nothing is mapped at {:#x}", unmap.os_address))
+    }
+
+    /// Takes the entries out that a session has of a span.
+    pub(super) fn unmap_span(&mut self, session: SessionId, first: BlockId) {
+        let Some(count) = self.blocks.span(first).map(|span| span.count) else { return };
+        let start = self.address(first);
+        let end = start + u64::from(count) * self.config.layout.block_bytes();
+        if let Some(session) = self.sessions.get_mut(session) {
+            session.mappings.remove_range(start..end);
+        }
+    }
+
+    /// What became of the session's blocks. Who is told of a span's end does not hold up its ids.
+    pub(super) fn changes(&mut self, id: SessionId, since: u64) -> Outcome {
+        let Some(session) = self.sessions.get_mut(id) else { return Outcome::Later };
+        let changed: Changed = session.changes.tell(since);
+        for first in std::mem::take(&mut session.untold) {
+            self.told(id, first);
+        }
+        ClientReply::Changed(changed).into()
+    }
+
+    /// A session cannot read a block: its object is looked at.
+    pub(super) fn damaged(&mut self, session: SessionId, id: BlockId) -> Served {
+        if let Some(daemon) = self.reach(session, id)?.block.daemon {
+            self.inspect(daemon, vec![id]);
+        }
+        Ok(ClientReply::Done.into())
+    }
+
+    /// What a session holds.
+    pub(super) fn stat(&self, id: SessionId) -> Outcome {
+        let Some(session) = self.sessions.get(id) else { return Outcome::Later };
+        let account = self.ledger.account(session.account).cloned().unwrap_or_default();
+        let stat = SessionStat {
+            reserved: account.total,
+            committed: account.bytes,
+            blocks: account.blocks,
+            quota: self.ledger.quota(session.record.uid).bytes,
+        };
+        ClientReply::Stat(stat).into()
+    }
+
+    /// The first address of a block of this server.
+    pub(super) fn address(&self, block: BlockId) -> u64 {
+        u64::from(block.get()) << self.config.layout.cell_bits()
+    }
+
+    /// The fields of an address of this server.
+    ///
+    /// # Errors
+    ///
+    /// `ADDRESS` for a reserved one, or another server's.
+    pub(super) fn parts(&self, addr: u64) -> Result<AddrParts, Refusal> {
+        let layout = self.config.layout;
+        let parts = DmceAddr::from_raw(layout, addr).map_err(|_| illegal(addr))?.unpack(layout);
+        if parts.server == 0 { Ok(parts) } else { Err(illegal(addr)) }
+    }
+
+    fn reach(&self, session: SessionId, id: BlockId) -> Result<Reached<'_>, Failure> {
+        let reached = self.blocks.get(id).and_then(|block| {
+            let span = self.blocks.span(block.span)?;
+            let stands = span.state == SpanState::Standing;
+            let rights = match span.owner {
+                SpanOwner::Session(owner) if owner == session => Rights::ALL,
+                SpanOwner::Session(_) => Rights::default(),
+                SpanOwner::Region => self.sessions.get(session)?.opens.rights(block.span),
+            };
+            (stands && rights.any()).then_some(Reached { id, block, span, rights })
+        });
+        match reached {
+            Some(reached) => Ok(reached),
+            None => refuse(Status::Address, format!("the session has no block {id}")),
+        }
+    }
+
+    fn is_own(&self, session: SessionId, first: BlockId, delete: Delete) -> bool {
+        let Some(span) = self.blocks.span(first) else { return false };
+        let guid = self.blocks.get(first).map(|block| block.guid);
+        span.owner == SpanOwner::Session(session)
+            && span.state == SpanState::Standing
+            && (span.guid == delete.guid || guid == Some(delete.guid))
+    }
+}
+
+fn illegal(addr: u64) -> Refusal {
+    Refusal::new(Status::Address, format!("{addr:#x} is not the session's"))
+}

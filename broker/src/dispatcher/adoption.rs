@@ -1,0 +1,320 @@
+//! Blocks that the broker hears of for the first time: whose they are, and whether their spans are whole.
+//!
+//! The rules are those of `restart`.
+
+use std::collections::BTreeSet;
+
+use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, Owner, Region};
+use dmce_abi::wire::daemon::HeldBlock;
+
+use super::Dispatcher;
+use super::action::{Action, LogLevel};
+use super::blocks::{Block, BlockState, Span, SpanOwner, SpanState, TicketKey};
+use super::charge::{Charge, Payer};
+use super::event::BelievedSession;
+use super::ids::IdRange;
+use super::restart::Quarantined;
+use super::sessions::Session;
+use super::timers::Timer;
+
+impl Dispatcher {
+    /// A session that lived under the broker before this one. Its client has time to come back.
+    pub(super) fn believe(&mut self, believed: BelievedSession) {
+        let BelievedSession { record, generation, grants } = believed;
+        let id = record.session;
+        if self.sessions.get(id).is_some() {
+            self.log(LogLevel::Error, format!("there are two records of session {id}"));
+            return;
+        }
+        let deadline = self.now.millis.after(self.config.reattach_ms);
+        let account = self.ledger.force_account(record.uid);
+        let (pid, start_time) = (record.pid, record.start_time);
+        let mut session = Session::restored(record, deadline, account, generation);
+        for grant in grants {
+            if !session.opens.adopt(grant) {
+                let text = format!("the record of session {id} has an impossible {grant:?}");
+                self.log(LogLevel::Warn, text);
+            }
+        }
+        self.sessions.add(session);
+        self.timers.set(Timer::Reattach(id), deadline);
+        self.out.push(Action::WatchProcess { session: id, pid, start_time, conn: None });
+    }
+
+    /// Takes in a block that is not in the tables.
+    pub(super) fn adopt(&mut self, daemon: DaemonId, held: HeldBlock) {
+        let HeldBlock { description, committed } = held;
+        let id = description.block;
+        let payer = self.payer_of(&description.owner);
+        let is_region = matches!(description.owner, Owner::Region(_));
+        let stays = payer.is_some() && self.fits(&description);
+        // What is nobody's may lie in a span that is given up, and in no other.
+        let home = self.blocks.span_at(id).and_then(|first| self.blocks.span(first));
+        let in_the_way = !stays && home.is_some_and(|span| span.state != SpanState::Dying);
+        let has_id = self.take_id(id);
+        if !has_id || in_the_way || (is_region && !stays) {
+            let text = format!("block {id} on daemon {daemon} contradicts what is known");
+            self.log(LogLevel::Error, format!("{text}: it is quarantined"));
+            let charge = self.ledger.force_charge(None, daemon, committed);
+            self.restart.quarantined.insert(id, Quarantined { has_id, charge });
+            return;
+        }
+        let charge = self.ledger.force_charge(payer.filter(|_| stays), daemon, committed);
+        if stays {
+            self.enter_adopted(daemon, &description, charge);
+        } else {
+            self.enter_orphan(daemon, &description, charge);
+        }
+    }
+
+    /// Who pays for a block that is found: its region's owner, or its session if that is known.
+    fn payer_of(&self, owner: &Owner) -> Option<Payer> {
+        match owner {
+            Owner::Session { session, ticket, .. } => {
+                let session = self.sessions.get(*session)?;
+                (session.record.guid == ticket.session).then(|| session.payer())
+            }
+            Owner::Region(region) => Some(Payer { uid: region.uid, account: None }),
+        }
+    }
+
+    /// Whether a block agrees with what is known of its span.
+    fn fits(&self, found: &BlockDescription) -> bool {
+        let first = found.span.first;
+        let Some(span) = self.blocks.span(first) else {
+            return !self.blocks.overlaps(first, found.span.count);
+        };
+        let same_owner = match (&found.owner, span.owner) {
+            (Owner::Session { session, .. }, SpanOwner::Session(owner)) => *session == owner,
+            (Owner::Region(region), SpanOwner::Region) => self.attributes(first) == Some(region),
+            _ => false,
+        };
+        same_owner
+            && matches!(span.state, SpanState::Assembling | SpanState::Standing)
+            && (span.guid, span.count) == (found.span.guid, found.span.count)
+            && span.page_size == found.page_size
+            && span.ticket == ticket_of(&found.owner)
+    }
+
+    fn attributes(&self, first: BlockId) -> Option<&Region> {
+        let assembled = self.restart.assembling.get(&first).and_then(Option::as_ref);
+        assembled.or_else(|| self.regions.get(first).map(|region| &region.attributes))
+    }
+
+    /// Takes an id that a name has, or that is free.
+    fn take_id(&mut self, id: BlockId) -> bool {
+        self.restart.names.remove(&id) || self.ids.claim(id)
+    }
+
+    fn enter_adopted(&mut self, daemon: DaemonId, found: &BlockDescription, charge: Charge) {
+        let first = found.span.first;
+        if self.blocks.span(first).is_none() {
+            self.restart.assembling.insert(first, region_of(&found.owner));
+            self.enter_span(found);
+        }
+        let id = found.block;
+        self.enter_block(daemon, found, first, charge);
+        if let Some(span) = self.blocks.span_mut(first) {
+            span.ids.push(IdRange { first: id, count: 1 });
+            // A span that was judged already had this block missing: who holds it looks again.
+            if span.state == SpanState::Standing {
+                self.tell_holders(first, id);
+            }
+        }
+    }
+
+    fn enter_span(&mut self, found: &BlockDescription) {
+        let first = found.span.first;
+        let (owner, uid) = match &found.owner {
+            Owner::Session { session, uid, .. } => (SpanOwner::Session(*session), *uid),
+            Owner::Region(region) => (SpanOwner::Region, region.uid),
+        };
+        if let SpanOwner::Session(session) = owner
+            && let Some(session) = self.sessions.get_mut(session)
+        {
+            session.spans.insert(first);
+        }
+        let span = Span {
+            guid: found.span.guid,
+            count: found.span.count,
+            ids: Vec::new(),
+            page_size: found.page_size,
+            owner,
+            uid,
+            ticket: ticket_of(&found.owner),
+            state: SpanState::Assembling,
+            present: 0,
+            lost: 0,
+            untold: BTreeSet::new(),
+        };
+        self.blocks.add_span(first, span);
+    }
+
+    /// A block of a session that is no more. It is destroyed by itself, whatever span it was of.
+    fn enter_orphan(&mut self, daemon: DaemonId, found: &BlockDescription, charge: Charge) {
+        let id = found.block;
+        let ids = vec![IdRange { first: id, count: 1 }];
+        let dying = self.blocks.span_at(id);
+        let first = dying.unwrap_or(id);
+        if dying.is_none() {
+            let span = Span {
+                guid: found.guid,
+                count: 1,
+                ids: Vec::new(),
+                page_size: found.page_size,
+                owner: SpanOwner::Region,
+                uid: 0,
+                ticket: (Guid::default(), 0),
+                state: SpanState::Dying,
+                present: 0,
+                lost: 0,
+                untold: BTreeSet::new(),
+            };
+            self.blocks.add_span(id, span);
+            self.blocks.disown(id);
+        }
+        if let Some(span) = self.blocks.span_mut(first) {
+            span.ids.extend(ids);
+        }
+        self.enter_block(daemon, found, first, charge);
+        self.destroy(id, daemon);
+    }
+
+    fn enter_block(
+        &mut self,
+        daemon: DaemonId,
+        found: &BlockDescription,
+        first: BlockId,
+        charge: Charge,
+    ) {
+        let block = Block {
+            span: first,
+            guid: found.guid,
+            daemon: Some(daemon),
+            state: BlockState::Held,
+            bytes_max: found.bytes_max,
+            committed: charge.bytes(),
+            charge: Some(charge),
+            grows: 0,
+            stamp: self.next_number(),
+        };
+        self.blocks.add(found.block, block);
+        if let Some(server) = self.daemons.servers.get_mut(&daemon) {
+            server.blocks.insert(found.block);
+        }
+    }
+
+    /// Judges the spans that were assembled. Of two regions with one name the older keeps it.
+    pub(super) fn judge_spans(&mut self) {
+        let assembled = std::mem::take(&mut self.restart.assembling);
+        let mut spans: Vec<(BlockId, Option<Region>)> = assembled.into_iter().collect();
+        spans.sort_by_key(|(_, region)| region.as_ref().map(|region| region.created_at));
+        for (first, region) in spans {
+            let state = self.blocks.span(first).map(|span| span.state);
+            if state == Some(SpanState::Assembling) {
+                self.judge_span(first, region);
+            }
+        }
+    }
+
+    fn judge_span(&mut self, first: BlockId, region: Option<Region>) {
+        let Some(span) = self.blocks.span(first) else { return };
+        let (owner, count) = (span.owner, span.count);
+        let present: BTreeSet<BlockId> = self.blocks.members(first).into_iter().collect();
+        let all = (0..count).filter_map(|place| first.checked_add(place).ok());
+        let missing: Vec<BlockId> = all.filter(|id| !present.contains(id)).collect();
+        let has_name = self.restart.names.contains(&first);
+        if missing.contains(&first) && !has_name && !self.is_granted(first) {
+            self.log(LogLevel::Warn, format!("span {first} was never whole: it is destroyed"));
+            self.drop_from_owner(first, owner);
+            self.give_up(first);
+            return;
+        }
+        if let Some(span) = self.blocks.span_mut(first) {
+            span.state = SpanState::Standing;
+        }
+        let bytes = region.as_ref().map(|region| region.region_size);
+        if let Some(region) = region {
+            self.enter_region(first, region);
+        }
+        for id in missing {
+            self.enter_placeholder(first, id);
+        }
+        self.judge_sizes(first, count, bytes);
+    }
+
+    fn enter_region(&mut self, first: BlockId, region: Region) {
+        self.ledger.force_region(region.uid);
+        let text = format!("region {:?} of volume {:?}", region.name, region.volume);
+        if !self.regions.add(first, region) {
+            let text = format!("{text} is there twice: the one of block {first} has no name");
+            self.log(LogLevel::Error, text);
+        }
+    }
+
+    fn drop_from_owner(&mut self, first: BlockId, owner: SpanOwner) {
+        let SpanOwner::Session(id) = owner else { return };
+        self.changed(id, first);
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.spans.remove(&first);
+        }
+    }
+
+    /// Whether some session has a region open. Its record said so before the region was used.
+    fn is_granted(&self, first: BlockId) -> bool {
+        self.sessions.all().any(|session| session.opens.rights(first).any())
+    }
+
+    /// A block that no daemon has: it stands in the table as lost.
+    fn enter_placeholder(&mut self, first: BlockId, id: BlockId) {
+        let taken = self.take_id(id);
+        if let Some(span) = self.blocks.span_mut(first).filter(|_| taken) {
+            span.ids.push(IdRange { first: id, count: 1 });
+        }
+        let block = Block {
+            span: first,
+            guid: Guid::default(),
+            daemon: None,
+            state: BlockState::Held,
+            bytes_max: 0,
+            committed: 0,
+            charge: None,
+            grows: 0,
+            stamp: 0,
+        };
+        self.blocks.add(id, block);
+        self.lose(id, "no daemon has it");
+    }
+
+    /// Every block but the last must be full, and a region's last as long as the region needs.
+    fn judge_sizes(&mut self, first: BlockId, count: u32, region_bytes: Option<u64>) {
+        let full = self.config.layout.block_bytes();
+        for id in self.blocks.members(first) {
+            let place = id.get() - first.get();
+            let before = full * u64::from(place);
+            let needs = match (place + 1 < count, region_bytes) {
+                (true, _) => full,
+                (false, Some(bytes)) => bytes.saturating_sub(before),
+                (false, None) => 0,
+            };
+            let held = self.blocks.get(id).filter(|block| block.state == BlockState::Held);
+            if let Some(committed) = held.map(|block| block.committed).filter(|has| *has < needs) {
+                self.lose(id, &format!("it has {committed} bytes of {needs}"));
+            }
+        }
+    }
+}
+
+fn ticket_of(owner: &Owner) -> TicketKey {
+    match owner {
+        Owner::Session { ticket, .. } => (ticket.session, ticket.number),
+        Owner::Region(region) => (region.created_by.session, region.created_by.number),
+    }
+}
+
+fn region_of(owner: &Owner) -> Option<Region> {
+    match owner {
+        Owner::Session { .. } => None,
+        Owner::Region(region) => Some(region.clone()),
+    }
+}

@@ -1,0 +1,269 @@
+//! What daemons are asked, and what their answers do.
+//!
+//! # Invariants
+//!
+//! 1. An answer belongs to one request that is in flight at that daemon. Any other is logged and dropped.
+//! 2. An answer of the wrong kind or with impossible bytes ends the daemon's connection.
+//! 3. What a daemon says that a block has is what is charged, be it more than was asked for.
+
+use dmce_abi::Status;
+use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, Owner, Ticket};
+use dmce_abi::limits::PAGE_BYTES;
+use dmce_abi::wire::Refusal;
+use dmce_abi::wire::client::ClientReply;
+use dmce_abi::wire::daemon::{DaemonAnswer, DaemonRequest};
+use dmce_abi::{block, wire};
+
+use super::Dispatcher;
+use super::action::{Action, LogLevel};
+use super::blocks::{Block, BlockState, Span, SpanOwner};
+use super::charge::Charge;
+use super::clients::ReplyTo;
+use super::daemons::{Link, Op};
+use super::event::RequestId;
+use super::timers::Timer;
+
+/// What a daemon said to a request.
+pub(super) type Answer = wire::Reply<DaemonAnswer>;
+
+impl Dispatcher {
+    /// Sends a daemon what waits for it, as far as it may be asked now.
+    pub(super) fn pump(&mut self, daemon: DaemonId) {
+        while let Some(server) = self.daemons.servers.get_mut(&daemon) {
+            let Some(conn) = server.conn() else { return };
+            let Some(op) = server.pop() else { return };
+            let request = match &op {
+                Op::Create { block } => {
+                    let Some(request) = self.create_request(*block) else {
+                        // It was given up while it waited: nobody has made it.
+                        self.remove_block(*block);
+                        continue;
+                    };
+                    request
+                }
+                Op::Grow { block, committed, .. } => {
+                    DaemonRequest::Grow { block: *block, committed: *committed }
+                }
+                Op::Destroy { block } => DaemonRequest::Destroy { block: *block },
+                Op::Sense => DaemonRequest::Sense,
+            };
+            let number = self.next_number();
+            if let Some(server) = self.daemons.servers.get_mut(&daemon) {
+                server.sent(number, op);
+            }
+            self.out.push(Action::ToDaemon { conn, request_id: RequestId(number), request });
+        }
+    }
+
+    /// Asks the daemon of a planned block for it.
+    pub(super) fn ask_create(&mut self, id: BlockId) {
+        self.blocks.set_state(id, BlockState::Asked);
+        let Some(daemon) = self.blocks.get(id).and_then(|block| block.daemon) else { return };
+        if let Some(server) = self.daemons.servers.get_mut(&daemon) {
+            server.blocks.insert(id);
+            server.push(Op::Create { block: id });
+        }
+        self.pump(daemon);
+    }
+
+    /// A daemon has answered.
+    ///
+    /// # Errors
+    ///
+    /// Why the daemon cannot be believed any more.
+    pub(super) fn answered(
+        &mut self,
+        daemon: DaemonId,
+        number: u64,
+        answer: Answer,
+    ) -> Result<(), String> {
+        let Some(server) = self.daemons.servers.get(&daemon) else { return Ok(()) };
+        if let Some(op) = server.in_flight(number) {
+            self.check_answer(op, &answer)?;
+        }
+        let server = self.daemons.servers.get_mut(&daemon);
+        let Some(op) = server.and_then(|server| server.answered(number)) else {
+            let text = format!("daemon {daemon} answered request {number}, which is not asked");
+            self.log(LogLevel::Warn, text);
+            return Ok(());
+        };
+        match (op, answer) {
+            (Op::Create { block }, answer) => self.create_answered(daemon, block, answer),
+            (Op::Grow { block, guid, reply, .. }, answer) => {
+                let result = self.grow_answered(block, guid, answer);
+                self.reply_to_grow(reply, result);
+            }
+            (Op::Destroy { block }, Ok(_)) => self.remove_block(block),
+            // The block stays charged and its id in use: they are, until the daemon reports again.
+            (Op::Destroy { block }, Err(refusal)) => {
+                let text = format!("daemon {daemon} keeps block {block}: {}", refusal.text);
+                self.log(LogLevel::Error, text);
+                self.room_changed = true;
+            }
+            (Op::Sense, Ok(DaemonAnswer::Sensed { pool, .. })) => {
+                if let Some(server) = self.daemons.servers.get_mut(&daemon) {
+                    server.pool = pool;
+                }
+            }
+            (Op::Sense, _) => {}
+        }
+        self.pump(daemon);
+        Ok(())
+    }
+
+    /// Whether `answer` can be one to `op`. If not, what was asked is as if it were not answered.
+    fn check_answer(&self, op: &Op, answer: &Answer) -> Result<(), String> {
+        let Ok(said) = answer else { return Ok(()) };
+        let possible = match (op, said) {
+            (Op::Create { block }, DaemonAnswer::Committed { committed }) => {
+                self.blocks.get(*block).is_none_or(|block| {
+                    let asked = block.charge.as_ref().map_or(0, Charge::bytes);
+                    is_possible(*committed, asked, block.bytes_max)
+                })
+            }
+            (Op::Grow { block, committed: asked, .. }, DaemonAnswer::Committed { committed }) => {
+                let block = self.blocks.get(*block);
+                block.is_none_or(|block| is_possible(*committed, *asked, block.bytes_max))
+            }
+            (Op::Destroy { .. }, DaemonAnswer::Done) | (Op::Sense, DaemonAnswer::Sensed { .. }) => {
+                true
+            }
+            _ => false,
+        };
+        if possible { Ok(()) } else { Err(format!("it answered {said:?} to {op:?}")) }
+    }
+
+    fn create_answered(&mut self, daemon: DaemonId, id: BlockId, answer: Answer) {
+        let stamp = self.next_number();
+        let Some(block) = self.blocks.get_mut(id) else { return };
+        let given_up = block.state == BlockState::Dying;
+        match answer {
+            Ok(answer) => {
+                if let DaemonAnswer::Committed { committed } = answer {
+                    block.committed = committed;
+                    if let Some(charge) = &mut block.charge {
+                        self.ledger.force_bytes(charge, committed);
+                    }
+                }
+                block.stamp = stamp;
+                if given_up {
+                    self.destroy(id, daemon);
+                } else {
+                    self.blocks.set_state(id, BlockState::Held);
+                    self.made_block(id);
+                }
+            }
+            Err(_) if given_up => self.remove_block(id),
+            Err(refusal) => self.ask_elsewhere(id, daemon, &refusal),
+        }
+    }
+
+    fn grow_answered(
+        &mut self,
+        id: BlockId,
+        guid: Guid,
+        answer: Answer,
+    ) -> wire::Reply<ClientReply> {
+        let stamp = self.next_number();
+        let Some(block) = self.blocks.get_mut(id).filter(|block| block.guid == guid) else {
+            return Err(gone(id));
+        };
+        if let Ok(DaemonAnswer::Committed { committed }) = answer {
+            block.committed = block.committed.max(committed);
+            block.stamp = stamp;
+        }
+        let (state, committed) = (block.state, block.committed);
+        self.grow_ended(id);
+        match (answer, state) {
+            (Ok(_), BlockState::Held) => Ok(ClientReply::Grown { committed }),
+            (Ok(_), BlockState::Lost) => Err(lost(id)),
+            (Ok(_), _) => Err(gone(id)),
+            (Err(refusal), _) => Err(Refusal::new(Status::NoSpace, refusal.text)),
+        }
+    }
+
+    /// A grow of a block has ended: when none is left, the block costs what it has.
+    pub(super) fn grow_ended(&mut self, id: BlockId) {
+        let Some(block) = self.blocks.get_mut(id) else { return };
+        block.grows = block.grows.saturating_sub(1);
+        let committed = if block.state == BlockState::Lost { 0 } else { block.committed };
+        if let Some(charge) = block.charge.as_mut().filter(|_| block.grows == 0) {
+            self.ledger.force_bytes(charge, committed);
+        }
+    }
+
+    /// Answers who waits for a grow, if anybody does.
+    pub(super) fn reply_to_grow(&mut self, to: Option<ReplyTo>, result: wire::Reply<ClientReply>) {
+        if let Some(to) = to {
+            self.reply(to, result, Vec::new());
+        }
+    }
+
+    /// The request for a block that is still wanted.
+    fn create_request(&self, id: BlockId) -> Option<DaemonRequest> {
+        let block = self.blocks.get(id).filter(|block| block.state == BlockState::Asked)?;
+        let span = self.blocks.span(block.span)?;
+        let committed = block.charge.as_ref()?.bytes();
+        let description = BlockDescription {
+            block: id,
+            guid: block.guid,
+            epoch: 1,
+            page_size: span.page_size,
+            bytes_max: block.bytes_max,
+            span: block::Span { first: block.span, count: span.count, guid: span.guid },
+            owner: self.owner(block, span)?,
+        };
+        Some(DaemonRequest::Create { description, committed })
+    }
+
+    fn owner(&self, block: &Block, span: &Span) -> Option<Owner> {
+        let (session, number) = span.ticket;
+        match span.owner {
+            SpanOwner::Session(id) => {
+                let ticket = Ticket { session, number };
+                Some(Owner::Session { session: id, ticket, uid: span.uid })
+            }
+            SpanOwner::Region => {
+                Some(Owner::Region(self.regions.get(block.span)?.attributes.clone()))
+            }
+        }
+    }
+
+    /// Asks a daemon whether it is there, and looks whether it owes an answer for too long.
+    pub(super) fn sense(&mut self, daemon: DaemonId) {
+        let now = self.now.millis;
+        let Some(server) = self.daemons.servers.get(&daemon) else { return };
+        let silent_since = server.heard.after(self.config.suspect_ms);
+        if server.is_up() && server.owes() && silent_since <= now {
+            self.suspect(daemon);
+        }
+        let Some(server) = self.daemons.servers.get_mut(&daemon) else { return };
+        let (Link::Up(conn) | Link::Suspected(conn)) = server.link else { return };
+        let at = now.after(self.config.sense_ms);
+        self.timers.set(Timer::Sense(daemon), at);
+        if server.sensed {
+            return;
+        }
+        let number = self.next_number();
+        if let Some(server) = self.daemons.servers.get_mut(&daemon) {
+            server.sent(number, Op::Sense);
+        }
+        let request = DaemonRequest::Sense;
+        self.out.push(Action::ToDaemon { conn, request_id: RequestId(number), request });
+    }
+}
+
+/// Whether a daemon may say that a block has `committed` bytes when `asked` were asked for.
+const fn is_possible(committed: u64, asked: u64, bytes_max: u64) -> bool {
+    asked <= committed && committed <= bytes_max && committed.is_multiple_of(PAGE_BYTES)
+}
+
+/// The refusal for a block that is no more.
+pub(super) fn gone(block: BlockId) -> Refusal {
+    Refusal::new(Status::Address, format!("block {block} is deleted"))
+}
+
+/// The refusal for a block whose bytes are no more.
+pub(super) fn lost(block: BlockId) -> Refusal {
+    Refusal::new(Status::Lost, format!("the bytes of block {block} are lost"))
+}

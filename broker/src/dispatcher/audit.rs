@@ -1,0 +1,232 @@
+//! A look at the whole state, for tests: whether the tables agree with each other, and what is in them.
+//!
+//! Both cost as much as there is in the tables. The broker itself never calls them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
+
+use super::Dispatcher;
+use super::blocks::{BlockState, SpanOwner, SpanState};
+use super::clients::ReplyTo;
+use super::daemons::Link;
+use super::event::{ClientConn, RequestId};
+use super::sessions::SessionLink;
+
+/// A block that somebody may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotBlock {
+    /// Its GUID.
+    pub guid: Guid,
+    /// Where it is.
+    pub daemon: Option<DaemonId>,
+    /// Bytes that it has.
+    pub committed: u64,
+    /// Whether they are gone.
+    pub lost: bool,
+    /// Whose it is; `None` for a region's.
+    pub session: Option<SessionId>,
+}
+
+/// What is in the tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Blocks that may be used, and lost ones.
+    pub blocks: BTreeMap<BlockId, SnapshotBlock>,
+    /// Blocks that are being made or destroyed.
+    pub passing: usize,
+    /// Sessions, and whether their connection is there.
+    pub sessions: BTreeMap<SessionId, bool>,
+    /// First blocks of regions.
+    pub regions: BTreeSet<BlockId>,
+    /// Requests that wait for an answer, by connection.
+    pub outstanding: BTreeMap<ClientConn, usize>,
+    /// Bytes charged and reserved, by daemon.
+    pub charged: BTreeMap<DaemonId, (u64, u64)>,
+    /// Whether every expected daemon has reported.
+    pub complete: bool,
+}
+
+impl Dispatcher {
+    /// What is in the tables.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let mut snapshot = Snapshot { complete: self.tables_complete(), ..Snapshot::default() };
+        for (id, block) in self.blocks.all() {
+            let Some(span) = self.blocks.span(block.span) else { continue };
+            let usable = matches!(block.state, BlockState::Held | BlockState::Lost);
+            if span.state != SpanState::Standing || !usable {
+                snapshot.passing += 1;
+                continue;
+            }
+            let session = match span.owner {
+                SpanOwner::Session(session) => Some(session),
+                SpanOwner::Region => None,
+            };
+            let entry = SnapshotBlock {
+                guid: block.guid,
+                daemon: block.daemon,
+                committed: block.committed,
+                lost: block.state == BlockState::Lost,
+                session,
+            };
+            snapshot.blocks.insert(id, entry);
+        }
+        let attached = |link| matches!(link, SessionLink::Attached(_));
+        snapshot.sessions =
+            self.sessions.all().map(|s| (s.record.session, attached(s.link))).collect();
+        snapshot.regions = self.regions.all().map(|(first, _)| first).collect();
+        snapshot.outstanding =
+            self.clients.iter().map(|(conn, client)| (*conn, client.outstanding)).collect();
+        for &daemon in self.daemons.servers.keys() {
+            let store = self.ledger.store(daemon);
+            snapshot.charged.insert(daemon, (store.committed, store.reserved));
+        }
+        snapshot
+    }
+
+    /// Recomputes from the tables what the tables keep, and compares.
+    ///
+    /// # Errors
+    ///
+    /// The first contradiction.
+    pub fn audit(&self) -> Result<(), String> {
+        self.audit_charges()?;
+        self.audit_spans()?;
+        self.audit_blocks()?;
+        self.audit_sessions()?;
+        self.audit_requests()
+    }
+
+    fn audit_charges(&self) -> Result<(), String> {
+        let blocks = self.blocks.all().filter_map(|(_, block)| block.charge.as_ref());
+        let quarantined = self.restart.quarantined.values().map(|block| &block.charge);
+        let regions = self.regions.all().map(|(_, region)| region.attributes.uid);
+        self.ledger.audit(blocks.chain(quarantined), regions)
+    }
+
+    fn audit_spans(&self) -> Result<(), String> {
+        let mut ids: u64 = 1;
+        let mut end = 0;
+        let mut guids = BTreeSet::new();
+        for (first, span) in self.blocks.spans() {
+            let members = self.blocks.members(first);
+            let lost = members.iter().filter(|id| self.state_of(**id) == Some(BlockState::Lost));
+            check(first.get() >= end, || format!("span {first} overlaps the one before"))?;
+            check(members.len() == span.present as usize, || format!("members of span {first}"))?;
+            check(lost.count() == span.lost as usize, || format!("lost blocks of span {first}"))?;
+            check(guids.insert(span.guid), || format!("guid of span {first} is used twice"))?;
+            let live = matches!(span.state, SpanState::Making | SpanState::Standing);
+            if span.owner == SpanOwner::Region && live {
+                check(self.regions.get(first).is_some(), || format!("no region {first}"))?;
+            }
+            check((span.state == SpanState::Making) == self.makings.contains_key(&first), || {
+                format!("span {first} is {:?}", span.state)
+            })?;
+            end = first.get() + span.count;
+            ids += span.ids.iter().map(|range| u64::from(range.count)).sum::<u64>();
+        }
+        let quarantined = self.restart.quarantined.values().filter(|block| block.has_id).count();
+        ids += self.restart.names.len() as u64 + quarantined as u64;
+        let all = u64::from(self.config.block_ids());
+        check(ids + self.ids.unused() == all, || {
+            format!("{ids} ids are in use and {} are not, of {all}", self.ids.unused())
+        })
+    }
+
+    fn audit_blocks(&self) -> Result<(), String> {
+        let mut guids = BTreeSet::new();
+        let mut lost = 0;
+        for (id, block) in self.blocks.all() {
+            let Some(span) = self.blocks.span(block.span) else {
+                return Err(format!("block {id} has no span"));
+            };
+            check(id.get() - block.span.get() < span.count, || format!("span of block {id}"))?;
+            lost += u32::from(block.state == BlockState::Lost);
+            let Some(daemon) = block.daemon else { continue };
+            check(guids.insert(block.guid), || format!("guid of block {id} is used twice"))?;
+            let Some(server) = self.daemons.servers.get(&daemon) else {
+                return Err(format!("block {id} is on daemon {daemon}, which nobody knows"));
+            };
+            let planned = block.state == BlockState::Planned;
+            let charged = block.charge.is_some();
+            check(charged, || format!("block {id} on daemon {daemon} is not charged"))?;
+            check(planned || server.blocks.contains(&id), || format!("place of block {id}"))?;
+            let bytes = block.charge.as_ref().map_or(0, super::charge::Charge::bytes);
+            let settled = block.state == BlockState::Held && block.grows == 0;
+            check(!settled || bytes == block.committed, || {
+                format!("block {id} has {} bytes and is charged {bytes}", block.committed)
+            })?;
+        }
+        check(lost == self.blocks.lost, || format!("{} lost blocks", self.blocks.lost))?;
+        for (daemon, server) in &self.daemons.servers {
+            for id in &server.blocks {
+                let place = self.blocks.get(*id).and_then(|block| block.daemon);
+                check(place == Some(*daemon), || format!("block {id} of daemon {daemon}"))?;
+            }
+            let away = matches!(server.link, Link::Away);
+            check(!(away && server.owes()), || format!("daemon {daemon} is away and owes"))?;
+        }
+        Ok(())
+    }
+
+    fn audit_sessions(&self) -> Result<(), String> {
+        for session in self.sessions.all() {
+            let id = session.record.session;
+            for first in &session.spans {
+                let owner = self.blocks.span(*first).map(|span| span.owner);
+                let own = owner == Some(SpanOwner::Session(id));
+                check(own, || format!("span {first} of session {id}"))?;
+            }
+            for first in session.opens.regions().filter(|_| self.tables_complete()) {
+                let region = self.regions.get(first);
+                let open = region.is_some_and(|region| region.opens.contains(&id));
+                check(open, || format!("region {first} of session {id}"))?;
+            }
+            if let SessionLink::Attached(conn) = session.link {
+                let client = self.clients.get(&conn).and_then(|client| client.session);
+                check(client == Some(id), || format!("connection of session {id}"))?;
+            }
+        }
+        for (first, span) in self.blocks.spans() {
+            let SpanOwner::Session(id) = span.owner else { continue };
+            let known = self.sessions.get(id).is_some_and(|s| s.spans.contains(&first));
+            check(known || span.state == SpanState::Dying, || format!("owner of span {first}"))?;
+        }
+        for (ticket, first) in self.blocks.tickets() {
+            let made = self.blocks.span(*first).map(|span| span.ticket);
+            check(made == Some(*ticket), || format!("ticket of span {first}"))?;
+        }
+        Ok(())
+    }
+
+    /// Every request that is counted as outstanding waits somewhere, and once.
+    fn audit_requests(&self) -> Result<(), String> {
+        let opening = self.sessions.all().filter_map(|session| match session.link {
+            SessionLink::Opening(to) => Some(to),
+            _ => None,
+        });
+        let makings = self.makings.values().map(|making| making.to);
+        let grows = self.daemons.servers.values().flat_map(super::daemons::Server::grow_replies);
+        let queues = self.deferred.owed().chain(self.parked.owed());
+        let mut waiting: BTreeMap<ClientConn, Vec<RequestId>> = BTreeMap::new();
+        for ReplyTo { conn, request_id } in opening.chain(makings).chain(grows).chain(queues) {
+            waiting.entry(conn).or_default().push(request_id);
+        }
+        for (conn, client) in &self.clients {
+            let found = waiting.get(conn).map_or(0, Vec::len);
+            check(found == client.outstanding, || {
+                format!("{} requests of {conn:?} are outstanding, {found} wait", client.outstanding)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn state_of(&self, id: BlockId) -> Option<BlockState> {
+        self.blocks.get(id).map(|block| block.state)
+    }
+}
+
+fn check(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(what()) }
+}

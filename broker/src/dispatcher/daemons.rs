@@ -1,0 +1,315 @@
+//! The server table: each daemon, its connection, and what it was asked.
+//!
+//! ```text
+//!           Register            last Holds              owes an answer for suspect_ms
+//!  Away ------------> Joining ----------> Up ----------------------------------> Suspected
+//!    ^                   |                 |  <------------- any frame -------------|
+//!    +-------------------+-----------------+----------------------------------------+
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. A number of a request is in flight at one daemon, and is never used again.
+//! 2. What is in flight was sent on the present connection. What is queued was not.
+//! 3. Requests that a client waits for overtake destroys, which are sent a few at a time.
+//! 4. A daemon that is away has nothing in flight, and destroys alone in its queue.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use dmce_abi::block::{BlockId, DaemonId, Guid};
+use dmce_abi::wire::admin::DaemonState;
+use dmce_abi::wire::daemon::HeldBlock;
+
+use super::clients::ReplyTo;
+use super::event::{DaemonConn, Millis};
+
+/// Creates and grows that a daemon has not answered.
+const ASKED_MAX: usize = 64;
+
+/// Destroys that a daemon has not answered: few, so that they hold nobody up.
+const DESTROYS_MAX: usize = 8;
+
+/// What a daemon is asked.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Op {
+    /// A block, as the block table describes it.
+    Create { block: BlockId },
+    /// More bytes for the block of that GUID. `reply` is empty once the client was answered.
+    Grow { block: BlockId, guid: Guid, committed: u64, reply: Option<ReplyTo> },
+    /// The end of a block.
+    Destroy { block: BlockId },
+    /// Whether it is there.
+    Sense,
+}
+
+/// How the broker and a daemon are connected.
+#[derive(Debug, Default)]
+pub(super) enum Link {
+    /// Not at all.
+    #[default]
+    Away,
+    /// It is reporting.
+    Joining {
+        /// Its connection.
+        conn: DaemonConn,
+        /// What it reported until now.
+        held: BTreeMap<BlockId, HeldBlock>,
+    },
+    /// It serves.
+    Up(DaemonConn),
+    /// It does not answer.
+    Suspected(DaemonConn),
+}
+
+/// One daemon.
+#[derive(Debug, Default)]
+pub(super) struct Server {
+    /// Its connection.
+    pub link: Link,
+    /// Its process; 0 if there is none.
+    pub pid: u32,
+    /// Bytes in its pool, as it said last.
+    pub pool: u64,
+    /// When it was last heard.
+    pub heard: Millis,
+    /// Its blocks, in any state but planned elsewhere.
+    pub blocks: BTreeSet<BlockId>,
+    /// Whether a Sense is in flight.
+    pub sensed: bool,
+    in_flight: BTreeMap<u64, Op>,
+    destroys_in_flight: usize,
+    urgent: VecDeque<Op>,
+    destroys: VecDeque<BlockId>,
+}
+
+impl Server {
+    /// The connection, in any state but away.
+    pub(super) const fn conn(&self) -> Option<DaemonConn> {
+        match self.link {
+            Link::Away => None,
+            Link::Joining { conn, .. } | Link::Up(conn) | Link::Suspected(conn) => Some(conn),
+        }
+    }
+
+    /// Whether it takes new blocks.
+    pub(super) const fn is_up(&self) -> bool {
+        matches!(self.link, Link::Up(_))
+    }
+
+    /// What the administrator is shown.
+    pub(super) const fn state(&self) -> DaemonState {
+        match self.link {
+            Link::Away => DaemonState::Away,
+            Link::Joining { .. } => DaemonState::Joining,
+            Link::Up(_) => DaemonState::Up,
+            Link::Suspected(_) => DaemonState::Suspected,
+        }
+    }
+
+    /// Whether it has been asked for something and has not answered.
+    pub(super) fn owes(&self) -> bool {
+        !self.in_flight.is_empty()
+    }
+
+    /// Whether bytes are on their way back.
+    pub(super) fn is_destroying(&self) -> bool {
+        self.destroys_in_flight > 0 || !self.destroys.is_empty()
+    }
+
+    /// Lets `op` wait for its turn.
+    pub(super) fn push(&mut self, op: Op) {
+        match op {
+            Op::Destroy { block } => self.destroys.push_back(block),
+            urgent => self.urgent.push_back(urgent),
+        }
+    }
+
+    /// What may be sent now, if anything; to be followed by [`Server::sent`] or dropped.
+    pub(super) fn pop(&mut self) -> Option<Op> {
+        if !matches!(self.link, Link::Up(_) | Link::Suspected(_)) {
+            return None;
+        }
+        let asked = self.in_flight.len() - self.destroys_in_flight;
+        if asked < ASKED_MAX
+            && let Some(op) = self.urgent.pop_front()
+        {
+            return Some(op);
+        }
+        if self.destroys_in_flight < DESTROYS_MAX {
+            return self.destroys.pop_front().map(|block| Op::Destroy { block });
+        }
+        None
+    }
+
+    /// `op` was sent under this number.
+    pub(super) fn sent(&mut self, number: u64, op: Op) {
+        self.destroys_in_flight += usize::from(matches!(op, Op::Destroy { .. }));
+        self.sensed |= op == Op::Sense;
+        self.in_flight.insert(number, op);
+    }
+
+    /// What was asked under a number and is not answered.
+    pub(super) fn in_flight(&self, number: u64) -> Option<&Op> {
+        self.in_flight.get(&number)
+    }
+
+    /// The request that an answer belongs to.
+    pub(super) fn answered(&mut self, number: u64) -> Option<Op> {
+        let op = self.in_flight.remove(&number)?;
+        self.destroys_in_flight -= usize::from(matches!(op, Op::Destroy { .. }));
+        self.sensed &= op != Op::Sense;
+        Some(op)
+    }
+
+    /// The link is gone: destroys wait for the next one. Returns what was asked and cannot be
+    /// answered any more, in the order of asking, and whether it was sent.
+    pub(super) fn go_away(&mut self) -> Vec<(Op, bool)> {
+        self.link = Link::Away;
+        self.pid = 0;
+        self.sensed = false;
+        self.destroys_in_flight = 0;
+        let mut orphans = Vec::new();
+        let mut again = VecDeque::new();
+        for op in std::mem::take(&mut self.in_flight).into_values() {
+            match op {
+                Op::Destroy { block } => again.push_back(block),
+                Op::Sense => {}
+                op => orphans.push((op, true)),
+            }
+        }
+        again.append(&mut self.destroys);
+        self.destroys = again;
+        orphans.extend(self.urgent.drain(..).map(|op| (op, false)));
+        orphans
+    }
+
+    /// Takes from each grow the client that waits for it: the daemon does not answer.
+    pub(super) fn take_grow_replies(&mut self) -> Vec<ReplyTo> {
+        let asked = self.in_flight.values_mut().chain(self.urgent.iter_mut());
+        let grows = asked.filter_map(|op| match op {
+            Op::Grow { reply, .. } => reply.take(),
+            _ => None,
+        });
+        grows.collect()
+    }
+
+    /// Who waits for a grow.
+    pub(super) fn grow_replies(&self) -> impl Iterator<Item = ReplyTo> {
+        let asked = self.in_flight.values().chain(&self.urgent);
+        asked.filter_map(|op| match op {
+            Op::Grow { reply, .. } => *reply,
+            _ => None,
+        })
+    }
+
+    /// The blocks of the creates that are not answered, in the order of asking.
+    pub(super) fn creates(&self) -> Vec<BlockId> {
+        let asked = self.in_flight.values().chain(&self.urgent);
+        let creates = asked.filter_map(|op| match op {
+            Op::Create { block } => Some(*block),
+            _ => None,
+        });
+        creates.collect()
+    }
+
+    /// The blocks whose destroy waits or is in flight.
+    pub(super) fn destroying(&self) -> impl Iterator<Item = BlockId> {
+        let sent = self.in_flight.values().filter_map(|op| match op {
+            Op::Destroy { block } => Some(*block),
+            _ => None,
+        });
+        sent.chain(self.destroys.iter().copied())
+    }
+}
+
+/// All daemons, and who is connected.
+#[derive(Debug, Default)]
+pub(super) struct Daemons {
+    /// By id.
+    pub servers: BTreeMap<DaemonId, Server>,
+    /// Connections, with the process and, once registered, the daemon.
+    pub conns: BTreeMap<DaemonConn, (u32, Option<DaemonId>)>,
+    /// Daemons that must report before the tables are complete.
+    pub expected: BTreeSet<DaemonId>,
+    last_placed: u32,
+}
+
+impl Daemons {
+    /// The daemon of a connection.
+    pub(super) fn of(&self, conn: DaemonConn) -> Option<DaemonId> {
+        self.conns.get(&conn).and_then(|(_, daemon)| *daemon)
+    }
+
+    /// Daemons that take new blocks, each once, beginning after the one that was placed on last.
+    pub(super) fn up_in_turn(&self) -> impl Iterator<Item = DaemonId> {
+        let up = |(id, server): (&DaemonId, &Server)| server.is_up().then_some(*id);
+        let turn = self.last_placed;
+        let later = self.servers.iter().filter(move |(id, _)| id.get() > turn).filter_map(up);
+        let first = self.servers.iter().filter(move |(id, _)| id.get() <= turn).filter_map(up);
+        later.chain(first)
+    }
+
+    /// A block was placed there: the next turn is another's.
+    pub(super) fn placed(&mut self, daemon: DaemonId) {
+        self.last_placed = daemon.get();
+    }
+
+    /// Whether bytes are on their way back from a daemon that answers.
+    pub(super) fn bytes_return(&self) -> bool {
+        self.servers.values().any(|server| server.is_up() && server.is_destroying())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(id: u32) -> BlockId {
+        BlockId::try_from(id).unwrap()
+    }
+
+    fn send_all(server: &mut Server, number: &mut u64) -> Vec<u64> {
+        let mut sent = Vec::new();
+        while let Some(op) = server.pop() {
+            *number += 1;
+            server.sent(*number, op);
+            sent.push(*number);
+        }
+        sent
+    }
+
+    #[test]
+    fn destroys_are_sent_a_few_at_a_time_and_creates_overtake_them() {
+        let mut server = Server { link: Link::Up(DaemonConn(1)), ..Server::default() };
+        let mut number = 0;
+        for id in 1..=20 {
+            server.push(Op::Destroy { block: block(id) });
+        }
+        assert_eq!(send_all(&mut server, &mut number).len(), DESTROYS_MAX);
+        server.push(Op::Create { block: block(99) });
+        let create = send_all(&mut server, &mut number);
+        assert_eq!(create.len(), 1);
+        assert_eq!(server.answered(create[0]), Some(Op::Create { block: block(99) }));
+        assert_eq!(server.answered(create[0]), None);
+        assert_eq!(server.answered(1), Some(Op::Destroy { block: block(1) }));
+        assert_eq!(send_all(&mut server, &mut number).len(), 1);
+    }
+
+    #[test]
+    fn destroys_outlive_a_connection_in_their_order_and_nothing_else_does() {
+        let mut server = Server { link: Link::Up(DaemonConn(1)), ..Server::default() };
+        let mut number = 0;
+        for id in 1..=10 {
+            server.push(Op::Destroy { block: block(id) });
+        }
+        server.push(Op::Create { block: block(50) });
+        send_all(&mut server, &mut number);
+        let grow =
+            || Op::Grow { block: block(51), guid: Guid::default(), committed: 1, reply: None };
+        server.push(grow());
+        let orphans = server.go_away();
+        assert_eq!(orphans, [(Op::Create { block: block(50) }, true), (grow(), false)]);
+        assert!(server.pop().is_none() && !server.owes());
+        assert!(server.destroying().eq((1..=10).map(block)));
+    }
+}

@@ -1,0 +1,298 @@
+//! Daemons come, report, answer, fall silent and go.
+//!
+//! # Invariants
+//!
+//! 1. Only the service's own user is a daemon, and of one id only the last that connected: its lock made
+//!    it the only one.
+//! 2. A report is taken in whole or not at all.
+//! 3. What a daemon was asked and cannot answer any more is settled when it goes: spans are made
+//!    elsewhere, growing is refused, destroying waits for its return.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dmce_abi::Status;
+use dmce_abi::block::{BlockId, DaemonId};
+use dmce_abi::limits::PAGE_BYTES;
+use dmce_abi::version::SEGMENT_VERSION;
+use dmce_abi::wire::Refusal;
+use dmce_abi::wire::daemon::{DaemonMessage, DaemonNotice, DaemonRequest, HeldBlock, Register};
+
+use super::Dispatcher;
+use super::action::{Action, LogLevel};
+use super::blocks::{BlockState, SpanOwner};
+use super::daemons::{Link, Op, Server};
+use super::event::{DaemonConn, Peer, RequestId};
+use super::sessions::SessionLink;
+use super::timers::Timer;
+
+/// Bytes that one daemon may claim to hold: far beyond a host, far below what sums could not hold.
+const CAPACITY_MAX: u64 = 1 << 44;
+
+/// Connections that may be open for each daemon that there can be: a new one may overtake the end of
+/// the old one.
+const CONNECTIONS_PER_DAEMON: usize = 2;
+
+impl Dispatcher {
+    pub(super) fn daemon_connected(&mut self, conn: DaemonConn, peer: &Peer) {
+        let limit = self.config.limits.daemons_max * CONNECTIONS_PER_DAEMON;
+        if peer.uid != self.config.service_uid {
+            let reason = format!("user {} is not the service's", peer.uid);
+            self.out.push(Action::CloseDaemon { conn, reason });
+        } else if self.daemons.conns.len() >= limit {
+            let reason = format!("there are {limit} connections of daemons, limit {limit}");
+            self.out.push(Action::CloseDaemon { conn, reason });
+        } else {
+            self.daemons.conns.insert(conn, (peer.pid, None));
+        }
+    }
+
+    pub(super) fn daemon_message(
+        &mut self,
+        conn: DaemonConn,
+        request_id: RequestId,
+        message: DaemonMessage,
+    ) {
+        if !self.daemons.conns.contains_key(&conn) {
+            return;
+        }
+        let taken = match (self.daemons.of(conn), message) {
+            (None, DaemonMessage::Register(register)) => self.register(conn, &register),
+            (None, _) => Err("it sent something before it registered".to_owned()),
+            (Some(daemon), message) => {
+                self.heard(daemon);
+                self.registered_message(daemon, request_id, message)
+            }
+        };
+        if let Err(reason) = taken {
+            self.close_daemon(conn, &reason);
+        }
+    }
+
+    fn registered_message(
+        &mut self,
+        daemon: DaemonId,
+        request_id: RequestId,
+        message: DaemonMessage,
+    ) -> Result<(), String> {
+        match message {
+            DaemonMessage::Register(_) => Err("it registered twice".to_owned()),
+            DaemonMessage::Holds { blocks, last } => self.holds(daemon, blocks, last),
+            DaemonMessage::Reply(answer) => self.answered(daemon, request_id.0, answer),
+            DaemonMessage::Notice(notice) => {
+                self.noticed(daemon, notice);
+                Ok(())
+            }
+            _ => Err("it sent a message that this broker does not know".to_owned()),
+        }
+    }
+
+    fn register(&mut self, conn: DaemonConn, register: &Register) -> Result<(), String> {
+        let Register { daemon, instance, segment_version, capacity, .. } = register;
+        let daemon = *daemon;
+        if instance != self.config.instance.as_str() {
+            return Err(format!("it serves instance {instance:?}, not {}", self.config.instance));
+        }
+        if *segment_version != SEGMENT_VERSION {
+            let ours = SEGMENT_VERSION;
+            return Err(format!("it has segment version {segment_version}, the broker {ours}"));
+        }
+        if !(PAGE_BYTES..=CAPACITY_MAX).contains(capacity) {
+            return Err(format!("a capacity of {capacity} bytes, limit {CAPACITY_MAX}"));
+        }
+        let limit = self.config.limits.daemons_max;
+        let known = self.daemons.servers.get(&daemon);
+        if known.is_none() && self.daemons.servers.len() >= limit {
+            return Err(format!("there are {limit} daemons, limit {limit}"));
+        }
+        if let Some(old) = known.and_then(Server::conn) {
+            self.close_daemon(old, "the daemon has another connection");
+        }
+        let Some((pid, registered)) = self.daemons.conns.get_mut(&conn) else { return Ok(()) };
+        *registered = Some(daemon);
+        let server = self.daemons.servers.entry(daemon).or_default();
+        server.link = Link::Joining { conn, held: BTreeMap::new() };
+        server.pid = *pid;
+        server.heard = self.now.millis;
+        let text = format!("daemon {daemon}, process {pid}, joins with {capacity} bytes");
+        self.ledger.set_capacity(daemon, *capacity);
+        self.log(LogLevel::Info, text);
+        Ok(())
+    }
+
+    fn holds(
+        &mut self,
+        daemon: DaemonId,
+        blocks: Vec<HeldBlock>,
+        last: bool,
+    ) -> Result<(), String> {
+        let limit = self.config.limits.blocks_max;
+        let server = self.daemons.servers.get_mut(&daemon);
+        let Some(Link::Joining { conn, held }) = server.map(|server| &mut server.link) else {
+            return Err("it reported blocks after the last".to_owned());
+        };
+        let conn = *conn;
+        for block in blocks {
+            let id = block.description.block;
+            if held.insert(id, block).is_some() {
+                return Err(format!("it reported block {id} twice"));
+            }
+        }
+        if held.len() > limit {
+            return Err(format!("it reported {} blocks, limit {limit}", held.len()));
+        }
+        if !last {
+            return Ok(());
+        }
+        let held = std::mem::take(held);
+        self.check_report(daemon, &held)?;
+        self.take_report(daemon, held);
+        let (request_id, request) = (RequestId(0), DaemonRequest::Settled);
+        self.out.push(Action::ToDaemon { conn, request_id, request });
+        if let Some(server) = self.daemons.servers.get_mut(&daemon) {
+            server.link = Link::Up(conn);
+        }
+        let at = self.now.millis.after(self.config.sense_ms);
+        self.timers.set(Timer::Sense(daemon), at);
+        self.room_changed = true;
+        self.log(LogLevel::Info, format!("daemon {daemon} is up"));
+        self.pump(daemon);
+        self.reported(daemon);
+        Ok(())
+    }
+
+    fn heard(&mut self, daemon: DaemonId) {
+        let now = self.now.millis;
+        let Some(server) = self.daemons.servers.get_mut(&daemon) else { return };
+        server.heard = now;
+        if let Link::Suspected(conn) = server.link {
+            server.link = Link::Up(conn);
+            self.room_changed = true;
+            self.log(LogLevel::Info, format!("daemon {daemon} answers again"));
+        }
+    }
+
+    /// A daemon does not answer. What clients wait for is done without it.
+    pub(super) fn suspect(&mut self, daemon: DaemonId) {
+        let Some(server) = self.daemons.servers.get_mut(&daemon) else { return };
+        let Link::Up(conn) = server.link else { return };
+        server.link = Link::Suspected(conn);
+        let grows = server.take_grow_replies();
+        let creates = server.creates();
+        self.room_changed = true;
+        self.log(LogLevel::Warn, format!("daemon {daemon} does not answer: suspected"));
+        for to in grows {
+            self.reply(to, Err(away(daemon)), Vec::new());
+        }
+        for first in self.asked_spans(&creates) {
+            self.make_again(first);
+        }
+    }
+
+    fn noticed(&mut self, daemon: DaemonId, notice: DaemonNotice) {
+        match notice {
+            DaemonNotice::Lost { block } => self.inspect(daemon, vec![block]),
+            DaemonNotice::Excess { block, bytes } => self.excess(daemon, block, bytes),
+            DaemonNotice::Foreign { object, reason } => {
+                let text = format!("daemon {daemon} leaves {object:?} as it is: {reason:?}");
+                self.log(LogLevel::Warn, text);
+            }
+            _ => self.log(LogLevel::Debug, format!("daemon {daemon} sent an unknown notice")),
+        }
+    }
+
+    /// A client made an object larger than what was committed. With its own block, its session ends;
+    /// of a region nobody knows who it was.
+    fn excess(&mut self, daemon: DaemonId, id: BlockId, bytes: u64) {
+        let Some(block) = self.blocks.get(id).filter(|block| block.daemon == Some(daemon)) else {
+            return;
+        };
+        let reason = format!("block {id} was made {bytes} bytes of {}", block.committed);
+        let owner = self.blocks.span(block.span).map(|span| span.owner);
+        self.log(LogLevel::Warn, reason.clone());
+        let Some(SpanOwner::Session(session)) = owner else { return };
+        match self.sessions.get(session).map(|session| session.link) {
+            Some(SessionLink::Attached(conn)) => self.end_client(conn, &reason),
+            Some(_) => self.end_session(session, &reason),
+            None => {}
+        }
+    }
+
+    /// Ends a daemon's connection from this side.
+    pub(super) fn close_daemon(&mut self, conn: DaemonConn, reason: &str) {
+        let Some((_, daemon)) = self.daemons.conns.remove(&conn) else { return };
+        self.out.push(Action::CloseDaemon { conn, reason: reason.to_owned() });
+        let who = daemon.map_or("a daemon".to_owned(), |daemon| format!("daemon {daemon}"));
+        self.log(LogLevel::Warn, format!("the connection of {who} is ended: {reason}"));
+        if let Some(daemon) = daemon {
+            self.daemon_away(daemon, conn);
+        }
+    }
+
+    pub(super) fn daemon_hung_up(&mut self, conn: DaemonConn) {
+        let Some((_, Some(daemon))) = self.daemons.conns.remove(&conn) else { return };
+        self.daemon_away(daemon, conn);
+    }
+
+    fn daemon_away(&mut self, daemon: DaemonId, conn: DaemonConn) {
+        let server = self.daemons.servers.get_mut(&daemon);
+        let Some(server) = server.filter(|server| server.conn() == Some(conn)) else { return };
+        let orphans = server.go_away();
+        self.timers.cancel(Timer::Sense(daemon));
+        self.log(LogLevel::Warn, format!("daemon {daemon} is away"));
+        let creates: Vec<BlockId> = orphans.iter().filter_map(|(op, _)| created(op)).collect();
+        let spans = self.asked_spans(&creates);
+        for (op, sent) in orphans {
+            self.orphaned(daemon, &op, sent);
+        }
+        for first in spans {
+            self.make_again(first);
+        }
+        let blocks = self.daemons.servers.get(&daemon).map(|server| &server.blocks);
+        let blocks = blocks.map(|blocks| blocks.iter().copied().collect());
+        self.inspect(daemon, blocks.unwrap_or_default());
+        if self.daemons.expected.contains(&daemon) {
+            self.out.push(Action::AwaitLock { daemon });
+        }
+        self.room_changed = true;
+    }
+
+    /// A request that its daemon cannot answer any more.
+    fn orphaned(&mut self, daemon: DaemonId, op: &Op, sent: bool) {
+        match *op {
+            // It may have made the block, and is told at its return to destroy it.
+            Op::Create { block } if sent => self.destroy(block, daemon),
+            Op::Create { block } => {
+                // Nobody was asked. If it is wanted still, the span is planned again as a whole.
+                match self.blocks.get(block).map(|block| block.state) {
+                    Some(BlockState::Asked) => self.blocks.set_state(block, BlockState::Planned),
+                    _ => self.remove_block(block),
+                }
+            }
+            Op::Grow { block, guid, reply, .. } => {
+                if self.blocks.get(block).is_some_and(|block| block.guid == guid) {
+                    self.grow_ended(block);
+                }
+                self.reply_to_grow(reply, Err(away(daemon)));
+            }
+            Op::Destroy { .. } | Op::Sense => {}
+        }
+    }
+
+    /// The spans of those blocks that somebody waits for.
+    fn asked_spans(&self, blocks: &[BlockId]) -> BTreeSet<BlockId> {
+        let asked = blocks.iter().filter_map(|id| self.blocks.get(*id));
+        let asked = asked.filter(|block| block.state == BlockState::Asked);
+        asked.map(|block| block.span).collect()
+    }
+}
+
+const fn created(op: &Op) -> Option<BlockId> {
+    match op {
+        Op::Create { block } => Some(*block),
+        _ => None,
+    }
+}
+
+fn away(daemon: DaemonId) -> Refusal {
+    Refusal::new(Status::NoSpace, format!("daemon {daemon} does not answer"))
+}

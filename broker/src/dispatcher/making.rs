@@ -1,0 +1,274 @@
+//! How spans are made: planned whole, asked of daemons, granted when the last block is there.
+//!
+//! ```text
+//!  plan: ids, places, charges    ask all but the first    ask the first     grant
+//!  ------------------------->  ------------------------> ---------------> --------->
+//!     no room: refused            refused: the next daemon, or the whole is given up
+//!                                 daemon gone: the whole is given up and planned again
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. All or nothing: what was made of a span that is refused is destroyed.
+//! 2. The first block is asked for last. So a broker that comes back knows: a span without its first
+//!    block was never granted.
+//! 3. An id that a daemon was asked for and did not answer is not used again before that daemon has
+//!    answered or its objects are known.
+//! 4. A ticket is made once, however often it is asked.
+
+use std::collections::BTreeSet;
+
+use dmce_abi::Status;
+use dmce_abi::block::{BlockId, DaemonId, SessionId, is_page_size};
+use dmce_abi::wire::Refusal;
+use dmce_abi::wire::client::{ClientReply, ClientRequest, Malloc, MallocKind};
+
+use super::Dispatcher;
+use super::action::LogLevel;
+use super::blocks::{BlockState, SpanOwner, SpanState, TicketKey};
+use super::charge::Payer;
+use super::clients::ReplyTo;
+use super::opening::check_copies;
+use super::placement::Need;
+use super::planning::Order;
+use super::requests::{Outcome, Served, refuse};
+
+/// A span that is being made.
+#[derive(Debug)]
+pub(super) struct Making {
+    /// The request, to be served anew if a daemon goes away.
+    pub request: ClientRequest,
+    /// Where the answer goes.
+    pub to: ReplyTo,
+    /// Who asks.
+    pub session: SessionId,
+    /// Who pays.
+    pub payer: Payer,
+    /// Creates that are not answered.
+    pub asked: u32,
+    /// Daemons that have refused a block of it.
+    pub refused: BTreeSet<DaemonId>,
+}
+
+impl Dispatcher {
+    /// Blocks for a session (FIG. 14).
+    pub(super) fn malloc(&mut self, to: ReplyTo, id: SessionId, malloc: Malloc) -> Served {
+        let Some(session) = self.sessions.get(id) else { return Ok(Outcome::Later) };
+        let ticket = (session.record.guid, malloc.ticket);
+        let (payer, copies) = (session.payer(), session.record.copies);
+        if let Some(first) = self.made_by(ticket) {
+            return self.malloc_again(to, id, malloc, first);
+        }
+        check_copies(malloc.copies, copies)?;
+        let page_size = self.page_size(malloc.page_size)?;
+        let bytes = match malloc.kind {
+            MallocKind::Heap { committed } => {
+                let range = self.config.layout.block_bytes();
+                if committed > range {
+                    let text = format!("{committed} bytes in a block, limit {range}");
+                    return refuse(Status::Invalid, text);
+                }
+                committed.max(1)
+            }
+            MallocKind::Span { bytes: 0 } => return refuse(Status::Invalid, "a span of 0 bytes"),
+            MallocKind::Span { bytes } => bytes,
+        };
+        let request = ClientRequest::Malloc(malloc);
+        let order =
+            Order { request, to, session: id, ticket, payer, page_size, bytes, region: None };
+        self.make(order)
+    }
+
+    /// A Malloc whose ticket made something already.
+    fn malloc_again(
+        &mut self,
+        to: ReplyTo,
+        id: SessionId,
+        malloc: Malloc,
+        first: BlockId,
+    ) -> Served {
+        let Some(span) = self.blocks.span(first) else { return Ok(Outcome::Later) };
+        if span.owner != SpanOwner::Session(id) {
+            let text = format!("ticket {} made a region", malloc.ticket);
+            return refuse(Status::Invalid, text);
+        }
+        if span.state == SpanState::Making {
+            return self.wait_for(to, first);
+        }
+        // Who repeats a ticket has not had its answer, so nothing was written there yet.
+        if span.lost > 0 {
+            self.delete_span(id, first);
+            return self.malloc(to, id, malloc);
+        }
+        match self.granted(first) {
+            Some((reply, descriptor)) => Ok(Outcome::Reply(Box::new(reply), vec![descriptor])),
+            None => refuse(Status::Internal, format!("span {first} has no first block")),
+        }
+    }
+
+    /// The page size that a request asks for, or the default.
+    pub(super) fn page_size(&self, asked: u32) -> Result<u32, Refusal> {
+        let page_size = if asked == 0 { self.config.page_size } else { asked };
+        if !is_page_size(page_size) {
+            let text = format!("a page of {page_size} bytes; powers of two from 4096 to 2097152");
+            return refuse(Status::Invalid, text);
+        }
+        Ok(page_size)
+    }
+
+    /// The span that a ticket made. Number 0 is no ticket.
+    pub(super) fn made_by(&self, ticket: TicketKey) -> Option<BlockId> {
+        if ticket.1 == 0 { None } else { self.blocks.by_ticket(ticket) }
+    }
+
+    /// Plans a span and asks daemons for it. The answer follows.
+    pub(super) fn make(&mut self, order: Order) -> Served {
+        let first = self.plan(&order)?;
+        let Order { request, to, session, payer, .. } = order;
+        let making = Making { request, to, session, payer, asked: 0, refused: BTreeSet::new() };
+        self.makings.insert(first, making);
+        self.ask_for_more(first);
+        Ok(Outcome::Later)
+    }
+
+    /// Lets the answer of a span that is being made go to a request that repeats its ticket.
+    pub(super) fn wait_for(&mut self, to: ReplyTo, first: BlockId) -> Served {
+        let Some(making) = self.makings.get_mut(&first) else {
+            return refuse(Status::Internal, format!("span {first} is made by nobody"));
+        };
+        if self.clients.contains_key(&making.to.conn) {
+            return refuse(Status::Busy, "a request with this ticket waits already");
+        }
+        making.to = to;
+        Ok(Outcome::Later)
+    }
+
+    /// Asks for the blocks of a span that are planned: all but the first, and then the first.
+    pub(super) fn ask_for_more(&mut self, first: BlockId) {
+        let planned = |id: &BlockId| {
+            self.blocks.get(*id).is_some_and(|block| block.state == BlockState::Planned)
+        };
+        let mut waiting: Vec<BlockId> =
+            self.blocks.members(first).into_iter().filter(planned).collect();
+        let asked = self.makings.get(&first).map_or(0, |making| making.asked);
+        match (waiting.as_slice(), asked) {
+            ([], 0) => return self.made(first),
+            ([_], 1..) => return,
+            ([_], 0) => {}
+            _ => waiting.retain(|id| *id != first),
+        }
+        for id in waiting {
+            if !self.ask(first, id) {
+                return;
+            }
+        }
+    }
+
+    /// Asks a daemon for a planned block. `false` if the span was refused instead.
+    fn ask(&mut self, first: BlockId, id: BlockId) -> bool {
+        let Some(daemon) = self.blocks.get(id).and_then(|block| block.daemon) else { return false };
+        let up = self.daemons.servers.get(&daemon).is_some_and(super::daemons::Server::is_up);
+        if !up && !self.place_again(first, id) {
+            return false;
+        }
+        if let Some(making) = self.makings.get_mut(&first) {
+            making.asked += 1;
+        }
+        self.ask_create(id);
+        true
+    }
+
+    /// A daemon has refused a block: the next is asked [0072], or the span is refused.
+    pub(super) fn ask_elsewhere(&mut self, id: BlockId, daemon: DaemonId, refusal: &Refusal) {
+        let Some(first) = self.blocks.get(id).map(|block| block.span) else { return };
+        if let Some(making) = self.makings.get_mut(&first) {
+            making.refused.insert(daemon);
+            making.asked -= 1;
+        }
+        self.blocks.set_state(id, BlockState::Planned);
+        self.log(LogLevel::Warn, format!("daemon {daemon} refused block {id}: {}", refusal.text));
+        if self.place_again(first, id) {
+            self.ask(first, id);
+        }
+    }
+
+    /// Finds another place for a planned block. `false` if there is none: the span was refused.
+    fn place_again(&mut self, first: BlockId, id: BlockId) -> bool {
+        let Some(making) = self.makings.get(&first) else { return false };
+        let payer = making.payer;
+        let Some(block) = self.blocks.get_mut(id) else { return false };
+        let Some(charge) = block.charge.take() else { return false };
+        let bytes = charge.bytes();
+        self.ledger.refund(charge);
+        let need = Need { bytes, account: payer.account, refused: &making.refused };
+        let placed = self.place(&need).and_then(|daemon| {
+            let charge = self.ledger.charge(payer, daemon, bytes).ok()?;
+            Some((daemon, charge))
+        });
+        let Some((daemon, charge)) = placed else {
+            let text = format!("no daemon has {bytes} bytes left that it would give");
+            self.give_up_making(first, Refusal::new(Status::NoSpace, text));
+            return false;
+        };
+        let bytes_max = self.bytes_max(daemon);
+        self.daemons.placed(daemon);
+        if let Some(block) = self.blocks.get_mut(id) {
+            block.daemon = Some(daemon);
+            block.bytes_max = bytes_max;
+            block.charge = Some(charge);
+        }
+        true
+    }
+
+    /// A block of a span is there.
+    pub(super) fn made_block(&mut self, id: BlockId) {
+        let Some(first) = self.blocks.get(id).map(|block| block.span) else { return };
+        if let Some(making) = self.makings.get_mut(&first) {
+            making.asked -= 1;
+            if making.asked == 0 {
+                self.ask_for_more(first);
+            }
+        }
+    }
+
+    /// Gives up a span that is being made and refuses its request.
+    pub(super) fn give_up_making(&mut self, first: BlockId, refusal: Refusal) {
+        if let Some(making) = self.forget_making(first) {
+            self.reply(making.to, Err(refusal), Vec::new());
+        }
+    }
+
+    /// Gives up a span that is being made and serves its request anew.
+    pub(super) fn make_again(&mut self, first: BlockId) {
+        let Some(making) = self.forget_making(first) else { return };
+        // A client that is not connected repeats the request when it is again.
+        if self.clients.contains_key(&making.to.conn) {
+            self.route(making.to, making.request, None);
+        }
+    }
+
+    fn forget_making(&mut self, first: BlockId) -> Option<Making> {
+        let making = self.makings.remove(&first)?;
+        if let Some(session) = self.sessions.get_mut(making.session) {
+            session.spans.remove(&first);
+            session.making_regions.remove(&first);
+        }
+        self.give_up(first);
+        Some(making)
+    }
+
+    /// All blocks of a span are there: its request is answered.
+    fn made(&mut self, first: BlockId) {
+        let Some(making) = self.makings.remove(&first) else { return };
+        if let Some(span) = self.blocks.span_mut(first) {
+            span.state = SpanState::Standing;
+        }
+        let session = self.sessions.get_mut(making.session);
+        let was_region = session.is_some_and(|session| session.making_regions.remove(&first));
+        if was_region {
+            self.reply(making.to, Ok(ClientReply::Done), Vec::new());
+        } else if let Some((reply, descriptor)) = self.granted(first) {
+            self.reply(making.to, Ok(reply), vec![descriptor]);
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! How sessions begin and end: Setup, Attach, Disconnect, hang-up, death.
+//!
+//! # Invariants
+//!
+//! 1. A session that was refused leaves nothing. Its objects are made first, its client is answered last.
+//! 2. Only the process that opened a session takes it up again, and only with its GUID.
+//! 3. A session ends in one step: its blocks are given up, then its objects are removed.
+
+use dmce_abi::Status;
+use dmce_abi::block::SessionId;
+use dmce_abi::limits::{COPIES_MAX, PAGE_BYTES, SESSION_NAME_BYTES_MAX};
+use dmce_abi::name;
+use dmce_abi::version::SEGMENT_VERSION;
+use dmce_abi::wire::Refusal;
+use dmce_abi::wire::client::{Attach, ClientReply, Ready, Setup};
+
+use super::Dispatcher;
+use super::action::{Action, Descriptor, LogLevel};
+use super::clients::ReplyTo;
+use super::event::{Peer, SessionRecord};
+use super::requests::{Failure, Outcome, Served, refuse};
+use super::sessions::{Session, SessionLink};
+use super::timers::Timer;
+
+impl Dispatcher {
+    /// Opens a session (FIG. 13).
+    pub(super) fn setup(&mut self, to: ReplyTo, setup: &Setup) -> Served {
+        let Some(client) = self.clients.get(&to.conn) else { return Ok(Outcome::Later) };
+        if let Some(session) = client.session {
+            return refuse(Status::Invalid, format!("this connection has session {session}"));
+        }
+        let peer = client.peer.clone();
+        check_setup(setup)?;
+        let copies = check_copies(setup.copies, self.config.copies)?;
+        let limit = self.config.limits.sessions_max;
+        if self.sessions.len() >= limit {
+            let text = format!("there are {limit} sessions, limit {limit}");
+            return refuse(Status::NoSpace, text);
+        }
+        let bytes = self.reservable(&peer, setup)?;
+        let pieces = self.place_reservation(bytes);
+        let account = self.ledger.open_account(peer.uid, pieces)?;
+        let Some(id) = self.sessions.next_id() else {
+            self.ledger.close_account(account);
+            return refuse(Status::NoSpace, "no session id is free");
+        };
+        let record = SessionRecord {
+            session: id,
+            guid: self.guids.next(),
+            pid: peer.pid,
+            start_time: peer.start_time,
+            uid: peer.uid,
+            gid: peer.gid,
+            reserved: bytes,
+            created_at: self.now.unix_s,
+            pointer_bits: setup.pointer_bits,
+            copies,
+            name: setup.name.clone(),
+        };
+        self.out.push(Action::CreateSession { record: record.clone() });
+        let mut session = Session::new(record, SessionLink::Opening(to), account);
+        session.groups = peer.groups;
+        self.sessions.add(session);
+        if let Some(client) = self.clients.get_mut(&to.conn) {
+            client.session = Some(id);
+        }
+        Ok(Outcome::Later)
+    }
+
+    /// The shell has made the session's objects, or could not.
+    pub(super) fn session_created(&mut self, id: SessionId, result: Result<(), Refusal>) {
+        let Some(session) = self.sessions.get_mut(id) else { return };
+        let SessionLink::Opening(to) = session.link else { return };
+        if let Err(refusal) = result {
+            let reason = format!("no session: {}", refusal.text);
+            self.reply(to, Err(refusal), Vec::new());
+            self.close_client(to.conn, reason.clone());
+            self.end_session(id, &reason);
+            return;
+        }
+        session.link = SessionLink::Attached(to.conn);
+        let record = &session.record;
+        let text = format!(
+            "session {id} of user {}, process {}, {} bytes reserved, name {:?}",
+            record.uid, record.pid, record.reserved, record.name
+        );
+        let (pid, start_time) = (record.pid, record.start_time);
+        let conn = Some(to.conn);
+        self.out.push(Action::WatchProcess { session: id, pid, start_time, conn });
+        self.log(LogLevel::Info, text);
+        self.reply_ready(to, id);
+    }
+
+    /// Takes up a session again.
+    pub(super) fn attach(&mut self, to: ReplyTo, attach: Attach) -> Served {
+        let Some(client) = self.clients.get(&to.conn) else { return Ok(Outcome::Later) };
+        if let Some(session) = client.session {
+            return refuse(Status::Invalid, format!("this connection has session {session}"));
+        }
+        let peer = client.peer.clone();
+        let id = attach.session;
+        let known = self.sessions.get(id).filter(|session| session.record.guid == attach.guid);
+        let Some(session) = known else {
+            return refuse(Status::NotFound, format!("there is no session {id} of that guid"));
+        };
+        let record = &session.record;
+        let owner = (record.pid, record.start_time, record.uid);
+        if owner != (peer.pid, peer.start_time, peer.uid) {
+            return refuse(Status::Denied, format!("session {id} is another process's"));
+        }
+        match session.link {
+            SessionLink::Opening(_) => {
+                return refuse(Status::Busy, format!("session {id} is being opened"));
+            }
+            // The client knows that its old connection is gone; this side does not yet.
+            SessionLink::Attached(old) => {
+                self.close_client(old, format!("session {id} has another connection"));
+            }
+            SessionLink::Detached(_) => self.timers.cancel(Timer::Reattach(id)),
+        }
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.link = SessionLink::Attached(to.conn);
+            session.groups = peer.groups;
+        }
+        if let Some(client) = self.clients.get_mut(&to.conn) {
+            client.session = Some(id);
+        }
+        self.log(LogLevel::Info, format!("session {id} is attached again"));
+        self.reply_ready(to, id);
+        Ok(Outcome::Later)
+    }
+
+    /// Ends a session at its client's wish (FIG. 18).
+    pub(super) fn disconnect(&mut self, to: ReplyTo, session: SessionId) -> Outcome {
+        self.reply(to, Ok(ClientReply::Done), Vec::new());
+        self.close_client(to.conn, "disconnected");
+        self.end_session(session, "disconnected");
+        Outcome::Later
+    }
+
+    /// A session's connection is gone. Its process may live: it has time to come back.
+    pub(super) fn detach(&mut self, id: SessionId) {
+        let deadline = self.now.millis.after(self.config.reattach_ms);
+        let Some(session) = self.sessions.get_mut(id) else { return };
+        if matches!(session.link, SessionLink::Opening(_)) {
+            self.end_session(id, "its client hung up before it was open");
+            return;
+        }
+        session.link = SessionLink::Detached(deadline);
+        self.timers.set(Timer::Reattach(id), deadline);
+        self.log(LogLevel::Info, format!("session {id} is detached"));
+    }
+
+    /// A session's process is gone.
+    pub(super) fn died(&mut self, id: SessionId) {
+        if let Some(SessionLink::Attached(conn)) = self.sessions.get(id).map(|s| s.link) {
+            self.close_client(conn, "its process died");
+        }
+        self.end_session(id, "its process died");
+    }
+
+    /// Ends a session: nothing of it stays but what daemons have yet to destroy.
+    pub(super) fn end_session(&mut self, id: SessionId, reason: &str) {
+        let Some(session) = self.sessions.remove(id) else { return };
+        self.timers.cancel(Timer::Reattach(id));
+        self.moved.remove(&id);
+        for first in session.making_regions.iter().chain(&session.spans) {
+            self.makings.remove(first);
+            self.give_up(*first);
+        }
+        for first in session.opens.regions() {
+            if let Some(region) = self.regions.get_mut(first) {
+                region.opens.remove(&id);
+            }
+        }
+        for first in session.untold {
+            self.told(id, first);
+        }
+        self.ledger.close_account(session.account);
+        self.room_changed = true;
+        self.out.push(Action::EndSession { session: id });
+        self.log(LogLevel::Info, format!("session {id} ends: {reason}"));
+    }
+
+    fn reply_ready(&mut self, to: ReplyTo, id: SessionId) {
+        let Some(session) = self.sessions.get(id) else { return };
+        let layout = self.config.layout;
+        let ready = Ready {
+            session: id,
+            guid: session.record.guid,
+            instance: self.config.instance.as_str().to_owned(),
+            layout: [layout.server_bits(), layout.block_bits(), layout.cell_bits()],
+            block_ids: self.config.block_ids(),
+            block_bytes_max: self.block_bytes_max(),
+            reserved: self.ledger.account(session.account).map_or(0, |account| account.total),
+            quota: self.ledger.quota(session.record.uid).bytes,
+            copies: session.record.copies,
+            idle_s: self.config.idle_s,
+        };
+        let descriptors = vec![Descriptor::SessionObject(id), Descriptor::Doorbell(id)];
+        self.reply(to, Ok(ClientReply::Ready(ready)), descriptors);
+    }
+
+    /// Bytes that the largest block can have: of a cell's range, what the largest daemon may hold.
+    fn block_bytes_max(&self) -> u64 {
+        let known = self.daemons.servers.keys().map(|&daemon| self.ledger.store(daemon).capacity);
+        let range = self.config.layout.block_bytes();
+        match known.max() {
+            None | Some(0) => range,
+            Some(capacity) => range.min(capacity - capacity % PAGE_BYTES),
+        }
+    }
+
+    /// How much of what Setup asks for is reserved ([0083] to [0085]): all, or, where that is accepted,
+    /// what there is.
+    fn reservable(&self, peer: &Peer, setup: &Setup) -> Result<u64, Failure> {
+        if !self.config.static_reservation || setup.bytes == 0 {
+            return Ok(0);
+        }
+        let wanted = setup.bytes.checked_next_multiple_of(PAGE_BYTES).unwrap_or(u64::MAX);
+        let quota = self.ledger.quota_left(peer.uid);
+        let quota = quota - quota % PAGE_BYTES;
+        let room: u64 = self.place_reservation(wanted).values().sum();
+        if wanted > quota && (!setup.accept_partial || quota == 0) {
+            let text = format!("{wanted} bytes wanted, quota leaves user {} {quota}", peer.uid);
+            return refuse(Status::Quota, text);
+        }
+        // Bytes on their way back are waited for, even by who would take less.
+        let returning = self.daemons.bytes_return();
+        if room < wanted.min(quota) && (!setup.accept_partial || room == 0 || returning) {
+            let text = format!("{wanted} bytes wanted, the daemons have {room} left");
+            return Err(Failure::NoRoom(Refusal::new(Status::NoSpace, text)));
+        }
+        Ok(wanted.min(quota).min(room))
+    }
+}
+
+fn check_setup(setup: &Setup) -> Result<(), Refusal> {
+    let theirs = setup.segment_version;
+    if theirs != SEGMENT_VERSION {
+        let text = format!("the client has segment version {theirs}, the broker {SEGMENT_VERSION}");
+        return refuse(Status::Version, text);
+    }
+    if !matches!(setup.pointer_bits, 32 | 64) {
+        let text = format!("pointers of {} bits; there are 32 and 64", setup.pointer_bits);
+        return refuse(Status::Invalid, text);
+    }
+    if !setup.name.is_empty() {
+        name::check("session", &setup.name, SESSION_NAME_BYTES_MAX)
+            .map_err(|error| Refusal::new(Status::Invalid, error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// The copies that a request asks for, or `default`.
+///
+/// # Errors
+///
+/// `INVALID` beyond [`COPIES_MAX`], `UNSUPPORTED` beyond what this release makes: one.
+pub(super) fn check_copies(asked: u32, default: u32) -> Result<u32, Refusal> {
+    let copies = if asked == 0 { default } else { asked };
+    if copies > COPIES_MAX {
+        return refuse(Status::Invalid, format!("{copies} copies, limit {COPIES_MAX}"));
+    }
+    if copies != 1 {
+        let text = format!("{copies} copies: this release keeps one");
+        return refuse(Status::Unsupported, text);
+    }
+    Ok(copies)
+}

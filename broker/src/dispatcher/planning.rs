@@ -1,0 +1,190 @@
+//! The plan of a span: its ids, the places of its blocks, and what they cost, before anybody is asked.
+//!
+//! # Invariants
+//!
+//! 1. A plan that fails has changed nothing.
+//! 2. Every block but the last is full: as many bytes as the range of a cell.
+
+use std::collections::BTreeSet;
+
+use dmce_abi::Status;
+use dmce_abi::block::{BlockId, DaemonId, Region, SessionId};
+use dmce_abi::limits::PAGE_BYTES;
+use dmce_abi::wire::Refusal;
+use dmce_abi::wire::client::ClientRequest;
+
+use super::Dispatcher;
+use super::blocks::{Block, BlockState, Span, SpanOwner, SpanState, TicketKey};
+use super::charge::{Charge, Payer};
+use super::clients::ReplyTo;
+use super::ids::IdRange;
+use super::placement::Need;
+use super::requests::{Failure, refuse};
+
+/// What is to be made.
+#[derive(Debug)]
+pub(super) struct Order {
+    /// The request.
+    pub request: ClientRequest,
+    /// Where the answer goes.
+    pub to: ReplyTo,
+    /// Who asks.
+    pub session: SessionId,
+    /// Which of the session's requests.
+    pub ticket: TicketKey,
+    /// Who pays.
+    pub payer: Payer,
+    /// The page size.
+    pub page_size: u32,
+    /// Bytes that are committed; not 0.
+    pub bytes: u64,
+    /// The region's attributes, if it is one.
+    pub region: Option<Region>,
+}
+
+/// A block that has a place and is paid for.
+struct Placed {
+    daemon: DaemonId,
+    charge: Charge,
+}
+
+/// How bytes fall into blocks.
+struct Shape {
+    /// Blocks.
+    count: u32,
+    /// Bytes of each block but the last.
+    full: u64,
+    /// Bytes of the last.
+    last: u64,
+}
+
+impl Dispatcher {
+    /// Finds ids and places for a span, pays, and enters it in the tables. Returns its first block.
+    ///
+    /// # Errors
+    ///
+    /// `NOSPACE` or `QUOTA` with the limit that it would pass.
+    pub(super) fn plan(&mut self, order: &Order) -> Result<BlockId, Failure> {
+        let shape = self.shape(order)?;
+        let mut placed = Vec::new();
+        for index in 1..=shape.count {
+            let bytes = if index == shape.count { shape.last } else { shape.full };
+            match self.place_planned(order.payer, bytes) {
+                Ok(block) => placed.push(block),
+                Err(failure) => {
+                    self.refund_all(placed);
+                    return Err(failure);
+                }
+            }
+        }
+        let Some(ids) = self.ids.take(shape.count) else {
+            self.refund_all(placed);
+            let text = format!("no {} consecutive block ids are free", shape.count);
+            return refuse(Status::NoSpace, text);
+        };
+        self.enter(order, shape.count, ids, placed);
+        Ok(ids.first)
+    }
+
+    /// Bytes that a block on a daemon may grow to.
+    pub(super) fn bytes_max(&self, daemon: DaemonId) -> u64 {
+        let capacity = self.ledger.store(daemon).capacity;
+        self.config.layout.block_bytes().min(capacity - capacity % PAGE_BYTES)
+    }
+
+    fn shape(&self, order: &Order) -> Result<Shape, Failure> {
+        let full = self.config.layout.block_bytes();
+        let page_size = u64::from(order.page_size);
+        if page_size > full {
+            let text = format!("a page of {page_size} bytes, blocks have {full}");
+            return refuse(Status::Invalid, text);
+        }
+        let blocks = order.bytes.div_ceil(full);
+        let limit = self.config.limits.blocks_max;
+        let room = limit.saturating_sub(self.blocks.len());
+        let Some(count) = u32::try_from(blocks).ok().filter(|count| *count as usize <= room) else {
+            let text =
+                format!("{} bytes need {blocks} blocks, {room} of {limit} are left", order.bytes);
+            return refuse(Status::NoSpace, text);
+        };
+        let largest = self.largest_up();
+        if count > 1 && largest > 0 && largest < full {
+            let text = format!(
+                "{} bytes need {count} blocks of {full} bytes, the largest daemon holds {largest}",
+                order.bytes
+            );
+            return refuse(Status::NoSpace, text);
+        }
+        let last = order.bytes - full * (blocks - 1);
+        Ok(Shape { count, full, last: last.next_multiple_of(page_size) })
+    }
+
+    fn place_planned(&mut self, payer: Payer, bytes: u64) -> Result<Placed, Failure> {
+        let need = Need { bytes, account: payer.account, refused: &BTreeSet::new() };
+        let Some(daemon) = self.place(&need) else {
+            let text = match self.largest_up() {
+                0 => "no daemon is up".to_owned(),
+                _ => format!("no daemon has {bytes} bytes left"),
+            };
+            return Err(Failure::NoRoom(Refusal::new(Status::NoSpace, text)));
+        };
+        let charge = self.ledger.charge(payer, daemon, bytes)?;
+        self.daemons.placed(daemon);
+        Ok(Placed { daemon, charge })
+    }
+
+    fn refund_all(&mut self, placed: Vec<Placed>) {
+        for block in placed {
+            self.ledger.refund(block.charge);
+        }
+    }
+
+    fn enter(&mut self, order: &Order, count: u32, ids: IdRange, placed: Vec<Placed>) {
+        let first = ids.first;
+        let guid = self.guids.next();
+        let owner = match &order.region {
+            Some(region) => {
+                self.regions.add(first, region.clone());
+                SpanOwner::Region
+            }
+            None => SpanOwner::Session(order.session),
+        };
+        if let Some(session) = self.sessions.get_mut(order.session) {
+            match owner {
+                SpanOwner::Session(_) => session.spans.insert(first),
+                SpanOwner::Region => session.making_regions.insert(first),
+            };
+        }
+        let span = Span {
+            guid,
+            count,
+            ids: vec![ids],
+            page_size: order.page_size,
+            owner,
+            uid: order.payer.uid,
+            ticket: order.ticket,
+            state: SpanState::Making,
+            present: 0,
+            lost: 0,
+            untold: BTreeSet::new(),
+        };
+        self.blocks.add_span(first, span);
+        // A block by itself is its span, and has one GUID with it.
+        let single = count == 1;
+        for (place, Placed { daemon, charge }) in (0..).zip(placed) {
+            let Ok(id) = first.checked_add(place) else { return };
+            let block = Block {
+                span: first,
+                guid: if single { guid } else { self.guids.next() },
+                daemon: Some(daemon),
+                state: BlockState::Planned,
+                bytes_max: self.bytes_max(daemon),
+                committed: 0,
+                charge: Some(charge),
+                grows: 0,
+                stamp: 0,
+            };
+            self.blocks.add(id, block);
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Regions (004): created, opened, closed, deleted, listed.
+//!
+//! # Invariants
+//!
+//! 1. Who has no right on a region is told that there is none.
+//! 2. A grant is stored before its opener is answered.
+//! 3. Who has a region open that is deleted is told before its blocks go, and its ids are not used again
+//!    before it has listened.
+
+use dmce_abi::Status;
+use dmce_abi::block::{BlockId, Region, SessionId, Ticket};
+use dmce_abi::limits::{GRANTS, REGION_BYTES_MAX};
+use dmce_abi::wire::Refusal;
+use dmce_abi::wire::client::{
+    ClientReply, ClientRequest, Opened, RegionCreate, RegionList, RegionName, RegionOpen,
+};
+
+use super::Dispatcher;
+use super::action::Action;
+use super::blocks::SpanState;
+use super::charge::Payer;
+use super::clients::ReplyTo;
+use super::event::Rights;
+use super::opening::check_copies;
+use super::planning::Order;
+use super::regions::{Caller, RegionEntry, may_know, rights_of};
+use super::requests::{Outcome, Served, refuse};
+use super::sessions::Session;
+
+/// Bytes of names in one reply: they and their lengths fit a frame.
+const NAMES_BYTES_MAX: usize = 32 * 1024;
+
+/// Bytes of the length before a name.
+const NAME_LENGTH_BYTES: usize = 2;
+
+/// The mode of a region that does not say.
+const MODE_DEFAULT: u32 = 0o600;
+
+impl Session {
+    /// Who asks, where rights are checked.
+    pub(super) fn caller(&self) -> Caller<'_> {
+        Caller { uid: self.record.uid, gid: self.record.gid, groups: &self.groups }
+    }
+}
+
+impl Dispatcher {
+    pub(super) fn region_create(
+        &mut self,
+        to: ReplyTo,
+        id: SessionId,
+        create: &RegionCreate,
+    ) -> Served {
+        let Some(session) = self.sessions.get(id) else { return Ok(Outcome::Later) };
+        let record = &session.record;
+        let ticket = (record.guid, create.ticket);
+        let copies = check_copies(create.copies, self.config.copies)?;
+        let page_size = self.page_size(create.page_size)?;
+        let region = Region {
+            volume: create.region.volume.clone(),
+            name: create.region.name.clone(),
+            uid: record.uid,
+            gid: record.gid,
+            mode: if create.mode == 0 { MODE_DEFAULT } else { create.mode },
+            base_pointer: create.base_pointer,
+            region_size: create.region_size,
+            copies,
+            created_at: self.now.unix_s,
+            created_by: Ticket { session: ticket.0, number: ticket.1 },
+        };
+        region.validate().map_err(|error| Refusal::new(Status::Invalid, error.to_string()))?;
+        if let Some(made) = self.made_by(ticket) {
+            return self.region_again(to, made, &create.region);
+        }
+        if self.regions.by_name(&create.region).is_some() {
+            let RegionName { volume, name } = &create.region;
+            let text = format!("there is a region {name:?} in volume {volume:?}");
+            return refuse(Status::Exists, text);
+        }
+        let limit = self.config.limits.regions_max;
+        if self.regions.len() >= limit {
+            let text = format!("there are {limit} regions, limit {limit}");
+            return refuse(Status::NoSpace, text);
+        }
+        let (uid, bytes) = (region.uid, region.region_size);
+        self.ledger.charge_region(uid)?;
+        let order = Order {
+            request: ClientRequest::RegionCreate(create.clone()),
+            to,
+            session: id,
+            ticket,
+            payer: Payer { uid, account: None },
+            page_size,
+            bytes,
+            region: Some(region),
+        };
+        let served = self.make(order);
+        if served.is_err() {
+            self.ledger.refund_region(uid);
+        }
+        served
+    }
+
+    /// A `RegionCreate` whose ticket made something already.
+    fn region_again(&mut self, to: ReplyTo, first: BlockId, name: &RegionName) -> Served {
+        if self.regions.get(first).is_none_or(|region| region.name() != *name) {
+            return refuse(Status::Invalid, "the ticket made something else");
+        }
+        match self.blocks.span(first).map(|span| span.state) {
+            Some(SpanState::Making) => self.wait_for(to, first),
+            _ => Ok(ClientReply::Done.into()),
+        }
+    }
+
+    pub(super) fn region_open(&mut self, id: SessionId, open: &RegionOpen) -> Served {
+        let asked = Rights { read: open.read, write: open.write };
+        if !asked.any() {
+            return refuse(Status::Invalid, "a region is opened to read or to write");
+        }
+        let (first, rights) = self.find_region(id, &open.region)?;
+        if !rights.covers(asked) {
+            return refuse(Status::Denied, format!("region {:?}", open.region.name));
+        }
+        let Some(session) = self.sessions.get_mut(id) else { return Ok(Outcome::Later) };
+        let Some(grant) = session.opens.open(first, asked) else {
+            let text = format!("the session has {GRANTS} regions open, limit {GRANTS}");
+            return refuse(Status::NoSpace, text);
+        };
+        self.out.push(Action::StoreGrant { session: id, grant });
+        if let Some(region) = self.regions.get_mut(first) {
+            region.opens.insert(id);
+        }
+        match self.opened(first) {
+            Some(opened) => Ok(ClientReply::Opened(opened).into()),
+            None => refuse(Status::Internal, format!("region of block {first} has no blocks")),
+        }
+    }
+
+    pub(super) fn region_close(&mut self, id: SessionId, first: BlockId) -> Served {
+        let session = self.sessions.get_mut(id);
+        let Some(place) = session.and_then(|session| session.opens.close(first)) else {
+            return refuse(Status::NotFound, format!("no region of block {first} is open"));
+        };
+        self.out.push(Action::RevokeGrant { session: id, place });
+        if !self.sessions.get(id).is_some_and(|session| session.opens.rights(first).any()) {
+            self.unmap_span(id, first);
+            if let Some(region) = self.regions.get_mut(first) {
+                region.opens.remove(&id);
+            }
+        }
+        Ok(ClientReply::Done.into())
+    }
+
+    pub(super) fn region_delete(&mut self, id: SessionId, name: &RegionName) -> Served {
+        let (first, _) = self.find_region(id, name)?;
+        let uid = self.sessions.get(id).map(|session| session.record.uid);
+        let Some(region) = self.regions.get(first) else { return Ok(Outcome::Later) };
+        if uid != Some(0) && uid != Some(region.attributes.uid) {
+            return refuse(Status::Denied, format!("region {:?} is another's", name.name));
+        }
+        let others = region.opens.iter().filter(|session| **session != id).count();
+        if others > 0 {
+            let text = format!("{others} other sessions have region {:?} open", name.name);
+            return refuse(Status::Busy, text);
+        }
+        if region.opens.contains(&id) {
+            self.close_deleted(id, first);
+        }
+        self.give_up(first);
+        Ok(ClientReply::Done.into())
+    }
+
+    pub(super) fn region_list(&self, id: SessionId, list: &RegionList) -> Outcome {
+        let Some(session) = self.sessions.get(id) else { return Outcome::Later };
+        let after = RegionName { volume: list.volume.clone(), name: list.after.clone() };
+        let in_volume = |region: &RegionEntry| region.attributes.volume == list.volume;
+        let regions = self.regions.after(&after).take_while(|(_, region)| in_volume(region));
+        let known = regions.filter(|(first, region)| {
+            may_know(&region.attributes, session.caller()) && self.stands(*first)
+        });
+        let mut names = Vec::new();
+        let mut bytes = 0;
+        let mut more = false;
+        for (_, region) in known {
+            if bytes > NAMES_BYTES_MAX - REGION_BYTES_MAX {
+                more = true;
+                break;
+            }
+            bytes += region.attributes.name.len() + NAME_LENGTH_BYTES;
+            names.push(region.attributes.name.clone());
+        }
+        ClientReply::Names { names, more }.into()
+    }
+
+    /// Whether a span may be used.
+    pub(super) fn stands(&self, first: BlockId) -> bool {
+        self.blocks.span(first).is_some_and(|span| span.state == SpanState::Standing)
+    }
+
+    /// The region of a name, and what the session may do with it.
+    fn find_region(
+        &self,
+        session: SessionId,
+        name: &RegionName,
+    ) -> Result<(BlockId, Rights), Refusal> {
+        let found = self.regions.by_name(name).filter(|first| self.stands(*first));
+        let known = found.and_then(|first| {
+            let region = &self.regions.get(first)?.attributes;
+            let caller = self.sessions.get(session)?.caller();
+            may_know(region, caller).then(|| (first, rights_of(region, caller)))
+        });
+        let RegionName { volume, name } = name;
+        known.ok_or_else(|| {
+            Refusal::new(Status::NotFound, format!("no region {name:?} in volume {volume:?}"))
+        })
+    }
+
+    fn opened(&self, first: BlockId) -> Option<Opened> {
+        let region = &self.regions.get(first)?.attributes;
+        let span = self.blocks.span(first)?;
+        let primary = self.blocks.get(first)?.daemon;
+        Some(Opened {
+            first,
+            count: span.count,
+            guid: span.guid,
+            region_size: region.region_size,
+            base_pointer: region.base_pointer,
+            page_size: span.page_size,
+            copies: region.copies,
+            primary_daemon: primary.map_or(0, u32::from),
+            mirror_daemon: 0,
+        })
+    }
+
+    /// The session deletes a region that it has open itself: its handles are told first.
+    fn close_deleted(&mut self, id: SessionId, first: BlockId) {
+        for block in self.blocks.members(first) {
+            self.changed(id, block);
+        }
+        self.publish();
+        self.unmap_span(id, first);
+        let Some(session) = self.sessions.get_mut(id) else { return };
+        session.untold.insert(first);
+        for place in session.opens.close_all(first) {
+            self.out.push(Action::RevokeGrant { session: id, place });
+        }
+        if let Some(span) = self.blocks.span_mut(first) {
+            span.untold.insert(id);
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Connections and their requests: what may be asked when, and that each is answered once.
+
+use dmce_abi::Status;
+use dmce_abi::block::SessionId;
+use dmce_abi::wire::client::{ClientReply, ClientRequest};
+use dmce_abi::wire::{self, Refusal};
+
+use super::Dispatcher;
+use super::action::{Action, Descriptor, LogLevel};
+use super::charge::ChargeError;
+use super::clients::{Client, ReplyTo};
+use super::event::{ClientConn, Peer};
+use super::sessions::SessionLink;
+
+/// What became of a request.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// It is answered with this.
+    Reply(Box<ClientReply>, Vec<Descriptor>),
+    /// The answer follows when a daemon or the shell has done something.
+    Later,
+}
+
+impl From<ClientReply> for Outcome {
+    fn from(reply: ClientReply) -> Self {
+        Self::Reply(Box::new(reply), Vec::new())
+    }
+}
+
+/// Why a request is not done.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// It is refused.
+    Refused(Refusal),
+    /// There is no room. If bytes are on their way back, it waits for them; else it is refused.
+    NoRoom(Refusal),
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<ChargeError> for Failure {
+    fn from(error: ChargeError) -> Self {
+        match error {
+            ChargeError::Room { .. } => Self::NoRoom(error.into()),
+            ChargeError::Bytes { .. } | ChargeError::Count { .. } => Self::Refused(error.into()),
+        }
+    }
+}
+
+/// A refusal, as the error of whatever can fail.
+pub(super) fn refuse<T, E: From<Refusal>>(status: Status, text: impl Into<String>) -> Result<T, E> {
+    Err(Refusal::new(status, text).into())
+}
+
+/// What a request does.
+pub(super) type Served = Result<Outcome, Failure>;
+
+impl Dispatcher {
+    pub(super) fn connected(&mut self, conn: ClientConn, peer: Peer) {
+        let limit = self.config.limits.connections_max;
+        if self.clients.len() >= limit {
+            let reason = format!("there are {limit} connections, limit {limit}");
+            self.out.push(Action::CloseClient { conn, reason });
+            return;
+        }
+        self.clients.insert(conn, Client { peer, session: None, outstanding: 0 });
+    }
+
+    pub(super) fn request(&mut self, to: ReplyTo, request: ClientRequest) {
+        let limit = self.config.limits.outstanding_max;
+        let Some(client) = self.clients.get_mut(&to.conn) else { return };
+        client.outstanding += 1;
+        if client.outstanding > limit {
+            let text = format!("{limit} requests of this connection wait, limit {limit}");
+            self.reply(to, Err(Refusal::new(Status::Busy, text)), Vec::new());
+            return;
+        }
+        self.route(to, request, None);
+    }
+
+    /// Serves a request, or lets it wait. `place` is where it waited before.
+    pub(super) fn route(&mut self, to: ReplyTo, request: ClientRequest, place: Option<u64>) {
+        if !self.tables_complete() && needs_complete_tables(&request) {
+            self.deferred.push(to, request, None);
+            return;
+        }
+        let refusal = match self.serve(to, &request) {
+            Ok(Outcome::Reply(reply, descriptors)) => {
+                self.reply(to, Ok(*reply), descriptors);
+                None
+            }
+            Ok(Outcome::Later) => None,
+            Err(Failure::NoRoom(_)) if self.daemons.bytes_return() => {
+                self.parked.push(to, request.clone(), place);
+                None
+            }
+            Err(Failure::NoRoom(refusal) | Failure::Refused(refusal)) => Some(refusal),
+        };
+        let Some(refusal) = refusal else { return };
+        let session = self.clients.get(&to.conn).and_then(|client| client.session);
+        let no_session = matches!(request, ClientRequest::Setup(_)) && session.is_none();
+        let reason = format!("no session: {}", refusal.text);
+        self.reply(to, Err(refusal), Vec::new());
+        if no_session {
+            self.close_client(to.conn, reason);
+        }
+    }
+
+    /// Tries what found no room, oldest first, until one of them has to wait on.
+    pub(super) fn try_parked(&mut self) {
+        if !std::mem::take(&mut self.room_changed) {
+            return;
+        }
+        while let Some(waiter) = self.parked.pop() {
+            self.route(waiter.to, waiter.request, Some(waiter.place));
+            if self.parked.holds(waiter.place) {
+                return;
+            }
+        }
+    }
+
+    fn serve(&mut self, to: ReplyTo, request: &ClientRequest) -> Served {
+        match request {
+            ClientRequest::Admin(request) => return self.admin(to, request),
+            ClientRequest::Setup(setup) => return self.setup(to, setup),
+            ClientRequest::Attach(attach) => return self.attach(to, *attach),
+            _ => {}
+        }
+        let Some(session) = self.session_of(to.conn) else {
+            return refuse(Status::Closed, "this connection has no session");
+        };
+        match request {
+            ClientRequest::Malloc(malloc) => self.malloc(to, session, *malloc),
+            ClientRequest::Grow(grow) => self.grow(to, session, *grow),
+            ClientRequest::Delete(delete) => self.delete(session, *delete),
+            ClientRequest::Fetch(fetch) => self.fetch(session, *fetch),
+            ClientRequest::Map(map) => self.map(session, *map),
+            ClientRequest::Unmap(unmap) => self.unmap(session, *unmap),
+            ClientRequest::Changes(changes) => Ok(self.changes(session, changes.since)),
+            ClientRequest::Damaged(block) => self.damaged(session, *block),
+            ClientRequest::Stat => Ok(self.stat(session)),
+            ClientRequest::Disconnect => Ok(self.disconnect(to, session)),
+            ClientRequest::RegionCreate(create) => self.region_create(to, session, create),
+            ClientRequest::RegionOpen(open) => self.region_open(session, open),
+            ClientRequest::RegionClose(first) => self.region_close(session, *first),
+            ClientRequest::RegionDelete(name) => self.region_delete(session, name),
+            ClientRequest::RegionList(list) => Ok(self.region_list(session, list)),
+            _ => refuse(Status::Unsupported, "this broker does not know the request"),
+        }
+    }
+
+    /// The session that may be used over a connection.
+    pub(super) fn session_of(&self, conn: ClientConn) -> Option<SessionId> {
+        let id = self.clients.get(&conn)?.session?;
+        let session = self.sessions.get(id)?;
+        (session.link == SessionLink::Attached(conn)).then_some(id)
+    }
+
+    /// Answers a request; nobody, if its connection is gone.
+    pub(super) fn reply(
+        &mut self,
+        to: ReplyTo,
+        reply: wire::Reply<ClientReply>,
+        descriptors: Vec<Descriptor>,
+    ) {
+        let ReplyTo { conn, request_id } = to;
+        let Some(client) = self.clients.get_mut(&conn) else { return };
+        client.outstanding = client.outstanding.saturating_sub(1);
+        if request_id.0 != 0 {
+            self.out.push(Action::Reply { conn, request_id, reply, descriptors });
+        }
+    }
+
+    /// Ends a connection from this side. Its session, if any, is not touched.
+    pub(super) fn close_client(&mut self, conn: ClientConn, reason: impl Into<String>) {
+        if self.forget_client(conn).is_some() {
+            self.out.push(Action::CloseClient { conn, reason: reason.into() });
+        }
+    }
+
+    /// Ends a connection and its session, because of what the client did.
+    pub(super) fn end_client(&mut self, conn: ClientConn, reason: &str) {
+        let Some(client) = self.clients.get(&conn) else { return };
+        let text = format!("client process {} is ended: {reason}", client.peer.pid);
+        let session = client.session;
+        self.log(LogLevel::Warn, text);
+        self.close_client(conn, reason);
+        if let Some(session) = session {
+            self.end_session(session, reason);
+        }
+    }
+
+    pub(super) fn hung_up(&mut self, conn: ClientConn) {
+        let Some(client) = self.forget_client(conn) else { return };
+        let Some(session) = client.session else { return };
+        self.detach(session);
+    }
+
+    fn forget_client(&mut self, conn: ClientConn) -> Option<Client> {
+        self.deferred.drop_conn(conn);
+        self.parked.drop_conn(conn);
+        self.clients.remove(&conn)
+    }
+}
+
+/// What must wait until every daemon has reported to a broker that came back.
+const fn needs_complete_tables(request: &ClientRequest) -> bool {
+    !matches!(
+        request,
+        ClientRequest::Admin(_)
+            | ClientRequest::Attach(_)
+            | ClientRequest::Stat
+            | ClientRequest::Unmap(_)
+            | ClientRequest::Disconnect
+    )
+}

@@ -1,0 +1,323 @@
+//! A broker that comes back, and daemons that do: what they report is compared with what is known.
+//!
+//! ```text
+//!  Started: sessions by their records, ids by names, headers of daemons that nobody serves
+//!     |
+//!     v       each expected daemon: Holds .. last, or its lock is free and its headers are read
+//!  Assembling ------------------------------------------------------------------> tables complete:
+//!     spans from their blocks                                spans judged, openings and reservations
+//!                                                            restored, deferred requests served
+//! ```
+//!
+//! What becomes of a span that is not whole when all have reported:
+//!
+//! | missing | its first block has | then |
+//! |---|---|---|
+//! | the first | no name anywhere, and no session has the region open | it was never granted: destroyed |
+//! | the first | a name (its header is damaged), or a session has the region open | the first is lost |
+//! | another | | that one is lost |
+//!
+//! For spans are made first block last, so that a span with its first block was whole once.
+//!
+//! # Invariants
+//!
+//! 1. What was acknowledged and has its objects is there again, under the same ids.
+//! 2. An id that any name has is not given to a new block in this life of the broker.
+//! 3. What contradicts itself is kept away from everybody (*quarantined*) and named in the log; the rest
+//!    starts.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dmce_abi::block::{BlockId, DaemonId, Region, SessionId};
+use dmce_abi::limits::PAGE_BYTES;
+use dmce_abi::wire::daemon::HeldBlock;
+
+use super::Dispatcher;
+use super::action::{Action, LogLevel};
+use super::blocks::{Block, BlockState};
+use super::charge::Charge;
+use super::daemons::Link;
+use super::event::{FoundContent, FoundDaemon, Started};
+use super::ids::IdRange;
+
+/// Bytes that all blocks of one report may have: more than a host has.
+const REPORT_BYTES_MAX: u64 = 1 << 52;
+
+/// What is open of a restart.
+#[derive(Debug, Default)]
+pub(super) struct Restart {
+    /// Ids that a name has, and no block that was reported yet.
+    pub names: BTreeSet<BlockId>,
+    /// Spans that are assembled, with the attributes of regions.
+    pub assembling: BTreeMap<BlockId, Option<Region>>,
+    /// Blocks that fit to nothing, with what they cost their daemon.
+    pub quarantined: BTreeMap<BlockId, Quarantined>,
+}
+
+/// A block that nobody may use.
+#[derive(Debug)]
+pub(super) struct Quarantined {
+    /// Whether its id is its own: it may lie among those of another's span.
+    pub has_id: bool,
+    /// What it costs its daemon.
+    pub charge: Charge,
+}
+
+impl Dispatcher {
+    /// Whether every daemon that was expected has reported, or is known to be dead.
+    pub(super) fn tables_complete(&self) -> bool {
+        self.daemons.expected.is_empty()
+    }
+
+    pub(super) fn started(&mut self, started: Started) {
+        for session in started.sessions {
+            self.believe(session);
+        }
+        let mut read = Vec::new();
+        for FoundDaemon { daemon, blocks, content } in started.daemons {
+            self.daemons.servers.entry(daemon).or_default();
+            for id in blocks {
+                if self.ids.claim(id) {
+                    self.restart.names.insert(id);
+                }
+            }
+            match content {
+                FoundContent::Expected => {
+                    self.daemons.expected.insert(daemon);
+                    self.out.push(Action::AwaitLock { daemon });
+                }
+                FoundContent::Read(held) => read.push((daemon, held)),
+            }
+        }
+        for (daemon, held) in read {
+            self.take_headers(daemon, held);
+        }
+        if self.tables_complete() {
+            self.complete();
+        } else {
+            let text = format!("{} daemons have yet to report", self.daemons.expected.len());
+            self.log(LogLevel::Info, text);
+        }
+    }
+
+    /// Nobody serves an expected daemon any more: its headers say what it holds.
+    pub(super) fn lock_free(&mut self, daemon: DaemonId, held: Vec<HeldBlock>) {
+        let away = self.daemons.servers.get(&daemon).is_some_and(|s| matches!(s.link, Link::Away));
+        if away && self.daemons.expected.contains(&daemon) {
+            self.take_headers(daemon, held);
+            self.reported(daemon);
+        }
+    }
+
+    /// A daemon has told all that it holds.
+    pub(super) fn reported(&mut self, daemon: DaemonId) {
+        let was_expected = self.daemons.expected.remove(&daemon);
+        match (self.tables_complete(), was_expected) {
+            (true, true) => self.complete(),
+            (true, false) => self.judge_spans(),
+            (false, _) => {}
+        }
+    }
+
+    /// Whether a daemon's report can be true.
+    pub(super) fn check_report(
+        &self,
+        daemon: DaemonId,
+        held: &BTreeMap<BlockId, HeldBlock>,
+    ) -> Result<(), String> {
+        let mut bytes: u64 = 0;
+        for block in held.values() {
+            self.check_held(daemon, block)?;
+            bytes = bytes.saturating_add(block.committed);
+        }
+        if bytes > REPORT_BYTES_MAX {
+            return Err(format!("it reported {bytes} bytes, limit {REPORT_BYTES_MAX}"));
+        }
+        Ok(())
+    }
+
+    fn check_held(&self, daemon: DaemonId, held: &HeldBlock) -> Result<(), String> {
+        let HeldBlock { description, committed } = held;
+        let id = description.block;
+        let limit = self.config.block_ids();
+        description
+            .validate(self.config.layout.block_bytes())
+            .map_err(|error| format!("of block {id} it reported: {error}"))?;
+        if id.get() >= limit
+            || description.span.count > limit - description.span.first.get().min(limit)
+        {
+            return Err(format!("it reported block {id}, ids are below {limit}"));
+        }
+        let (count, limit) = (description.span.count, self.config.limits.blocks_max);
+        if count as usize > limit {
+            return Err(format!("it reported block {id} of a span of {count}, limit {limit}"));
+        }
+        if *committed > description.bytes_max || !committed.is_multiple_of(PAGE_BYTES) {
+            return Err(format!("it reported block {id} with {committed} bytes"));
+        }
+        match self.blocks.get(id) {
+            Some(Block { daemon: Some(place), .. }) if *place != daemon => {
+                Err(format!("it reported block {id} of daemon {place}"))
+            }
+            Some(Block { daemon: Some(_), guid, .. }) if *guid != description.guid => {
+                let theirs = description.guid;
+                Err(format!("it reported block {id} with guid {theirs}, which has {guid}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes in headers that the shell has read: what cannot be is left, the rest counts.
+    fn take_headers(&mut self, daemon: DaemonId, held: Vec<HeldBlock>) {
+        let mut report = BTreeMap::new();
+        for block in held {
+            match self.check_held(daemon, &block) {
+                Ok(()) => _ = report.insert(block.description.block, block),
+                Err(reason) => {
+                    let text = format!("daemon {daemon}: {reason}: left as it is");
+                    self.log(LogLevel::Error, text);
+                }
+            }
+        }
+        self.take_report(daemon, report);
+    }
+
+    /// Takes in a report that was checked: all that a daemon holds.
+    pub(super) fn take_report(&mut self, daemon: DaemonId, held: BTreeMap<BlockId, HeldBlock>) {
+        let server = self.daemons.servers.get(&daemon);
+        let destroying: BTreeSet<BlockId> =
+            server.map(|server| server.destroying().collect()).unwrap_or_default();
+        let known = server.map(|server| server.blocks.clone()).unwrap_or_default();
+        for id in known {
+            let state = self.blocks.get(id).map(|block| block.state);
+            match state {
+                Some(BlockState::Held) if !held.contains_key(&id) => {
+                    self.lose(id, "its daemon does not have it");
+                }
+                Some(BlockState::Dying) if !destroying.contains(&id) => self.destroy(id, daemon),
+                _ => {}
+            }
+        }
+        for (id, block) in held {
+            let known = self.blocks.get(id).map(|block| (block.state, block.daemon.is_some()));
+            match known {
+                Some((BlockState::Held, _)) => self.refresh(id, block.committed),
+                Some((_, true)) => {}
+                Some((_, false)) => {
+                    // It was missing until now: a daemon that nobody knew of has it.
+                    self.remove_placeholder(id);
+                    self.adopt(daemon, block);
+                }
+                None if self.restart.quarantined.contains_key(&id) => {}
+                None => self.adopt(daemon, block),
+            }
+        }
+    }
+
+    /// A daemon still has a block. It may have grown it and died before it could say so.
+    fn refresh(&mut self, id: BlockId, committed: u64) {
+        let stamp = self.next_number();
+        let Some(block) = self.blocks.get_mut(id) else { return };
+        if committed < block.committed {
+            let why = format!("it has {committed} bytes of {}", block.committed);
+            self.lose(id, &why);
+            return;
+        }
+        block.committed = committed;
+        block.stamp = stamp;
+        if let Some(charge) = &mut block.charge {
+            self.ledger.force_bytes(charge, committed);
+        }
+    }
+
+    fn remove_placeholder(&mut self, id: BlockId) {
+        let Some(block) = self.blocks.get(id) else { return };
+        let first = block.span;
+        if let Some(span) = self.blocks.span_mut(first) {
+            // The id stays with the span: the block is entered again at once.
+            span.ids.retain(|range| *range != IdRange { first: id, count: 1 });
+        }
+        self.restart.names.insert(id);
+        self.remove_block(id);
+    }
+
+    /// All have reported: sessions get back what they had, and what waited for that is served.
+    fn complete(&mut self) {
+        self.judge_spans();
+        for session in self.sessions.ids() {
+            self.restore_openings(session);
+            self.restore_reservation(session);
+        }
+        let (blocks, regions) = (self.blocks.len(), self.regions.len());
+        let sessions = self.sessions.len();
+        self.log(
+            LogLevel::Info,
+            format!(
+                "the tables are complete: {sessions} sessions, {regions} regions, {blocks} blocks"
+            ),
+        );
+        while let Some(waiter) = self.deferred.pop() {
+            self.route(waiter.to, waiter.request, None);
+        }
+    }
+
+    /// The regions that a session had open are open again. It is told of those that are gone, and
+    /// of blocks that are lost.
+    fn restore_openings(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get(id) else { return };
+        let firsts: Vec<BlockId> = session.opens.regions().collect();
+        for first in firsts {
+            if let Some(region) = self.regions.get_mut(first) {
+                region.opens.insert(id);
+                for block in self.lost_members(first) {
+                    self.changed(id, block);
+                }
+                continue;
+            }
+            let Some(session) = self.sessions.get_mut(id) else { return };
+            for place in session.opens.close_all(first) {
+                self.out.push(Action::RevokeGrant { session: id, place });
+            }
+            self.changed(id, first);
+        }
+    }
+
+    fn lost_members(&self, first: BlockId) -> Vec<BlockId> {
+        let is_lost =
+            |id: &BlockId| self.blocks.get(*id).is_some_and(|b| b.state == BlockState::Lost);
+        match self.blocks.span(first) {
+            Some(span) if span.lost > 0 => {
+                self.blocks.members(first).into_iter().filter(is_lost).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// A session's blocks count against its reservation first; the rest is reserved anew, as far as
+    /// there is room.
+    fn restore_reservation(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get(id) else { return };
+        let wanted = session.record.reserved;
+        if wanted == 0 || !self.config.static_reservation {
+            return;
+        }
+        let (account, spans) = (session.account, session.spans.clone());
+        let held = self.ledger.account(account).map_or(0, |account| account.bytes);
+        let covered = wanted.min(held);
+        let pieces = self.place_reservation(wanted - covered);
+        let total = covered + pieces.values().sum::<u64>();
+        self.ledger.fill_account(account, total, pieces);
+        let mut left = covered;
+        let members = spans.into_iter().flat_map(|first| self.blocks.members(first));
+        for block in members.collect::<Vec<_>>() {
+            let charge = self.blocks.get_mut(block).and_then(|block| block.charge.as_mut());
+            if let Some(charge) = charge {
+                left -= self.ledger.cover(charge, left);
+            }
+        }
+        if total < wanted {
+            let text = format!("session {id} had {wanted} bytes reserved, and has {total} now");
+            self.log(LogLevel::Warn, text);
+        }
+    }
+}
