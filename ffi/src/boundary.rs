@@ -19,7 +19,7 @@ use dmce_abi::Status;
 
 use crate::calls::{self, Call};
 use crate::failure::Failure;
-use crate::handles::{self, Object, Visit};
+use crate::handles::{self, Object};
 use crate::region::{OpenRegion, dmce_region_t};
 use crate::session::{OpenSession, dmce_session_t};
 use crate::version::{DMCE_OK, dmce_status_t};
@@ -68,9 +68,8 @@ pub(crate) trait InSession: Object {
 /// A call on the object of `handle`.
 #[inline]
 pub(crate) fn on<T: InSession>(handle: usize, body: impl FnOnce(&T) -> Outcome) -> dmce_status_t {
-    let visit: Visit<T> = match handles::enter(handle) {
-        Ok(visit) => visit,
-        Err(refused) => return refused.report(),
+    let Some(visit) = handles::visit::<T>(handle) else {
+        return handles::refusal::<T>(handle).report();
     };
     match panic::catch_unwind(AssertUnwindSafe(|| body(&visit))) {
         Ok(outcome) => status(outcome),

@@ -68,25 +68,36 @@ thread_local! {
 }
 
 /// Proof that this thread's record says which call it is in.
-pub(crate) struct Call {
-    record: &'static Record,
-    /// The record is not this thread's own, and goes back with the call.
-    borrowed: bool,
-}
+///
+/// One word, the record's address: moving it about costs nothing, where a structure with a `bool`
+/// would be written as bytes and read as words, which processors do slowly.
+pub(crate) struct Call(usize);
+
+/// In the word of a [`Call`]: the record is not the thread's own, and goes back with the call.
+const BORROWED: usize = 1;
+
+const _: () = assert!(align_of::<Record>() > BORROWED);
 
 impl Call {
     /// Announces a call on `handle`. The handle is checked after this, never before.
     #[inline]
     pub(crate) fn begin(handle: usize) -> Self {
         let own = OWN.get().filter(|record| record.inside.load(Ordering::Relaxed) == 0);
-        let (record, borrowed) = match own {
-            Some(record) => (record, false),
+        let call = match own {
+            Some(record) => Self(ptr::from_ref(record).expose_provenance()),
             None => find_record(),
         };
         // Relaxed: the barrier after it orders it before the look at the slot.
-        record.inside.store(handle, Ordering::Relaxed);
+        call.record().inside.store(handle, Ordering::Relaxed);
         light_barrier();
-        Self { record, borrowed }
+        call
+    }
+
+    #[inline]
+    fn record(&self) -> &'static Record {
+        let record = ptr::with_exposed_provenance::<Record>(self.0 & !BORROWED);
+        // SAFETY: the word was made from a record's address, and records are never freed.
+        unsafe { &*record }
     }
 
     /// Announces a call that has no handle.
@@ -99,9 +110,9 @@ impl Drop for Call {
     #[inline]
     fn drop(&mut self) {
         // Pairs with the Acquire load in `is_inside`: what the call did happens before the free.
-        self.record.inside.store(0, Ordering::Release);
-        if self.borrowed {
-            self.record.taken.store(false, Ordering::Release);
+        self.record().inside.store(0, Ordering::Release);
+        if self.0 & BORROWED != 0 {
+            self.record().taken.store(false, Ordering::Release);
         }
         light_barrier();
         if CLOSERS.load(Ordering::Relaxed) != 0 {
@@ -159,18 +170,18 @@ fn announce_departure() {
     let _ = futex::wake(&DEPARTURES, u32::MAX);
 }
 
-/// A record for a call of a thread that has none, or whose own one is in use.
-///
-/// Returns whether it is borrowed for this call alone.
+/// A call of a thread that has no record, or whose own one is in use.
 #[cold]
-fn find_record() -> (&'static Record, bool) {
+fn find_record() -> Call {
     let record = take_free().unwrap_or_else(make_record);
     // A thread whose locals are being destroyed has no lease any more to give the record back.
     let keep = OWN.get().is_none() && LEASE.try_with(|_| ()).is_ok();
+    let address = ptr::from_ref(record).expose_provenance();
     if keep {
         OWN.set(Some(record));
+        return Call(address);
     }
-    (record, !keep)
+    Call(address | BORROWED)
 }
 
 fn take_free() -> Option<&'static Record> {

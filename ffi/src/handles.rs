@@ -20,7 +20,7 @@
 
 use std::marker::PhantomData;
 use std::ops::Deref;
-use std::ptr;
+use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use dmce_abi::Status;
@@ -100,26 +100,31 @@ fn claim() -> Option<(usize, &'static Slot, usize)> {
 
 /// A call on an open handle. The object lives as long as this does.
 pub(crate) struct Visit<T> {
-    object: *const T,
+    object: NonNull<T>,
     _call: Call,
 }
 
-/// Begins a call on `handle`.
-///
-/// # Errors
-///
-/// `Invalid` for what was never a handle of this kind, `Closed` for one that is open no longer.
+/// Begins a call on `handle`; none if it is not open. [`refusal`] tells why, apart from this, so
+/// that what every call passes through fits two registers.
 #[inline]
-pub(crate) fn enter<T: Object>(handle: usize) -> Result<Visit<T>, Failure> {
+pub(crate) fn visit<T: Object>(handle: usize) -> Option<Visit<T>> {
     let call = Call::begin(handle);
     let slot = slot_of(handle);
     // Pairs with the Release in `open`: whoever sees the handle sees its object.
     if slot.live.load(Ordering::Acquire) != handle || kind_of(handle) != T::KIND {
-        drop(call);
-        return Err(refusal::<T>(handle));
+        return None;
     }
-    let object = slot.object.load(Ordering::Relaxed).cast_const().cast();
-    Ok(Visit { object, _call: call })
+    let object = NonNull::new(slot.object.load(Ordering::Relaxed).cast())?;
+    Some(Visit { object, _call: call })
+}
+
+/// [`visit`], with the reason.
+///
+/// # Errors
+///
+/// `Invalid` for what was never a handle of this kind, `Closed` for one that is open no longer.
+pub(crate) fn enter<T: Object>(handle: usize) -> Result<Visit<T>, Failure> {
+    visit(handle).ok_or_else(|| refusal::<T>(handle))
 }
 
 impl<T> Deref for Visit<T> {
@@ -129,7 +134,7 @@ impl<T> Deref for Visit<T> {
     fn deref(&self) -> &T {
         // SAFETY: invariants 3 and 4: the slot said that the handle is open after the call had
         // begun, so whoever closes it waits for the end of this call before freeing the object.
-        unsafe { &*self.object }
+        unsafe { self.object.as_ref() }
     }
 }
 
@@ -218,8 +223,9 @@ fn kind_of(handle: usize) -> usize {
     handle & ((1 << KIND_BITS) - 1)
 }
 
+/// Why [`visit`] or [`retire`] did not take a handle.
 #[cold]
-fn refusal<T: Object>(handle: usize) -> Failure {
+pub(crate) fn refusal<T: Object>(handle: usize) -> Failure {
     let name = T::NAME;
     if handle == 0 {
         return Failure::new(Status::Invalid, format!("the {name} is NULL"));
