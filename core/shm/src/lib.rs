@@ -26,6 +26,7 @@ mod document_tests;
 pub mod fence;
 #[cfg(not(loom))]
 pub mod header;
+#[cfg_attr(loom, allow(dead_code, reason = "the model has no layouts"))]
 mod layout;
 pub mod lock;
 pub mod parking;

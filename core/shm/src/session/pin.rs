@@ -41,7 +41,7 @@ pub struct PinnedRange {
     pub writable: bool,
 }
 
-/// A taken pin, to be given back with [`Pins::free`].
+/// A taken pin, to be given back with [`SessionMap::free_pin`](super::map::SessionMap::free_pin).
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "the range stays pinned until the pin is freed"]
 pub struct PinId(usize);

@@ -82,7 +82,7 @@ impl Page {
 
 fn explore(test: impl Fn() + Sync + Send + 'static) {
     let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(5);
+    model.preemption_bound = Some(4);
     model.check(test);
 }
 
