@@ -11,7 +11,8 @@
 //!    during one leaves the earlier header in force.
 //! 2. Of two ready slots the one with the higher sequence is in force. A slot that was ready and is
 //!    damaged may have been the newer one: then none is in force, and the block is not served.
-//! 3. What is read is copied first, and every field of the copy is checked before it becomes a type.
+//! 3. What is read is copied first, and every field of the copy is checked before it becomes a
+//!    type.
 //!
 //! The daemon writes headers and nobody maps them: everything here is `pread` and `pwrite`.
 

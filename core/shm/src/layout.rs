@@ -20,7 +20,7 @@ pub(crate) struct Field {
 // The fields are little-endian in the documents and native in the atomics.
 const _: () = assert!(cfg!(target_endian = "little"), "the shared objects are little-endian");
 
-/// The fingerprint of an object whose tables are `tables`, in the order of the document (section 8).
+/// The fingerprint of an object whose tables are `tables`, in the document's order (section 8).
 pub(crate) const fn fingerprint(tables: &[&[Field]]) -> u32 {
     let mut hash = Fnv1a::new();
     let mut table = 0;
@@ -71,7 +71,7 @@ impl Fnv1a {
     }
 }
 
-/// Defines a `repr(C)` type of a fixed size with every field at the offset that is written before it.
+/// Defines a `repr(C)` type of a fixed size with every field at the offset written before it.
 macro_rules! layout {
     (
         $(#[$meta:meta])*

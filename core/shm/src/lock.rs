@@ -16,8 +16,8 @@
 //!
 //! # Invariants
 //!
-//! 1. The half is not 0 while somebody may store to the page; it becomes another owner's only by way
-//!    of 0, or of `repair` after the owner died.
+//! 1. The half is not 0 while somebody may store to the page; it becomes another owner's only by
+//!    way of 0, or of `repair` after the owner died.
 //! 2. The sequence is odd while the page may be half written. Only the holder changes it.
 //! 3. *No wake-up is lost.* Who sleeps has seen `waiters` set, and who leaves without the lock, or
 //!    takes it after a sleep, leaves `waiters` set for the others.
@@ -161,8 +161,8 @@ impl PageLock {
             }
             round += 1;
         }
-        // From here on the lock is taken with `waiters`: others may sleep, and the wake-up that came
-        // here was theirs as well.
+        // From here on the lock is taken with `waiters`: others may sleep, and the wake-up that
+        // came here was theirs as well.
         loop {
             let wanted = owner.0 | WAITERS;
             let taken =

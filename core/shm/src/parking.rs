@@ -31,7 +31,7 @@ pub trait Parking {
     /// [`FutexError`].
     fn wake(&self, half: &AtomicU32, whom: Wake) -> Result<(), FutexError>;
 
-    /// Rests a little and says true; says false when it was done often enough and sleeping is better.
+    /// Rests a little and says true; false when it was done often enough and sleeping is better.
     fn spin(&self, round: u32) -> bool;
 }
 

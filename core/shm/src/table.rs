@@ -1,4 +1,4 @@
-//! The lock table of a block: a page that says whose it is, then one word per 4 KiB page (section 6).
+//! The lock table of a block: a page that says whose it is, then one word per page (section 6).
 //!
 //! ```text
 //! 0                       4096

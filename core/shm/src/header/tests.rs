@@ -86,8 +86,8 @@ fn update_in(page: &mut HeaderPage, header: &BlockHeader) {
     apply_all(page, &preamble::steps(place, slot.as_bytes()));
 }
 
-/// Calls `check` with the page after every prefix of `steps`: whole steps, and every byte of the one
-/// step that is more than a word.
+/// Calls `check` with the page after every prefix of `steps`: whole steps, and every byte of the
+/// one step that is more than a word.
 fn die_everywhere(page: &HeaderPage, steps: &[Step<'_>; 3], check: impl Fn(usize, &HeaderPage)) {
     let mut after = *page;
     for (done, step) in steps.iter().enumerate() {

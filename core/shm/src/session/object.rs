@@ -10,8 +10,8 @@
 //! Is a `pwrite` of the generation atomic enough? It goes into the same page that the client has
 //! mapped. The client compares the word with the one it knows and does nothing else with it; while
 //! the kernel copies, it may see the old word, the new one, or a mixture, and whatever is not the
-//! old one makes it ask the broker. When `pwrite` has returned the word is whole, and the fence that
-//! follows orders it before the look at the marks.
+//! old one makes it ask the broker. When `pwrite` has returned the word is whole, and the fence
+//! that follows orders it before the look at the marks.
 
 use std::mem::offset_of;
 use std::ops::Range;

@@ -71,7 +71,8 @@ impl Pins {
         pin.addr.store(range.addr, Ordering::Relaxed);
         pin.bytes.store(range.bytes, Ordering::Relaxed);
         let state = if range.writable { READ_WRITE } else { READ };
-        // Release pairs with the acquire after the broker's copy: a pin that is seen taken has its range.
+        // Release pairs with the acquire after the broker's copy: a pin that is seen taken has its
+        // range.
         pin.state.store(state, Ordering::Release);
         Ok(PinId(index))
     }

@@ -230,7 +230,7 @@ mod model {
         nothing_is_used_after_it_was_reclaimed(Fence::Missing);
     }
 
-    /// Inside one process the table's entry takes the place of the generation: unpublish, fence, look.
+    /// Inside one process the table's entry takes the place of the generation.
     #[test]
     fn who_unmaps_waits_for_every_operation_that_found_the_entry() {
         explore(|| {
