@@ -120,7 +120,7 @@ build-debug-i386:
 ## bench         a table of ratios, kept in docs/benchmarks.md; BENCH_ARGS chooses rows, or --quick
 .PHONY: bench
 bench: build
-	scripts/i386-cargo.sh build --release $(CARGO_FLAGS) -p dmce-benches
+	scripts/i386-cargo.sh build --release $(CARGO_FLAGS) -p dmce-benches --bin dmce-bench-worker
 	cargo build --release $(CARGO_FLAGS) -p dmce-benches
 	DMCE_TEST_PROGRAMS="$(RELEASE)" "$(RELEASE)/dmce-bench" \
 		--i386-worker "$(I386_BUILT)/release/dmce-bench-worker" \
