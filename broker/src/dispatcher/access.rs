@@ -19,7 +19,7 @@ use super::action::Descriptor;
 use super::asking::lost;
 use super::blocks::{Block, BlockState, Span, SpanOwner, SpanState};
 use super::clients::ReplyTo;
-use super::daemons::{Link, Op, Server};
+use super::daemons::{Op, Server};
 use super::event::Rights;
 use super::mappings::{Mapping, MappingError};
 use super::requests::{Failure, Outcome, Served, refuse};
@@ -80,9 +80,7 @@ impl Dispatcher {
         let asked = grow.committed.next_multiple_of(page_size).min(bytes_max);
         let (guid, daemon) = (reached.block.guid, reached.block.daemon);
         let server = daemon.and_then(|daemon| self.daemons.servers.get(&daemon));
-        // One that is joining will answer soon: the request waits in its queue.
-        let answers = |s: &Server| matches!(s.link, Link::Up(_) | Link::Joining { .. });
-        let Some(daemon) = daemon.filter(|_| server.is_some_and(answers)) else {
+        let Some(daemon) = daemon.filter(|_| server.is_some_and(Server::answers)) else {
             return refuse(Status::NoSpace, format!("the daemon of block {id} does not answer"));
         };
         if let Some(block) = self.blocks.get_mut(id) {

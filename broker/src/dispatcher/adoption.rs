@@ -2,6 +2,7 @@
 //!
 //! The rules are those of `restart`.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, Owner, Region};
@@ -204,11 +205,11 @@ impl Dispatcher {
         }
     }
 
-    /// Judges the spans that were assembled. Of two regions with one name the older keeps it.
+    /// Judges the spans that were assembled. Of two regions with one name the younger has it.
     pub(super) fn judge_spans(&mut self) {
         let assembled = std::mem::take(&mut self.restart.assembling);
         let mut spans: Vec<(BlockId, Option<Region>)> = assembled.into_iter().collect();
-        spans.sort_by_key(|(_, region)| region.as_ref().map(|region| region.created_at));
+        spans.sort_by_key(|(_, region)| region.as_ref().map(|region| Reverse(region.created_at)));
         for (first, region) in spans {
             let state = self.blocks.span(first).map(|span| span.state);
             if state == Some(SpanState::Assembling) {
@@ -223,8 +224,8 @@ impl Dispatcher {
         let present: BTreeSet<BlockId> = self.blocks.members(first).into_iter().collect();
         let all = (0..count).filter_map(|place| first.checked_add(place).ok());
         let missing: Vec<BlockId> = all.filter(|id| !present.contains(id)).collect();
-        let has_name = self.restart.names.contains(&first);
-        if missing.contains(&first) && !has_name && !self.is_granted(first) {
+        let has_header = self.restart.headers.contains(&first);
+        if missing.contains(&first) && !has_header && !self.is_granted(first) {
             self.log(LogLevel::Warn, format!("span {first} was never whole: it is destroyed"));
             self.drop_from_owner(first, owner);
             self.give_up(first);
@@ -234,8 +235,10 @@ impl Dispatcher {
             span.state = SpanState::Standing;
         }
         let bytes = region.as_ref().map(|region| region.region_size);
-        if let Some(region) = region {
-            self.enter_region(first, region);
+        if let Some(region) = region
+            && !self.enter_region(first, region)
+        {
+            return;
         }
         for id in missing {
             self.enter_placeholder(first, id);
@@ -243,13 +246,25 @@ impl Dispatcher {
         self.judge_sizes(first, count, bytes);
     }
 
-    fn enter_region(&mut self, first: BlockId, region: Region) {
+    /// Gives a region its name. `false` if it was destroyed, because a younger one has the name.
+    fn enter_region(&mut self, first: BlockId, region: Region) -> bool {
         self.ledger.force_region(region.uid);
+        self.created_last = self.created_last.max(region.created_at);
+        let created_at = region.created_at;
         let text = format!("region {:?} of volume {:?}", region.name, region.volume);
-        if !self.regions.add(first, region) {
-            let text = format!("{text} is there twice: the one of block {first} has no name");
-            self.log(LogLevel::Error, text);
+        if self.regions.add(first, region) {
+            return true;
         }
+        let namesake = self.regions.namesake(first).map_or(0, |other| other.attributes.created_at);
+        if created_at < namesake && !self.is_granted(first) {
+            let text = format!("{text}, of block {first}, was given up: it is destroyed");
+            self.log(LogLevel::Warn, text);
+            self.give_up_region(first);
+            return false;
+        }
+        let text = format!("{text} is there twice: the one of block {first} has no name");
+        self.log(LogLevel::Error, text);
+        true
     }
 
     fn drop_from_owner(&mut self, first: BlockId, owner: SpanOwner) {

@@ -43,6 +43,8 @@ pub struct Snapshot {
     pub outstanding: BTreeMap<ClientConn, usize>,
     /// Bytes charged and reserved, by daemon.
     pub charged: BTreeMap<DaemonId, (u64, u64)>,
+    /// Blocks and regions that contradict others: nobody may use them.
+    pub quarantined: usize,
     /// Whether every expected daemon has reported.
     pub complete: bool,
 }
@@ -51,7 +53,11 @@ impl Dispatcher {
     /// What is in the tables.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        let mut snapshot = Snapshot { complete: self.tables_complete(), ..Snapshot::default() };
+        let mut snapshot = Snapshot {
+            quarantined: self.restart.quarantined.len() + self.regions.nameless(),
+            complete: self.tables_complete(),
+            ..Snapshot::default()
+        };
         for (id, block) in self.blocks.all() {
             let Some(span) = self.blocks.span(block.span) else { continue };
             let usable = matches!(block.state, BlockState::Held | BlockState::Lost);
@@ -208,9 +214,12 @@ impl Dispatcher {
         });
         let makings = self.makings.values().map(|making| making.to);
         let grows = self.daemons.servers.values().flat_map(super::daemons::Server::grow_replies);
+        let deletions = self.deletions.values().map(|(_, to)| *to);
         let queues = self.deferred.owed().chain(self.parked.owed());
         let mut waiting: BTreeMap<ClientConn, Vec<RequestId>> = BTreeMap::new();
-        for ReplyTo { conn, request_id } in opening.chain(makings).chain(grows).chain(queues) {
+        for ReplyTo { conn, request_id } in
+            opening.chain(makings).chain(grows).chain(queues).chain(deletions)
+        {
             waiting.entry(conn).or_default().push(request_id);
         }
         for (conn, client) in &self.clients {

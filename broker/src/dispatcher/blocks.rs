@@ -5,10 +5,10 @@
 //!         Assembling --^ |  ^                to nobody; then the ids are given back)
 //!                        +--+ a block is lost
 //!
-//! block:  Planned --> Asked --> Held --> Dying --> (none)
-//!            |          |        |         ^
-//!            |          |        +-> Lost -+
-//!            +-> (none) +------------------+   its create is waited for, then it is destroyed
+//! block:  Planned --> Asked --> Held --> Doomed --> Dying --> (none)
+//!            |          |        |                   ^
+//!            |          |        +-> Lost -----------+
+//!            +-> (none) +----------------------------+   its create is answered first
 //! ```
 //!
 //! # Invariants
@@ -36,6 +36,8 @@ pub(super) enum BlockState {
     Held,
     /// Its bytes are gone.
     Lost,
+    /// It goes when the first block of its region is gone.
+    Doomed,
     /// It is on its way to nothing.
     Dying,
 }

@@ -91,6 +91,11 @@ impl Server {
         }
     }
 
+    /// Whether what it is asked now will be answered: one that is joining answers soon.
+    pub(super) const fn answers(&self) -> bool {
+        matches!(self.link, Link::Up(_) | Link::Joining { .. })
+    }
+
     /// Whether it takes new blocks.
     pub(super) const fn is_up(&self) -> bool {
         matches!(self.link, Link::Up(_))
@@ -122,6 +127,11 @@ impl Server {
             Op::Destroy { block } => self.destroys.push_back(block),
             urgent => self.urgent.push_back(urgent),
         }
+    }
+
+    /// Has a block destroyed before all others that wait: a client waits for it.
+    pub(super) fn push_destroy_first(&mut self, block: BlockId) {
+        self.destroys.push_front(block);
     }
 
     /// What may be sent now, if anything; to be followed by [`Server::sent`] or dropped.

@@ -153,6 +153,8 @@ pub struct FoundDaemon {
     pub daemon: DaemonId,
     /// The blocks of every `data-` and `head-` name, valid or not.
     pub blocks: Vec<BlockId>,
+    /// Of these, the blocks of every `head-` name.
+    pub headers: Vec<BlockId>,
     /// What is known of its blocks now.
     pub content: FoundContent,
 }

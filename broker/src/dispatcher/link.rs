@@ -183,6 +183,7 @@ impl Dispatcher {
         for to in grows {
             self.reply(to, Err(away(daemon)), Vec::new());
         }
+        self.confirm_deletions(daemon);
         for first in self.asked_spans(&creates) {
             self.make_again(first);
         }
@@ -247,6 +248,7 @@ impl Dispatcher {
         for first in spans {
             self.make_again(first);
         }
+        self.confirm_deletions(daemon);
         let blocks = self.daemons.servers.get(&daemon).map(|server| &server.blocks);
         let blocks = blocks.map(|blocks| blocks.iter().copied().collect());
         self.inspect(daemon, blocks.unwrap_or_default());

@@ -60,7 +60,7 @@ mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dmce_abi::block::{BlockId, SessionId};
+use dmce_abi::block::{BlockId, DaemonId, SessionId};
 
 pub use action::{Action, Descriptor, LogLevel};
 pub use audit::{Snapshot, SnapshotBlock};
@@ -72,7 +72,7 @@ pub use event::{
 
 use blocks::Blocks;
 use charge::Ledger;
-use clients::Clients;
+use clients::{Clients, ReplyTo};
 use daemons::Daemons;
 use guid::Guids;
 use ids::BlockIds;
@@ -114,6 +114,10 @@ pub struct Dispatcher {
     /// Sessions whose generation has moved and was not published.
     moved: BTreeSet<SessionId>,
     restart: Restart,
+    /// Who waits for a region to be gone, by its first block and that block's daemon.
+    deletions: BTreeMap<BlockId, (DaemonId, ReplyTo)>,
+    /// When the last region was created: no two have one time.
+    created_last: u64,
 }
 
 impl Dispatcher {
@@ -139,6 +143,8 @@ impl Dispatcher {
             room_changed: false,
             moved: BTreeSet::new(),
             restart: Restart::default(),
+            deletions: BTreeMap::new(),
+            created_last: 0,
             config,
         }
     }
@@ -161,7 +167,7 @@ impl Dispatcher {
             Event::Started(started) => self.started(started),
             Event::Connected { conn, peer } => self.connected(conn, peer),
             Event::Request { conn, request_id, request } => {
-                self.request(clients::ReplyTo { conn, request_id }, request);
+                self.request(ReplyTo { conn, request_id }, request);
             }
             Event::Hostile { conn, reason } => self.end_client(conn, &reason),
             Event::HungUp { conn } => self.hung_up(conn),

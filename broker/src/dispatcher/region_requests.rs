@@ -4,7 +4,9 @@
 //!
 //! 1. Who has no right on a region is told that there is none.
 //! 2. A grant is stored before its opener is answered.
-//! 3. Who has a region open that is deleted is told before its blocks go, and its ids are not used again
+//! 3. A delete is answered when the first block is gone: so a broker that comes back does not find the
+//!    region again.
+//! 4. Who has a region open that is deleted is told before its blocks go, and its ids are not used again
 //!    before it has listened.
 
 use dmce_abi::Status;
@@ -20,6 +22,7 @@ use super::action::Action;
 use super::blocks::SpanState;
 use super::charge::Payer;
 use super::clients::ReplyTo;
+use super::daemons::Server;
 use super::event::Rights;
 use super::opening::check_copies;
 use super::planning::Order;
@@ -64,7 +67,7 @@ impl Dispatcher {
             base_pointer: create.base_pointer,
             region_size: create.region_size,
             copies,
-            created_at: self.now.unix_s,
+            created_at: self.now.unix_s.max(self.created_last + 1),
             created_by: Ticket { session: ticket.0, number: ticket.1 },
         };
         region.validate().map_err(|error| Refusal::new(Status::Invalid, error.to_string()))?;
@@ -81,6 +84,7 @@ impl Dispatcher {
             let text = format!("there are {limit} regions, limit {limit}");
             return refuse(Status::NoSpace, text);
         }
+        self.created_last = region.created_at;
         let (uid, bytes) = (region.uid, region.region_size);
         self.ledger.charge_region(uid)?;
         let order = Order {
@@ -150,7 +154,12 @@ impl Dispatcher {
         Ok(ClientReply::Done.into())
     }
 
-    pub(super) fn region_delete(&mut self, id: SessionId, name: &RegionName) -> Served {
+    pub(super) fn region_delete(
+        &mut self,
+        to: ReplyTo,
+        id: SessionId,
+        name: &RegionName,
+    ) -> Served {
         let (first, _) = self.find_region(id, name)?;
         let uid = self.sessions.get(id).map(|session| session.record.uid);
         let Some(region) = self.regions.get(first) else { return Ok(Outcome::Later) };
@@ -162,11 +171,25 @@ impl Dispatcher {
             let text = format!("{others} other sessions have region {:?} open", name.name);
             return refuse(Status::Busy, text);
         }
-        if region.opens.contains(&id) {
+        let is_open = region.opens.contains(&id);
+        let daemon = self.blocks.get(first).and_then(|block| block.daemon);
+        let server = daemon.and_then(|daemon| self.daemons.servers.get(&daemon));
+        if let Some(daemon) = daemon
+            && !server.is_some_and(Server::answers)
+        {
+            let text = format!("daemon {daemon}, which has its first block, does not answer");
+            return refuse(Status::Busy, text);
+        }
+        if is_open {
             self.close_deleted(id, first);
         }
-        self.give_up(first);
-        Ok(ClientReply::Done.into())
+        let Some(daemon) = daemon else {
+            self.give_up_region(first);
+            return Ok(ClientReply::Done.into());
+        };
+        self.deletions.insert(first, (daemon, to));
+        self.give_up_region(first);
+        Ok(Outcome::Later)
     }
 
     pub(super) fn region_list(&self, id: SessionId, list: &RegionList) -> Outcome {

@@ -97,6 +97,12 @@ impl Regions {
         self.names.get(name).copied()
     }
 
+    /// The region that has the name of the one that begins with `first`.
+    pub(super) fn namesake(&self, first: BlockId) -> Option<&RegionEntry> {
+        let name = self.by_first.get(&first)?.name();
+        self.by_first.get(self.names.get(&name)?)
+    }
+
     /// The region that begins with `first`.
     pub(super) fn get(&self, first: BlockId) -> Option<&RegionEntry> {
         self.by_first.get(&first)

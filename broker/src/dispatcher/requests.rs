@@ -147,7 +147,7 @@ impl Dispatcher {
             ClientRequest::RegionCreate(create) => self.region_create(to, session, create),
             ClientRequest::RegionOpen(open) => self.region_open(session, open),
             ClientRequest::RegionClose(first) => self.region_close(session, *first),
-            ClientRequest::RegionDelete(name) => self.region_delete(session, name),
+            ClientRequest::RegionDelete(name) => self.region_delete(to, session, name),
             ClientRequest::RegionList(list) => Ok(self.region_list(session, list)),
             _ => refuse(Status::Unsupported, "this broker does not know the request"),
         }

@@ -13,11 +13,16 @@
 //!
 //! | missing | its first block has | then |
 //! |---|---|---|
-//! | the first | no name anywhere, and no session has the region open | it was never granted: destroyed |
-//! | the first | a name (its header is damaged), or a session has the region open | the first is lost |
+//! | the first | no header anywhere, and no session has the region open | it was never granted: destroyed |
+//! | the first | a header (which is damaged), or a session has the region open | the first is lost |
 //! | another | | that one is lost |
 //!
-//! For spans are made first block last, so that a span with its first block was whole once.
+//! For spans are made first block last, so that a span with its first block was whole once; and regions
+//! are deleted first block first.
+//!
+//! Of two regions with one name, the older is what an attempt left that was given up while its daemon was
+//! away: a name is given only while nobody has it, and `created_at` rises with each region. It is
+//! destroyed, unless a session has it open: then it is kept, without a name.
 //!
 //! # Invariants
 //!
@@ -48,6 +53,8 @@ const REPORT_BYTES_MAX: u64 = 1 << 52;
 pub(super) struct Restart {
     /// Ids that a name has, and no block that was reported yet.
     pub names: BTreeSet<BlockId>,
+    /// Of these, ids that a `head-` name has: the block was made, and its header may be damaged.
+    pub headers: BTreeSet<BlockId>,
     /// Spans that are assembled, with the attributes of regions.
     pub assembling: BTreeMap<BlockId, Option<Region>>,
     /// Blocks that fit to nothing, with what they cost their daemon.
@@ -74,7 +81,8 @@ impl Dispatcher {
             self.believe(session);
         }
         let mut read = Vec::new();
-        for FoundDaemon { daemon, blocks, content } in started.daemons {
+        for FoundDaemon { daemon, blocks, headers, content } in started.daemons {
+            self.restart.headers.extend(headers);
             self.daemons.servers.entry(daemon).or_default();
             for id in blocks {
                 if self.ids.claim(id) {
@@ -194,6 +202,7 @@ impl Dispatcher {
                 Some(BlockState::Held) if !held.contains_key(&id) => {
                     self.lose(id, "its daemon does not have it");
                 }
+                // Its daemon refused to destroy it.
                 Some(BlockState::Dying) if !destroying.contains(&id) => self.destroy(id, daemon),
                 _ => {}
             }

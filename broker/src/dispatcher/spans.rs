@@ -10,6 +10,7 @@
 use std::collections::BTreeSet;
 
 use dmce_abi::block::{BlockId, DaemonId, SessionId};
+use dmce_abi::wire::client::ClientReply;
 
 use super::Dispatcher;
 use super::action::{Action, LogLevel};
@@ -44,8 +45,20 @@ impl Dispatcher {
             // Its daemon answers first, so that the destroy finds what was made.
             (BlockState::Asked, _) => self.blocks.set_state(id, BlockState::Dying),
             (BlockState::Held | BlockState::Lost, Some(daemon)) => self.destroy(id, daemon),
-            (BlockState::Held, None) | (BlockState::Dying, _) => {}
+            _ => {}
         }
+    }
+
+    /// Deletes a region that stands: its first block goes first, since where that is, the region is.
+    pub(super) fn give_up_region(&mut self, first: BlockId) {
+        for id in self.blocks.members(first).into_iter().filter(|id| *id != first) {
+            let Some(block) = self.blocks.get_mut(id) else { continue };
+            if let Some(charge) = block.charge.as_mut().filter(|_| block.daemon.is_some()) {
+                self.ledger.retire(charge);
+                self.blocks.set_state(id, BlockState::Doomed);
+            }
+        }
+        self.give_up(first);
     }
 
     /// Has a block destroyed that its daemon has, or may have.
@@ -59,7 +72,11 @@ impl Dispatcher {
             }
         }
         if let Some(server) = self.daemons.servers.get_mut(&daemon) {
-            server.push(Op::Destroy { block: id });
+            if self.deletions.contains_key(&id) {
+                server.push_destroy_first(id);
+            } else {
+                server.push(Op::Destroy { block: id });
+            }
         }
         self.pump(daemon);
     }
@@ -74,7 +91,34 @@ impl Dispatcher {
             self.ledger.refund(charge);
         }
         self.room_changed = true;
+        if id == block.span {
+            self.first_is_gone(id);
+        }
         self.forget(block.span);
+    }
+
+    /// The first block of a span is gone: a region is deleted by that.
+    fn first_is_gone(&mut self, first: BlockId) {
+        if let Some((_, to)) = self.deletions.remove(&first) {
+            self.reply(to, Ok(ClientReply::Done), Vec::new());
+        }
+        for id in self.blocks.members(first) {
+            let doomed = self.blocks.get(id).filter(|block| block.state == BlockState::Doomed);
+            if let Some(daemon) = doomed.and_then(|block| block.daemon) {
+                self.destroy(id, daemon);
+            }
+        }
+    }
+
+    /// A daemon does not answer. The regions whose deletion it was to confirm are gone for everybody
+    /// but for it, and it is told again at its return.
+    pub(super) fn confirm_deletions(&mut self, daemon: DaemonId) {
+        let unconfirmed = self.deletions.iter().filter(|(_, (place, _))| *place == daemon);
+        for first in unconfirmed.map(|(first, _)| *first).collect::<Vec<_>>() {
+            if let Some((_, to)) = self.deletions.remove(&first) {
+                self.reply(to, Ok(ClientReply::Done), Vec::new());
+            }
+        }
     }
 
     /// A session knows that a span is gone.

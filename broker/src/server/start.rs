@@ -34,6 +34,10 @@ fn found(objects: &Objects, daemon: DaemonId, kinds: &BTreeSet<ObjectKind>) -> O
         _ => None,
     });
     let blocks: BTreeSet<BlockId> = ids.collect();
+    let headers = kinds.iter().filter_map(|kind| match *kind {
+        ObjectKind::Header(id) => BlockId::try_from(id).ok(),
+        _ => None,
+    });
     let served = objects.is_served(daemon);
     if !served && blocks.is_empty() {
         return None;
@@ -43,5 +47,6 @@ fn found(objects: &Objects, daemon: DaemonId, kinds: &BTreeSet<ObjectKind>) -> O
     } else {
         FoundContent::Read(objects.read_headers(daemon))
     };
-    Some(FoundDaemon { daemon, blocks: blocks.into_iter().collect(), content })
+    let (blocks, headers) = (blocks.into_iter().collect(), headers.collect());
+    Some(FoundDaemon { daemon, blocks, headers, content })
 }
