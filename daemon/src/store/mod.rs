@@ -22,9 +22,11 @@ mod block;
 mod check;
 mod commit;
 mod folder;
+mod ledger;
 mod pool;
 mod prepare;
 mod requests;
+mod room;
 #[cfg(test)]
 mod tests;
 mod upkeep;
@@ -46,7 +48,7 @@ use dmce_sys::object::{ObjectDir, ObjectError};
 use tracing::warn;
 
 use block::Data;
-use commit::Ledger;
+use ledger::Ledger;
 use pool::Pool;
 use work::Remains;
 

@@ -20,8 +20,9 @@ use dmce_sys::map::{self, FileRange, MapError, Populate, Protection, Reservation
 use tracing::debug;
 
 use super::block::Spare;
-use super::commit::{CommitError, Growth, Promise};
+use super::commit::{CommitError, Growth};
 use super::folder::Folder;
+use super::ledger::Promise;
 
 /// Bytes of a huge page, and of a step.
 pub const STEP_BYTES: u64 = 2 << 20;

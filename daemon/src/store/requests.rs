@@ -20,7 +20,8 @@ use dmce_shm::header::{BlockHeader, HeaderError, Role};
 use dmce_sys::object::{self, ObjectError};
 
 use super::block::{self, Spare};
-use super::commit::{CommitError, Growth, Promise, Purpose, Room, Shortage};
+use super::commit::{CommitError, Growth};
+use super::ledger::{Promise, Purpose, Shortage};
 use super::work::{Done, Job, Remains};
 use super::{Begun, Condition, Held, Store};
 
@@ -212,21 +213,19 @@ impl Store {
         Ok(Begun::Working(Job::Clear { remains }))
     }
 
-    fn sense(&self) -> Result<DaemonAnswer, Refusal> {
-        let room = self.room()?;
-        Ok(DaemonAnswer::Sensed { pool: self.pool.bytes(), headroom: self.ledger.headroom(&room) })
+    fn sense(&mut self) -> Result<DaemonAnswer, Refusal> {
+        let headroom = self
+            .ledger
+            .headroom(self.folder.dir())
+            .map_err(|error| Refusal::new(Status::Io, error.to_string()))?;
+        Ok(DaemonAnswer::Sensed { pool: self.pool.bytes(), headroom })
     }
 
     /// Bytes for a block that are to be committed.
     fn promise(&mut self, block: BlockId, bytes: u64) -> Result<Promise, Refusal> {
-        let room = self.room()?;
         self.ledger
-            .promise(bytes, Purpose::Block, &room)
-            .map_err(|shortage| refusal_of_shortage(block, &shortage))
-    }
-
-    fn room(&self) -> Result<Room, Refusal> {
-        Room::of(self.folder.dir()).map_err(|error| Refusal::new(Status::Io, error.to_string()))
+            .promise(bytes, Purpose::Block, self.folder.dir())
+            .map_err(|error| refusal_of_commit(block, &error))
     }
 }
 

@@ -19,8 +19,9 @@ use tracing::{debug, warn};
 
 use super::block;
 use super::check::{self, Finding};
-use super::commit::{Growth, Purpose, Room};
+use super::commit::Growth;
 use super::folder::Found;
+use super::ledger::Purpose;
 use super::prepare::{Preparation, Task, TaskDone};
 use super::work::Remains;
 use super::{Condition, Store};
@@ -62,20 +63,13 @@ impl Store {
     pub(super) fn refill(&mut self) {
         while self.pool.is_short() {
             let bytes = self.pool.object_bytes();
-            let room = match Room::of(self.folder.dir()) {
-                Ok(room) => room,
-                Err(error) => {
-                    warn!(%error, "the pool is not filled");
-                    return;
-                }
-            };
-            match self.ledger.promise(bytes, Purpose::Upkeep, &room) {
+            match self.ledger.promise(bytes, Purpose::Upkeep, self.folder.dir()) {
                 Ok(promise) => {
                     self.pool.begin();
                     self.tasks.push(Task::Refill { bytes, promise });
                 }
-                Err(shortage) => {
-                    debug!(%shortage, "the pool is not filled");
+                Err(error) => {
+                    debug!(%error, "the pool is not filled");
                     return;
                 }
             }
@@ -124,7 +118,7 @@ impl Store {
             Finding::Holes { data, missing } => {
                 let data = data.into_fd();
                 if held.condition == Condition::Whole {
-                    self.mend(block, data.try_clone(), missing);
+                    self.mend(block, &data, missing);
                 }
                 Ok(Some(data))
             }
@@ -156,20 +150,18 @@ impl Store {
 
     /// Has the pages of a block brought back that a client has given away, so that those who share
     /// the block find them.
-    fn mend(&mut self, block: BlockId, data: std::io::Result<OwnedFd>, missing: u64) {
-        let room = Room::of(self.folder.dir());
-        let (Ok(data), Ok(room)) = (data, room) else { return };
+    fn mend(&mut self, block: BlockId, data: &OwnedFd, missing: u64) {
         let Some(held) = self.blocks.get_mut(&block) else { return };
-        match self.ledger.promise(missing, Purpose::Upkeep, &room) {
+        let Ok(data) = data.try_clone() else { return };
+        match self.ledger.promise(missing, Purpose::Upkeep, self.folder.dir()) {
             Ok(promise) => {
                 held.condition = Condition::Mending;
                 let rest = Growth { from: 0, to: held.data.bytes };
-                let gone = Arc::clone(&held.gone);
-                let promise = Some(promise);
+                let (gone, promise) = (Arc::clone(&held.gone), Some(promise));
                 self.tasks.push(Task::Prepare(Preparation { block, data, rest, gone, promise }));
             }
-            Err(shortage) => {
-                debug!(%block, missing, %shortage, "pages given back by a client stay away");
+            Err(error) => {
+                debug!(%block, missing, %error, "pages stay away that a client gave back");
             }
         }
     }

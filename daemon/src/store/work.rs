@@ -13,8 +13,9 @@ use dmce_abi::block::{BlockDescription, BlockId};
 use dmce_sys::object::ObjectError;
 
 use super::block::{self, Data, Spare};
-use super::commit::{self, CommitError, Growth, Promise};
+use super::commit::{self, CommitError, Growth};
 use super::folder::Folder;
+use super::ledger::Promise;
 
 /// Work of at most these bytes takes less time than giving it to somebody.
 const BRIEF_BYTES: u64 = 4 << 20;
