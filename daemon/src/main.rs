@@ -31,6 +31,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use dmce_sys::limits;
 use dmce_sys::poll::SignalFd;
+use sd_notify::NotifyState;
 use tracing::level_filters::LevelFilter;
 use tracing::warn;
 use tracing_subscriber::EnvFilter;
@@ -66,8 +67,18 @@ fn serve(args: Args) -> Result<(), Box<dyn Error>> {
     if let Err(error) = limits::raise_open_files() {
         warn!(%error, "the limit of open files stays as it is");
     }
-    Server::start(settings, &dir.join(SOCKET), signals)?.run()?;
+    let server = Server::start(settings, &dir.join(SOCKET), signals)?;
+    notify(NotifyState::Ready);
+    server.run()?;
+    notify(NotifyState::Stopping);
     Ok(())
+}
+
+/// Tells the service manager, if one wants to know.
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        warn!(%error, "the service manager was not told");
+    }
 }
 
 /// `DMCE_LOG` says how much is logged: `debug`, or as `tracing-subscriber` reads it.

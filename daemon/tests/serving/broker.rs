@@ -19,7 +19,7 @@ use dmce_sys::socket::{Listener, Socket};
 const OBJECTS: &str = "/dev/shm";
 
 /// What nothing here takes, unless something hangs.
-const WATCHDOG: Duration = Duration::from_secs(60);
+pub const WATCHDOG: Duration = Duration::from_secs(60);
 
 /// The broker of one test, and the daemons that it has started.
 pub struct Broker {
@@ -71,13 +71,18 @@ impl Broker {
         command.args(["--id", "1", "--capacity", "256MiB", "--instance", self.instance.as_str()]);
         command.arg("--dir").arg(&self.dir);
         command.env("DMCE_DAEMON_MARGIN", "16MiB").env("DMCE_DAEMON_CHECK_MS", "50");
+        command.env_remove("NOTIFY_SOCKET");
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command
     }
 
     pub fn start_daemon(&mut self) {
+        self.start(&mut self.command());
+    }
+
+    pub fn start(&mut self, command: &mut Command) {
         let log = File::options().create(true).append(true).open(self.dir.join("log"));
-        let child = self.command().stderr(log.unwrap()).spawn().unwrap();
+        let child = command.stderr(log.unwrap()).spawn().unwrap();
         self.daemons.push(child);
     }
 

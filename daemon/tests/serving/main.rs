@@ -4,6 +4,7 @@
 mod broker;
 
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixDatagram;
 use std::process::Stdio;
 
 use dmce_abi::Status;
@@ -15,7 +16,7 @@ use dmce_abi::wire::{self, FrameHeader, Reply};
 use dmce_sys::object;
 use dmce_sys::pidfd::Signal;
 
-use broker::{Broker, Introduction};
+use broker::{Broker, Introduction, WATCHDOG};
 
 const MIB: u64 = 1 << 20;
 
@@ -213,6 +214,25 @@ fn a_daemon_that_is_told_to_stop_leaves_its_blocks() {
         broker.start_daemon();
         assert_eq!(held(&broker.accept()), [(1, 2 * MIB)]);
     }
+}
+
+#[test]
+fn a_service_manager_hears_when_the_blocks_are_there_and_when_it_stops() {
+    let mut broker = Broker::new();
+    let path = broker.dir.join("notify.sock");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(WATCHDOG)).unwrap();
+    let mut command = broker.command();
+    broker.start(command.env("NOTIFY_SOCKET", &path));
+    let heard = || {
+        let mut buffer = [0; 64];
+        let bytes = manager.recv(&mut buffer).unwrap();
+        String::from_utf8(buffer[..bytes].to_vec()).unwrap()
+    };
+    assert_eq!(heard(), "READY=1\n");
+    broker.signal(Signal::TERM);
+    assert_eq!(heard(), "STOPPING=1\n");
+    assert!(broker.wait_for_exit().success());
 }
 
 #[test]
