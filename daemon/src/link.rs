@@ -223,3 +223,66 @@ impl Link {
         self.pause_ms = (self.pause_ms * 2).min(PAUSE_MS_MAX);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use dmce_abi::wire::daemon::DaemonAnswer;
+    use dmce_sys::socket::Listener;
+
+    use super::*;
+
+    const TOKEN: u64 = 1;
+
+    fn path(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("dmce-test-link-{}-{name}", std::process::id()))
+    }
+
+    #[test]
+    fn the_pause_grows_to_half_a_second_and_is_short_again_after_a_broker_has_settled() {
+        let poller = Poller::new().unwrap();
+        let mut link = Link::new(path("away"), TOKEN);
+        let mut now = 1000;
+        for pause in [20, 40, 80, 160, 320, 500, 500] {
+            assert!(!link.connect(now, &poller));
+            assert_eq!(link.pause(now), Some(Duration::from_millis(pause)));
+            assert!(!link.connect(now + pause - 1, &poller), "it is not time yet");
+            assert_eq!(link.pause(now + pause), Some(Duration::ZERO));
+            now += pause;
+        }
+        link.settled();
+        assert!(!link.connect(now, &poller));
+        assert_eq!(link.pause(now), Some(Duration::from_millis(20)));
+    }
+
+    #[test]
+    fn a_broker_that_does_not_read_is_not_waited_for() {
+        let path = path("congested");
+        let listener = Listener::bind(&path, 0o600).unwrap();
+        let poller = Poller::new().unwrap();
+        let mut link = Link::new(path, TOKEN);
+        assert!(link.connect(0, &poller));
+        assert_eq!(link.connection(), Some(1));
+        let done = DaemonMessage::Reply(Ok(DaemonAnswer::Done));
+        let mut sent = 0;
+        let error = loop {
+            if let Err(error) = link.send(7, &done).and_then(|()| link.flush(&poller)) {
+                break error;
+            }
+            sent += 1;
+        };
+        assert!(matches!(error, LinkError::Congested), "{error}");
+        assert!(sent > FRAMES_WAITING_MAX, "what the socket takes is not counted");
+        // It reads after all, and gets everything, whole and in order.
+        let peer = listener.accept_nonblocking().unwrap();
+        let (mut buffer, mut fds, mut received) = (vec![0; FRAME_BYTES_MAX], Vec::new(), 0);
+        while received < sent {
+            link.flush(&poller).unwrap();
+            while peer.try_recv(&mut buffer, &mut fds).is_ok() {
+                received += 1;
+            }
+        }
+        link.disconnect(0, &poller, &error);
+        assert_eq!((link.connection(), received), (None, sent));
+        listener.unlink().unwrap();
+    }
+}

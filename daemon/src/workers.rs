@@ -241,3 +241,72 @@ impl<T> Queue<T> {
         self.things.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs::File;
+    use std::os::fd::AsFd;
+    use std::path::Path;
+    use std::time::Duration;
+
+    use dmce_abi::block::{BlockId, DaemonId};
+    use dmce_abi::name::Instance;
+    use dmce_sys::poll;
+
+    use super::*;
+    use crate::store::{Data, Growth, Remains};
+
+    fn id(block: u32) -> BlockId {
+        BlockId::try_from(block).unwrap()
+    }
+
+    fn preparation(block: u32) -> Preparation {
+        Preparation {
+            block: id(block),
+            data: File::open("/dev/null").unwrap().into(),
+            rest: Growth { from: 0, to: 4096 },
+            gone: Arc::default(),
+            promise: None,
+        }
+    }
+
+    fn blocks(left: &[Preparation]) -> Vec<u32> {
+        left.iter().map(|preparation| preparation.block.get()).collect()
+    }
+
+    #[test]
+    fn of_too_many_preparations_the_oldest_are_given_up() {
+        let mut stack: Vec<_> = (1..=1027).map(|block| Task::Prepare(preparation(block))).collect();
+        assert_eq!(blocks(&trim(&mut stack)), [1, 2, 3]);
+        assert_eq!(stack.len(), PREPARATIONS_MAX);
+        assert_eq!(blocks(&trim(&mut stack)), []);
+    }
+
+    #[test]
+    fn whatever_is_handed_over_comes_back_once() {
+        let instance = Instance::new(&format!("test-workers-{}", std::process::id())).unwrap();
+        let folder =
+            Folder::open(Path::new("/dev/shm"), instance, DaemonId::try_from(1).unwrap()).unwrap();
+        let workers = Workers::start(&Arc::new(folder), true).unwrap();
+        for block in 1..=50 {
+            let remains = Remains { block: id(block), data: Data { inode: 0, bytes: 0 } };
+            workers.submit(Job::Clear { remains }, Arc::default());
+        }
+        workers.prepare((51..=100).map(|block| Task::Prepare(preparation(block))).collect());
+        let mut back = BTreeSet::new();
+        while back.len() < 100 {
+            let watchdog = Some(Duration::from_secs(60));
+            assert!(poll::wait_readable(workers.wake().as_fd(), watchdog).unwrap(), "{back:?}");
+            for finished in workers.finished().unwrap() {
+                let block = match finished {
+                    Finished::Job(done) => done.block(),
+                    Finished::Task(TaskDone::Prepared { block, .. }) => block,
+                    Finished::Task(other) => panic!("{other:?} was not handed over"),
+                };
+                assert!(back.insert(block), "block {block} came back twice");
+            }
+        }
+        assert!(workers.finished().unwrap().is_empty());
+    }
+}

@@ -47,15 +47,16 @@ use dmce_sys::lock::OfdLock;
 use dmce_sys::object::{ObjectDir, ObjectError};
 use tracing::warn;
 
-use block::Data;
 use ledger::Ledger;
 use pool::Pool;
-use work::Remains;
 
 pub use adopt::Foreign;
+pub use block::Data;
+#[cfg(test)]
+pub use commit::Growth;
 pub use folder::{Folder, ServeError};
 pub use prepare::{Preparation, Preparer, Task, TaskDone};
-pub use work::{Done, Job};
+pub use work::{Done, Job, Remains};
 
 /// What a store is told at its start.
 #[derive(Clone, Debug)]

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
 mod broker;
+mod deaths;
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
@@ -13,7 +14,7 @@ use dmce_abi::limits::FRAME_BYTES_MAX;
 use dmce_abi::name::ObjectKind;
 use dmce_abi::wire::daemon::{DaemonAnswer, DaemonMessage, DaemonNotice, DaemonRequest};
 use dmce_abi::wire::{self, FrameHeader, Reply};
-use dmce_sys::object;
+use dmce_sys::object::{self, ObjectDir};
 use dmce_sys::pidfd::Signal;
 
 use broker::{Broker, Introduction, WATCHDOG};
