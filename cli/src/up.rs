@@ -57,6 +57,8 @@ pub enum UpError {
     #[error("{} still has memory of instance {found}: 'dmce down --dir {0}' before {wanted} starts",
             dir.display())]
     OtherInstance { dir: PathBuf, found: String, wanted: Instance },
+    #[error("--daemons {daemons} is more than limits.daemons, which is {limit}")]
+    TooMany { daemons: u32, limit: u32 },
     #[error("the supervisor cannot be started")]
     Supervisor(#[source] io::Error),
     #[error("{line}")]
@@ -80,6 +82,10 @@ pub fn run(args: &Up) -> Result<PathBuf, UpError> {
         (None, note) => note.as_ref().and_then(|note| note.config.clone()),
     };
     let config = Config::load(plan.config.as_deref())?;
+    if plan.daemons > config.limits.daemons {
+        let (daemons, limit) = (plan.daemons, config.limits.daemons);
+        return Err(UpError::TooMany { daemons, limit });
+    }
     let instance = name_of_instance(&home, &config, note.as_ref())?;
     let objects = Objects::open(&config.instance.objects, instance)?;
     refuse_other_instance(&home, note.as_ref(), &objects)?;
@@ -235,7 +241,7 @@ impl Waiting {
                 let said =
                     missing.first().and_then(|id| last_line(&home.log(Role::Daemon(*id)), 0));
                 let said = said.map_or(String::new(), |line| format!(": {line}"));
-                format!("daemon {} does not serve{said}", ids.join(", "))
+                format!("no daemon {} serves{said}", ids.join(", "))
             }
         }
     }

@@ -10,7 +10,7 @@ use dmce_sys::process;
 use dmce_sys::socket::Listener;
 use std::os::fd::AsFd;
 
-use super::harness::{Home, dmce, wait_until};
+use super::harness::{Home, Run, dmce, run, wait_gone, wait_until};
 
 #[test]
 fn wrong_usage_is_told_from_failure() {
@@ -42,8 +42,7 @@ fn no_broker_is_told_from_a_broker_that_refuses() {
 }
 
 /// What the command makes of a peer that takes the question and answers so.
-fn told_by(home: &Home, answer: Option<&[u8]>) -> super::harness::Run {
-    let listener = Listener::bind(home.socket(), 0o600).unwrap();
+fn told_by(home: &Home, listener: &Listener, answer: Option<&[u8]>) -> Run {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             assert!(wait_readable(listener.as_fd(), None).unwrap());
@@ -61,19 +60,20 @@ fn told_by(home: &Home, answer: Option<&[u8]>) -> super::harness::Run {
 fn who_listens_and_is_no_broker_is_found_out() {
     let home = Home::new("impostor");
     fs::create_dir(&home.dir).unwrap();
+    let listener = Listener::bind(home.socket(), 0o600).unwrap();
     let header = |version: u8| [17, 0, 0, 0, version, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0xff];
     for answer in [None, Some(&b"hello"[..]), Some(&header(1))] {
-        let error = told_by(&home, answer).failed(3);
+        let error = told_by(&home, &listener, answer).failed(3);
         assert!(error.starts_with("no broker answers"), "{error}");
     }
-    let error = told_by(&home, Some(&header(9))).failed(1);
+    let error = told_by(&home, &listener, Some(&header(9))).failed(1);
     assert!(error.contains("another release: the peer speaks message version 9"), "{error}");
 }
 
 #[test]
 fn an_address_of_nothing_is_a_failure() {
     let home = Home::new("map");
-    home.up(&["--daemons", "1"]).done();
+    home.up(&[]).done();
     for address in ["0", "0x40000000", "0xffffffffffffffff"] {
         let error = home.ask(&["map", address]).failed(1);
         assert!(!error.is_empty());
@@ -84,7 +84,10 @@ fn an_address_of_nothing_is_a_failure() {
 #[test]
 fn a_server_that_ends_at_its_start_is_quoted_and_the_others_are_stopped() {
     let broker = ("dmce-broker", "echo $$ >&2; exec sleep 1000");
-    let daemon = ("dmce-daemon", "echo begun >&2; echo 'no room for me' >&2; exit 3");
+    // It waits for the broker's word, which the test reads.
+    let script = "until grep -q . \"$2/log/broker.log\"; do :; done
+        echo begun >&2; echo 'no room for me' >&2; exit 3";
+    let daemon = ("dmce-daemon", script);
     let home = Home::new("early").with_servers(&[broker, daemon]);
     let error = home.up(&[]).failed(1);
     assert!(error.contains("daemon-"), "{error}");
@@ -106,7 +109,7 @@ fn a_server_that_ends_at_its_start_is_quoted_and_the_others_are_stopped() {
 fn a_missing_program_is_named() {
     let home = Home::new("programs").with_servers(&[("dmce-broker", "exec sleep 1000")]);
     let mut command = home.up_command(&[]);
-    let error = super::harness::run(command.env("PATH", "/bin:/usr/bin")).failed(1);
+    let error = run(command.env("PATH", "/bin:/usr/bin")).failed(1);
     assert!(error.starts_with("dmce-daemon is neither beside dmce"), "{error}");
     home.assert_nothing_runs();
 }
@@ -121,7 +124,7 @@ fn a_start_that_is_interrupted_leaves_nothing_running() {
     up.kill().unwrap();
     up.wait().unwrap();
     for name in servers {
-        super::harness::wait_gone(home.log(name).trim().parse().unwrap());
+        wait_gone(home.log(name).trim().parse().unwrap());
     }
     wait_until("the supervisor has ended", || home.processes().is_empty());
     assert_eq!(home.files(), ["instance.json", "log", "up.lock"]);
@@ -133,6 +136,9 @@ fn a_wrong_configuration_is_one_line_with_its_place() {
     fs::write(home.config(), "[instance]\nnmae = \"x\"\n").unwrap();
     let error = home.up(&[]).failed(1);
     assert!(error.contains("dmce.toml:2:1: "), "{error}");
+    fs::write(home.config(), "limits.daemons = 1\n").unwrap();
+    let error = home.up(&[]).failed(1);
+    assert_eq!(error, "--daemons 2 is more than limits.daemons, which is 1");
     fs::remove_file(home.config()).unwrap();
     let error = home.up(&[]).failed(1);
     assert!(error.contains("cannot be read"), "{error}");

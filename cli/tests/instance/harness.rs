@@ -98,16 +98,15 @@ impl Home {
 
     /// Uses a copy of the command that stands beside servers of the test's own making: scripts.
     pub fn with_servers(mut self, scripts: &[(&str, &str)]) -> Self {
-        use std::os::unix::fs::PermissionsExt;
         let programs = self.scratch.join("programs");
         fs::create_dir(&programs).unwrap();
         for (name, script) in scripts {
-            let path = programs.join(name);
-            fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            let text = self.scratch.join("script");
+            fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
+            install(&text, &programs.join(name));
         }
         let copy = programs.join("dmce");
-        fs::copy(&self.program, &copy).unwrap();
+        install(&self.program, &copy);
         self.program = copy;
         self
     }
@@ -215,6 +214,13 @@ impl Drop for Home {
         }
         let _ = fs::remove_dir_all(&self.scratch);
     }
+}
+
+/// Copies a program by another process: a file that this one had open for writing could still be so
+/// in a child that another test is just starting, and then nobody can execute it.
+fn install(from: &Path, to: &Path) {
+    let status = Command::new("install").args(["-m", "755"]).args([from, to]).status().unwrap();
+    assert!(status.success());
 }
 
 /// The names of an instance's objects.

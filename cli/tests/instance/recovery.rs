@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use dmce_sys::pidfd::{self, Signal};
 
 use super::client::{read_region, write_region};
-use super::harness::{Home, kill, objects_of, wait_gone, wait_until};
+use super::harness::{Home, kill, objects_of, run, wait_gone, wait_until};
 
 #[test]
 fn after_everything_was_killed_the_next_start_finds_the_regions() {
@@ -178,13 +178,13 @@ fn an_instance_that_another_directory_serves_is_neither_started_nor_removed() {
     let second = home.dir.with_file_name("second");
     let mut command = Command::new(env!("CARGO_BIN_EXE_dmce"));
     command.arg("up").arg("--dir").arg(&second).arg("--config").arg(home.config());
-    let error = super::harness::run(&mut command).failed(1);
+    let error = run(&mut command).failed(1);
     assert!(error.ends_with(&format!("process {broker}")), "{error}");
 
     // A copy of the directory says that the instance is its own; the locks say that it is not.
     fs::copy(home.dir.join("instance.json"), second.join("instance.json")).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_dmce"));
-    let error = super::harness::run(command.arg("down").arg("--dir").arg(&second)).failed(1);
+    let error = run(command.arg("down").arg("--dir").arg(&second)).failed(1);
     assert!(error.contains("nothing was removed"), "{error}");
     assert_eq!(home.pid("broker"), broker);
     assert_eq!(home.json("status")["state"], "ok");
