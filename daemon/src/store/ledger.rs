@@ -158,7 +158,8 @@ impl Ledger {
 
     /// A block has gone that had these bytes.
     pub fn refund(&mut self, bytes: u64) {
-        self.committed = self.committed.saturating_sub(bytes);
+        let rest = self.committed.checked_sub(bytes);
+        self.committed = rest.expect("what is refunded was counted");
     }
 
     /// Bytes of all blocks.

@@ -26,7 +26,7 @@ fn id(block: u32) -> BlockId {
 }
 
 fn description(block: u32) -> BlockDescription {
-    let guid = Guid([u8::try_from(block).unwrap(); 16]);
+    let guid = Guid(u128::from(block).to_le_bytes());
     BlockDescription {
         block: id(block),
         guid,
@@ -99,6 +99,26 @@ fn blocks_outlive_the_daemon_that_was_killed() {
         assert!(!broker.path(ObjectKind::Data(block)).exists());
     }
     assert_eq!(object::stat(client.as_fd()).unwrap().allocated_bytes, 0);
+}
+
+#[test]
+fn more_blocks_than_a_frame_holds_are_all_reported() {
+    const BLOCKS: u32 = 400;
+    let mut broker = Broker::new();
+    broker.start_daemon();
+    broker.accept();
+    for block in 1..=BLOCKS {
+        broker.request(&create(block, 4096));
+    }
+    for _ in 1..=BLOCKS {
+        assert_eq!(broker.receive_reply().1, committed(4096));
+    }
+    broker.restart();
+    let expected: Vec<_> = (1..=BLOCKS).map(|block| (block, 4096)).collect();
+    assert_eq!(held(&broker.accept()), expected);
+    broker.kill_daemon();
+    broker.start_daemon();
+    assert_eq!(held(&broker.accept()), expected);
 }
 
 #[test]

@@ -176,8 +176,7 @@ fn a_file_of_another_user_is_left_and_reported() {
     fs::write(&path, "x").unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     if let Err(error) = std::os::unix::fs::chown(&path, Some(65534), None) {
-        eprintln!("skipped: only root can give a file to another user: {error}");
-        return;
+        return skip(&format!("only root can give a file to another user: {error}"));
     }
     let store = fixture.open();
     assert_eq!(store.foreign()[0].reason, "it belongs to another user");
