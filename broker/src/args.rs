@@ -68,10 +68,14 @@ impl Args {
         }
         if let Some(layout) = self.layout {
             config.instance.layout = layout;
+            // The file's limit was meant for the file's layout.
+            let ids = u32::try_from(layout.block_ids()).unwrap_or(u32::MAX);
+            config.limits.blocks = config.limits.blocks.min(ids - 1);
         }
         if let Some(copies) = self.copies {
             config.instance.copies = copies;
         }
+        config.validate()?;
         let dir = self.dir.or_else(|| config.instance.dir.clone());
         let instance = self.instance.or_else(|| config.instance.name.clone());
         let place = Place {

@@ -26,9 +26,8 @@ use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::time::Duration;
 
-use dmce_abi::AddrLayout;
 use dmce_abi::block::DaemonId;
-use dmce_abi::name::{Instance, ObjectKind, ObjectName};
+use dmce_abi::name::Instance;
 use dmce_broker::dispatcher::{Action, Dispatcher, Event, LogLevel, Millis, Now};
 use dmce_config::Config;
 use dmce_sys::lock::{LockError, OfdLock};
@@ -42,8 +41,11 @@ use tracing::{debug, error, info, warn};
 use crate::args::Place;
 use clients::Clients;
 use daemons::Daemons;
-use objects::{BROKER, Objects};
+use objects::Objects;
 use sessions::Sessions;
+
+/// Copies of a block that this release keeps.
+const COPIES_SERVED: u32 = 1;
 
 /// How often a lock that is waited for is looked at: the kernel has no notice for it.
 const LOCK_POLL_MS: u64 = 20;
@@ -90,6 +92,18 @@ pub enum ServerError {
     InUse {
         /// The instance.
         instance: Instance,
+    },
+    /// The instance asks by default for what no request would get.
+    #[error("the instance asks for {asked} copies of a block, this release keeps {COPIES_SERVED}")]
+    Copies {
+        /// As configured.
+        asked: u32,
+    },
+    /// Somebody else's object lies where the broker's lock belongs.
+    #[error("the broker's lock: {reason}")]
+    Foreign {
+        /// What it is.
+        reason: String,
     },
     /// The objects' folder.
     #[error("the folder of the objects")]
@@ -139,10 +153,12 @@ impl Server {
     pub fn start(place: &Place, config: &Config) -> Result<Self, ServerError> {
         let signals = SignalFd::new()?;
         limits::raise_open_files()?;
+        if config.instance.copies > COPIES_SERVED {
+            return Err(ServerError::Copies { asked: config.instance.copies });
+        }
         let folder = ObjectDir::open(&config.instance.objects)?;
-        let lock = take_lock(&folder, &place.instance)?;
-        let layout: AddrLayout = config.instance.layout;
-        let objects = Objects::new(folder, place.instance.clone(), layout);
+        let objects = Objects::new(folder, place.instance.clone(), config.instance.layout);
+        let lock = objects.lock()?;
         let mut sessions = Sessions::new(process::boot_id()?);
         let started = start::read(&objects, &mut sessions)?;
 
@@ -327,19 +343,6 @@ impl Server {
             other => unreachable!("{other:?} is executed by act"),
         }
     }
-}
-
-fn take_lock(folder: &ObjectDir, instance: &Instance) -> Result<OfdLock, ServerError> {
-    let name = ObjectName { instance: instance.clone(), daemon: BROKER, kind: ObjectKind::Lock };
-    let name = name.to_string();
-    let fd = match folder.create(&name) {
-        Err(ObjectError::Exists { .. }) => folder.open_read_write(&name)?,
-        created => created?,
-    };
-    OfdLock::try_exclusive(fd).map_err(|error| match error {
-        LockError::Held => ServerError::InUse { instance: instance.clone() },
-        other => ServerError::Lock(other),
-    })
 }
 
 fn now() -> Now {

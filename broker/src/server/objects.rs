@@ -16,10 +16,12 @@ use dmce_abi::wire::daemon::HeldBlock;
 use dmce_abi::{AddrLayout, Status};
 use dmce_broker::dispatcher::Descriptor;
 use dmce_shm::header;
+use dmce_sys::lock::{LockError, OfdLock};
 use dmce_sys::object::{self, ObjectDir, ObjectError, ObjectStat};
 use dmce_sys::{identity, lock};
 use tracing::warn;
 
+use super::ServerError;
 use super::sessions::Sessions;
 
 /// The broker's place among the daemons, in the names of objects.
@@ -45,6 +47,33 @@ impl Objects {
     /// The objects of `instance` in `folder`.
     pub fn new(folder: ObjectDir, instance: Instance, layout: AddrLayout) -> Self {
         Self { folder, instance, layout, uid: identity::effective_uid() }
+    }
+
+    /// Makes this process the only broker of the instance, as long as the lock lives.
+    pub fn lock(&self) -> Result<OfdLock, ServerError> {
+        let name = self.name(BROKER, ObjectKind::Lock);
+        loop {
+            let (fd, stat) = match self.open(BROKER, ObjectKind::Lock, true) {
+                Ok(opened) => opened,
+                Err(ObjectFailure::Object(ObjectError::NotFound { .. })) => {
+                    match self.folder.create(&name) {
+                        Ok(_) | Err(ObjectError::Exists { .. }) => continue,
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                Err(failure) => return Err(ServerError::Foreign { reason: failure.to_string() }),
+            };
+            let lock = OfdLock::try_exclusive(fd).map_err(|error| match error {
+                LockError::Held => ServerError::InUse { instance: self.instance.clone() },
+                other => ServerError::Lock(other),
+            })?;
+            // Who cleans up may have removed the name between the look and the lock: only a lock on
+            // what the name names keeps others out.
+            let named = self.open(BROKER, ObjectKind::Lock, true);
+            if named.is_ok_and(|(_, found)| found.inode == stat.inode) {
+                return Ok(lock);
+            }
+        }
     }
 
     /// The folder itself.
