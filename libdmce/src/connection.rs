@@ -80,9 +80,7 @@ impl Connection {
             if header.request == id {
                 return Ok((reply.map_err(ConnectionError::Refused)?, fds));
             }
-            if let Ok(ClientReply::Granted(granted)) = reply {
-                self.late_grants.push(granted);
-            }
+            self.keep_late(&reply);
         }
     }
 
@@ -99,9 +97,27 @@ impl Connection {
         self.send(0, notice, deadline)
     }
 
+    /// Whether the other end is there still. Takes in replies that nobody waits for any more.
+    pub(crate) fn is_alive(&mut self) -> bool {
+        loop {
+            match self.receive(Deadline::after_ms(0)) {
+                Ok((_, reply, _)) => self.keep_late(&reply),
+                Err(ConnectionError::Timeout) => return true,
+                Err(error) if error.is_broken() => return false,
+                Err(_) => {}
+            }
+        }
+    }
+
     /// Blocks that were granted after their asker had given up.
     pub(crate) fn take_late_grants(&mut self) -> Vec<Granted> {
         std::mem::take(&mut self.late_grants)
+    }
+
+    fn keep_late(&mut self, reply: &Reply<ClientReply>) {
+        if let Ok(ClientReply::Granted(granted)) = reply {
+            self.late_grants.push(*granted);
+        }
     }
 
     fn send(
@@ -138,7 +154,10 @@ impl Connection {
         };
         let frame = &self.frame[..received.bytes];
         if received.truncated {
-            return Err(WireError::TooLong { bytes: received.bytes as u64 }.into());
+            // This process has no descriptor left, which is no reason to lose what was granted.
+            let reply = wire::decode_body(frame)?;
+            self.keep_late(&reply);
+            return Err(ConnectionError::NoDescriptor);
         }
         let header = wire::decode_header(frame, fds.len())?;
         Ok((header, wire::decode_body(frame)?, fds))
@@ -188,6 +207,9 @@ pub enum ConnectionError {
     /// What came is no message of this protocol.
     #[error(transparent)]
     Wire(#[from] WireError),
+    /// The reply's descriptors did not fit into this process.
+    #[error("this process has no descriptor left for what the broker sent")]
+    NoDescriptor,
     /// The kernel could not wait.
     #[error("waiting for the broker failed")]
     Wait(#[from] std::io::Error),
@@ -197,7 +219,8 @@ impl ConnectionError {
     /// Whether the connection is of no more use.
     #[must_use]
     pub const fn is_broken(&self) -> bool {
-        !matches!(self, Self::Refused(_) | Self::Timeout | Self::Wire(WireError::TooLong { .. }))
+        let too_long = Self::is_too_long(self);
+        !matches!(self, Self::Refused(_) | Self::Timeout | Self::NoDescriptor) && !too_long
     }
 
     /// The status that a caller gets.
@@ -208,8 +231,14 @@ impl ConnectionError {
             Self::Socket(SocketError::Denied { .. }) => Status::Denied,
             Self::Wire(WireError::Version { .. }) => Status::Version,
             Self::Wire(WireError::TooLong { .. }) => Status::Invalid,
+            Self::NoDescriptor => Status::NoMem,
             _ => Status::Unavailable,
         }
+    }
+
+    /// Whether the request did not fit a frame; nothing was sent.
+    const fn is_too_long(&self) -> bool {
+        matches!(self, Self::Wire(WireError::TooLong { .. }))
     }
 }
 

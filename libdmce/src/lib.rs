@@ -16,6 +16,7 @@ mod alloc;
 mod block;
 pub mod connection;
 mod error;
+mod locate;
 mod options;
 mod reach;
 mod session;

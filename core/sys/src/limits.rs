@@ -22,6 +22,12 @@ pub fn raise_open_files() -> io::Result<u64> {
     Ok(limit.maximum.unwrap_or(u64::MAX))
 }
 
+/// How many descriptors this process may open now, if that is limited.
+#[must_use]
+pub fn open_files() -> Option<u64> {
+    getrlimit(Resource::Nofile).current
+}
+
 /// The bytes of address space that this process may have in all (`RLIMIT_AS`), if that is limited.
 #[must_use]
 pub fn address_space_limit() -> Option<u64> {
@@ -36,6 +42,6 @@ mod tests {
     fn open_files_are_raised_to_the_hard_limit() {
         let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
         assert_eq!(raise_open_files().unwrap(), hard);
-        assert_eq!(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX), hard);
+        assert_eq!(open_files().unwrap_or(u64::MAX), hard);
     }
 }

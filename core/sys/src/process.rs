@@ -140,6 +140,36 @@ pub fn unblock_signals(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(unblock) }
 }
 
+/// Runs `start` with the signals of this thread blocked that come from outside: a thread that it
+/// starts inherits that, so none of them is ever handled there. Those that an instruction of the
+/// thread itself raises are left as they are: blocked, they would end the process.
+pub fn without_signals<R>(start: impl FnOnce() -> R) -> R {
+    const OWN: [libc::c_int; 5] =
+        [libc::SIGBUS, libc::SIGSEGV, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP];
+    let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: the pointer is to a local.
+    unsafe { libc::sigfillset(set.as_mut_ptr()) };
+    for signal in OWN {
+        // SAFETY: the set was initialised above.
+        unsafe { libc::sigdelset(set.as_mut_ptr(), signal) };
+    }
+    let mut before = MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: both pointers are to locals, the first initialised above.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), before.as_mut_ptr()) };
+    let _restore = Masked(before);
+    start()
+}
+
+/// The mask that a thread had; dropping it, also by a panic, puts it back.
+struct Masked(MaybeUninit<libc::sigset_t>);
+
+impl Drop for Masked {
+    fn drop(&mut self) {
+        // SAFETY: filled by `pthread_sigmask`, which cannot fail for valid arguments.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, self.0.as_ptr(), ptr::null_mut()) };
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stat {
     start_time: u64,
@@ -223,6 +253,25 @@ mod tests {
             let _ = self.0.kill();
             let _ = self.0.wait();
         }
+    }
+
+    /// The blocked signals of this thread, as the kernel shows them.
+    fn blocked() -> u64 {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
+        u64::from_str_radix(line.trim(), 16).unwrap()
+    }
+
+    #[test]
+    fn a_thread_that_is_started_without_signals_handles_none_from_outside() {
+        let bit = |signal: libc::c_int| 1_u64 << (signal - 1);
+        let before = blocked();
+        let thread = without_signals(|| std::thread::spawn(blocked));
+        let inside = thread.join().unwrap();
+        assert_ne!(inside & bit(libc::SIGTERM), 0);
+        assert_ne!(inside & bit(libc::SIGUSR1), 0);
+        assert_eq!(inside & bit(libc::SIGBUS), 0);
+        assert_eq!(blocked(), before);
     }
 
     fn sleeper() -> Child {

@@ -28,10 +28,13 @@ const SIZES: [u32; 35] = [
 
 const SLAB_BYTES_MIN: u32 = 16 << 10;
 const OBJECTS_MIN: u32 = 8;
-const STEP: u64 = 16;
+const STEP: u32 = 16;
+
+const STEPS: usize = 2048 + 1;
+const _: () = assert!((STEPS as u64 - 1) * STEP as u64 == OBJECT_BYTES_MAX);
 
 /// The class of each number of 16-byte steps.
-static BY_STEPS: [u8; (OBJECT_BYTES_MAX / STEP) as usize + 1] = classes_by_steps();
+static BY_STEPS: [u8; STEPS] = classes_by_steps();
 
 /// One size class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,8 +42,9 @@ pub(crate) struct Class(u8);
 
 impl Class {
     /// Every class, by rising size.
-    pub(crate) fn all() -> impl Iterator<Item = Self> {
-        BY_STEPS.first().copied().into_iter().chain(1..).take(CLASSES).map(Self)
+    #[cfg(test)]
+    fn all() -> impl Iterator<Item = Self> {
+        (0..).take(CLASSES).map(Self)
     }
 
     /// The smallest class that holds `bytes` at a multiple of `align`; `None` if pages have to.
@@ -48,7 +52,7 @@ impl Class {
         if bytes > OBJECT_BYTES_MAX || align > PAGE_BYTES {
             return None;
         }
-        let steps = usize::try_from(bytes.div_ceil(STEP)).ok()?;
+        let steps = usize::try_from(bytes.div_ceil(STEP.into())).ok()?;
         let smallest = usize::from(*BY_STEPS.get(steps)?);
         let fits = |&class: &usize| u64::from(SIZES[class]).is_multiple_of(align);
         let class = (smallest..CLASSES).find(fits)?;
@@ -81,11 +85,11 @@ impl Class {
     }
 }
 
-const fn classes_by_steps() -> [u8; (OBJECT_BYTES_MAX / STEP) as usize + 1] {
-    let mut table = [0; (OBJECT_BYTES_MAX / STEP) as usize + 1];
+const fn classes_by_steps() -> [u8; STEPS] {
+    let mut table = [0; STEPS];
     let (mut steps, mut class) = (0, 0_u8);
     while steps < table.len() {
-        while (SIZES[class as usize] as usize) < steps * STEP as usize {
+        while (SIZES[class as usize] as usize) < steps * (STEP as usize) {
             class += 1;
         }
         table[steps] = class;

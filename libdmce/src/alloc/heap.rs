@@ -99,7 +99,7 @@ pub(crate) enum Growth {
 }
 
 /// What the first commitment of a block is, and the smallest step of its growth.
-pub(crate) const FIRST_BYTES: u64 = 2 << 20;
+const FIRST_BYTES: u64 = 2 << 20;
 /// The largest step of a block's growth.
 const STEP_BYTES_MAX: u64 = 64 << 20;
 
@@ -108,6 +108,7 @@ const STEP_BYTES_MAX: u64 = 64 << 20;
 pub(crate) struct Heap {
     blocks: BTreeMap<BlockId, HeapBlock>,
     slabs: Slabs,
+    committed: u64,
 }
 
 #[derive(Debug)]
@@ -117,12 +118,20 @@ struct HeapBlock {
     live: u64,
     /// Since when nothing of it is live, on the caller's clock.
     empty_since: Option<u64>,
+    /// Whether nothing more is to be allocated in it.
+    is_frozen: bool,
+}
+
+impl HeapBlock {
+    fn committed(&self) -> u64 {
+        u64::from(self.pages.len()) * PAGE_BYTES
+    }
 }
 
 impl Heap {
     /// One without blocks.
     pub(crate) fn new() -> Self {
-        Self { blocks: BTreeMap::new(), slabs: Slabs::new() }
+        Self { blocks: BTreeMap::new(), slabs: Slabs::new(), committed: 0 }
     }
 
     /// Adds a block, or tells of more bytes of one that is there.
@@ -132,10 +141,13 @@ impl Heap {
             bytes_max: bytes_max.min(u64::from(PAGES_MAX) * PAGE_BYTES),
             live: 0,
             empty_since: Some(now),
+            is_frozen: false,
         };
         let block = self.blocks.entry(block).or_insert_with(fresh);
         let pages = u32::try_from(committed / PAGE_BYTES).unwrap_or(PAGES_MAX);
+        let before = block.committed();
         block.pages.extend_to(pages);
+        self.committed += block.committed() - before;
     }
 
     /// Allocates, if there is room; with the allocation, whether it is zero.
@@ -238,8 +250,8 @@ impl Heap {
             let tail = there - block.pages.free_at_end();
             let end = tail.checked_next_multiple_of(align).and_then(|at| at.checked_add(pages));
             let at_least = end.map_or(u64::MAX, |end| u64::from(end) * PAGE_BYTES);
-            if at_least <= block.bytes_max && !full.contains(&id) {
-                let committed = u64::from(there) * PAGE_BYTES;
+            if at_least <= block.bytes_max && !block.is_frozen && !full.contains(&id) {
+                let committed = block.committed();
                 let step = committed.clamp(FIRST_BYTES, STEP_BYTES_MAX);
                 let wanted = (committed + step).max(at_least).min(block.bytes_max);
                 return Growth::Block { block: id, at_least, wanted };
@@ -266,9 +278,20 @@ impl Heap {
             for slab in self.slabs.of_block(id) {
                 self.slabs.remove(slab);
             }
-            self.blocks.remove(&id);
+            let gone = self.blocks.remove(&id);
+            self.committed -= gone.map_or(0, |block| block.committed());
         }
         due
+    }
+
+    /// Lets nothing more be allocated in a block. What is live in it can be freed.
+    pub(crate) fn freeze(&mut self, block: BlockId) {
+        if let Some(frozen) = self.blocks.get_mut(&block) {
+            frozen.is_frozen = true;
+            for slab in self.slabs.of_block(block) {
+                self.slabs.freeze(slab);
+            }
+        }
     }
 
     /// Since when the longest empty block is empty.
@@ -276,13 +299,14 @@ impl Heap {
         self.blocks.values().filter_map(|block| block.empty_since).min()
     }
 
-    /// Takes a block out whatever it holds; its allocations are gone.
-    pub(crate) fn forget(&mut self, block: BlockId) {
-        if self.blocks.remove(&block).is_some() {
-            for slab in self.slabs.of_block(block) {
-                self.slabs.remove(slab);
-            }
-        }
+    /// Bytes that the blocks have.
+    pub(crate) const fn committed(&self) -> u64 {
+        self.committed
+    }
+
+    /// How many blocks there are.
+    pub(crate) fn blocks(&self) -> usize {
+        self.blocks.len()
     }
 
     /// Whether the block is of this heap.
@@ -310,7 +334,7 @@ impl Heap {
     /// Takes pages of the first block that has them.
     fn take_run(&mut self, pages: u32, align: u32) -> Option<(BlockId, Run, bool)> {
         self.blocks.iter_mut().find_map(|(&id, block)| {
-            if block.pages.longest_free() < pages {
+            if block.is_frozen || block.pages.longest_free() < pages {
                 return None;
             }
             block.pages.take(pages, align).map(|(run, zeroed)| (id, run, zeroed))

@@ -15,6 +15,8 @@
 //! 2. All metadata is private memory of the process: nothing that the application writes into a
 //!    block, and nothing another process writes there, can damage it.
 
+#![forbid(unsafe_code)]
+
 mod class;
 mod heap;
 #[cfg(test)]
@@ -24,9 +26,10 @@ mod slab;
 
 use std::collections::BTreeMap;
 
-use dmce_abi::block::{BlockId, Guid};
+use dmce_abi::block::BlockId;
 
-pub(crate) use heap::{Allocation, FIRST_BYTES, Growth, Heap, Place, Shape};
+use heap::Heap;
+pub(crate) use heap::{Allocation, Growth, Place, Shape};
 
 /// What tells blocks apart that do not serve each other's allocations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,12 +47,8 @@ pub(crate) struct SpanAllocation {
     pub first: BlockId,
     /// Its blocks.
     pub count: u32,
-    /// What the broker knows it by.
-    pub guid: Guid,
-    /// Bytes that may be used.
+    /// Bytes that may be used: all that its blocks have.
     pub bytes: u64,
-    /// Bytes that its blocks have.
-    pub committed: u64,
 }
 
 /// Something that is allocated.
@@ -76,6 +75,7 @@ impl Found {
 pub(crate) struct Allocator {
     heaps: Vec<(Kind, Heap)>,
     spans: BTreeMap<BlockId, SpanAllocation>,
+    span_bytes: u64,
     in_use: u64,
     live: u64,
 }
@@ -102,6 +102,7 @@ impl Allocator {
     /// Takes in a span that was granted.
     pub(crate) fn add_span(&mut self, span: SpanAllocation) {
         self.spans.insert(span.first, span);
+        self.span_bytes += span.bytes;
         self.in_use += span.bytes;
         self.live += 1;
     }
@@ -119,6 +120,7 @@ impl Allocator {
         let found = match self.find(place)? {
             Found::Span(span) => {
                 self.spans.remove(&span.first);
+                self.span_bytes -= span.bytes;
                 Found::Span(span)
             }
             Found::InBlock(_) => {
@@ -162,6 +164,31 @@ impl Allocator {
     /// Since when the longest empty heap block is empty.
     pub(crate) fn empty_since(&self) -> Option<u64> {
         self.heaps.iter().filter_map(|(_, heap)| heap.empty_since()).min()
+    }
+
+    /// Lets nothing more be allocated in a block, whose bytes are lost.
+    pub(crate) fn freeze(&mut self, block: BlockId) {
+        if let Some(heap) = self.heap_of(block) {
+            heap.freeze(block);
+        }
+    }
+
+    /// The kind of the block that a place is in.
+    pub(crate) fn kind_of(&self, place: Place) -> Kind {
+        let heap = self.heaps.iter().find(|(_, heap)| heap.has(place.block));
+        heap.map_or_else(Kind::default, |(kind, _)| *kind)
+    }
+
+    /// Bytes that the blocks have.
+    pub(crate) fn committed(&self) -> u64 {
+        self.span_bytes + self.heaps.iter().map(|(_, heap)| heap.committed()).sum::<u64>()
+    }
+
+    /// Blocks.
+    pub(crate) fn blocks(&self) -> u64 {
+        let in_heaps: usize = self.heaps.iter().map(|(_, heap)| heap.blocks()).sum();
+        let in_spans = self.spans.values().map(|span| u64::from(span.count)).sum::<u64>();
+        in_heaps as u64 + in_spans
     }
 
     /// Bytes of live allocations.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dmce_abi::block::{BlockId, Guid};
+use dmce_abi::block::BlockId;
 
 use super::{Allocator, Found, Growth, Kind, Place, Shape, SpanAllocation};
 
@@ -143,6 +143,8 @@ impl Harness {
     fn check_sums(&self) {
         assert_eq!(self.allocator.in_use(), self.model.values().sum::<u64>());
         assert_eq!(self.allocator.live(), self.model.len() as u64);
+        assert_eq!(self.allocator.committed(), self.committed.values().sum::<u64>());
+        assert_eq!(self.allocator.blocks(), self.committed.len() as u64);
     }
 }
 
@@ -151,7 +153,7 @@ fn keeps_apart_what_is_live_and_gives_everything_back() {
     for seed in 0..24 {
         let mut random = Seeded(seed);
         let mut harness = Harness::new();
-        for _ in 0..4_000 {
+        for step in 0..4_000 {
             let live: u64 = harness.model.len() as u64;
             match random.below(10) {
                 0..5 => {
@@ -174,10 +176,14 @@ fn keeps_apart_what_is_live_and_gives_everything_back() {
                 }
                 _ => {}
             }
-            harness.check_sums();
+            if step % 64 == 0 {
+                harness.check_sums();
+            }
         }
         let places: Vec<Place> = harness.model.keys().copied().collect();
-        places.into_iter().for_each(|place| harness.free(place));
+        for place in places {
+            harness.free(place);
+        }
         harness.check_sums();
         let mut empty = harness.allocator.take_empty(harness.clock, |_| false);
         empty.sort_unstable();
@@ -235,8 +241,7 @@ fn a_block_that_can_get_no_more_is_passed_over() {
 fn a_span_is_found_by_its_first_byte_alone() {
     let mut allocator = Allocator::default();
     let first = BlockId::try_from(8).unwrap();
-    let (bytes, committed) = (3 << 30, 3 << 30);
-    let span = SpanAllocation { first, count: 3, guid: Guid([1; 16]), bytes, committed };
+    let span = SpanAllocation { first, count: 3, bytes: 3 << 30 };
     allocator.add_span(span);
     let place = Place { block: first, cell: 0 };
     assert_eq!(allocator.find(place), Some(Found::Span(span)));
@@ -246,5 +251,20 @@ fn a_span_is_found_by_its_first_byte_alone() {
     assert_eq!(allocator.resize(place, 1 << 30), None);
     assert_eq!(allocator.free(place, 0), Some(Found::Span(span)));
     assert_eq!(allocator.free(place, 0), None);
-    assert_eq!(allocator.in_use(), 0);
+    assert_eq!((allocator.in_use(), allocator.committed()), (0, 0));
+}
+
+#[test]
+fn nothing_more_is_allocated_in_a_block_that_is_lost() {
+    let mut harness = Harness::new();
+    let (small, large) = (harness.malloc(100, 16), harness.malloc(300_000, 16));
+    assert_eq!(small.block, large.block);
+    harness.allocator.freeze(small.block);
+    for bytes in [100, 300_000] {
+        assert_ne!(harness.malloc(bytes, 16).block, small.block);
+    }
+    harness.free(small);
+    harness.free(large);
+    assert_ne!(harness.malloc(100, 16).block, small.block);
+    assert_eq!(harness.allocator.take_empty(harness.clock, |_| false), [small.block]);
 }

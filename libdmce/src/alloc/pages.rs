@@ -66,11 +66,6 @@ impl PageMap {
         u32::try_from(self.words.len()).expect("no more than PAGES_MAX are ever added")
     }
 
-    /// Free pages in all.
-    pub(crate) fn free_pages(&self) -> u64 {
-        self.free.iter().map(|&(count, _)| u64::from(count)).sum()
-    }
-
     /// Pages of the longest free run.
     pub(crate) fn longest_free(&self) -> u32 {
         self.free.last().map_or(0, |&(count, _)| count)
@@ -240,7 +235,7 @@ mod tests {
         for place in [0, 9, 1, 8, 2, 7, 6] {
             map.give(runs[place]);
         }
-        assert_eq!((map.longest_free(), map.free_pages()), (100, 100));
+        assert_eq!(map.longest_free(), 100);
         assert_eq!(map.free_at_end(), 100);
     }
 

@@ -18,6 +18,7 @@
 mod conformance;
 pub(crate) mod mapped;
 pub(crate) mod transfer;
+pub(crate) mod ways;
 pub(crate) mod windowed;
 
 use std::cmp::Ordering;

@@ -69,7 +69,7 @@ impl Touches {
         }
         self.misses = 0;
         for entry in &mut self.entries {
-            *entry = *entry & !COUNT_MAX | (*entry & COUNT_MAX) / 2;
+            *entry = (*entry & !COUNT_MAX) | ((*entry & COUNT_MAX) / 2);
         }
         true
     }

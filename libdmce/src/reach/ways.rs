@@ -1,0 +1,123 @@
+//! Which way a session reaches a block.
+//!
+//! # Invariants
+//!
+//! 1. A block is mapped whole where the process has the address space; behind windows where the
+//!    session has a budget, and where mapping it whole failed for lack of space.
+#![forbid(unsafe_code)]
+
+use std::env;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use dmce_abi::Status;
+use dmce_abi::wire::client::BlockInfo;
+use dmce_sys::map::{MapError, Protection};
+
+use super::mapped::MappedBlock;
+use super::windowed::{WindowCache, WindowedBlock};
+use crate::block::Backing;
+use crate::error::Error;
+use crate::options::Options;
+use crate::size;
+
+const BUDGET_VARIABLE: &str = "DMCE_WINDOW_BUDGET";
+
+/// How blocks of a session are reached.
+#[derive(Debug)]
+pub(crate) struct Ways {
+    budget: u64,
+    maps_whole: bool,
+    /// Made when the first block needs it.
+    cache: Mutex<Option<Arc<WindowCache>>>,
+}
+
+impl Ways {
+    /// As `options` and the environment say.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Invalid`] for a budget in the environment that is no size.
+    pub(crate) fn new(options: &Options) -> Result<Self, Error> {
+        let budget = match options.window_budget {
+            0 => budget_of_environment()?,
+            budget => Some(budget),
+        };
+        let maps_whole = budget.is_none() && cfg!(target_pointer_width = "64");
+        let budget = budget.unwrap_or(Options::DEFAULT_WINDOW_BUDGET);
+        Ok(Self { budget, maps_whole, cache: Mutex::new(None) })
+    }
+
+    /// Makes a block's bytes reachable.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::NoMem`] if there is no address space for it, not even for windows.
+    pub(crate) fn admit(&self, info: &BlockInfo, fd: OwnedFd) -> Result<Backing, Error> {
+        let protection = if info.writable { Protection::ReadWrite } else { Protection::Read };
+        if self.maps_whole {
+            match MappedBlock::new(fd.as_fd(), info.bytes_max, protection) {
+                Ok(mapped) => return Ok(Backing::Mapped(mapped)),
+                Err(MapError::AddressSpace { bytes }) => {
+                    tracing::info!(block = %info.block, bytes, "no room to map it whole");
+                }
+                Err(error) => return Err(of_map(&error)),
+            }
+        }
+        let cache = self.cache()?;
+        let windowed = WindowedBlock::new(cache, fd, info.bytes_max, protection);
+        windowed.map(Backing::Windowed).map_err(|error| of_map(&error))
+    }
+
+    /// Gives address space up that the application needs for a mapping. False if there is none to
+    /// give.
+    pub(crate) fn shrink(&self) -> bool {
+        self.made().is_some_and(|cache| cache.shrink())
+    }
+
+    /// Windows that are mapped, and bytes of address space for them.
+    pub(crate) fn windows(&self) -> (u64, u64) {
+        let made = self.made();
+        match made {
+            Some(cache) => (cache.mapped(), cache.budget()),
+            None if self.maps_whole => (0, 0),
+            None => (0, self.budget),
+        }
+    }
+
+    fn made(&self) -> Option<Arc<WindowCache>> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn cache(&self) -> Result<Arc<WindowCache>, Error> {
+        let mut made = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cache) = &*made {
+            return Ok(Arc::clone(cache));
+        }
+        let cache = Arc::new(WindowCache::new(self.budget).map_err(|error| of_map(&error))?);
+        *made = Some(Arc::clone(&cache));
+        Ok(cache)
+    }
+}
+
+/// What a caller gets when something could not be mapped.
+pub(crate) fn of_map(error: &MapError) -> Error {
+    let status = match error {
+        MapError::AddressSpace { .. } => Status::NoMem,
+        MapError::Denied => Status::Denied,
+        MapError::Lost => Status::Lost,
+        _ => Status::Io,
+    };
+    Error::new(status, error.to_string())
+}
+
+fn budget_of_environment() -> Result<Option<u64>, Error> {
+    let Some(text) = env::var_os(BUDGET_VARIABLE).filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let budget = text.to_str().and_then(size::parse).filter(|&bytes| bytes > 0);
+    budget.map(Some).ok_or_else(|| {
+        let text = text.to_string_lossy();
+        Error::invalid(format!("{BUDGET_VARIABLE} is {text:?}, not a size such as 256MiB"))
+    })
+}

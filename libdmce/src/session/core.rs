@@ -1,0 +1,423 @@
+//! What a session is made of, and the ground rule of every operation.
+//!
+//! ```text
+//!   forked? -> mark the slot -> generation as known? -> find the block -> access -> unmark
+//!                                   | no
+//!                                   unmark, take in what changed, begin again
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. Nothing is asked of the broker inside an operation, and no operation begins inside another.
+//! 2. `changing` is held by who changes what the table knows of blocks that the broker owns; a turn of
+//!    the link may be taken while it is held, never the other way round.
+//! 3. What is taken out of the table is dropped after the operations that might use it are over.
+//! 4. Once the session is closed no operation begins: the known generation is one that never is.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use dmce_abi::block::BlockId;
+use dmce_abi::wire::client::{Changes, ClientReply, ClientRequest, Fetch, Ready};
+use dmce_abi::{AddrLayout, DmceAddr, Status};
+use dmce_shm::session::map::SessionMap;
+use dmce_shm::slot::Operation;
+use dmce_sys::map::WipeOnForkPage;
+
+use super::link::{Link, LinkError};
+use super::mapping::Pinned;
+use super::region::OpenRegions;
+use super::service::{Chores, Service};
+use crate::alloc::Allocator;
+use crate::block::{Backing, Block, Obstacle, check_info};
+use crate::connection::{Answer, Deadline};
+use crate::error::Error;
+use crate::options::Options;
+use crate::reach::Trouble;
+use crate::reach::ways::Ways;
+use crate::slots::{SHARED_SLOT, Slots};
+use crate::table::{Retired, Table};
+use crate::turn::Turn;
+
+/// A generation that a closed session takes for known. A broker counts up from 0.
+const NEVER: u64 = u64::MAX;
+
+/// How often an operation may find that something changed again before it gives up.
+const TRIES_MAX: u32 = 1_000;
+
+/// A session.
+#[derive(Debug)]
+pub(crate) struct Core {
+    /// How addresses are divided.
+    pub layout: AddrLayout,
+    /// What the broker said at setup.
+    pub ready: Ready,
+    /// How long a call waits for the broker.
+    pub timeout_ms: u32,
+    /// Whether writes are read back.
+    pub verify: bool,
+    /// Whether accesses are checked against allocations.
+    pub check: bool,
+    /// The known blocks.
+    pub table: Table,
+    /// How their bytes are reached.
+    pub ways: Ways,
+    /// The session object.
+    pub map: SessionMap,
+    /// What is allocated. Taken after `pins`; no message is sent while it is held.
+    pub allocator: Mutex<Allocator>,
+    /// The right to ask for more memory.
+    pub growing: Turn<()>,
+    /// The right to change what is known of blocks.
+    pub changing: Turn<()>,
+    /// The pointers that the application has.
+    pub pins: Mutex<BTreeMap<usize, Vec<Pinned>>>,
+    /// The regions that are open.
+    pub regions: Mutex<OpenRegions>,
+    /// What the service thread has to do.
+    pub chores: Mutex<Chores>,
+    /// The service thread.
+    pub service: Service,
+    /// The connection.
+    pub link: Link,
+    /// Numbers the requests that must not be done twice.
+    pub tickets: AtomicU64,
+    pub(super) fork: WipeOnForkPage,
+    pub(super) slots: Slots,
+    /// Set by close, and when the broker has ended the session.
+    pub(super) closed: AtomicBool,
+    /// Set by close alone.
+    pub(super) torn_down: AtomicBool,
+}
+
+/// An operation in flight.
+pub(crate) struct Entered<'a> {
+    /// First, so that the mark is gone before another thread may use the shared slot.
+    operation: Operation<'a>,
+    _shared: Option<MutexGuard<'a, ()>>,
+}
+
+impl<'a> Entered<'a> {
+    /// What lookups in the table need.
+    #[inline]
+    pub(crate) const fn operation(&self) -> &Operation<'a> {
+        &self.operation
+    }
+}
+
+impl Core {
+    /// Begins an operation.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Forked`], [`Status::Closed`]; [`Status::Unavailable`] if something changed and the
+    /// broker does not say what.
+    #[inline]
+    pub(crate) fn enter(&self) -> Result<Entered<'_>, Error> {
+        if self.fork.is_forked() {
+            return Err(Error::forked());
+        }
+        if let Some(slot) = self.slots.own()
+            && let Ok(operation) = self.map.begin(slot)
+        {
+            return Ok(Entered { operation, _shared: None });
+        }
+        self.enter_slowly()
+    }
+
+    #[cold]
+    fn enter_slowly(&self) -> Result<Entered<'_>, Error> {
+        for _ in 0..TRIES_MAX {
+            let (slot, shared) = match self.slots.own() {
+                Some(slot) => (slot, None),
+                None => (SHARED_SLOT, Some(self.slots.shared())),
+            };
+            if let Ok(operation) = self.map.begin(slot) {
+                return Ok(Entered { operation, _shared: shared });
+            }
+            drop(shared);
+            self.catch_up()?;
+        }
+        Err(Error::new(Status::Internal, "the session's generation moves without end"))
+    }
+
+    /// Checks that calls may be made at all.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Forked`], [`Status::Closed`].
+    pub(crate) fn usable(&self) -> Result<(), Error> {
+        if self.fork.is_forked() {
+            return Err(Error::forked());
+        }
+        if self.is_closed() { Err(Error::closed()) } else { Ok(()) }
+    }
+
+    /// Whether the session is closed, or the broker has ended it.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Lets no operation begin any more. False if that was so before.
+    pub(crate) fn shut(&self) -> bool {
+        let was_closed = self.closed.swap(true, Ordering::SeqCst);
+        self.map.settle(NEVER);
+        !was_closed
+    }
+
+    /// The moment at which a call that begins now gives up.
+    pub(crate) fn deadline(&self) -> Deadline {
+        Deadline::after_ms(self.timeout_ms)
+    }
+
+    /// Asks the broker.
+    ///
+    /// # Errors
+    ///
+    /// The broker's refusal; [`Status::Unavailable`] if it is away too long; [`Status::Closed`].
+    pub(crate) fn ask(&self, request: &ClientRequest) -> Result<Answer, Error> {
+        self.usable()?;
+        self.link.ask(request, self.deadline()).map_err(|error| self.of_link(error))
+    }
+
+    /// What a caller gets; a session that the broker does not know any more is shut.
+    pub(super) fn of_link(&self, error: LinkError) -> Error {
+        match error {
+            LinkError::Failed(error) => error,
+            LinkError::Over(reason) => {
+                if self.shut() {
+                    tracing::warn!(reason = %reason, "the broker has ended the session");
+                }
+                let text = format!("the broker has ended the session: {}", reason.text());
+                Error::new(Status::Closed, text)
+            }
+        }
+    }
+
+    /// Takes in what the broker says has changed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Core::ask`].
+    pub(crate) fn catch_up(&self) -> Result<(), Error> {
+        let _turn = self.changing.take(self.deadline()).ok_or_else(busy)?;
+        self.usable()?;
+        if !self.map.has_moved() {
+            return Ok(());
+        }
+        let since = Changes { since: self.map.known() };
+        let (reply, _) = self.ask(&ClientRequest::Changes(since))?;
+        let ClientReply::Changed(changed) = reply else {
+            return Err(Error::unexpected_reply("Changes"));
+        };
+        let mut retired = Retired::default();
+        for block in self.table.all() {
+            let is_absent = matches!(block.backing, Backing::Absent);
+            if (changed.all || changed.blocks.contains(&block.id)) && !is_absent {
+                let absent = block.without_bytes(Backing::Absent);
+                retired.extend(self.table.replace(&block, absent).unwrap_or_default());
+            }
+        }
+        self.map.settle(changed.upto);
+        // Pairs with `shut`: whichever is later leaves the number that never is.
+        if self.is_closed() {
+            self.map.settle(NEVER);
+        }
+        self.retire(retired);
+        Ok(())
+    }
+
+    /// Drops blocks that were taken out of the table when nobody can be using them. Not from inside
+    /// an operation.
+    pub(crate) fn retire(&self, retired: Retired) {
+        if retired.is_empty() {
+            return;
+        }
+        self.wait_for_operations();
+        // SAFETY: every operation that was in flight when they were taken out is over, as was just
+        // waited for; the caller is in none.
+        unsafe { retired.release() };
+    }
+
+    /// Waits until every operation is over that is in flight now.
+    pub(crate) fn wait_for_operations(&self) {
+        let grace = loop {
+            match self.map.retire() {
+                Ok(grace) => break grace,
+                // Out of kernel memory for a moment.
+                Err(_) => thread::yield_now(),
+            }
+        };
+        // An operation is one copy of some MiB at most; its thread may have to be scheduled first.
+        while !grace.is_over(None) {
+            thread::yield_now();
+        }
+    }
+
+    /// Deals with what an operation met in place of a block's bytes. `Ok`: try again.
+    ///
+    /// # Errors
+    ///
+    /// What the caller of the operation gets.
+    #[cold]
+    pub(crate) fn overcome(&self, id: BlockId, obstacle: Obstacle) -> Result<(), Error> {
+        match obstacle {
+            Obstacle::Absent => self.fetch(id),
+            Obstacle::Lost => Err(lost(id)),
+            Obstacle::Trouble(Trouble::Again) => Ok(()),
+            Obstacle::Trouble(Trouble::Lost) => {
+                self.take_damaged(id);
+                Err(lost(id))
+            }
+            Obstacle::Trouble(trouble) => {
+                Err(Error::new(Status::Io, format!("block {id}: {trouble}")))
+            }
+        }
+    }
+
+    /// Fetches a block whose bytes are not here.
+    ///
+    /// # Errors
+    ///
+    /// As [`Core::ask`]; [`Status::Address`] if the session has it no more; [`Status::NoMem`].
+    pub(crate) fn fetch(&self, id: BlockId) -> Result<(), Error> {
+        let _turn = self.changing.take(self.deadline()).ok_or_else(busy)?;
+        let Some(absent) = self.table.find(id) else { return Err(unknown(id)) };
+        if !matches!(absent.backing, Backing::Absent) {
+            return Ok(());
+        }
+        self.limit_descriptors();
+        let fetch = Fetch { block: id, writable: absent.writable };
+        let (reply, mut fds) = match self.ask(&ClientRequest::Fetch(fetch)) {
+            Err(error) if error.status() == Status::Address => {
+                self.retire(self.table.remove(id));
+                return Err(error);
+            }
+            answer => answer?,
+        };
+        let ClientReply::Fetched(info) = reply else {
+            return Err(Error::unexpected_reply("Fetch"));
+        };
+        check_info(&info, self.layout, self.ready.block_ids)?;
+        let is_other = absent.guid.is_some_and(|guid| guid != info.guid);
+        let span = (info.span_first, info.span_count);
+        if is_other || info.block != id || span != (absent.span.first, absent.span.count) {
+            // The id is another block's by now: the one that was known is gone.
+            self.retire(self.table.remove(id));
+            return Err(unknown(id));
+        }
+        let backing = match fds.pop() {
+            _ if info.lost => Backing::Lost,
+            Some(fd) => self.ways.admit(&info, fd)?,
+            None => return Err(Error::unexpected_reply("Fetch")),
+        };
+        if info.lost {
+            self.allocator().freeze(id);
+        }
+        let block = Block::of_info(&info, backing);
+        // What an earlier answer committed stays committed.
+        block.grow(absent.committed());
+        self.retire(self.table.replace(&absent, block).unwrap_or_default());
+        Ok(())
+    }
+
+    /// Calls a block lost whose bytes could not be reached, and has the broker look at it.
+    fn take_damaged(&self, id: BlockId) {
+        let Some(block) = self.table.find(id) else { return };
+        if !matches!(block.backing, Backing::Mapped(_) | Backing::Windowed(_)) {
+            return;
+        }
+        let lost = block.without_bytes(Backing::Lost);
+        let Some(retired) = self.table.replace(&block, lost) else { return };
+        drop(block);
+        tracing::warn!(block = %id, "bytes of a block are gone");
+        self.retire(retired);
+        self.allocator().freeze(id);
+        self.chores().damaged.push(id);
+        self.link.wake();
+    }
+
+    /// Gives descriptors back where blocks behind windows hold too many, those first that were not
+    /// used of late.
+    pub(super) fn limit_descriptors(&self) {
+        let open_files = dmce_sys::limits::open_files().unwrap_or(u64::MAX);
+        let limit = usize::try_from(open_files / 2).unwrap_or(usize::MAX);
+        let is_windowed =
+            |block: &std::sync::Arc<Block>| matches!(block.backing, Backing::Windowed(_));
+        let holding: Vec<_> = self.table.all().into_iter().filter(is_windowed).collect();
+        if holding.len() < limit {
+            return;
+        }
+        let idle = holding.iter().find(|block| match &block.backing {
+            Backing::Windowed(windowed) => !windowed.take_touched(),
+            _ => false,
+        });
+        if let Some(block) = idle.or(holding.first()) {
+            let absent = block.without_bytes(Backing::Absent);
+            self.retire(self.table.replace(block, absent).unwrap_or_default());
+        }
+    }
+
+    /// What is allocated.
+    pub(crate) fn allocator(&self) -> MutexGuard<'_, Allocator> {
+        self.allocator.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the service thread has to do.
+    pub(crate) fn chores(&self) -> MutexGuard<'_, Chores> {
+        self.chores.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The block number and the cell of an address. A number that no block has is another server's.
+    #[inline]
+    pub(crate) const fn split(&self, addr: DmceAddr) -> (u64, u64) {
+        let (raw, bits) = (addr.to_raw(), self.layout.cell_bits());
+        (raw >> bits, raw & ((1 << bits) - 1))
+    }
+
+    /// The address of a cell.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Internal`]: ids and cells are checked before.
+    pub(crate) fn join(&self, block: BlockId, cell: u64) -> Result<DmceAddr, Error> {
+        let raw = u64::from(block.get()) << self.layout.cell_bits() | cell;
+        DmceAddr::from_raw(self.layout, raw)
+            .map_err(|error| Error::new(Status::Internal, error.to_string()))
+    }
+
+    /// Whether this process is a child of the one that opened the session.
+    pub(crate) fn is_forked(&self) -> bool {
+        self.fork.is_forked()
+    }
+
+    /// The next ticket.
+    pub(crate) fn ticket(&self) -> u64 {
+        self.tickets.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl Options {
+    /// Whether accesses are checked against allocations: in debug builds, and where the environment
+    /// says so.
+    pub(crate) fn checks() -> bool {
+        cfg!(debug_assertions) || std::env::var_os("DMCE_CHECK").is_some_and(|value| value == "1")
+    }
+}
+
+#[cold]
+fn lost(id: BlockId) -> Error {
+    Error::new(Status::Lost, format!("block {id} is lost"))
+}
+
+#[cold]
+fn unknown(id: BlockId) -> Error {
+    Error::address(format!("block {id} is not this session's"))
+}
+
+#[cold]
+pub(super) fn busy() -> Error {
+    Error::new(Status::Unavailable, "another call of this session waits for the broker")
+}

@@ -1,0 +1,364 @@
+//! Reading, writing, copying, filling, comparing.
+//!
+//! # Invariants
+//!
+//! 1. Nothing is accessed before all of the range is known to be the session's, committed, of one
+//!    span, and open to the access: a refused call has changed nothing.
+//! 2. An operation is marked for [`PIECE_BYTES`] at most, so that whoever waits for it waits briefly.
+//! 3. The fast path takes no lock, allocates nothing and asks nobody. Whatever it meets, it leaves to
+//!    the slow path, which does the whole again: every access here may be done twice.
+
+use std::cmp::Ordering;
+use std::ops::Range;
+
+use dmce_abi::block::BlockId;
+use dmce_abi::{DmceAddr, Status};
+
+use super::core::Core;
+use crate::alloc::Place;
+use crate::block::{Backing, Block, Obstacle};
+use crate::error::Error;
+use crate::reach::{Piece, Trouble};
+
+/// The most that one operation does.
+const PIECE_BYTES: usize = 8 << 20;
+
+/// The most that is copied at a time through private memory.
+const BOUNCE_BYTES: usize = 256 << 10;
+
+/// How often an operation may find that something changed again before it gives up.
+const TRIES_MAX: u32 = 1_000;
+
+/// What an access does to the bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Intent {
+    /// Looks at them.
+    Read,
+    /// Changes them.
+    Write,
+}
+
+/// What is done with one piece of a range: its block, the piece, and how much was done before.
+type Act<'a> = dyn FnMut(&Block, Piece, usize) -> Result<(), Obstacle> + 'a;
+
+impl Core {
+    /// Copies out of blocks.
+    ///
+    /// # Safety
+    ///
+    /// `buffer` is writable for `bytes`.
+    #[inline]
+    pub(crate) unsafe fn read(
+        &self,
+        from: DmceAddr,
+        buffer: *mut u8,
+        bytes: usize,
+    ) -> Result<(), Error> {
+        self.access(from, bytes, Intent::Read, |block, piece, done| {
+            // SAFETY: the piece is a part of `bytes`, for which the caller's buffer is writable. It
+            // may be part of a mapped block only by the caller's own doing, as with `memcpy`.
+            unsafe { block.read(piece, buffer.wrapping_add(done)) }
+        })
+    }
+
+    /// Copies into blocks.
+    ///
+    /// # Safety
+    ///
+    /// `data` is readable for `bytes`.
+    #[inline]
+    pub(crate) unsafe fn write(
+        &self,
+        to: DmceAddr,
+        data: *const u8,
+        bytes: usize,
+    ) -> Result<(), Error> {
+        self.access(to, bytes, Intent::Write, |block, piece, done| {
+            let data = data.wrapping_add(done);
+            // SAFETY: the piece is a part of `bytes`, for which the caller's data is readable; the
+            // block is writable, since this is a write.
+            unsafe { block.write(piece, data) }?;
+            if !self.verify {
+                return Ok(());
+            }
+            // SAFETY: as for the write.
+            match unsafe { block.compare(piece, data) }? {
+                Ordering::Equal => Ok(()),
+                _ => Err(Trouble::Differs.into()),
+            }
+        })
+    }
+
+    /// Fills blocks with a byte.
+    pub(crate) fn fill(&self, to: DmceAddr, byte: u8, bytes: u64) -> Result<(), Error> {
+        self.access_all(to, bytes, Intent::Write, &mut |block, piece, _| block.fill(piece, byte))
+    }
+
+    /// Compares blocks with private bytes, as `memcmp` does.
+    ///
+    /// # Safety
+    ///
+    /// `data` is readable for `bytes`, and written by nobody meanwhile.
+    pub(crate) unsafe fn compare(
+        &self,
+        at: DmceAddr,
+        data: *const u8,
+        bytes: usize,
+    ) -> Result<Ordering, Error> {
+        let mut order = (0, Ordering::Equal);
+        self.access_all(at, bytes as u64, Intent::Read, &mut |block, piece, done| {
+            // A piece may come twice; one behind a difference does not count.
+            if order.1 == Ordering::Equal || done <= order.0 {
+                // SAFETY: the piece is a part of `bytes`, for which the caller's data is readable.
+                let found = unsafe { block.compare(piece, data.wrapping_add(done)) }?;
+                order = (done, found);
+            }
+            Ok(())
+        })?;
+        Ok(order.1)
+    }
+
+    /// Copies from blocks to blocks, as `memmove` does.
+    pub(crate) fn copy(&self, to: DmceAddr, from: DmceAddr, bytes: u64) -> Result<(), Error> {
+        self.check_range(from, bytes, Intent::Read)?;
+        self.check_range(to, bytes, Intent::Write)?;
+        let (target, source) = (to.to_raw(), from.to_raw());
+        if target == source || bytes == 0 {
+            return Ok(());
+        }
+        let (to, from) = (Span::new(to, bytes), Span::new(from, bytes));
+        if target.abs_diff(source) >= bytes {
+            return self.copy_apart(to, from);
+        }
+        self.bounce(to, from, 0..bytes, target > source)
+    }
+
+    /// Runs `act` on a range: the fast path, for one block.
+    #[inline]
+    fn access(
+        &self,
+        addr: DmceAddr,
+        bytes: usize,
+        intent: Intent,
+        mut act: impl FnMut(&Block, Piece, usize) -> Result<(), Obstacle>,
+    ) -> Result<(), Error> {
+        if bytes <= PIECE_BYTES && !self.check {
+            let inside = self.enter()?;
+            let (id, cell) = self.split(addr);
+            if let Some(block) = self.table.get(id, inside.operation())
+                && let Some(piece) = block.piece(cell, bytes)
+                && (intent == Intent::Read || block.writable)
+                && act(block, piece, 0).is_ok()
+            {
+                return Ok(());
+            }
+        }
+        self.access_all(addr, bytes as u64, intent, &mut act)
+    }
+
+    /// Runs `act` on a range, piece by piece, whatever is in the way.
+    #[cold]
+    fn access_all(
+        &self,
+        addr: DmceAddr,
+        bytes: u64,
+        intent: Intent,
+        act: &mut Act<'_>,
+    ) -> Result<(), Error> {
+        self.check_range(addr, bytes, intent)?;
+        let span = Span::new(addr, bytes);
+        let mut done = 0;
+        while done < bytes {
+            let piece = self.within_block(span.at(done), bytes - done, PIECE_BYTES);
+            let before = usize::try_from(done).unwrap_or(usize::MAX);
+            self.access_piece(span.at(done), piece, intent, &mut |block, piece| {
+                act(block, piece, before)
+            })?;
+            done += piece as u64;
+        }
+        Ok(())
+    }
+
+    /// Runs `act` on a range inside one block, until nothing is in the way.
+    fn access_piece(
+        &self,
+        raw: u64,
+        bytes: usize,
+        intent: Intent,
+        act: &mut dyn FnMut(&Block, Piece) -> Result<(), Obstacle>,
+    ) -> Result<(), Error> {
+        for _ in 0..TRIES_MAX {
+            let inside = self.enter()?;
+            let (block, piece) = self.look_up(raw, bytes, intent, &inside)?;
+            let (id, met) = (block.id, act(block, piece));
+            drop(inside);
+            match met {
+                Ok(()) => return Ok(()),
+                Err(obstacle) => self.overcome(id, obstacle)?,
+            }
+        }
+        Err(restless())
+    }
+
+    /// The block and the piece of a range inside one block.
+    fn look_up<'a>(
+        &'a self,
+        raw: u64,
+        bytes: usize,
+        intent: Intent,
+        inside: &'a super::core::Entered<'_>,
+    ) -> Result<(&'a Block, Piece), Error> {
+        let bits = self.layout.cell_bits();
+        let (id, cell) = (raw >> bits, raw & ((1 << bits) - 1));
+        let block = self.table.get(id, inside.operation()).ok_or_else(|| illegal(raw))?;
+        let piece = block.piece(cell, bytes).ok_or_else(|| beyond(raw, bytes as u64))?;
+        if intent == Intent::Write && !block.writable {
+            return Err(read_only(block.id));
+        }
+        Ok((block, piece))
+    }
+
+    /// Checks that all of a range is the session's, committed, of one span, and open to an intent.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Address`], [`Status::Denied`]; as [`Core::enter`].
+    pub(crate) fn check_range(
+        &self,
+        addr: DmceAddr,
+        bytes: u64,
+        intent: Intent,
+    ) -> Result<(), Error> {
+        let inside = self.enter()?;
+        let (mut id, mut cell) = self.split(addr);
+        let mut rest = bytes;
+        loop {
+            let found = self.table.get(id, inside.operation());
+            let block = found.ok_or_else(|| illegal(addr.to_raw()))?;
+            let room = block.committed().checked_sub(cell);
+            let room = room.ok_or_else(|| beyond(addr.to_raw(), bytes))?;
+            if intent == Intent::Write && !block.writable {
+                return Err(read_only(block.id));
+            }
+            if rest <= room {
+                break;
+            }
+            // Only a full block of a span goes on in the next one.
+            let is_full = block.committed() == self.layout.block_bytes();
+            if !is_full || !block.span.goes_on_after(block.id) {
+                return Err(beyond(addr.to_raw(), bytes));
+            }
+            (id, cell, rest) = (id + 1, 0, rest - room);
+        }
+        drop(inside);
+        if self.check { self.check_allocated(addr, bytes) } else { Ok(()) }
+    }
+
+    /// Checks a range against the allocation that it is in, where there is one.
+    fn check_allocated(&self, addr: DmceAddr, bytes: u64) -> Result<(), Error> {
+        let (id, cell) = self.split(addr);
+        let block = u32::try_from(id).ok().and_then(|id| BlockId::try_from(id).ok());
+        let Some(block) = block else { return Err(illegal(addr.to_raw())) };
+        match self.allocator().covers(Place { block, cell }, bytes) {
+            Some(false) => Err(beyond(addr.to_raw(), bytes)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Copies ranges that do not overlap: in place where both sides are mapped.
+    fn copy_apart(&self, to: Span, from: Span) -> Result<(), Error> {
+        let mut done = 0;
+        while done < to.bytes {
+            let rest = to.bytes - done;
+            let piece = self.within_block(to.at(done), rest, PIECE_BYTES);
+            let piece = self.within_block(from.at(done), rest, piece);
+            if !self.try_copy_mapped(to.at(done), from.at(done), piece)? {
+                let range = done..done + piece as u64;
+                self.bounce(to, from, range, false)?;
+            }
+            done += piece as u64;
+        }
+        Ok(())
+    }
+
+    /// Copies between mapped blocks. False if there is something in the way: then nothing is certain
+    /// about the target.
+    fn try_copy_mapped(&self, to: u64, from: u64, bytes: usize) -> Result<bool, Error> {
+        let inside = self.enter()?;
+        let (target, piece) = self.look_up(to, bytes, Intent::Write, &inside)?;
+        let (source, source_piece) = self.look_up(from, bytes, Intent::Read, &inside)?;
+        let (Backing::Mapped(mapped), Backing::Mapped(source)) = (&target.backing, &source.backing)
+        else {
+            return Ok(false);
+        };
+        Ok(mapped.copy(piece, source, source_piece.cell).is_ok())
+    }
+
+    /// Copies a part of two ranges through private memory: from the end if `backwards`, so that
+    /// bytes of an overlap are read before they are overwritten.
+    fn bounce(&self, to: Span, from: Span, part: Range<u64>, backwards: bool) -> Result<(), Error> {
+        let bytes = part.end - part.start;
+        let size = usize::try_from(bytes).map_or(BOUNCE_BYTES, |bytes| bytes.min(BOUNCE_BYTES));
+        let mut buffer = vec![0; size];
+        let mut done = 0;
+        while done < bytes {
+            let limit = (bytes - done).min(size as u64);
+            let start = if backwards { part.end - done - limit } else { part.start + done };
+            let piece = usize::try_from(limit).unwrap_or(size);
+            // SAFETY: the buffer has room for a piece.
+            unsafe { self.read(from.addr(self, start)?, buffer.as_mut_ptr(), piece) }?;
+            // SAFETY: the buffer holds the piece.
+            unsafe { self.write(to.addr(self, start)?, buffer.as_ptr(), piece) }?;
+            done += limit;
+        }
+        Ok(())
+    }
+
+    /// How much of `bytes` from an address on is in one block, at most `limit`.
+    fn within_block(&self, raw: u64, bytes: u64, limit: usize) -> usize {
+        let room = self.layout.block_bytes() - (raw & (self.layout.block_bytes() - 1));
+        usize::try_from(room.min(bytes)).map_or(limit, |bytes| bytes.min(limit))
+    }
+}
+
+/// A range of addresses, as plain numbers.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    start: u64,
+    bytes: u64,
+}
+
+impl Span {
+    const fn new(start: DmceAddr, bytes: u64) -> Self {
+        Self { start: start.to_raw(), bytes }
+    }
+
+    /// The address of a byte; what is beyond the checked range wraps, and is no address.
+    const fn at(self, offset: u64) -> u64 {
+        self.start.wrapping_add(offset)
+    }
+
+    fn addr(self, core: &Core, offset: u64) -> Result<DmceAddr, Error> {
+        Ok(DmceAddr::from_raw(core.layout, self.at(offset))?)
+    }
+}
+
+#[cold]
+fn illegal(raw: u64) -> Error {
+    Error::address(format!("{raw:#x} is in no block of this session"))
+}
+
+#[cold]
+fn beyond(raw: u64, bytes: u64) -> Error {
+    Error::address(format!("{bytes} bytes at {raw:#x} cross an end"))
+}
+
+#[cold]
+fn read_only(id: BlockId) -> Error {
+    Error::new(Status::Denied, format!("block {id} is open for reading alone"))
+}
+
+#[cold]
+fn restless() -> Error {
+    Error::new(Status::Io, "memory of this process is being lost without end")
+}

@@ -1,0 +1,329 @@
+//! The session's connection to its broker, through the broker's deaths.
+//!
+//! ```text
+//!   ask:  have a connection? -- no --> connect, Attach -- refused --> the session is over
+//!            | yes                        |  nobody there: again, until the deadline
+//!            v                            v
+//!         request -- broken --> drop the connection, and from the beginning with the same request
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. One request is under way at a time; who waits for its turn does so until its own deadline.
+//! 2. A request whose connection broke is repeated as it was. Those that must not be done twice carry
+//!    a ticket, or name what they end by its GUID.
+//! 3. An attached session is the one that was set up: same id, same GUID, same session object.
+#![forbid(unsafe_code)]
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use dmce_abi::Status;
+use dmce_abi::wire::client::{Attach, ClientReply, ClientRequest, Granted};
+use dmce_shm::session::SessionIdentity;
+use dmce_sys::object;
+use dmce_sys::poll::{EventFd, Interest, Poller};
+
+use crate::connection::{Answer, Connection, ConnectionError, Deadline};
+use crate::error::Error;
+use crate::turn::{Taken, Turn};
+
+/// What the poller reports.
+pub(super) mod token {
+    pub(crate) const WAKE: u64 = 0;
+    pub(crate) const DOORBELL: u64 = 1;
+    pub(crate) const CONNECTION: u64 = 2;
+}
+
+const PAUSE_MIN: Duration = Duration::from_millis(1);
+const PAUSE_MAX: Duration = Duration::from_millis(20);
+
+/// The connection of a session.
+#[derive(Debug)]
+pub(super) struct Link {
+    path: PathBuf,
+    identity: SessionIdentity,
+    /// The session object's inode.
+    inode: u64,
+    state: Turn<State>,
+    doorbell: Mutex<Arc<EventFd>>,
+    poller: Poller,
+    wake: EventFd,
+    attached: AtomicBool,
+    /// Set when the session was attached anew: the broker may have forgotten what it was told.
+    renewed: AtomicBool,
+    /// Blocks that were granted after their asker had given up.
+    late_grants: Mutex<Vec<Granted>>,
+}
+
+#[derive(Debug)]
+struct State {
+    connection: Option<Connection>,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(super) enum LinkError {
+    /// The request is refused, or there is no broker in time.
+    Failed(Error),
+    /// The broker does not know the session any more.
+    Over(Error),
+}
+
+/// What Setup or Attach brought.
+#[derive(Debug)]
+pub(super) struct Descriptors {
+    /// The session object.
+    pub object: OwnedFd,
+    /// What the broker rings.
+    pub doorbell: OwnedFd,
+}
+
+impl Descriptors {
+    /// Takes the two descriptors of a Ready.
+    pub(super) fn of(fds: Vec<OwnedFd>) -> Result<Self, Error> {
+        let count = fds.len();
+        let Ok([object, doorbell]) = <[OwnedFd; 2]>::try_from(fds) else {
+            let text = format!("the broker sent {count} descriptors with a session, not 2");
+            return Err(Error::new(Status::Internal, text));
+        };
+        Ok(Self { object, doorbell })
+    }
+}
+
+impl Link {
+    /// The link over which the session was set up.
+    pub(super) fn new(
+        (connection, path): (Connection, PathBuf),
+        identity: SessionIdentity,
+        descriptors: Descriptors,
+    ) -> Result<Self, Error> {
+        let failed = |error: std::io::Error| Error::new(Status::NoMem, error.to_string());
+        let inode = inode_of(&descriptors.object)?;
+        let doorbell = EventFd::from_fd(descriptors.doorbell).map_err(failed)?;
+        let (poller, wake) = (Poller::new().map_err(failed)?, EventFd::new().map_err(failed)?);
+        poller.add(wake.as_fd(), token::WAKE, Interest::READ).map_err(failed)?;
+        poller.add(doorbell.as_fd(), token::DOORBELL, Interest::READ).map_err(failed)?;
+        poller.add(connection.as_fd(), token::CONNECTION, Interest::NONE).map_err(failed)?;
+        Ok(Self {
+            path,
+            identity,
+            inode,
+            state: Turn::new(State { connection: Some(connection) }),
+            doorbell: Mutex::new(Arc::new(doorbell)),
+            poller,
+            wake,
+            attached: AtomicBool::new(true),
+            renewed: AtomicBool::new(false),
+            late_grants: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// Asks the broker; through its restarts, until the deadline.
+    pub(super) fn ask(
+        &self,
+        request: &ClientRequest,
+        deadline: Deadline,
+    ) -> Result<Answer, LinkError> {
+        let mut state = self.state.take(deadline).ok_or_else(no_turn)?;
+        loop {
+            let connection = self.connection(&mut state, deadline)?;
+            let asked = connection.request_until(request, deadline);
+            let late = connection.take_late_grants();
+            if !late.is_empty() {
+                self.late_grants().extend(late);
+                self.wake();
+            }
+            match asked {
+                Ok(answer) => return Ok(answer),
+                Err(error) if error.is_broken() => {
+                    tracing::debug!(error = %error, "the connection to the broker has ended");
+                    self.detach(&mut state);
+                    if deadline.left().is_none() {
+                        return Err(LinkError::Failed(unavailable(&error)));
+                    }
+                }
+                Err(error) => return Err(LinkError::Failed(error.into())),
+            }
+        }
+    }
+
+    /// Tells the broker something that it does not answer, if that takes no waiting.
+    pub(super) fn try_tell(&self, notice: &ClientRequest) -> bool {
+        let Some(mut state) = self.state.try_take() else { return false };
+        let Some(connection) = &mut state.connection else { return false };
+        match connection.notice(notice, Deadline::after_ms(0)) {
+            Ok(()) => true,
+            Err(error) => {
+                if error.is_broken() {
+                    self.detach(&mut state);
+                }
+                false
+            }
+        }
+    }
+
+    /// Takes the session up again if its connection has ended. One try.
+    pub(super) fn reattach(&self, deadline: Deadline) -> Result<(), LinkError> {
+        let mut state = self.state.take(deadline).ok_or_else(no_turn)?;
+        match &state.connection {
+            Some(_) => Ok(()),
+            None => self.attach(&mut state, deadline),
+        }
+    }
+
+    /// Drops the connection if its other end is gone.
+    pub(super) fn drop_broken(&self) {
+        let Some(mut state) = self.state.try_take() else { return };
+        if state.connection.as_mut().is_some_and(|connection| !connection.is_alive()) {
+            self.detach(&mut state);
+        }
+    }
+
+    /// Ends the session, over the connection there is or one more try.
+    pub(super) fn disconnect(&self, deadline: Deadline) {
+        let Some(mut state) = self.state.take(deadline) else { return };
+        if state.connection.is_none() && self.attach(&mut state, deadline).is_err() {
+            return;
+        }
+        if let Some(connection) = &mut state.connection
+            && let Err(error) = connection.request_until(&ClientRequest::Disconnect, deadline)
+        {
+            tracing::debug!(error = %error, "the broker was not told of the session's end");
+        }
+        self.detach(&mut state);
+    }
+
+    /// Whether there is a connection, as far as is known.
+    pub(super) fn is_attached(&self) -> bool {
+        self.attached.load(Ordering::Acquire)
+    }
+
+    /// Whether the session was attached anew since the last call.
+    pub(super) fn take_renewed(&self) -> bool {
+        self.renewed.swap(false, Ordering::AcqRel)
+    }
+
+    /// Blocks that were granted after their asker had given up, to be given back.
+    pub(super) fn late_grants(&self) -> MutexGuard<'_, Vec<Granted>> {
+        self.late_grants.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What to wait for: [`token`].
+    pub(super) const fn poller(&self) -> &Poller {
+        &self.poller
+    }
+
+    /// Lets the service thread look what there is to do.
+    pub(super) fn wake(&self) {
+        // A counter that cannot be raised is raised already.
+        let _ = self.wake.signal();
+    }
+
+    /// Takes the signals of [`Link::wake`] and of the broker back.
+    pub(super) fn drain(&self) {
+        let doorbell = Arc::clone(&self.doorbell.lock().unwrap_or_else(PoisonError::into_inner));
+        let drained = self.wake.drain().and(doorbell.drain());
+        if let Err(error) = drained {
+            // What is no eventfd would be reported for ever.
+            tracing::warn!(error = %error, "the doorbell cannot be read");
+            let _ = self.poller.remove(doorbell.as_fd());
+        }
+    }
+
+    fn connection<'a>(
+        &self,
+        state: &'a mut Taken<'_, State>,
+        deadline: Deadline,
+    ) -> Result<&'a mut Connection, LinkError> {
+        let mut pause = PAUSE_MIN;
+        while state.connection.is_none() {
+            match self.attach(state, deadline) {
+                Err(LinkError::Failed(error)) => {
+                    let left = deadline.left().ok_or(LinkError::Failed(error))?;
+                    thread::sleep(pause.min(left));
+                    pause = PAUSE_MAX.min(pause * 2);
+                }
+                attached => attached?,
+            }
+        }
+        state.connection.as_mut().ok_or_else(no_turn)
+    }
+
+    fn attach(&self, state: &mut State, deadline: Deadline) -> Result<(), LinkError> {
+        let failed = |error: ConnectionError| LinkError::Failed(unavailable(&error));
+        let mut connection = Connection::connect(&self.path).map_err(failed)?;
+        let SessionIdentity { session, guid } = self.identity;
+        let request = ClientRequest::Attach(Attach { session, guid });
+        let (reply, fds) = match connection.request_until(&request, deadline) {
+            Err(ConnectionError::Refused(refusal)) if is_final(refusal.status) => {
+                return Err(LinkError::Over(refusal.into()));
+            }
+            answer => answer.map_err(failed)?,
+        };
+        let ClientReply::Ready(ready) = reply else {
+            return Err(LinkError::Over(Error::unexpected_reply("Attach")));
+        };
+        let descriptors = Descriptors::of(fds).map_err(LinkError::Over)?;
+        let inode = inode_of(&descriptors.object).map_err(LinkError::Failed)?;
+        if (ready.session, ready.guid, inode) != (session, guid, self.inode) {
+            let text = format!("the broker attached another session in place of {session}");
+            return Err(LinkError::Over(Error::new(Status::Internal, text)));
+        }
+        self.watch(&connection, descriptors.doorbell)
+            .map_err(|error| LinkError::Failed(Error::new(Status::NoMem, error.to_string())))?;
+        state.connection = Some(connection);
+        self.attached.store(true, Ordering::Release);
+        self.renewed.store(true, Ordering::Release);
+        tracing::debug!(session = %session, "the session is attached again");
+        // What was put off while the broker was away, and changes that rang no bell.
+        self.wake();
+        Ok(())
+    }
+
+    fn watch(&self, connection: &Connection, doorbell: OwnedFd) -> std::io::Result<()> {
+        let doorbell = Arc::new(EventFd::from_fd(doorbell)?);
+        let mut current = self.doorbell.lock().unwrap_or_else(PoisonError::into_inner);
+        // Removed before it is closed: a forked child may still hold a copy.
+        let _ = self.poller.remove(current.as_fd());
+        self.poller.add(doorbell.as_fd(), token::DOORBELL, Interest::READ)?;
+        *current = doorbell;
+        self.poller.add(connection.as_fd(), token::CONNECTION, Interest::NONE)
+    }
+
+    fn detach(&self, state: &mut State) {
+        if let Some(connection) = state.connection.take() {
+            // As for the doorbell.
+            let _ = self.poller.remove(connection.as_fd());
+            self.attached.store(false, Ordering::Release);
+            self.wake();
+        }
+    }
+}
+
+fn inode_of(object: &OwnedFd) -> Result<u64, Error> {
+    let stat = object::stat(object.as_fd());
+    stat.map(|stat| stat.inode).map_err(|error| Error::new(Status::Io, error.to_string()))
+}
+
+/// Whether a refused Attach means that the session is over, and not that it may succeed later.
+const fn is_final(status: Status) -> bool {
+    matches!(
+        status,
+        Status::NotFound | Status::Denied | Status::Invalid | Status::Closed | Status::Version
+    )
+}
+
+fn unavailable(error: &ConnectionError) -> Error {
+    Error::new(Status::Unavailable, error.to_string())
+}
+
+#[cold]
+fn no_turn() -> LinkError {
+    let text = "the broker is busy with another request of this session";
+    LinkError::Failed(Error::new(Status::Unavailable, text))
+}

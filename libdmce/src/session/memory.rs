@@ -1,0 +1,381 @@
+//! Allocation: what the allocator decides, the broker grants, and the table learns.
+//!
+//! # Invariants
+//!
+//! 1. The allocator's lock is not held over a message; one thread at a time asks for more memory.
+//! 2. An allocation that the application has pinned is neither freed nor moved: pins and allocations
+//!    are looked at under the lock of the pins.
+//! 3. What the broker grants is in the table before it is in the allocator, and out of the allocator
+//!    before it is out of the table.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use dmce_abi::block::{BlockId, is_page_size};
+use dmce_abi::limits::{COPIES_MAX, PAGE_BYTES};
+use dmce_abi::wire::client::{
+    ClientReply, ClientRequest, Delete, Granted, Grow, Malloc, MallocKind,
+};
+use dmce_abi::{DmceAddr, Status};
+use dmce_sys::clock::monotonic_ms;
+
+use super::core::{Core, busy};
+use crate::alloc::{Allocation, Found, Growth, Kind, Place, Shape, SpanAllocation};
+use crate::block::{Block, SpanIds, check_info};
+use crate::error::Error;
+use crate::options::AllocOptions;
+
+/// The alignment of what does not say.
+const ALIGN: u64 = 16;
+
+/// Memory that was allocated.
+struct Made {
+    addr: DmceAddr,
+    zeroed: bool,
+}
+
+/// What is wanted, checked.
+struct Wish {
+    bytes: u64,
+    kind: Kind,
+    align: u64,
+}
+
+impl Wish {
+    fn new(bytes: u64, options: &AllocOptions) -> Result<Self, Error> {
+        let AllocOptions { copies, page_size, align, .. } = *options;
+        if bytes == 0 {
+            return Err(Error::invalid("an allocation of no bytes"));
+        }
+        if options.wait || options.policy != 0 || options.numa_node != 0 {
+            return Err(Error::unsupported("waiting, policies and nodes are not in this release"));
+        }
+        if align != 0 && (!align.is_power_of_two() || align > AllocOptions::ALIGN_MAX) {
+            let max = AllocOptions::ALIGN_MAX;
+            let text = format!("alignment {align} is no power of two up to {max}");
+            return Err(Error::invalid(text));
+        }
+        if page_size != 0 && !is_page_size(page_size) {
+            return Err(Error::invalid(format!("no block has pages of {page_size} bytes")));
+        }
+        if copies > COPIES_MAX {
+            return Err(Error::invalid(format!("{copies} copies, limit {COPIES_MAX}")));
+        }
+        let natural = if bytes >= PAGE_BYTES { PAGE_BYTES } else { ALIGN };
+        let align = natural.max(align.into());
+        Ok(Self { bytes, kind: Kind { page_size, copies }, align })
+    }
+}
+
+impl Core {
+    pub(crate) fn malloc(&self, bytes: u64, options: &AllocOptions) -> Result<DmceAddr, Error> {
+        Ok(self.make(&Wish::new(bytes, options)?)?.addr)
+    }
+
+    pub(crate) fn calloc(&self, count: u64, bytes: u64) -> Result<DmceAddr, Error> {
+        let all = count.checked_mul(bytes);
+        let all = all.ok_or_else(|| impossible(&format!("{count} times {bytes} bytes")))?;
+        let made = self.make(&Wish::new(all, &AllocOptions::default())?)?;
+        if !made.zeroed
+            && let Err(error) = self.fill(made.addr, 0, all)
+        {
+            let _ = self.free(made.addr);
+            return Err(error);
+        }
+        Ok(made.addr)
+    }
+
+    pub(crate) fn realloc(&self, old: DmceAddr, bytes: u64) -> Result<DmceAddr, Error> {
+        self.usable()?;
+        let (place, wish) = (self.place(old)?, Wish::new(bytes, &AllocOptions::default())?);
+        let (kind, held) = {
+            let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut allocator = self.allocator();
+            let found = allocator.find(place).ok_or_else(|| not_allocated(old))?;
+            check_unpinned(&pins, old, found.bytes())?;
+            if allocator.resize(place, bytes).is_some() {
+                self.publish_usage(&allocator);
+                return Ok(old);
+            }
+            (allocator.kind_of(place), found.bytes())
+        };
+        let made = self.make(&Wish { kind, ..wish })?;
+        let moved = self.copy(made.addr, old, held.min(bytes)).and_then(|()| self.free(old));
+        if let Err(error) = moved {
+            let _ = self.free(made.addr);
+            return Err(error);
+        }
+        Ok(made.addr)
+    }
+
+    pub(crate) fn free(&self, addr: DmceAddr) -> Result<(), Error> {
+        self.usable()?;
+        let place = self.place(addr)?;
+        let (freed, is_empty) = {
+            let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut allocator = self.allocator();
+            let found = allocator.find(place).ok_or_else(|| not_allocated(addr))?;
+            check_unpinned(&pins, addr, found.bytes())?;
+            let freed = allocator.free(place, monotonic_ms()).ok_or_else(|| not_allocated(addr))?;
+            self.publish_usage(&allocator);
+            (freed, allocator.empty_since().is_some())
+        };
+        match freed {
+            Found::Span(span) => self.give_back(SpanIds { first: span.first, count: span.count }),
+            Found::InBlock(_) if is_empty => self.service.expect_idle(&self.link),
+            Found::InBlock(_) => {}
+        }
+        Ok(())
+    }
+
+    pub(crate) fn usable_size(&self, addr: DmceAddr) -> Result<u64, Error> {
+        self.usable()?;
+        let found = self.allocator().find(self.place(addr)?);
+        found.map(Found::bytes).ok_or_else(|| not_allocated(addr))
+    }
+
+    /// Takes the blocks of a span out, and gives them to the broker; later, if it is away.
+    pub(crate) fn give_back(&self, span: SpanIds) {
+        let first = self.table.find(span.first);
+        let mut retired = crate::table::Retired::default();
+        span.ids().for_each(|id| retired.extend(self.table.remove(id)));
+        let guid = first.and_then(|block| block.guid);
+        self.retire(retired);
+        let Ok(addr) = self.join(span.first, 0) else { return };
+        if let Some(guid) = guid {
+            let delete = Delete { addr: addr.to_raw(), guid };
+            self.delete(delete);
+        }
+    }
+
+    /// Gives blocks to the broker that the table does not hold; later, if it is away.
+    pub(crate) fn delete(&self, delete: Delete) {
+        if self.link.is_attached() {
+            match self.ask(&ClientRequest::Delete(delete)) {
+                Err(error) if error.status() == Status::Unavailable => {}
+                Err(error) => {
+                    tracing::debug!(error = %error, addr = delete.addr, "the broker has no such block");
+                    return;
+                }
+                Ok(_) => return,
+            }
+        }
+        self.chores().deletes.push(delete);
+        self.link.wake();
+    }
+
+    fn make(&self, wish: &Wish) -> Result<Made, Error> {
+        self.usable()?;
+        let shape = if wish.bytes > self.ready.block_bytes_max / 2 {
+            None
+        } else {
+            Shape::of(wish.bytes, wish.align)
+        };
+        let made = match shape {
+            Some(shape) => {
+                let (allocation, zeroed) = self.allocate(wish.kind, shape)?;
+                let Place { block, cell } = allocation.place;
+                Made { addr: self.join(block, cell)?, zeroed }
+            }
+            // A block begins at a multiple of every alignment, and fresh ones are zero.
+            None => Made { addr: self.allocate_span(wish)?, zeroed: true },
+        };
+        Ok(made)
+    }
+
+    fn allocate(&self, kind: Kind, shape: Shape) -> Result<(Allocation, bool), Error> {
+        if let Some(made) = self.try_allocate(kind, shape) {
+            return Ok(made);
+        }
+        let _turn = self.growing.take(self.deadline()).ok_or_else(busy)?;
+        let mut full = Vec::new();
+        loop {
+            if let Some(made) = self.try_allocate(kind, shape) {
+                return Ok(made);
+            }
+            let growth = self.allocator().heap(kind).growth(shape, &full);
+            match growth {
+                Growth::Fresh { at_least, wanted } => self.add_block(kind, at_least, wanted)?,
+                Growth::Block { block, at_least, wanted } => {
+                    match self.grow(kind, block, at_least, wanted) {
+                        Err(error) if can_go_elsewhere(error.status()) => full.push(block),
+                        grown => grown?,
+                    }
+                }
+            }
+        }
+    }
+
+    fn try_allocate(&self, kind: Kind, shape: Shape) -> Option<(Allocation, bool)> {
+        let mut allocator = self.allocator();
+        let made = allocator.allocate(kind, shape)?;
+        self.publish_usage(&allocator);
+        Some(made)
+    }
+
+    /// Has a block grow by what is wanted, else by what is needed.
+    fn grow(&self, kind: Kind, block: BlockId, at_least: u64, wanted: u64) -> Result<(), Error> {
+        let ask = |committed| match self.ask(&ClientRequest::Grow(Grow { block, committed }))? {
+            (ClientReply::Grown { committed: now }, _) if now >= committed => Ok(now),
+            _ => Err(Error::unexpected_reply("Grow")),
+        };
+        let committed = first_or_second(wanted, at_least, ask)?;
+        let _turn = self.changing.take(self.deadline()).ok_or_else(busy)?;
+        let Some(entry) = self.table.find(block) else {
+            return Err(Error::address(format!("block {block} is gone")));
+        };
+        entry.grow(committed);
+        let (committed, bytes_max) = (entry.committed(), entry.bytes_max);
+        self.allocator().heap(kind).commit(block, committed, bytes_max, monotonic_ms());
+        Ok(())
+    }
+
+    /// Adds a block to the heap of a kind.
+    fn add_block(&self, kind: Kind, at_least: u64, wanted: u64) -> Result<(), Error> {
+        let ask = |committed| {
+            let granted = self.ask_for(MallocKind::Heap { committed }, kind)?;
+            if granted.0.first.committed < at_least {
+                return Err(Error::unexpected_reply("Malloc"));
+            }
+            Ok(granted)
+        };
+        let (granted, fd) = first_or_second(wanted, at_least, ask)?;
+        self.admit(&granted, fd)?;
+        let info = granted.first;
+        let mut allocator = self.allocator();
+        allocator.heap(kind).commit(info.block, info.committed, info.bytes_max, monotonic_ms());
+        self.publish_usage(&allocator);
+        Ok(())
+    }
+
+    fn allocate_span(&self, wish: &Wish) -> Result<DmceAddr, Error> {
+        let bytes = wish.bytes.checked_next_multiple_of(PAGE_BYTES);
+        let bytes = bytes.ok_or_else(|| impossible(&format!("{} bytes", wish.bytes)))?;
+        let blocks = bytes.div_ceil(self.layout.block_bytes());
+        if blocks >= self.ready.block_ids.into() {
+            return Err(impossible(&format!("{bytes} bytes")));
+        }
+        let (granted, fd) = self.ask_for(MallocKind::Span { bytes }, wish.kind)?;
+        let info = granted.first;
+        let whole = u64::from(info.span_count - 1).checked_mul(self.layout.block_bytes());
+        let usable = whole.and_then(|whole| whole.checked_add(granted.last_committed));
+        let Some(usable) = usable.filter(|&usable| usable >= bytes) else {
+            return Err(Error::unexpected_reply("Malloc"));
+        };
+        self.admit(&granted, fd)?;
+        let mut allocator = self.allocator();
+        allocator.add_span(SpanAllocation {
+            first: info.block,
+            count: info.span_count,
+            bytes: usable,
+        });
+        self.publish_usage(&allocator);
+        drop(allocator);
+        self.join(info.block, 0)
+    }
+
+    /// Asks the broker for blocks.
+    fn ask_for(&self, kind: MallocKind, Kind { page_size, copies }: Kind) -> Result<Grant, Error> {
+        let malloc = Malloc { ticket: self.ticket(), kind, page_size, copies };
+        let (reply, mut fds) = self.ask(&ClientRequest::Malloc(malloc))?;
+        match (reply, fds.pop()) {
+            (ClientReply::Granted(granted), Some(fd)) => {
+                check_info(&granted.first, self.layout, self.ready.block_ids)?;
+                let is_first = granted.first.block == granted.first.span_first;
+                let fits = granted.last_committed <= self.layout.block_bytes();
+                if is_first && fits {
+                    return Ok((granted, fd));
+                }
+                Err(Error::unexpected_reply("Malloc"))
+            }
+            _ => Err(Error::unexpected_reply("Malloc")),
+        }
+    }
+
+    /// Puts granted blocks into the table; gives them back if this process cannot reach them.
+    fn admit(&self, granted: &Granted, fd: OwnedFd) -> Result<(), Error> {
+        let info = granted.first;
+        let span = SpanIds { first: info.span_first, count: info.span_count };
+        self.limit_descriptors();
+        let backing = match self.ways.admit(&info, fd) {
+            Ok(backing) => backing,
+            Err(error) => {
+                let addr = self.join(info.block, 0)?.to_raw();
+                self.delete(Delete { addr, guid: info.guid });
+                return Err(error);
+            }
+        };
+        let mut retired = self.table.insert(Block::of_info(&info, backing));
+        let last = span.count.saturating_sub(1);
+        for (place, id) in (0..).zip(span.ids()).skip(1) {
+            let full = self.layout.block_bytes();
+            let bytes = if place == last { granted.last_committed } else { full };
+            retired.extend(self.table.insert(Block::absent(id, span, bytes, true)));
+        }
+        self.retire(retired);
+        Ok(())
+    }
+
+    /// The place of an address, wherever it is.
+    fn place(&self, addr: DmceAddr) -> Result<Place, Error> {
+        let (id, cell) = self.split(addr);
+        let block = u32::try_from(id).ok().and_then(|id| BlockId::try_from(id).ok());
+        block.map(|block| Place { block, cell }).ok_or_else(|| not_allocated(addr))
+    }
+
+    /// Shows the administrator what is in use.
+    fn publish_usage(&self, allocator: &crate::alloc::Allocator) {
+        let usage = self.map.usage();
+        usage.bytes_in_use.store(allocator.in_use(), Ordering::Relaxed);
+        usage.bytes_free.store(allocator.committed() - allocator.in_use(), Ordering::Relaxed);
+        usage.allocations.store(allocator.live(), Ordering::Relaxed);
+    }
+}
+
+type Grant = (Granted, OwnedFd);
+
+/// Asks for what is wanted, and if there is no room for that, for what is needed.
+fn first_or_second<T>(
+    wanted: u64,
+    at_least: u64,
+    ask: impl Fn(u64) -> Result<T, Error>,
+) -> Result<T, Error> {
+    match ask(wanted) {
+        Err(error) if wanted > at_least && is_short(error.status()) => ask(at_least),
+        asked => asked,
+    }
+}
+
+const fn is_short(status: Status) -> bool {
+    matches!(status, Status::NoSpace | Status::Quota)
+}
+
+/// Whether a block that did not grow may be passed over for another one.
+const fn can_go_elsewhere(status: Status) -> bool {
+    matches!(status, Status::NoSpace | Status::Address | Status::Lost)
+}
+
+/// Checks that no pointer of the application is into an allocation.
+fn check_unpinned(
+    pins: &BTreeMap<usize, Vec<super::mapping::Pinned>>,
+    addr: DmceAddr,
+    bytes: u64,
+) -> Result<(), Error> {
+    if super::mapping::is_pinned(pins, addr.to_raw(), bytes) {
+        return Err(Error::new(Status::Busy, format!("{:#x} is mapped", addr.to_raw())));
+    }
+    Ok(())
+}
+
+#[cold]
+fn impossible(what: &str) -> Error {
+    Error::new(Status::NoSpace, format!("{what} are more than any instance has"))
+}
+
+#[cold]
+fn not_allocated(addr: DmceAddr) -> Error {
+    Error::address(format!("no allocation begins at {:#x}", addr.to_raw()))
+}

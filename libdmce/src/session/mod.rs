@@ -1,0 +1,382 @@
+//! A session: memory of this process in blocks of the daemons.
+//!
+//! ```text
+//!   Session -- malloc, free ..... memory   -+
+//!           -- read, write, copy  data      +-- core: slots, table, changes -- link -- broker
+//!           -- map, unmap ....... mapping   |
+//!           -- region_* ......... region   -+   service: what nobody calls for
+//! ```
+
+mod core;
+mod data;
+mod link;
+mod mapping;
+mod memory;
+mod open;
+mod region;
+mod service;
+
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+#[expect(unused_imports, reason = "the documentation names it")]
+use dmce_abi::Status;
+use dmce_abi::{AddrLayout, DmceAddr};
+
+use self::core::Core;
+use crate::error::Error;
+use crate::options::{AllocOptions, Options, Prot, RegionOptions};
+use crate::stat::Stat;
+pub use region::Region;
+
+/// An open session. Dropping it closes it.
+///
+/// Calls may come from any thread at any time. In a forked child every call is
+/// [`Status::Forked`], and dropping the session touches nothing of the parent's.
+///
+/// Errors that any call may give: [`Status::Closed`] after [`Session::close`], or when the broker has
+/// ended the session; [`Status::Forked`]; [`Status::Unavailable`] if the broker is needed and away for
+/// longer than the options' timeout.
+pub struct Session {
+    core: Arc<Core>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("session", &self.core.ready.session)
+            .field("instance", &self.core.ready.instance)
+            .field("is_closed", &self.core.is_closed())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// Opens a session (FIG. 13): finds a broker as the crate's page says, and reserves what is
+    /// asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Unavailable`] without a broker, [`Status::NoSpace`] or [`Status::Quota`] for a
+    /// reservation that cannot be had, [`Status::Version`] for a broker of another release,
+    /// [`Status::NoMem`], [`Status::Invalid`], [`Status::Unsupported`].
+    pub fn open(options: &Options) -> Result<Self, Error> {
+        Ok(Self { core: open::open(options)? })
+    }
+
+    /// Ends the session: what it allocated is freed, regions stay. Waits for calls of other threads
+    /// that are inside. Pointers of [`Session::map`] are of no more use.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Closed`] if it is closed already.
+    pub fn close(&self) -> Result<(), Error> {
+        self.core.close()
+    }
+
+    /// Does what the service thread would do now, for sessions without one.
+    ///
+    /// # Errors
+    ///
+    /// As every call.
+    pub fn poll(&self) -> Result<(), Error> {
+        self.core.usable()?;
+        self.core.tend();
+        self.core.usable()
+    }
+
+    /// How the addresses of this instance are divided.
+    #[must_use]
+    pub fn layout(&self) -> AddrLayout {
+        self.core.layout
+    }
+
+    /// The address that C holds as a number.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Address`] for a number that is no address of any block.
+    #[inline]
+    pub fn addr(&self, raw: u64) -> Result<DmceAddr, Error> {
+        Ok(DmceAddr::from_raw(self.core.layout, raw)?)
+    }
+
+    /// Allocates memory. Its bytes are zero, or older bytes of this session.
+    ///
+    /// The address is a multiple of 16, from 4 KiB up of 4 KiB.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::NoSpace`], [`Status::Quota`]; [`Status::Invalid`] for 0 bytes; [`Status::NoMem`] if
+    /// this process cannot reach another block.
+    pub fn malloc(&self, bytes: u64) -> Result<DmceAddr, Error> {
+        self.core.malloc(bytes, &AllocOptions::default())
+    }
+
+    /// [`Session::malloc`] with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::malloc`], and [`Status::Unsupported`].
+    pub fn malloc_with(&self, bytes: u64, options: &AllocOptions) -> Result<DmceAddr, Error> {
+        self.core.malloc(bytes, options)
+    }
+
+    /// Allocates `count` times `bytes` bytes of zeros.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::malloc`]; [`Status::NoSpace`] for a product that no number holds.
+    pub fn calloc(&self, count: u64, bytes: u64) -> Result<DmceAddr, Error> {
+        self.core.calloc(count, bytes)
+    }
+
+    /// Changes the size of an allocation, which may move. The bytes of the smaller size are kept.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::malloc`] and [`Session::free`]; the allocation is then as it was.
+    pub fn realloc(&self, old: DmceAddr, bytes: u64) -> Result<DmceAddr, Error> {
+        self.core.realloc(old, bytes)
+    }
+
+    /// Frees an allocation.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Address`] if none begins there: freed before, inside of one, or not of this session.
+    /// [`Status::Busy`] while a pointer of [`Session::map`] is into it.
+    pub fn free(&self, addr: DmceAddr) -> Result<(), Error> {
+        self.core.free(addr)
+    }
+
+    /// The bytes of an allocation that may be used: at least those asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Address`] if no allocation begins there.
+    pub fn usable_size(&self, addr: DmceAddr) -> Result<u64, Error> {
+        self.core.usable_size(addr)
+    }
+
+    /// Copies bytes out.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Address`] if not all of the range is the session's, [`Status::Lost`].
+    #[inline]
+    pub fn read(&self, from: DmceAddr, buffer: &mut [u8]) -> Result<(), Error> {
+        // SAFETY: the buffer is writable for its length.
+        unsafe { self.core.read(from, buffer.as_mut_ptr(), buffer.len()) }
+    }
+
+    /// [`Session::read`] into memory that is known by its address.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::read`].
+    ///
+    /// # Safety
+    ///
+    /// `buffer` is writable for `bytes`.
+    #[inline]
+    pub unsafe fn read_raw(
+        &self,
+        from: DmceAddr,
+        buffer: *mut u8,
+        bytes: usize,
+    ) -> Result<(), Error> {
+        // SAFETY: as the caller promises.
+        unsafe { self.core.read(from, buffer, bytes) }
+    }
+
+    /// Copies bytes in; done on every copy when it returns.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::read`]; [`Status::Denied`] if the range may only be read; [`Status::Io`] if the
+    /// options ask for verification and it fails: the content is then undefined.
+    #[inline]
+    pub fn write(&self, to: DmceAddr, data: &[u8]) -> Result<(), Error> {
+        // SAFETY: the data is readable for its length.
+        unsafe { self.core.write(to, data.as_ptr(), data.len()) }
+    }
+
+    /// [`Session::write`] from memory that is known by its address.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::write`].
+    ///
+    /// # Safety
+    ///
+    /// `data` is readable for `bytes`.
+    #[inline]
+    pub unsafe fn write_raw(
+        &self,
+        to: DmceAddr,
+        data: *const u8,
+        bytes: usize,
+    ) -> Result<(), Error> {
+        // SAFETY: as the caller promises.
+        unsafe { self.core.write(to, data, bytes) }
+    }
+
+    /// Copies bytes from one range to another, which may overlap, as `memmove` does.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::read`] and [`Session::write`].
+    pub fn copy(&self, to: DmceAddr, from: DmceAddr, bytes: u64) -> Result<(), Error> {
+        self.core.copy(to, from, bytes)
+    }
+
+    /// Sets every byte of a range.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::write`].
+    pub fn fill(&self, to: DmceAddr, byte: u8, bytes: u64) -> Result<(), Error> {
+        self.core.fill(to, byte, bytes)
+    }
+
+    /// Compares a range with `data`, as `memcmp` does.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::read`].
+    pub fn compare(&self, at: DmceAddr, data: &[u8]) -> Result<Ordering, Error> {
+        // SAFETY: the data is readable for its length, and borrowed.
+        unsafe { self.core.compare(at, data.as_ptr(), data.len()) }
+    }
+
+    /// [`Session::compare`] with memory that is known by its address.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::compare`].
+    ///
+    /// # Safety
+    ///
+    /// `data` is readable for `bytes`, and written by nobody meanwhile.
+    pub unsafe fn compare_raw(
+        &self,
+        at: DmceAddr,
+        data: *const u8,
+        bytes: usize,
+    ) -> Result<Ordering, Error> {
+        // SAFETY: as the caller promises.
+        unsafe { self.core.compare(at, data, bytes) }
+    }
+
+    /// Waits until everything that was written is in the blocks: it is, since nothing is written
+    /// back later.
+    ///
+    /// # Errors
+    ///
+    /// As every call.
+    pub fn flush(&self) -> Result<(), Error> {
+        self.core.usable()
+    }
+
+    /// A pointer to a range, valid until [`Session::unmap`] or [`Session::close`]. What it points
+    /// to is shared memory: others may write it, and a page of it that is lost raises SIGBUS.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::read`]; [`Status::Denied`] for a pointer that is to write what may only be read;
+    /// [`Status::NoMem`] without the address space; [`Status::Invalid`] for no bytes or no rights.
+    pub fn map(&self, addr: DmceAddr, bytes: usize, prot: Prot) -> Result<*mut u8, Error> {
+        self.core.map_range(addr, bytes, prot)
+    }
+
+    /// Ends the use of a pointer. One that [`Session::map`] gave several times ends with the last.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::NotFound`] if it is not mapped.
+    pub fn unmap(&self, pointer: *const u8) -> Result<(), Error> {
+        self.core.unmap(pointer)
+    }
+
+    /// What the session holds. Needs no broker.
+    ///
+    /// # Errors
+    ///
+    /// As every call.
+    pub fn stat(&self) -> Result<Stat, Error> {
+        self.core.usable()?;
+        let (windows, window_bytes) = self.core.ways.windows();
+        let allocator = self.core.allocator();
+        let layout = self.core.layout;
+        Ok(Stat {
+            server_bits: layout.server_bits().into(),
+            block_bits: layout.block_bits().into(),
+            cell_bits: layout.cell_bits().into(),
+            reserved_bytes: self.core.ready.reserved,
+            allocated_bytes: allocator.in_use(),
+            committed_bytes: allocator.committed(),
+            quota_bytes: self.core.ready.quota,
+            blocks: allocator.blocks(),
+            windows,
+            window_bytes,
+            epoch: self.core.map.known(),
+        })
+    }
+
+    /// Creates a region (004).
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Exists`], [`Status::NoSpace`], [`Status::Quota`], [`Status::Invalid`] for a name or
+    /// size that cannot be, [`Status::Unsupported`].
+    pub fn region_create(
+        &self,
+        volume: &str,
+        name: &str,
+        region_size: u64,
+        options: &RegionOptions,
+    ) -> Result<(), Error> {
+        self.core.region_create(volume, name, region_size, options)
+    }
+
+    /// Deletes a region. Handles of this session do not hinder it; they answer
+    /// [`Status::Closed`] from then on.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::NotFound`], [`Status::Denied`], [`Status::Busy`] while another session has it open.
+    pub fn region_delete(&self, volume: &str, name: &str) -> Result<(), Error> {
+        self.core.region_delete(volume, name)
+    }
+
+    /// Opens a region.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::NotFound`], [`Status::Denied`].
+    pub fn region_open(&self, volume: &str, name: &str, prot: Prot) -> Result<Region, Error> {
+        self.core.region_open(volume, name, prot)
+    }
+
+    /// The names of a volume's regions that this user may know of, sorted.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Invalid`] for a name that no volume has.
+    pub fn region_list(&self, volume: &str) -> Result<Vec<String>, Error> {
+        self.core.region_list(volume)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.core.is_forked() {
+            // Everything is the parent's, and locks may be held by threads that are not here.
+            std::mem::forget(Arc::clone(&self.core));
+            return;
+        }
+        // Closed before: nothing is left to do.
+        let _ = self.close();
+    }
+}

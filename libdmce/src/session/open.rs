@@ -1,0 +1,167 @@
+//! Opening a session: Setup, its checks, and what is made from its answer.
+//!
+//! # Invariants
+//!
+//! 1. Nothing is used of what the broker said before it was checked.
+//! 2. A session that could not be taken into use is ended again.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex};
+
+use dmce_abi::limits::{BLOCK_IDS_MAX, COPIES_MAX, PAGE_BYTES, SESSION_NAME_BYTES_MAX};
+use dmce_abi::version::SEGMENT_VERSION;
+use dmce_abi::wire::client::{ClientReply, ClientRequest, Ready, Setup};
+use dmce_abi::{AddrLayout, Status, name};
+use dmce_shm::Fence;
+use dmce_shm::session::SessionIdentity;
+use dmce_shm::session::map::{SessionMap, SessionMapError};
+use dmce_sys::fault;
+use dmce_sys::map::WipeOnForkPage;
+use std::os::fd::AsFd;
+
+use super::core::Core;
+use super::link::{Descriptors, Link};
+use super::service::{Chores, Service};
+use crate::alloc::Allocator;
+use crate::connection::Deadline;
+use crate::error::Error;
+use crate::locate::{self, Found};
+use crate::options::Options;
+use crate::reach::ways::{Ways, of_map};
+use crate::slots::Slots;
+use crate::table::Table;
+use crate::turn::Turn;
+
+/// Opens a session.
+pub(super) fn open(options: &Options) -> Result<Arc<Core>, Error> {
+    check_options(options)?;
+    let ways = Ways::new(options)?;
+    let deadline = Deadline::after_ms(options.timeout_ms());
+    let Found { mut connection, path } = locate::connect(options, deadline)?;
+    let setup = Setup {
+        segment_version: SEGMENT_VERSION,
+        pointer_bits: if cfg!(target_pointer_width = "32") { 32 } else { 64 },
+        bytes: options.reserve_bytes,
+        accept_partial: options.accept_partial,
+        copies: options.copies,
+        name: options.name.clone(),
+    };
+    let (reply, fds) = connection.request_until(&ClientRequest::Setup(setup), deadline)?;
+    let ClientReply::Ready(ready) = reply else {
+        return Err(Error::unexpected_reply("Setup"));
+    };
+    let (layout, descriptors) = (check_ready(&ready)?, Descriptors::of(fds)?);
+    let identity = SessionIdentity { session: ready.session, guid: ready.guid };
+    let map = map_object(&descriptors, identity);
+    let link = Link::new((connection, path), identity, descriptors)?;
+    match map.and_then(|map| assemble(ways, (layout, ready), map)) {
+        Ok(parts) => finish(options, link, parts),
+        Err(error) => {
+            link.disconnect(deadline);
+            Err(error)
+        }
+    }
+}
+
+/// What a session needs besides its link.
+struct Parts {
+    layout: AddrLayout,
+    ready: Ready,
+    ways: Ways,
+    map: SessionMap,
+    fork: WipeOnForkPage,
+}
+
+fn assemble(
+    ways: Ways,
+    (layout, ready): (AddrLayout, Ready),
+    map: SessionMap,
+) -> Result<Parts, Error> {
+    fault::install().map_err(|error| Error::new(Status::Io, error.to_string()))?;
+    let fork = WipeOnForkPage::new().map_err(|error| of_map(&error))?;
+    Ok(Parts { layout, ready, ways, map, fork })
+}
+
+fn finish(options: &Options, link: Link, parts: Parts) -> Result<Arc<Core>, Error> {
+    let Parts { layout, ready, ways, map, fork } = parts;
+    let core = Arc::new(Core {
+        layout,
+        timeout_ms: options.timeout_ms(),
+        verify: options.verify,
+        check: Options::checks(),
+        table: Table::new(ready.block_ids),
+        ready,
+        ways,
+        map,
+        allocator: Mutex::new(Allocator::default()),
+        growing: Turn::new(()),
+        changing: Turn::new(()),
+        pins: Mutex::new(BTreeMap::new()),
+        regions: Mutex::new(BTreeMap::new()),
+        chores: Mutex::new(Chores::default()),
+        service: Service::default(),
+        link,
+        tickets: AtomicU64::new(1),
+        fork,
+        slots: Slots::new(),
+        closed: AtomicBool::new(false),
+        torn_down: AtomicBool::new(false),
+    });
+    if !options.no_thread
+        && let Err(error) = Service::start(&core)
+    {
+        let _ = core.close();
+        return Err(Error::new(Status::NoMem, format!("no service thread: {error}")));
+    }
+    tracing::debug!(session = %core.ready.session, instance = %core.ready.instance, "open");
+    Ok(core)
+}
+
+fn check_options(options: &Options) -> Result<(), Error> {
+    if options.message_path {
+        return Err(Error::unsupported("the message path is not in this release"));
+    }
+    if options.copies > COPIES_MAX {
+        let text = format!("{} copies, limit {COPIES_MAX}", options.copies);
+        return Err(Error::invalid(text));
+    }
+    if !options.name.is_empty() {
+        name::check("session", &options.name, SESSION_NAME_BYTES_MAX)
+            .map_err(|error| Error::invalid(error.to_string()))?;
+    }
+    Ok(())
+}
+
+fn check_ready(ready: &Ready) -> Result<AddrLayout, Error> {
+    let field = |field: &str, fits: bool| {
+        if fits {
+            return Ok(());
+        }
+        let text = format!("the broker's description of the session: its {field} cannot be");
+        Err(Error::new(Status::Internal, text))
+    };
+    let [server, block, cell] = ready.layout;
+    let layout = AddrLayout::new(server, block, cell);
+    field("layout", layout.is_ok())?;
+    let layout = layout?;
+    field("layout", layout.cell_bits() == cell)?;
+    let ids_max = layout.block_ids().min(BLOCK_IDS_MAX.into());
+    field("block ids", (2..=ids_max).contains(&ready.block_ids.into()))?;
+    let block_bytes = PAGE_BYTES..=layout.block_bytes();
+    field("block size", block_bytes.contains(&ready.block_bytes_max))?;
+    Ok(layout)
+}
+
+fn map_object(descriptors: &Descriptors, identity: SessionIdentity) -> Result<SessionMap, Error> {
+    let fence = Fence::register();
+    SessionMap::map(descriptors.object.as_fd(), identity, fence).map_err(|error| {
+        let status = match &error {
+            SessionMapError::OtherVersion { .. } => Status::Version,
+            SessionMapError::Map(_) => Status::NoMem,
+            _ => Status::Internal,
+        };
+        Error::new(status, error.to_string())
+    })
+}

@@ -1,0 +1,473 @@
+//! Regions (004): named memory that outlives sessions.
+//!
+//! # Invariants
+//!
+//! 1. A handle reaches `base_pointer .. base_pointer + region_size`, to the byte, with the rights that
+//!    it was opened with.
+//! 2. The blocks of a region are in the table as long as a handle is open; each handle is an open of
+//!    the broker's.
+//! 3. A handle whose region is gone answers `CLOSED`, as one that was closed does.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use dmce_abi::block::{BlockId, Guid};
+use dmce_abi::limits::{PAGE_BYTES, REGION_BYTES_MAX, VOLUME_BYTES_MAX};
+use dmce_abi::name;
+use dmce_abi::wire::client::{
+    ClientReply, ClientRequest, Opened, RegionCreate, RegionList, RegionName, RegionOpen,
+};
+use dmce_abi::{DmceAddr, Status};
+
+use super::core::{Core, busy};
+use crate::block::{Block, SpanIds};
+use crate::error::Error;
+use crate::options::{Mirror, Prot, RegionOptions};
+use crate::stat::RegionInfo;
+use crate::table::Retired;
+
+/// The regions that handles are open on, by their first block.
+pub(crate) type OpenRegions = BTreeMap<BlockId, OpenRegion>;
+
+/// A region that handles are open on.
+#[derive(Debug)]
+pub(crate) struct OpenRegion {
+    name: RegionName,
+    guid: Guid,
+    span: SpanIds,
+    handles: u32,
+    writable: bool,
+    /// Shared with the handles: whether the session has deleted the region.
+    is_gone: Arc<AtomicBool>,
+}
+
+/// An open region. Dropping it closes it.
+pub struct Region {
+    core: Arc<Core>,
+    info: RegionInfo,
+    first: BlockId,
+    guid: Guid,
+    prot: Prot,
+    is_closed: AtomicBool,
+    is_gone: Arc<AtomicBool>,
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Region")
+            .field("info", &self.info)
+            .field("prot", &self.prot)
+            .field("is_closed", &self.is_closed)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Region {
+    /// Ends the use of the region by this handle. Its pointers and the region itself stay.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Closed`] for a handle that is closed already, [`Status::Busy`] while a pointer of
+    /// [`crate::Session::map`] is into the region and this is its last handle, [`Status::Forked`].
+    pub fn close(&self) -> Result<(), Error> {
+        self.core.usable()?;
+        self.usable()?;
+        self.core.region_close(self)
+    }
+
+    /// Reads from `read_pointer` on. With [`Mirror::Any`], from whichever half is there.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Address`] outside of the region, [`Status::Denied`] without the right to read,
+    /// [`Status::NoCopy`] if the half is away, [`Status::Lost`], [`Status::Closed`].
+    pub fn read(&self, read_pointer: u64, buffer: &mut [u8], mirror: Mirror) -> Result<(), Error> {
+        // SAFETY: the buffer is writable for its length.
+        unsafe { self.read_raw(read_pointer, buffer.as_mut_ptr(), buffer.len(), mirror) }
+    }
+
+    /// [`Region::read`] into memory that is known by its address.
+    ///
+    /// # Errors
+    ///
+    /// As [`Region::read`].
+    ///
+    /// # Safety
+    ///
+    /// `buffer` is writable for `bytes`.
+    pub unsafe fn read_raw(
+        &self,
+        read_pointer: u64,
+        buffer: *mut u8,
+        bytes: usize,
+        mirror: Mirror,
+    ) -> Result<(), Error> {
+        match mirror {
+            Mirror::Any | Mirror::Primary => {}
+            Mirror::Mirror => return Err(self.no_mirror()),
+            Mirror::Both => return Err(Error::invalid("a read is of one half, not of both")),
+        }
+        let from = self.at(read_pointer, bytes, Prot::READ)?;
+        // SAFETY: as the caller promises.
+        closed_if_gone(unsafe { self.core.read(from, buffer, bytes) })
+    }
+
+    /// Writes from `write_pointer` on. With [`Mirror::Both`], to every half that exists.
+    ///
+    /// # Errors
+    ///
+    /// As [`Region::read`], with the right to write.
+    pub fn write(&self, write_pointer: u64, data: &[u8], mirror: Mirror) -> Result<(), Error> {
+        // SAFETY: the data is readable for its length.
+        unsafe { self.write_raw(write_pointer, data.as_ptr(), data.len(), mirror) }
+    }
+
+    /// [`Region::write`] from memory that is known by its address.
+    ///
+    /// # Errors
+    ///
+    /// As [`Region::write`].
+    ///
+    /// # Safety
+    ///
+    /// `data` is readable for `bytes`.
+    pub unsafe fn write_raw(
+        &self,
+        write_pointer: u64,
+        data: *const u8,
+        bytes: usize,
+        mirror: Mirror,
+    ) -> Result<(), Error> {
+        match mirror {
+            Mirror::Both | Mirror::Primary => {}
+            Mirror::Mirror => return Err(self.no_mirror()),
+            Mirror::Any => return Err(Error::invalid("a write is of a named half, or of both")),
+        }
+        let to = self.at(write_pointer, bytes, Prot::WRITE)?;
+        // SAFETY: as the caller promises.
+        closed_if_gone(unsafe { self.core.write(to, data, bytes) })
+    }
+
+    /// The address of a byte of the region, for every other call.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Address`] outside of the region, [`Status::Closed`], [`Status::Forked`].
+    pub fn addr(&self, pointer: u64) -> Result<DmceAddr, Error> {
+        self.core.usable()?;
+        self.at(pointer, 1, Prot::default())
+    }
+
+    /// What open learned.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Closed`], [`Status::Forked`].
+    pub fn info(&self) -> Result<RegionInfo, Error> {
+        self.core.usable()?;
+        self.usable().map(|()| self.info)
+    }
+
+    #[inline]
+    fn usable(&self) -> Result<(), Error> {
+        let is_over =
+            self.is_closed.load(Ordering::Acquire) || self.is_gone.load(Ordering::Acquire);
+        if is_over { Err(closed()) } else { Ok(()) }
+    }
+
+    /// The address of a range that the handle reaches with these rights.
+    fn at(&self, pointer: u64, bytes: usize, rights: Prot) -> Result<DmceAddr, Error> {
+        self.usable()?;
+        if !self.prot.contains(rights) {
+            let text = format!("the region is open with rights {}", self.prot.bits());
+            return Err(Error::new(Status::Denied, text));
+        }
+        let RegionInfo { base_pointer, region_size, first, .. } = self.info;
+        let offset = pointer.checked_sub(base_pointer);
+        let rest = offset.and_then(|offset| region_size.checked_sub(offset));
+        match (offset, rest) {
+            (Some(offset), Some(rest)) if bytes as u64 <= rest => {
+                Ok(first.checked_add(self.core.layout, offset)?)
+            }
+            _ => Err(Error::address(format!(
+                "{bytes} bytes at pointer {pointer:#x} are not in {region_size} from {base_pointer:#x}"
+            ))),
+        }
+    }
+
+    fn no_mirror(&self) -> Error {
+        let copies = self.info.copies;
+        Error::new(Status::NoCopy, format!("the region has {copies} copy, and no mirror"))
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        if self.core.is_forked() {
+            // The session is the parent's: nothing is touched, and what is shared with it stays.
+            std::mem::forget(Arc::clone(&self.core));
+            return;
+        }
+        if self.usable().is_ok()
+            && let Err(error) = self.core.region_close(self)
+        {
+            tracing::debug!(error = %error, "a region was dropped and stays open");
+        }
+    }
+}
+
+impl Core {
+    pub(crate) fn region_create(
+        &self,
+        volume: &str,
+        name: &str,
+        region_size: u64,
+        options: &RegionOptions,
+    ) -> Result<(), Error> {
+        self.usable()?;
+        if region_size == 0 {
+            return Err(Error::invalid("a region of no bytes"));
+        }
+        let RegionOptions { mode, base_pointer, copies, page_size } = *options;
+        let create = RegionCreate {
+            ticket: self.ticket(),
+            region: region_name(volume, name)?,
+            region_size,
+            base_pointer,
+            mode,
+            copies,
+            page_size,
+        };
+        done(&self.ask(&ClientRequest::RegionCreate(create))?.0, "RegionCreate")
+    }
+
+    pub(crate) fn region_delete(&self, volume: &str, name: &str) -> Result<(), Error> {
+        self.usable()?;
+        let region = region_name(volume, name)?;
+        let delete = ClientRequest::RegionDelete(region.clone());
+        done(&self.ask(&delete)?.0, "RegionDelete")?;
+        self.drop_region(&region);
+        Ok(())
+    }
+
+    /// Ends the handles of a region that was deleted.
+    fn drop_region(&self, name: &RegionName) {
+        let mut regions = self.regions();
+        let first = regions.iter().find(|(_, region)| region.name == *name);
+        let first = first.map(|(first, _)| *first);
+        let Some(region) = first.and_then(|first| regions.remove(&first)) else { return };
+        region.is_gone.store(true, Ordering::Release);
+        let mut retired = Retired::default();
+        region.span.ids().for_each(|id| retired.extend(self.table.remove(id)));
+        drop(regions);
+        self.retire(retired);
+    }
+
+    pub(crate) fn region_list(&self, volume: &str) -> Result<Vec<String>, Error> {
+        self.usable()?;
+        check_name("volume", volume, VOLUME_BYTES_MAX)?;
+        let mut found: Vec<String> = Vec::new();
+        loop {
+            let after = found.last().cloned().unwrap_or_default();
+            let list = RegionList { volume: volume.to_owned(), after };
+            let (reply, _) = self.ask(&ClientRequest::RegionList(list))?;
+            let ClientReply::Names { names, more } = reply else {
+                return Err(Error::unexpected_reply("RegionList"));
+            };
+            // Names that do not rise would be asked for without end.
+            let rises = names.first() > found.last();
+            if more && !rises {
+                return Err(Error::unexpected_reply("RegionList"));
+            }
+            found.extend(names);
+            if !more {
+                return Ok(found);
+            }
+        }
+    }
+
+    pub(crate) fn region_open(
+        self: &Arc<Self>,
+        volume: &str,
+        name: &str,
+        prot: Prot,
+    ) -> Result<Region, Error> {
+        self.usable()?;
+        if prot == Prot::default() {
+            return Err(Error::invalid("a region is opened to read or to write"));
+        }
+        let name = region_name(volume, name)?;
+        let (read, write) = (prot.contains(Prot::READ), prot.contains(Prot::WRITE));
+        let open = RegionOpen { region: name.clone(), read, write };
+        let (reply, _) = self.ask(&ClientRequest::RegionOpen(open))?;
+        let ClientReply::Opened(opened) = reply else {
+            return Err(Error::unexpected_reply("RegionOpen"));
+        };
+        let checked = self.check_opened(&opened);
+        let is_gone = match checked.and_then(|()| self.take_in(name, &opened, write)) {
+            Ok(is_gone) => is_gone,
+            Err(error) => {
+                self.chores().region_closes.push(opened.first);
+                self.link.wake();
+                return Err(error);
+            }
+        };
+        let info = RegionInfo {
+            copies: opened.copies,
+            region_size: opened.region_size,
+            base_pointer: opened.base_pointer,
+            first: self.join(opened.first, 0)?,
+            primary_daemon: opened.primary_daemon,
+            mirror_daemon: opened.mirror_daemon,
+        };
+        Ok(Region {
+            core: Arc::clone(self),
+            info,
+            first: opened.first,
+            guid: opened.guid,
+            prot,
+            is_closed: AtomicBool::new(false),
+            is_gone,
+        })
+    }
+
+    /// Checks what the broker says of a region.
+    fn check_opened(&self, opened: &Opened) -> Result<(), Error> {
+        let Opened { first, count, region_size, base_pointer, .. } = *opened;
+        let end = first.get().checked_add(count);
+        let ids_fit = count > 0 && end.is_some_and(|end| end <= self.ready.block_ids);
+        let room = u64::from(count).checked_mul(self.layout.block_bytes());
+        let bytes_fit = region_size > 0 && room.is_some_and(|room| region_size <= room);
+        let is_full = region_size > u64::from(count.saturating_sub(1)) * self.layout.block_bytes();
+        let ends = base_pointer.checked_add(region_size).is_some();
+        if ids_fit && bytes_fit && is_full && ends {
+            Ok(())
+        } else {
+            Err(Error::unexpected_reply("RegionOpen"))
+        }
+    }
+
+    /// Puts the blocks of a region into the table, to be fetched when they are used. Returns what
+    /// tells the handle that the region is gone.
+    fn take_in(
+        &self,
+        name: RegionName,
+        opened: &Opened,
+        writable: bool,
+    ) -> Result<Arc<AtomicBool>, Error> {
+        let _turn = self.changing.take(self.deadline()).ok_or_else(busy)?;
+        let span = SpanIds { first: opened.first, count: opened.count };
+        let mut regions = self.regions();
+        let known = regions.get_mut(&opened.first).filter(|known| known.guid == opened.guid);
+        let is_gone = if let Some(known) = known {
+            known.handles += 1;
+            if known.writable || !writable {
+                return Ok(Arc::clone(&known.is_gone));
+            }
+            known.writable = true;
+            Arc::clone(&known.is_gone)
+        } else {
+            let is_gone = Arc::new(AtomicBool::new(false));
+            let shared = Arc::clone(&is_gone);
+            let guid = opened.guid;
+            let region = OpenRegion { name, guid, span, handles: 1, writable, is_gone: shared };
+            regions.insert(opened.first, region);
+            is_gone
+        };
+        drop(regions);
+        let mut retired = Retired::default();
+        let full = self.layout.block_bytes();
+        for (place, id) in (0_u64..).zip(span.ids()) {
+            // What is behind the region in its last page may be used as well: it is committed.
+            let bytes = (opened.region_size - place * full).min(full);
+            let bytes = bytes.next_multiple_of(PAGE_BYTES);
+            retired.extend(self.table.insert(Block::absent(id, span, bytes, writable)));
+        }
+        self.retire(retired);
+        Ok(is_gone)
+    }
+
+    fn region_close(&self, region: &Region) -> Result<(), Error> {
+        let mut retired = Retired::default();
+        {
+            let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut regions = self.regions();
+            let known = regions.get_mut(&region.first).filter(|known| known.guid == region.guid);
+            if let Some(known) = known {
+                let RegionInfo { first, region_size, .. } = region.info;
+                let is_last = known.handles == 1;
+                if is_last && super::mapping::is_pinned(&pins, first.to_raw(), region_size) {
+                    let text = "a pointer is mapped into the region";
+                    return Err(Error::new(Status::Busy, text));
+                }
+                if region.is_closed.swap(true, Ordering::SeqCst) {
+                    return Err(closed());
+                }
+                known.handles -= 1;
+                if is_last {
+                    let span = known.span;
+                    regions.remove(&region.first);
+                    span.ids().for_each(|id| retired.extend(self.table.remove(id)));
+                }
+            } else if region.is_closed.swap(true, Ordering::SeqCst) {
+                return Err(closed());
+            }
+        }
+        self.retire(retired);
+        if self.is_closed() {
+            return Ok(());
+        }
+        match self.ask_if_attached(&ClientRequest::RegionClose(region.first)) {
+            // Deleted, and closed with that.
+            Err(error) if matches!(error.status(), Status::NotFound | Status::Address) => Ok(()),
+            Err(error) if error.status() == Status::Unavailable => {
+                self.chores().region_closes.push(region.first);
+                self.link.wake();
+                Ok(())
+            }
+            asked => asked.map(|_| ()),
+        }
+    }
+
+    /// Asks the broker if it is there; a call that can be done later need not wait for it.
+    fn ask_if_attached(&self, request: &ClientRequest) -> Result<crate::connection::Answer, Error> {
+        if self.link.is_attached() { self.ask(request) } else { Err(busy()) }
+    }
+
+    fn regions(&self) -> MutexGuard<'_, OpenRegions> {
+        self.regions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn region_name(volume: &str, name: &str) -> Result<RegionName, Error> {
+    check_name("volume", volume, VOLUME_BYTES_MAX)?;
+    check_name("region", name, REGION_BYTES_MAX)?;
+    Ok(RegionName { volume: volume.to_owned(), name: name.to_owned() })
+}
+
+fn check_name(kind: &'static str, text: &str, bytes_max: usize) -> Result<(), Error> {
+    name::check(kind, text, bytes_max).map_err(|error| Error::invalid(error.to_string()))
+}
+
+/// The range was one of the region: if the session does not have it, the region is gone.
+#[inline]
+fn closed_if_gone(done: Result<(), Error>) -> Result<(), Error> {
+    match done {
+        Err(error) if error.status() == Status::Address => Err(closed()),
+        done => done,
+    }
+}
+
+fn done(reply: &ClientReply, request: &str) -> Result<(), Error> {
+    match reply {
+        ClientReply::Done => Ok(()),
+        _ => Err(Error::unexpected_reply(request)),
+    }
+}
+
+#[cold]
+fn closed() -> Error {
+    Error::new(Status::Closed, "the region is closed")
+}

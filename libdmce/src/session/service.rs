@@ -1,0 +1,272 @@
+//! What a session does on its own: attach again, take in changes, give back what is idle.
+//!
+//! A thread does it, or the caller by [`crate::Session::poll`]. It owes callers nothing: each call
+//! that needs the broker does its own part, too.
+//!
+//! # Invariants
+//!
+//! 1. The thread handles no signal of the application's, and touches no byte of a block.
+//! 2. What could not be told to the broker stays a chore until it was.
+//! 3. An idle block leaves the allocator while nobody is growing one, so no growth revives it.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use dmce_abi::Status;
+use dmce_abi::block::BlockId;
+use dmce_abi::wire::client::{ClientRequest, Delete, Unmap};
+use dmce_sys::clock::monotonic_ms;
+use dmce_sys::process::without_signals;
+
+use super::core::Core;
+use super::link::Link;
+use crate::block::{Backing, SpanIds};
+use crate::error::Error;
+
+const THREAD_NAME: &str = "dmce";
+const STACK_BYTES: usize = 128 << 10;
+
+/// How long to wait before a broker that is away is looked for again.
+const PAUSE_MIN_MS: u64 = 2;
+const PAUSE_MAX_MS: u64 = 100;
+
+/// What is still to be told to the broker.
+#[derive(Debug, Default)]
+pub(crate) struct Chores {
+    /// Blocks to give back.
+    pub deletes: Vec<Delete>,
+    /// Blocks whose bytes could not be reached.
+    pub damaged: Vec<BlockId>,
+    /// Regions to close.
+    pub region_closes: Vec<BlockId>,
+    /// Mappings that are gone.
+    pub unmaps: Vec<Unmap>,
+}
+
+impl Chores {
+    const fn is_empty(&self) -> bool {
+        self.deletes.is_empty()
+            && self.damaged.is_empty()
+            && self.region_closes.is_empty()
+            && self.unmaps.is_empty()
+    }
+}
+
+/// The service thread.
+#[derive(Debug, Default)]
+pub(crate) struct Service {
+    thread: Mutex<Option<JoinHandle<()>>>,
+    stop: AtomicBool,
+    /// Whether a look at idle blocks is due at some time already.
+    expects_idle: AtomicBool,
+    pause_ms: AtomicU64,
+}
+
+impl Service {
+    /// Has idle blocks looked at in time.
+    pub(crate) fn expect_idle(&self, link: &Link) {
+        if !self.expects_idle.swap(true, Ordering::SeqCst) {
+            link.wake();
+        }
+    }
+
+    /// Starts the thread.
+    pub(crate) fn start(core: &Arc<Core>) -> io::Result<()> {
+        let its = Arc::clone(core);
+        let builder = thread::Builder::new().name(THREAD_NAME.to_owned()).stack_size(STACK_BYTES);
+        let thread = without_signals(|| builder.spawn(move || its.serve()))?;
+        *core.service.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(())
+    }
+
+    /// Ends the thread, and waits until it has.
+    pub(crate) fn end(&self, link: &Link) {
+        self.stop.store(true, Ordering::SeqCst);
+        link.wake();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the service thread has failed");
+        }
+    }
+}
+
+impl Core {
+    fn serve(&self) {
+        let mut ready = Vec::new();
+        while !self.service.stop.load(Ordering::SeqCst) {
+            let pause = self.tend();
+            if let Err(error) = self.link.poller().wait(pause, &mut ready) {
+                tracing::error!(error = %error, "the service thread cannot wait");
+                return;
+            }
+        }
+    }
+
+    /// Does what is to be done now. Returns how long nothing will be, if nothing happens.
+    pub(crate) fn tend(&self) -> Option<Duration> {
+        self.link.drain();
+        self.link.drop_broken();
+        if !self.link.is_attached()
+            && let Err(error) = self.link.reattach(self.deadline())
+        {
+            let error = self.of_link(error);
+            tracing::debug!(error = %error, "the broker is away");
+        }
+        if self.is_closed() {
+            // Nothing is left to do but to end.
+            return None;
+        }
+        let retry = self.retry_pause();
+        if retry.is_none() {
+            self.tend_attached();
+        }
+        let idle = self.give_back_idle();
+        match (retry, idle) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    fn tend_attached(&self) {
+        if self.map.has_moved()
+            && let Err(error) = self.catch_up()
+        {
+            tracing::debug!(error = %error, "changes could not be taken in");
+        }
+        if self.link.take_renewed() {
+            self.announce_again();
+        }
+        self.announce_pins();
+        let late = std::mem::take(&mut *self.link.late_grants());
+        for granted in late {
+            if let Ok(addr) = self.join(granted.first.block, 0) {
+                let delete = Delete { addr: addr.to_raw(), guid: granted.first.guid };
+                self.chores().deletes.push(delete);
+            }
+        }
+        self.do_chores();
+    }
+
+    /// How long to wait before the next try to attach; `None` if the session is attached.
+    fn retry_pause(&self) -> Option<Duration> {
+        if self.link.is_attached() {
+            self.service.pause_ms.store(PAUSE_MIN_MS, Ordering::Relaxed);
+            return None;
+        }
+        let pause = self.service.pause_ms.load(Ordering::Relaxed).max(PAUSE_MIN_MS);
+        self.service.pause_ms.store((pause * 2).min(PAUSE_MAX_MS), Ordering::Relaxed);
+        Some(Duration::from_millis(pause))
+    }
+
+    fn do_chores(&self) {
+        let chores = std::mem::take(&mut *self.chores());
+        if chores.is_empty() {
+            return;
+        }
+        for unmap in chores.unmaps {
+            if !self.do_chore(&ClientRequest::Unmap(unmap)) {
+                self.chores().unmaps.push(unmap);
+            }
+        }
+        for delete in chores.deletes {
+            if !self.do_chore(&ClientRequest::Delete(delete)) {
+                self.chores().deletes.push(delete);
+            }
+        }
+        for first in chores.region_closes {
+            if !self.do_chore(&ClientRequest::RegionClose(first)) {
+                self.chores().region_closes.push(first);
+            }
+        }
+        for id in chores.damaged {
+            if self.do_chore(&ClientRequest::Damaged(id)) {
+                self.expect_word_of(id);
+            } else {
+                self.chores().damaged.push(id);
+            }
+        }
+    }
+
+    /// Tells the broker. False if it has to be told again.
+    fn do_chore(&self, request: &ClientRequest) -> bool {
+        match self.ask(request) {
+            Err(error) if error.status() == Status::Unavailable => false,
+            Err(error) => {
+                tracing::debug!(error = %error, request = ?request, "refused");
+                true
+            }
+            Ok(_) => true,
+        }
+    }
+
+    /// The broker looks at a block that was called lost: it is to be fetched again.
+    fn expect_word_of(&self, id: BlockId) {
+        let Some(_turn) = self.changing.take(self.deadline()) else { return };
+        let Some(block) = self.table.find(id) else { return };
+        if matches!(block.backing, Backing::Lost) {
+            let absent = block.without_bytes(Backing::Absent);
+            self.retire(self.table.replace(&block, absent).unwrap_or_default());
+        }
+    }
+
+    /// Gives back blocks that have been empty for long enough; returns when to look again.
+    fn give_back_idle(&self) -> Option<Duration> {
+        let idle_ms = u64::from(self.ready.idle_s) * 1_000;
+        self.service.expects_idle.store(false, Ordering::SeqCst);
+        if let Some(_turn) = self.growing.try_take() {
+            let limit = monotonic_ms().checked_sub(idle_ms);
+            let empty = limit.map(|limit| self.take_empty(limit)).unwrap_or_default();
+            for first in empty {
+                self.give_back(SpanIds { first, count: 1 });
+            }
+        }
+        let since = self.allocator().empty_since()?;
+        self.service.expects_idle.store(true, Ordering::SeqCst);
+        let due = (since + idle_ms).saturating_sub(monotonic_ms());
+        // One that is due and still there is pinned, or somebody is growing: not at once again.
+        Some(Duration::from_millis(due.max(PAUSE_MAX_MS)))
+    }
+
+    fn take_empty(&self, limit: u64) -> Vec<BlockId> {
+        let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = self.layout.block_bytes();
+        let is_pinned = |id: BlockId| {
+            let addr = self.join(id, 0);
+            addr.is_ok_and(|addr| super::mapping::is_pinned(&pins, addr.to_raw(), bytes))
+        };
+        self.allocator().take_empty(limit, is_pinned)
+    }
+
+    /// Ends the session for the application.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Forked`], [`Status::Closed`].
+    pub(crate) fn close(&self) -> Result<(), Error> {
+        if self.is_forked() {
+            return Err(Error::forked());
+        }
+        if self.torn_down.swap(true, Ordering::SeqCst) {
+            return Err(Error::closed());
+        }
+        let broker_knows = self.shut();
+        self.service.end(&self.link);
+        self.wait_for_operations();
+        if broker_knows {
+            self.link.disconnect(self.deadline());
+        }
+        self.drop_pins();
+        let mut retired = crate::table::Retired::default();
+        for block in self.table.all() {
+            retired.extend(self.table.remove(block.id));
+        }
+        self.retire(retired);
+        Ok(())
+    }
+}
