@@ -97,7 +97,8 @@ fn working_clients_survive_a_broker_that_dies_again_and_again() {
         });
     }
     // None has found a wrong byte or a failed call: it would have answered and stopped working.
-    let committed = |instance: &Instance| instance.sessions().iter().map(|s| s.committed).sum::<u64>();
+    let committed =
+        |instance: &Instance| instance.sessions().iter().map(|s| s.committed).sum::<u64>();
     assert!(committed(&instance) > 0);
     drop(clients);
     instance.wait_empty();

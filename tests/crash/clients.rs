@@ -44,7 +44,8 @@ fn frees_all_of_a_client_killed_at_any_point_a_thousand_times() {
 
     wait_until("all that the dead held is back", || {
         let now = instance.status();
-        (now.sessions, now.blocks, now.committed) == (before.sessions, before.blocks, before.committed)
+        (now.sessions, now.blocks, now.committed)
+            == (before.sessions, before.blocks, before.committed)
     });
     assert_eq!(instance.status().state, Health::Ok);
     witness.ask(format!("check {addr} 42 3000000")).unwrap();

@@ -38,14 +38,14 @@ fn what_was_freed_while_it_was_away_is_gone_when_it_is_back() {
     let mut instance = Instance::builder().daemons(1).capacity("256MiB").start();
     let mut client = Client::open(&instance);
     let kept = client.number("malloc 20000000").unwrap();
-    let freed = client.number("malloc 90000000").unwrap();
+    let freed = client.number("malloc 150000000").unwrap();
     client.ask(format!("fill {kept} 5 20000000")).unwrap();
     instance.kill_daemon(1);
     client.ask(format!("free {freed}")).unwrap();
     client.ask(format!("check {kept} 5 20000000")).unwrap();
     instance.start_daemon(1);
     instance.wait_serving();
-    wait_until("the freed block is gone", || instance.status().committed < 90_000_000);
+    wait_until("the freed block is gone", || instance.status().committed < 150_000_000);
     client.ask(format!("check {kept} 5 20000000")).unwrap();
     client.kill();
     instance.wait_empty();

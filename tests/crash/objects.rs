@@ -1,6 +1,7 @@
 //! Objects that are truncated, removed, or were never ours.
 
 use std::fs::File;
+use std::path::Path;
 
 use dmce_abi::Status;
 use dmce_abi::wire::admin::Health;
@@ -36,10 +37,10 @@ fn an_object_truncated_under_a_reader_is_lost_memory_not_a_signal() {
     }
     File::options().write(true).open(data(&instance)).unwrap().set_len(0).unwrap();
     for (session, region) in sessions.iter().zip(&regions) {
-        let addr = region.addr(0).unwrap();
+        let (addr, beyond) = (region.addr(0).unwrap(), region.addr(8192).unwrap());
         assert_eq!(region.read(0, &mut buffer, Mirror::Any).unwrap_err().status(), Status::Lost);
         assert_eq!(region.write(0, b"x", Mirror::Both).unwrap_err().status(), Status::Lost);
-        assert_eq!(session.copy(addr, addr, 100).unwrap_err().status(), Status::Lost);
+        assert_eq!(session.copy(addr, beyond, 100).unwrap_err().status(), Status::Lost);
         assert_eq!(session.fill(addr, 1, 100).unwrap_err().status(), Status::Lost);
         assert_eq!(session.compare(addr, &[1; 100]).unwrap_err().status(), Status::Lost);
         // Only that memory: the session works on.
@@ -108,7 +109,7 @@ fn foreign_and_forged_objects_are_left_alone_and_named() {
     session.close().unwrap();
     instance.kill_all();
     let prefix = format!("dmce.{}.1.", instance.name());
-    let at = |name: &str| instance.object(&format!("{prefix}{name}"));
+    let at = |name: &str| Path::new("/dev/shm").join(format!("{prefix}{name}"));
     std::fs::write(at("head-000000ff"), vec![0x41; 4096]).unwrap();
     std::fs::write(at("data-000000ff"), b"somebody's").unwrap();
     std::os::unix::fs::symlink("/etc/passwd", at("data-000000fe")).unwrap();

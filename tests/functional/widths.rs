@@ -15,9 +15,8 @@ fn a_32_bit_and_a_64_bit_process_share_a_region() {
     here.ask("create vol shared 314572800 0600").unwrap();
     here.ask("ropen vol shared rw").unwrap();
     there.ask("ropen vol shared rw").unwrap();
-    for (round, pointer) in [0_u64, 4095, 1 << 20, (200 << 20) + 17, 314_572_800 - 70_000]
-        .into_iter()
-        .enumerate()
+    for (round, pointer) in
+        [0_u64, 4095, 1 << 20, (200 << 20) + 17, 314_572_800 - 70_000].into_iter().enumerate()
     {
         here.ask(format!("rfill {pointer} {round} 70000")).unwrap();
         there.ask(format!("rcheck {pointer} {round} 70000")).unwrap();

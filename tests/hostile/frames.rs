@@ -71,7 +71,7 @@ fn a_hostile_frame_ends_that_session_with_a_reason_and_nothing_else() {
         good[..15].to_vec(),
         good[..16].to_vec(),
         [&good[..], b"more"].concat(),
-        vec![0xff; FRAME_BYTES_MAX],
+        [&good[..8], &[0xff; FRAME_BYTES_MAX - 8]].concat(),
     ];
     let mut lying = good.clone();
     lying[0] = 200;
@@ -131,9 +131,7 @@ fn a_client_that_never_reads_is_dropped_and_others_are_served() {
     let socket = connect(&instance);
     assert!(exchange(&socket, &frame(&setup(1)), &[]).is_some());
     let ask = frame(&ClientRequest::Stat);
-    wait_until("the broker has had enough", || {
-        (0..64).any(|_| socket.send(&ask, &[]).is_err())
-    });
+    wait_until("the broker has had enough", || (0..64).any(|_| socket.send(&ask, &[]).is_err()));
     witness.ask("hold 2").unwrap();
 }
 

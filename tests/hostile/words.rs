@@ -36,7 +36,7 @@ fn a_session_object_full_of_nonsense_hurts_only_its_session() {
     let mut instance = Instance::start(1);
     let mut witness = Client::open(&instance);
     let (raw, object_fd) = session(&instance);
-    object::write_at(object_fd.as_fd(), 0, &[0xff; 36_864]).unwrap();
+    object::write_at(object_fd.as_fd(), &[0xff; 36_864], 0).unwrap();
     let (cut, cut_fd) = session(&instance);
     object::truncate(cut_fd.as_fd(), 0).unwrap();
     assert_eq!(instance.sessions().len(), 3);

@@ -164,9 +164,7 @@ impl Drop for Client {
 #[must_use]
 pub fn own_client() -> PathBuf {
     let test = std::env::current_exe().expect("a running test has a path");
-    let path = test
-        .ancestors()
-        .map(|folder| folder.join("dmce-test-client"))
-        .find(|path| path.is_file());
+    let path =
+        test.ancestors().map(|folder| folder.join("dmce-test-client")).find(|path| path.is_file());
     path.expect("the test client is built with the tests")
 }

@@ -218,7 +218,9 @@ impl Instance {
 
     /// Kills all servers (`SIGKILL`).
     pub fn kill_all(&mut self) {
-        for child in self.broker.take().into_iter().chain(std::mem::take(&mut self.daemons).into_values()) {
+        for child in
+            self.broker.take().into_iter().chain(std::mem::take(&mut self.daemons).into_values())
+        {
             kill(child);
         }
     }
