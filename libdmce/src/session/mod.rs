@@ -85,6 +85,15 @@ impl Session {
         self.core.usable()
     }
 
+    /// Whether calls may be made at all.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Closed`], [`Status::Forked`].
+    pub fn check(&self) -> Result<(), Error> {
+        self.core.usable()
+    }
+
     /// How the addresses of this instance are divided.
     #[must_use]
     pub fn layout(&self) -> AddrLayout {
