@@ -28,6 +28,9 @@ use crate::block::{Block, SpanIds, check_info};
 use crate::error::Error;
 use crate::options::AllocOptions;
 
+/// Blocks of a span that are fetched when it is granted or opened; the others at their first use.
+const BLOCKS_FETCHED_AHEAD: usize = 16;
+
 /// The alignment of what does not say.
 const ALIGN: u64 = 16;
 
@@ -274,7 +277,18 @@ impl Core {
         });
         self.publish_usage(&allocator);
         drop(allocator);
+        self.fetch_ahead(SpanIds { first: info.block, count: info.span_count });
         self.join(info.block, 0)
+    }
+
+    /// Fetches the first blocks of a span before they are used, so that work in them needs no broker
+    /// any more. What fails here is told by the access that needs it.
+    pub(super) fn fetch_ahead(&self, span: SpanIds) {
+        for id in span.ids().take(BLOCKS_FETCHED_AHEAD) {
+            if self.fetch(id).is_err() {
+                return;
+            }
+        }
     }
 
     /// Asks the broker for blocks.

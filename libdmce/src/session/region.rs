@@ -314,6 +314,7 @@ impl Core {
                 return Err(error);
             }
         };
+        self.fetch_ahead(SpanIds { first: opened.first, count: opened.count });
         let info = RegionInfo {
             copies: opened.copies,
             region_size: opened.region_size,
