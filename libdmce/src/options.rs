@@ -107,6 +107,8 @@ impl Prot {
     pub const READ: Self = Self(1);
     /// Stores.
     pub const WRITE: Self = Self(2);
+    /// Both.
+    pub const READ_WRITE: Self = Self(Self::READ.0 | Self::WRITE.0);
 
     /// The rights that C passes; `None` if there is a bit that means nothing, or none at all.
     #[must_use]
