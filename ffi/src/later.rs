@@ -35,7 +35,7 @@ pub(crate) fn on_region(
 ) -> dmce_status_t {
     boundary::region(handle, |region| {
         all_there(required)?;
-        region.check()?;
+        region.info()?;
         Err(Failure::unsupported(text))
     })
 }

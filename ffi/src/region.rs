@@ -3,7 +3,7 @@
 use std::ffi::{c_char, c_void};
 use std::ptr;
 
-use libdmce::{Mirror, Region, RegionOptions};
+use libdmce::{Mirror, Region, RegionOptions, Status};
 
 use crate::alloc::dmce_addr_t;
 use crate::arguments::{Out, buffer as check_buffer, text};
@@ -13,7 +13,7 @@ use crate::handles::{self, Object};
 use crate::later;
 use crate::map;
 use crate::options::only_known;
-use crate::session::{self, dmce_session_t};
+use crate::session::dmce_session_t;
 use crate::sized::{self, Fill};
 use crate::strings::List;
 use crate::version::dmce_status_t;
@@ -171,13 +171,26 @@ pub unsafe extern "C" fn dmce_region_open(
     })
 }
 
-/// Closes a region. The handle is closed in any case but `DMCE_E_FORKED`.
+/// Closes a region.
+///
+/// The handle is closed in any case but two: `DMCE_E_FORKED`, and `DMCE_E_BUSY` while a pointer of
+/// `dmce_map` is into the region and this is its last handle.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_region_close(region: *mut dmce_region_t) -> dmce_status_t {
     let handle = region.addr();
     boundary::call(|| {
-        session::refuse_forked(handles::enter::<OpenRegion>(handle)?.region.check())?;
-        Ok(handles::retire::<OpenRegion>(handle)?.region.close()?)
+        // The visit is over with this line, or retiring the handle would wait for it.
+        let closed = handles::enter::<OpenRegion>(handle)?.region.close();
+        match closed {
+            Err(error) if matches!(error.status(), Status::Forked | Status::Busy) => {
+                Err(error.into())
+            }
+            // Of two that close at a time, libdmce tells one so; the table may tell the other.
+            closed => {
+                drop(handles::retire::<OpenRegion>(handle)?);
+                Ok(closed?)
+            }
+        }
     })
 }
 

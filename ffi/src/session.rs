@@ -98,8 +98,13 @@ pub unsafe extern "C" fn dmce_open(
 pub unsafe extern "C" fn dmce_close(session: *mut dmce_session_t) -> dmce_status_t {
     let handle = session.addr();
     boundary::call(|| {
-        refuse_forked(handles::enter::<OpenSession>(handle)?.session.check())?;
-        end(handle)
+        // The visit is over with this line, or the end would wait for it.
+        let state = handles::enter::<OpenSession>(handle)?.session.check();
+        // A session that the broker has ended is closed all the same; a parent's is the parent's.
+        match state {
+            Err(error) if error.status() == Status::Forked => Err(error.into()),
+            _ => end(handle),
+        }
     })
 }
 
@@ -112,14 +117,6 @@ pub(crate) fn end(handle: usize) -> Outcome {
     retired.wait();
     drop(handles::retire_children::<OpenRegion>(handle));
     Ok(outcome?)
-}
-
-/// Lets every state of a handle be closed, but for one that a parent process will close.
-pub(crate) fn refuse_forked(state: Result<(), libdmce::Error>) -> Outcome {
-    match state {
-        Err(error) if error.status() == Status::Forked => Err(error.into()),
-        _ => Ok(()),
-    }
 }
 
 /// Does what the service thread would do now, for sessions with `DMCE_NO_THREAD`.
