@@ -168,11 +168,7 @@ impl Objects {
                 .open(daemon.get(), ObjectKind::Data(block.get()), writable)
                 .map(|(fd, _)| fd)
                 .map_err(|failure| {
-                    let status = match failure {
-                        ObjectFailure::Object(ObjectError::NotFound { .. })
-                        | ObjectFailure::Foreign { .. } => Status::Lost,
-                        ObjectFailure::Object(_) => Status::Internal,
-                    };
+                    let status = if failure.is_absence() { Status::Lost } else { Status::Internal };
                     let refusal = Refusal::new(status, format!("block {block}: {failure}"));
                     OpenFailure { refusal, block: Some((daemon, block)) }
                 }),
@@ -184,13 +180,27 @@ impl Objects {
         descriptors.iter().map(open_one).collect()
     }
 
-    /// The sizes of data objects.
+    /// The sizes of data objects. One that could not be looked at is left out: that says nothing
+    /// about its block, and to call it lost would be to lose it.
     pub fn inspect(&self, daemon: DaemonId, blocks: &[BlockId]) -> Vec<(BlockId, Option<u64>)> {
-        let bytes = |block: BlockId| {
-            let opened = self.open(daemon.get(), ObjectKind::Data(block.get()), false);
-            opened.ok().map(|(_, stat)| stat.bytes)
-        };
-        blocks.iter().map(|block| (*block, bytes(*block))).collect()
+        let mut found = Vec::with_capacity(blocks.len());
+        let mut unseen: usize = 0;
+        for &block in blocks {
+            match self.open(daemon.get(), ObjectKind::Data(block.get()), false) {
+                Ok((_, stat)) => found.push((block, Some(stat.bytes))),
+                Err(failure) if failure.is_absence() => found.push((block, None)),
+                Err(failure) => {
+                    if unseen == 0 {
+                        warn!(%block, "not looked at: {failure}");
+                    }
+                    unseen += 1;
+                }
+            }
+        }
+        if unseen > 1 {
+            warn!(%daemon, "{unseen} objects could not be looked at");
+        }
+        found
     }
 }
 
@@ -211,4 +221,13 @@ pub enum ObjectFailure {
         /// Its name.
         name: String,
     },
+}
+
+impl ObjectFailure {
+    /// Whether it says that there is no such object of ours. Anything else, such as no descriptor
+    /// being left, says nothing about the object.
+    const fn is_absence(&self) -> bool {
+        use ObjectError::{Denied, NotFound};
+        matches!(self, Self::Foreign { .. } | Self::Object(NotFound { .. } | Denied { .. }))
+    }
 }
