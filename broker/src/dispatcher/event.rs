@@ -216,6 +216,13 @@ pub enum Event {
         /// The session.
         session: SessionId,
     },
+    /// A client changed the size of its session object: its session ends.
+    Misused {
+        /// The session.
+        session: SessionId,
+        /// For the log.
+        reason: String,
+    },
     /// Answers [`super::Action::CreateSession`].
     SessionCreated {
         /// The session.

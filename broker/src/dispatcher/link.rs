@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dmce_abi::Status;
-use dmce_abi::block::{BlockId, DaemonId};
+use dmce_abi::block::{BlockId, DaemonId, SessionId};
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::version::SEGMENT_VERSION;
 use dmce_abi::wire::Refusal;
@@ -210,10 +210,16 @@ impl Dispatcher {
         let reason = format!("block {id} was made {bytes} bytes of {}", block.committed);
         let owner = self.blocks.span(block.span).map(|span| span.owner);
         self.log(LogLevel::Warn, reason.clone());
-        let Some(SpanOwner::Session(session)) = owner else { return };
+        if let Some(SpanOwner::Session(session)) = owner {
+            self.misused(session, &reason);
+        }
+    }
+
+    /// A client has changed the size of what it was given: its session ends.
+    pub(super) fn misused(&mut self, session: SessionId, reason: &str) {
         match self.sessions.get(session).map(|session| session.link) {
-            Some(SessionLink::Attached(conn)) => self.end_client(conn, &reason),
-            Some(_) => self.end_session(session, &reason),
+            Some(SessionLink::Attached(conn)) => self.end_client(conn, reason),
+            Some(_) => self.end_session(session, reason),
             None => {}
         }
     }

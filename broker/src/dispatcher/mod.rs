@@ -172,6 +172,7 @@ impl Dispatcher {
             Event::Hostile { conn, reason } => self.end_client(conn, &reason),
             Event::HungUp { conn } => self.hung_up(conn),
             Event::Died { session } => self.died(session),
+            Event::Misused { session, reason } => self.misused(session, &reason),
             Event::SessionCreated { session, result } => self.session_created(session, result),
             Event::DaemonConnected { conn, peer } => self.daemon_connected(conn, &peer),
             Event::DaemonMessage { conn, request_id, message } => {

@@ -17,11 +17,13 @@ use dmce_abi::{Status, wire::peek_request};
 use dmce_broker::dispatcher::{ClientConn, Event, Peer, RequestId};
 use dmce_config::BrokerSection;
 use dmce_sys::poll::{Interest, Poller};
+use dmce_sys::process::ProcessError;
 use dmce_sys::socket::{Listener, Socket, SocketError};
 use dmce_sys::{identity, process};
 use tracing::{info, warn};
 
-use super::{ServerError, Source};
+use super::door::Door;
+use super::{ServerError, Source, now};
 
 /// Frames taken from one connection before the others have their turn.
 const FRAMES_A_TURN: usize = 16;
@@ -31,7 +33,7 @@ const ACCEPTS_A_TURN: usize = 64;
 
 /// All connections of clients, and where they come from.
 pub struct Clients {
-    listener: Listener,
+    door: Door,
     open: BTreeMap<ClientConn, Socket>,
     next: u64,
     buffer: Vec<u8>,
@@ -51,39 +53,30 @@ impl Clients {
             let gid = gid?.ok_or_else(|| ServerError::NoGroup { name: name.clone() })?;
             chown(&path, None, Some(gid))?;
         }
-        poller.add(listener.as_fd(), Source::ClientListener.token(0), Interest::READ)?;
+        let door = Door::open(poller, listener, Source::ClientListener.token(0))?;
         let buffer = vec![0; FRAME_BYTES_MAX + 1];
-        Ok(Self { listener, open: BTreeMap::new(), next: 1, buffer })
+        Ok(Self { door, open: BTreeMap::new(), next: 1, buffer })
     }
 
-    /// Removes the socket's file.
-    pub fn unlink(&self) {
-        if let Err(error) = self.listener.unlink() {
-            warn!("broker.sock stays behind: {error}");
-        }
+    /// Where they come from.
+    pub const fn door(&mut self) -> &mut Door {
+        &mut self.door
     }
 
     /// Takes in who has connected.
     pub fn accept(&mut self, poller: &Poller, events: &mut VecDeque<Event>) {
         for _ in 0..ACCEPTS_A_TURN {
-            let socket = match self.listener.accept_nonblocking() {
-                Ok(socket) => socket,
-                Err(SocketError::WouldBlock { .. }) => return,
-                Err(error) => return warn!("a client was not taken in: {error}"),
-            };
+            let Some(socket) = self.door.accept(poller, now().millis) else { return };
             let conn = ClientConn(self.next);
             let token = Source::Client.token(conn.0);
-            let peer = peer_of(&socket);
-            let added = poller.add(socket.as_fd(), token, Interest::READ);
-            match (peer, added) {
-                (Some(peer), Ok(())) => {
-                    self.next += 1;
-                    self.open.insert(conn, socket);
-                    events.push_back(Event::Connected { conn, peer });
-                }
-                (None, _) => {} // It is gone already.
-                (_, Err(error)) => warn!("a client was not taken in: {error}"),
+            let Some(peer) = peer_of(&socket) else { continue };
+            if let Err(error) = poller.add(socket.as_fd(), token, Interest::READ) {
+                warn!("a client was not taken in: {error}");
+                continue;
             }
+            self.next += 1;
+            self.open.insert(conn, socket);
+            events.push_back(Event::Connected { conn, peer });
         }
     }
 
@@ -164,10 +157,26 @@ impl Clients {
     }
 }
 
-/// Who is at the other end; `None` if that process is gone.
+/// Who is at the other end; `None` if that process is gone, or cannot be told from a later one.
 pub fn peer_of(socket: &Socket) -> Option<Peer> {
-    let peer = socket.peer().ok()?;
-    let start_time = process::start_time(peer.pid).ok()?;
+    let peer = match socket.peer() {
+        Ok(peer) => peer,
+        Err(error) => {
+            warn!("a peer was not taken in: {error}");
+            return None;
+        }
+    };
+    let start_time = match process::start_time(peer.pid) {
+        Ok(start_time) => start_time,
+        Err(ProcessError::Gone { pid }) => {
+            info!(pid, "a peer was not taken in: its process is gone, or of a namespace not seen");
+            return None;
+        }
+        Err(error) => {
+            warn!(pid = peer.pid, "a peer was not taken in: {error}");
+            return None;
+        }
+    };
     let (pid, uid, gid, groups) = (peer.pid, peer.uid, peer.gid, peer.groups);
     Some(Peer { pid, start_time, uid, gid, groups })
 }

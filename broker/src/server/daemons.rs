@@ -19,7 +19,8 @@ use dmce_sys::socket::{Listener, Socket, SocketError};
 use tracing::{info, warn};
 
 use super::clients::peer_of;
-use super::{ServerError, Source};
+use super::door::Door;
+use super::{ServerError, Source, now};
 
 /// Bytes that may wait for one daemon: about 100,000 requests to destroy a block.
 const QUEUE_BYTES_MAX: usize = 8 << 20;
@@ -35,7 +36,7 @@ struct Connection {
 
 /// All connections of daemons, and where they come from.
 pub struct Daemons {
-    listener: Listener,
+    door: Door,
     open: BTreeMap<DaemonConn, Connection>,
     next: u64,
     buffer: Vec<u8>,
@@ -45,31 +46,25 @@ impl Daemons {
     /// Listens at `daemon.sock` in `dir`.
     pub fn listen(poller: &Poller, dir: &Path) -> Result<Self, ServerError> {
         let listener = Listener::bind(dir.join("daemon.sock"), 0o600)?;
-        poller.add(listener.as_fd(), Source::DaemonListener.token(0), Interest::READ)?;
+        let door = Door::open(poller, listener, Source::DaemonListener.token(0))?;
         let buffer = vec![0; FRAME_BYTES_MAX + 1];
-        Ok(Self { listener, open: BTreeMap::new(), next: 1, buffer })
+        Ok(Self { door, open: BTreeMap::new(), next: 1, buffer })
     }
 
-    /// Removes the socket's file.
-    pub fn unlink(&self) {
-        if let Err(error) = self.listener.unlink() {
-            warn!("daemon.sock stays behind: {error}");
-        }
+    /// Where they come from.
+    pub const fn door(&mut self) -> &mut Door {
+        &mut self.door
     }
 
     /// Takes in who has connected.
     pub fn accept(&mut self, poller: &Poller, events: &mut VecDeque<Event>) {
-        loop {
-            let socket = match self.listener.accept_nonblocking() {
-                Ok(socket) => socket,
-                Err(SocketError::WouldBlock { .. }) => return,
-                Err(error) => return warn!("a daemon was not taken in: {error}"),
-            };
+        while let Some(socket) = self.door.accept(poller, now().millis) {
             let Some(peer) = peer_of(&socket) else { continue };
             let conn = DaemonConn(self.next);
             let token = Source::Daemon.token(conn.0);
             if let Err(error) = poller.add(socket.as_fd(), token, Interest::READ) {
-                return warn!("a daemon was not taken in: {error}");
+                warn!("a daemon was not taken in: {error}");
+                continue;
             }
             self.next += 1;
             let connection = Connection { socket, waiting: VecDeque::new(), waiting_bytes: 0 };

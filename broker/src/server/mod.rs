@@ -18,6 +18,7 @@
 mod clients;
 mod config;
 mod daemons;
+mod door;
 mod objects;
 mod sessions;
 mod start;
@@ -199,20 +200,32 @@ impl Server {
         let mut actions = Vec::new();
         loop {
             self.drain(&mut actions);
-            self.poller.wait(self.timeout(), &mut ready)?;
+            let timeout = self.timeout();
+            self.poller.wait(timeout, &mut ready)?;
             for one in ready.drain(..) {
                 if self.take_in(one)?.is_break() {
                     info!("the broker ends; what it served stays in place");
-                    self.clients.unlink();
-                    self.daemons.unlink();
+                    self.clients.door().unlink();
+                    self.daemons.door().unlink();
                     return Ok(());
                 }
             }
             self.look_at_locks();
-            if self.wake_at.is_some_and(|at| at <= now().millis) {
-                self.wake_at = None;
-                self.events.push_back(Event::Tick);
-            }
+            self.look_at_clock();
+        }
+    }
+
+    /// Does what is due.
+    fn look_at_clock(&mut self) {
+        let now = now().millis;
+        self.clients.door().wake(&self.poller, now);
+        self.daemons.door().wake(&self.poller, now);
+        if self.sessions.check_at().is_some_and(|at| at <= now) {
+            self.sessions.check(now, &mut self.events);
+        }
+        if self.wake_at.is_some_and(|at| at <= now) {
+            self.wake_at = None;
+            self.events.push_back(Event::Tick);
         }
     }
 
@@ -241,10 +254,12 @@ impl Server {
         }
     }
 
-    fn timeout(&self) -> Option<Duration> {
-        let lock = (!self.awaited_locks.is_empty()).then_some(LOCK_POLL_MS);
-        let wake = self.wake_at.map(|at| at.0.saturating_sub(now().millis.0));
-        lock.into_iter().chain(wake).min().map(Duration::from_millis)
+    fn timeout(&mut self) -> Option<Duration> {
+        let now = now().millis;
+        let lock = (!self.awaited_locks.is_empty()).then_some(now.after(LOCK_POLL_MS));
+        let doors = [self.clients.door().rests_until(), self.daemons.door().rests_until()];
+        let due = [lock, self.wake_at, self.sessions.check_at()].into_iter().chain(doors);
+        due.flatten().min().map(|at| Duration::from_millis(at.0.saturating_sub(now.0)))
     }
 
     /// Turns readiness into events.

@@ -6,20 +6,23 @@
 //!    object, or the other way round, belongs to nobody and is removed at the next start.
 //! 2. What a client can write is read by `pread` and written by `pwrite` alone ([`SessionObject`]).
 //! 3. A process is watched by a pidfd that was checked against its start time.
+//! 4. What a client adds to its session object is found by [`Sessions::check`], which looks at a few
+//!    objects a second, each in its turn, and takes it away again.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
+use std::ops::Bound::{Excluded, Unbounded};
 use std::os::fd::{AsFd, OwnedFd};
 
 use dmce_abi::Status;
 use dmce_abi::block::SessionId;
 use dmce_abi::name::ObjectKind;
 use dmce_abi::wire::Refusal;
-use dmce_broker::dispatcher::{BelievedSession, Event, Grant, Rights, SessionRecord};
+use dmce_broker::dispatcher::{BelievedSession, Event, Grant, Millis, Rights, SessionRecord};
 use dmce_shm::fence::Fence;
 use dmce_shm::record::{self, ProcessIdentity};
 use dmce_shm::session::SessionIdentity;
-use dmce_shm::session::object::SessionObject;
+use dmce_shm::session::object::{SessionError, SessionObject};
 use dmce_sys::object::ObjectError;
 use dmce_sys::poll::{EventFd, Interest, Poller};
 use dmce_sys::{pidfd, process};
@@ -27,6 +30,10 @@ use tracing::{error, info, warn};
 
 use super::Source;
 use super::objects::{BROKER, Objects};
+
+/// Session objects that one check looks at, and how often there is one.
+const CHECKS_A_TURN: usize = 256;
+const CHECK_MS: u64 = 1_000;
 
 struct Session {
     object: SessionObject,
@@ -40,6 +47,9 @@ pub struct Sessions {
     boot_id: [u8; 16],
     fence: Fence,
     all: BTreeMap<SessionId, Session>,
+    /// The last session that was checked, if there may be others after it.
+    checked: Option<SessionId>,
+    check_at: Millis,
 }
 
 /// A process to watch.
@@ -55,7 +65,8 @@ pub struct Who {
 impl Sessions {
     /// None yet.
     pub fn new(boot_id: [u8; 16]) -> Self {
-        Self { boot_id, fence: Fence::register(), all: BTreeMap::new() }
+        let (all, fence) = (BTreeMap::new(), Fence::register());
+        Self { boot_id, fence, all, checked: None, check_at: Millis(0) }
     }
 
     /// Takes up the sessions of an earlier broker whose processes live; removes what is left of
@@ -164,6 +175,32 @@ impl Sessions {
         if let Some(fd) = self.all.get_mut(&id).and_then(|session| session.process.take()) {
             let _ = poller.remove(fd.as_fd());
             events.push_back(Event::Died { session: id });
+        }
+    }
+
+    /// When the next session objects are to be checked; never, while there are none.
+    pub fn check_at(&self) -> Option<Millis> {
+        (!self.all.is_empty()).then_some(self.check_at)
+    }
+
+    /// Looks whether clients made their session objects larger, or smaller: their sessions end.
+    pub fn check(&mut self, now: Millis, events: &mut VecDeque<Event>) {
+        self.check_at = now.after(CHECK_MS);
+        let from = self.checked.take().map_or(Unbounded, Excluded);
+        for (id, session) in self.all.range((from, Unbounded)).take(CHECKS_A_TURN) {
+            self.checked = Some(*id);
+            let Err(error) = session.object.check_size() else { continue };
+            if let SessionError::Resized { .. } = error {
+                if let Err(error) = session.object.cut() {
+                    warn!(session = id.get(), "its object keeps what was added: {error}");
+                }
+                events.push_back(Event::Misused { session: *id, reason: error.to_string() });
+            } else {
+                warn!(session = id.get(), "its object was not looked at: {error}");
+            }
+        }
+        if self.all.last_key_value().map(|(last, _)| *last) == self.checked {
+            self.checked = None;
         }
     }
 

@@ -185,6 +185,18 @@ impl SessionObject {
         Ok(())
     }
 
+    /// Takes away what the client added. What a session may use, and what is missing, stays so.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Object`].
+    pub fn cut(&self) -> Result<(), SessionError> {
+        if object::stat(self.as_fd())?.bytes >= SESSION_BYTES {
+            object::truncate(self.as_fd(), SESSION_BYTES)?;
+        }
+        Ok(())
+    }
+
     fn copy(&self, range: Range<usize>) -> Result<Vec<u8>, SessionError> {
         let mut copy = vec![0; range.len()];
         object::read_at(self.as_fd(), &mut copy, range.start as u64)?;
