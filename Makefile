@@ -114,7 +114,7 @@ build-debug:
 
 .PHONY: build-debug-i386
 build-debug-i386:
-	scripts/i386-cargo.sh build $(CARGO_FLAGS) -p dmce-ffi -p dmce-tests
+	scripts/i386-cargo.sh build $(CARGO_FLAGS) -p dmce-ffi -p dmce-tests -p dmce-examples
 	$(call link_soname,$(I386_BUILT)/debug)
 
 ## bench         a table of ratios, kept in docs/benchmarks.md; BENCH_ARGS chooses rows, or --quick
