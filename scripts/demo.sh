@@ -24,10 +24,14 @@ ADDRESS_SPACE_KIB=$((3 * 1024 * 1024))
 
 scratch=$(mktemp -d)
 instance=$scratch/instance
+hold_pid=
 
 clean_up() {
     local status=$?
     trap - EXIT
+    if [[ -n $hold_pid ]] && kill "$hold_pid" 2>/dev/null; then
+        wait "$hold_pid" || true
+    fi
     if [[ -d $instance ]]; then
         "$dmce" down --dir "$instance" >/dev/null || status=1
     fi
@@ -64,8 +68,13 @@ check_room() {
     fi
 }
 
+# In the background, because a shell that waits for a program in the foreground hears no signal.
 hold() {
-    "$scratch/hold" --gib "$gib" --then "echo; '$dmce' blocks" "$files"
+    local look="echo; '$dmce' blocks; echo; '$dmce' daemons"
+    ("${limits[@]}" && exec "$scratch/hold" --gib "$gib" --then "$look" "$files") &
+    hold_pid=$!
+    wait "$hold_pid"
+    hold_pid=
 }
 
 check_room
@@ -87,4 +96,4 @@ export DMCE_SOCKET=$instance/broker.sock
 "$dmce" daemons
 
 title "$gib GiB from $files"
-("${limits[@]}" && hold)
+hold
