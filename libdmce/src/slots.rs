@@ -24,14 +24,14 @@ const WORDS: usize = SLOTS / 64;
 /// The slots of one session.
 #[derive(Debug)]
 pub(crate) struct Slots {
+    /// Tells the sessions of this process apart; never 0, never reused.
+    key: u64,
     taken: Arc<TakenSlots>,
     shared: Mutex<()>,
 }
 
 #[derive(Debug)]
 struct TakenSlots {
-    /// Tells the sessions of this process apart; never 0, never reused.
-    key: u64,
     bits: [AtomicU64; WORDS],
 }
 
@@ -52,14 +52,20 @@ impl Slots {
         let key = NEXT_KEY.fetch_add(1, Ordering::Relaxed);
         let bits = [const { AtomicU64::new(0) }; WORDS];
         bits[SHARED_SLOT / 64].store(1 << (SHARED_SLOT % 64), Ordering::Relaxed);
-        Self { taken: Arc::new(TakenSlots { key, bits }), shared: Mutex::new(()) }
+        Self { key, taken: Arc::new(TakenSlots { bits }), shared: Mutex::new(()) }
     }
 
     /// This thread's own slot; `None` if there is none for it.
     #[inline]
     pub(crate) fn own(&self) -> Option<usize> {
+        self.last().or_else(|| self.find_own())
+    }
+
+    /// This thread's own slot, if this is the session that it used last.
+    #[inline]
+    pub(crate) fn last(&self) -> Option<usize> {
         let (key, slot) = LAST.get();
-        if key == self.taken.key { Some(slot) } else { self.find_own() }
+        (key == self.key).then_some(slot)
     }
 
     /// The right to use [`SHARED_SLOT`].
@@ -71,7 +77,7 @@ impl Slots {
     #[cold]
     fn find_own(&self) -> Option<usize> {
         let slot = OWN.try_with(|own| own.borrow_mut().find_or_take(&self.taken)).ok().flatten()?;
-        LAST.set((self.taken.key, slot));
+        LAST.set((self.key, slot));
         Some(slot)
     }
 }

@@ -64,6 +64,35 @@ impl MappedBlock {
         })
     }
 
+    /// # Safety
+    ///
+    /// As [`Reach::read`].
+    #[inline(never)]
+    unsafe fn read_large(&self, piece: Piece, buffer: *mut u8) -> Result<(), Trouble> {
+        let store = Store::for_bytes(piece.bytes);
+        each_guarded(piece, |done, part| {
+            let (range, buffer) = (self.range(part), buffer.wrapping_add(done));
+            // SAFETY: the range is mapped, the buffer is the caller's, and no part of a block.
+            let copy = || unsafe { transfer::copy(buffer, range.as_ptr(), part.bytes, store) };
+            Ok(guarded(range, copy)?)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// As [`Reach::write`].
+    #[inline(never)]
+    unsafe fn write_large(&self, piece: Piece, data: *const u8) -> Result<(), Trouble> {
+        let store = Store::for_bytes(piece.bytes);
+        each_guarded(piece, |done, part| {
+            let (range, data) = (self.range(part), data.wrapping_add(done));
+            // SAFETY: the range is mapped and writable, the data is the caller's, and no part of a
+            // block.
+            let copy = || unsafe { transfer::copy(range.as_ptr(), data, part.bytes, store) };
+            Ok(guarded(range, copy)?)
+        })
+    }
+
     /// The mapped bytes of a piece.
     #[inline]
     fn range(&self, piece: Piece) -> MappedRange<'_> {
@@ -76,25 +105,27 @@ impl MappedBlock {
 impl Reach for MappedBlock {
     #[inline]
     unsafe fn read(&self, piece: Piece, buffer: *mut u8) -> Result<(), Trouble> {
-        let store = Store::for_bytes(piece.bytes);
-        each_guarded(piece, |done, part| {
-            let (range, buffer) = (self.range(part), buffer.wrapping_add(done));
-            // SAFETY: the range is mapped, the buffer is the caller's, and no part of a block.
-            let copy = || unsafe { transfer::copy(buffer, range.as_ptr(), part.bytes, store) };
-            Ok(guarded(range, copy)?)
-        })
+        if piece.bytes > GUARD_BYTES {
+            // SAFETY: as the caller promises.
+            return unsafe { self.read_large(piece, buffer) };
+        }
+        let range = self.range(piece);
+        // SAFETY: the range is mapped, the buffer is the caller's, and no part of a block.
+        let copy = || unsafe { buffer.copy_from_nonoverlapping(range.as_ptr(), piece.bytes) };
+        Ok(guarded(range, copy)?)
     }
 
     #[inline]
     unsafe fn write(&self, piece: Piece, data: *const u8) -> Result<(), Trouble> {
-        let store = Store::for_bytes(piece.bytes);
-        each_guarded(piece, |done, part| {
-            let (range, data) = (self.range(part), data.wrapping_add(done));
-            // SAFETY: the range is mapped and writable, the data is the caller's, and no part of a
-            // block.
-            let copy = || unsafe { transfer::copy(range.as_ptr(), data, part.bytes, store) };
-            Ok(guarded(range, copy)?)
-        })
+        if piece.bytes > GUARD_BYTES {
+            // SAFETY: as the caller promises.
+            return unsafe { self.write_large(piece, data) };
+        }
+        let range = self.range(piece);
+        // SAFETY: the range is mapped and writable, the data is the caller's, and no part of a
+        // block.
+        let copy = || unsafe { range.as_ptr().copy_from_nonoverlapping(data, piece.bytes) };
+        Ok(guarded(range, copy)?)
     }
 
     fn fill(&self, piece: Piece, byte: u8) -> Result<(), Trouble> {
@@ -123,14 +154,10 @@ impl Reach for MappedBlock {
 }
 
 /// Runs `access` on parts that one guard may cover.
-#[inline]
 fn each_guarded(
     piece: Piece,
     mut access: impl FnMut(usize, Piece) -> Result<(), Trouble>,
 ) -> Result<(), Trouble> {
-    if piece.bytes <= GUARD_BYTES {
-        return access(0, piece);
-    }
     let mut done = 0;
     while done < piece.bytes {
         let bytes = GUARD_BYTES.min(piece.bytes - done);

@@ -52,6 +52,8 @@ const TRIES_MAX: u32 = 1_000;
 pub(crate) struct Core {
     /// How addresses are divided.
     pub layout: AddrLayout,
+    /// Width of a cell, for the fast path.
+    pub cell_bits: u8,
     /// What the broker said at setup.
     pub ready: Ready,
     /// How long a call waits for the broker.
@@ -108,27 +110,25 @@ impl<'a> Entered<'a> {
 }
 
 impl Core {
+    /// Begins an operation, if nothing is in the way: no fork, no change, no other session.
+    #[inline]
+    pub(crate) fn enter_quickly(&self) -> Option<Operation<'_>> {
+        if self.fork.is_forked() {
+            return None;
+        }
+        self.map.begin(self.slots.last()?).ok()
+    }
+
     /// Begins an operation.
     ///
     /// # Errors
     ///
     /// [`Status::Forked`], [`Status::Closed`]; [`Status::Unavailable`] if something changed and the
     /// broker does not say what.
-    #[inline]
     pub(crate) fn enter(&self) -> Result<Entered<'_>, Error> {
         if self.fork.is_forked() {
             return Err(Error::forked());
         }
-        if let Some(slot) = self.slots.own()
-            && let Ok(operation) = self.map.begin(slot)
-        {
-            return Ok(Entered { operation, _shared: None });
-        }
-        self.enter_slowly()
-    }
-
-    #[cold]
-    fn enter_slowly(&self) -> Result<Entered<'_>, Error> {
         for _ in 0..TRIES_MAX {
             let (slot, shared) = match self.slots.own() {
                 Some(slot) => (slot, None),
@@ -373,8 +373,13 @@ impl Core {
     /// The block number and the cell of an address. A number that no block has is another server's.
     #[inline]
     pub(crate) const fn split(&self, addr: DmceAddr) -> (u64, u64) {
-        let (raw, bits) = (addr.to_raw(), self.layout.cell_bits());
-        (raw >> bits, raw & ((1 << bits) - 1))
+        self.split_raw(addr.to_raw())
+    }
+
+    /// [`Core::split`] of a plain number.
+    #[inline]
+    pub(crate) const fn split_raw(&self, raw: u64) -> (u64, u64) {
+        (raw >> self.cell_bits, raw & ((1 << self.cell_bits) - 1))
     }
 
     /// The address of a cell.

@@ -73,14 +73,33 @@ impl Core {
         data: *const u8,
         bytes: usize,
     ) -> Result<(), Error> {
+        if self.verify {
+            // SAFETY: as the caller promises.
+            return unsafe { self.write_verified(to, data, bytes) };
+        }
         self.access(to, bytes, Intent::Write, |block, piece, done| {
-            let data = data.wrapping_add(done);
             // SAFETY: the piece is a part of `bytes`, for which the caller's data is readable; the
             // block is writable, since this is a write.
+            unsafe { block.write(piece, data.wrapping_add(done)) }
+        })
+    }
+
+    /// Copies into blocks, and compares what is there then [0088].
+    ///
+    /// # Safety
+    ///
+    /// As [`Core::write`].
+    #[cold]
+    unsafe fn write_verified(
+        &self,
+        to: DmceAddr,
+        data: *const u8,
+        bytes: usize,
+    ) -> Result<(), Error> {
+        self.access_all(to, bytes as u64, Intent::Write, &mut |block, piece, done| {
+            let data = data.wrapping_add(done);
+            // SAFETY: as in `write`.
             unsafe { block.write(piece, data) }?;
-            if !self.verify {
-                return Ok(());
-            }
             // SAFETY: as for the write.
             match unsafe { block.compare(piece, data) }? {
                 Ordering::Equal => Ok(()),
@@ -142,10 +161,12 @@ impl Core {
         intent: Intent,
         mut act: impl FnMut(&Block, Piece, usize) -> Result<(), Obstacle>,
     ) -> Result<(), Error> {
-        if bytes <= PIECE_BYTES && !self.check {
-            let inside = self.enter()?;
+        if bytes <= PIECE_BYTES
+            && !self.check
+            && let Some(inside) = self.enter_quickly()
+        {
             let (id, cell) = self.split(addr);
-            if let Some(block) = self.table.get(id, inside.operation())
+            if let Some(block) = self.table.get(id, &inside)
                 && let Some(piece) = block.piece(cell, bytes)
                 && (intent == Intent::Read || block.writable)
                 && act(block, piece, 0).is_ok()
@@ -208,8 +229,7 @@ impl Core {
         intent: Intent,
         inside: &'a super::core::Entered<'_>,
     ) -> Result<(&'a Block, Piece), Error> {
-        let bits = self.layout.cell_bits();
-        let (id, cell) = (raw >> bits, raw & ((1 << bits) - 1));
+        let (id, cell) = self.split_raw(raw);
         let block = self.table.get(id, inside.operation()).ok_or_else(|| illegal(raw))?;
         let piece = block.piece(cell, bytes).ok_or_else(|| beyond(raw, bytes as u64))?;
         if intent == Intent::Write && !block.writable {

@@ -88,6 +88,7 @@ fn finish(options: &Options, link: Link, parts: Parts) -> Result<Arc<Core>, Erro
     let Parts { layout, ready, ways, map, fork } = parts;
     let core = Arc::new(Core {
         layout,
+        cell_bits: layout.cell_bits(),
         timeout_ms: options.timeout_ms(),
         verify: options.verify,
         check: Options::checks(),

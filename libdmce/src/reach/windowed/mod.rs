@@ -90,8 +90,22 @@ impl WindowedBlock {
         self.touched.swap(false, Relaxed)
     }
 
-    /// Runs `mapped` on every part of a piece that has a window, and `direct` on the others.
+    /// The mapped bytes of a small piece that lies in one window, if that is mapped.
     #[inline]
+    fn window_of(&self, piece: Piece) -> Option<(cache::View<'_>, MappedRange<'_>)> {
+        let (window, offset) = split(piece.cell);
+        // Strictly less: who reaches a window's end is watched for what follows.
+        if piece.bytes >= in_window(offset) {
+            return None;
+        }
+        let view = self.cache.find(&self.places, window)?;
+        let start = view.start().wrapping_add(offset);
+        // SAFETY: the window is mapped as long as the view pins it, which the caller keeps as long.
+        let range = unsafe { MappedRange::new(start, piece.bytes) };
+        Some((view, range))
+    }
+
+    /// Runs `mapped` on every part of a piece that has a window, and `direct` on the others.
     fn each_part(
         &self,
         piece: Piece,
@@ -172,8 +186,12 @@ impl Drop for WindowedBlock {
 }
 
 impl Reach for WindowedBlock {
-    #[inline]
     unsafe fn read(&self, piece: Piece, buffer: *mut u8) -> Result<(), Trouble> {
+        if let Some((_view, range)) = self.window_of(piece) {
+            // SAFETY: the range is mapped, the buffer is the caller's, and no part of a block.
+            let copy = || unsafe { buffer.copy_from_nonoverlapping(range.as_ptr(), range.len()) };
+            return Ok(guarded(range, copy)?);
+        }
         let store = Store::for_bytes(piece.bytes);
         let mapped = |done: usize, range: MappedRange<'_>| {
             let buffer = buffer.wrapping_add(done);
@@ -188,8 +206,12 @@ impl Reach for WindowedBlock {
         })
     }
 
-    #[inline]
     unsafe fn write(&self, piece: Piece, data: *const u8) -> Result<(), Trouble> {
+        if let Some((_view, range)) = self.window_of(piece) {
+            // SAFETY: the range is mapped and writable, the data is the caller's.
+            let copy = || unsafe { range.as_ptr().copy_from_nonoverlapping(data, range.len()) };
+            return Ok(guarded(range, copy)?);
+        }
         let store = Store::for_bytes(piece.bytes);
         let mapped = |done: usize, range: MappedRange<'_>| {
             let data = data.wrapping_add(done);

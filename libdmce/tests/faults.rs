@@ -1,0 +1,248 @@
+//! What breaks under a session: its broker, its memory, its process.
+
+mod fake;
+
+use std::cmp::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering as Memory};
+
+use fake::{BLOCK_BYTES, Fake, status, wait_until};
+use libdmce::{Error, Options, Prot, Session, Status};
+
+#[test]
+fn memory_is_used_on_while_the_broker_is_away_and_calls_that_need_it_wait() {
+    Fake::with_each_mode(|fake, session| {
+        let addr = session.malloc(1000).unwrap();
+        fake.die();
+        session.write(addr, &[4; 1000]).unwrap();
+        assert_eq!(session.compare(addr, &[4; 1000]), Ok(Ordering::Equal));
+        // What fits into the blocks that are there needs no broker.
+        session.free(session.malloc(2000).unwrap()).unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| session.malloc(3 * BLOCK_BYTES));
+            fake.restart();
+            waiting.join().unwrap().unwrap();
+        });
+        assert!(fake.asked("Attach") >= 1);
+        assert_eq!(session.compare(addr, &[4; 1000]), Ok(Ordering::Equal));
+    });
+}
+
+#[test]
+fn an_idle_session_is_attached_again_by_its_own_thread() {
+    let mut fake = Fake::start();
+    let session = fake.open();
+    let addr = session.malloc(100).unwrap();
+    let pointer = session.map(addr, 100, Prot::READ).unwrap();
+    wait_until("the pointer is known", || !fake.state().maps.is_empty());
+    fake.die();
+    fake.state().maps.clear();
+    fake.restart();
+    wait_until("the session is attached", || fake.asked("Attach") == 1);
+    // A broker that came back is told what it has forgotten.
+    wait_until("the pointer is known again", || !fake.state().maps.is_empty());
+    session.unmap(pointer).unwrap();
+}
+
+#[test]
+fn a_broker_that_stays_away_is_unavailable_after_the_timeout() {
+    let mut fake = Fake::start();
+    let session = Session::open(&Options { timeout_ms: 100, ..fake.options() }).unwrap();
+    let span = session.malloc(3 * BLOCK_BYTES).unwrap();
+    session.write(span, b"here").unwrap();
+    fake.die();
+    assert_eq!(status(session.malloc(3 * BLOCK_BYTES)), Status::Unavailable);
+    assert_eq!(status(session.region_list("v")), Status::Unavailable);
+    // Freeing needs nobody: the broker is told when it is back.
+    session.free(span).unwrap();
+    assert_eq!(status(session.read(span, &mut [0])), Status::Address);
+    fake.restart();
+    wait_until("the span goes back", || fake.state().blocks.is_empty());
+    // Closing does not wait for a broker that is away for good.
+    fake.die();
+    session.close().unwrap();
+    assert_eq!(status(session.malloc(1)), Status::Closed);
+}
+
+#[test]
+fn a_request_whose_broker_died_after_the_deed_is_repeated_and_not_done_twice() {
+    let mut fake = Fake::start();
+    let session = fake.open();
+    fake.state().dies_after_malloc = true;
+    std::thread::scope(|scope| {
+        let granted = scope.spawn(|| session.malloc(2 * BLOCK_BYTES));
+        wait_until("it is done", || fake.state().blocks.len() == 2);
+        fake.die();
+        fake.restart();
+        let span = granted.join().unwrap().unwrap();
+        assert_eq!(span.to_raw(), BLOCK_BYTES);
+    });
+    assert_eq!(fake.state().blocks.len(), 2);
+    assert!(fake.asked("Malloc") >= 2);
+}
+
+#[test]
+fn a_session_that_the_broker_does_not_know_any_more_is_closed() {
+    Fake::with_each_mode(|fake, session| {
+        let addr = session.malloc(100).unwrap();
+        fake.state().refuses_attach = true;
+        fake.die();
+        fake.restart();
+        wait_until("the refusal is noticed", || session.read(addr, &mut [0]).is_err());
+        assert_eq!(status(session.read(addr, &mut [0])), Status::Closed);
+        assert_eq!(status(session.malloc(100)), Status::Closed);
+        assert_eq!(status(session.stat()), Status::Closed);
+        session.close().unwrap();
+        assert_eq!(status(session.close()), Status::Closed);
+    });
+}
+
+#[test]
+fn a_truncated_block_is_lost_alone_and_until_it_is_restored() {
+    Fake::with_each_mode(|fake, session| {
+        let span = session.malloc(3 * BLOCK_BYTES).unwrap();
+        let small = session.malloc(5_000).unwrap();
+        session.fill(span, 1, 3 * BLOCK_BYTES).unwrap();
+        let second = session.addr(span.to_raw() + BLOCK_BYTES).unwrap();
+        fake.truncate(2, 0);
+        assert_eq!(status(session.read(second, &mut [0; 100])), Status::Lost);
+        assert_eq!(status(session.write(second, &[0; 100])), Status::Lost);
+        assert_eq!(status(session.fill(second, 0, BLOCK_BYTES)), Status::Lost);
+        assert_eq!(status(session.compare(second, &[0; 100])), Status::Lost);
+        assert_eq!(status(session.copy(small, second, 5_000)), Status::Lost);
+        assert_eq!(status(session.copy(second, small, 5_000)), Status::Lost);
+        assert_eq!(status(session.map(second, 100, Prot::READ)), Status::Lost);
+        wait_until("the broker hears of it", || !fake.state().damaged.is_empty());
+        // Its neighbours are what they were.
+        assert_eq!(session.compare(span, &[1; 5_000]), Ok(Ordering::Equal));
+        session.write(small, &[2; 5_000]).unwrap();
+        fake.tell_lost(2, false);
+        wait_until("it is there again", || session.write(second, &[3; 100]).is_ok());
+        assert_eq!(session.compare(second, &[3; 100]), Ok(Ordering::Equal));
+    });
+}
+
+#[test]
+fn nothing_is_allocated_in_a_heap_block_that_is_lost() {
+    let fake = Fake::start();
+    let session = fake.open();
+    let addr = session.malloc(100).unwrap();
+    fake.truncate(1, 0);
+    assert_eq!(status(session.read(addr, &mut [0; 100])), Status::Lost);
+    let other = session.malloc(100).unwrap();
+    assert_ne!(addr.to_raw() / BLOCK_BYTES, other.to_raw() / BLOCK_BYTES);
+    session.write(other, &[1; 100]).unwrap();
+    session.free(addr).unwrap();
+}
+
+#[test]
+fn readers_and_writers_go_on_while_blocks_change_under_them() {
+    Fake::with_each_mode(|fake, session| {
+        let span = session.malloc(2 * BLOCK_BYTES).unwrap();
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for thread in 0..4_u64 {
+                let (session, stop) = (&session, &stop);
+                scope.spawn(move || {
+                    let addr = session.addr(span.to_raw() + BLOCK_BYTES - 64 + thread * 32);
+                    let addr = addr.unwrap();
+                    let mut round = 0_u64;
+                    while !stop.load(Memory::Relaxed) {
+                        round += 1;
+                        let data = [round.to_le_bytes(); 3].concat();
+                        session.write(addr, &data).unwrap();
+                        assert_eq!(session.compare(addr, &data), Ok(Ordering::Equal));
+                    }
+                });
+            }
+            // Each time all threads have to fetch the blocks anew.
+            for _ in 0..200 {
+                fake.state().publish(&[1, 2]);
+                std::thread::yield_now();
+            }
+            stop.store(true, Memory::Relaxed);
+        });
+        assert!(fake.asked("Fetch") > 0);
+    });
+}
+
+#[test]
+fn closing_waits_for_those_who_are_inside_and_stops_the_rest() {
+    Fake::with_each_mode(|_fake, session| {
+        let addr = session.malloc(1 << 20).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..6 {
+                scope.spawn(|| {
+                    let mut buffer = vec![0; 1 << 20];
+                    let ended = loop {
+                        if let Err(error) = session.read(addr, &mut buffer) {
+                            break error;
+                        }
+                    };
+                    assert_eq!(ended.status(), Status::Closed);
+                });
+            }
+            std::thread::yield_now();
+            session.close().unwrap();
+        });
+        assert_eq!(status(session.map(addr, 1, Prot::READ)), Status::Closed);
+    });
+}
+
+#[test]
+fn a_forked_child_is_refused_and_its_end_is_not_noticed() {
+    Fake::with_each_mode(|fake, session| {
+        let addr = session.malloc(100).unwrap();
+        session.region_create("v", "r", 10_000, &libdmce::RegionOptions::default()).unwrap();
+        let region = session.region_open("v", "r", Prot::READ).unwrap();
+        session.write(addr, &[1; 100]).unwrap();
+        // SAFETY: the child makes calls that end at the check for a fork, drops, and exits.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let forked =
+                |done: Result<(), Error>| done.is_err_and(|error| error.status() == Status::Forked);
+            let right = forked(session.read(addr, &mut [0; 100]))
+                && forked(session.write(addr, &[2; 100]))
+                && forked(session.malloc(10).map(|_| ()))
+                && forked(session.free(addr))
+                && forked(region.read(1000, &mut [0], libdmce::Mirror::Any))
+                && forked(region.close())
+                && forked(session.poll())
+                && forked(session.stat().map(|_| ()))
+                && forked(session.close());
+            drop(region);
+            drop(session);
+            // SAFETY: ends the child without what the test's process would do at its end.
+            unsafe { libc::_exit(i32::from(!right)) };
+        }
+        let mut ended = 0;
+        // SAFETY: waits for the own child.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut ended, 0) }, child);
+        assert_eq!(ended, 0, "the child was refused everywhere");
+        assert_eq!(session.compare(addr, &[1; 100]), Ok(Ordering::Equal));
+        session.malloc(3 * BLOCK_BYTES).unwrap();
+        assert_eq!(fake.asked("Disconnect"), 0);
+        assert_eq!(fake.asked("Attach"), 0);
+    });
+}
+
+#[test]
+fn what_is_no_broker_or_not_there_is_unavailable() {
+    let fake = Fake::start();
+    let missing = fake.socket.with_extension("none");
+    let opened = Session::open(&Options { socket: Some(missing), ..fake.options() });
+    assert_eq!(status(opened), Status::Unavailable);
+    // Somebody who listens and never answers.
+    let path = fake.socket.with_extension("mute");
+    let mute = dmce_sys::socket::Listener::bind(&path, 0o600).unwrap();
+    let options = Options { socket: Some(path), timeout_ms: 50, ..fake.options() };
+    assert_eq!(status(Session::open(&options)), Status::Unavailable);
+    mute.unlink().unwrap();
+    assert_eq!(
+        status(Session::open(&Options { message_path: true, ..fake.options() })),
+        Status::Unsupported
+    );
+    assert_eq!(
+        status(Session::open(&Options { name: "a/b".into(), ..fake.options() })),
+        Status::Invalid
+    );
+}

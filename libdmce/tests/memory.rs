@@ -1,0 +1,252 @@
+//! Allocation over a broker that grants, refuses and delays.
+
+mod fake;
+
+use std::collections::BTreeMap;
+
+use fake::{BLOCK_BYTES, Fake, Seeded, status, wait_until};
+use libdmce::{AllocOptions, DmceAddr, Options, Prot, Session, Status};
+
+/// What an allocation is to hold: its content follows from a seed.
+#[derive(Clone, Copy)]
+struct Live {
+    bytes: u64,
+    seed: u64,
+}
+
+fn content(live: Live) -> Vec<u8> {
+    Seeded(live.seed).bytes(usize::try_from(live.bytes).expect("tests hold little"))
+}
+
+fn check(session: &Session, addr: DmceAddr, live: Live) {
+    let expected = content(live);
+    let mut found = vec![0; expected.len()];
+    assert_eq!(session.read(addr, &mut found), Ok(()));
+    assert!(found == expected, "{addr:?}");
+    assert!(session.usable_size(addr).is_ok_and(|usable| usable >= live.bytes));
+}
+
+fn size(random: &mut Seeded) -> u64 {
+    let bits = match random.below(20) {
+        0 => 21,
+        1..4 => 17,
+        _ => 12,
+    };
+    1 + random.below(1 << bits)
+}
+
+#[test]
+fn every_allocation_keeps_its_bytes_until_it_is_freed() {
+    let mut seed = 0;
+    Fake::with_each_mode(|fake, session| {
+        seed += 1;
+        let mut random = Seeded(seed);
+        let mut live: BTreeMap<DmceAddr, Live> = BTreeMap::new();
+        let pick = |live: &BTreeMap<DmceAddr, Live>, random: &mut Seeded| {
+            let place = usize::try_from(random.below(live.len() as u64)).unwrap();
+            live.iter().nth(place).map(|(addr, live)| (*addr, *live)).unwrap()
+        };
+        for _ in 0..600 {
+            match random.below(10) {
+                0..5 if live.len() < 60 => {
+                    let new = Live { bytes: size(&mut random), seed: random.bits() };
+                    let addr = session.malloc(new.bytes).unwrap();
+                    session.write(addr, &content(new)).unwrap();
+                    assert!(live.insert(addr, new).is_none());
+                }
+                5..7 if !live.is_empty() => {
+                    let (addr, old) = pick(&live, &mut random);
+                    check(&session, addr, old);
+                    let bytes = size(&mut random);
+                    let moved = session.realloc(addr, bytes).unwrap();
+                    live.remove(&addr);
+                    let mut found = vec![0; usize::try_from(bytes.min(old.bytes)).unwrap()];
+                    session.read(moved, &mut found).unwrap();
+                    assert!(found == content(old)[..found.len()], "realloc keeps the bytes");
+                    let new = Live { bytes, seed: random.bits() };
+                    session.write(moved, &content(new)).unwrap();
+                    assert!(live.insert(moved, new).is_none());
+                }
+                7 => {
+                    let bytes = size(&mut random);
+                    let addr = session.calloc(1, bytes).unwrap();
+                    let mut found = vec![1; usize::try_from(bytes).unwrap()];
+                    session.read(addr, &mut found).unwrap();
+                    assert!(found.iter().all(|&byte| byte == 0), "calloc reads as zero");
+                    session.fill(addr, 0xee, bytes).unwrap();
+                    session.free(addr).unwrap();
+                }
+                _ if !live.is_empty() => {
+                    let (addr, old) = pick(&live, &mut random);
+                    check(&session, addr, old);
+                    session.free(addr).unwrap();
+                    live.remove(&addr);
+                    assert_eq!(status(session.free(addr)), Status::Address);
+                }
+                _ => {}
+            }
+        }
+        for (addr, old) in live {
+            check(&session, addr, old);
+            session.free(addr).unwrap();
+        }
+        assert_eq!(session.stat().unwrap().allocated_bytes, 0);
+        session.close().unwrap();
+        assert_eq!(fake.asked("Disconnect"), 1);
+    });
+}
+
+#[test]
+fn what_is_no_allocation_is_refused_by_free_realloc_and_usable_size() {
+    let fake = Fake::start();
+    let session = fake.open();
+    let addr = session.malloc(5_000).unwrap();
+    let span = session.malloc(3 * BLOCK_BYTES).unwrap();
+    let other = |raw| session.addr(raw).unwrap();
+    for wrong in [
+        other(addr.to_raw() + 16),
+        other(addr.to_raw() + 4096),
+        other(span.to_raw() + BLOCK_BYTES),
+        other(4000 * BLOCK_BYTES),
+        other(u64::MAX),
+    ] {
+        assert_eq!(status(session.free(wrong)), Status::Address, "{wrong:?}");
+        assert_eq!(status(session.realloc(wrong, 10)), Status::Address, "{wrong:?}");
+        assert_eq!(status(session.usable_size(wrong)), Status::Address, "{wrong:?}");
+    }
+    assert_eq!(status(session.addr(0)), Status::Address);
+    assert_eq!(session.usable_size(span).unwrap(), 3 * BLOCK_BYTES);
+    session.free(addr).unwrap();
+    session.free(span).unwrap();
+    assert_eq!(status(session.read(span, &mut [0])), Status::Address);
+}
+
+#[test]
+fn sizes_and_options_that_cannot_be_are_refused_as_such() {
+    let fake = Fake::start();
+    let session = fake.open();
+    assert_eq!(status(session.malloc(0)), Status::Invalid);
+    assert_eq!(status(session.calloc(0, 8)), Status::Invalid);
+    assert_eq!(status(session.calloc(u64::MAX, 2)), Status::NoSpace);
+    assert_eq!(status(session.malloc(u64::MAX)), Status::NoSpace);
+    assert_eq!(status(session.malloc(1 << 62)), Status::NoSpace);
+    let with = |options: AllocOptions| status(session.malloc_with(64, &options));
+    let default = AllocOptions::default();
+    assert_eq!(with(AllocOptions { align: 48, ..default.clone() }), Status::Invalid);
+    assert_eq!(with(AllocOptions { align: 4 << 20, ..default.clone() }), Status::Invalid);
+    assert_eq!(with(AllocOptions { page_size: 5000, ..default.clone() }), Status::Invalid);
+    assert_eq!(with(AllocOptions { copies: 2, ..default.clone() }), Status::Unsupported);
+    assert_eq!(with(AllocOptions { copies: 9, ..default.clone() }), Status::Invalid);
+    assert_eq!(with(AllocOptions { wait: true, ..default.clone() }), Status::Unsupported);
+    for align in [1, 16, 64, 4096, 65_536, 2 << 20] {
+        let options = AllocOptions { align, ..default.clone() };
+        let addr = session.malloc_with(100, &options).unwrap();
+        assert!(addr.to_raw().is_multiple_of(align.into()), "{addr:?} at {align}");
+    }
+    // An own page size means an own block.
+    let options = AllocOptions { page_size: 65_536, ..default };
+    let addr = session.malloc_with(100, &options).unwrap();
+    let again = session.realloc(addr, 200).unwrap();
+    assert_eq!(addr.to_raw() / BLOCK_BYTES, again.to_raw() / BLOCK_BYTES);
+}
+
+#[test]
+fn a_full_instance_refuses_and_leaves_everything_as_it_was() {
+    let fake = Fake::start();
+    fake.state().capacity = 6 << 20;
+    let session = fake.open();
+    let mut held = Vec::new();
+    loop {
+        match session.malloc(300_000) {
+            Ok(addr) => held.push(addr),
+            Err(error) => break assert_eq!(error.status(), Status::NoSpace),
+        }
+    }
+    // All that the broker has was asked for, also where a doubling did not fit.
+    let committed = session.stat().unwrap().committed_bytes;
+    assert!(committed > (6 << 20) - 400_000, "{committed}");
+    session.write(held[0], &vec![5; 300_000]).unwrap();
+    assert_eq!(status(session.realloc(held[0], 2 << 20)), Status::NoSpace);
+    assert_eq!(status(session.malloc(64 << 20)), Status::NoSpace);
+    assert_eq!(session.compare(held[0], &vec![5; 300_000]), Ok(std::cmp::Ordering::Equal));
+    session.free(held.pop().unwrap()).unwrap();
+    held.push(session.malloc(300_000).unwrap());
+}
+
+#[test]
+fn a_block_that_stays_empty_goes_back_and_a_pinned_one_does_not() {
+    let fake = Fake::start();
+    fake.state().idle_s = 0;
+    let session = fake.open();
+    let addr = session.malloc(100).unwrap();
+    let pointer = session.map(addr, 100, Prot::READ).unwrap();
+    assert_eq!(status(session.free(addr)), Status::Busy);
+    assert_eq!(status(session.realloc(addr, 5_000)), Status::Busy);
+    session.unmap(pointer).unwrap();
+    session.free(addr).unwrap();
+    wait_until("the empty block goes back", || fake.state().blocks.is_empty());
+    assert_eq!(session.stat().unwrap().blocks, 0);
+    assert_eq!(status(session.read(addr, &mut [0])), Status::Address);
+    // And the next allocation gets a new one.
+    session.malloc(100).unwrap();
+    assert_eq!(session.stat().unwrap().blocks, 1);
+}
+
+#[test]
+fn without_a_thread_poll_does_what_it_would_do() {
+    let fake = Fake::start();
+    fake.state().idle_s = 0;
+    let session = Session::open(&Options { no_thread: true, ..fake.options() }).unwrap();
+    let addr = session.malloc(100).unwrap();
+    session.free(addr).unwrap();
+    assert_eq!(fake.state().blocks.len(), 1);
+    session.poll().unwrap();
+    assert_eq!(fake.state().blocks.len(), 0);
+}
+
+#[test]
+fn a_block_that_is_granted_after_its_caller_gave_up_is_given_back() {
+    let fake = Fake::start();
+    let session = Session::open(&Options { timeout_ms: 50, ..fake.options() }).unwrap();
+    fake.state().holds_malloc = true;
+    assert_eq!(status(session.malloc(3 * BLOCK_BYTES)), Status::Unavailable);
+    assert_eq!(fake.state().blocks.len(), 3);
+    fake.answer_held();
+    wait_until("the orphan goes back", || {
+        // The answer is taken in with the next request.
+        let _ = session.usable_size(session.malloc(100).unwrap()).unwrap();
+        !fake.state().deletes.is_empty()
+    });
+}
+
+#[test]
+fn many_threads_allocate_write_and_free_apart() {
+    Fake::with_each_mode(|_fake, session| {
+        std::thread::scope(|scope| {
+            for thread in 0..16 {
+                let session = &session;
+                scope.spawn(move || {
+                    let mut random = Seeded(thread);
+                    let mut live = Vec::new();
+                    for _ in 0..150 {
+                        let new = Live { bytes: 1 + random.below(30_000), seed: random.bits() };
+                        let addr = session.malloc(new.bytes).unwrap();
+                        session.write(addr, &content(new)).unwrap();
+                        live.push((addr, new));
+                        if live.len() > 12 {
+                            let place = usize::try_from(random.below(12)).unwrap();
+                            let (addr, old) = live.swap_remove(place);
+                            check(session, addr, old);
+                            session.free(addr).unwrap();
+                        }
+                    }
+                    for (addr, old) in live {
+                        check(session, addr, old);
+                        session.free(addr).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(session.stat().unwrap().allocated_bytes, 0);
+    });
+}
