@@ -13,6 +13,7 @@
 //! decided by the crates above.
 
 pub mod clock;
+pub mod closing;
 pub mod fault;
 pub mod futex;
 pub mod headroom;

@@ -5,7 +5,8 @@
 //! 1. `SOCK_SEQPACKET`: one send is one receive. A frame arrives whole, with all of its
 //!    descriptors, or is reported as truncated.
 //! 2. At most [`FDS_PER_FRAME`] descriptors travel with a frame. What a peer sends beyond that
-//!    never stays open here. Received descriptors are close-on-exec from the first moment.
+//!    is received with the rest, since to close it may take time ([`crate::closing`]), and reported
+//!    as truncated. Received descriptors are close-on-exec from the first moment.
 //! 3. A dead peer is [`SocketError::Closed`], never SIGPIPE.
 //! 4. Who the peer is comes from the kernel as of the moment of `connect`, never from the peer.
 //! 5. A socket file is unlinked only if it is a socket that nobody listens on. Two starters at once
@@ -32,6 +33,10 @@ pub use peer::Peer;
 
 /// The most descriptors that one frame carries.
 pub const FDS_PER_FRAME: usize = 64;
+
+/// The most descriptors that the kernel lets a peer send with a frame (`SCM_MAX_FD`). There is room
+/// for all of them: what does not fit is closed by the kernel while we receive.
+const FDS_RECEIVED_MAX: usize = 253;
 
 const BACKLOG: i32 = 1024;
 
@@ -168,6 +173,14 @@ impl Listener {
         }
     }
 
+    /// Has the kernel refuse frames with descriptors to who connects from now on, where it can
+    /// (`SO_PASSRIGHTS`, Linux 6.16). False where it cannot.
+    #[must_use]
+    pub fn refuse_descriptors(&self) -> bool {
+        const SO_PASSRIGHTS: i32 = 83;
+        peer::set_socket_option(&self.fd, SO_PASSRIGHTS, 0).is_ok()
+    }
+
     /// The path, unless the socket was inherited.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
@@ -274,7 +287,8 @@ impl Socket {
         self.recv_with(buf, fds, RecvFlags::empty())
     }
 
-    /// Receives a frame if one is there now. `fds` is emptied and gets the frame's descriptors.
+    /// Receives a frame if one is there now. `fds` is emptied and gets the frame's descriptors, all
+    /// that the peer sent, also when there is an error.
     ///
     /// # Errors
     ///
@@ -341,7 +355,7 @@ impl Socket {
         flags: RecvFlags,
     ) -> Result<Received, SocketError> {
         fds.clear();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_PER_FRAME))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_RECEIVED_MAX))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = flags | RecvFlags::CMSG_CLOEXEC;
         let received = retry_on_intr(|| {
@@ -353,11 +367,8 @@ impl Socket {
                 fds.extend(received_fds);
             }
         }
-        // The buffer's slack for alignment may have let one more in.
         let surplus = fds.len() > FDS_PER_FRAME;
-        fds.truncate(FDS_PER_FRAME);
         if received.bytes == 0 {
-            fds.clear();
             return Err(SocketError::Closed);
         }
         let cut = ReturnFlags::TRUNC | ReturnFlags::CTRUNC;

@@ -98,3 +98,17 @@ fn socket_option<T: Copy>(fd: &OwnedFd, option: i32, into: &mut [T]) -> Result<u
     }
     Ok(bytes as usize)
 }
+
+/// Sets a socket option of one word.
+pub(super) fn set_socket_option(fd: &OwnedFd, option: i32, value: i32) -> Result<(), Errno> {
+    let bytes = libc::socklen_t::try_from(size_of_val(&value)).map_err(|_| Errno::INVAL)?;
+    // SAFETY: the pointer and the length are of one live word, which is only read.
+    let failed = unsafe {
+        let value = (&raw const value).cast();
+        libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, option, value, bytes)
+    };
+    if failed != 0 {
+        return Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO));
+    }
+    Ok(())
+}

@@ -85,7 +85,7 @@ fn as_many_descriptors_as_a_frame_takes_arrive_and_more_are_not_sent() {
 }
 
 #[test]
-fn surplus_descriptors_of_a_hostile_peer_are_closed() {
+fn surplus_descriptors_of_a_hostile_peer_are_received_and_reported() {
     const SENT: usize = 200;
     let objects = TestObjects::new("surplus");
     let name = objects.name("a");
@@ -101,8 +101,41 @@ fn surplus_descriptors_of_a_hostile_peer_are_closed() {
     let (mut buf, mut fds) = ([0; 10], Vec::with_capacity(SENT));
     let received = b.recv(&mut buf, &mut fds).unwrap();
     assert!(received.truncated);
-    assert_eq!(fds.len(), FDS_PER_FRAME);
-    assert_eq!(open_on(&objects.dir.path().join(name)), 1 + FDS_PER_FRAME);
+    assert_eq!(fds.len(), SENT);
+    fds.clear();
+    assert_eq!(open_on(&objects.dir.path().join(name)), 1);
+}
+
+#[test]
+fn descriptors_of_a_frame_without_bytes_are_received() {
+    let (a, b) = Socket::pair().unwrap();
+    let one = crate::poll::EventFd::new().unwrap();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [one.as_fd()];
+    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    net::sendmsg(&a, &[], &mut control, SendFlags::empty()).unwrap();
+    let (mut buf, mut fds) = ([0; 10], Vec::new());
+    assert!(matches!(b.try_recv(&mut buf, &mut fds), Err(SocketError::Closed)));
+    assert_eq!(fds.len(), 1);
+}
+
+#[test]
+fn a_listener_that_refuses_descriptors_gets_none() {
+    let path = std::env::temp_dir().join(format!("dmce-test-refuse-{}", std::process::id()));
+    let listener = Listener::bind(&path, 0o600).unwrap();
+    let refuses = listener.refuse_descriptors();
+    let a = Socket::connect(&path).unwrap();
+    let b = listener.accept_nonblocking().unwrap();
+    listener.unlink().unwrap();
+    let one = crate::poll::EventFd::new().unwrap();
+    assert_eq!(a.send(b"x", &[one.as_fd()]).is_err(), refuses);
+    a.send(b"y", &[]).unwrap();
+    // The other way they go as before.
+    b.send(b"z", &[one.as_fd()]).unwrap();
+    let (mut buf, mut fds) = ([0; 10], Vec::new());
+    a.recv(&mut buf, &mut fds).unwrap();
+    assert_eq!(fds.len(), 1);
 }
 
 #[test]
