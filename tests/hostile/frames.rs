@@ -165,3 +165,16 @@ fn a_session_is_taken_up_by_its_own_process_alone() {
     assert!(matches!(reply.unwrap_err().status, Status::NotFound | Status::Denied));
     assert!(instance.sessions()[0].attached);
 }
+
+/// Each refusal finds the client gone. Whoever was not forgotten would take a connection from others.
+#[test]
+fn clients_that_go_before_they_are_refused_are_forgotten() {
+    let instance = Instance::builder().config("limits.sessions = 4\n").start();
+    let mut other = frame(&setup(1));
+    other[4] = 77;
+    for _ in 0..600 {
+        connect(&instance).send(&other, &[]).unwrap();
+    }
+    let mut client = Client::open(&instance);
+    client.ask("hold 1").unwrap();
+}

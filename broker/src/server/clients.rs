@@ -4,6 +4,8 @@
 //!
 //! 1. A frame that cannot be read whole, or that brings a descriptor, is hostile: no request takes one.
 //! 2. A client that does not read its answers is dropped at the first one that does not fit.
+//! 3. Nothing that a client has passed, and no connection over which it could, is closed here: that
+//!    may take as long as the client likes ([`Closer`]).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,11 +18,12 @@ use dmce_abi::wire::{self, FrameHeader, Refusal, Reply, WireError};
 use dmce_abi::{Status, wire::peek_request};
 use dmce_broker::dispatcher::{ClientConn, Event, Peer, RequestId};
 use dmce_config::BrokerSection;
+use dmce_sys::closing::Closer;
 use dmce_sys::poll::{Interest, Poller};
 use dmce_sys::process::ProcessError;
 use dmce_sys::socket::{Listener, Socket, SocketError};
 use dmce_sys::{identity, process};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::door::Door;
 use super::{ServerError, Source, now};
@@ -37,6 +40,7 @@ pub struct Clients {
     open: BTreeMap<ClientConn, Socket>,
     next: u64,
     buffer: Vec<u8>,
+    closer: Closer,
 }
 
 impl Clients {
@@ -53,9 +57,12 @@ impl Clients {
             let gid = gid?.ok_or_else(|| ServerError::NoGroup { name: name.clone() })?;
             chown(&path, None, Some(gid))?;
         }
+        if !listener.refuse_descriptors() {
+            debug!("clients can send descriptors; they are closed");
+        }
         let door = Door::open(poller, listener, Source::ClientListener.token(0))?;
         let buffer = vec![0; FRAME_BYTES_MAX + 1];
-        Ok(Self { door, open: BTreeMap::new(), next: 1, buffer })
+        Ok(Self { door, open: BTreeMap::new(), next: 1, buffer, closer: Closer::start()? })
     }
 
     /// Where they come from.
@@ -69,9 +76,13 @@ impl Clients {
             let Some(socket) = self.door.accept(poller, now().millis) else { return };
             let conn = ClientConn(self.next);
             let token = Source::Client.token(conn.0);
-            let Some(peer) = peer_of(&socket) else { continue };
+            let Some(peer) = peer_of(&socket) else {
+                self.closer.end(socket);
+                continue;
+            };
             if let Err(error) = poller.add(socket.as_fd(), token, Interest::READ) {
                 warn!("a client was not taken in: {error}");
+                self.closer.end(socket);
                 continue;
             }
             self.next += 1;
@@ -81,7 +92,7 @@ impl Clients {
     }
 
     /// Takes in what a client has sent.
-    pub fn receive(&mut self, number: u64, events: &mut VecDeque<Event>) {
+    pub fn receive(&mut self, poller: &Poller, number: u64, events: &mut VecDeque<Event>) {
         let conn = ClientConn(number);
         for _ in 0..FRAMES_A_TURN {
             let Some(socket) = self.open.get(&conn) else { return };
@@ -90,12 +101,15 @@ impl Clients {
                 Ok(received) => received,
                 Err(SocketError::WouldBlock { .. }) => return,
                 Err(_) => {
-                    self.open.remove(&conn);
+                    self.closer.close(fds);
+                    self.end(poller, conn);
                     return events.push_back(Event::HungUp { conn });
                 }
             };
             let frame = &self.buffer[..received.bytes];
-            match read(frame, fds.len(), received.truncated) {
+            let read = read(frame, fds.len(), received.truncated);
+            self.closer.close(fds);
+            match read {
                 Ok((request_id, request)) => {
                     events.push_back(Event::Request { conn, request_id, request });
                 }
@@ -103,7 +117,9 @@ impl Clients {
                     if let WireError::Version { .. } = error {
                         let refusal = Refusal::new(Status::Version, error.to_string());
                         let request_id = RequestId(peek_request(frame));
-                        self.reply(conn, request_id, &Err(refusal), &[]);
+                        if !self.reply(poller, conn, request_id, &Err(refusal), &[]) {
+                            return events.push_back(Event::HungUp { conn });
+                        }
                     }
                     let reason = format!("a frame that is none: {error}");
                     return events.push_back(Event::Hostile { conn, reason });
@@ -115,6 +131,7 @@ impl Clients {
     /// Sends an answer. `false`: the client did not take it, and its connection is gone.
     pub fn reply(
         &mut self,
+        poller: &Poller,
         conn: ClientConn,
         request_id: RequestId,
         reply: &Reply<ClientReply>,
@@ -134,16 +151,25 @@ impl Clients {
         let sent = socket.try_send(&frame, &fds);
         if let Err(error) = &sent {
             info!(connection = conn.0, "a client did not take its answer: {error}");
-            self.open.remove(&conn);
+            self.end(poller, conn);
         }
         sent.is_ok()
     }
 
     /// Ends a connection.
-    pub fn close(&mut self, conn: ClientConn, reason: &str) {
-        if self.open.remove(&conn).is_some() {
+    pub fn close(&mut self, poller: &Poller, conn: ClientConn, reason: &str) {
+        if self.end(poller, conn) {
             info!(connection = conn.0, "closed: {reason}");
         }
+    }
+
+    fn end(&mut self, poller: &Poller, conn: ClientConn) -> bool {
+        let Some(socket) = self.open.remove(&conn) else { return false };
+        if let Err(error) = poller.remove(socket.as_fd()) {
+            debug!(connection = conn.0, "it was not polled any more: {error}");
+        }
+        self.closer.end(socket);
+        true
     }
 
     /// Whether the connection is there.

@@ -268,7 +268,7 @@ impl Server {
         match source {
             Source::ClientListener => self.clients.accept(&self.poller, &mut self.events),
             Source::DaemonListener => self.daemons.accept(&self.poller, &mut self.events),
-            Source::Client => self.clients.receive(number, &mut self.events),
+            Source::Client => self.clients.receive(&self.poller, number, &mut self.events),
             Source::Daemon => self.daemons.ready(&self.poller, ready, number, &mut self.events),
             Source::Process => self.sessions.died(&self.poller, number, &mut self.events),
             Source::Signals => {
@@ -300,21 +300,20 @@ impl Server {
     fn act(&mut self, action: Action) {
         match action {
             Action::Reply { conn, request_id, reply, descriptors } => {
-                let fds = match self.objects.open_all(&mut self.sessions, &descriptors) {
-                    Ok(fds) => fds,
-                    Err(failure) => {
-                        self.clients.reply(conn, request_id, &Err(failure.refusal), &[]);
-                        let failed = failure.block;
+                let opened = self.objects.open_all(&mut self.sessions, &descriptors);
+                let (reply, fds) = opened.map_or_else(
+                    |failure| {
                         let event = |(daemon, block)| Event::OpenFailed { daemon, block };
-                        self.events.extend(failed.map(event));
-                        return;
-                    }
-                };
-                if !self.clients.reply(conn, request_id, &reply, &fds) {
+                        self.events.extend(failure.block.map(event));
+                        (Err(failure.refusal), Vec::new())
+                    },
+                    |fds| (reply, fds),
+                );
+                if !self.clients.reply(&self.poller, conn, request_id, &reply, &fds) {
                     self.events.push_back(Event::HungUp { conn });
                 }
             }
-            Action::CloseClient { conn, reason } => self.clients.close(conn, &reason),
+            Action::CloseClient { conn, reason } => self.clients.close(&self.poller, conn, &reason),
             Action::ToDaemon { conn, request_id, request } => {
                 if !self.daemons.send(&self.poller, conn, request_id, &request) {
                     self.events.push_back(Event::DaemonHungUp { conn });
