@@ -2,8 +2,7 @@
 //!
 //! # Invariants
 //!
-//! 1. A session reaches its own blocks and those of the regions that it has open, and no others: any other
-//!    id reads as free.
+//! 1. A session reaches its own blocks and those of the regions that it has open, and no others.
 //! 2. Rights are checked at each descriptor.
 
 use dmce_abi::Status;
@@ -124,7 +123,7 @@ impl Dispatcher {
         if let Some(session) = self.sessions.get_mut(id) {
             session.spans.remove(&first);
         }
-        self.give_up(first);
+        self.unmake(first);
     }
 
     /// A descriptor of a block.
@@ -258,10 +257,16 @@ impl Dispatcher {
             };
             (stands && rights.any()).then_some(Reached { id, block, span, rights })
         });
-        match reached {
-            Some(reached) => Ok(reached),
-            None => refuse(Status::Address, format!("the session has no block {id}")),
+        if let Some(reached) = reached {
+            return Ok(reached);
         }
+        // The broker before this one may have granted a block whose objects went with it: only the
+        // session knows of it now.
+        let restored = self.sessions.get(session).is_some_and(|session| session.restored);
+        if restored && self.blocks.span_at(id).is_none() {
+            return Err(lost(id).into());
+        }
+        refuse(Status::Address, format!("the session has no block {id}"))
     }
 
     fn is_own(&self, session: SessionId, first: BlockId, delete: Delete) -> bool {

@@ -4,8 +4,8 @@
 //!
 //! 1. The shell executes the actions of a step in their order, and all of them before the next step.
 //! 2. What the order protects: grants are stored before the opener is answered, a generation is
-//!    published before the blocks it speaks of are destroyed, blocks are destroyed before their
-//!    session's objects go.
+//!    published before the blocks it speaks of are destroyed, a session's record goes before its
+//!    blocks are destroyed.
 //! 3. An action on a connection that has hung up meanwhile does nothing.
 
 use dmce_abi::block::{BlockId, DaemonId, SessionId};
@@ -88,7 +88,7 @@ pub enum Action {
         /// Its connection, where there is one: the socket may know the pidfd.
         conn: Option<ClientConn>,
     },
-    /// Removes what there is of a session: watch, doorbell, session object, then record.
+    /// Removes what there is of a session: watch, doorbell, record, then session object.
     EndSession {
         /// The session.
         session: SessionId,

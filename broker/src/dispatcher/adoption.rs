@@ -43,28 +43,27 @@ impl Dispatcher {
     }
 
     /// Takes in a block that is not in the tables.
-    pub(super) fn adopt(&mut self, daemon: DaemonId, held: HeldBlock) {
+    pub(super) fn adopt(&mut self, daemon: DaemonId, held: &HeldBlock) {
         let HeldBlock { description, committed } = held;
-        let id = description.block;
         let payer = self.payer_of(&description.owner);
-        let is_region = matches!(description.owner, Owner::Region(_));
-        let stays = payer.is_some() && self.fits(&description);
-        // What is nobody's may lie in a span that is given up, and in no other.
-        let home = self.blocks.span_at(id).and_then(|first| self.blocks.span(first));
-        let in_the_way = !stays && home.is_some_and(|span| span.state != SpanState::Dying);
-        let has_id = self.take_id(id);
-        if !has_id || in_the_way || (is_region && !stays) {
-            let text = format!("block {id} on daemon {daemon} contradicts what is known");
-            self.log(LogLevel::Error, format!("{text}: it is quarantined"));
-            let charge = self.ledger.force_charge(None, daemon, committed);
-            self.restart.quarantined.insert(id, Quarantined { has_id, charge });
+        if payer.is_some() && self.fits(description) {
+            let charge = self.ledger.force_charge(payer, daemon, *committed);
+            self.enter_adopted(daemon, description, charge);
             return;
         }
-        let charge = self.ledger.force_charge(payer.filter(|_| stays), daemon, committed);
-        if stays {
-            self.enter_adopted(daemon, &description, charge);
+        let id = description.block;
+        let charge = self.ledger.force_charge(None, daemon, *committed);
+        let is_region = matches!(description.owner, Owner::Region(_));
+        // What is nobody's may lie in a span that is given up, and in no other.
+        let home = self.blocks.span_at(id).and_then(|first| self.blocks.span(first));
+        let is_dying = home.map(|span| span.state == SpanState::Dying);
+        let has_id = is_dying.is_none() && self.take_id(id);
+        if !is_region && (has_id || is_dying == Some(true)) {
+            self.enter_orphan(daemon, description, charge);
         } else {
-            self.enter_orphan(daemon, &description, charge);
+            let text = format!("block {id} on daemon {daemon} contradicts what is known");
+            self.log(LogLevel::Error, format!("{text}: it is quarantined"));
+            self.restart.quarantined.insert(id, Quarantined { has_id, charge });
         }
     }
 
@@ -79,11 +78,16 @@ impl Dispatcher {
         }
     }
 
-    /// Whether a block agrees with what is known of its span.
-    fn fits(&self, found: &BlockDescription) -> bool {
+    /// Whether a block agrees with what is known of its span. Of a new span, all ids are taken.
+    fn fits(&mut self, found: &BlockDescription) -> bool {
         let first = found.span.first;
         let Some(span) = self.blocks.span(first) else {
-            return !self.blocks.overlaps(first, found.span.count);
+            if self.blocks.overlaps(first, found.span.count) {
+                return false;
+            }
+            let Some(ids) = self.take_ids(first, found.span.count) else { return false };
+            self.enter_span(found, ids);
+            return true;
         };
         let same_owner = match (&found.owner, span.owner) {
             (Owner::Session { session, .. }, SpanOwner::Session(owner)) => *session == owner,
@@ -107,25 +111,33 @@ impl Dispatcher {
         self.restart.names.remove(&id) || self.ids.claim(id)
     }
 
-    fn enter_adopted(&mut self, daemon: DaemonId, found: &BlockDescription, charge: Charge) {
-        let first = found.span.first;
-        if self.blocks.span(first).is_none() {
-            self.restart.assembling.insert(first, region_of(&found.owner));
-            self.enter_span(found);
-        }
-        let id = found.block;
-        self.enter_block(daemon, found, first, charge);
-        if let Some(span) = self.blocks.span_mut(first) {
-            span.ids.push(IdRange { first: id, count: 1 });
-            // A span that was judged already had this block missing: who holds it looks again.
-            if span.state == SpanState::Standing {
-                self.tell_holders(first, id);
+    /// Takes all ids of a span, or none.
+    fn take_ids(&mut self, first: BlockId, count: u32) -> Option<Vec<IdRange>> {
+        let mut taken = Vec::new();
+        for place in 0..count {
+            match first.checked_add(place) {
+                Ok(id) if self.take_id(id) => taken.push(IdRange { first: id, count: 1 }),
+                _ => {
+                    self.restart.names.extend(taken.into_iter().map(|range| range.first));
+                    return None;
+                }
             }
+        }
+        Some(taken)
+    }
+
+    fn enter_adopted(&mut self, daemon: DaemonId, found: &BlockDescription, charge: Charge) {
+        let (first, id) = (found.span.first, found.block);
+        self.enter_block(daemon, found, first, charge);
+        // A span that was judged already had this block missing: who holds it looks again.
+        if self.stands(first) {
+            self.tell_holders(first, id);
         }
     }
 
-    fn enter_span(&mut self, found: &BlockDescription) {
+    fn enter_span(&mut self, found: &BlockDescription, ids: Vec<IdRange>) {
         let first = found.span.first;
+        self.restart.assembling.insert(first, region_of(&found.owner));
         let (owner, uid) = match &found.owner {
             Owner::Session { session, uid, .. } => (SpanOwner::Session(*session), *uid),
             Owner::Region(region) => (SpanOwner::Region, region.uid),
@@ -138,7 +150,7 @@ impl Dispatcher {
         let span = Span {
             guid: found.span.guid,
             count: found.span.count,
-            ids: Vec::new(),
+            ids,
             page_size: found.page_size,
             owner,
             uid,
@@ -154,14 +166,12 @@ impl Dispatcher {
     /// A block of a session that is no more. It is destroyed by itself, whatever span it was of.
     fn enter_orphan(&mut self, daemon: DaemonId, found: &BlockDescription, charge: Charge) {
         let id = found.block;
-        let ids = vec![IdRange { first: id, count: 1 }];
         let dying = self.blocks.span_at(id);
-        let first = dying.unwrap_or(id);
         if dying.is_none() {
             let span = Span {
                 guid: found.guid,
                 count: 1,
-                ids: Vec::new(),
+                ids: vec![IdRange { first: id, count: 1 }],
                 page_size: found.page_size,
                 owner: SpanOwner::Region,
                 uid: 0,
@@ -174,10 +184,7 @@ impl Dispatcher {
             self.blocks.add_span(id, span);
             self.blocks.disown(id);
         }
-        if let Some(span) = self.blocks.span_mut(first) {
-            span.ids.extend(ids);
-        }
-        self.enter_block(daemon, found, first, charge);
+        self.enter_block(daemon, found, dying.unwrap_or(id), charge);
         self.destroy(id, daemon);
     }
 
@@ -224,8 +231,8 @@ impl Dispatcher {
         let present: BTreeSet<BlockId> = self.blocks.members(first).into_iter().collect();
         let all = (0..count).filter_map(|place| first.checked_add(place).ok());
         let missing: Vec<BlockId> = all.filter(|id| !present.contains(id)).collect();
-        let has_header = self.restart.headers.contains(&first);
-        if missing.contains(&first) && !has_header && !self.is_granted(first) {
+        let is_damaged = self.restart.damaged.contains(&first);
+        if missing.contains(&first) && !is_damaged && !self.is_granted(first) {
             self.log(LogLevel::Warn, format!("span {first} was never whole: it is destroyed"));
             self.drop_from_owner(first, owner);
             self.give_up(first);
@@ -259,7 +266,7 @@ impl Dispatcher {
         if created_at < namesake && !self.is_granted(first) {
             let text = format!("{text}, of block {first}, was given up: it is destroyed");
             self.log(LogLevel::Warn, text);
-            self.give_up_region(first);
+            self.give_up(first);
             return false;
         }
         let text = format!("{text} is there twice: the one of block {first} has no name");
@@ -269,7 +276,9 @@ impl Dispatcher {
 
     fn drop_from_owner(&mut self, first: BlockId, owner: SpanOwner) {
         let SpanOwner::Session(id) = owner else { return };
-        self.changed(id, first);
+        for block in self.blocks.members(first) {
+            self.changed(id, block);
+        }
         if let Some(session) = self.sessions.get_mut(id) {
             session.spans.remove(&first);
         }
@@ -282,10 +291,6 @@ impl Dispatcher {
 
     /// A block that no daemon has: it stands in the table as lost.
     fn enter_placeholder(&mut self, first: BlockId, id: BlockId) {
-        let taken = self.take_id(id);
-        if let Some(span) = self.blocks.span_mut(first).filter(|_| taken) {
-            span.ids.push(IdRange { first: id, count: 1 });
-        }
         let block = Block {
             span: first,
             guid: Guid::default(),

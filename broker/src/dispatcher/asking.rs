@@ -2,8 +2,10 @@
 //!
 //! # Invariants
 //!
-//! 1. An answer belongs to one request that is in flight at that daemon. Any other is logged and dropped.
-//! 2. An answer of the wrong kind or with impossible bytes ends the daemon's connection.
+//! 1. An answer belongs to one request that is in flight at that daemon. One that comes twice or too late
+//!    is logged and dropped.
+//! 2. An answer to what was never asked, of the wrong kind, or with impossible bytes ends the daemon's
+//!    connection; what it was asked is then as if it had not answered.
 //! 3. What a daemon says that a block has is what is charged, be it more than was asked for.
 
 use dmce_abi::Status;
@@ -77,13 +79,16 @@ impl Dispatcher {
         number: u64,
         answer: Answer,
     ) -> Result<(), String> {
+        if number > self.number {
+            return Err(format!("it answered request {number}, the last was {}", self.number));
+        }
         let Some(server) = self.daemons.servers.get(&daemon) else { return Ok(()) };
         if let Some(op) = server.in_flight(number) {
             self.check_answer(op, &answer)?;
         }
         let server = self.daemons.servers.get_mut(&daemon);
         let Some(op) = server.and_then(|server| server.answered(number)) else {
-            let text = format!("daemon {daemon} answered request {number}, which is not asked");
+            let text = format!("daemon {daemon} answered request {number} again, or too late");
             self.log(LogLevel::Warn, text);
             return Ok(());
         };
@@ -189,8 +194,10 @@ impl Dispatcher {
     pub(super) fn grow_ended(&mut self, id: BlockId) {
         let Some(block) = self.blocks.get_mut(id) else { return };
         block.grows = block.grows.saturating_sub(1);
-        let committed = if block.state == BlockState::Lost { 0 } else { block.committed };
-        if let Some(charge) = block.charge.as_mut().filter(|_| block.grows == 0) {
+        let committed = block.committed;
+        // A block that was lost costs nothing any more, whatever becomes of it.
+        let costs = |charge: &&mut Charge| block.grows == 0 && charge.bytes() > 0;
+        if let Some(charge) = block.charge.as_mut().filter(costs) {
             self.ledger.force_bytes(charge, committed);
         }
     }

@@ -36,7 +36,7 @@ pub(super) enum BlockState {
     Held,
     /// Its bytes are gone.
     Lost,
-    /// It goes when the first block of its region is gone.
+    /// It goes when the first block of its span is gone.
     Doomed,
     /// It is on its way to nothing.
     Dying,

@@ -153,8 +153,9 @@ pub struct FoundDaemon {
     pub daemon: DaemonId,
     /// The blocks of every `data-` and `head-` name, valid or not.
     pub blocks: Vec<BlockId>,
-    /// Of these, the blocks of every `head-` name.
-    pub headers: Vec<BlockId>,
+    /// Of these, the blocks that have a `head-` name, and no sound header and data: they were made,
+    /// and are damaged.
+    pub damaged: Vec<BlockId>,
     /// What is known of its blocks now.
     pub content: FoundContent,
 }

@@ -19,7 +19,7 @@ use dmce_abi::wire::daemon::{DaemonMessage, DaemonNotice, DaemonRequest, HeldBlo
 
 use super::Dispatcher;
 use super::action::{Action, LogLevel};
-use super::blocks::{BlockState, SpanOwner};
+use super::blocks::{Block, BlockState, SpanOwner};
 use super::daemons::{Link, Op, Server};
 use super::event::{DaemonConn, Peer, RequestId};
 use super::sessions::SessionLink;
@@ -202,11 +202,13 @@ impl Dispatcher {
     }
 
     /// A client made an object larger than what was committed. With its own block, its session ends;
-    /// of a region nobody knows who it was.
+    /// of a region nobody knows who it was. Of what is made or given up, it was nobody.
     fn excess(&mut self, daemon: DaemonId, id: BlockId, bytes: u64) {
-        let Some(block) = self.blocks.get(id).filter(|block| block.daemon == Some(daemon)) else {
-            return;
+        let in_use = |block: &&Block| {
+            let is_held = block.daemon == Some(daemon) && block.state == BlockState::Held;
+            is_held && self.stands(block.span)
         };
+        let Some(block) = self.blocks.get(id).filter(in_use) else { return };
         let reason = format!("block {id} was made {bytes} bytes of {}", block.committed);
         let owner = self.blocks.span(block.span).map(|span| span.owner);
         self.log(LogLevel::Warn, reason.clone());

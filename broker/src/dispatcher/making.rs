@@ -185,6 +185,9 @@ impl Dispatcher {
             making.refused.insert(daemon);
             making.asked -= 1;
         }
+        if let Some(server) = self.daemons.servers.get_mut(&daemon) {
+            server.blocks.remove(&id);
+        }
         self.blocks.set_state(id, BlockState::Planned);
         self.log(LogLevel::Warn, format!("daemon {daemon} refused block {id}: {}", refusal.text));
         if self.place_again(first, id) {

@@ -4,7 +4,8 @@
 //!
 //! 1. A session that was refused leaves nothing. Its objects are made first, its client is answered last.
 //! 2. Only the process that opened a session takes it up again, and only with its GUID.
-//! 3. A session ends in one step: its blocks are given up, then its objects are removed.
+//! 3. A session ends in one step. Its record goes before its blocks: a broker that comes back in between
+//!    does not believe in the session, and destroys what is left of it.
 
 use dmce_abi::Status;
 use dmce_abi::block::SessionId;
@@ -164,6 +165,7 @@ impl Dispatcher {
         let Some(session) = self.sessions.remove(id) else { return };
         self.timers.cancel(Timer::Reattach(id));
         self.moved.remove(&id);
+        self.out.push(Action::EndSession { session: id });
         for first in session.making_regions.iter().chain(&session.spans) {
             self.makings.remove(first);
             self.give_up(*first);
@@ -178,7 +180,6 @@ impl Dispatcher {
         }
         self.ledger.close_account(session.account);
         self.room_changed = true;
-        self.out.push(Action::EndSession { session: id });
         self.log(LogLevel::Info, format!("session {id} ends: {reason}"));
     }
 

@@ -184,11 +184,11 @@ impl Dispatcher {
             self.close_deleted(id, first);
         }
         let Some(daemon) = daemon else {
-            self.give_up_region(first);
+            self.give_up(first);
             return Ok(ClientReply::Done.into());
         };
         self.deletions.insert(first, (daemon, to));
-        self.give_up_region(first);
+        self.give_up(first);
         Ok(Outcome::Later)
     }
 

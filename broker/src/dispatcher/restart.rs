@@ -11,14 +11,14 @@
 //!
 //! What becomes of a span that is not whole when all have reported:
 //!
-//! | missing | its first block has | then |
-//! |---|---|---|
-//! | the first | no header anywhere, and no session has the region open | it was never granted: destroyed |
-//! | the first | a header (which is damaged), or a session has the region open | the first is lost |
-//! | another | | that one is lost |
+//! | missing | then |
+//! |---|---|
+//! | the first block; it has no damaged header, and no session has the region open | it was never granted, or is deleted: destroyed |
+//! | anything else | that block is lost |
 //!
-//! For spans are made first block last, so that a span with its first block was whole once; and regions
-//! are deleted first block first.
+//! For spans are made first block last and deleted first block first, so that one with its first block
+//! was whole once and is not given up. A session to which a span was granted all the same (its first object
+//! went while there was no broker) is told that it is lost.
 //!
 //! Of two regions with one name, the older is what an attempt left that was given up while its daemon was
 //! away: a name is given only while nobody has it, and `created_at` rises with each region. It is
@@ -43,7 +43,6 @@ use super::blocks::{Block, BlockState};
 use super::charge::Charge;
 use super::daemons::Link;
 use super::event::{FoundContent, FoundDaemon, Started};
-use super::ids::IdRange;
 
 /// Bytes that all blocks of one report may have: more than a host has.
 const REPORT_BYTES_MAX: u64 = 1 << 52;
@@ -53,8 +52,8 @@ const REPORT_BYTES_MAX: u64 = 1 << 52;
 pub(super) struct Restart {
     /// Ids that a name has, and no block that was reported yet.
     pub names: BTreeSet<BlockId>,
-    /// Of these, ids that a `head-` name has: the block was made, and its header may be damaged.
-    pub headers: BTreeSet<BlockId>,
+    /// Of these, blocks that were made, and whose header is damaged.
+    pub damaged: BTreeSet<BlockId>,
     /// Spans that are assembled, with the attributes of regions.
     pub assembling: BTreeMap<BlockId, Option<Region>>,
     /// Blocks that fit to nothing, with what they cost their daemon.
@@ -81,8 +80,8 @@ impl Dispatcher {
             self.believe(session);
         }
         let mut read = Vec::new();
-        for FoundDaemon { daemon, blocks, headers, content } in started.daemons {
-            self.restart.headers.extend(headers);
+        for FoundDaemon { daemon, blocks, damaged, content } in started.daemons {
+            self.restart.damaged.extend(damaged);
             self.daemons.servers.entry(daemon).or_default();
             for id in blocks {
                 if self.ids.claim(id) {
@@ -214,11 +213,11 @@ impl Dispatcher {
                 Some((_, true)) => {}
                 Some((_, false)) => {
                     // It was missing until now: a daemon that nobody knew of has it.
-                    self.remove_placeholder(id);
-                    self.adopt(daemon, block);
+                    self.remove_block(id);
+                    self.adopt(daemon, &block);
                 }
                 None if self.restart.quarantined.contains_key(&id) => {}
-                None => self.adopt(daemon, block),
+                None => self.adopt(daemon, &block),
             }
         }
     }
@@ -235,19 +234,10 @@ impl Dispatcher {
         block.committed = committed;
         block.stamp = stamp;
         if let Some(charge) = &mut block.charge {
-            self.ledger.force_bytes(charge, committed);
+            // A grow that waits for this daemon is paid for already.
+            let waits = if block.grows > 0 { charge.bytes() } else { 0 };
+            self.ledger.force_bytes(charge, committed.max(waits));
         }
-    }
-
-    fn remove_placeholder(&mut self, id: BlockId) {
-        let Some(block) = self.blocks.get(id) else { return };
-        let first = block.span;
-        if let Some(span) = self.blocks.span_mut(first) {
-            // The id stays with the span: the block is entered again at once.
-            span.ids.retain(|range| *range != IdRange { first: id, count: 1 });
-        }
-        self.restart.names.insert(id);
-        self.remove_block(id);
     }
 
     /// All have reported: sessions get back what they had, and what waited for that is served.

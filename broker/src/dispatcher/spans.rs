@@ -15,17 +15,17 @@ use dmce_abi::wire::client::ClientReply;
 use super::Dispatcher;
 use super::action::{Action, LogLevel};
 use super::blocks::{Block, BlockState, SpanOwner};
-use super::daemons::Op;
+use super::daemons::{Op, Server};
 use super::event::InspectId;
 
 impl Dispatcher {
     /// The owner has given a span up, whatever became of it until now. A region goes with it.
     pub(super) fn give_up(&mut self, first: BlockId) {
         let Some(span) = self.blocks.span(first) else { return };
-        let owner = span.owner;
-        if owner == SpanOwner::Region
-            && let Some(region) = self.regions.remove(first)
-        {
+        if span.owner == SpanOwner::Region {
+            self.doom_all_but_first(first);
+        }
+        if let Some(region) = self.regions.remove(first) {
             self.ledger.refund_region(region.attributes.uid);
         }
         self.blocks.disown(first);
@@ -33,6 +33,36 @@ impl Dispatcher {
             self.give_up_block(block);
         }
         self.forget(first);
+    }
+
+    /// Gives a span of a session up that stands.
+    pub(super) fn unmake(&mut self, first: BlockId) {
+        let daemon = self.blocks.get(first).and_then(|block| block.daemon);
+        let server = daemon.and_then(|daemon| self.daemons.servers.get(&daemon));
+        // Memory that can come back at once is not held back by a daemon that does not answer.
+        if server.is_some_and(Server::answers) {
+            self.doom_all_but_first(first);
+        }
+        self.give_up(first);
+    }
+
+    /// Lets the other blocks of a span stay until the first is gone: where that is, a broker that
+    /// comes back takes the span for whole.
+    fn doom_all_but_first(&mut self, first: BlockId) {
+        let may_exist =
+            |block: &Block| block.daemon.is_some() && !matches!(block.state, BlockState::Planned);
+        if !self.blocks.get(first).is_some_and(may_exist) {
+            return;
+        }
+        for id in self.blocks.members(first).into_iter().filter(|id| *id != first) {
+            let Some(block) = self.blocks.get_mut(id).filter(|block| may_exist(block)) else {
+                continue;
+            };
+            if let Some(charge) = &mut block.charge {
+                self.ledger.retire(charge);
+            }
+            self.blocks.set_state(id, BlockState::Doomed);
+        }
     }
 
     fn give_up_block(&mut self, id: BlockId) {
@@ -47,18 +77,6 @@ impl Dispatcher {
             (BlockState::Held | BlockState::Lost, Some(daemon)) => self.destroy(id, daemon),
             _ => {}
         }
-    }
-
-    /// Deletes a region that stands: its first block goes first, since where that is, the region is.
-    pub(super) fn give_up_region(&mut self, first: BlockId) {
-        for id in self.blocks.members(first).into_iter().filter(|id| *id != first) {
-            let Some(block) = self.blocks.get_mut(id) else { continue };
-            if let Some(charge) = block.charge.as_mut().filter(|_| block.daemon.is_some()) {
-                self.ledger.retire(charge);
-                self.blocks.set_state(id, BlockState::Doomed);
-            }
-        }
-        self.give_up(first);
     }
 
     /// Has a block destroyed that its daemon has, or may have.
@@ -97,7 +115,7 @@ impl Dispatcher {
         self.forget(block.span);
     }
 
-    /// The first block of a span is gone: a region is deleted by that.
+    /// The first block of a span is gone: the others follow.
     fn first_is_gone(&mut self, first: BlockId) {
         if let Some((_, to)) = self.deletions.remove(&first) {
             self.reply(to, Ok(ClientReply::Done), Vec::new());
@@ -148,9 +166,10 @@ impl Dispatcher {
         if let Some(charge) = &mut block.charge {
             self.ledger.lose(charge);
         }
-        let (first, daemon) = (block.span, block.daemon.map_or(0, DaemonId::get));
+        let first = block.span;
+        let place = block.daemon.map_or(String::new(), |daemon| format!(" on daemon {daemon}"));
         self.blocks.set_state(id, BlockState::Lost);
-        self.log(LogLevel::Error, format!("block {id} on daemon {daemon} is lost: {why}"));
+        self.log(LogLevel::Error, format!("block {id}{place} is lost: {why}"));
         self.tell_holders(first, id);
     }
 

@@ -4,12 +4,19 @@ use dmce_abi::name::Instance;
 use dmce_broker::dispatcher::{DispatcherConfig, Limits, Placement, Quota};
 use dmce_config::{self as file, Config};
 use dmce_sys::identity;
+use tracing::warn;
 
 /// Connections that are no sessions, as of the command `dmce`, beyond one for each session.
 const OTHER_CONNECTIONS: usize = 256;
 
-/// Translates; the file has been checked.
-pub fn dispatcher(instance: &Instance, config: &Config) -> DispatcherConfig {
+/// Descriptors of a session: its connection, object, record, doorbell and process.
+const FDS_PER_SESSION: usize = 5;
+
+/// Descriptors for what is neither a connection nor a session's: listeners, objects on their way.
+const OTHER_FDS: usize = 64;
+
+/// Translates; the file has been checked. This process may have `open_files` descriptors.
+pub fn dispatcher(instance: &Instance, config: &Config, open_files: u64) -> DispatcherConfig {
     let defaults = DispatcherConfig::new(instance.clone(), identity::effective_uid());
     let all = file::Quota {
         bytes: config.quota.bytes,
@@ -28,7 +35,7 @@ pub fn dispatcher(instance: &Instance, config: &Config) -> DispatcherConfig {
         static_reservation: config.broker.static_reservation,
         quota: quota(all),
         quotas: config.quota.uid.iter().map(|(uid, of)| (*uid, quota(*of))).collect(),
-        limits: limits(&config.limits),
+        limits: limits(&config.limits, open_files),
         reattach_ms: config.broker.reattach_ms,
         sense_ms: config.broker.sense_ms,
         suspect_ms: config.broker.suspect_ms,
@@ -46,15 +53,43 @@ fn quota(of: file::Quota) -> Quota {
     }
 }
 
-fn limits(of: &file::Limits) -> Limits {
+fn limits(of: &file::Limits, open_files: u64) -> Limits {
     let count = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+    let sessions_max = count(of.sessions).min(sessions_possible(of, open_files));
+    if sessions_max < count(of.sessions) {
+        let wanted = of.sessions;
+        warn!("{open_files} open files are enough for {sessions_max} sessions of {wanted}");
+    }
     Limits {
-        connections_max: count(of.sessions).saturating_add(OTHER_CONNECTIONS),
-        sessions_max: count(of.sessions),
+        connections_max: sessions_max.saturating_add(OTHER_CONNECTIONS),
+        sessions_max,
         blocks_max: count(of.blocks),
         regions_max: count(of.regions),
         daemons_max: count(of.daemons),
         outstanding_max: count(of.requests_outstanding),
         mappings_max: count(of.mappings_per_session),
+    }
+}
+
+/// The sessions that so many descriptors are enough for: at least one.
+fn sessions_possible(of: &file::Limits, open_files: u64) -> usize {
+    let daemons = usize::try_from(of.daemons).unwrap_or(usize::MAX);
+    let others = daemons.saturating_add(OTHER_CONNECTIONS + OTHER_FDS);
+    let open_files = usize::try_from(open_files).unwrap_or(usize::MAX);
+    (open_files.saturating_sub(others) / FDS_PER_SESSION).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_sessions_are_let_in_than_there_are_descriptors_for() {
+        let of = file::Limits { sessions: 4096, daemons: 16, ..file::Limits::default() };
+        for (open_files, sessions) in [(u64::MAX, 4096), (100_000, 4096), (1024, 137), (256, 1)] {
+            let limits = limits(&of, open_files);
+            assert_eq!(limits.sessions_max, sessions, "{open_files} open files");
+            assert_eq!(limits.connections_max, sessions + OTHER_CONNECTIONS);
+        }
     }
 }

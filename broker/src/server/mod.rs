@@ -153,7 +153,7 @@ impl Server {
     /// [`ServerError`], above all [`ServerError::InUse`].
     pub fn start(place: &Place, config: &Config) -> Result<Self, ServerError> {
         let signals = SignalFd::new()?;
-        limits::raise_open_files()?;
+        let open_files = limits::raise_open_files()?;
         if config.instance.copies > COPIES_SERVED {
             return Err(ServerError::Copies { asked: config.instance.copies });
         }
@@ -167,8 +167,8 @@ impl Server {
         poller.add(signals.as_fd(), Source::Signals.token(0), Interest::READ)?;
         let clients = Clients::listen(&poller, &place.dir, &config.broker)?;
         let daemons = Daemons::listen(&poller, &place.dir)?;
-        let dispatcher =
-            Dispatcher::new(config::dispatcher(&place.instance, config), random::random_u128()?);
+        let settings = config::dispatcher(&place.instance, config, open_files);
+        let dispatcher = Dispatcher::new(settings, random::random_u128()?);
         info!(
             instance = %place.instance,
             socket = %place.dir.join("broker.sock").display(),

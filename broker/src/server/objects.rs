@@ -138,6 +138,11 @@ impl Objects {
         Ok(HeldBlock { description: header.description, committed: stat.bytes })
     }
 
+    /// Whether an object is ours, as far as it can be looked at.
+    pub fn may_be_own(&self, daemon: u32, kind: ObjectKind) -> bool {
+        self.open(daemon, kind, false).map_or_else(|failure| !failure.is_absence(), |_| true)
+    }
+
     /// Opens and checks an object.
     pub fn open(
         &self,

@@ -270,8 +270,9 @@ impl Sessions {
     }
 }
 
+/// The record first: a session object without one belongs to nobody.
 fn remove_objects(objects: &Objects, id: u32) {
-    for kind in [ObjectKind::Session(id), ObjectKind::Record(id)] {
+    for kind in [ObjectKind::Record(id), ObjectKind::Session(id)] {
         match objects.folder().unlink(&objects.name(BROKER, kind)) {
             Ok(()) | Err(ObjectError::NotFound { .. }) => {}
             Err(error) => warn!(session = id, "an object stays behind: {error}"),

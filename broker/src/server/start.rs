@@ -27,26 +27,30 @@ pub fn read(objects: &Objects, sessions: &mut Sessions) -> Result<Started, Objec
     Ok(started)
 }
 
-/// What a daemon's names say; `None` if there is nothing of it but a lock that nobody holds.
+/// What a daemon's names say; `None` if there is nothing of it but a lock that nobody holds, and
+/// names that another user made.
 fn found(objects: &Objects, daemon: DaemonId, kinds: &BTreeSet<ObjectKind>) -> Option<FoundDaemon> {
     let ids = kinds.iter().filter_map(|kind| match *kind {
         ObjectKind::Data(id) | ObjectKind::Header(id) => BlockId::try_from(id).ok(),
         _ => None,
     });
     let blocks: BTreeSet<BlockId> = ids.collect();
+    let served = objects.is_served(daemon);
+    // Any user may make names that begin like ours: they are no sign of a daemon.
+    let is_own = |kind: &ObjectKind| {
+        matches!(kind, ObjectKind::Data(_) | ObjectKind::Header(_))
+            && objects.may_be_own(daemon.get(), *kind)
+    };
+    if !served && !kinds.iter().any(is_own) {
+        return None;
+    }
+    let held = objects.read_headers(daemon);
+    let sound: BTreeSet<BlockId> = held.iter().map(|held| held.description.block).collect();
     let headers = kinds.iter().filter_map(|kind| match *kind {
         ObjectKind::Header(id) => BlockId::try_from(id).ok(),
         _ => None,
     });
-    let served = objects.is_served(daemon);
-    if !served && blocks.is_empty() {
-        return None;
-    }
-    let content = if served {
-        FoundContent::Expected
-    } else {
-        FoundContent::Read(objects.read_headers(daemon))
-    };
-    let (blocks, headers) = (blocks.into_iter().collect(), headers.collect());
-    Some(FoundDaemon { daemon, blocks, headers, content })
+    let damaged = headers.filter(|id| !sound.contains(id)).collect();
+    let content = if served { FoundContent::Expected } else { FoundContent::Read(held) };
+    Some(FoundDaemon { daemon, blocks: blocks.into_iter().collect(), damaged, content })
 }

@@ -1,0 +1,182 @@
+//! What a model client asks for next.
+
+use dmce_abi::block::{BlockId, Guid};
+use dmce_abi::version::SEGMENT_VERSION;
+use dmce_abi::wire::admin::AdminRequest;
+use dmce_abi::wire::client::{
+    Changes, ClientRequest, Delete, Fetch, Grow, Malloc, MallocKind, Map, RegionCreate, RegionList,
+    RegionName, RegionOpen, Setup, Unmap,
+};
+
+use crate::client::{View, members};
+use crate::random::Random;
+
+/// Sizes that requests are made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Bits of a cell: a full block has two to the power of it.
+    pub cell_bits: u8,
+    /// Ids of blocks.
+    pub ids: u32,
+}
+
+impl Sizes {
+    const fn full(self) -> u64 {
+        1 << self.cell_bits
+    }
+
+    const fn address(self, block: BlockId) -> u64 {
+        (block.get() as u64) << self.cell_bits
+    }
+
+    fn some_bytes(self, random: &mut Random) -> u64 {
+        match random.below(6) {
+            0 => 1 + random.below(self.full() * 3),
+            1 => self.full(),
+            2 => self.full() * (1 + random.below(3)),
+            _ => 1 + random.below(self.full() / 4),
+        }
+    }
+}
+
+/// A region's name: there are few, so that clients meet.
+fn some_region(random: &mut Random) -> RegionName {
+    let volume = if random.once_in(3) { "b" } else { "a" };
+    RegionName { volume: volume.into(), name: format!("r{}", random.below(6)) }
+}
+
+/// The first request of a client.
+pub fn setup(random: &mut Random, sizes: Sizes) -> ClientRequest {
+    ClientRequest::Setup(Setup {
+        segment_version: if random.once_in(40) { 77 } else { SEGMENT_VERSION },
+        pointer_bits: if random.once_in(2) { 32 } else { 64 },
+        bytes: if random.once_in(2) { 0 } else { sizes.some_bytes(random) },
+        accept_partial: random.once_in(2),
+        copies: if random.once_in(30) { 2 } else { 0 },
+        name: format!("client {}", random.below(100)),
+    })
+}
+
+/// Any request of a client that has a session.
+pub fn request(random: &mut Random, view: &mut View, sizes: Sizes) -> ClientRequest {
+    match random.below(20) {
+        0..=4 => malloc(random, view, sizes),
+        5 | 6 => grow(random, view, sizes),
+        7..=9 => delete(random, view, sizes),
+        10 | 11 => fetch(random, view, sizes),
+        12 => map(random, view, sizes),
+        13 => ClientRequest::Changes(Changes { since: view.generation }),
+        14 => small(random, view, sizes),
+        15 => region_create(random, view, sizes),
+        16 | 17 => ClientRequest::RegionOpen(RegionOpen {
+            region: some_region(random),
+            read: !random.once_in(10),
+            write: random.once_in(2),
+        }),
+        18 => {
+            let opens = random.pick(view.opens.keys().copied());
+            ClientRequest::RegionClose(opens.unwrap_or_else(|| some_block(random, view, sizes)))
+        }
+        _ => ClientRequest::RegionDelete(some_region(random)),
+    }
+}
+
+fn malloc(random: &mut Random, view: &mut View, sizes: Sizes) -> ClientRequest {
+    view.ticket += 1;
+    let kind = if random.once_in(2) {
+        MallocKind::Heap { committed: random.below(sizes.full() / 2) }
+    } else {
+        MallocKind::Span { bytes: sizes.some_bytes(random) }
+    };
+    let page_size = match random.below(30) {
+        0 => 5000,
+        1..=3 => 65536,
+        _ => 0,
+    };
+    let copies = if random.once_in(40) { 2 } else { 0 };
+    ClientRequest::Malloc(Malloc { ticket: view.ticket, kind, page_size, copies })
+}
+
+fn grow(random: &mut Random, view: &View, sizes: Sizes) -> ClientRequest {
+    let block = some_block(random, view, sizes);
+    ClientRequest::Grow(Grow { block, committed: random.below(sizes.full() + sizes.full() / 8) })
+}
+
+fn delete(random: &mut Random, view: &View, sizes: Sizes) -> ClientRequest {
+    let own = random.pick(view.spans.iter().map(|(first, span)| (*first, span.guid)));
+    if let Some((first, guid)) = own.filter(|_| !random.once_in(15)) {
+        return ClientRequest::Delete(Delete { addr: sizes.address(first), guid });
+    }
+    let addr = sizes.address(some_block(random, view, sizes)) + random.below(2);
+    ClientRequest::Delete(Delete { addr, guid: Guid::default() })
+}
+
+fn fetch(random: &mut Random, view: &View, sizes: Sizes) -> ClientRequest {
+    let block = some_block(random, view, sizes);
+    ClientRequest::Fetch(Fetch { block, writable: random.once_in(2) })
+}
+
+fn map(random: &mut Random, view: &View, sizes: Sizes) -> ClientRequest {
+    match random.pick(view.mapped.iter().copied()) {
+        Some(os_address) if random.once_in(2) => ClientRequest::Unmap(Unmap { os_address }),
+        _ => ClientRequest::Map(Map {
+            addr: sizes.address(some_block(random, view, sizes)) + random.below(3) * 4096,
+            bytes: sizes.some_bytes(random),
+            os_address: (1 + random.below(64)) << 32,
+            writable: random.once_in(2),
+        }),
+    }
+}
+
+fn region_create(random: &mut Random, view: &mut View, sizes: Sizes) -> ClientRequest {
+    view.ticket += 1;
+    ClientRequest::RegionCreate(RegionCreate {
+        ticket: view.ticket,
+        region: some_region(random),
+        region_size: sizes.some_bytes(random),
+        base_pointer: 0,
+        mode: [0, 0o660, 0o666, 0o644, 0o600][usize::try_from(random.below(5)).unwrap_or(0)],
+        copies: 0,
+        page_size: 0,
+    })
+}
+
+fn small(random: &mut Random, view: &View, sizes: Sizes) -> ClientRequest {
+    let none = || RegionName { volume: String::new(), name: String::new() };
+    let addr = sizes.address(some_block(random, view, sizes));
+    match random.below(12) {
+        0 => ClientRequest::Disconnect,
+        1 => ClientRequest::Damaged(some_block(random, view, sizes)),
+        2 => ClientRequest::RegionList(RegionList { volume: "a".into(), after: String::new() }),
+        3 => ClientRequest::Admin(AdminRequest::Status),
+        4 => ClientRequest::Admin(AdminRequest::Daemons { after: 0 }),
+        5 => ClientRequest::Admin(AdminRequest::Blocks { after: 0 }),
+        6 => ClientRequest::Admin(AdminRequest::Sessions { after: 0 }),
+        7 => ClientRequest::Admin(AdminRequest::Regions { after: none() }),
+        8 => ClientRequest::Admin(AdminRequest::WhereIs { addr }),
+        9 => setup(random, sizes),
+        _ => ClientRequest::Stat,
+    }
+}
+
+/// Mostly a block that the client may use.
+fn some_block(random: &mut Random, view: &View, sizes: Sizes) -> BlockId {
+    let own = view.spans.iter().flat_map(|(first, span)| members(*first, span.count));
+    let open = view.opens.iter().flat_map(|(first, region)| members(*first, region.count));
+    let reach: Vec<BlockId> = own.chain(open).collect();
+    let known = random.pick(reach).filter(|_| !random.once_in(12));
+    let any = u32::try_from(1 + random.below(u64::from(sizes.ids) - 1));
+    known.or_else(|| any.ok().and_then(|id| BlockId::try_from(id).ok())).expect("ids begin with 1")
+}
+
+/// A setup that asks for nothing that could be refused.
+pub fn plain_setup() -> ClientRequest {
+    ClientRequest::Setup(Setup {
+        segment_version: SEGMENT_VERSION,
+        pointer_bits: 64,
+        bytes: 0,
+        accept_partial: false,
+        copies: 0,
+        name: String::new(),
+    })
+}

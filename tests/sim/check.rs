@@ -1,0 +1,265 @@
+//! What must hold: after every step, and when everything has come to rest.
+
+use std::collections::BTreeSet;
+
+use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
+use dmce_abi::wire::client::{BlockInfo, ClientRequest, RegionOpen};
+use dmce_broker::dispatcher::{Millis, Snapshot};
+
+use crate::client::{Client, OwnSpan, members};
+use crate::host::{Header, Object};
+use crate::world::{Checked, Faults, World};
+
+/// Quiet moves, of 20 ms, after which sessions without a client have ended and daemons were heard.
+const LONG: u32 = 300;
+
+/// Quiet moves after which nothing waits for an answer.
+const SHORT: u32 = 10;
+
+/// Moves after which everything must have come to rest.
+const REST_MOVES: usize = 20_000;
+
+impl World {
+    /// What must hold after every step, apart from the dispatcher's own audit.
+    pub fn check_tables(&self) -> Checked {
+        let Some(broker) = &self.broker else { return Ok(()) };
+        let snapshot = broker.dispatcher.snapshot();
+        for (id, block) in &snapshot.blocks {
+            let harmed = self.host.harmed.contains(&block.guid)
+                || (block.guid == Guid::default() && self.host.harmed_ids.contains(id));
+            // What a session gave up while a daemon was away is half gone for the next broker.
+            let given_up = block.session.is_some_and(|session| !self.has(session, *id));
+            if block.lost && !harmed && !given_up {
+                return Err(format!("block {id} is called lost, and nobody touched it"));
+            }
+            let object = block.daemon.and_then(|daemon| self.object(daemon, *id));
+            let there = object.is_some_and(|object| {
+                object.description.guid == block.guid && object.bytes >= block.committed
+            });
+            if !block.lost && !there && !harmed {
+                return Err(format!("block {id} is {block:?}, its object {object:?}"));
+            }
+        }
+        if snapshot.quarantined > 0 {
+            return Err("something is quarantined".to_owned());
+        }
+        for (conn, outstanding) in &snapshot.outstanding {
+            let asked = broker.asked.get(conn).map_or(0, BTreeSet::len);
+            // A connection that hung up is forgotten when the event arrives.
+            if broker.clients.contains_key(conn) && asked != *outstanding {
+                return Err(format!("{conn:?} waits for {asked} answers of {outstanding}"));
+            }
+        }
+        self.check_room(&snapshot)
+    }
+
+    /// What is charged and reserved fits the daemon, unless the daemon itself said more: because it
+    /// commits more than it was asked for, or still has some of what was called lost.
+    fn check_room(&self, snapshot: &Snapshot) -> Checked {
+        if self.manners.extra_pages > 0 || !self.host.harmed.is_empty() {
+            return Ok(());
+        }
+        for daemon in &self.daemons {
+            let charged = snapshot.charged.get(&daemon.id).copied().unwrap_or_default();
+            if snapshot.complete && charged.0 + charged.1 > daemon.capacity && daemon.conn.is_some()
+            {
+                return Err(format!("daemon {} of {} has {charged:?}", daemon.id, daemon.capacity));
+            }
+        }
+        Ok(())
+    }
+
+    /// What a client is granted exists, and is nobody else's.
+    pub fn check_granted(&self, place: usize, first: BlockInfo) -> Checked {
+        let span: BTreeSet<BlockId> = members(first.span_first, first.span_count).collect();
+        for (other, client) in self.clients.iter().enumerate() {
+            let lives = client.view.as_ref().is_some_and(|view| {
+                let record = self.host.records.get(&view.session);
+                record.is_some_and(|record| record.record.guid == view.guid)
+            });
+            if other == place || !client.alive || !lives {
+                continue;
+            }
+            let taken = |id: &BlockId| span.contains(id) && !self.host.harmed_ids.contains(id);
+            if let Some(id) = client.own_blocks().find(taken) {
+                return Err(format!("block {id} is granted, and is process {}'s", client.peer.pid));
+            }
+        }
+        for id in span {
+            let there = self.daemons.iter().any(|daemon| self.object(daemon.id, id).is_some());
+            if !there && !self.host.harmed_ids.contains(&id) {
+                return Err(format!("block {id} of the granted {first:?} does not exist"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets everything come to rest, and checks that what was promised is there, and nothing else.
+    ///
+    /// # Errors
+    ///
+    /// What was lost, and what was left.
+    pub fn rest(&mut self) -> Checked {
+        self.faults = Faults::NONE;
+        self.manners.refuses = u64::MAX;
+        self.manners.lies = u64::MAX;
+        if self.broker.is_none() {
+            self.start_broker()?;
+        }
+        for place in 0..self.daemons.len() {
+            self.daemons[place].stopped = false;
+            if !self.daemons[place].alive {
+                self.daemons[place].start(&mut self.host);
+            }
+        }
+        for client in &mut self.clients {
+            client.stopped = false;
+        }
+        self.settle(LONG)?;
+        self.check_promises()?;
+        for place in 0..self.clients.len() {
+            if self.clients[place].alive {
+                self.kill_client(place);
+            }
+        }
+        self.settle(LONG)?;
+        self.check_remains()?;
+        self.delete_everything()
+    }
+
+    /// Delivers all there is until nothing moves.
+    fn settle(&mut self, rest: u32) -> Checked {
+        let mut quiet = 0;
+        for _ in 0..REST_MOVES {
+            self.now.millis.0 += 20;
+            self.connect_someone()?;
+            self.deliver_request()?;
+            self.daemon_serves();
+            self.deliver_daemon_message()?;
+            self.deliver_soon()?;
+            self.client_reads()?;
+            self.tick()?;
+            quiet = if self.is_quiet() { quiet + 1 } else { 0 };
+            if quiet > rest {
+                return Ok(());
+            }
+        }
+        Err("it does not come to rest".to_owned())
+    }
+
+    fn is_quiet(&self) -> bool {
+        let Some(broker) = &self.broker else { return false };
+        let all_read = self.clients.iter().filter(|client| client.alive).all(|client| {
+            client.inbox.is_empty() && client.outbox.is_empty() && client.pending.is_empty()
+        });
+        let only_sense = self.daemons.iter().all(|daemon| daemon.conn.is_some());
+        all_read && only_sense && broker.soon.is_empty()
+    }
+
+    fn check_promises(&mut self) -> Checked {
+        let Some(broker) = &self.broker else { return Ok(()) };
+        let snapshot = broker.dispatcher.snapshot();
+        if snapshot.passing > 0 || !snapshot.complete {
+            return Err(format!("blocks are still on their way: {snapshot:?}"));
+        }
+        for client in self.clients.iter().filter(|client| client.alive) {
+            let view = client.view.as_ref();
+            let view = view.filter(|view| !self.truth.ended.contains(&view.guid));
+            let Some(view) = view else { continue };
+            let harmed = |span: &OwnSpan, first: BlockId| {
+                members(first, span.count).any(|id| self.host.harmed_ids.contains(&id))
+            };
+            let whole = view.spans.iter().filter(|(first, span)| !harmed(span, **first));
+            for id in whole.flat_map(|(first, span)| members(*first, span.count)) {
+                let own = snapshot.blocks.get(&id).map(|block| block.session);
+                if own != Some(Some(view.session)) {
+                    let pid = client.peer.pid;
+                    return Err(format!("process {pid} had block {id}, which is {own:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Without clients: no session, and of blocks only those of regions.
+    fn check_remains(&self) -> Checked {
+        let Some(broker) = &self.broker else { return Ok(()) };
+        let snapshot = broker.dispatcher.snapshot();
+        let session = snapshot.blocks.iter().find(|(_, block)| block.session.is_some());
+        if !snapshot.sessions.is_empty() || session.is_some() || snapshot.passing > 0 {
+            return Err(format!("something is left: {snapshot:?}"));
+        }
+        if !self.host.records.is_empty() || !self.host.sessions.is_empty() {
+            return Err(format!("objects of sessions are left: {:?}", self.host.records));
+        }
+        for (daemon, (_, reserved)) in &snapshot.charged {
+            if *reserved > 0 {
+                return Err(format!("{reserved} bytes are reserved on daemon {daemon} by nobody"));
+            }
+        }
+        for (daemon, store) in &self.host.stores {
+            for (id, object) in store {
+                let known =
+                    snapshot.blocks.get(id).is_some_and(|block| block.daemon == Some(*daemon));
+                if object.header == Header::Valid && !known {
+                    return Err(format!("daemon {daemon} has {object:?}, which is nobody's"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Root finds every region that was promised, deletes what there is, and nothing is left.
+    fn delete_everything(&mut self) -> Checked {
+        let root = self.clients.len();
+        self.add_client();
+        self.clients[root].peer.uid = 0;
+        self.settle(SHORT)?;
+        self.clients[root].ask(crate::asking::plain_setup());
+        self.settle(SHORT)?;
+        for name in self.truth.regions_asked.clone() {
+            let open = RegionOpen { region: name.clone(), read: true, write: true };
+            self.clients[root].ask(ClientRequest::RegionOpen(open));
+            let opened = self.opened(root);
+            self.settle(SHORT)?;
+            let is_open = self.opened(root) > opened;
+            let promised = self.truth.regions.contains(&name);
+            if promised && !is_open && !self.host.harmed_regions.contains(&name) {
+                return Err(format!("region {name:?} was acknowledged, and is gone"));
+            }
+            self.clients[root].ask(ClientRequest::RegionDelete(name));
+            self.settle(SHORT)?;
+        }
+        self.kill_client(root);
+        self.settle(SHORT)?;
+        self.check_remains()?;
+        let Some(broker) = &self.broker else { return Ok(()) };
+        let snapshot = broker.dispatcher.snapshot();
+        let charged = snapshot.charged.values().any(|charged| *charged != (0, 0));
+        if charged || !snapshot.blocks.is_empty() || !snapshot.regions.is_empty() {
+            return Err(format!("after all is deleted there is {snapshot:?}"));
+        }
+        Ok(())
+    }
+
+    /// Whether the client of a session believes that it has a block.
+    fn has(&self, session: SessionId, block: BlockId) -> bool {
+        let of = |client: &&Client| {
+            client.alive && client.view.as_ref().is_some_and(|view| view.session == session)
+        };
+        self.clients.iter().filter(of).any(|client| client.own_blocks().any(|id| id == block))
+    }
+
+    fn opened(&self, place: usize) -> usize {
+        self.clients[place].view.as_ref().map_or(0, |view| view.opens.len())
+    }
+
+    fn object(&self, daemon: DaemonId, block: BlockId) -> Option<&Object> {
+        self.host.stores.get(&daemon)?.get(&block)
+    }
+
+    /// The time that passed, for a line of summary.
+    pub const fn elapsed(&self) -> Millis {
+        self.now.millis
+    }
+}

@@ -1,0 +1,407 @@
+//! A client as a model: knows what it was told, asks for whatever it likes, and checks each answer.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use dmce_abi::Status;
+use dmce_abi::block::{BlockId, Guid, SessionId};
+use dmce_abi::wire::client::{
+    Attach, BlockInfo, Changed, ClientReply, ClientRequest, Granted, Opened, Ready,
+};
+use dmce_abi::wire::{Refusal, Reply};
+use dmce_broker::dispatcher::{ClientConn, Peer, RequestId, Rights};
+
+/// A span of the client's own.
+#[derive(Clone, Copy, Debug)]
+pub struct OwnSpan {
+    /// What a delete must show.
+    pub guid: Guid,
+    /// Blocks.
+    pub count: u32,
+    /// Bytes of the first block that it may use.
+    pub committed: u64,
+}
+
+/// A region that the client has open.
+#[derive(Clone, Debug)]
+pub struct OpenRegion {
+    /// Blocks.
+    pub count: u32,
+    /// What each opening allows.
+    pub openings: Vec<Rights>,
+}
+
+/// What a client knows of its session.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// Its session.
+    pub session: SessionId,
+    /// The secret that attaches to it.
+    pub guid: Guid,
+    /// Its own spans, by first block.
+    pub spans: BTreeMap<BlockId, OwnSpan>,
+    /// What it has open, by first block.
+    pub opens: BTreeMap<BlockId, OpenRegion>,
+    /// OS addresses that it has mapped.
+    pub mapped: BTreeSet<u64>,
+    /// The generation that it has heard of.
+    pub generation: u64,
+    /// The last ticket that it used.
+    pub ticket: u64,
+    /// Requests whose answer it missed and that it repeats.
+    pub again: Vec<ClientRequest>,
+}
+
+/// What the world knows when a client reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    /// Blocks whose objects were harmed.
+    pub harmed: &'a BTreeSet<Guid>,
+    /// Their ids.
+    pub harmed_ids: &'a BTreeSet<BlockId>,
+    /// Sessions that ended, for a reason.
+    pub ended: &'a BTreeSet<Guid>,
+}
+
+/// What arrives over a connection.
+#[derive(Clone, Debug)]
+pub enum Arrival {
+    /// An answer.
+    Reply(RequestId, Reply<ClientReply>),
+    /// The end.
+    Closed,
+}
+
+/// One client process.
+#[derive(Debug)]
+pub struct Client {
+    /// Who it is.
+    pub peer: Peer,
+    /// Whether it lives.
+    pub alive: bool,
+    /// Whether it is stopped.
+    pub stopped: bool,
+    /// Its connection, as it knows it.
+    pub conn: Option<ClientConn>,
+    /// What it has not read yet, of whichever connection.
+    pub inbox: VecDeque<(ClientConn, Arrival)>,
+    /// What the broker has not read yet.
+    pub outbox: VecDeque<(RequestId, ClientRequest)>,
+    /// Requests without an answer.
+    pub pending: BTreeMap<RequestId, ClientRequest>,
+    /// Its session.
+    pub view: Option<View>,
+    /// Whether the broker has a reason to end its session.
+    pub excused: bool,
+    last_request: u64,
+}
+
+impl Client {
+    /// A process without a connection.
+    pub fn new(peer: Peer) -> Self {
+        Self {
+            peer,
+            alive: true,
+            stopped: false,
+            conn: None,
+            inbox: VecDeque::new(),
+            outbox: VecDeque::new(),
+            pending: BTreeMap::new(),
+            view: None,
+            excused: false,
+            last_request: 0,
+        }
+    }
+
+    /// Sends a request.
+    pub fn ask(&mut self, request: ClientRequest) {
+        self.last_request += 1;
+        let number = RequestId(self.last_request);
+        self.note_asked(&request);
+        self.pending.insert(number, request.clone());
+        self.outbox.push_back((number, request));
+    }
+
+    /// Begins on a new connection: takes its session up again, if it has one.
+    pub fn begin(&mut self, conn: ClientConn) {
+        self.conn = Some(conn);
+        if let Some(View { session, guid, .. }) = self.view {
+            self.ask(ClientRequest::Attach(Attach { session, guid }));
+        }
+    }
+
+    /// Reads the next arrival.
+    ///
+    /// # Errors
+    ///
+    /// What the broker said that it must not.
+    pub fn read(&mut self, known: &Known<'_>) -> Result<(), String> {
+        let Some((conn, arrival)) = self.inbox.pop_front() else { return Ok(()) };
+        if self.conn != Some(conn) {
+            return Ok(());
+        }
+        match arrival {
+            Arrival::Closed => {
+                self.disconnected();
+                Ok(())
+            }
+            Arrival::Reply(number, reply) => {
+                let Some(request) = self.pending.remove(&number) else {
+                    return Err(format!("an answer to {number:?}, which waits for none"));
+                };
+                self.answered(&request, reply, known)
+                    .map_err(|error| format!("process {} to {request:?}: {error}", self.peer.pid))
+            }
+        }
+    }
+
+    /// Blocks that nobody else may have while this client believes that they are its own.
+    pub fn own_blocks(&self) -> impl Iterator<Item = BlockId> {
+        let spans = self.view.iter().flat_map(|view| &view.spans);
+        spans.flat_map(|(first, span)| members(*first, span.count))
+    }
+
+    /// The connection is gone. What may be repeated is repeated on the next.
+    fn disconnected(&mut self) {
+        self.conn = None;
+        self.outbox.clear();
+        let missed = std::mem::take(&mut self.pending);
+        let Some(view) = &mut self.view else { return };
+        for request in missed.into_values() {
+            match request {
+                ClientRequest::Malloc(_)
+                | ClientRequest::RegionCreate(_)
+                | ClientRequest::Delete(_) => view.again.push(request),
+                _ => {}
+            }
+        }
+    }
+
+    /// What the client gives up by asking.
+    fn note_asked(&mut self, request: &ClientRequest) {
+        let Some(view) = &mut self.view else { return };
+        match request {
+            ClientRequest::Delete(delete) => {
+                let first = view.spans.iter().find(|(_, span)| span.guid == delete.guid);
+                if let Some(first) = first.map(|(first, _)| *first) {
+                    view.spans.remove(&first);
+                }
+            }
+            ClientRequest::RegionClose(first) => {
+                if let Some(open) = view.opens.get_mut(first) {
+                    open.openings.sort();
+                    open.openings.remove(0);
+                    if open.openings.is_empty() {
+                        view.opens.remove(first);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn answered(
+        &mut self,
+        request: &ClientRequest,
+        reply: Reply<ClientReply>,
+        known: &Known<'_>,
+    ) -> Result<(), String> {
+        let reply = match reply {
+            Ok(reply) => reply,
+            Err(refusal) => return self.refused(request, &refusal, known),
+        };
+        match (request, reply) {
+            (ClientRequest::Setup(_) | ClientRequest::Attach(_), ClientReply::Ready(ready)) => {
+                self.ready(&ready);
+                Ok(())
+            }
+            (ClientRequest::Disconnect, ClientReply::Done) => {
+                self.view = None;
+                Ok(())
+            }
+            (request, reply) => {
+                let Some(view) = &mut self.view else { return Ok(()) };
+                view.answered(request, reply, known.harmed)
+            }
+        }
+    }
+
+    fn ready(&mut self, ready: &Ready) {
+        if let Some(view) = &mut self.view {
+            for request in std::mem::take(&mut view.again) {
+                self.ask(request);
+            }
+            return;
+        }
+        self.view = Some(View {
+            session: ready.session,
+            guid: ready.guid,
+            spans: BTreeMap::new(),
+            opens: BTreeMap::new(),
+            mapped: BTreeSet::new(),
+            generation: 0,
+            ticket: 0,
+            again: Vec::new(),
+        });
+    }
+
+    fn refused(
+        &mut self,
+        request: &ClientRequest,
+        refusal: &Refusal,
+        known: &Known<'_>,
+    ) -> Result<(), String> {
+        if self.view.as_ref().is_some_and(|view| known.ended.contains(&view.guid)) {
+            self.view = None;
+            return Ok(());
+        }
+        let Refusal { status, text } = refusal;
+        let allowed: &[Status] = match request {
+            ClientRequest::Attach(_) => &[Status::Busy],
+            ClientRequest::Malloc(_) => &[
+                Status::NoSpace,
+                Status::Quota,
+                Status::Invalid,
+                Status::Unsupported,
+                Status::Lost,
+            ],
+            ClientRequest::Fetch(fetch) => {
+                let view = self.view.as_ref();
+                if view.is_some_and(|view| view.may_read(fetch.block, known.harmed_ids)) {
+                    &[]
+                } else {
+                    return Ok(());
+                }
+            }
+            ClientRequest::Grow(grow) => {
+                let view = self.view.as_ref();
+                if view.is_some_and(|view| view.may_read(grow.block, known.harmed_ids)) {
+                    &[Status::NoSpace, Status::Quota, Status::Lost]
+                } else {
+                    return Ok(());
+                }
+            }
+            ClientRequest::Delete(delete) if delete.guid == Guid::default() => return Ok(()),
+            ClientRequest::Delete(_)
+            | ClientRequest::Changes(_)
+            | ClientRequest::Stat
+            | ClientRequest::Disconnect => &[],
+            _ => return Ok(()),
+        };
+        if allowed.contains(status) || *status == Status::Busy || self.view.is_none() {
+            return Ok(());
+        }
+        Err(format!("was refused: {status:?} {text}"))
+    }
+}
+
+impl View {
+    /// Whether a fetch of a block to read must succeed.
+    pub fn may_read(&self, block: BlockId, harmed: &BTreeSet<BlockId>) -> bool {
+        let home = self.spans.range(..=block).next_back();
+        let home = home.map(|(first, span)| members(*first, span.count).collect::<BTreeSet<_>>());
+        home.is_some_and(|home| home.contains(&block) && home.is_disjoint(harmed))
+    }
+
+    fn answered(
+        &mut self,
+        request: &ClientRequest,
+        reply: ClientReply,
+        harmed: &BTreeSet<Guid>,
+    ) -> Result<(), String> {
+        match (request, reply) {
+            (ClientRequest::Malloc(_), ClientReply::Granted(granted)) => self.granted(granted),
+            (ClientRequest::Grow(grow), ClientReply::Grown { committed }) => {
+                if committed < grow.committed {
+                    return Err(format!("has {committed} bytes"));
+                }
+                if let Some(span) = self.spans.get_mut(&grow.block) {
+                    span.committed = span.committed.max(committed);
+                }
+                Ok(())
+            }
+            (ClientRequest::Fetch(fetch), ClientReply::Fetched(info)) => {
+                self.fetched(fetch.block, info, harmed)
+            }
+            (ClientRequest::Map(map), ClientReply::Done) => {
+                self.mapped.insert(map.os_address);
+                Ok(())
+            }
+            (ClientRequest::Unmap(unmap), ClientReply::Done) => {
+                self.mapped.remove(&unmap.os_address);
+                Ok(())
+            }
+            (ClientRequest::Changes(_), ClientReply::Changed(changed)) => {
+                self.changed(&changed);
+                Ok(())
+            }
+            (ClientRequest::RegionOpen(open), ClientReply::Opened(opened)) => {
+                self.opened(opened, Rights { read: open.read, write: open.write });
+                Ok(())
+            }
+            (
+                ClientRequest::Delete(_)
+                | ClientRequest::Damaged(_)
+                | ClientRequest::RegionCreate(_)
+                | ClientRequest::RegionClose(_)
+                | ClientRequest::RegionDelete(_),
+                ClientReply::Done,
+            )
+            | (ClientRequest::Stat, ClientReply::Stat(_))
+            | (ClientRequest::RegionList(_), ClientReply::Names { .. })
+            | (ClientRequest::Admin(_), ClientReply::Admin(_)) => Ok(()),
+            (_, reply) => Err(format!("was answered {reply:?}")),
+        }
+    }
+
+    fn granted(&mut self, granted: Granted) -> Result<(), String> {
+        let BlockInfo { block, guid, committed, span_first, span_count, lost, .. } = granted.first;
+        if block != span_first || lost {
+            return Err(format!("was granted {granted:?}"));
+        }
+        self.spans.insert(block, OwnSpan { guid, count: span_count, committed });
+        Ok(())
+    }
+
+    fn fetched(
+        &self,
+        asked: BlockId,
+        info: BlockInfo,
+        harmed: &BTreeSet<Guid>,
+    ) -> Result<(), String> {
+        let own = self.spans.get(&info.span_first);
+        if info.block != asked {
+            return Err(format!("was given block {}", info.block));
+        }
+        if let Some(span) = own.filter(|_| info.span_first == info.block) {
+            let known = info.lost && info.guid == Guid::default();
+            if span.guid != info.guid && !known {
+                return Err(format!("has guid {} and not {}", info.guid, span.guid));
+            }
+            // A broker that came back cannot know how long the block was: its client can.
+            let harmed = harmed.contains(&info.guid);
+            if !info.lost && info.committed < span.committed && !harmed {
+                return Err(format!("has {} bytes of {}", info.committed, span.committed));
+            }
+        }
+        let harmed = harmed.contains(&info.guid) || info.guid == Guid::default();
+        if info.lost && !harmed {
+            return Err("is called lost, and nobody touched it".to_owned());
+        }
+        Ok(())
+    }
+
+    fn opened(&mut self, opened: Opened, rights: Rights) {
+        let none = OpenRegion { count: opened.count, openings: Vec::new() };
+        self.opens.entry(opened.first).or_insert(none).openings.push(rights);
+    }
+
+    /// A region of which a block is named may be gone; one that is not will fail when it is used.
+    fn changed(&mut self, changed: &Changed) {
+        self.generation = changed.upto;
+    }
+}
+
+/// The blocks of a span.
+pub fn members(first: BlockId, count: u32) -> impl Iterator<Item = BlockId> {
+    (0..count).filter_map(move |place| first.checked_add(place).ok())
+}

@@ -1,0 +1,212 @@
+//! A daemon as a model: holds objects, answers, and misbehaves in every way that a daemon can.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use dmce_abi::Status;
+use dmce_abi::block::{BlockId, DaemonId};
+use dmce_abi::version::SEGMENT_VERSION;
+use dmce_abi::wire::Refusal;
+use dmce_abi::wire::daemon::{
+    DaemonAnswer, DaemonMessage, DaemonNotice, DaemonRequest, HeldBlock, Register,
+};
+use dmce_broker::dispatcher::{DaemonConn, RequestId};
+
+use crate::host::{Header, Host, Object};
+use crate::random::Random;
+
+/// How a daemon misbehaves: each of these once in so many times.
+#[derive(Clone, Copy, Debug)]
+pub struct Manners {
+    /// Refuses to commit.
+    pub refuses: u64,
+    /// Says the same twice.
+    pub repeats: u64,
+    /// Answers what nobody asked, or with the wrong answer.
+    pub lies: u64,
+    /// Commits more than it was asked for, up to so many pages.
+    pub extra_pages: u64,
+}
+
+/// One daemon.
+#[derive(Debug)]
+pub struct Daemon {
+    /// Its id.
+    pub id: DaemonId,
+    /// Bytes that it may hold.
+    pub capacity: u64,
+    /// Whether its process lives.
+    pub alive: bool,
+    /// Whether it is stopped.
+    pub stopped: bool,
+    /// Its connection, as it knows it.
+    pub conn: Option<DaemonConn>,
+    /// What the broker sent.
+    pub inbox: VecDeque<(RequestId, DaemonRequest)>,
+    /// What the broker has yet to receive.
+    pub outbox: VecDeque<(RequestId, DaemonMessage)>,
+}
+
+impl Daemon {
+    /// A daemon that is not running.
+    pub fn new(id: DaemonId, capacity: u64) -> Self {
+        Self {
+            id,
+            capacity,
+            alive: false,
+            stopped: false,
+            conn: None,
+            inbox: VecDeque::new(),
+            outbox: VecDeque::new(),
+        }
+    }
+
+    /// Starts the process: it takes its lock, and adopts what is whole.
+    pub fn start(&mut self, host: &mut Host) {
+        self.alive = true;
+        self.stopped = false;
+        host.locks.insert(self.id);
+        let store = host.stores.entry(self.id).or_default();
+        store.retain(|_, object| object.header != Header::Missing);
+    }
+
+    /// Kills the process. What it was asked last may be half done.
+    pub fn kill(&mut self, host: &mut Host, random: &mut Random) {
+        if random.once_in(2) {
+            self.serve_silently(host, random);
+        }
+        self.alive = false;
+        self.stopped = false;
+        self.conn = None;
+        self.inbox.clear();
+        self.outbox.clear();
+        host.locks.remove(&self.id);
+    }
+
+    /// Connects, and reports.
+    pub fn connect(&mut self, conn: DaemonConn, instance: &str, host: &Host, random: &mut Random) {
+        self.conn = Some(conn);
+        self.inbox.clear();
+        self.outbox.clear();
+        let register = Register {
+            daemon: self.id,
+            instance: instance.to_owned(),
+            segment_version: SEGMENT_VERSION,
+            capacity: self.capacity,
+            pool_object_bytes: 0,
+        };
+        self.say(DaemonMessage::Register(register));
+        let mut held: Vec<HeldBlock> = host.held(self.id);
+        while !held.is_empty() {
+            let page = usize::try_from(1 + random.below(4)).unwrap_or(1).min(held.len());
+            let blocks = held.drain(..page).collect();
+            self.say(DaemonMessage::Holds { blocks, last: false });
+        }
+        self.say(DaemonMessage::Holds { blocks: Vec::new(), last: true });
+    }
+
+    /// Does the oldest request and answers it.
+    pub fn serve(&mut self, host: &mut Host, random: &mut Random, manners: Manners) {
+        let Some((number, request)) = self.inbox.pop_front() else { return };
+        if request == DaemonRequest::Settled {
+            return;
+        }
+        let mut answer = if refused(&request) && random.once_in(manners.refuses) {
+            Err(Refusal::new(Status::NoSpace, "the file system is full"))
+        } else {
+            self.obey(&request, host, random.below(manners.extra_pages + 1) * 4096)
+        };
+        let mut number = number;
+        if random.once_in(manners.lies) {
+            match random.below(3) {
+                0 => number = RequestId(number.0 + 1_000_000),
+                1 => answer = Ok(DaemonAnswer::Committed { committed: 12_345 }),
+                _ => answer = Ok(DaemonAnswer::Sensed { pool: 1, headroom: 1 }),
+            }
+        }
+        let message = DaemonMessage::Reply(answer);
+        if random.once_in(manners.repeats) {
+            self.outbox.push_back((number, message.clone()));
+        }
+        self.outbox.push_back((number, message));
+    }
+
+    /// Says something about a block that nobody asked for.
+    pub fn notice(&mut self, block: BlockId, random: &mut Random) {
+        let notice = match random.below(3) {
+            0 => DaemonNotice::Lost { block },
+            1 => DaemonNotice::Foreign { object: "dmce.x.1.odd".into(), reason: "mode".into() },
+            _ => DaemonNotice::Excess { block, bytes: 1 << 40 },
+        };
+        self.say(DaemonMessage::Notice(notice));
+    }
+
+    fn say(&mut self, message: DaemonMessage) {
+        self.outbox.push_back((RequestId(0), message));
+    }
+
+    /// Does the oldest request, perhaps not to its end, and dies before it can answer.
+    fn serve_silently(&mut self, host: &mut Host, random: &mut Random) {
+        let Some((_, request)) = self.inbox.pop_front() else { return };
+        let _ = self.obey(&request, host, 0);
+        let DaemonRequest::Create { description, .. } = request else { return };
+        let store = host.stores.entry(self.id).or_default();
+        if let Some(object) = store.get_mut(&description.block)
+            && random.once_in(2)
+        {
+            object.header = Header::Missing;
+        }
+    }
+
+    fn obey(
+        &self,
+        request: &DaemonRequest,
+        host: &mut Host,
+        extra: u64,
+    ) -> Result<DaemonAnswer, Refusal> {
+        let store = host.stores.entry(self.id).or_default();
+        match request {
+            DaemonRequest::Create { description, committed } => {
+                self.create(store, description.clone(), *committed, extra)
+            }
+            DaemonRequest::Grow { block, committed } => {
+                let Some(object) = store.get_mut(block) else {
+                    return Err(Refusal::new(Status::NotFound, "no such block"));
+                };
+                let most = object.description.bytes_max.max(object.bytes);
+                object.bytes = object.bytes.max(*committed);
+                object.bytes = (object.bytes + extra).min(most);
+                Ok(DaemonAnswer::Committed { committed: object.bytes })
+            }
+            DaemonRequest::Destroy { block } => {
+                store.remove(block);
+                Ok(DaemonAnswer::Done)
+            }
+            DaemonRequest::Sense => Ok(DaemonAnswer::Sensed { pool: 4096, headroom: 1 << 40 }),
+            _ => Err(Refusal::new(Status::Unsupported, "what is that?")),
+        }
+    }
+
+    fn create(
+        &self,
+        store: &mut BTreeMap<BlockId, Object>,
+        description: dmce_abi::block::BlockDescription,
+        committed: u64,
+        extra: u64,
+    ) -> Result<DaemonAnswer, Refusal> {
+        let id = description.block;
+        if let Some(there) = store.get(&id) {
+            if there.description.guid == description.guid && there.header == Header::Valid {
+                return Ok(DaemonAnswer::Committed { committed: there.bytes });
+            }
+            // Never over another.
+            return Err(Refusal::new(Status::Exists, format!("daemon {} has block {id}", self.id)));
+        }
+        let bytes = (committed + extra).min(description.bytes_max);
+        store.insert(id, Object { description, bytes, header: Header::Valid });
+        Ok(DaemonAnswer::Committed { committed: bytes })
+    }
+}
+
+const fn refused(request: &DaemonRequest) -> bool {
+    matches!(request, DaemonRequest::Create { .. } | DaemonRequest::Grow { .. })
+}

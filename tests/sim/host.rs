@@ -1,0 +1,177 @@
+//! What outlives every process: the objects in shared memory, and which processes there are.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, Owner, SessionId};
+use dmce_abi::wire::client::RegionName;
+use dmce_abi::wire::daemon::HeldBlock;
+use dmce_broker::dispatcher::{
+    BelievedSession, FoundContent, FoundDaemon, Grant, SessionRecord, Started,
+};
+
+use crate::random::Random;
+
+/// The header of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Header {
+    /// Not made yet: its daemon died before.
+    Missing,
+    /// As it should be.
+    Valid,
+    /// There, and unreadable.
+    Damaged,
+}
+
+/// The objects of one block.
+#[derive(Clone, Debug)]
+pub struct Object {
+    /// What the header says, or would have said.
+    pub description: BlockDescription,
+    /// Bytes of the data.
+    pub bytes: u64,
+    /// The state of the header.
+    pub header: Header,
+}
+
+/// A session's record.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// Its fields.
+    pub record: SessionRecord,
+    /// Its grants, by place.
+    pub grants: BTreeMap<u32, Grant>,
+}
+
+/// The shared memory and the processes of one host.
+#[derive(Debug, Default)]
+pub struct Host {
+    /// Blocks, by daemon.
+    pub stores: BTreeMap<DaemonId, BTreeMap<BlockId, Object>>,
+    /// Generation words of session objects.
+    pub sessions: BTreeMap<SessionId, u64>,
+    /// Session records.
+    pub records: BTreeMap<SessionId, Record>,
+    /// Processes that live: pid and start time.
+    pub processes: BTreeMap<u32, u64>,
+    /// Daemons whose lock is held.
+    pub locks: BTreeSet<DaemonId>,
+    /// Blocks that were harmed from outside: they may be lost, and no others.
+    pub harmed: BTreeSet<Guid>,
+    /// Their ids: of a block whose header is gone, the broker knows no more.
+    pub harmed_ids: BTreeSet<BlockId>,
+    /// Regions that they belong to.
+    pub harmed_regions: BTreeSet<RegionName>,
+}
+
+impl Host {
+    /// Harms a block: takes its object, cuts it short, or spoils its header.
+    pub fn harm(&mut self, random: &mut Random) {
+        let places: Vec<(DaemonId, BlockId)> = self
+            .stores
+            .iter()
+            .flat_map(|(daemon, store)| store.keys().map(move |block| (*daemon, *block)))
+            .collect();
+        let Some((daemon, block)) = random.pick(places) else { return };
+        let Some(store) = self.stores.get_mut(&daemon) else { return };
+        let Some(object) = store.get_mut(&block) else { return };
+        self.harmed.insert(object.description.guid);
+        self.harmed_ids.insert(block);
+        if let Owner::Region(region) = &object.description.owner {
+            let (volume, name) = (region.volume.clone(), region.name.clone());
+            self.harmed_regions.insert(RegionName { volume, name });
+        }
+        match random.below(3) {
+            0 => object.bytes = object.bytes / 2 / 4096 * 4096,
+            1 if object.header == Header::Valid => object.header = Header::Damaged,
+            _ => {
+                store.remove(&block);
+            }
+        }
+    }
+
+    /// The size of a block's data object, as the shell finds it by name.
+    pub fn data_bytes(&self, daemon: DaemonId, block: BlockId) -> Option<u64> {
+        self.stores.get(&daemon)?.get(&block).map(|object| object.bytes)
+    }
+
+    /// What the valid headers of a daemon say.
+    pub fn held(&self, daemon: DaemonId) -> Vec<HeldBlock> {
+        let objects = self.stores.get(&daemon).into_iter().flat_map(BTreeMap::values);
+        let valid = objects.filter(|object| object.header == Header::Valid);
+        let held = valid.map(|object| HeldBlock {
+            description: object.description.clone(),
+            committed: object.bytes,
+        });
+        held.collect()
+    }
+
+    /// Writes a grant into a record.
+    ///
+    /// # Errors
+    ///
+    /// A place that has one already, or a session without a record.
+    pub fn store_grant(&mut self, session: SessionId, grant: Grant) -> Result<(), String> {
+        let Some(record) = self.records.get_mut(&session) else {
+            return Err(format!("a grant for session {session}, which is none"));
+        };
+        match record.grants.insert(grant.place, grant) {
+            None => Ok(()),
+            Some(before) => Err(format!("{before:?} is overwritten by {grant:?}")),
+        }
+    }
+
+    /// Frees a place of a record.
+    ///
+    /// # Errors
+    ///
+    /// A place that has no grant.
+    pub fn revoke_grant(&mut self, session: SessionId, place: u32) -> Result<(), String> {
+        let record = self.records.get_mut(&session);
+        match record.and_then(|record| record.grants.remove(&place)) {
+            Some(_) => Ok(()),
+            None => Err(format!("place {place} of session {session} has no grant")),
+        }
+    }
+
+    /// Stores a generation word.
+    ///
+    /// # Errors
+    ///
+    /// A word that does not move, or a session without an object.
+    pub fn publish(&mut self, session: SessionId, generation: u64) -> Result<(), String> {
+        match self.sessions.insert(session, generation) {
+            Some(before) if before != generation => Ok(()),
+            before => Err(format!("session {session} at {before:?} is told {generation}")),
+        }
+    }
+
+    /// What a broker finds that starts now. Objects of sessions that are not believed are removed.
+    pub fn found(&mut self) -> Started {
+        let processes = self.processes.clone();
+        self.records.retain(|_, Record { record, .. }| {
+            processes.get(&record.pid) == Some(&record.start_time)
+        });
+        let records = &self.records;
+        self.sessions.retain(|session, _| records.contains_key(session));
+        let believed = self.records.values().map(|Record { record, grants }| BelievedSession {
+            record: record.clone(),
+            generation: self.sessions.get(&record.session).copied().unwrap_or(0),
+            grants: grants.values().copied().collect(),
+        });
+        let found = self.stores.iter().filter_map(|(&daemon, store)| {
+            let served = self.locks.contains(&daemon);
+            if store.is_empty() && !served {
+                return None;
+            }
+            let is_damaged = |(id, object): (&BlockId, &Object)| {
+                (object.header == Header::Damaged).then_some(*id)
+            };
+            let content =
+                if served { FoundContent::Expected } else { FoundContent::Read(self.held(daemon)) };
+            let blocks = store.keys().copied().collect();
+            let damaged = store.iter().filter_map(is_damaged).collect();
+            Some(FoundDaemon { daemon, blocks, damaged, content })
+        });
+        Started { sessions: believed.collect(), daemons: found.collect() }
+    }
+}

@@ -1,0 +1,76 @@
+//! Seeded histories of a whole instance around the pure dispatcher: random clients, daemons, deaths.
+//!
+//! A failing seed is printed with its last moves. It replays with `DMCE_SIM_SEED=seed`; more seeds are
+//! tried with `DMCE_SIM_SEEDS=count`, and `DMCE_SIM_HISTORY=lines` shows more of what happened.
+
+mod asking;
+mod check;
+mod client;
+mod daemon;
+mod host;
+mod random;
+mod shell;
+mod trouble;
+mod truth;
+mod world;
+
+use std::env;
+use std::panic::{self, AssertUnwindSafe};
+
+use world::{Checked, World};
+
+/// Seeds that are tried if nobody says how many.
+const SEEDS: u64 = 150;
+
+/// Moves of one history before it comes to rest.
+const MOVES: u64 = 1500;
+
+fn number(variable: &str) -> Option<u64> {
+    let text = env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text} is not a number")))
+}
+
+/// Runs one history. Returns what it ended with.
+fn run(seed: u64) -> World {
+    let mut world = World::new(seed);
+    world.remember = number("DMCE_SIM_HISTORY").unwrap_or(world.remember);
+    let history = panic::catch_unwind(AssertUnwindSafe(|| live(&mut world)));
+    let error = match history {
+        Ok(Ok(())) => return world,
+        Ok(Err(error)) => error,
+        Err(_) => "it panicked".to_owned(),
+    };
+    for line in &world.history {
+        eprintln!("{line}");
+    }
+    panic!("{error}\nreplay with DMCE_SIM_SEED={seed}");
+}
+
+fn live(world: &mut World) -> Checked {
+    world.start_broker()?;
+    for _ in 0..MOVES {
+        world.step()?;
+    }
+    world.rest()
+}
+
+#[test]
+fn no_history_breaks_a_promise() {
+    if let Some(seed) = number("DMCE_SIM_SEED") {
+        run(seed);
+        return;
+    }
+    for seed in 0..number("DMCE_SIM_SEEDS").unwrap_or(SEEDS) {
+        run(seed);
+    }
+}
+
+/// Otherwise no seed would replay.
+#[test]
+fn the_same_seed_gives_the_same_history() {
+    for seed in 0..5 {
+        let (first, second) = (run(seed), run(seed));
+        assert_eq!(first.history, second.history);
+        assert_eq!(first.elapsed(), second.elapsed());
+    }
+}

@@ -1,0 +1,185 @@
+//! The model of the broker's shell: does what the dispatcher says, and notices what must not be said.
+
+use dmce_abi::Status;
+use dmce_abi::block::SessionId;
+use dmce_abi::wire::client::{BlockInfo, ClientReply};
+use dmce_abi::wire::daemon::DaemonRequest;
+use dmce_abi::wire::{Refusal, Reply};
+use dmce_broker::dispatcher::{Action, ClientConn, Descriptor, Event, RequestId, SessionRecord};
+
+use crate::client::Arrival;
+use crate::host::{Header, Record};
+use crate::world::{Checked, World};
+
+/// Does one action.
+///
+/// # Errors
+///
+/// An action that no dispatcher may ask for.
+pub fn act(world: &mut World, action: Action) -> Checked {
+    match action {
+        Action::Reply { conn, request_id, reply, descriptors } => {
+            return world.reply(conn, request_id, reply, &descriptors);
+        }
+        Action::CreateSession { record } => return world.create_session(record),
+        Action::EndSession { session } => return world.end_session(session),
+        Action::StoreGrant { session, grant } => return world.host.store_grant(session, grant),
+        Action::RevokeGrant { session, place } => return world.host.revoke_grant(session, place),
+        Action::Publish { session, generation } => return world.host.publish(session, generation),
+        _ => {}
+    }
+    let Some(broker) = &mut world.broker else { return Ok(()) };
+    match action {
+        Action::CloseClient { conn, .. } => {
+            broker.asked.remove(&conn);
+            if let Some(place) = broker.clients.remove(&conn) {
+                world.clients[place].inbox.push_back((conn, Arrival::Closed));
+            }
+        }
+        Action::WatchProcess { session, pid, start_time, .. } => {
+            broker.watched.insert(session, (pid, start_time));
+            if world.host.processes.get(&pid) != Some(&start_time) {
+                broker.soon.push_back(Event::Died { session });
+            }
+        }
+        Action::ToDaemon { conn, request_id, request } => {
+            let Some(&place) = broker.daemons.get(&conn) else { return Ok(()) };
+            let daemon = &mut world.daemons[place];
+            if request == DaemonRequest::Settled {
+                broker.locks.remove(&daemon.id);
+            }
+            daemon.inbox.push_back((request_id, request));
+        }
+        Action::CloseDaemon { conn, .. } => {
+            if let Some(place) = broker.daemons.remove(&conn) {
+                world.daemons[place].conn = None;
+            }
+        }
+        Action::AwaitLock { daemon } => _ = broker.locks.insert(daemon),
+        Action::Inspect { inspect, daemon, blocks } => {
+            let size = |id| (id, world.host.data_bytes(daemon, id));
+            let found = blocks.into_iter().map(size).collect();
+            broker.soon.push_back(Event::Inspected { inspect, daemon, found });
+        }
+        Action::WakeAt(at) => broker.wake_at = Some(at),
+        _ => {}
+    }
+    Ok(())
+}
+
+impl World {
+    fn reply(
+        &mut self,
+        conn: ClientConn,
+        request_id: RequestId,
+        reply: Reply<ClientReply>,
+        descriptors: &[Descriptor],
+    ) -> Checked {
+        let Some(broker) = &mut self.broker else { return Ok(()) };
+        let Some(&place) = broker.clients.get(&conn) else { return Ok(()) };
+        if !broker.asked.get_mut(&conn).is_some_and(|asked| asked.remove(&request_id)) {
+            return Err(format!("{request_id:?} of {conn:?} is answered and was not asked"));
+        }
+        let mut reply = reply;
+        for descriptor in descriptors {
+            if let Some(refusal) = self.open(*descriptor, &reply)? {
+                reply = Err(refusal);
+            }
+        }
+        let request = self.clients[place].pending.get(&request_id).cloned();
+        if let Some(request) = &request {
+            self.truth.answered(request, &reply);
+        }
+        match &reply {
+            Ok(ClientReply::Ready(ready)) => self.truth.attached(ready.session),
+            Ok(ClientReply::Granted(granted)) => {
+                self.check_granted(place, granted.first)?;
+            }
+            _ => {}
+        }
+        self.clients[place].inbox.push_back((conn, Arrival::Reply(request_id, reply)));
+        self.drop_the_silent();
+        Ok(())
+    }
+
+    /// Opens a descriptor. A block that is not there was harmed, and the client is told so.
+    fn open(
+        &mut self,
+        descriptor: Descriptor,
+        reply: &Reply<ClientReply>,
+    ) -> Result<Option<Refusal>, String> {
+        let (daemon, block) = match descriptor {
+            Descriptor::Block { daemon, block, .. } => (daemon, block),
+            Descriptor::SessionObject(session) | Descriptor::Doorbell(session) => {
+                let there = self.host.sessions.contains_key(&session);
+                return if there { Ok(None) } else { Err(format!("no session object {session}")) };
+            }
+        };
+        let info: BlockInfo = match reply {
+            Ok(ClientReply::Granted(granted)) => granted.first,
+            Ok(ClientReply::Fetched(info)) => *info,
+            reply => return Err(format!("a block travels with {reply:?}")),
+        };
+        let object = self.host.stores.get(&daemon).and_then(|store| store.get(&block));
+        let whole = object.is_some_and(|object| {
+            object.header == Header::Valid
+                && object.description.guid == info.guid
+                && object.bytes >= info.committed
+        });
+        if whole && info.block == block && !info.lost {
+            return Ok(None);
+        }
+        if !self.host.harmed.contains(&info.guid) {
+            return Err(format!("{info:?} on daemon {daemon} is {object:?}"));
+        }
+        if object.is_some() {
+            return Ok(None);
+        }
+        if let Some(broker) = &mut self.broker {
+            broker.soon.push_back(Event::OpenFailed { daemon, block });
+        }
+        Ok(Some(Refusal::new(Status::Lost, "no such object")))
+    }
+
+    fn create_session(&mut self, record: SessionRecord) -> Checked {
+        let session = record.session;
+        if self.host.records.contains_key(&session) || self.host.sessions.contains_key(&session) {
+            return Err(format!("session {session} is made twice"));
+        }
+        self.host.sessions.insert(session, 0);
+        let result = if self.random.once_in(self.faults.no_session) {
+            Err(Refusal::new(Status::NoSpace, "no room for a record"))
+        } else {
+            let grants = std::collections::BTreeMap::new();
+            self.host.records.insert(session, Record { record, grants });
+            Ok(())
+        };
+        if let Some(broker) = &mut self.broker {
+            broker.soon.push_back(Event::SessionCreated { session, result });
+        }
+        Ok(())
+    }
+
+    /// A session ends: there must be a reason.
+    fn end_session(&mut self, session: SessionId) -> Checked {
+        if let Some(broker) = &mut self.broker {
+            broker.watched.remove(&session);
+        }
+        self.host.sessions.remove(&session);
+        let Some(Record { record, .. }) = self.host.records.remove(&session) else {
+            return Ok(());
+        };
+        let lives = self.host.processes.get(&record.pid) == Some(&record.start_time);
+        let client = self.clients.iter_mut().find(|client| client.peer.pid == record.pid);
+        let patience = self.config.reattach_ms;
+        let late = self.truth.is_late(session, self.now.millis, patience);
+        let opened = self.truth.is_open(session);
+        self.truth.ended(session, record.guid);
+        let Some(client) = client else { return Ok(()) };
+        if lives && opened && !late && !client.excused {
+            return Err(format!("session {session} of process {} ends", record.pid));
+        }
+        client.excused = false;
+        Ok(())
+    }
+}

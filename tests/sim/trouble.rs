@@ -1,0 +1,156 @@
+//! What goes wrong with processes: they die, stop, hang up, talk nonsense.
+
+use std::collections::BTreeSet;
+
+use dmce_abi::block::BlockId;
+use dmce_broker::dispatcher::{ClientConn, Event};
+
+use crate::client::Arrival;
+use crate::world::{Checked, World};
+
+impl World {
+    /// Something happens to a daemon.
+    pub fn daemon_trouble(&mut self) {
+        let Some(place) = self.random.pick(0..self.daemons.len()) else { return };
+        let id = self.daemons[place].id;
+        if !self.daemons[place].alive {
+            self.note(format!("daemon {id} starts"));
+            self.daemons[place].start(&mut self.host);
+            return;
+        }
+        match self.random.below(6) {
+            0 | 1 => {
+                self.note(format!("daemon {id} dies"));
+                self.hang_up_daemon(place);
+                self.daemons[place].kill(&mut self.host, &mut self.random);
+            }
+            2 | 3 => {
+                let stopped = self.daemons[place].stopped;
+                self.note(format!("daemon {id} stops: {}", !stopped));
+                self.daemons[place].stopped = !stopped;
+            }
+            4 => {
+                self.note(format!("daemon {id} hangs up"));
+                self.hang_up_daemon(place);
+            }
+            _ => self.daemon_notices(place),
+        }
+    }
+
+    /// A daemon's connection ends at its side. What it was asked before it may still do.
+    pub fn hang_up_daemon(&mut self, place: usize) {
+        self.daemons[place].outbox.clear();
+        let Some(conn) = self.daemons[place].conn.take() else { return };
+        if let Some(broker) = &mut self.broker
+            && broker.daemons.remove(&conn).is_some()
+        {
+            broker.soon.push_back(Event::DaemonHungUp { conn });
+        }
+    }
+
+    /// Something happens to a client.
+    pub fn client_trouble(&mut self) -> Checked {
+        let living = (0..self.clients.len()).filter(|place| self.clients[*place].alive);
+        let living: Vec<usize> = living.collect();
+        if living.len() < 3 {
+            self.add_client();
+        }
+        let Some(place) = self.random.pick(living) else { return Ok(()) };
+        let pid = self.clients[place].peer.pid;
+        match self.random.below(8) {
+            0 | 1 => {
+                self.note(format!("process {pid} dies"));
+                self.kill_client(place);
+                Ok(())
+            }
+            2 | 3 => {
+                let stopped = self.clients[place].stopped;
+                self.note(format!("process {pid} stops: {}", !stopped));
+                self.clients[place].stopped = !stopped;
+                Ok(())
+            }
+            4..=6 => {
+                self.note(format!("process {pid} loses its connection"));
+                self.lose_connection(place);
+                Ok(())
+            }
+            _ => self.talk_nonsense(place),
+        }
+    }
+
+    /// Kills a client. The broker hears of it by the connection, by the process, or by both.
+    pub fn kill_client(&mut self, place: usize) {
+        self.hang_up_client(place);
+        let client = &mut self.clients[place];
+        client.alive = false;
+        client.inbox.clear();
+        client.outbox.clear();
+        let pid = client.peer.pid;
+        self.host.processes.remove(&pid);
+        let Some(broker) = &mut self.broker else { return };
+        let watched = broker.watched.iter().filter(|(_, (watched, _))| *watched == pid);
+        let sessions: BTreeSet<_> = watched.map(|(session, _)| *session).collect();
+        for session in sessions {
+            broker.soon.push_back(Event::Died { session });
+        }
+    }
+
+    /// A client's connection breaks, and the client notices.
+    fn lose_connection(&mut self, place: usize) {
+        self.hang_up_client(place);
+        let client = &mut self.clients[place];
+        if let Some(conn) = client.conn {
+            client.inbox.push_back((conn, Arrival::Closed));
+        }
+    }
+
+    fn hang_up_client(&mut self, place: usize) {
+        let Some(broker) = &mut self.broker else { return };
+        let conns = broker.clients.iter().filter(|(_, of)| **of == place);
+        let conns: Vec<ClientConn> = conns.map(|(conn, _)| *conn).collect();
+        for conn in conns {
+            broker.clients.remove(&conn);
+            broker.soon.push_back(Event::HungUp { conn });
+        }
+        let pid = self.clients[place].peer.pid;
+        for (session, record) in &self.host.records {
+            if record.record.pid == pid {
+                self.truth.detached(*session, self.now.millis);
+            }
+        }
+    }
+
+    fn talk_nonsense(&mut self, place: usize) -> Checked {
+        let Some(broker) = &mut self.broker else { return Ok(()) };
+        let conn = broker.clients.iter().find(|(_, of)| **of == place).map(|(conn, _)| *conn);
+        let Some(conn) = conn else { return Ok(()) };
+        broker.clients.remove(&conn);
+        self.clients[place].excused = true;
+        self.clients[place].inbox.push_back((conn, Arrival::Closed));
+        self.event(Event::Hostile { conn, reason: "the body is not a message".into() })
+    }
+
+    /// A daemon reports something, be it true or not.
+    fn daemon_notices(&mut self, place: usize) {
+        let store = self.host.stores.get(&self.daemons[place].id);
+        let blocks: Vec<BlockId> =
+            store.into_iter().flat_map(|store| store.keys().copied()).collect();
+        if let Some(block) = self.random.pick(blocks)
+            && self.daemons[place].conn.is_some()
+        {
+            self.daemons[place].notice(block, &mut self.random);
+        }
+    }
+
+    /// A daemon says that a block is too long: the session that has it is to blame, if one has.
+    pub fn blame(&mut self, block: BlockId) {
+        let Some(broker) = &self.broker else { return };
+        let snapshot = broker.dispatcher.snapshot();
+        let session = snapshot.blocks.get(&block).and_then(|block| block.session);
+        let record = session.and_then(|session| self.host.records.get(&session));
+        let Some(pid) = record.map(|record| record.record.pid) else { return };
+        if let Some(client) = self.clients.iter_mut().find(|client| client.peer.pid == pid) {
+            client.excused = true;
+        }
+    }
+}
