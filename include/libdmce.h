@@ -198,7 +198,8 @@ typedef struct dmce_attrs dmce_attrs_t;
 typedef int32_t dmce_status_t;
 
 /**
- * How to open a session. Initialise it with `dmce_options_init`; zero is the default of each field.
+ * How to open a session. Initialise it with `dmce_options_init`; zero is the default of each
+ * field.
  */
 typedef struct {
     /**
@@ -250,7 +251,8 @@ typedef struct {
 } dmce_options_t;
 
 /**
- * How to allocate. Initialise it with `dmce_alloc_options_init`; zero is the default of each field.
+ * How to allocate. Initialise it with `dmce_alloc_options_init`; zero is the default of each
+ * field.
  */
 typedef struct {
     /**
@@ -353,8 +355,8 @@ typedef struct {
 typedef uint64_t dmce_addr_t;
 
 /**
- * How to create a region. Initialise it with `dmce_region_options_init`; zero is the default of each
- * field.
+ * How to create a region. Initialise it with `dmce_region_options_init`; zero is the default of
+ * each field.
  */
 typedef struct {
     /**
@@ -834,7 +836,10 @@ dmce_status_t dmce_region_open(dmce_session_t *session,
                                dmce_region_t **region);
 
 /**
- * Closes a region. The handle is closed in any case but `DMCE_E_FORKED`.
+ * Closes a region.
+ *
+ * The handle is closed in any case but two: `DMCE_E_FORKED`, and `DMCE_E_BUSY` while a pointer of
+ * `dmce_map` is into the region and this is its last handle.
  */
 dmce_status_t dmce_region_close(dmce_region_t *region);
 

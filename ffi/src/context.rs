@@ -1,4 +1,5 @@
-//! Contexts: a session's allocations and a blob of the caller's own, kept under a name (001 FIG. 6).
+//! Contexts: a session's allocations and a blob of the caller's own, kept under a name (001 FIG.
+//! 6).
 
 use std::ffi::{c_char, c_void};
 

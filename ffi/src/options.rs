@@ -33,7 +33,8 @@ pub const DMCE_CACHE_BACK: u32 = 2;
 /// `flags` of `dmce_alloc_options_t`: wait until there is space.
 pub const DMCE_WAIT: u32 = 1;
 
-/// How to open a session. Initialise it with `dmce_options_init`; zero is the default of each field.
+/// How to open a session. Initialise it with `dmce_options_init`; zero is the default of each
+/// field.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct dmce_options_t {
@@ -63,7 +64,8 @@ pub struct dmce_options_t {
     pub name: *const c_char,
 }
 
-/// How to allocate. Initialise it with `dmce_alloc_options_init`; zero is the default of each field.
+/// How to allocate. Initialise it with `dmce_alloc_options_init`; zero is the default of each
+/// field.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct dmce_alloc_options_t {

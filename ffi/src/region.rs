@@ -51,8 +51,8 @@ impl InSession for OpenRegion {
     }
 }
 
-/// How to create a region. Initialise it with `dmce_region_options_init`; zero is the default of each
-/// field.
+/// How to create a region. Initialise it with `dmce_region_options_init`; zero is the default of
+/// each field.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct dmce_region_options_t {
