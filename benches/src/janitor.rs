@@ -1,8 +1,8 @@
 //! A process that removes what a run left, however the run ended.
 //!
 //! It is told of each instance when that starts, and reads on until the other end of its input is
-//! gone, which the kernel closes with the run: after `SIGKILL`, too. In an orderly run everything is
-//! removed by then and it finds nothing to do.
+//! gone, which the kernel closes with the run: after `SIGKILL`, too. In an orderly run everything
+//! is removed by then and it finds nothing to do.
 
 use std::fs;
 use std::io::{self, BufRead, Write};

@@ -3,8 +3,8 @@
 //! # Invariants
 //!
 //! 1. The two sides of a row alternate: a change of the machine's speed during the run meets both.
-//! 2. The ratio of a row is the median of the ratios of its rounds, and all of them lie in the spread
-//!    that is shown.
+//! 2. The ratio of a row is the median of the ratios of its rounds, and all of them lie in the
+//!    spread that is shown.
 //! 3. The first round warms up and is not counted.
 
 use std::time::Instant;
@@ -27,8 +27,8 @@ pub struct Spread {
     pub most: f64,
 }
 
-/// Runs `ours` and `theirs` in turn, each once a round. They get the number of the round, as a seed,
-/// and return the seconds of one operation.
+/// Runs `ours` and `theirs` in turn, each once a round. They get the number of the round, as a
+/// seed, and return the seconds of one operation.
 ///
 /// # Errors
 ///

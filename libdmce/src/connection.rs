@@ -2,10 +2,11 @@
 //!
 //! # Invariants
 //!
-//! 1. A reply is taken only for the request whose id it repeats. One that comes after its asker gave
-//!    up is dropped with its descriptors; a block that it granted is remembered, to be given back.
-//! 2. After an error that leaves the two sides apart ([`ConnectionError::is_broken`]) the connection
-//!    is of no more use; a refusal or a timeout leaves it whole.
+//! 1. A reply is taken only for the request whose id it repeats. One that comes after its asker
+//!    gave up is dropped with its descriptors; a block that it granted is remembered, to be given
+//!    back.
+//! 2. After an error that leaves the two sides apart ([`ConnectionError::is_broken`]) the
+//!    connection is of no more use; a refusal or a timeout leaves it whole.
 //! 3. Nothing here waits longer than the deadline.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

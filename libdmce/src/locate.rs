@@ -8,8 +8,8 @@
 //! # Invariants
 //!
 //! 1. A socket that was named is the only one that is tried, and nothing is started for it.
-//! 2. Without `XDG_RUNTIME_DIR` the private folder is `/tmp/dmce-UID`, and it is used only if it is a
-//!    folder of this user's that nobody else may enter: anyone could have made it.
+//! 2. Without `XDG_RUNTIME_DIR` the private folder is `/tmp/dmce-UID`, and it is used only if it is
+//!    a folder of this user's that nobody else may enter: anyone could have made it.
 #![forbid(unsafe_code)]
 
 use std::env;
@@ -50,8 +50,8 @@ pub(crate) struct Found {
 ///
 /// # Errors
 ///
-/// [`Status::Unavailable`] if none is found or can be started; [`Status::Denied`] if the socket that
-/// was named may not be used.
+/// [`Status::Unavailable`] if none is found or can be started; [`Status::Denied`] if the socket
+/// that was named may not be used.
 pub(crate) fn connect(options: &Options, deadline: Deadline) -> Result<Found, Error> {
     let named = options.socket.clone().or_else(|| non_empty("DMCE_SOCKET"));
     if let Some(path) = named {

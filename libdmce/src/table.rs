@@ -11,8 +11,8 @@
 //! 1. A leaf, once made, stays as long as the table.
 //! 2. A pointer in a leaf is to a [`Block`] that `known` owns, or that is [`Retired`] and not yet
 //!    released.
-//! 3. A retired block is released only when no operation that might have found it is in flight; so a
-//!    reference that an operation got lives as long as the operation.
+//! 3. A retired block is released only when no operation that might have found it is in flight; so
+//!    a reference that an operation got lives as long as the operation.
 
 use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;

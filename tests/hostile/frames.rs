@@ -166,7 +166,8 @@ fn a_session_is_taken_up_by_its_own_process_alone() {
     assert!(instance.sessions()[0].attached);
 }
 
-/// Each refusal finds the client gone. Whoever was not forgotten would take a connection from others.
+/// Each refusal finds the client gone. Whoever was not forgotten would take a connection from
+/// others.
 #[test]
 fn clients_that_go_before_they_are_refused_are_forgotten() {
     let instance = Instance::builder().config("limits.sessions = 4\n").start();

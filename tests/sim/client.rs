@@ -54,9 +54,7 @@ pub struct View {
 /// What the world knows when a client reads.
 #[derive(Clone, Copy, Debug)]
 pub struct Known<'a> {
-    /// Blocks whose objects were harmed.
-    pub harmed: &'a BTreeSet<Guid>,
-    /// Their ids.
+    /// Ids of blocks whose objects were harmed.
     pub harmed_ids: &'a BTreeSet<BlockId>,
     /// Sessions that ended, for a reason.
     pub ended: &'a BTreeSet<Guid>,
@@ -220,7 +218,7 @@ impl Client {
             }
             (request, reply) => {
                 let Some(view) = &mut self.view else { return Ok(()) };
-                view.answered(request, reply, known.harmed)
+                view.answered(request, reply, known)
             }
         }
     }
@@ -306,7 +304,7 @@ impl View {
         &mut self,
         request: &ClientRequest,
         reply: ClientReply,
-        harmed: &BTreeSet<Guid>,
+        known: &Known<'_>,
     ) -> Result<(), String> {
         match (request, reply) {
             (ClientRequest::Malloc(_), ClientReply::Granted(granted)) => self.granted(granted),
@@ -320,7 +318,7 @@ impl View {
                 Ok(())
             }
             (ClientRequest::Fetch(fetch), ClientReply::Fetched(info)) => {
-                self.fetched(fetch.block, info, harmed)
+                self.fetched(fetch.block, info, known)
             }
             (ClientRequest::Map(map), ClientReply::Done) => {
                 self.mapped.insert(map.os_address);
@@ -362,32 +360,28 @@ impl View {
         Ok(())
     }
 
-    fn fetched(
-        &self,
-        asked: BlockId,
-        info: BlockInfo,
-        harmed: &BTreeSet<Guid>,
-    ) -> Result<(), String> {
-        let own = self.spans.get(&info.span_first);
+    fn fetched(&self, asked: BlockId, info: BlockInfo, known: &Known<'_>) -> Result<(), String> {
         if info.block != asked {
             return Err(format!("was given block {}", info.block));
         }
-        if let Some(span) = own.filter(|_| info.span_first == info.block) {
-            let known = info.lost && info.guid == Guid::default();
-            if span.guid != info.guid && !known {
-                return Err(format!("has guid {} and not {}", info.guid, span.guid));
-            }
-            // A broker that came back cannot know how long the block was: its client can.
-            let harmed = harmed.contains(&info.guid);
-            if !info.lost && info.committed < span.committed && !harmed {
-                return Err(format!("has {} bytes of {}", info.committed, span.committed));
-            }
+        // Of a block that went while there was no broker, the next knows neither its GUID nor its
+        // length, and its id may be another's by now: the client must look.
+        if known.harmed_ids.contains(&asked) {
+            return Ok(());
         }
-        let harmed = harmed.contains(&info.guid) || info.guid == Guid::default();
-        if info.lost && !harmed {
+        if info.lost {
             return Err("is called lost, and nobody touched it".to_owned());
         }
-        Ok(())
+        let own = self.spans.get(&asked);
+        if let Some(span) = own.filter(|span| span.guid != info.guid) {
+            return Err(format!("has guid {} and not {}", info.guid, span.guid));
+        }
+        match own {
+            Some(span) if info.committed < span.committed => {
+                Err(format!("has {} bytes of {}", info.committed, span.committed))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn opened(&mut self, opened: Opened, rights: Rights) {

@@ -1,7 +1,8 @@
-//! Seeded histories of a whole instance around the pure dispatcher: random clients, daemons, deaths.
+//! Seeded histories of a whole instance around the pure dispatcher: random clients, daemons,
+//! deaths.
 //!
-//! A failing seed is printed with its last moves. It replays with `DMCE_SIM_SEED=seed`; more seeds are
-//! tried with `DMCE_SIM_SEEDS=count`, and `DMCE_SIM_HISTORY=lines` shows more of what happened.
+//! A failing seed is printed with its last moves. It replays with `DMCE_SIM_SEED=seed`; more seeds
+//! are tried with `DMCE_SIM_SEEDS=count`, and `DMCE_SIM_HISTORY=lines` shows more of what happened.
 
 mod asking;
 mod check;

@@ -1,4 +1,5 @@
-//! The model of the broker's shell: does what the dispatcher says, and notices what must not be said.
+//! The model of the broker's shell: does what the dispatcher says, and notices what must not be
+//! said.
 
 use dmce_abi::Status;
 use dmce_abi::block::SessionId;

@@ -1,7 +1,8 @@
-//! The world around a dispatcher: a host, daemons, clients, and a shell that carries events and actions.
+//! The world around a dispatcher: a host, daemons, clients, and a shell that carries events and
+//! actions.
 //!
-//! Every move is drawn from the seed. Any process, the broker included, may die between any two of them,
-//! and the broker also between any two of its actions.
+//! Every move is drawn from the seed. Any process, the broker included, may die between any two of
+//! them, and the broker also between any two of its actions.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Display;
@@ -314,9 +315,8 @@ impl World {
         let places = (0..self.clients.len()).filter(|place| able(&self.clients[*place]));
         match self.random.pick(places) {
             Some(place) => {
-                let (harmed, harmed_ids) = (&self.host.harmed, &self.host.harmed_ids);
-                let ended = &self.truth.ended;
-                self.clients[place].read(&Known { harmed, harmed_ids, ended })
+                let (harmed_ids, ended) = (&self.host.harmed_ids, &self.truth.ended);
+                self.clients[place].read(&Known { harmed_ids, ended })
             }
             None => Ok(()),
         }

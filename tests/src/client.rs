@@ -1,7 +1,8 @@
 //! A client process under a test's control.
 //!
 //! The program `dmce-test-client` reads one command a line and answers one line; so a test decides
-//! at which point of its work it is killed or stopped, and programs of both widths are driven alike.
+//! at which point of its work it is killed or stopped, and programs of both widths are driven
+//! alike.
 
 use std::fmt::Display;
 use std::io::{BufRead, BufReader, Write};

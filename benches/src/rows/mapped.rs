@@ -1,7 +1,7 @@
 //! Loads and stores through the pointer of `dmce_map`, against anonymous memory.
 //!
-//! The other side is what malloc gives: anonymous memory with pages of 4 KiB. The daemons make their
-//! memory of huge pages in the background; this waits for them, and says how many there are.
+//! The other side is what malloc gives: anonymous memory with pages of 4 KiB. The daemons make
+//! their memory of huge pages in the background; this waits for them, and says how many there are.
 
 use crate::calls::Calls;
 use crate::measure::{alternate, time};

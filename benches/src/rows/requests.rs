@@ -1,8 +1,8 @@
 //! Setup of a session, the grant of a block, and the opening of a region, against a round trip of
 //! 64 bytes over a bare Unix socket.
 //!
-//! With all processes on one processor a round trip is two switches; on several it is two wake-ups of
-//! another processor, which cost much more in a virtual machine. Both are measured.
+//! With all processes on one processor a round trip is two switches; on several it is two wake-ups
+//! of another processor, which cost much more in a virtual machine. Both are measured.
 
 use std::fs;
 use std::thread;

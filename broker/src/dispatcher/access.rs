@@ -1,4 +1,5 @@
-//! What a session does with its blocks once it has them: grow, delete, fetch, map, and ask what changed.
+//! What a session does with its blocks once it has them: grow, delete, fetch, map, and ask what
+//! changed.
 //!
 //! # Invariants
 //!

@@ -2,7 +2,8 @@
 //!
 //! # Invariants
 //!
-//! 1. The shell executes the actions of a step in their order, and all of them before the next step.
+//! 1. The shell executes the actions of a step in their order, and all of them before the next
+//!    step.
 //! 2. What the order protects: grants are stored before the opener is answered, a generation is
 //!    published before the blocks it speaks of are destroyed, a session's record goes before its
 //!    blocks are destroyed.

@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! 1. Root and the service's user see everything. Others see counts, daemons, and what is theirs; of
-//!    regions, those that they have a right on.
+//! 1. Root and the service's user see everything. Others see counts, daemons, and what is theirs;
+//!    of regions, those that they have a right on.
 //! 2. A page fits a frame: it ends before its rows could be too long.
 
 use dmce_abi::Status;

@@ -1,4 +1,5 @@
-//! Blocks that the broker hears of for the first time: whose they are, and whether their spans are whole.
+//! Blocks that the broker hears of for the first time: whose they are, and whether their spans are
+//! whole.
 //!
 //! The rules are those of `restart`.
 

@@ -2,10 +2,10 @@
 //!
 //! # Invariants
 //!
-//! 1. An answer belongs to one request that is in flight at that daemon. One that comes twice or too late
-//!    is logged and dropped.
-//! 2. An answer to what was never asked, of the wrong kind, or with impossible bytes ends the daemon's
-//!    connection; what it was asked is then as if it had not answered.
+//! 1. An answer belongs to one request that is in flight at that daemon. One that comes twice or
+//!    too late is logged and dropped.
+//! 2. An answer to what was never asked, of the wrong kind, or with impossible bytes ends the
+//!    daemon's connection; what it was asked is then as if it had not answered.
 //! 3. What a daemon says that a block has is what is charged, be it more than was asked for.
 
 use dmce_abi::Status;

@@ -1,4 +1,5 @@
-//! A look at the whole state, for tests: whether the tables agree with each other, and what is in them.
+//! A look at the whole state, for tests: whether the tables agree with each other, and what is in
+//! them.
 //!
 //! Both cost as much as there is in the tables. The broker itself never calls them.
 

@@ -1,7 +1,7 @@
 //! The block table: blocks are what daemons hold, spans are what sessions and regions own.
 //!
 //! ```text
-//! span:   Making --> Standing --> Dying --> (none, when its last block is gone and its ids are known
+//! span:   Making --> Standing --> Dying --> (none, when its last block is gone, its ids known
 //!         Assembling --^ |  ^                to nobody; then the ids are given back)
 //!                        +--+ a block is lost
 //!

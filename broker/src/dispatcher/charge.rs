@@ -1,17 +1,17 @@
 //! Who pays for what: bytes on daemons, quotas of users, reservations of sessions.
 //!
 //! ```text
-//! daemon:  capacity >= committed (all charges there) + reserved (what is left of reservations there)
+//! daemon:  capacity >= committed (all charges there) + reserved (left of reservations)
 //! user:    bytes = totals of reservations + what charges take beyond them
 //! charge:  bytes = from the reservation of its session on that daemon + beyond it
 //! ```
 //!
 //! # Invariants
 //!
-//! 1. A [`Charge`] is made here, cannot be copied, and ends in [`Ledger::refund`]. So what was charged is
-//!    refunded once; [`Ledger::audit`] proves it from the charges that exist.
-//! 2. A charge that was *retired* costs its user nothing, and its daemon all of its bytes, until the
-//!    daemon has given the memory back.
+//! 1. A [`Charge`] is made here, cannot be copied, and ends in [`Ledger::refund`]. So what was
+//!    charged is refunded once; [`Ledger::audit`] proves it from the charges that exist.
+//! 2. A charge that was *retired* costs its user nothing, and its daemon all of its bytes, until
+//!    the daemon has given the memory back.
 //! 3. What was taken from a reservation returns to it if its session still has it.
 //! 4. Only what a daemon reports by itself (`force_*`) goes beyond a limit: it is a fact already.
 
@@ -185,8 +185,8 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// [`ChargeError::Count`] of sessions, [`ChargeError::Bytes`], or [`ChargeError::Room`] on one of the
-    /// daemons. Then nothing was opened.
+    /// [`ChargeError::Count`] of sessions, [`ChargeError::Bytes`], or [`ChargeError::Room`] on one
+    /// of the daemons. Then nothing was opened.
     pub(super) fn open_account(
         &mut self,
         uid: u32,

@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! 1. An event is a fact or a peer's claim, never a decision. What a peer says has been decoded, and
-//!    nothing else about it has been checked.
+//! 1. An event is a fact or a peer's claim, never a decision. What a peer says has been decoded,
+//!    and nothing else about it has been checked.
 //! 2. The shell delivers the events of one connection in the order in which they happened, and none
 //!    for a connection after its hang-up or after the dispatcher closed it.
 

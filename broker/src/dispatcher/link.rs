@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! 1. Only the service's own user is a daemon, and of one id only the last that connected: its lock made
-//!    it the only one.
+//! 1. Only the service's own user is a daemon, and of one id only the last that connected: its lock
+//!    made it the only one.
 //! 2. A report is taken in whole or not at all.
 //! 3. What a daemon was asked and cannot answer any more is settled when it goes: spans are made
 //!    elsewhere, growing is refused, destroying waits for its return.
@@ -28,8 +28,8 @@ use super::timers::Timer;
 /// Bytes that one daemon may claim to hold: far beyond a host, far below what sums could not hold.
 const CAPACITY_MAX: u64 = 1 << 44;
 
-/// Connections that may be open for each daemon that there can be: a new one may overtake the end of
-/// the old one.
+/// Connections that may be open for each daemon that there can be: a new one may overtake the end
+/// of the old one.
 const CONNECTIONS_PER_DAEMON: usize = 2;
 
 impl Dispatcher {
@@ -201,8 +201,8 @@ impl Dispatcher {
         }
     }
 
-    /// A client made an object larger than what was committed. With its own block, its session ends;
-    /// of a region nobody knows who it was. Of what is made or given up, it was nobody.
+    /// A client made an object larger than what was committed. With its own block, its session
+    /// ends; of a region nobody knows who it was. Of what is made or given up, it was nobody.
     fn excess(&mut self, daemon: DaemonId, id: BlockId, bytes: u64) {
         let in_use = |block: &&Block| {
             let is_held = block.daemon == Some(daemon) && block.state == BlockState::Held;

@@ -10,8 +10,8 @@
 //! # Invariants
 //!
 //! 1. All or nothing: what was made of a span that is refused is destroyed.
-//! 2. The first block is asked for last. So a broker that comes back knows: a span without its first
-//!    block was never granted.
+//! 2. The first block is asked for last. So a broker that comes back knows: a span without its
+//!    first block was never granted.
 //! 3. An id that a daemon was asked for and did not answer is not used again before that daemon has
 //!    answered or its objects are known.
 //! 4. A ticket is made once, however often it is asked.

@@ -10,15 +10,17 @@
 //! | what | where |
 //! |---|---|
 //! | the outside | [`event`], [`action`], [`config`] |
-//! | tables | `blocks`, `ids`, `charge`, `daemons`, `clients`, `sessions`, `regions`, `mappings`, `changes` |
-//! | clients' requests | `requests` (which), `opening`, `planning`, `making`, `access`, `region_requests`, `admin` |
+//! | tables | `blocks`, `ids`, `charge`, `daemons`, `clients`, `sessions`, `regions` |
+//! | tables of a session | `mappings`, `changes` |
+//! | clients' requests | `requests` (which), `opening`, `access`, `region_requests`, `admin` |
+//! | how spans are made | `planning`, `placement`, `making` |
 //! | daemons | `link` (messages), `asking` (requests), `spans` (what becomes of blocks) |
 //! | a broker that comes back | `restart`, `adoption` |
 //!
 //! # Invariants
 //!
-//! 1. No I/O, no clock, no randomness, no table in an order of chance: the same construction and the
-//!    same events give the same actions.
+//! 1. No I/O, no clock, no randomness, no table in an order of chance: the same construction and
+//!    the same events give the same actions.
 //! 2. A request is answered once, or its connection ends.
 //! 3. What a peer says is checked against the tables. It is never a reason to panic.
 //! 4. The work of a request does not grow with the number of sessions, blocks or regions. What an
@@ -121,7 +123,8 @@ pub struct Dispatcher {
 }
 
 impl Dispatcher {
-    /// An empty dispatcher. `seed` must be unpredictable and another at each start: GUIDs come from it.
+    /// An empty dispatcher. `seed` must be unpredictable and another at each start: GUIDs come from
+    /// it.
     #[must_use]
     pub fn new(config: DispatcherConfig, seed: u128) -> Self {
         Self {

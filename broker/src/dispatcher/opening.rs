@@ -2,10 +2,11 @@
 //!
 //! # Invariants
 //!
-//! 1. A session that was refused leaves nothing. Its objects are made first, its client is answered last.
+//! 1. A session that was refused leaves nothing. Its objects are made first, its client is answered
+//!    last.
 //! 2. Only the process that opened a session takes it up again, and only with its GUID.
-//! 3. A session ends in one step. Its record goes before its blocks: a broker that comes back in between
-//!    does not believe in the session, and destroys what is left of it.
+//! 3. A session ends in one step. Its record goes before its blocks: a broker that comes back in
+//!    between does not believe in the session, and destroys what is left of it.
 
 use dmce_abi::Status;
 use dmce_abi::block::SessionId;
@@ -212,8 +213,8 @@ impl Dispatcher {
         }
     }
 
-    /// How much of what Setup asks for is reserved ([0083] to [0085]): all, or, where that is accepted,
-    /// what there is.
+    /// How much of what Setup asks for is reserved ([0083] to [0085]): all, or, where that is
+    /// accepted, what there is.
     fn reservable(&self, peer: &Peer, setup: &Setup) -> Result<u64, Failure> {
         if !self.config.static_reservation || setup.bytes == 0 {
             return Ok(0);

@@ -81,7 +81,8 @@ impl Dispatcher {
         })
     }
 
-    /// Where up to `bytes` can be reserved: on as few daemons as possible, so that whole blocks fit.
+    /// Where up to `bytes` can be reserved: on as few daemons as possible, so that whole blocks
+    /// fit.
     pub(super) fn place_reservation(&self, bytes: u64) -> BTreeMap<DaemonId, u64> {
         let mut daemons: Vec<_> = self.daemons.up_in_turn().collect();
         daemons.sort_by_key(|&daemon| self.load(daemon));

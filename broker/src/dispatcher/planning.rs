@@ -1,4 +1,5 @@
-//! The plan of a span: its ids, the places of its blocks, and what they cost, before anybody is asked.
+//! The plan of a span: its ids, the places of its blocks, and what they cost, before anybody is
+//! asked.
 //!
 //! # Invariants
 //!

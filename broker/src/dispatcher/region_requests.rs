@@ -4,10 +4,10 @@
 //!
 //! 1. Who has no right on a region is told that there is none.
 //! 2. A grant is stored before its opener is answered.
-//! 3. A delete is answered when the first block is gone: so a broker that comes back does not find the
-//!    region again.
-//! 4. Who has a region open that is deleted is told before its blocks go, and its ids are not used again
-//!    before it has listened.
+//! 3. A delete is answered when the first block is gone: so a broker that comes back does not find
+//!    the region again.
+//! 4. Who has a region open that is deleted is told before its blocks go, and its ids are not used
+//!    again before it has listened.
 
 use dmce_abi::Status;
 use dmce_abi::block::{BlockId, Region, SessionId, Ticket};

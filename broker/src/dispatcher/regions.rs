@@ -3,7 +3,8 @@
 //! # Invariants
 //!
 //! 1. A region's first block names it for its life; a name has one region at most.
-//! 2. A region without a name of its own (two were found that claimed it) is kept, and cannot be opened.
+//! 2. A region without a name of its own (two were found that claimed it) is kept, and cannot be
+//!    opened.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;

@@ -4,32 +4,32 @@
 //!  Started: sessions by their records, ids by names, headers of daemons that nobody serves
 //!     |
 //!     v       each expected daemon: Holds .. last, or its lock is free and its headers are read
-//!  Assembling ------------------------------------------------------------------> tables complete:
-//!     spans from their blocks                                spans judged, openings and reservations
-//!                                                            restored, deferred requests served
+//!  Assembling ----------------------------------------------------> tables complete:
+//!     spans from their blocks                 spans judged, openings and reservations
+//!                                             restored, deferred requests served
 //! ```
 //!
 //! What becomes of a span that is not whole when all have reported:
 //!
 //! | missing | then |
 //! |---|---|
-//! | the first block; it has no damaged header, and no session has the region open | it was never granted, or is deleted: destroyed |
+//! | the first block, no damaged header, no opening | never granted, or deleted: destroyed |
 //! | anything else | that block is lost |
 //!
-//! For spans are made first block last and deleted first block first, so that one with its first block
-//! was whole once and is not given up. A session to which a span was granted all the same (its first object
-//! went while there was no broker) is told that it is lost.
+//! For spans are made first block last and deleted first block first, so that one with its first
+//! block was whole once and is not given up. A session to which a span was granted all the same
+//! (its first object went while there was no broker) is told that it is lost.
 //!
-//! Of two regions with one name, the older is what an attempt left that was given up while its daemon was
-//! away: a name is given only while nobody has it, and `created_at` rises with each region. It is
-//! destroyed, unless a session has it open: then it is kept, without a name.
+//! Of two regions with one name, the older is what an attempt left that was given up while its
+//! daemon was away: a name is given only while nobody has it, and `created_at` rises with each
+//! region. It is destroyed, unless a session has it open: then it is kept, without a name.
 //!
 //! # Invariants
 //!
 //! 1. What was acknowledged and has its objects is there again, under the same ids.
 //! 2. An id that any name has is not given to a new block in this life of the broker.
-//! 3. What contradicts itself is kept away from everybody (*quarantined*) and named in the log; the rest
-//!    starts.
+//! 3. What contradicts itself is kept away from everybody (*quarantined*) and named in the log; the
+//!    rest starts.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -11,8 +11,8 @@
 //! # Invariants
 //!
 //! 1. Ids go round: one is used again only when all others were.
-//! 2. Each opening of a region has a place of its own in the record, so that a broker that comes back
-//!    counts them right.
+//! 2. Each opening of a region has a place of its own in the record, so that a broker that comes
+//!    back counts them right.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! 1. A block that a daemon has or may have is destroyed there before its id is used again; a daemon
-//!    that is away is asked at its return.
+//! 1. A block that a daemon has or may have is destroyed there before its id is used again; a
+//!    daemon that is away is asked at its return.
 //! 2. Who gives a span up pays nothing for it from then on.
 //! 3. A block is lost by what its object is, whoever says so.
 
@@ -128,8 +128,8 @@ impl Dispatcher {
         }
     }
 
-    /// A daemon does not answer. The regions whose deletion it was to confirm are gone for everybody
-    /// but for it, and it is told again at its return.
+    /// A daemon does not answer. The regions whose deletion it was to confirm are gone for
+    /// everybody but for it, and it is told again at its return.
     pub(super) fn confirm_deletions(&mut self, daemon: DaemonId) {
         let unconfirmed = self.deletions.iter().filter(|(_, (place, _))| *place == daemon);
         for first in unconfirmed.map(|(first, _)| *first).collect::<Vec<_>>() {

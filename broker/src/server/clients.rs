@@ -2,7 +2,8 @@
 //!
 //! # Invariants
 //!
-//! 1. A frame that cannot be read whole, or that brings a descriptor, is hostile: no request takes one.
+//! 1. A frame that cannot be read whole, or that brings a descriptor, is hostile: no request takes
+//!    one.
 //! 2. A client that does not read its answers is dropped at the first one that does not fit.
 //! 3. Nothing that a client has passed, and no connection over which it could, is closed here: that
 //!    may take as long as the client likes ([`Closer`]).

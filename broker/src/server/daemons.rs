@@ -4,7 +4,8 @@
 //!
 //! 1. What a daemon does not take at once waits in a queue of at most [`QUEUE_BYTES_MAX`]; a daemon
 //!    that lets it overflow is dropped, and reports again when it comes back.
-//! 2. Only the service's own user gets in: the file's mode says so, and the credentials are looked at.
+//! 2. Only the service's own user gets in: the file's mode says so, and the credentials are looked
+//!    at.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::AsFd;

@@ -6,8 +6,8 @@
 //!    object, or the other way round, belongs to nobody and is removed at the next start.
 //! 2. What a client can write is read by `pread` and written by `pwrite` alone ([`SessionObject`]).
 //! 3. A process is watched by a pidfd that was checked against its start time.
-//! 4. What a client adds to its session object is found by [`Sessions::check`], which looks at a few
-//!    objects a second, each in its turn, and takes it away again.
+//! 4. What a client adds to its session object is found by [`Sessions::check`], which looks at a
+//!    few objects a second, each in its turn, and takes it away again.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;

@@ -1,7 +1,7 @@
 //! Addresses of brokered memory.
 //!
-//! A [`DmceAddr`] names one byte of one block, in every process, for as long as the allocation lives.
-//! It is never a pointer: a process adds `cell` to the base where it mapped the block.
+//! A [`DmceAddr`] names one byte of one block, in every process, for as long as the allocation
+//! lives. It is never a pointer: a process adds `cell` to the base where it mapped the block.
 //!
 //! ```text
 //!             63        48 47          30 29            0
@@ -16,13 +16,15 @@
 //!
 //! 1. An instance keeps one [`AddrLayout`] for its life; addresses of two layouts never meet.
 //! 2. Server 0 is the local host [0056]. Its block 0 is reserved, so no address is zero.
-//! 3. Arithmetic never wraps; whether the next block belongs to the same span is the block table's to say.
+//! 3. Arithmetic never wraps; whether the next block belongs to the same span is the block table's
+//!    to say.
 
 use core::fmt;
 use core::num::NonZeroU64;
 use core::str::FromStr;
 
-/// How the 64 bits of an address are divided. The widths cross the wire at setup and always sum to 64.
+/// How the 64 bits of an address are divided. The widths cross the wire at setup and always sum to
+/// 64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AddrLayout {
     server_bits: u8,

@@ -82,7 +82,8 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Unfit`] names the first value that is beyond its range or contradicts another.
+    /// [`ConfigError::Unfit`] names the first value that is beyond its range or contradicts
+    /// another.
     pub fn validate(&self) -> Result<(), ConfigError> {
         check::check(self)
             .map_err(|Misfit { section, what, .. }| ConfigError::Unfit { section, what })

@@ -56,7 +56,8 @@ impl Closer {
     }
 
     fn hand_over(&self, closing: Closing) {
-        // The thread ends after the last sender. Had it ended before, what is returned is closed here.
+        // The thread ends after the last sender. Had it ended before, what is returned is closed
+        // here.
         drop(self.sender.send(closing));
     }
 }

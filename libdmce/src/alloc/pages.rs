@@ -13,8 +13,8 @@
 //! 1. The page before a run and the page after it are ends of their own runs, so two looks find the
 //!    free neighbours.
 //! 2. No two free runs touch.
-//! 3. Every word of an allocated run and of a slab is right, so an address inside is never taken for
-//!    the start of an allocation, and the start is found from anywhere inside.
+//! 3. Every word of an allocated run and of a slab is right, so an address inside is never taken
+//!    for the start of an allocation, and the start is found from anywhere inside.
 //! 4. A page whose `used` bit is clear has never been given out: it is zero.
 
 use std::collections::BTreeSet;
@@ -92,7 +92,8 @@ impl PageMap {
     }
 
     /// Takes the best fitting run of `count` pages at a multiple of `align` pages; with it, whether
-    /// all of it is zero. The caller says what it is by [`PageMap::set_slab`], else it is allocated.
+    /// all of it is zero. The caller says what it is by [`PageMap::set_slab`], else it is
+    /// allocated.
     pub(crate) fn take(&mut self, count: u32, align: u32) -> Option<(Run, bool)> {
         let fit = |&(pages, first): &(u32, u32)| {
             let start = first.checked_next_multiple_of(align)?;

@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! 1. The mapping is as long as the block may ever be. What is committed later appears in it without
-//!    a further call.
+//! 1. The mapping is as long as the block may ever be. What is committed later appears in it
+//!    without a further call.
 //! 2. It starts at a multiple of a huge page, as the object does, so that the kernel can use huge
 //!    pages where the object has them.
 

@@ -9,7 +9,8 @@
 //!
 //! From [`STREAM_BYTES`] up, stores go past the caches: the destination would not stay in them
 //! anyway, and need not be read before it is overwritten. Four pages are written side by side, so
-//! that the memory controller has several of its own pages open; the hardware prefetches the source.
+//! that the memory controller has several of its own pages open; the hardware prefetches the
+//! source.
 
 use std::cmp::Ordering;
 

@@ -9,8 +9,8 @@
 //! # Invariants
 //!
 //! 1. Nothing is asked of the broker inside an operation, and no operation begins inside another.
-//! 2. `changing` is held by who changes what the table knows of blocks that the broker owns; a turn of
-//!    the link may be taken while it is held, never the other way round.
+//! 2. `changing` is held by who changes what the table knows of blocks that the broker owns; a turn
+//!    of the link may be taken while it is held, never the other way round.
 //! 3. What is taken out of the table is dropped after the operations that might use it are over.
 //! 4. Once the session is closed no operation begins: the known generation is one that never is.
 

@@ -4,9 +4,10 @@
 //!
 //! 1. Nothing is accessed before all of the range is known to be the session's, committed, of one
 //!    span, and open to the access: a refused call has changed nothing.
-//! 2. An operation is marked for [`PIECE_BYTES`] at most, so that whoever waits for it waits briefly.
-//! 3. The fast path takes no lock, allocates nothing and asks nobody. Whatever it meets, it leaves to
-//!    the slow path, which does the whole again: every access here may be done twice.
+//! 2. An operation is marked for [`PIECE_BYTES`] at most, so that whoever waits for it waits
+//!    briefly.
+//! 3. The fast path takes no lock, allocates nothing and asks nobody. Whatever it meets, it leaves
+//!    to the slow path, which does the whole again: every access here may be done twice.
 
 use std::cmp::Ordering;
 use std::ops::Range;
@@ -301,8 +302,8 @@ impl Core {
         Ok(())
     }
 
-    /// Copies between mapped blocks. False if there is something in the way: then nothing is certain
-    /// about the target.
+    /// Copies between mapped blocks. False if there is something in the way: then nothing is
+    /// certain about the target.
     fn try_copy_mapped(&self, to: u64, from: u64, bytes: usize) -> Result<bool, Error> {
         let inside = self.enter()?;
         let (target, piece) = self.look_up(to, bytes, Intent::Write, &inside)?;

@@ -10,8 +10,8 @@
 //! # Invariants
 //!
 //! 1. One request is under way at a time; who waits for its turn does so until its own deadline.
-//! 2. A request whose connection broke is repeated as it was. Those that must not be done twice carry
-//!    a ticket, or name what they end by its GUID.
+//! 2. A request whose connection broke is repeated as it was. Those that must not be done twice
+//!    carry a ticket, or name what they end by its GUID.
 //! 3. An attached session is the one that was set up: same id, same GUID, same session object.
 #![forbid(unsafe_code)]
 

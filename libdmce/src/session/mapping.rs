@@ -7,8 +7,8 @@
 //!
 //! # Invariants
 //!
-//! 1. A range is recorded in the session object, inside an operation, before its pointer is returned;
-//!    the record goes after the mapping.
+//! 1. A range is recorded in the session object, inside an operation, before its pointer is
+//!    returned; the record goes after the mapping.
 //! 2. What a pointer points into stays mapped until it is unmapped or the session closes, whatever
 //!    becomes of the block.
 //! 3. A pointer that can write is given for memory that may be written, and for no other.

@@ -3,10 +3,10 @@
 //! # Invariants
 //!
 //! 1. The allocator's lock is not held over a message; one thread at a time asks for more memory.
-//! 2. An allocation that the application has pinned is neither freed nor moved: pins and allocations
-//!    are looked at under the lock of the pins.
-//! 3. What the broker grants is in the table before it is in the allocator, and out of the allocator
-//!    before it is out of the table.
+//! 2. An allocation that the application has pinned is neither freed nor moved: pins and
+//!    allocations are looked at under the lock of the pins.
+//! 3. What the broker grants is in the table before it is in the allocator, and out of the
+//!    allocator before it is out of the table.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -160,7 +160,8 @@ impl Core {
             match self.ask(&ClientRequest::Delete(delete)) {
                 Err(error) if error.status() == Status::Unavailable => {}
                 Err(error) => {
-                    tracing::debug!(error = %error, addr = delete.addr, "the broker has no such block");
+                    let addr = delete.addr;
+                    tracing::debug!(error = %error, addr, "the broker has no such block");
                     return;
                 }
                 Ok(_) => return,
@@ -281,8 +282,8 @@ impl Core {
         self.join(info.block, 0)
     }
 
-    /// Fetches the first blocks of a span before they are used, so that work in them needs no broker
-    /// any more. What fails here is told by the access that needs it.
+    /// Fetches the first blocks of a span before they are used, so that work in them needs no
+    /// broker any more. What fails here is told by the access that needs it.
     pub(super) fn fetch_ahead(&self, span: SpanIds) {
         for id in span.ids().take(BLOCKS_FETCHED_AHEAD) {
             if self.fetch(id).is_err() {

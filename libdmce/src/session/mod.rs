@@ -34,9 +34,9 @@ pub use region::Region;
 /// Calls may come from any thread at any time. In a forked child every call is
 /// [`Status::Forked`], and dropping the session touches nothing of the parent's.
 ///
-/// Errors that any call may give: [`Status::Closed`] after [`Session::close`], or when the broker has
-/// ended the session; [`Status::Forked`]; [`Status::Unavailable`] if the broker is needed and away for
-/// longer than the options' timeout.
+/// Errors that any call may give: [`Status::Closed`] after [`Session::close`], or when the broker
+/// has ended the session; [`Status::Forked`]; [`Status::Unavailable`] if the broker is needed and
+/// away for longer than the options' timeout.
 pub struct Session {
     core: Arc<Core>,
 }
@@ -116,8 +116,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`Status::NoSpace`], [`Status::Quota`]; [`Status::Invalid`] for 0 bytes; [`Status::NoMem`] if
-    /// this process cannot reach another block.
+    /// [`Status::NoSpace`], [`Status::Quota`]; [`Status::Invalid`] for 0 bytes; [`Status::NoMem`]
+    /// if this process cannot reach another block.
     pub fn malloc(&self, bytes: u64) -> Result<DmceAddr, Error> {
         self.core.malloc(bytes, &AllocOptions::default())
     }
@@ -153,8 +153,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`Status::Address`] if none begins there: freed before, inside of one, or not of this session.
-    /// [`Status::Busy`] while a pointer of [`Session::map`] is into it.
+    /// [`Status::Address`] if none begins there: freed before, inside of one, or not of this
+    /// session. [`Status::Busy`] while a pointer of [`Session::map`] is into it.
     pub fn free(&self, addr: DmceAddr) -> Result<(), Error> {
         self.core.free(addr)
     }
@@ -203,8 +203,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// As [`Session::read`]; [`Status::Denied`] if the range may only be read; [`Status::Io`] if the
-    /// options ask for verification and it fails: the content is then undefined.
+    /// As [`Session::read`]; [`Status::Denied`] if the range may only be read; [`Status::Io`] if
+    /// the options ask for verification and it fails: the content is then undefined.
     #[inline]
     pub fn write(&self, to: DmceAddr, data: &[u8]) -> Result<(), Error> {
         // SAFETY: the data is readable for its length.
@@ -293,8 +293,9 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// As [`Session::read`]; [`Status::Denied`] for a pointer that is to write what may only be read;
-    /// [`Status::NoMem`] without the address space; [`Status::Invalid`] for no bytes or no rights.
+    /// As [`Session::read`]; [`Status::Denied`] for a pointer that is to write what may only be
+    /// read; [`Status::NoMem`] without the address space; [`Status::Invalid`] for no bytes or no
+    /// rights.
     pub fn map(&self, addr: DmceAddr, bytes: usize, prot: Prot) -> Result<*mut u8, Error> {
         self.core.map_range(addr, bytes, prot)
     }
@@ -337,8 +338,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`Status::Exists`], [`Status::NoSpace`], [`Status::Quota`], [`Status::Invalid`] for a name or
-    /// size that cannot be, [`Status::Unsupported`].
+    /// [`Status::Exists`], [`Status::NoSpace`], [`Status::Quota`], [`Status::Invalid`] for a name
+    /// or size that cannot be, [`Status::Unsupported`].
     pub fn region_create(
         &self,
         volume: &str,
@@ -354,7 +355,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`Status::NotFound`], [`Status::Denied`], [`Status::Busy`] while another session has it open.
+    /// [`Status::NotFound`], [`Status::Denied`], [`Status::Busy`] while another session has it
+    /// open.
     pub fn region_delete(&self, volume: &str, name: &str) -> Result<(), Error> {
         self.core.region_delete(volume, name)
     }

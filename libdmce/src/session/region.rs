@@ -2,10 +2,10 @@
 //!
 //! # Invariants
 //!
-//! 1. A handle reaches `base_pointer .. base_pointer + region_size`, to the byte, with the rights that
-//!    it was opened with.
-//! 2. The blocks of a region are in the table as long as a handle is open; each handle is an open of
-//!    the broker's.
+//! 1. A handle reaches `base_pointer .. base_pointer + region_size`, to the byte, with the rights
+//!    that it was opened with.
+//! 2. The blocks of a region are in the table as long as a handle is open; each handle is an open
+//!    of the broker's.
 //! 3. A handle whose region is gone answers `CLOSED`, as one that was closed does.
 
 use std::collections::BTreeMap;
@@ -192,7 +192,7 @@ impl Region {
                 Ok(first.checked_add(self.core.layout, offset)?)
             }
             _ => Err(Error::address(format!(
-                "{bytes} bytes at pointer {pointer:#x} are not in {region_size} from {base_pointer:#x}"
+                "{bytes} bytes at {pointer:#x} are not in {region_size} from {base_pointer:#x}"
             ))),
         }
     }

@@ -1,4 +1,5 @@
-//! A block that is reached through windows, and by `pread` and `pwrite` where a window does not pay.
+//! A block that is reached through windows, and by `pread` and `pwrite` where a window does not
+//! pay.
 //!
 //! ```text
 //!   is there a window?   yes: copy, as in a mapped block
