@@ -1,5 +1,4 @@
-//! Contexts: a session's allocations and a blob of the caller's own, kept under a name (001 FIG.
-//! 6).
+//! Contexts (001 FIG. 6): a session's allocations and a blob of the caller's own, under a name.
 
 use std::ffi::{c_char, c_void};
 

@@ -53,6 +53,16 @@ fn bytes_come_back_through_the_static_library() {
 }
 
 #[test]
+fn bytes_come_back_through_windows() {
+    let program = toolchain::build("tests/c/basic.c", "c99", Shared);
+    let instance = Instance::start(1);
+    let budget = [("DMCE_WINDOW_BUDGET", "16MiB")];
+    let output = toolchain::run_with(&program.path, &instance, &[], &budget);
+    toolchain::text_of_success("basic.c", &output);
+    instance.wait_empty();
+}
+
+#[test]
 fn the_contract_holds_through_the_shared_library() {
     passes("contract.c", "c99", Shared);
 }

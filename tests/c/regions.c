@@ -116,6 +116,9 @@ static void every_call_works_on_a_regions_addresses(dmce_session_t *session, dmc
     OK(dmce_copy(session, addr + 100, addr, 9));
     OK(dmce_map(session, addr + 100, 9, DMCE_READ, &pointer));
     CHECK(strcmp((const char *)pointer, "answered") == 0);
+    /* The last handle stays open as long as a pointer needs the region. */
+    IS(DMCE_E_BUSY, dmce_region_close(region));
+    OK(dmce_region_read(region, BASE + 5000, text, 9, DMCE_PM_PRIMARY));
     OK(dmce_unmap(session, pointer));
 }
 

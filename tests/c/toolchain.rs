@@ -115,9 +115,20 @@ pub fn run_path(folder: &Path) -> OsString {
 
 /// Runs a program against an instance, under the watchdog.
 pub fn run(program: &Path, instance: &Instance, arguments: &[&str]) -> Output {
+    run_with(program, instance, arguments, &[])
+}
+
+/// [`run`], with environment variables.
+pub fn run_with(
+    program: &Path,
+    instance: &Instance,
+    arguments: &[&str],
+    environment: &[(&str, &str)],
+) -> Output {
     let mut command = Command::new("timeout");
     command.args(["--kill-after=5", &WATCHDOG.as_secs().to_string()]).arg(program);
     command.args(arguments).env("DMCE_SOCKET", instance.socket());
+    command.envs(environment.iter().copied());
     command.output().expect("coreutils are there")
 }
 
