@@ -3,6 +3,7 @@
 
 mod examples;
 mod install;
+mod spawn;
 mod toolchain;
 
 use std::process::Command;
