@@ -6,16 +6,29 @@ use dmce_abi::block::BlockId;
 use dmce_broker::dispatcher::{ClientConn, Event};
 
 use crate::client::Arrival;
+use crate::daemon::Daemon;
 use crate::world::{Checked, World};
 
 impl World {
     /// Something happens to a daemon.
     pub fn daemon_trouble(&mut self) {
-        let Some(place) = self.random.pick(0..self.daemons.len()) else { return };
+        let unwell = |daemon: &Daemon| !daemon.alive || daemon.stopped;
+        let unwell = (0..self.daemons.len()).filter(|place| unwell(&self.daemons[*place]));
+        // What is broken is mostly mended before something else breaks.
+        let mended = self.random.pick(unwell.collect::<Vec<_>>());
+        let mended = mended.filter(|_| !self.random.once_in(3));
+        let Some(place) = mended.or_else(|| self.random.pick(0..self.daemons.len())) else {
+            return;
+        };
         let id = self.daemons[place].id;
         if !self.daemons[place].alive {
             self.note(format!("daemon {id} starts"));
             self.daemons[place].start(&mut self.host);
+            return;
+        }
+        if mended.is_some() {
+            self.note(format!("daemon {id} goes on"));
+            self.daemons[place].stopped = false;
             return;
         }
         match self.random.below(6) {

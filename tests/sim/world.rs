@@ -101,6 +101,8 @@ pub struct World {
     pub faults: Faults,
     /// How daemons misbehave.
     pub manners: Manners,
+    /// Milliseconds of a move, at most.
+    pub pace_ms: u64,
     /// What happened last.
     pub history: VecDeque<String>,
     /// How many lines of it are kept.
@@ -127,8 +129,8 @@ impl World {
         };
         let faults = Faults {
             broker_dies: often(&mut random, 250),
-            daemon_trouble: often(&mut random, 40),
-            client_trouble: often(&mut random, 40),
+            daemon_trouble: often(&mut random, 60),
+            client_trouble: often(&mut random, 60),
             harm: often(&mut random, 150),
             no_session: often(&mut random, 20),
         };
@@ -138,6 +140,7 @@ impl World {
             lies: often(&mut random, 120),
             extra_pages: if random.once_in(2) { 3 } else { 0 },
         };
+        let pace_ms = random.pick([4, 12, 40]).unwrap_or(12);
         let mut host = Host::default();
         let mut daemons = Vec::new();
         for id in 1..=1 + u32::try_from(random.below(3)).unwrap_or(0) {
@@ -159,6 +162,7 @@ impl World {
             sizes,
             faults,
             manners,
+            pace_ms,
             history: VecDeque::new(),
             remember: HISTORY,
             conns: 0,
@@ -176,7 +180,7 @@ impl World {
     ///
     /// What must never be.
     pub fn step(&mut self) -> Checked {
-        self.now.millis.0 += self.random.below(40);
+        self.now.millis.0 += self.random.below(self.pace_ms);
         self.now.unix_s = 1_700_000_000 + self.now.millis.0 / 1000;
         if self.broker.is_none() {
             return if self.random.once_in(8) { self.start_broker() } else { self.elsewhere() };
