@@ -83,7 +83,7 @@ fn a_reader_gets_a_descriptor_that_cannot_write_map_or_truncate() {
     let session = instance.open();
     session.region_create("vol", "kept", 8192, &RegionOptions::default()).unwrap();
 
-    let mut raw = Connection::connect(&instance.socket()).unwrap();
+    let mut raw = Connection::connect(instance.socket()).unwrap();
     let setup = Setup {
         segment_version: dmce_abi::version::SEGMENT_VERSION,
         pointer_bits: 64,

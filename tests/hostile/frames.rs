@@ -31,7 +31,7 @@ fn exchange(socket: &Socket, frame: &[u8], fds: &[BorrowedFd<'_>]) -> Option<Vec
 }
 
 fn connect(instance: &Instance) -> Socket {
-    Socket::connect(&instance.socket()).unwrap()
+    Socket::connect(instance.socket()).unwrap()
 }
 
 fn frame(request: &ClientRequest) -> Vec<u8> {

@@ -11,7 +11,7 @@ use libdmce::connection::Connection;
 
 /// A session without the library, and its session object.
 pub fn session(instance: &Instance) -> (Connection, OwnedFd) {
-    let mut raw = Connection::connect(&instance.socket()).unwrap();
+    let mut raw = Connection::connect(instance.socket()).unwrap();
     let setup = Setup {
         segment_version: dmce_abi::version::SEGMENT_VERSION,
         pointer_bits: 64,

@@ -88,7 +88,7 @@ impl Builder {
         let dir = std::env::temp_dir().join(format!("dmce-{name}"));
         fs::create_dir_all(&dir).expect("the temporary folder takes folders");
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("it is our own");
-        let objects = format!("instance.objects = {:?}\n", self.objects);
+        let objects = format!("instance.objects = \"{}\"\n", self.objects.display());
         fs::write(dir.join("dmce.toml"), objects + &self.config)
             .expect("the temporary folder takes files");
         let mut instance =
@@ -260,7 +260,7 @@ impl Instance {
 
     /// Asks for a listing; `None` while no broker answers.
     fn ask(&self, request: AdminRequest) -> Option<AdminReply> {
-        let mut connection = Connection::connect(&self.socket()).ok()?;
+        let mut connection = Connection::connect(self.socket()).ok()?;
         match connection.request(&ClientRequest::Admin(request)).ok()?.0 {
             ClientReply::Admin(reply) => Some(reply),
             other => panic!("a listing was asked for, and {other:?} came"),
