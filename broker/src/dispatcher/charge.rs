@@ -170,10 +170,19 @@ impl Ledger {
         self.accounts.get(&account)
     }
 
+    /// What is left of a reservation, and where. `None` if nothing is.
+    pub(super) fn reservation(
+        &self,
+        account: Option<AccountId>,
+    ) -> Option<&BTreeMap<DaemonId, u64>> {
+        let account = account.and_then(|account| self.accounts.get(&account));
+        account.map(|account| &account.left).filter(|left| !left.is_empty())
+    }
+
     /// What is left of a reservation on a daemon.
     pub(super) fn reserved_left(&self, account: Option<AccountId>, daemon: DaemonId) -> u64 {
-        let account = account.and_then(|account| self.accounts.get(&account));
-        account.and_then(|account| account.left.get(&daemon)).copied().unwrap_or(0)
+        let left = self.reservation(account);
+        left.and_then(|left| left.get(&daemon)).copied().unwrap_or(0)
     }
 
     /// Says how many bytes a daemon may hold. Less than it holds only means that it gets no more.
@@ -394,6 +403,9 @@ impl Ledger {
         };
         if let Some(left) = account.left.get_mut(&charge.daemon) {
             *left -= own;
+            if *left == 0 {
+                account.left.remove(&charge.daemon);
+            }
         }
         if charge.uid.is_some() {
             account.bytes += more;

@@ -57,6 +57,8 @@ mod sessions;
 mod spans;
 #[cfg(test)]
 mod test_random;
+#[cfg(test)]
+mod tests;
 mod timers;
 mod waiting;
 

@@ -64,17 +64,21 @@ impl From<Store> for Used {
 impl Dispatcher {
     /// The daemon for a block. `None` if none has room, or all that have refused.
     pub(super) fn place(&self, need: &Need<'_>) -> Option<DaemonId> {
+        let reservation = self.ledger.reservation(need.account);
+        let own = |daemon| reservation.and_then(|left| left.get(&daemon)).copied().unwrap_or(0);
         let fits = |daemon: &DaemonId| {
-            let own = self.ledger.reserved_left(need.account, *daemon);
-            let room = self.ledger.store(*daemon).free().saturating_add(own);
+            let room = self.ledger.store(*daemon).free().saturating_add(own(*daemon));
             room >= need.bytes && !need.refused.contains(daemon)
         };
-        let candidates = self.daemons.up_in_turn().filter(fits);
+        let mut candidates = self.daemons.up_in_turn().filter(fits);
+        if reservation.is_none() && self.config.placement == Placement::RoundRobin {
+            return candidates.next();
+        }
         // Of equals `min_by_key` takes the first, which is the one whose turn it is.
         candidates.min_by_key(|&daemon| {
-            let reserved = match self.ledger.reserved_left(need.account, daemon) {
+            let reserved = match own(daemon) {
                 0 => Reserved::Nothing,
-                own if own < need.bytes => Reserved::Part,
+                part if part < need.bytes => Reserved::Part,
                 _ => Reserved::All,
             };
             (Reverse(reserved), self.load(daemon))

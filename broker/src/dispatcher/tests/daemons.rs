@@ -1,0 +1,166 @@
+use dmce_abi::Status;
+use dmce_abi::block::Guid;
+use dmce_abi::wire::admin::{AdminReply, AdminRequest, DaemonState, Health};
+use dmce_abi::wire::client::{ClientReply, ClientRequest, Fetch};
+use dmce_abi::wire::daemon::{DaemonAnswer, DaemonMessage, DaemonNotice, DaemonRequest, HeldBlock};
+
+use super::rig::{GIB, MIB, Mood, Rig, block_id, heap, open, peer, region};
+use crate::dispatcher::{Action, DaemonConn, Event, InspectId};
+
+fn states(rig: &mut Rig) -> (Vec<DaemonState>, Health) {
+    let conn = rig.connect(1, 0);
+    let ask = |request| ClientRequest::Admin(request);
+    let ClientReply::Admin(AdminReply::Daemons { rows, .. }) =
+        rig.done(conn, ask(AdminRequest::Daemons { after: 0 }))
+    else {
+        panic!()
+    };
+    let ClientReply::Admin(AdminReply::Status(status)) = rig.done(conn, ask(AdminRequest::Status))
+    else {
+        panic!()
+    };
+    (rows.into_iter().map(|row| row.state).collect(), status.state)
+}
+
+#[test]
+fn a_daemon_is_suspected_by_its_silence_and_up_again_by_any_word() {
+    let mut rig = Rig::new(2);
+    rig.mood(1, Mood::Waits);
+    rig.wait(4_000);
+    assert_eq!(states(&mut rig), (vec![DaemonState::Suspected, DaemonState::Up], Health::Degraded));
+    rig.obey(1);
+    assert_eq!(states(&mut rig), (vec![DaemonState::Up; 2], Health::Ok));
+    rig.daemon_dies(2);
+    assert_eq!(states(&mut rig), (vec![DaemonState::Up, DaemonState::Away], Health::Degraded));
+    rig.register(2, GIB);
+    assert_eq!(states(&mut rig).0[1], DaemonState::Joining);
+}
+
+/// Each of these is a daemon that cannot be believed.
+#[test]
+fn nonsense_ends_a_daemons_connection() {
+    let nonsense: [fn(&mut Rig, HeldBlock); 7] = [
+        |rig, held| rig.daemon_with(2, GIB, vec![held.clone(), held]),
+        |rig, mut held| {
+            held.description.epoch = 0;
+            rig.daemon_with(2, GIB, vec![held]);
+        },
+        |rig, mut held| {
+            held.committed = held.description.bytes_max + 4096;
+            rig.daemon_with(2, GIB, vec![held]);
+        },
+        // Block 1 is daemon 1's.
+        |rig, mut held| {
+            held.description.block = block_id(1);
+            held.description.span.first = block_id(1);
+            rig.daemon_with(2, GIB, vec![held]);
+        },
+        |rig, _| {
+            rig.daemon(2, GIB);
+            rig.tell(2, 0, DaemonMessage::Holds { blocks: vec![], last: true });
+        },
+        |rig, _| {
+            rig.daemon(2, GIB);
+            let done = DaemonMessage::Reply(Ok(DaemonAnswer::Done));
+            rig.tell(2, 1_000_000, done);
+        },
+        |rig, _| {
+            rig.daemon(2, GIB);
+            rig.mood(2, Mood::Waits);
+            rig.wait(1_000);
+            let (number, sense) = rig.daemons[&2].asked[0].clone();
+            assert_eq!(sense, DaemonRequest::Sense);
+            rig.tell(2, number.0, DaemonMessage::Reply(Ok(DaemonAnswer::Done)));
+        },
+    ];
+    for (index, send) in nonsense.into_iter().enumerate() {
+        let mut rig = Rig::new(1);
+        let (conn, _) = rig.session(1000);
+        rig.granted(conn, heap(1, MIB));
+        let mut description = rig.daemons[&1].created[0].clone();
+        description.block = block_id(9);
+        description.span.first = block_id(9);
+        description.guid = Guid([9; 16]);
+        send(&mut rig, HeldBlock { description, committed: 4096 });
+        let strange = rig.daemons[&2].conn;
+        let closed = |action: &Action| matches!(action, Action::CloseDaemon { conn, .. } if *conn == strange);
+        assert!(rig.actions.iter().any(closed), "{index}");
+        rig.granted(conn, heap(2, MIB));
+    }
+}
+
+#[test]
+fn an_answer_that_comes_twice_or_too_late_does_nothing() {
+    let mut rig = Rig::new(1);
+    rig.mood(1, Mood::Waits);
+    let (conn, _) = rig.session(1000);
+    rig.ask_later(conn, heap(1, MIB));
+    let (number, _) = rig.daemons[&1].asked[0].clone();
+    let answer = || DaemonMessage::Reply(Ok(DaemonAnswer::Committed { committed: MIB }));
+    for _ in 0..3 {
+        rig.tell(1, number.0, answer());
+    }
+    assert_eq!(rig.dispatcher.snapshot().blocks.len(), 1);
+    rig.daemon_dies(1);
+    rig.daemon(1, GIB);
+    rig.tell(1, number.0, answer());
+    assert_eq!(states(&mut rig).0, [DaemonState::Up]);
+}
+
+#[test]
+fn a_strangers_process_is_no_daemon() {
+    let mut rig = Rig::new(0);
+    let conn = DaemonConn(99);
+    rig.event(Event::DaemonConnected { conn, peer: peer(1, 1000) });
+    assert!(matches!(&rig.actions[..], [.., Action::CloseDaemon { reason, .. }]
+        if reason == "user 1000 is not the service's"));
+}
+
+#[test]
+fn a_session_that_enlarges_its_block_ends_and_of_a_region_nobody_does() {
+    let mut rig = Rig::new(1);
+    let (conn, ready) = rig.session(1000);
+    let (other, _) = rig.session(1000);
+    rig.done(other, region("r", 10, 0o600));
+    let own = rig.granted(conn, heap(1, MIB)).first.block;
+    let shared = rig.daemons[&1].created[0].block;
+    for block in [shared, own] {
+        let notice = DaemonNotice::Excess { block, bytes: 2 * MIB };
+        rig.tell(1, 0, DaemonMessage::Notice(notice));
+    }
+    let ended = rig.actions.iter().filter(|a| matches!(a, Action::EndSession { .. })).count();
+    assert_eq!(ended, 1);
+    assert!(rig.actions.contains(&Action::EndSession { session: ready.session }));
+    rig.done(other, open("r", true));
+}
+
+#[test]
+fn blocks_of_a_daemon_that_is_away_are_used_on_while_their_objects_are_there() {
+    let mut rig = Rig::new(1);
+    let (conn, _) = rig.session(1000);
+    let blocks = [1, 2].map(|ticket| rig.granted(conn, heap(ticket, MIB)).first.block);
+    rig.actions.clear();
+    rig.daemon_dies(1);
+    let asked = rig.actions.iter().find_map(|action| match action {
+        Action::Inspect { inspect, daemon, blocks } => Some((*inspect, *daemon, blocks.clone())),
+        _ => None,
+    });
+    let (inspect, daemon, all): (InspectId, _, _) = asked.unwrap();
+    assert_eq!(all, blocks);
+    let found = vec![(blocks[0], Some(MIB)), (blocks[1], None)];
+    rig.event(Event::Inspected { inspect, daemon, found });
+    let lost = blocks.map(|block| {
+        let fetch = ClientRequest::Fetch(Fetch { block, writable: true });
+        match rig.done(conn, fetch) {
+            ClientReply::Fetched(info) => info.lost,
+            other => panic!("{other:?}"),
+        }
+    });
+    assert_eq!(lost, [false, true]);
+    assert_eq!(rig.status(conn, heap(3, MIB)), Status::NoSpace);
+    // Back with the first: nothing else changes. The second it does not have, and says so.
+    let description = rig.daemons[&1].created[0].clone();
+    rig.daemon_with(1, 3 * GIB, vec![HeldBlock { description, committed: MIB }]);
+    rig.granted(conn, heap(3, MIB));
+    assert_eq!(rig.dispatcher.snapshot().blocks.values().filter(|block| block.lost).count(), 1);
+}

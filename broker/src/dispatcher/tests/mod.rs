@@ -1,0 +1,9 @@
+//! The dispatcher as a whole: what clients, daemons and a restart see of it.
+
+mod access;
+mod daemons;
+mod making;
+mod opening;
+mod regions;
+mod restart;
+mod rig;

@@ -1,0 +1,294 @@
+use dmce_abi::Status;
+use dmce_abi::block::{BlockDescription, Guid, Owner, Region, Span, Ticket};
+use dmce_abi::wire::admin::{AdminReply, AdminRequest, Health};
+use dmce_abi::wire::client::{Attach, Changes, ClientReply, ClientRequest, Delete, Fetch};
+use dmce_abi::wire::daemon::HeldBlock;
+
+use super::rig::{GIB, MIB, Rig, block_id, config, daemon_id, guid, heap, open, session_id};
+use crate::dispatcher::{
+    Action, BelievedSession, ClientConn, Event, FoundContent, FoundDaemon, Grant, Rights,
+    SessionRecord, Started,
+};
+
+const PID: u32 = 500;
+
+fn believed(reserved: u64, grants: Vec<Grant>) -> BelievedSession {
+    let record = SessionRecord {
+        session: session_id(4),
+        guid: guid(4),
+        pid: PID,
+        start_time: 5,
+        uid: 1000,
+        gid: 1000,
+        reserved,
+        created_at: 1,
+        pointer_bits: 64,
+        copies: 1,
+        name: "before".into(),
+    };
+    BelievedSession { record, generation: 10, grants }
+}
+
+fn expected(daemon: u32, blocks: &[u32]) -> FoundDaemon {
+    let blocks = blocks.iter().map(|id| block_id(*id)).collect();
+    let content = FoundContent::Expected;
+    FoundDaemon { daemon: daemon_id(daemon), blocks, damaged: Vec::new(), content }
+}
+
+fn guid_of(number: u32) -> Guid {
+    guid(u8::try_from(number).unwrap())
+}
+
+/// Block `first + place` of a span of `count`, of session 4 and this ticket.
+fn held(first: u32, place: u32, count: u32, ticket: u64) -> HeldBlock {
+    let block = block_id(first + place);
+    let span = Span { first: block_id(first), count, guid: guid_of(first) };
+    let owner = Owner::Session {
+        session: session_id(4),
+        ticket: Ticket { session: guid(4), number: ticket },
+        uid: 1000,
+    };
+    let own = guid_of(100 + first + place);
+    let description = BlockDescription {
+        block,
+        guid: if count == 1 { span.guid } else { own },
+        epoch: 1,
+        page_size: 4096,
+        bytes_max: GIB,
+        span,
+        owner,
+    };
+    let committed = if place + 1 < count { GIB } else { MIB };
+    HeldBlock { description, committed }
+}
+
+fn held_region(first: u32, place: u32, count: u32, created_at: u64) -> HeldBlock {
+    let mut held = held(first, place, count, 0);
+    held.description.owner = Owner::Region(Region {
+        volume: "v".into(),
+        name: "r".into(),
+        uid: 1000,
+        gid: 1000,
+        mode: 0o600,
+        base_pointer: 0,
+        region_size: u64::from(count - 1) * GIB + MIB,
+        copies: 1,
+        created_at,
+        created_by: Ticket { session: guid(9), number: created_at },
+    });
+    held
+}
+
+fn attach(rig: &mut Rig) -> ClientConn {
+    let conn = rig.connect(PID, 1000);
+    let attach = Attach { session: session_id(4), guid: guid(4) };
+    assert!(matches!(rig.done(conn, ClientRequest::Attach(attach)), ClientReply::Ready(_)));
+    conn
+}
+
+fn state(rig: &mut Rig) -> Health {
+    let conn = rig.connect(1, 0);
+    match rig.done(conn, ClientRequest::Admin(AdminRequest::Status)) {
+        ClientReply::Admin(AdminReply::Status(status)) => status.state,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn fetched(rig: &mut Rig, conn: ClientConn, block: u32) -> Option<bool> {
+    let fetch = Fetch { block: block_id(block), writable: false };
+    match rig.ask(conn, ClientRequest::Fetch(fetch)).unwrap() {
+        Ok(ClientReply::Fetched(info)) => Some(info.lost),
+        _ => None,
+    }
+}
+
+#[test]
+fn what_needs_the_tables_waits_for_every_daemon_and_listings_do_not() {
+    let daemons = vec![expected(1, &[7]), expected(2, &[8])];
+    let mut rig = Rig::started(config(), Started { sessions: vec![believed(0, vec![])], daemons });
+    let conn = attach(&mut rig);
+    assert!(rig.ask(conn, ClientRequest::Admin(AdminRequest::Status)).unwrap().is_ok());
+    let number = rig.ask_later(conn, heap(1, MIB));
+    rig.daemon_with(1, 3 * GIB, vec![held(7, 0, 1, 1)]);
+    assert_eq!(rig.answer(conn, number), None);
+    rig.event(Event::LockFree { daemon: daemon_id(2), held: vec![held(8, 0, 1, 2)] });
+    // Ticket 1 was answered into the void by the broker before: it gives the same block.
+    let (reply, _) = rig.answer(conn, number).unwrap();
+    let Ok(ClientReply::Granted(granted)) = reply else { panic!("{reply:?}") };
+    assert_eq!(granted.first.block, block_id(7));
+    assert_eq!(fetched(&mut rig, conn, 8), Some(false));
+}
+
+#[test]
+fn a_daemon_that_dies_while_it_is_waited_for_is_known_by_its_lock() {
+    let mut rig =
+        Rig::started(config(), Started { sessions: vec![], daemons: vec![expected(1, &[])] });
+    rig.register(1, GIB);
+    rig.actions.clear();
+    rig.daemon_dies(1);
+    assert!(rig.actions.contains(&Action::AwaitLock { daemon: daemon_id(1) }));
+    assert!(!rig.dispatcher.snapshot().complete);
+    rig.event(Event::LockFree { daemon: daemon_id(1), held: vec![] });
+    assert!(rig.dispatcher.snapshot().complete);
+}
+
+#[test]
+fn an_id_that_any_name_has_is_not_given() {
+    let mut rig =
+        Rig::started(config(), Started { sessions: vec![], daemons: vec![expected(1, &[1, 2])] });
+    rig.daemon(1, 3 * GIB);
+    let (conn, _) = rig.session(1000);
+    for ticket in 1..=3 {
+        assert!(rig.granted(conn, heap(ticket, 4096)).first.block > block_id(2));
+    }
+}
+
+#[test]
+fn blocks_of_a_session_that_is_no_more_are_destroyed() {
+    let mut rig =
+        Rig::started(config(), Started { sessions: vec![], daemons: vec![expected(1, &[7])] });
+    rig.daemon_with(1, 3 * GIB, vec![held(7, 0, 1, 1), held(20, 0, 2, 2), held(20, 1, 2, 2)]);
+    let mut destroyed = rig.daemons[&1].destroyed.clone();
+    destroyed.sort_unstable();
+    assert_eq!(destroyed, [7, 20, 21].map(block_id));
+    assert_eq!(state(&mut rig), Health::Ok);
+}
+
+#[test]
+fn a_span_without_its_first_block_was_never_granted_and_one_with_it_has_lost_the_others() {
+    let sessions = vec![believed(0, vec![])];
+    let mut rig = Rig::started(config(), Started { sessions, daemons: vec![expected(1, &[])] });
+    let conn = attach(&mut rig);
+    let held = vec![held(16, 1, 3, 1), held(16, 2, 3, 1), held(32, 0, 2, 2)];
+    rig.daemon_with(1, 3 * GIB, held);
+    assert_eq!(rig.daemons[&1].destroyed, [17, 18].map(block_id));
+    assert_eq!(fetched(&mut rig, conn, 32), Some(false));
+    assert_eq!(fetched(&mut rig, conn, 33), Some(true));
+    assert_eq!(state(&mut rig), Health::Damaged);
+    // Who repeats the ticket was never answered: it is made anew, and nothing is lost any more.
+    assert_eq!(rig.granted(conn, heap(2, MIB)).first.span_count, 1);
+    assert_eq!(state(&mut rig), Health::Ok);
+}
+
+#[test]
+fn a_session_is_told_that_a_block_is_lost_of_which_only_it_knows() {
+    let sessions = vec![believed(0, vec![])];
+    let mut rig = Rig::started(config(), Started { sessions, daemons: vec![] });
+    rig.daemon(1, GIB);
+    let conn = attach(&mut rig);
+    let fetch = ClientRequest::Fetch(Fetch { block: block_id(77), writable: false });
+    assert_eq!(rig.status(conn, fetch), Status::Lost);
+    let delete = Delete { addr: 77 << 30, guid: guid(1) };
+    assert_eq!(rig.done(conn, ClientRequest::Delete(delete)), ClientReply::Done);
+}
+
+#[test]
+fn open_regions_are_open_again_and_those_that_are_gone_are_told() {
+    let grant = |place, block| Grant { place, block: block_id(block), rights: Rights::ALL };
+    let grants = vec![grant(0, 8), grant(5, 8), grant(1, 90)];
+    let sessions = vec![believed(0, grants)];
+    let mut rig = Rig::started(config(), Started { sessions, daemons: vec![expected(1, &[8])] });
+    rig.daemon_with(1, 3 * GIB, vec![held_region(8, 0, 1, 3)]);
+    let revoke = Action::RevokeGrant { session: session_id(4), place: 1 };
+    assert!(rig.actions.contains(&revoke));
+    let publish = Action::Publish { session: session_id(4), generation: 11 };
+    assert!(rig.actions.contains(&publish));
+    let conn = attach(&mut rig);
+    let ClientReply::Changed(changed) =
+        rig.done(conn, ClientRequest::Changes(Changes { since: 10 }))
+    else {
+        panic!()
+    };
+    assert_eq!(changed.blocks, [block_id(90)]);
+    // Opened twice, so it closes twice.
+    let close = ClientRequest::RegionClose(block_id(8));
+    for _ in 0..2 {
+        assert_eq!(rig.done(conn, close.clone()), ClientReply::Done);
+    }
+    assert_eq!(rig.status(conn, close), Status::NotFound);
+}
+
+#[test]
+fn of_two_regions_with_one_name_the_younger_was_created_when_the_older_was_gone() {
+    let daemons = vec![expected(1, &[8]), expected(2, &[9])];
+    let mut rig = Rig::started(config(), Started { sessions: vec![], daemons });
+    rig.daemon_with(1, 3 * GIB, vec![held_region(8, 0, 1, 30)]);
+    rig.daemon_with(2, 3 * GIB, vec![held_region(9, 0, 1, 31)]);
+    assert_eq!(rig.daemons[&1].destroyed, [block_id(8)]);
+    let (conn, _) = rig.session(1000);
+    let ClientReply::Opened(opened) = rig.done(conn, open("r", true)) else { panic!() };
+    assert_eq!(opened.first, block_id(9));
+}
+
+#[test]
+fn a_region_is_lost_only_where_it_was_whole_once() {
+    let outcome = |held: Vec<HeldBlock>, damaged: &[u32], grants: Vec<Grant>| {
+        let mut found = expected(1, &[8, 9]);
+        found.damaged = damaged.iter().map(|id| block_id(*id)).collect();
+        let sessions = vec![believed(0, grants)];
+        let mut rig = Rig::started(config(), Started { sessions, daemons: vec![found] });
+        rig.daemon_with(1, 3 * GIB, held);
+        let snapshot = rig.dispatcher.snapshot();
+        let lost = snapshot.blocks.values().filter(|block| block.lost).count();
+        (snapshot.regions.len(), lost)
+    };
+    let [first, second] = [0, 1].map(|place| held_region(8, place, 2, 3));
+    let mut short = first.clone();
+    short.committed = MIB;
+    let grant = Grant { place: 0, block: block_id(8), rights: Rights::ALL };
+    assert_eq!(outcome(vec![first.clone(), second.clone()], &[], vec![]), (1, 0));
+    assert_eq!(outcome(vec![first], &[], vec![]), (1, 1));
+    assert_eq!(outcome(vec![second.clone()], &[], vec![]), (0, 0));
+    assert_eq!(outcome(vec![second.clone()], &[8], vec![]), (1, 1));
+    assert_eq!(outcome(vec![second.clone()], &[], vec![grant]), (1, 1));
+    assert_eq!(outcome(vec![short, second], &[], vec![]), (1, 1));
+}
+
+#[test]
+fn what_contradicts_itself_is_kept_from_everybody_and_the_rest_starts() {
+    let first = held_region(8, 0, 2, 3);
+    let mut other = held_region(8, 1, 2, 3);
+    let Owner::Region(region) = &mut other.description.owner else { panic!() };
+    region.mode = 0o666;
+    let mut rig =
+        Rig::started(config(), Started { sessions: vec![], daemons: vec![expected(1, &[8, 9])] });
+    rig.daemon_with(1, 3 * GIB, vec![first, other, held_region(30, 0, 1, 1)]);
+    assert_eq!(rig.dispatcher.snapshot().quarantined, 1);
+    assert!(rig.daemons[&1].destroyed.iter().all(|block| *block != block_id(9)));
+    assert_eq!(state(&mut rig), Health::Damaged);
+    let (conn, _) = rig.session(1000);
+    rig.granted(conn, heap(1, MIB));
+}
+
+#[test]
+fn a_reservation_is_there_again_less_what_is_used_of_it() {
+    let sessions = vec![believed(100 * MIB, vec![])];
+    let mut rig = Rig::started(config(), Started { sessions, daemons: vec![expected(1, &[7])] });
+    rig.daemon_with(1, 3 * GIB, vec![held(7, 0, 1, 1)]);
+    let charged = rig.dispatcher.snapshot().charged[&daemon_id(1)];
+    assert_eq!(charged, (MIB, 99 * MIB));
+    let conn = attach(&mut rig);
+    let delete = Delete { addr: 7 << 30, guid: guid(7) };
+    rig.done(conn, ClientRequest::Delete(delete));
+    assert_eq!(rig.dispatcher.snapshot().charged[&daemon_id(1)], (0, 100 * MIB));
+    rig.event(Event::Died { session: session_id(4) });
+    assert_eq!(rig.dispatcher.snapshot().charged[&daemon_id(1)], (0, 0));
+}
+
+#[test]
+fn headers_that_cannot_be_are_left_and_the_rest_of_a_dead_daemon_counts() {
+    let mut bad = held_region(40, 0, 1, 1);
+    bad.description.epoch = 0;
+    let found = FoundDaemon {
+        daemon: daemon_id(1),
+        blocks: vec![block_id(8), block_id(40)],
+        damaged: vec![],
+        content: FoundContent::Read(vec![bad, held_region(8, 0, 1, 3)]),
+    };
+    let mut rig = Rig::started(config(), Started { sessions: vec![], daemons: vec![found] });
+    rig.daemon(2, GIB);
+    let (conn, _) = rig.session(1000);
+    let ClientReply::Opened(opened) = rig.done(conn, open("r", true)) else { panic!() };
+    assert_eq!((opened.first, opened.primary_daemon), (block_id(8), 1));
+    assert_eq!(fetched(&mut rig, conn, 8), Some(false));
+}

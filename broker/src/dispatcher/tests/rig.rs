@@ -1,0 +1,327 @@
+//! A dispatcher with daemons that obey at once, unless a test says otherwise, and clients that ask.
+
+use std::collections::BTreeMap;
+
+use dmce_abi::Status;
+use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, SessionId};
+use dmce_abi::name::Instance;
+use dmce_abi::version::SEGMENT_VERSION;
+use dmce_abi::wire::client::{
+    ClientReply, ClientRequest, Granted, Malloc, MallocKind, Ready, RegionCreate, RegionName,
+    RegionOpen, Setup,
+};
+use dmce_abi::wire::daemon::{DaemonAnswer, DaemonMessage, DaemonRequest, HeldBlock, Register};
+use dmce_abi::wire::{Refusal, Reply};
+
+use crate::dispatcher::{
+    Action, ClientConn, DaemonConn, Descriptor, Dispatcher, DispatcherConfig, Event, Millis, Now,
+    Peer, RequestId, Started,
+};
+
+pub const MIB: u64 = 1 << 20;
+pub const GIB: u64 = 1 << 30;
+
+/// What a daemon does with creates and grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mood {
+    /// Does what it is asked.
+    Obeys,
+    /// Has no room.
+    Refuses,
+    /// Keeps what it is asked, for the test to answer.
+    Waits,
+}
+
+/// A daemon of the rig.
+#[derive(Debug)]
+pub struct FakeDaemon {
+    pub conn: DaemonConn,
+    pub mood: Mood,
+    pub asked: Vec<(RequestId, DaemonRequest)>,
+    /// Creates that were asked for, in their order.
+    pub created: Vec<BlockDescription>,
+    pub destroyed: Vec<BlockId>,
+}
+
+pub struct Rig {
+    pub dispatcher: Dispatcher,
+    pub now: Now,
+    pub daemons: BTreeMap<u32, FakeDaemon>,
+    pub actions: Vec<Action>,
+    replies: BTreeMap<(ClientConn, RequestId), (Reply<ClientReply>, Vec<Descriptor>)>,
+    numbers: u64,
+}
+
+impl Rig {
+    /// An instance with `daemons` daemons of 3 GiB.
+    pub fn new(daemons: u32) -> Self {
+        let mut rig = Self::started(config(), Started::default());
+        for id in 1..=daemons {
+            rig.daemon(id, 3 * GIB);
+        }
+        rig
+    }
+
+    /// A broker that found something when it started.
+    pub fn started(config: DispatcherConfig, started: Started) -> Self {
+        let mut rig = Self {
+            dispatcher: Dispatcher::new(config, 42),
+            now: Now { millis: Millis(0), unix_s: 1000 },
+            daemons: BTreeMap::new(),
+            actions: Vec::new(),
+            replies: BTreeMap::new(),
+            numbers: 0,
+        };
+        rig.event(Event::Started(started));
+        rig
+    }
+
+    /// Connects a daemon that holds nothing.
+    pub fn daemon(&mut self, id: u32, capacity: u64) {
+        self.daemon_with(id, capacity, Vec::new());
+    }
+
+    /// Connects a daemon that reports what it holds.
+    pub fn daemon_with(&mut self, id: u32, capacity: u64, held: Vec<HeldBlock>) {
+        self.register(id, capacity);
+        self.tell(id, 0, DaemonMessage::Holds { blocks: held, last: true });
+    }
+
+    pub fn register(&mut self, id: u32, capacity: u64) {
+        self.numbers += 1;
+        let conn = DaemonConn(self.numbers);
+        let daemon = FakeDaemon {
+            conn,
+            mood: Mood::Obeys,
+            asked: Vec::new(),
+            created: Vec::new(),
+            destroyed: Vec::new(),
+        };
+        self.daemons.insert(id, daemon);
+        self.event(Event::DaemonConnected { conn, peer: peer(7, 0) });
+        let register = Register {
+            daemon: daemon_id(id),
+            instance: "test".into(),
+            segment_version: SEGMENT_VERSION,
+            capacity,
+            pool_object_bytes: 0,
+        };
+        self.tell(id, 0, DaemonMessage::Register(register));
+    }
+
+    /// A daemon sends something.
+    pub fn tell(&mut self, id: u32, number: u64, message: DaemonMessage) {
+        let conn = self.daemons[&id].conn;
+        self.event(Event::DaemonMessage { conn, request_id: RequestId(number), message });
+    }
+
+    pub fn mood(&mut self, id: u32, mood: Mood) {
+        self.daemons.get_mut(&id).unwrap().mood = mood;
+    }
+
+    /// A daemon that waits does the oldest of what it was asked.
+    pub fn obey(&mut self, id: u32) {
+        let daemon = self.daemons.get_mut(&id).unwrap();
+        let (number, request) = daemon.asked.remove(0);
+        let answer = answer_to(daemon, &request);
+        self.tell(id, number.0, DaemonMessage::Reply(Ok(answer)));
+    }
+
+    pub fn daemon_dies(&mut self, id: u32) {
+        let conn = self.daemons[&id].conn;
+        self.event(Event::DaemonHungUp { conn });
+    }
+
+    /// A process of a user connects.
+    pub fn connect(&mut self, pid: u32, uid: u32) -> ClientConn {
+        self.numbers += 1;
+        let conn = ClientConn(self.numbers);
+        self.event(Event::Connected { conn, peer: peer(pid, uid) });
+        conn
+    }
+
+    /// Asks, and tells the answer if it came.
+    pub fn ask(&mut self, conn: ClientConn, request: ClientRequest) -> Option<Reply<ClientReply>> {
+        let number = self.ask_later(conn, request);
+        self.answer(conn, number).map(|(reply, _)| reply)
+    }
+
+    /// Asks.
+    pub fn ask_later(&mut self, conn: ClientConn, request: ClientRequest) -> RequestId {
+        self.numbers += 1;
+        let request_id = RequestId(self.numbers);
+        self.event(Event::Request { conn, request_id, request });
+        request_id
+    }
+
+    /// What came for a request.
+    pub fn answer(
+        &mut self,
+        conn: ClientConn,
+        number: RequestId,
+    ) -> Option<(Reply<ClientReply>, Vec<Descriptor>)> {
+        self.replies.remove(&(conn, number))
+    }
+
+    pub fn done(&mut self, conn: ClientConn, request: ClientRequest) -> ClientReply {
+        self.ask(conn, request).expect("an answer").expect("success")
+    }
+
+    pub fn refused(&mut self, conn: ClientConn, request: ClientRequest) -> Refusal {
+        self.ask(conn, request).expect("an answer").expect_err("a refusal")
+    }
+
+    pub fn status(&mut self, conn: ClientConn, request: ClientRequest) -> Status {
+        self.refused(conn, request).status
+    }
+
+    /// A session of a new process.
+    pub fn session(&mut self, uid: u32) -> (ClientConn, Ready) {
+        self.numbers += 1;
+        let pid = u32::try_from(self.numbers).unwrap();
+        let conn = self.connect(pid, uid);
+        match self.done(conn, setup(0, false)) {
+            ClientReply::Ready(ready) => (conn, ready),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn granted(&mut self, conn: ClientConn, request: ClientRequest) -> Granted {
+        match self.done(conn, request) {
+            ClientReply::Granted(granted) => granted,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Time passes, and the shell wakes the dispatcher whenever it wants to be.
+    pub fn wait(&mut self, millis: u64) {
+        for _ in 0..millis / 100 {
+            self.now.millis = self.now.millis.after(100);
+            self.event(Event::Tick);
+        }
+    }
+
+    pub fn event(&mut self, event: Event) {
+        let mut actions = Vec::new();
+        self.dispatcher.step(self.now, event, &mut actions);
+        self.dispatcher.audit().unwrap();
+        for action in actions {
+            self.actions.push(action.clone());
+            self.act(action);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Reply { conn, request_id, reply, descriptors } => {
+                let before = self.replies.insert((conn, request_id), (reply, descriptors));
+                assert!(before.is_none(), "{request_id:?} is answered twice");
+            }
+            Action::CreateSession { record } => {
+                self.event(Event::SessionCreated { session: record.session, result: Ok(()) });
+            }
+            Action::ToDaemon { conn, request_id, request } => {
+                self.daemon_is_asked(conn, request_id, request);
+            }
+            _ => {}
+        }
+    }
+
+    fn daemon_is_asked(&mut self, conn: DaemonConn, number: RequestId, request: DaemonRequest) {
+        let daemon = self.daemons.iter_mut().find(|(_, daemon)| daemon.conn == conn);
+        let (&id, daemon) = daemon.expect("a daemon that is connected");
+        if let DaemonRequest::Create { description, .. } = &request {
+            daemon.created.push(description.clone());
+        }
+        let answer = match (daemon.mood, &request) {
+            (_, DaemonRequest::Settled) => return,
+            (Mood::Waits, _) => {
+                daemon.asked.push((number, request));
+                return;
+            }
+            (Mood::Refuses, DaemonRequest::Create { .. } | DaemonRequest::Grow { .. }) => {
+                Err(Refusal::new(Status::NoSpace, "the file system is full"))
+            }
+            (_, request) => Ok(answer_to(daemon, request)),
+        };
+        self.tell(id, number.0, DaemonMessage::Reply(answer));
+    }
+}
+
+fn answer_to(daemon: &mut FakeDaemon, request: &DaemonRequest) -> DaemonAnswer {
+    match request {
+        DaemonRequest::Create { committed, .. } | DaemonRequest::Grow { committed, .. } => {
+            DaemonAnswer::Committed { committed: *committed }
+        }
+        DaemonRequest::Destroy { block } => {
+            daemon.destroyed.push(*block);
+            DaemonAnswer::Done
+        }
+        _ => DaemonAnswer::Sensed { pool: 0, headroom: GIB },
+    }
+}
+
+pub fn config() -> DispatcherConfig {
+    DispatcherConfig::new(Instance::new("test").unwrap(), 0)
+}
+
+pub fn peer(pid: u32, uid: u32) -> Peer {
+    Peer { pid, start_time: 5, uid, gid: uid, groups: vec![100] }
+}
+
+pub fn daemon_id(id: u32) -> DaemonId {
+    DaemonId::try_from(id).unwrap()
+}
+
+pub fn block_id(id: u32) -> BlockId {
+    BlockId::try_from(id).unwrap()
+}
+
+pub fn session_id(id: u32) -> SessionId {
+    SessionId::try_from(id).unwrap()
+}
+
+pub fn guid(byte: u8) -> Guid {
+    Guid([byte; 16])
+}
+
+pub fn setup(bytes: u64, accept_partial: bool) -> ClientRequest {
+    ClientRequest::Setup(Setup {
+        segment_version: SEGMENT_VERSION,
+        pointer_bits: 64,
+        bytes,
+        accept_partial,
+        copies: 0,
+        name: "a client".into(),
+    })
+}
+
+pub fn heap(ticket: u64, committed: u64) -> ClientRequest {
+    let kind = MallocKind::Heap { committed };
+    ClientRequest::Malloc(Malloc { ticket, kind, page_size: 0, copies: 0 })
+}
+
+pub fn span(ticket: u64, bytes: u64) -> ClientRequest {
+    let kind = MallocKind::Span { bytes };
+    ClientRequest::Malloc(Malloc { ticket, kind, page_size: 0, copies: 0 })
+}
+
+pub fn region_name(name: &str) -> RegionName {
+    RegionName { volume: "v".into(), name: name.into() }
+}
+
+pub fn region(name: &str, region_size: u64, mode: u32) -> ClientRequest {
+    ClientRequest::RegionCreate(RegionCreate {
+        ticket: 0,
+        region: region_name(name),
+        region_size,
+        base_pointer: 0,
+        mode,
+        copies: 0,
+        page_size: 0,
+    })
+}
+
+pub fn open(name: &str, write: bool) -> ClientRequest {
+    ClientRequest::RegionOpen(RegionOpen { region: region_name(name), read: true, write })
+}
