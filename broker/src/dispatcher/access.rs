@@ -223,7 +223,7 @@ impl Dispatcher {
         let Some(session) = self.sessions.get(id) else { return Outcome::Later };
         let account = self.ledger.account(session.account).cloned().unwrap_or_default();
         let stat = SessionStat {
-            reserved: account.total,
+            reserved: self.reserved(session),
             committed: account.bytes,
             blocks: account.blocks,
             quota: self.ledger.quota(session.record.uid).bytes,

@@ -181,7 +181,7 @@ impl Dispatcher {
             name: record.name.clone(),
             pointer_bits: record.pointer_bits,
             attached: matches!(session.link, SessionLink::Attached(_)),
-            reserved: account.total,
+            reserved: self.reserved(session),
             committed: account.bytes,
             blocks: u32::try_from(account.blocks).unwrap_or(u32::MAX),
             regions: count(session.opens.len()),

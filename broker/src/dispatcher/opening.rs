@@ -194,13 +194,22 @@ impl Dispatcher {
             layout: [layout.server_bits(), layout.block_bits(), layout.cell_bits()],
             block_ids: self.config.block_ids(),
             block_bytes_max: self.block_bytes_max(),
-            reserved: self.ledger.account(session.account).map_or(0, |account| account.total),
+            reserved: self.reserved(session),
             quota: self.ledger.quota(session.record.uid).bytes,
             copies: session.record.copies,
             idle_s: self.config.idle_s,
         };
         let descriptors = vec![Descriptor::SessionObject(id), Descriptor::Doorbell(id)];
         self.reply(to, Ok(ClientReply::Ready(ready)), descriptors);
+    }
+
+    /// Bytes of a session's reservation. One that an earlier broker made is made again when all
+    /// daemons have reported; until then the record tells.
+    pub(super) fn reserved(&self, session: &Session) -> u64 {
+        if session.restored && !self.tables_complete() {
+            return session.record.reserved;
+        }
+        self.ledger.account(session.account).map_or(0, |account| account.total)
     }
 
     /// Bytes that the largest block can have: of a cell's range, what the largest daemon may hold.

@@ -83,8 +83,11 @@ fn nonsense_ends_a_daemons_connection() {
         description.guid = Guid([9; 16]);
         send(&mut rig, HeldBlock { description, committed: 4096 });
         let strange = rig.daemons[&2].conn;
-        let closed = |action: &Action| matches!(action, Action::CloseDaemon { conn, .. } if *conn == strange);
-        assert!(rig.actions.iter().any(closed), "{index}");
+        let closed = rig.actions.iter().filter_map(|action| match action {
+            Action::CloseDaemon { conn, .. } => Some(*conn),
+            _ => None,
+        });
+        assert_eq!(closed.collect::<Vec<_>>(), [strange], "{index}");
         rig.granted(conn, heap(2, MIB));
     }
 }

@@ -264,10 +264,16 @@ fn what_contradicts_itself_is_kept_from_everybody_and_the_rest_starts() {
 fn a_reservation_is_there_again_less_what_is_used_of_it() {
     let sessions = vec![believed(100 * MIB, vec![])];
     let mut rig = Rig::started(config(), Started { sessions, daemons: vec![expected(1, &[7])] });
+    let conn = attach(&mut rig);
+    let reserved = |rig: &mut Rig| match rig.done(conn, ClientRequest::Stat) {
+        ClientReply::Stat(stat) => stat.reserved,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(reserved(&mut rig), 100 * MIB);
     rig.daemon_with(1, 3 * GIB, vec![held(7, 0, 1, 1)]);
+    assert_eq!(reserved(&mut rig), 100 * MIB);
     let charged = rig.dispatcher.snapshot().charged[&daemon_id(1)];
     assert_eq!(charged, (MIB, 99 * MIB));
-    let conn = attach(&mut rig);
     let delete = Delete { addr: 7 << 30, guid: guid(7) };
     rig.done(conn, ClientRequest::Delete(delete));
     assert_eq!(rig.dispatcher.snapshot().charged[&daemon_id(1)], (0, 100 * MIB));
