@@ -4,7 +4,8 @@ use std::fs::File;
 use std::path::Path;
 
 use dmce_abi::Status;
-use dmce_abi::wire::admin::Health;
+use dmce_abi::wire::admin::{BlockState, Health};
+use dmce_tests::client::{Signal, send};
 use dmce_tests::{Client, Instance, wait_until};
 use libdmce::{Mirror, Options, Prot, RegionOptions, Session};
 
@@ -131,4 +132,29 @@ fn foreign_and_forged_objects_are_left_alone_and_named() {
     for place in 0..300 {
         session.region_create("vol", &place.to_string(), 4096, &RegionOptions::default()).unwrap();
     }
+}
+
+/// More than the broker looks at in one turn.
+#[test]
+fn every_object_of_a_daemon_that_died_is_looked_at() {
+    const REGIONS: usize = 600;
+    let mut instance = Instance::start(1);
+    let session = instance.open();
+    for number in 0..REGIONS {
+        let name = format!("r{number}");
+        session.region_create("vol", &name, 4096, &RegionOptions::default()).unwrap();
+    }
+    let names = instance.objects();
+    let data = names.iter().filter(|name| name.contains(".data-")).collect::<Vec<_>>();
+    assert_eq!(data.len(), REGIONS);
+    // One of them stays, in the middle.
+    let kept = data[REGIONS / 2];
+    // Stopped first, so that nothing but the broker's look can find the losses.
+    send(instance.daemon_pid(1).expect("the daemon runs"), Signal::STOP);
+    for name in data.iter().filter(|name| **name != kept) {
+        std::fs::remove_file(instance.object(name)).unwrap();
+    }
+    instance.kill_daemon(1);
+    let lost = || instance.blocks().iter().filter(|block| block.state == BlockState::Lost).count();
+    wait_until("what is gone is known to be lost", || lost() == REGIONS - 1);
 }

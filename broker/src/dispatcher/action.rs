@@ -138,7 +138,8 @@ pub enum Action {
         /// The daemon.
         daemon: DaemonId,
     },
-    /// Looks at data objects by name and delivers [`super::Event::Inspected`].
+    /// Looks at data objects by name and delivers [`super::Event::Inspected`], for many of them in
+    /// several parts.
     Inspect {
         /// The number that the event must repeat.
         inspect: InspectId,

@@ -273,8 +273,8 @@ pub enum Event {
         inspect: InspectId,
         /// Whose objects they are.
         daemon: DaemonId,
-        /// For each block the size of its data object, or `None` if there is no object of the
-        /// right kind.
+        /// For some of the blocks the size of the data object, or `None` if there is no object of
+        /// the right kind. A block whose object could not be looked at is in no part.
         found: Vec<(BlockId, Option<u64>)>,
     },
     /// A descriptor of a [`super::Action::Reply`] could not be opened. The shell has answered that

@@ -27,9 +27,9 @@ use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::time::Duration;
 
-use dmce_abi::block::DaemonId;
+use dmce_abi::block::{BlockId, DaemonId};
 use dmce_abi::name::Instance;
-use dmce_broker::dispatcher::{Action, Dispatcher, Event, LogLevel, Millis, Now};
+use dmce_broker::dispatcher::{Action, Dispatcher, Event, InspectId, LogLevel, Millis, Now};
 use dmce_config::Config;
 use dmce_sys::lock::{LockError, OfdLock};
 use dmce_sys::object::{ObjectDir, ObjectError};
@@ -50,6 +50,17 @@ const COPIES_SERVED: u32 = 1;
 
 /// How often a lock that is waited for is looked at: the kernel has no notice for it.
 const LOCK_POLL_MS: u64 = 20;
+
+/// Objects that are looked at before those who wait have their turn.
+const OBJECTS_A_TURN: usize = 256;
+
+/// Objects that the dispatcher wants looked at.
+#[derive(Debug)]
+struct Inspection {
+    inspect: InspectId,
+    daemon: DaemonId,
+    blocks: Vec<BlockId>,
+}
 
 /// What a poller's token says, in its top byte; the rest is a number of that kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +151,7 @@ pub struct Server {
     objects: Objects,
     events: VecDeque<Event>,
     awaited_locks: BTreeSet<DaemonId>,
+    inspections: VecDeque<Inspection>,
     wake_at: Option<Millis>,
     /// Held for the life of the process: it makes this broker the only one of its instance.
     _lock: OfdLock,
@@ -185,6 +197,7 @@ impl Server {
             objects,
             events: VecDeque::from([Event::Started(started)]),
             awaited_locks: BTreeSet::new(),
+            inspections: VecDeque::new(),
             wake_at: None,
             _lock: lock,
         })
@@ -211,7 +224,22 @@ impl Server {
                 }
             }
             self.look_at_locks();
+            self.look_at_objects();
             self.look_at_clock();
+        }
+    }
+
+    /// Looks at a few of the objects that are to be looked at: those of a daemon that went away may be
+    /// very many, and nobody is to wait for them.
+    fn look_at_objects(&mut self) {
+        let Some(Inspection { inspect, daemon, mut blocks }) = self.inspections.pop_front() else {
+            return;
+        };
+        let now = blocks.split_off(blocks.len().saturating_sub(OBJECTS_A_TURN));
+        let found = self.objects.inspect(daemon, &now);
+        self.events.push_back(Event::Inspected { inspect, daemon, found });
+        if !blocks.is_empty() {
+            self.inspections.push_back(Inspection { inspect, daemon, blocks });
         }
     }
 
@@ -258,7 +286,8 @@ impl Server {
         let now = now().millis;
         let lock = (!self.awaited_locks.is_empty()).then_some(now.after(LOCK_POLL_MS));
         let doors = [self.clients.door().rests_until(), self.daemons.door().rests_until()];
-        let due = [lock, self.wake_at, self.sessions.check_at()].into_iter().chain(doors);
+        let objects = (!self.inspections.is_empty()).then_some(now);
+        let due = [lock, objects, self.wake_at, self.sessions.check_at()].into_iter().chain(doors);
         due.flatten().min().map(|at| Duration::from_millis(at.0.saturating_sub(now.0)))
     }
 
@@ -324,8 +353,7 @@ impl Server {
                 self.awaited_locks.insert(daemon);
             }
             Action::Inspect { inspect, daemon, blocks } => {
-                let found = self.objects.inspect(daemon, &blocks);
-                self.events.push_back(Event::Inspected { inspect, daemon, found });
+                self.inspections.push_back(Inspection { inspect, daemon, blocks });
             }
             Action::Log { level, text } => log(level, &text),
             Action::WakeAt(at) => self.wake_at = Some(at),
