@@ -31,7 +31,7 @@
  * Handles are opaque: they look like pointers and are never dereferenced. One that is closed, also
  * twice, answers DMCE_E_CLOSED; anything that was never a handle is DMCE_E_INVALID. They may be
  * used by any thread, several at a time. A forked child must open its own session: a handle of its
- * parent answers DMCE_E_FORKED.
+ * parent answers DMCE_E_FORKED. No call is for signal handlers.
  *
  * Addresses are numbers, the same in every process, and stay valid while the bytes behind them
  * move. Inside an allocation plain arithmetic is right. 0 is no address.
@@ -599,7 +599,7 @@ dmce_status_t dmce_open(const dmce_options_t *options, dmce_session_t **session)
  * Closes a session: frees what it allocated, closes its regions. Regions themselves stay.
  *
  * The handle is closed in any case but `DMCE_E_FORKED`. Calls of other threads that are under way
- * end first. Not for signal handlers.
+ * end first.
  */
 dmce_status_t dmce_close(dmce_session_t *session);
 

@@ -93,7 +93,7 @@ pub unsafe extern "C" fn dmce_open(
 /// Closes a session: frees what it allocated, closes its regions. Regions themselves stay.
 ///
 /// The handle is closed in any case but `DMCE_E_FORKED`. Calls of other threads that are under way
-/// end first. Not for signal handlers.
+/// end first.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_close(session: *mut dmce_session_t) -> dmce_status_t {
     let handle = session.addr();

@@ -117,6 +117,16 @@ impl Table {
         Retired(known.remove(&id).map(ManuallyDrop::new).into_iter().collect())
     }
 
+    /// Takes out what was found, unless another has its place by now.
+    pub(crate) fn remove_same(&self, old: &Arc<Block>) -> Retired {
+        let mut known = self.lock();
+        if known.get(&old.id).is_none_or(|there| !Arc::ptr_eq(there, old)) {
+            return Retired::default();
+        }
+        self.swap(old.id, ptr::null_mut());
+        Retired(known.remove(&old.id).map(ManuallyDrop::new).into_iter().collect())
+    }
+
     fn put(&self, known: &mut BTreeMap<BlockId, Arc<Block>>, block: Arc<Block>) -> Retired {
         let id = block.id;
         if id.get() >= self.ids {

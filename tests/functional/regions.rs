@@ -132,3 +132,15 @@ fn a_region_over_several_blocks_is_one_range() {
     region.read(15 << 20, &mut found, Mirror::Any).unwrap();
     assert!(found == content);
 }
+
+#[test]
+fn a_region_with_a_pointer_into_it_is_not_deleted_from_beneath_it() {
+    let instance = Instance::start(1);
+    let session = instance.open();
+    session.region_create("vol", "pinned", 8192, &RegionOptions::default()).unwrap();
+    let region = session.region_open("vol", "pinned", BOTH).unwrap();
+    let pointer = session.map(region.addr(4096).unwrap(), 100, BOTH).unwrap();
+    assert_eq!(session.region_delete("vol", "pinned").unwrap_err().status(), Status::Busy);
+    session.unmap(pointer).unwrap();
+    session.region_delete("vol", "pinned").unwrap();
+}

@@ -292,7 +292,7 @@ impl Core {
         let fetch = Fetch { block: id, writable: absent.writable };
         let (reply, mut fds) = match self.ask(&ClientRequest::Fetch(fetch)) {
             Err(error) if error.status() == Status::Address => {
-                self.retire(self.table.remove(id));
+                self.retire(self.table.remove_same(&absent));
                 return Err(error);
             }
             answer => answer?,
@@ -305,7 +305,7 @@ impl Core {
         let span = (info.span_first, info.span_count);
         if is_other || info.block != id || span != (absent.span.first, absent.span.count) {
             // The id is another block's by now: the one that was known is gone.
-            self.retire(self.table.remove(id));
+            self.retire(self.table.remove_same(&absent));
             return Err(unknown(id));
         }
         let backing = match fds.pop() {

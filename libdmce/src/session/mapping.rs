@@ -116,8 +116,9 @@ impl Core {
         }
     }
 
-    /// Tells the broker of the pointers that it does not know.
-    pub(super) fn announce_pins(&self) {
+    /// Tells the broker of the pointers that it does not know. False if one could not be told.
+    pub(super) fn announce_pins(&self) -> bool {
+        let mut all = true;
         let mut pins = self.pins();
         for (&pointer, same) in pins.iter_mut() {
             let told = same.iter().any(|pin| pin.announced);
@@ -126,8 +127,10 @@ impl Core {
                 let os_address = pointer as u64;
                 let map = Map { addr, bytes, os_address, writable };
                 pin.announced = self.link.try_tell(&ClientRequest::Map(map));
+                all &= pin.announced;
             }
         }
+        all
     }
 
     /// Takes every pointer back.

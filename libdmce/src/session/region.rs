@@ -246,9 +246,24 @@ impl Core {
     pub(crate) fn region_delete(&self, volume: &str, name: &str) -> Result<(), Error> {
         self.usable()?;
         let region = region_name(volume, name)?;
+        self.check_region_unpinned(&region)?;
         let delete = ClientRequest::RegionDelete(region.clone());
         done(&self.ask(&delete)?.0, "RegionDelete")?;
         self.drop_region(&region);
+        Ok(())
+    }
+
+    /// A region that this session has a pointer into is busy: its bytes must not go from beneath it.
+    fn check_region_unpinned(&self, name: &RegionName) -> Result<(), Error> {
+        let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        let regions = self.regions();
+        let spans = regions.values().filter(|region| region.name == *name).map(|open| open.span);
+        for span in spans {
+            let bytes = u64::from(span.count).saturating_mul(self.layout.block_bytes());
+            if super::mapping::is_pinned(&pins, self.join(span.first, 0)?.to_raw(), bytes) {
+                return Err(Error::new(Status::Busy, "a pointer is mapped into the region"));
+            }
+        }
         Ok(())
     }
 

@@ -126,10 +126,10 @@ impl Core {
             // Nothing is left to do but to end.
             return None;
         }
-        let retry = self.retry_pause();
-        if retry.is_none() {
-            self.tend_attached();
-        }
+        let retry = self.retry_pause().or_else(|| {
+            // What could not be done nobody would wake this thread for.
+            (!self.tend_attached()).then_some(Duration::from_millis(PAUSE_MAX_MS))
+        });
         let idle = self.give_back_idle();
         match (retry, idle) {
             (Some(a), Some(b)) => Some(a.min(b)),
@@ -137,7 +137,8 @@ impl Core {
         }
     }
 
-    fn tend_attached(&self) {
+    /// Does what needs the broker. False if something is left to be done again.
+    fn tend_attached(&self) -> bool {
         if self.map.has_moved()
             && let Err(error) = self.catch_up()
         {
@@ -146,7 +147,7 @@ impl Core {
         if self.link.take_renewed() {
             self.announce_again();
         }
-        self.announce_pins();
+        let announced = self.announce_pins();
         let late = std::mem::take(&mut *self.link.late_grants());
         for granted in late {
             if let Ok(addr) = self.join(granted.first.block, 0) {
@@ -155,6 +156,7 @@ impl Core {
             }
         }
         self.do_chores();
+        announced && self.chores().is_empty() && !self.map.has_moved()
     }
 
     /// How long to wait before the next try to attach; `None` if the session is attached.
