@@ -97,6 +97,11 @@ pub(super) struct Store {
 }
 
 impl Store {
+    /// Whether it holds and owes more than it may hold.
+    pub(super) const fn is_over(&self) -> bool {
+        self.committed.saturating_add(self.reserved) > self.capacity
+    }
+
     /// Bytes that anybody may have.
     pub(super) const fn free(&self) -> u64 {
         self.capacity.saturating_sub(self.committed.saturating_add(self.reserved))

@@ -203,6 +203,13 @@ impl Server {
         grows.collect()
     }
 
+    /// Takes back the last grow that was not sent yet.
+    pub(super) fn take_last_grow(&mut self) -> Option<Op> {
+        let is_grow = |op: &Op| matches!(op, Op::Grow { .. });
+        let last = self.urgent.iter().rposition(is_grow)?;
+        self.urgent.remove(last)
+    }
+
     /// Who waits for a grow.
     pub(super) fn grow_replies(&self) -> impl Iterator<Item = ReplyTo> {
         let asked = self.in_flight.values().chain(&self.urgent);

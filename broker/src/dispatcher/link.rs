@@ -146,6 +146,7 @@ impl Dispatcher {
         let held = std::mem::take(held);
         self.check_report(daemon, &held)?;
         self.take_report(daemon, held);
+        self.refuse_grows(daemon);
         let (request_id, request) = (RequestId(0), DaemonRequest::Settled);
         self.out.push(Action::ToDaemon { conn, request_id, request });
         if let Some(server) = self.daemons.servers.get_mut(&daemon) {
@@ -158,6 +159,17 @@ impl Dispatcher {
         self.pump(daemon);
         self.reported(daemon);
         Ok(())
+    }
+
+    /// A daemon has more than was known when it was asked to grow blocks: what does not fit any more
+    /// is refused, the last first.
+    fn refuse_grows(&mut self, daemon: DaemonId) {
+        while self.ledger.store(daemon).is_over() {
+            let server = self.daemons.servers.get_mut(&daemon);
+            let Some(op) = server.and_then(Server::take_last_grow) else { return };
+            let text = format!("daemon {daemon} has no room left");
+            self.refuse_grow(&op, Refusal::new(Status::NoSpace, text));
+        }
     }
 
     fn heard(&mut self, daemon: DaemonId) {
@@ -278,14 +290,17 @@ impl Dispatcher {
                     _ => self.remove_block(block),
                 }
             }
-            Op::Grow { block, guid, reply, .. } => {
-                if self.blocks.get(block).is_some_and(|block| block.guid == guid) {
-                    self.grow_ended(block);
-                }
-                self.reply_to_grow(reply, Err(away(daemon)));
-            }
+            Op::Grow { .. } => self.refuse_grow(op, away(daemon)),
             Op::Destroy { .. } | Op::Sense => {}
         }
+    }
+
+    fn refuse_grow(&mut self, op: &Op, refusal: Refusal) {
+        let Op::Grow { block, guid, reply, .. } = *op else { return };
+        if self.blocks.get(block).is_some_and(|block| block.guid == guid) {
+            self.grow_ended(block);
+        }
+        self.reply_to_grow(reply, Err(refusal));
     }
 
     /// The spans of those blocks that somebody waits for.
