@@ -33,7 +33,8 @@ pub(crate) const WINDOW_BYTES: u64 = 2 << 20;
 pub(crate) const BUDGET_MIN: u64 = 2 * WINDOW_BYTES;
 
 const SHARDS_MAX: usize = 16;
-const PLACES_PER_SHARD_MIN: usize = 8;
+/// A shard of few places would be full while others are empty.
+const PLACES_PER_SHARD_MIN: usize = 32;
 /// How many places are looked at for the one that is used least.
 const LOOKS: usize = 16;
 
@@ -242,6 +243,9 @@ impl WindowCache {
         }
         shard.touches.clear(hash >> 4);
         let owner = Owner { places: Arc::clone(places), window: key.window };
+        // What it was touched speaks for it; what was mapped for a single pass goes first.
+        let hits = if touches == u32::MAX { 0 } else { touches.min(HITS_MAX) };
+        self.places[slot].hits.store(hits, Ordering::Relaxed);
         let shown = self.show(slot, &mut shard, owner, (fd, protection));
         self.places[slot].untake();
         if let Err(error) = shown {
@@ -353,7 +357,6 @@ impl WindowCache {
         self.with_reservation(slot, |reservation, at| {
             reservation.map_at(at, fd, range, protection, Populate::No).map(|_| ())
         })?;
-        self.places[slot].hits.store(0, Ordering::Relaxed);
         let named = u32::try_from(slot + 1).expect("windows of an address space fit 32 bits");
         // Release pairs with the acquire of `find`.
         owner.places[owner.window as usize].store(named, Ordering::Release);
