@@ -10,9 +10,10 @@
 //! random WAY COUNT SEED BYTES PIECES PIECE_BYTES -> SECONDS
 //! ```
 //!
-//! `random` does `COUNT` accesses of 64 bytes at random places of a working set: so many pieces of
-//! so many bytes, at places of the first `BYTES` that the seed chooses. `WAY` is `read` or `write`
-//! for the functions of DMCE, `pread` or `pwrite` for the same places in the objects.
+//! `random` does `COUNT` accesses of 64 bytes, in an order that the seed chooses, to a working set:
+//! so many pieces of so many bytes, scattered over the first `BYTES`, always the same. `WAY` is
+//! `read` or `write` for the functions of DMCE, `pread` or `pwrite` for the same places in the
+//! objects.
 
 use std::env;
 use std::fs::File;
@@ -60,6 +61,12 @@ impl Worker {
         let mut worker = Self { child, commands, answers };
         worker.ask("open")?;
         Ok(worker)
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Gives a command and waits for its answer.
@@ -169,9 +176,9 @@ impl Client {
                     bytes: number(bytes)?,
                     pieces: number(pieces)?,
                     piece_bytes: number(piece_bytes)?,
-                    seed: number(seed)?,
                 });
-                self.random(parse_way(way)?, &set, number(count)?).map(seconds)
+                let places = set.places(number(seed)?);
+                self.random(parse_way(way)?, &set, places, number(count)?).map(seconds)
             }
             _ => Err(unknown(&words.join(" "))),
         }
@@ -228,10 +235,9 @@ impl Client {
 
     /// Seconds of one of `count` accesses.
     #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-    fn random(&self, way: Way, set: &WorkingSet, count: u64) -> Result<f64> {
+    fn random(&self, way: Way, set: &WorkingSet, mut places: Places, count: u64) -> Result<f64> {
         let (session, first) = (self.session()?, self.first()?);
         let mut line = [0x5a_u8; LINE_BYTES];
-        let mut places = set.places();
         let begin = Instant::now();
         for _ in 0..count {
             let offset = set.offset(places.next());
@@ -262,13 +268,12 @@ impl Client {
     }
 }
 
-/// How a working set lies in the region. All are powers of two but the seed.
+/// How a working set lies in the region. All are powers of two.
 #[derive(Clone, Copy)]
 struct Shape {
     bytes: u64,
     pieces: u64,
     piece_bytes: u64,
-    seed: u64,
 }
 
 /// The memory that random accesses go to.
@@ -280,15 +285,16 @@ struct WorkingSet {
 impl WorkingSet {
     fn new(shape: Shape) -> Self {
         let slots = shape.bytes / shape.piece_bytes;
-        let slot = |piece| permuted((shape.seed + piece) % slots, slots.trailing_zeros());
+        // Not the first places of the permutation: that of 0 is 0.
+        let slot = |piece| permuted((slots / 3 + piece) % slots, slots.trailing_zeros());
         let starts = (0..shape.pieces).map(|piece| slot(piece) * shape.piece_bytes).collect();
         Self { shape, starts }
     }
 
     /// Lines of it, in a random order.
-    fn places(&self) -> Places {
+    fn places(&self, seed: u64) -> Places {
         let lines = self.shape.pieces * self.shape.piece_bytes / LINE_BYTES as u64;
-        Places::below(lines, self.shape.seed)
+        Places::below(lines, seed)
     }
 
     /// Where a line of it is in the region.
@@ -332,11 +338,11 @@ mod tests {
 
     #[test]
     fn a_working_set_is_so_many_pieces_of_the_whole() {
-        let shape = Shape { bytes: 1 << 20, pieces: 8, piece_bytes: 1 << 12, seed: 5 };
+        let shape = Shape { bytes: 1 << 20, pieces: 8, piece_bytes: 1 << 12 };
         let set = WorkingSet::new(shape);
         let starts: BTreeSet<u64> = set.starts.iter().copied().collect();
         assert_eq!(starts.len(), 8);
-        let mut places = set.places();
+        let mut places = set.places(5);
         for _ in 0..1_000 {
             let offset = set.offset(places.next());
             assert!(offset < 1 << 20 && offset.is_multiple_of(64));
@@ -346,7 +352,7 @@ mod tests {
 
     #[test]
     fn one_piece_can_be_all() {
-        let shape = Shape { bytes: 1 << 20, pieces: 1, piece_bytes: 1 << 20, seed: 9 };
+        let shape = Shape { bytes: 1 << 20, pieces: 1, piece_bytes: 1 << 20 };
         assert_eq!(WorkingSet::new(shape).offset(3), 192);
     }
 }

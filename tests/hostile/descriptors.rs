@@ -30,7 +30,8 @@ fn exhaust(pid: u32) {
     let open: BTreeSet<usize> = open
         .map(|entry| entry.unwrap().file_name().into_string().unwrap().parse().unwrap())
         .collect();
-    let free = (0..=open.len()).find(|number| !open.contains(number)).expect("there is a free number");
+    let free =
+        (0..=open.len()).find(|number| !open.contains(number)).expect("there is a free number");
     limit_open_files(pid, free);
 }
 

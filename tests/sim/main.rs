@@ -61,7 +61,7 @@ fn no_history_breaks_a_promise() {
         run(seed);
         return;
     }
-    for seed in 0..number("DMCE_SIM_SEEDS").unwrap_or(SEEDS) {
+    for seed in number("DMCE_SIM_FROM").unwrap_or(0)..number("DMCE_SIM_SEEDS").unwrap_or(SEEDS) {
         run(seed);
     }
 }

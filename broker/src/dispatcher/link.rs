@@ -161,8 +161,8 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// A daemon has more than was known when it was asked to grow blocks: what does not fit any more
-    /// is refused, the last first.
+    /// A daemon has more than was known when it was asked to grow blocks: what does not fit any
+    /// more is refused, the last first.
     fn refuse_grows(&mut self, daemon: DaemonId) {
         while self.ledger.store(daemon).is_over() {
             let server = self.daemons.servers.get_mut(&daemon);

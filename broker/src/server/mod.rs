@@ -229,8 +229,8 @@ impl Server {
         }
     }
 
-    /// Looks at a few of the objects that are to be looked at: those of a daemon that went away may be
-    /// very many, and nobody is to wait for them.
+    /// Looks at a few of the objects that are to be looked at: those of a daemon that went away may
+    /// be very many, and nobody is to wait for them.
     fn look_at_objects(&mut self) {
         let Some(Inspection { inspect, daemon, mut blocks }) = self.inspections.pop_front() else {
             return;

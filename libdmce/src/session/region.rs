@@ -253,7 +253,8 @@ impl Core {
         Ok(())
     }
 
-    /// A region that this session has a pointer into is busy: its bytes must not go from beneath it.
+    /// A region that this session has a pointer into is busy: its bytes must not go from beneath
+    /// it.
     fn check_region_unpinned(&self, name: &RegionName) -> Result<(), Error> {
         let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
         let regions = self.regions();
