@@ -159,7 +159,7 @@ fn both_ways<const N: usize>(cases: [Case; N]) -> Vec<Case> {
 }
 
 fn row(setting: &Setting, sides: &Sides<'_>, case: Case) -> Result<Row> {
-    let rounds = setting.effort.pick(9, 3);
+    let rounds = setting.effort.pick(15, 3);
     let count = setting.effort.pick(case.count, (case.count / 8).max(2));
     let pair = alternate(
         rounds,

@@ -67,7 +67,7 @@ fn row(setting: &Setting, access: &Access, state: String, areas: [Area; 2]) -> R
             })
         }
     };
-    let rounds = setting.effort.pick(9, 3);
+    let rounds = setting.effort.pick(15, 3);
     let pair = alternate(rounds, side(areas[0]), side(areas[1]))?;
     let subject = Subject {
         quantity: access.quantity.to_owned(),
