@@ -80,7 +80,8 @@ impl World {
             if other == place || !client.alive || !lives {
                 continue;
             }
-            let taken = |id: &BlockId| span.contains(id) && !self.host.harmed_ids.contains(id);
+            // Of a span whose first object went while there was no broker, nothing may be left.
+            let taken = |id: &BlockId| span.contains(id) && !self.is_harmed(client, *id);
             if let Some(id) = client.own_blocks().find(taken) {
                 return Err(format!("block {id} is granted, and is process {}'s", client.peer.pid));
             }
@@ -240,6 +241,12 @@ impl World {
             return Err(format!("after all is deleted there is {snapshot:?}"));
         }
         Ok(())
+    }
+
+    /// Whether a block of the client's span of `block` was harmed.
+    fn is_harmed(&self, client: &Client, block: BlockId) -> bool {
+        let view = client.view.as_ref();
+        !view.is_some_and(|view| view.may_read(block, &self.host.harmed_ids))
     }
 
     /// Whether the client of a session believes that it has a block.

@@ -87,8 +87,20 @@ impl World {
                 self.lose_connection(place);
                 Ok(())
             }
+            _ if self.random.once_in(3) => self.misuse(place),
             _ => self.talk_nonsense(place),
         }
+    }
+
+    /// A client enlarges its session object, and the shell finds out.
+    fn misuse(&mut self, place: usize) -> Checked {
+        let session = self.clients[place].view.as_ref().map(|view| view.session);
+        let record = session.and_then(|session| self.host.records.get(&session));
+        let own = record.filter(|record| record.record.pid == self.clients[place].peer.pid);
+        let Some(session) = own.map(|record| record.record.session) else { return Ok(()) };
+        self.clients[place].excused = true;
+        let reason = "its session object has another size".to_owned();
+        self.event(Event::Misused { session, reason })
     }
 
     /// Kills a client. The broker hears of it by the connection, by the process, or by both.

@@ -275,13 +275,18 @@ impl Dispatcher {
         true
     }
 
+    /// A session loses a span. If it was granted all the same, its ids stay until the session has
+    /// been told.
     fn drop_from_owner(&mut self, first: BlockId, owner: SpanOwner) {
         let SpanOwner::Session(id) = owner else { return };
         for block in self.blocks.members(first) {
             self.changed(id, block);
         }
-        if let Some(session) = self.sessions.get_mut(id) {
-            session.spans.remove(&first);
+        let Some(session) = self.sessions.get_mut(id) else { return };
+        session.spans.remove(&first);
+        session.untold.insert(first);
+        if let Some(span) = self.blocks.span_mut(first) {
+            span.untold.insert(id);
         }
     }
 
