@@ -17,6 +17,7 @@ mod block;
 pub mod connection;
 mod error;
 mod locate;
+mod operations;
 mod options;
 mod reach;
 mod session;

@@ -7,9 +7,17 @@ use std::sync::Arc;
 use dmce_sys::map::Protection;
 use dmce_sys::object::{self, DEFAULT_DIR, ObjectDir};
 
+use dmce_abi::block::{Guid, SessionId};
+use dmce_shm::Fence;
+use dmce_shm::session::SessionIdentity;
+use dmce_shm::session::map::SessionMap;
+use dmce_shm::session::object::SessionObject;
+
 use super::mapped::MappedBlock;
 use super::windowed::{WINDOW_BYTES, WindowCache, WindowedBlock};
 use super::{Piece, Reach, Trouble};
+use crate::operations::Operations;
+use crate::slots::Slots;
 
 /// An object without a name: nothing of it is left, whatever happens.
 pub(crate) fn object(label: &str, bytes: u64) -> OwnedFd {
@@ -23,60 +31,120 @@ pub(crate) fn object(label: &str, bytes: u64) -> OwnedFd {
 
 const BYTES: u64 = 3 * WINDOW_BYTES + 12_288;
 
-/// How a kind of reach is made for an object.
-trait Kind {
-    type Block: Reach + Sync;
-    const LABEL: &'static str;
-    fn open(&self, fd: BorrowedFd<'_>, bytes_max: u64, protection: Protection) -> Self::Block;
+/// A session object, so that accesses are inside operations as a session's are.
+pub(crate) struct Session {
+    map: Arc<SessionMap>,
+    slots: Slots,
+    pub operations: Operations,
 }
 
-struct Mapped;
+impl Session {
+    pub(crate) fn new() -> Self {
+        let fence = Fence::register();
+        let id = SessionId::try_from(1).unwrap();
+        let identity = SessionIdentity { session: id, guid: Guid([1; 16]) };
+        let object = SessionObject::create(object("session", 4096), identity, fence).unwrap();
+        let map = Arc::new(SessionMap::map(object.as_fd(), identity, fence).unwrap());
+        let operations = Operations::new(Arc::clone(&map), fence);
+        Self { map, slots: Slots::new(), operations }
+    }
+
+    fn operate<R>(&self, access: impl FnOnce() -> R) -> R {
+        let slot = self.slots.own().unwrap();
+        let _inside = self.map.begin(slot).unwrap();
+        access()
+    }
+}
+
+/// How a kind of reach is made for an object.
+trait Kind {
+    type Reach: Reach + Sync;
+    const LABEL: &'static str;
+    fn open(&self, fd: BorrowedFd<'_>, bytes_max: u64, protection: Protection) -> Self::Reach;
+    fn session(&self) -> &Session;
+
+    fn block(
+        &self,
+        fd: BorrowedFd<'_>,
+        bytes_max: u64,
+        protection: Protection,
+    ) -> Block<'_, Self::Reach> {
+        Block { reach: self.open(fd, bytes_max, protection), session: self.session() }
+    }
+}
+
+struct Mapped(Session);
 
 impl Kind for Mapped {
-    type Block = MappedBlock;
+    type Reach = MappedBlock;
     const LABEL: &'static str = "mapped";
     fn open(&self, fd: BorrowedFd<'_>, bytes_max: u64, protection: Protection) -> MappedBlock {
         MappedBlock::new(fd, bytes_max, protection).unwrap()
     }
+    fn session(&self) -> &Session {
+        &self.0
+    }
 }
 
-struct Windowed(Arc<WindowCache>);
+struct Windowed(Arc<WindowCache>, Session);
 
 impl Kind for Windowed {
-    type Block = WindowedBlock;
+    type Reach = WindowedBlock;
     const LABEL: &'static str = "windowed";
     fn open(&self, fd: BorrowedFd<'_>, bytes_max: u64, protection: Protection) -> WindowedBlock {
         let fd = fd.try_clone_to_owned().unwrap();
         WindowedBlock::new(Arc::clone(&self.0), fd, bytes_max, protection).unwrap()
     }
+    fn session(&self) -> &Session {
+        &self.1
+    }
 }
 
 fn windowed(windows: u64) -> Windowed {
-    Windowed(Arc::new(WindowCache::new(windows * WINDOW_BYTES).unwrap()))
+    let session = Session::new();
+    let cache = WindowCache::new(windows * WINDOW_BYTES, &session.operations).unwrap();
+    Windowed(Arc::new(cache), session)
 }
 
-/// Writes and reads the caller's own buffers.
-trait Buffers: Reach {
+/// A block, accessed inside operations.
+struct Block<'a, R> {
+    reach: R,
+    session: &'a Session,
+}
+
+impl<R: Reach> Block<'_, R> {
+    /// Runs an access; again where a loss elsewhere in the process disturbed it, as callers do.
+    fn access<T>(&self, access: impl Fn() -> Result<T, Trouble>) -> Result<T, Trouble> {
+        loop {
+            match self.session.operate(&access) {
+                Err(Trouble::Again) => {}
+                done => return done,
+            }
+        }
+    }
+
     fn get(&self, cell: u64, buffer: &mut [u8], committed: u64) -> Result<(), Trouble> {
-        let piece = Piece { cell, bytes: buffer.len(), committed };
+        let (piece, buffer) = (Piece { cell, bytes: buffer.len(), committed }, buffer.as_mut_ptr());
         // SAFETY: the buffer is a private one of that length.
-        unsafe { self.read(piece, buffer.as_mut_ptr()) }
+        self.access(|| unsafe { self.reach.read(piece, buffer) })
     }
 
     fn put(&self, cell: u64, data: &[u8], committed: u64) -> Result<(), Trouble> {
         let piece = Piece { cell, bytes: data.len(), committed };
         // SAFETY: the data is a private buffer of that length; tests write writable blocks.
-        unsafe { self.write(piece, data.as_ptr()) }
+        self.access(|| unsafe { self.reach.write(piece, data.as_ptr()) })
+    }
+
+    fn set(&self, piece: Piece, byte: u8) -> Result<(), Trouble> {
+        self.access(|| self.reach.fill(piece, byte))
     }
 
     fn order(&self, cell: u64, data: &[u8], committed: u64) -> Result<Ordering, Trouble> {
         let piece = Piece { cell, bytes: data.len(), committed };
         // SAFETY: as in `put`.
-        unsafe { self.compare(piece, data.as_ptr()) }
+        self.access(|| unsafe { self.reach.compare(piece, data.as_ptr()) })
     }
 }
-
-impl<R: Reach> Buffers for R {}
 
 fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
     let mut word = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -96,7 +164,7 @@ fn number(seed: &mut u64, below: u64) -> u64 {
 
 fn agrees_with_a_plain_buffer<K: Kind>(kind: &K) {
     let fd = object(&format!("model-{}", K::LABEL), BYTES);
-    let block = kind.open(fd.as_fd(), BYTES, Protection::ReadWrite);
+    let block = kind.block(fd.as_fd(), BYTES, Protection::ReadWrite);
     let mut model = vec![0_u8; usize::try_from(BYTES).unwrap()];
     let mut seed = 7;
     for step in 0..3_000 {
@@ -116,7 +184,7 @@ fn agrees_with_a_plain_buffer<K: Kind>(kind: &K) {
             }
             1 => {
                 let piece = Piece { cell, bytes: len, committed: BYTES };
-                block.fill(piece, step.to_le_bytes()[0]).unwrap();
+                block.set(piece, step.to_le_bytes()[0]).unwrap();
                 expected.fill(step.to_le_bytes()[0]);
             }
             2 => {
@@ -141,7 +209,7 @@ fn agrees_with_a_plain_buffer<K: Kind>(kind: &K) {
 
 fn what_another_process_writes_is_seen<K: Kind>(kind: &K) {
     let fd = object(&format!("other-{}", K::LABEL), BYTES);
-    let block = kind.open(fd.as_fd(), BYTES, Protection::Read);
+    let block = kind.block(fd.as_fd(), BYTES, Protection::Read);
     for round in 0..6_u8 {
         for cell in [0, WINDOW_BYTES - 3, BYTES - 64] {
             object::write_at(fd.as_fd(), &[round; 64], cell).unwrap();
@@ -154,7 +222,7 @@ fn what_another_process_writes_is_seen<K: Kind>(kind: &K) {
 
 fn what_is_committed_later_is_there<K: Kind>(kind: &K) {
     let fd = object(&format!("grow-{}", K::LABEL), 8192);
-    let block = kind.open(fd.as_fd(), BYTES, Protection::ReadWrite);
+    let block = kind.block(fd.as_fd(), BYTES, Protection::ReadWrite);
     for _ in 0..5 {
         block.put(8_000, &[1; 192], 8192).unwrap();
     }
@@ -168,7 +236,7 @@ fn what_is_committed_later_is_there<K: Kind>(kind: &K) {
 fn a_truncated_object_is_lost_and_raises_no_signal<K: Kind>(kind: &K) {
     dmce_sys::fault::install().unwrap();
     let fd = object(&format!("cut-{}", K::LABEL), BYTES);
-    let block = kind.open(fd.as_fd(), BYTES, Protection::ReadWrite);
+    let block = kind.block(fd.as_fd(), BYTES, Protection::ReadWrite);
     let large = usize::try_from(BYTES).unwrap();
     // Some of it is in windows, some is not.
     block.put(0, &pattern(1, large), BYTES).unwrap();
@@ -179,7 +247,7 @@ fn a_truncated_object_is_lost_and_raises_no_signal<K: Kind>(kind: &K) {
         assert_eq!(block.get(cell, &mut buffer[..64], BYTES), Err(Trouble::Lost));
         assert_eq!(block.order(cell, &[9; 64], BYTES), Err(Trouble::Lost));
         assert_eq!(block.put(cell, &[9; 64], BYTES), Err(Trouble::Lost));
-        assert_eq!(block.fill(piece, 9), Err(Trouble::Lost));
+        assert_eq!(block.set(piece, 9), Err(Trouble::Lost));
         assert_eq!(object::end(fd.as_fd()).unwrap(), 4096);
     }
     assert_eq!(block.get(0, &mut buffer, BYTES), Err(Trouble::Lost));
@@ -190,7 +258,7 @@ fn many_threads_see_each_their_own_bytes<K: Kind>(kind: &K) {
     const THREADS: u64 = 8;
     let fd = object(&format!("threads-{}", K::LABEL), 16 * WINDOW_BYTES);
     let committed = 16 * WINDOW_BYTES;
-    let block = kind.open(fd.as_fd(), committed, Protection::ReadWrite);
+    let block = kind.block(fd.as_fd(), committed, Protection::ReadWrite);
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
             let block = &block;
@@ -214,7 +282,7 @@ fn many_threads_see_each_their_own_bytes<K: Kind>(kind: &K) {
 macro_rules! conform {
     ($($test:ident),+ $(,)?) => {
         mod mapped_blocks {
-            $(#[test] fn $test() { super::$test(&super::Mapped); })+
+            $(#[test] fn $test() { super::$test(&super::Mapped(super::Session::new())); })+
         }
         mod windowed_blocks {
             $(#[test] fn $test() { super::$test(&super::windowed(6)); })+
@@ -237,7 +305,7 @@ conform!(
 fn a_cache_that_gave_half_of_itself_up_still_serves() {
     let kind = windowed(8);
     let fd = object("shrink", BYTES);
-    let block = kind.open(fd.as_fd(), BYTES, Protection::ReadWrite);
+    let block = kind.block(fd.as_fd(), BYTES, Protection::ReadWrite);
     let data = pattern(5, usize::try_from(BYTES).unwrap());
     block.put(0, &data, BYTES).unwrap();
     assert_eq!(kind.0.mapped(), 4);
@@ -253,7 +321,8 @@ fn a_cache_that_gave_half_of_itself_up_still_serves() {
 
 #[test]
 fn a_budget_that_does_not_fit_is_halved_until_it_does() {
-    let cache = WindowCache::new(1 << 60).unwrap();
+    let session = Session::new();
+    let cache = WindowCache::new(1 << 60, &session.operations).unwrap();
     assert!(cache.budget() >= 2 * WINDOW_BYTES);
     assert!(cache.budget() < 1 << 60);
 }

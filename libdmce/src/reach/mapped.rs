@@ -52,7 +52,7 @@ impl MappedBlock {
 
     /// Copies between two mapped blocks, or inside one; the ranges do not overlap.
     pub(crate) fn copy(&self, to: Piece, from_block: &Self, from_cell: u64) -> Result<(), Trouble> {
-        let store = Store::for_bytes(to.bytes);
+        let store = Store::into_block(to.bytes);
         each_guarded(to, |done, part| {
             let target = self.range(part);
             let source = from_block.range(Piece { cell: from_cell + done as u64, ..part });
@@ -69,7 +69,7 @@ impl MappedBlock {
     /// As [`Reach::read`].
     #[inline(never)]
     unsafe fn read_large(&self, piece: Piece, buffer: *mut u8) -> Result<(), Trouble> {
-        let store = Store::for_bytes(piece.bytes);
+        let store = Store::out_of_block(piece.bytes);
         each_guarded(piece, |done, part| {
             let (range, buffer) = (self.range(part), buffer.wrapping_add(done));
             // SAFETY: the range is mapped, the buffer is the caller's, and no part of a block.
@@ -83,7 +83,7 @@ impl MappedBlock {
     /// As [`Reach::write`].
     #[inline(never)]
     unsafe fn write_large(&self, piece: Piece, data: *const u8) -> Result<(), Trouble> {
-        let store = Store::for_bytes(piece.bytes);
+        let store = Store::into_block(piece.bytes);
         each_guarded(piece, |done, part| {
             let (range, data) = (self.range(part), data.wrapping_add(done));
             // SAFETY: the range is mapped and writable, the data is the caller's, and no part of a
@@ -111,7 +111,7 @@ impl Reach for MappedBlock {
         }
         let range = self.range(piece);
         // SAFETY: the range is mapped, the buffer is the caller's, and no part of a block.
-        let copy = || unsafe { buffer.copy_from_nonoverlapping(range.as_ptr(), piece.bytes) };
+        let copy = || unsafe { transfer::copy(buffer, range.as_ptr(), piece.bytes, Store::Cached) };
         Ok(guarded(range, copy)?)
     }
 
@@ -124,12 +124,12 @@ impl Reach for MappedBlock {
         let range = self.range(piece);
         // SAFETY: the range is mapped and writable, the data is the caller's, and no part of a
         // block.
-        let copy = || unsafe { range.as_ptr().copy_from_nonoverlapping(data, piece.bytes) };
+        let copy = || unsafe { transfer::copy(range.as_ptr(), data, piece.bytes, Store::Cached) };
         Ok(guarded(range, copy)?)
     }
 
     fn fill(&self, piece: Piece, byte: u8) -> Result<(), Trouble> {
-        let store = Store::for_bytes(piece.bytes);
+        let store = Store::into_block(piece.bytes);
         each_guarded(piece, |_, part| {
             let range = self.range(part);
             // SAFETY: the range is mapped and writable.

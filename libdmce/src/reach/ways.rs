@@ -18,21 +18,29 @@ use super::mapped::MappedBlock;
 use super::windowed::{WindowCache, WindowedBlock};
 use crate::block::Backing;
 use crate::error::Error;
+use crate::operations::Operations;
 use crate::options::Options;
 use crate::size;
 
 const BUDGET_VARIABLE: &str = "DMCE_WINDOW_BUDGET";
 
+/// How blocks are to be reached.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    budget: u64,
+    maps_whole: bool,
+}
+
 /// How blocks of a session are reached.
 #[derive(Debug)]
 pub(crate) struct Ways {
-    budget: u64,
-    maps_whole: bool,
+    plan: Plan,
+    operations: Operations,
     /// Made when the first block needs it.
     cache: Mutex<Option<Arc<WindowCache>>>,
 }
 
-impl Ways {
+impl Plan {
     /// As `options` and the environment say.
     ///
     /// # Errors
@@ -45,7 +53,14 @@ impl Ways {
         };
         let maps_whole = budget.is_none() && cfg!(target_pointer_width = "64");
         let budget = budget.unwrap_or(Options::DEFAULT_WINDOW_BUDGET);
-        Ok(Self { budget, maps_whole, cache: Mutex::new(None) })
+        Ok(Self { budget, maps_whole })
+    }
+}
+
+impl Ways {
+    /// Those of a plan, for accesses inside operations.
+    pub(crate) const fn new(plan: Plan, operations: Operations) -> Self {
+        Self { plan, operations, cache: Mutex::new(None) }
     }
 
     /// Makes a block's bytes reachable.
@@ -55,7 +70,7 @@ impl Ways {
     /// [`Status::NoMem`] if there is no address space for it, not even for windows.
     pub(crate) fn admit(&self, info: &BlockInfo, fd: OwnedFd) -> Result<Backing, Error> {
         let protection = if info.writable { Protection::ReadWrite } else { Protection::Read };
-        if self.maps_whole {
+        if self.plan.maps_whole {
             match MappedBlock::new(fd.as_fd(), info.bytes_max, protection) {
                 Ok(mapped) => return Ok(Backing::Mapped(mapped)),
                 Err(MapError::AddressSpace { bytes }) => {
@@ -70,7 +85,7 @@ impl Ways {
     }
 
     /// Gives address space up that the application needs for a mapping. False if there is none to
-    /// give.
+    /// give. Not from inside an operation.
     pub(crate) fn shrink(&self) -> bool {
         self.made().is_some_and(|cache| cache.shrink())
     }
@@ -80,8 +95,8 @@ impl Ways {
         let made = self.made();
         match made {
             Some(cache) => (cache.mapped(), cache.budget()),
-            None if self.maps_whole => (0, 0),
-            None => (0, self.budget),
+            None if self.plan.maps_whole => (0, 0),
+            None => (0, self.plan.budget),
         }
     }
 
@@ -94,7 +109,8 @@ impl Ways {
         if let Some(cache) = &*made {
             return Ok(Arc::clone(cache));
         }
-        let cache = Arc::new(WindowCache::new(self.budget).map_err(|error| of_map(&error))?);
+        let cache = WindowCache::new(self.plan.budget, &self.operations);
+        let cache = Arc::new(cache.map_err(|error| of_map(&error))?);
         *made = Some(Arc::clone(&cache));
         Ok(cache)
     }

@@ -16,8 +16,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dmce_abi::block::BlockId;
 use dmce_abi::wire::client::{Changes, ClientReply, ClientRequest, Fetch, Ready};
@@ -34,6 +33,7 @@ use crate::alloc::Allocator;
 use crate::block::{Backing, Block, Obstacle, check_info};
 use crate::connection::{Answer, Deadline};
 use crate::error::Error;
+use crate::operations::Operations;
 use crate::options::Options;
 use crate::reach::Trouble;
 use crate::reach::ways::Ways;
@@ -67,7 +67,9 @@ pub(crate) struct Core {
     /// How their bytes are reached.
     pub ways: Ways,
     /// The session object.
-    pub map: SessionMap,
+    pub map: Arc<SessionMap>,
+    /// Its operations that are in flight.
+    pub operations: Operations,
     /// What is allocated. Taken after `pins`; no message is sent while it is held.
     pub allocator: Mutex<Allocator>,
     /// The right to ask for more memory.
@@ -235,25 +237,10 @@ impl Core {
         if retired.is_empty() {
             return;
         }
-        self.wait_for_operations();
+        self.operations.wait();
         // SAFETY: every operation that was in flight when they were taken out is over, as was just
         // waited for; the caller is in none.
         unsafe { retired.release() };
-    }
-
-    /// Waits until every operation is over that is in flight now.
-    pub(crate) fn wait_for_operations(&self) {
-        let grace = loop {
-            match self.map.retire() {
-                Ok(grace) => break grace,
-                // Out of kernel memory for a moment.
-                Err(_) => thread::yield_now(),
-            }
-        };
-        // An operation is one copy of some MiB at most; its thread may have to be scheduled first.
-        while !grace.is_over(None) {
-            thread::yield_now();
-        }
     }
 
     /// Deals with what an operation met in place of a block's bytes. `Ok`: try again.
@@ -344,8 +331,7 @@ impl Core {
     pub(super) fn limit_descriptors(&self) {
         let open_files = dmce_sys::limits::open_files().unwrap_or(u64::MAX);
         let limit = usize::try_from(open_files / 2).unwrap_or(usize::MAX);
-        let is_windowed =
-            |block: &std::sync::Arc<Block>| matches!(block.backing, Backing::Windowed(_));
+        let is_windowed = |block: &Arc<Block>| matches!(block.backing, Backing::Windowed(_));
         let holding: Vec<_> = self.table.all().into_iter().filter(is_windowed).collect();
         if holding.len() < limit {
             return;

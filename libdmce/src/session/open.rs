@@ -28,8 +28,9 @@ use crate::alloc::Allocator;
 use crate::connection::Deadline;
 use crate::error::Error;
 use crate::locate::{self, Found};
+use crate::operations::Operations;
 use crate::options::Options;
-use crate::reach::ways::{Ways, of_map};
+use crate::reach::ways::{Plan, Ways, of_map};
 use crate::slots::Slots;
 use crate::table::Table;
 use crate::turn::Turn;
@@ -37,7 +38,7 @@ use crate::turn::Turn;
 /// Opens a session.
 pub(super) fn open(options: &Options) -> Result<Arc<Core>, Error> {
     check_options(options)?;
-    let ways = Ways::new(options)?;
+    let plan = Plan::new(options)?;
     let deadline = Deadline::after_ms(options.timeout_ms());
     let Found { mut connection, path } = locate::connect(options, deadline)?;
     let setup = Setup {
@@ -56,7 +57,7 @@ pub(super) fn open(options: &Options) -> Result<Arc<Core>, Error> {
     let identity = SessionIdentity { session: ready.session, guid: ready.guid };
     let map = map_object(&descriptors, identity);
     let link = Link::new((connection, path), identity, descriptors)?;
-    match map.and_then(|map| assemble(ways, (layout, ready), map)) {
+    match map.and_then(|map| assemble(plan, (layout, ready), map)) {
         Ok(parts) => finish(options, link, parts),
         Err(error) => {
             link.disconnect(deadline);
@@ -70,22 +71,26 @@ struct Parts {
     layout: AddrLayout,
     ready: Ready,
     ways: Ways,
-    map: SessionMap,
+    map: Arc<SessionMap>,
+    operations: Operations,
     fork: WipeOnForkPage,
 }
 
 fn assemble(
-    ways: Ways,
+    plan: Plan,
     (layout, ready): (AddrLayout, Ready),
-    map: SessionMap,
+    (map, fence): (SessionMap, Fence),
 ) -> Result<Parts, Error> {
     fault::install().map_err(|error| Error::new(Status::Io, error.to_string()))?;
     let fork = WipeOnForkPage::new().map_err(|error| of_map(&error))?;
-    Ok(Parts { layout, ready, ways, map, fork })
+    let map = Arc::new(map);
+    let operations = Operations::new(Arc::clone(&map), fence);
+    let ways = Ways::new(plan, operations.clone());
+    Ok(Parts { layout, ready, ways, map, operations, fork })
 }
 
 fn finish(options: &Options, link: Link, parts: Parts) -> Result<Arc<Core>, Error> {
-    let Parts { layout, ready, ways, map, fork } = parts;
+    let Parts { layout, ready, ways, map, operations, fork } = parts;
     let core = Arc::new(Core {
         layout,
         cell_bits: layout.cell_bits(),
@@ -96,6 +101,7 @@ fn finish(options: &Options, link: Link, parts: Parts) -> Result<Arc<Core>, Erro
         ready,
         ways,
         map,
+        operations,
         allocator: Mutex::new(Allocator::default()),
         growing: Turn::new(()),
         changing: Turn::new(()),
@@ -155,9 +161,13 @@ fn check_ready(ready: &Ready) -> Result<AddrLayout, Error> {
     Ok(layout)
 }
 
-fn map_object(descriptors: &Descriptors, identity: SessionIdentity) -> Result<SessionMap, Error> {
+fn map_object(
+    descriptors: &Descriptors,
+    identity: SessionIdentity,
+) -> Result<(SessionMap, Fence), Error> {
     let fence = Fence::register();
-    SessionMap::map(descriptors.object.as_fd(), identity, fence).map_err(|error| {
+    let mapped = SessionMap::map(descriptors.object.as_fd(), identity, fence);
+    mapped.map(|map| (map, fence)).map_err(|error| {
         let status = match &error {
             SessionMapError::OtherVersion { .. } => Status::Version,
             SessionMapError::Map(_) => Status::NoMem,

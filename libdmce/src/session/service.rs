@@ -263,7 +263,7 @@ impl Core {
         }
         let broker_knows = self.shut();
         self.service.end(&self.link);
-        self.wait_for_operations();
+        self.operations.wait();
         if broker_knows {
             self.link.disconnect(self.deadline());
         }

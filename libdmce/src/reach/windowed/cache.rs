@@ -1,19 +1,23 @@
 //! The cache of windows: a budget of address space that all blocks of a session share.
 //!
 //! ```text
-//!   block.places[window] = place + 1          cache.places[place].word
-//!                                              | taking | pins |
-//!   find:  place? pin it; still the same? then the window stays while it is pinned
-//!   take:  pins 0 -> taking; places[old] := 0; map over it; places[new] := place + 1; not taking
+//!             show                        evict                    operations over
+//!   FREE --------------> SHOWN -------------------------> LIMBO ------------------> FREE
+//!          map over it,          block.places[window] := 0
+//!          block.places[window] := place + 1
 //! ```
+//!
+//! Who finds a window uses it until its operation is over, and pays for that with one load. A few
+//! places are kept free, so that a window can be shown at once; others are evicted for the next.
 //!
 //! # Invariants
 //!
-//! 1. What a place shows changes only while its word says `taking`, which is only set when nobody
-//!    has it pinned; who pins it meanwhile sees `taking`, and lets go.
-//! 2. Who has a pin and *then* finds the block's entry still naming the place has the right window:
-//!    entries are cleared before the place shows something else.
-//! 3. Locks are per shard, and not taken when a window is found.
+//! 1. What a place shows changes only while it is free, and it is free only after all operations
+//!    are over that may have found it.
+//! 2. Found is what a block's entry names: an entry is set after the place shows its window, and
+//!    cleared before the place goes to limbo.
+//! 3. Nobody waits here, but [`WindowCache::shrink`], which is called outside of operations.
+//!    Without a free place there is no window, and the access goes another way.
 //! 4. The budget is two reservations; the second can be given up, once, for a mapping that the
 //!    application needs.
 
@@ -22,9 +26,11 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use dmce_shm::slot::Marks;
 use dmce_sys::map::{self, FileRange, MapError, MappedRange, Populate, Protection, Reservation};
 
 use super::policy::{self, HITS_MAX, Touches};
+use crate::operations::Operations;
 
 /// Bytes of a window: a huge page, so that one entry of the page table can show it all.
 pub(crate) const WINDOW_BYTES: u64 = 2 << 20;
@@ -32,48 +38,56 @@ pub(crate) const WINDOW_BYTES: u64 = 2 << 20;
 /// The smallest budget that is worth the trouble.
 pub(crate) const BUDGET_MIN: u64 = 2 * WINDOW_BYTES;
 
-const SHARDS_MAX: usize = 16;
-/// A shard of few places would be full while others are empty.
-const PLACES_PER_SHARD_MIN: usize = 32;
+/// One place of so many is kept free, ..
+const PLACES_PER_FREE: usize = 16;
+/// .. but no more than a few.
+const FREE_MAX: usize = 8;
 /// How many places are looked at for the one that is used least.
 const LOOKS: usize = 16;
-
-const TAKING: u32 = 1 << 31;
 
 /// The windows of a session.
 #[derive(Debug)]
 pub(crate) struct WindowCache {
+    operations: Operations,
     starts: [usize; 2],
     first: Reservation,
     second: Mutex<Option<Reservation>>,
-    places: Box<[Place]>,
-    /// Places from here on are given up.
+    /// How often each place was found recently.
+    hits: Box<[Hits]>,
+    touches: Touches,
+    places: Mutex<Places>,
+    /// Places that show a window; for statistics.
+    shown: AtomicUsize,
+    /// Places that there are; fewer after [`WindowCache::shrink`].
     usable: AtomicUsize,
-    shards: Box<[Mutex<Shard>]>,
-    mapped: AtomicUsize,
 }
 
-/// One window's place. A cache line, since every hit writes it.
+/// On a cache line of its own, since every hit writes it.
 #[derive(Debug, Default)]
 #[repr(align(64))]
-struct Place {
-    /// [`TAKING`], and how many have it pinned.
-    word: AtomicU32,
-    /// How often it was found recently.
-    hits: AtomicU32,
-}
+struct Hits(AtomicU32);
 
 #[derive(Debug)]
-struct Shard {
-    /// Whose window each place of the shard shows.
+struct Places {
+    /// Whose window each place shows.
     owners: Vec<Option<Owner>>,
+    free: Vec<usize>,
+    limbo: Vec<Limbo>,
+    /// How many are to be free or in limbo.
+    spare: usize,
     hand: usize,
-    touches: Touches,
+}
+
+/// Places that operations in flight may still use.
+#[derive(Debug)]
+struct Limbo {
+    before: Marks,
+    places: Vec<usize>,
 }
 
 #[derive(Debug)]
 struct Owner {
-    places: Arc<[AtomicU32]>,
+    entries: Arc<[AtomicU32]>,
     window: u32,
 }
 
@@ -95,57 +109,13 @@ impl Key {
 /// How much a window is wanted.
 #[derive(Clone, Debug)]
 pub(super) enum Demand {
-    /// Once it was touched often enough.
-    IfItPays,
-    /// Now, with these cells of the block in the page table.
+    /// It was touched so often recently.
+    Touched(u32),
+    /// At once, with these cells of the block in the page table.
     Now {
         /// Cells of the window.
         populate: Range<u64>,
     },
-}
-
-/// A window that stays as long as this.
-#[derive(Debug)]
-pub(super) struct View<'a> {
-    place: &'a Place,
-    start: *mut u8,
-}
-
-impl View<'_> {
-    /// Its first byte.
-    #[inline]
-    pub(super) const fn start(&self) -> *mut u8 {
-        self.start
-    }
-}
-
-impl Drop for View<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        // Release pairs with the acquire of `Place::take`: the accesses are over.
-        self.place.word.fetch_sub(1, Ordering::Release);
-    }
-}
-
-impl Place {
-    #[inline]
-    fn pin(&self) -> bool {
-        // Acquire pairs with the release of `Place::untake`.
-        let before = self.word.fetch_add(1, Ordering::Acquire);
-        if before & TAKING != 0 {
-            self.word.fetch_sub(1, Ordering::Relaxed);
-            return false;
-        }
-        true
-    }
-
-    fn take(&self) -> bool {
-        self.word.compare_exchange(0, TAKING, Ordering::Acquire, Ordering::Relaxed).is_ok()
-    }
-
-    fn untake(&self) {
-        self.word.fetch_and(!TAKING, Ordering::Release);
-    }
 }
 
 impl WindowCache {
@@ -155,10 +125,10 @@ impl WindowCache {
     /// # Errors
     ///
     /// [`MapError::AddressSpace`] if there is not even [`BUDGET_MIN`].
-    pub(crate) fn new(budget: u64) -> Result<Self, MapError> {
+    pub(crate) fn new(budget: u64, operations: &Operations) -> Result<Self, MapError> {
         let mut half = (budget.max(BUDGET_MIN) / 2).next_multiple_of(WINDOW_BYTES);
         loop {
-            match Self::of_halves(half) {
+            match Self::of_halves(half, operations.clone()) {
                 Err(MapError::AddressSpace { .. }) if half > BUDGET_MIN / 2 => {
                     half = (half / 2).next_multiple_of(WINDOW_BYTES);
                 }
@@ -167,134 +137,134 @@ impl WindowCache {
         }
     }
 
-    fn of_halves(half: u64) -> Result<Self, MapError> {
+    fn of_halves(half: u64, operations: Operations) -> Result<Self, MapError> {
         let (first, second) = (reserve(half)?, reserve(half)?);
-        let windows = usize::try_from(2 * half / WINDOW_BYTES);
-        let windows = windows.map_err(|_| MapError::AddressSpace { bytes: 2 * half })?;
-        let shards = (windows / PLACES_PER_SHARD_MIN).clamp(1, SHARDS_MAX);
-        let shard = |index: usize| {
-            let places = (windows - index).div_ceil(shards);
-            let owners = std::iter::repeat_with(|| None).take(places).collect();
-            Mutex::new(Shard { owners, hand: 0, touches: Touches::new(places) })
+        let count = usize::try_from(2 * half / WINDOW_BYTES);
+        let count = count.map_err(|_| MapError::AddressSpace { bytes: 2 * half })?;
+        let places = Places {
+            owners: std::iter::repeat_with(|| None).take(count).collect(),
+            free: (0..count).rev().collect(),
+            limbo: Vec::new(),
+            spare: (count / PLACES_PER_FREE).clamp(1, FREE_MAX),
+            hand: 0,
         };
         Ok(Self {
+            operations,
             starts: [first.as_ptr().expose_provenance(), second.as_ptr().expose_provenance()],
             first,
             second: Mutex::new(Some(second)),
-            places: (0..windows).map(|_| Place::default()).collect(),
-            usable: AtomicUsize::new(windows),
-            shards: (0..shards).map(shard).collect(),
-            mapped: AtomicUsize::new(0),
+            hits: (0..count).map(|_| Hits::default()).collect(),
+            touches: Touches::new(count),
+            places: Mutex::new(places),
+            shown: AtomicUsize::new(0),
+            usable: AtomicUsize::new(count),
         })
     }
 
-    /// The window of a block, if it is mapped.
+    /// The first byte of a window, if it is mapped; it is until the caller's operation is over.
     #[inline]
-    pub(super) fn find(&self, places: &[AtomicU32], window: u32) -> Option<View<'_>> {
-        let entry = places.get(window as usize)?;
+    pub(super) fn find(&self, entries: &[AtomicU32], window: u32) -> Option<*mut u8> {
+        let entry = entries.get(window as usize)?;
         // Acquire pairs with the release in `show`.
-        let named = entry.load(Ordering::Acquire);
-        let index = (named as usize).checked_sub(1)?;
-        let place = &self.places[index];
-        if !place.pin() {
-            return None;
+        let place = (entry.load(Ordering::Acquire) as usize).checked_sub(1)?;
+        let hits = &self.hits.get(place)?.0;
+        // Not exact where threads collide, which is as good.
+        let count = hits.load(Ordering::Relaxed);
+        if count < HITS_MAX {
+            hits.store(count + 1, Ordering::Relaxed);
         }
-        let view = View { place, start: self.start_of(index) };
-        // Acquire: not before the pin. Another value: the place shows something else by now.
-        if entry.load(Ordering::Acquire) != named {
-            return None;
-        }
-        let hits = place.hits.load(Ordering::Relaxed);
-        if hits < HITS_MAX {
-            place.hits.store(hits + 1, Ordering::Relaxed);
-        }
-        Some(view)
+        Some(self.start_of(place))
     }
 
-    /// A window that was not found, if it is to be mapped and can be.
-    pub(super) fn demand(
+    /// Notes that a window was touched that is not mapped; returns how much it is wanted, if at
+    /// all.
+    pub(super) fn touch(&self, key: Key) -> Option<Demand> {
+        if self.touches.age() {
+            self.age_hits();
+        }
+        let touches = self.touches.note(key.hash());
+        policy::pays(touches, None).then_some(Demand::Touched(touches))
+    }
+
+    /// Maps a window that was not found, if it pays and there is a place. The first byte.
+    #[cold]
+    pub(super) fn show(
         &self,
-        places: &Arc<[AtomicU32]>,
+        entries: &Arc<[AtomicU32]>,
         key: Key,
-        fd: BorrowedFd<'_>,
-        protection: Protection,
+        (fd, protection): (BorrowedFd<'_>, Protection),
         demand: &Demand,
-    ) -> Option<View<'_>> {
-        let hash = key.hash();
-        let number = hash as usize % self.shards.len();
-        let mut shard = self.shard_for(number, demand)?;
-        // Another thread may have mapped it meanwhile.
-        if let Some(view) = self.find(places, key.window) {
-            return Some(view);
-        }
-        if shard.touches.ages() {
-            self.halve_hits(number, &shard);
-        }
-        let touches = match demand {
-            Demand::IfItPays => shard.touches.note(hash >> 4),
-            Demand::Now { .. } => u32::MAX,
+    ) -> Option<*mut u8> {
+        let mut places = match demand {
+            Demand::Now { .. } => self.lock(),
+            // Another thread is at it, and this access need not wait.
+            Demand::Touched(_) => self.places.try_lock().ok()?,
         };
-        if !policy::pays(touches, None) {
-            return None;
+        if let Some(start) = self.find(entries, key.window) {
+            return Some(start);
         }
-        let (slot, hits) = self.least_used(number, &mut shard)?;
-        if !policy::pays(touches, hits) || !self.places[slot].take() {
-            return None;
+        self.free_from_limbo(&mut places);
+        if let Demand::Touched(touches) = *demand
+            && places.free.len() <= places.spare
+        {
+            let least = self.least_used(&mut places, None).map(|(_, hits)| hits);
+            if !policy::pays(touches, least) {
+                return None;
+            }
         }
-        shard.touches.clear(hash >> 4);
-        let owner = Owner { places: Arc::clone(places), window: key.window };
-        // What it was touched speaks for it; what was mapped for a single pass goes first.
-        let hits = if touches == u32::MAX { 0 } else { touches.min(HITS_MAX) };
-        self.places[slot].hits.store(hits, Ordering::Relaxed);
-        let shown = self.show(slot, &mut shard, owner, (fd, protection));
-        self.places[slot].untake();
-        if let Err(error) = shown {
-            tracing::debug!(error = %error, "a window could not be mapped");
-            return None;
+        let place = places.free.pop();
+        let start = place.and_then(|place| {
+            let owner = Owner { entries: Arc::clone(entries), window: key.window };
+            self.map_window(&mut places, place, owner, (fd, protection), demand)
+        });
+        self.evict_ahead(&mut places, place);
+        drop(places);
+        if let (Some(start), Demand::Now { populate }) = (start, demand) {
+            fill_page_table(start, populate);
         }
-        drop(shard);
-        let view = self.find(places, key.window)?;
-        if let Demand::Now { populate } = demand {
-            fill_page_table(&view, populate);
-        }
-        Some(view)
+        self.touches.clear(key.hash());
+        start
     }
 
-    /// Takes every window of a block away, which nobody uses any more.
-    pub(super) fn forget(&self, places: &Arc<[AtomicU32]>, serial: u32) {
-        for (window, entry) in (0_u32..).zip(places.iter()) {
-            if entry.load(Ordering::Relaxed) == 0 {
-                continue;
-            }
-            let number = Key { serial, window }.hash() as usize % self.shards.len();
-            let mut shard = self.lock(number);
-            // Read again under the lock: the place may have been taken for another window.
-            let Some(slot) = (entry.load(Ordering::Relaxed) as usize).checked_sub(1) else {
+    /// Takes every window of a block away, which no operation uses any more.
+    pub(super) fn forget(&self, entries: &Arc<[AtomicU32]>) {
+        let mut places = self.lock();
+        for entry in entries.iter() {
+            // Changed under the lock alone.
+            let Some(place) = (entry.load(Ordering::Relaxed) as usize).checked_sub(1) else {
                 continue;
             };
-            self.empty(slot, &mut shard);
-            self.places[slot].untake();
+            self.hide(&mut places, place);
+            // Fails only for lack of kernel memory; then the window goes when another is shown.
+            let _ = self.with_reservation(place, |r, at| r.clear_at(at, WINDOW_BYTES));
+            places.free.push(place);
         }
     }
 
     /// Gives half of the budget up for other mappings of this process. False if that was done
-    /// before.
+    /// before. Not from inside an operation.
     pub(crate) fn shrink(&self) -> bool {
-        let usable = self.places.len() / 2;
-        if self.usable.swap(usable, Ordering::AcqRel) == usable {
+        let mut places = self.lock();
+        let usable = places.owners.len() / 2;
+        if self.usable.swap(usable, Ordering::Relaxed) == usable {
             return false;
         }
-        for slot in usable..self.places.len() {
-            let mut shard = self.lock(slot % self.shards.len());
-            // It stays taken, so that nobody ever uses it again.
-            self.empty(slot, &mut shard);
+        for place in usable..places.owners.len() {
+            self.hide(&mut places, place);
         }
+        places.free.retain(|place| *place < usable);
+        for limbo in &mut places.limbo {
+            limbo.places.retain(|place| *place < usable);
+        }
+        // An operation may be waiting for the lock.
+        drop(places);
+        self.operations.wait();
         self.second.lock().unwrap_or_else(PoisonError::into_inner).take().is_some()
     }
 
     /// Windows that are mapped.
     pub(crate) fn mapped(&self) -> u64 {
-        self.mapped.load(Ordering::Relaxed) as u64
+        self.shown.load(Ordering::Relaxed) as u64
     }
 
     /// Bytes of address space that windows may take.
@@ -302,93 +272,118 @@ impl WindowCache {
         self.usable.load(Ordering::Relaxed) as u64 * WINDOW_BYTES
     }
 
-    /// The shard; for a window that need not be mapped only if nobody else has it.
-    fn shard_for(&self, number: usize, demand: &Demand) -> Option<MutexGuard<'_, Shard>> {
-        match demand {
-            Demand::Now { .. } => Some(self.lock(number)),
-            Demand::IfItPays => self.shards[number].try_lock().ok(),
+    /// Maps a window at a free place.
+    fn map_window(
+        &self,
+        places: &mut Places,
+        place: usize,
+        owner: Owner,
+        (fd, protection): (BorrowedFd<'_>, Protection),
+        demand: &Demand,
+    ) -> Option<*mut u8> {
+        let offset = u64::from(owner.window) * WINDOW_BYTES;
+        let range = FileRange { offset, bytes: WINDOW_BYTES };
+        let mapped = self.with_reservation(place, |reservation, at| {
+            reservation.map_at(at, fd, range, protection, Populate::No).map(|_| ())
+        });
+        if let Err(error) = mapped {
+            tracing::debug!(error = %error, "a window could not be mapped");
+            places.free.push(place);
+            return None;
+        }
+        // How often it was touched speaks for it; what is for a single pass goes first.
+        let hits = if let Demand::Touched(touches) = *demand { touches.min(HITS_MAX) } else { 0 };
+        self.hits[place].0.store(hits, Ordering::Relaxed);
+        let named = u32::try_from(place + 1).expect("windows of an address space fit 32 bits");
+        // Release pairs with the acquire of `find`.
+        owner.entries[owner.window as usize].store(named, Ordering::Release);
+        places.owners[place] = Some(owner);
+        self.shown.fetch_add(1, Ordering::Relaxed);
+        Some(self.start_of(place))
+    }
+
+    /// Lets a place be found no more.
+    fn hide(&self, places: &mut Places, place: usize) {
+        if let Some(former) = places.owners[place].take() {
+            former.entries[former.window as usize].store(0, Ordering::Release);
+            self.shown.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
-    fn lock(&self, number: usize) -> MutexGuard<'_, Shard> {
-        self.shards[number].lock().unwrap_or_else(PoisonError::into_inner)
+    /// Sends the least used places but `kept` to limbo until enough are free or there.
+    fn evict_ahead(&self, places: &mut Places, kept: Option<usize>) {
+        let spare = |places: &Places| {
+            let in_limbo: usize = places.limbo.iter().map(|limbo| limbo.places.len()).sum();
+            places.free.len() + in_limbo
+        };
+        // Several at a time, because a look at the marks is a call of the kernel.
+        if spare(places) > places.spare / 2 {
+            return;
+        }
+        let mut evicted = Vec::new();
+        while spare(places) + evicted.len() < places.spare {
+            let Some((place, _)) = self.least_used(places, kept) else { break };
+            self.hide(places, place);
+            evicted.push(place);
+        }
+        if !evicted.is_empty() {
+            places.limbo.push(Limbo { before: self.operations.look(), places: evicted });
+        }
     }
 
-    /// The least used of the next places of a shard, and how often it was hit; `None` for one that
-    /// shows nothing.
-    fn least_used(&self, number: usize, shard: &mut Shard) -> Option<(usize, Option<u32>)> {
-        let usable = self.usable.load(Ordering::Acquire);
-        let mut best: Option<(usize, Option<u32>)> = None;
-        for _ in 0..LOOKS.min(shard.owners.len()) {
-            let position = shard.hand;
-            shard.hand = (position + 1) % shard.owners.len();
-            let slot = self.slot(number, position);
-            let place = &self.places[slot];
-            if slot >= usable || place.word.load(Ordering::Relaxed) != 0 {
+    /// Frees the places in limbo that no operation can use any more.
+    fn free_from_limbo(&self, places: &mut Places) {
+        let Places { limbo, free, .. } = places;
+        limbo.retain(|limbo| {
+            let is_over = self.operations.are_over(&limbo.before);
+            if is_over {
+                free.extend(&limbo.places);
+            }
+            !is_over
+        });
+    }
+
+    /// The least used of the next places but `kept` that show a window, and how often it was found.
+    fn least_used(&self, places: &mut Places, kept: Option<usize>) -> Option<(usize, u32)> {
+        let count = self.usable.load(Ordering::Relaxed);
+        let mut least: Option<(usize, u32)> = None;
+        let mut looks = 0;
+        for _ in 0..count {
+            let place = places.hand % count;
+            places.hand = place + 1;
+            if places.owners[place].is_none() || Some(place) == kept {
                 continue;
             }
-            let hits = shard.owners[position].as_ref();
-            let hits = hits.map(|_| place.hits.load(Ordering::Relaxed));
-            if best.is_none_or(|(_, least)| hits < least) {
-                best = Some((slot, hits));
+            let hits = self.hits[place].0.load(Ordering::Relaxed);
+            if least.is_none_or(|(_, fewest)| hits < fewest) {
+                least = Some((place, hits));
             }
-            if hits.is_none() {
+            looks += 1;
+            if looks == LOOKS {
                 break;
             }
         }
-        best
+        least
     }
 
-    /// Maps a window at a place that is taken.
-    fn show(
-        &self,
-        slot: usize,
-        shard: &mut Shard,
-        owner: Owner,
-        (fd, protection): (BorrowedFd<'_>, Protection),
-    ) -> Result<(), MapError> {
-        let position = slot / self.shards.len();
-        if let Some(former) = shard.owners[position].take() {
-            former.places[former.window as usize].store(0, Ordering::Release);
-            self.mapped.fetch_sub(1, Ordering::Relaxed);
+    fn age_hits(&self) {
+        for Hits(hits) in &self.hits {
+            hits.store(hits.load(Ordering::Relaxed) / 2, Ordering::Relaxed);
         }
-        let range =
-            FileRange { offset: u64::from(owner.window) * WINDOW_BYTES, bytes: WINDOW_BYTES };
-        self.with_reservation(slot, |reservation, at| {
-            reservation.map_at(at, fd, range, protection, Populate::No).map(|_| ())
-        })?;
-        let named = u32::try_from(slot + 1).expect("windows of an address space fit 32 bits");
-        // Release pairs with the acquire of `find`.
-        owner.places[owner.window as usize].store(named, Ordering::Release);
-        shard.owners[position] = Some(owner);
-        self.mapped.fetch_add(1, Ordering::Relaxed);
-        Ok(())
     }
 
-    /// Takes a place, waiting for its pins, and what it shows away. It stays taken.
-    fn empty(&self, slot: usize, shard: &mut Shard) {
-        let position = slot / self.shards.len();
-        if let Some(former) = shard.owners[position].take() {
-            // No new pins on this window from here on; those that there are end with their copies.
-            former.places[former.window as usize].store(0, Ordering::Release);
-            self.mapped.fetch_sub(1, Ordering::Relaxed);
-        }
-        while !self.places[slot].take() {
-            std::thread::yield_now();
-        }
-        // Fails only for lack of kernel memory; then the window is replaced at its next use.
-        let _ =
-            self.with_reservation(slot, |reservation, at| reservation.clear_at(at, WINDOW_BYTES));
+    fn lock(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn with_reservation<T>(
         &self,
-        slot: usize,
+        place: usize,
         change: impl FnOnce(&Reservation, u64) -> Result<T, MapError>,
     ) -> Result<T, MapError> {
-        let half = self.places.len() / 2;
-        let at = (slot % half) as u64 * WINDOW_BYTES;
-        if slot < half {
+        let half = self.hits.len() / 2;
+        let at = (place % half) as u64 * WINDOW_BYTES;
+        if place < half {
             return change(&self.first, at);
         }
         let second = self.second.lock().unwrap_or_else(PoisonError::into_inner);
@@ -398,23 +393,11 @@ impl WindowCache {
         }
     }
 
-    fn halve_hits(&self, number: usize, shard: &Shard) {
-        for position in 0..shard.owners.len() {
-            let hits = &self.places[self.slot(number, position)].hits;
-            hits.store(hits.load(Ordering::Relaxed) / 2, Ordering::Relaxed);
-        }
-    }
-
-    /// The place that is at a position of a shard.
-    fn slot(&self, number: usize, position: usize) -> usize {
-        position * self.shards.len() + number
-    }
-
     #[inline]
-    fn start_of(&self, slot: usize) -> *mut u8 {
-        let half = self.places.len() / 2;
+    fn start_of(&self, place: usize) -> *mut u8 {
+        let half = self.hits.len() / 2;
         let (start, place) =
-            if slot < half { (self.starts[0], slot) } else { (self.starts[1], slot - half) };
+            if place < half { (self.starts[0], place) } else { (self.starts[1], place - half) };
         #[expect(clippy::cast_possible_truncation, reason = "a window fits the address space")]
         let offset = place * WINDOW_BYTES as usize;
         std::ptr::with_exposed_provenance_mut(start + offset)
@@ -426,7 +409,7 @@ fn reserve(bytes: u64) -> Result<Reservation, MapError> {
 }
 
 /// Fills the page table for cells of a window, as far as the object has the pages.
-fn fill_page_table(view: &View<'_>, cells: &Range<u64>) {
+fn fill_page_table(start: *mut u8, cells: &Range<u64>) {
     const PAGE: u64 = dmce_abi::limits::PAGE_BYTES;
     let first = cells.start / PAGE * PAGE;
     let bytes = cells.end.next_multiple_of(PAGE) - first;
@@ -434,8 +417,8 @@ fn fill_page_table(view: &View<'_>, cells: &Range<u64>) {
     else {
         return;
     };
-    // SAFETY: the cells are of the window, which the view keeps.
-    let range = unsafe { MappedRange::new(view.start().wrapping_add(offset), bytes) };
+    // SAFETY: the cells are of the window, which stays until the caller's operation is over.
+    let range = unsafe { MappedRange::new(start.wrapping_add(offset), bytes) };
     // What is gone shows when it is touched, under a guard.
     let _ = map::populate_read(range);
 }

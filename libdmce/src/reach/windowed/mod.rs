@@ -38,6 +38,17 @@ const LARGE_BYTES: usize = 128 << 10;
 /// From this size on the rest of the window will probably be wanted too.
 const HUGE_BYTES: usize = 512 << 10;
 
+/// How much is compared or filled at a time without a window.
+const STEP_BYTES: usize = 4096;
+
+/// How a part of a piece is reached.
+enum Way<'a> {
+    /// By load and store.
+    Window(MappedRange<'a>),
+    /// By a call of the kernel.
+    Direct,
+}
+
 /// A block behind windows.
 #[derive(Debug)]
 pub(crate) struct WindowedBlock {
@@ -47,7 +58,7 @@ pub(crate) struct WindowedBlock {
     /// Tells blocks of the process apart, towards the cache.
     serial: u32,
     /// For each window of the block the cache's place that shows it, plus 1; 0 for none.
-    places: Arc<[AtomicU32]>,
+    entries: Arc<[AtomicU32]>,
     /// Where the last access ended that found no window: what begins there goes on in order.
     next_cell: AtomicU64,
     /// Whether the descriptor was used since somebody last asked.
@@ -64,18 +75,18 @@ impl WindowedBlock {
     ) -> Result<Self, MapError> {
         static NEXT_SERIAL: AtomicU32 = AtomicU32::new(0);
         let no_memory = MapError::AddressSpace { bytes: bytes_max };
-        let mut places = Vec::new();
+        let mut entries = Vec::new();
         let windows = usize::try_from(bytes_max.div_ceil(WINDOW_BYTES));
-        if windows.is_err() || places.try_reserve_exact(windows.unwrap_or(0)).is_err() {
+        if windows.is_err() || entries.try_reserve_exact(windows.unwrap_or(0)).is_err() {
             return Err(no_memory);
         }
-        places.resize_with(windows.unwrap_or(0), || AtomicU32::new(0));
+        entries.resize_with(windows.unwrap_or(0), || AtomicU32::new(0));
         Ok(Self {
             cache,
             fd,
             protection,
             serial: NEXT_SERIAL.fetch_add(1, Relaxed),
-            places: places.into(),
+            entries: entries.into(),
             next_cell: AtomicU64::new(u64::MAX),
             touched: AtomicBool::new(true),
         })
@@ -91,27 +102,12 @@ impl WindowedBlock {
         self.touched.swap(false, Relaxed)
     }
 
-    /// The mapped bytes of a small piece that lies in one window, if that is mapped.
+    /// Runs `access` on every part of a piece, with the way to reach it.
     #[inline]
-    fn window_of(&self, piece: Piece) -> Option<(cache::View<'_>, MappedRange<'_>)> {
-        let (window, offset) = split(piece.cell);
-        // Strictly less: who reaches a window's end is watched for what follows.
-        if piece.bytes >= in_window(offset) {
-            return None;
-        }
-        let view = self.cache.find(&self.places, window)?;
-        let start = view.start().wrapping_add(offset);
-        // SAFETY: the window is mapped as long as the view pins it, which the caller keeps as long.
-        let range = unsafe { MappedRange::new(start, piece.bytes) };
-        Some((view, range))
-    }
-
-    /// Runs `mapped` on every part of a piece that has a window, and `direct` on the others.
     fn each_part(
         &self,
         piece: Piece,
-        mut mapped: impl FnMut(usize, MappedRange<'_>) -> Result<(), Trouble>,
-        mut direct: impl FnMut(usize, Piece) -> Result<(), Trouble>,
+        mut access: impl FnMut(usize, Piece, Way<'_>) -> Result<(), Trouble>,
     ) -> Result<(), Trouble> {
         let mut done = 0;
         while done < piece.bytes {
@@ -119,18 +115,20 @@ impl WindowedBlock {
             let (window, offset) = split(cell);
             let bytes = in_window(offset).min(piece.bytes - done);
             let part = piece.part(done, bytes);
-            let view = self.cache.find(&self.places, window);
-            if let Some(view) = view.or_else(|| self.demand(piece, part, window)) {
-                let start = view.start().wrapping_add(offset);
-                // SAFETY: the window is mapped as long as `view` pins it, and the part is in it.
-                mapped(done, unsafe { MappedRange::new(start, bytes) })?;
-                if bytes == in_window(offset) {
-                    self.next_cell.store(cell + bytes as u64, Relaxed);
+            let found = self.cache.find(&self.entries, window);
+            let way = match found.or_else(|| self.miss(piece, part, window)) {
+                Some(start) => {
+                    if bytes == in_window(offset) {
+                        // What follows begins another window.
+                        self.next_cell.store(cell + bytes as u64, Relaxed);
+                    }
+                    // SAFETY: a window stays until the caller's operation is over; the part is in
+                    // it.
+                    Way::Window(unsafe { MappedRange::new(start.wrapping_add(offset), bytes) })
                 }
-            } else {
-                self.touched.store(true, Relaxed);
-                direct(done, part)?;
-            }
+                None => Way::Direct,
+            };
+            access(done, part, way)?;
             done += bytes;
         }
         Ok(())
@@ -138,20 +136,24 @@ impl WindowedBlock {
 
     /// A window for a part that has none, if one pays.
     #[cold]
-    fn demand(&self, piece: Piece, part: Piece, window: u32) -> Option<cache::View<'_>> {
+    fn miss(&self, piece: Piece, part: Piece, window: u32) -> Option<*mut u8> {
         let end = part.cell + part.bytes as u64;
-        let goes_on = self.next_cell.swap(end, Relaxed) == part.cell;
+        let goes_on = self.next_cell.load(Relaxed) == part.cell;
+        self.next_cell.store(end, Relaxed);
+        if !self.touched.load(Relaxed) {
+            self.touched.store(true, Relaxed);
+        }
         let key = Key { serial: self.serial, window };
-        let rest = (WINDOW_BYTES - part.cell % WINDOW_BYTES).min(piece.committed - part.cell);
         let demand = if goes_on || piece.bytes >= HUGE_BYTES {
             // What follows will be wanted too.
-            Demand::Now { populate: part.cell..part.cell + rest }
+            let rest = WINDOW_BYTES - part.cell % WINDOW_BYTES;
+            Demand::Now { populate: part.cell..(part.cell + rest).min(piece.committed) }
         } else if piece.bytes >= LARGE_BYTES {
             Demand::Now { populate: part.cell..end }
         } else {
-            Demand::IfItPays
+            self.cache.touch(key)?
         };
-        self.cache.demand(&self.places, key, self.fd(), self.protection, &demand)
+        self.cache.show(&self.entries, key, (self.fd(), self.protection), &demand)
     }
 
     fn read_direct(&self, part: Piece, buffer: &mut [u8]) -> Result<(), Trouble> {
@@ -182,99 +184,94 @@ impl WindowedBlock {
 
 impl Drop for WindowedBlock {
     fn drop(&mut self) {
-        self.cache.forget(&self.places, self.serial);
+        self.cache.forget(&self.entries);
     }
 }
 
 impl Reach for WindowedBlock {
     unsafe fn read(&self, piece: Piece, buffer: *mut u8) -> Result<(), Trouble> {
-        if let Some((_view, range)) = self.window_of(piece) {
-            // SAFETY: the range is mapped, the buffer is the caller's, and no part of a block.
-            let copy = || unsafe { buffer.copy_from_nonoverlapping(range.as_ptr(), range.len()) };
-            return Ok(guarded(range, copy)?);
-        }
-        let store = Store::for_bytes(piece.bytes);
-        let mapped = |done: usize, range: MappedRange<'_>| {
+        let store = Store::out_of_block(piece.bytes);
+        self.each_part(piece, |done, part, way| {
             let buffer = buffer.wrapping_add(done);
+            let Way::Window(range) = way else {
+                // SAFETY: the caller's buffer, writable for the piece's bytes and nobody else's.
+                let buffer = unsafe { slice::from_raw_parts_mut(buffer, part.bytes) };
+                return self.read_direct(part, buffer);
+            };
             // SAFETY: the range is mapped, the buffer is the caller's, and no part of a block.
             let copy = || unsafe { transfer::copy(buffer, range.as_ptr(), range.len(), store) };
             Ok(guarded(range, copy)?)
-        };
-        self.each_part(piece, mapped, |done, part| {
-            let start = buffer.wrapping_add(done);
-            // SAFETY: the caller's buffer, writable for the piece's bytes and nobody else's.
-            self.read_direct(part, unsafe { slice::from_raw_parts_mut(start, part.bytes) })
         })
     }
 
     unsafe fn write(&self, piece: Piece, data: *const u8) -> Result<(), Trouble> {
-        if let Some((_view, range)) = self.window_of(piece) {
-            // SAFETY: the range is mapped and writable, the data is the caller's.
-            let copy = || unsafe { range.as_ptr().copy_from_nonoverlapping(data, range.len()) };
-            return Ok(guarded(range, copy)?);
-        }
-        let store = Store::for_bytes(piece.bytes);
-        let mapped = |done: usize, range: MappedRange<'_>| {
+        let store = Store::into_block(piece.bytes);
+        self.each_part(piece, |done, part, way| {
             let data = data.wrapping_add(done);
+            let Way::Window(range) = way else {
+                // SAFETY: the caller's data, readable for the piece's bytes.
+                let data = unsafe { slice::from_raw_parts(data, part.bytes) };
+                return self.write_direct(part, data);
+            };
             // SAFETY: the range is mapped and writable, the data is the caller's.
             let copy = || unsafe { transfer::copy(range.as_ptr(), data, range.len(), store) };
             Ok(guarded(range, copy)?)
-        };
-        self.each_part(piece, mapped, |done, part| {
-            let start = data.wrapping_add(done);
-            // SAFETY: the caller's data, readable for the piece's bytes.
-            self.write_direct(part, unsafe { slice::from_raw_parts(start, part.bytes) })
         })
     }
 
     fn fill(&self, piece: Piece, byte: u8) -> Result<(), Trouble> {
-        const STEP: usize = 4096;
-        let store = Store::for_bytes(piece.bytes);
-        let mapped = |_: usize, range: MappedRange<'_>| {
+        let store = Store::into_block(piece.bytes);
+        let content = [byte; STEP_BYTES];
+        self.each_part(piece, |_, part, way| {
+            let Way::Window(range) = way else {
+                return each_step(part, |_, step| self.write_direct(step, &content[..step.bytes]));
+            };
             // SAFETY: the range is mapped and writable.
             let fill = || unsafe { transfer::fill(range.as_ptr(), byte, range.len(), store) };
             Ok(guarded(range, fill)?)
-        };
-        self.each_part(piece, mapped, |_, part| {
-            let content = [byte; STEP];
-            let mut done = 0;
-            while done < part.bytes {
-                let bytes = STEP.min(part.bytes - done);
-                self.write_direct(part.part(done, bytes), &content[..bytes])?;
-                done += bytes;
-            }
-            Ok(())
         })
     }
 
     unsafe fn compare(&self, piece: Piece, data: *const u8) -> Result<Ordering, Trouble> {
-        const STEP: usize = 4096;
-        let order = std::cell::Cell::new(Ordering::Equal);
-        let mapped = |done: usize, range: MappedRange<'_>| {
+        let mut order = Ordering::Equal;
+        self.each_part(piece, |done, part, way| {
             let data = data.wrapping_add(done);
-            if order.get() == Ordering::Equal {
+            if order != Ordering::Equal {
+                return Ok(());
+            }
+            if let Way::Window(range) = way {
                 // SAFETY: the range is mapped, the data is the caller's.
                 let compare = || unsafe { transfer::compare(range.as_ptr(), data, range.len()) };
-                order.set(guarded(range, compare)?);
+                order = guarded(range, compare)?;
+                return Ok(());
             }
-            Ok(())
-        };
-        self.each_part(piece, mapped, |done, part| {
-            let mut found = [0; STEP];
-            let mut compared = 0;
-            while compared < part.bytes && order.get() == Ordering::Equal {
-                let bytes = STEP.min(part.bytes - compared);
-                self.read_direct(part.part(compared, bytes), &mut found[..bytes])?;
-                let start = data.wrapping_add(done + compared);
+            let mut found = [0; STEP_BYTES];
+            each_step(part, |done, step| {
+                let found = &mut found[..step.bytes];
+                self.read_direct(step, found)?;
                 // SAFETY: the caller's data, readable for the piece's bytes, written by nobody.
-                let expected = unsafe { slice::from_raw_parts(start, bytes) };
-                order.set(found[..bytes].cmp(expected));
-                compared += bytes;
-            }
-            Ok(())
+                let expected =
+                    unsafe { slice::from_raw_parts(data.wrapping_add(done), step.bytes) };
+                order = order.then_with(|| (*found).cmp(expected));
+                Ok(())
+            })
         })?;
-        Ok(order.get())
+        Ok(order)
     }
+}
+
+/// Runs `access` on steps that a buffer on the stack holds.
+fn each_step(
+    part: Piece,
+    mut access: impl FnMut(usize, Piece) -> Result<(), Trouble>,
+) -> Result<(), Trouble> {
+    let mut done = 0;
+    while done < part.bytes {
+        let bytes = STEP_BYTES.min(part.bytes - done);
+        access(done, part.part(done, bytes))?;
+        done += bytes;
+    }
+    Ok(())
 }
 
 /// The window of a cell, and the offset in it.

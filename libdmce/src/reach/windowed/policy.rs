@@ -11,72 +11,89 @@
 //!    table takes from the one that is there.
 #![forbid(unsafe_code)]
 
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
+
 /// Touches that make a window worth a free place.
 const TOUCHES_FREE: u32 = 2;
 /// How many touches more than twice the hits of another window make it worth that one's place. With
 /// fewer, chance alone would exchange windows that are used alike.
 const TOUCHES_MORE: u32 = 8;
-const ENTRIES: usize = 256;
-/// Counts are halved after so many misses for each place of a shard.
+const ENTRIES: usize = 1024;
+/// Counts are halved after so many misses for each place.
 const MISSES_PER_PLACE: u32 = 16;
 const PLACES_MIN: u32 = 32;
 const COUNT_BITS: u32 = 8;
 const COUNT_MAX: u32 = (1 << COUNT_BITS) - 1;
 
-/// How often a window's hits are counted up to.
-pub(super) const HITS_MAX: u32 = COUNT_MAX;
+/// How often a window's hits are counted up to: more would only speak for it longer when it is not
+/// used any more.
+pub(super) const HITS_MAX: u32 = 63;
 
 /// The recent touches of windows that are not mapped: a table of tag and count.
+///
+/// Threads load and store without a lock: a touch that is lost delays a window, and nothing else.
 #[derive(Debug)]
 pub(super) struct Touches {
-    entries: [u32; ENTRIES],
-    misses: u32,
+    entries: Box<[AtomicU32]>,
+    misses: AtomicU32,
     misses_per_age: u32,
 }
 
 impl Touches {
-    /// For a part of the cache that has so many places.
+    /// For a cache that has so many places.
     pub(super) fn new(places: usize) -> Self {
         let places = u32::try_from(places).unwrap_or(u32::MAX);
-        let misses_per_age = places.max(PLACES_MIN).saturating_mul(MISSES_PER_PLACE);
-        Self { entries: [0; ENTRIES], misses: 0, misses_per_age }
+        Self {
+            entries: (0..ENTRIES).map(|_| AtomicU32::new(0)).collect(),
+            misses: AtomicU32::new(0),
+            misses_per_age: places.max(PLACES_MIN).saturating_mul(MISSES_PER_PLACE),
+        }
     }
 
     /// Notes a touch; returns how many there were recently.
-    pub(super) fn note(&mut self, hash: u32) -> u32 {
-        let tag = hash & !COUNT_MAX;
-        let entry = &mut self.entries[(hash as usize) % ENTRIES];
-        let count = *entry & COUNT_MAX;
-        if *entry & !COUNT_MAX == tag {
-            *entry = tag | (count + 1).min(COUNT_MAX);
+    pub(super) fn note(&self, hash: u32) -> u32 {
+        let (entry, tag) = (self.entry(hash), hash & !COUNT_MAX);
+        let before = entry.load(Relaxed);
+        let count = before & COUNT_MAX;
+        let (now, noted) = if before & !COUNT_MAX == tag {
+            let more = (count + 1).min(COUNT_MAX);
+            (tag | more, more)
         } else if count <= 1 {
-            *entry = tag | 1;
+            (tag | 1, 1)
         } else {
-            *entry -= 1;
-            return 0;
-        }
-        *entry & COUNT_MAX
+            (before - 1, 0)
+        };
+        entry.store(now, Relaxed);
+        noted
     }
 
     /// Forgets the touches of a window that is mapped now.
-    pub(super) fn clear(&mut self, hash: u32) {
-        let entry = &mut self.entries[(hash as usize) % ENTRIES];
-        if *entry & !COUNT_MAX == hash & !COUNT_MAX {
-            *entry = 0;
+    pub(super) fn clear(&self, hash: u32) {
+        let entry = self.entry(hash);
+        if entry.load(Relaxed) & !COUNT_MAX == hash & !COUNT_MAX {
+            entry.store(0, Relaxed);
         }
     }
 
     /// Counts a miss. True if it is time to halve all counts; those of this table are.
-    pub(super) fn ages(&mut self) -> bool {
-        self.misses += 1;
-        if self.misses < self.misses_per_age {
+    pub(super) fn age(&self) -> bool {
+        let misses = self.misses.load(Relaxed) + 1;
+        if misses < self.misses_per_age {
+            self.misses.store(misses, Relaxed);
             return false;
         }
-        self.misses = 0;
-        for entry in &mut self.entries {
-            *entry = (*entry & !COUNT_MAX) | ((*entry & COUNT_MAX) / 2);
+        self.misses.store(0, Relaxed);
+        for entry in &self.entries {
+            let word = entry.load(Relaxed);
+            entry.store((word & !COUNT_MAX) | ((word & COUNT_MAX) / 2), Relaxed);
         }
         true
+    }
+
+    /// The entry of a hash. Place and tag together tell hashes apart.
+    fn entry(&self, hash: u32) -> &AtomicU32 {
+        &self.entries[(hash ^ hash >> COUNT_BITS) as usize % ENTRIES]
     }
 }
 
@@ -95,8 +112,9 @@ mod tests {
 
     #[test]
     fn repeated_touches_count_and_a_collision_takes_from_them() {
-        let mut touches = Touches::new(8);
-        let (here, there) = (0x1200, 0x3400);
+        let touches = Touches::new(8);
+        // Other tags, the same place in the table.
+        let (here, there) = (0x1200, 0x10_1200);
         assert_eq!([touches.note(here), touches.note(here), touches.note(here)], [1, 2, 3]);
         assert_eq!(touches.note(there), 0);
         assert_eq!(touches.note(here), 3);
@@ -106,13 +124,13 @@ mod tests {
 
     #[test]
     fn what_was_touched_long_ago_is_forgotten() {
-        let mut touches = Touches::new(8);
+        let touches = Touches::new(8);
         for _ in 0..8 {
             touches.note(0x700);
         }
         let mut ages = 0;
         while ages < 4 {
-            ages += u32::from(touches.ages());
+            ages += u32::from(touches.age());
         }
         assert_eq!(touches.note(0x700), 1);
     }
@@ -148,7 +166,7 @@ mod tests {
                 self.hits += 1;
                 return;
             }
-            if self.touches.ages() {
+            if self.touches.age() {
                 self.places.iter_mut().flatten().for_each(|(_, hits)| *hits /= 2);
             }
             let hash = window.wrapping_mul(0x9e37_79b9);
