@@ -82,6 +82,7 @@ pub fn install() -> Result<(), FaultError> {
     }
     // What the handler uses is initialised now, not in the handler.
     let _ = page_bytes();
+    patches::prepare().map_err(FaultError::Install)?;
     // Without it (no such kernel is supported) only invariant 1's last nanoseconds are weaker.
     let _ = rustix::thread::membarrier(MembarrierCommand::RegisterPrivateExpedited);
     action::replace(on_sigbus).map_err(FaultError::Install)?;
@@ -258,7 +259,7 @@ fn repair(addr: usize) -> bool {
     if !frame.covers(page) {
         return false;
     }
-    let held = patches::lock();
+    let held = patches::lock_in_handler();
     // Another thread may have mapped something good there while this one waited. One try per page:
     // a page that can be populated and still faults is lost all the same.
     let tried = frame.retried_page.swap(page, Ordering::Relaxed) == page;

@@ -317,7 +317,7 @@ fn finish(range: MappedRange<'_>, populate: Populate) -> Result<(), MapError> {
 
 fn unmap(start: *mut u8, bytes: usize) {
     let range = MappedRange { start, bytes, owner: PhantomData };
-    let unmapped = patches::replacing(range, || {
+    let unmapped = patches::unmapping(range, || {
         // SAFETY: callers pass a range that they own and give up.
         unsafe { mm::munmap(start.cast(), bytes) }
     });

@@ -12,27 +12,31 @@
 //!
 //! 1. A page is in the table before garbage is mapped there, and until something else is mapped
 //!    there: [`record`] before the handler's `mmap`, removal after [`replacing`]'s, both under the
-//!    lock.
+//!    lock. What is unmapped leaves the table before ([`unmapping`]), while no guard is over it.
 //! 2. [`count`] rises before garbage is mapped. After the rise every running thread passes a full
 //!    barrier (the handler's `membarrier`), so whoever touched the garbage sees the new count.
 //! 3. Lookups take no lock: a slot changes by one store, and an entry that is cut in two is never
 //!    missing in between.
-//! 4. Nothing here allocates, blocks for ever, or panics: it runs in a signal handler. A lock whose
-//!    holder does not go on (a forked child has inherited it) is taken by force after a while.
-//! 5. A full table is not forgotten: from then on every guard answers that it does not know.
+//! 4. Nothing here allocates or panics: it runs in a signal handler. It waits for the lock alone,
+//!    whose holders are inside one or two system calls (see [`lock`]).
+//! 5. A forked child may have inherited the table from the middle of a change. Every step leaves
+//!    it knowing too much, never too little: an entry is counted before it is there, and not
+//!    counted any more only after it is gone.
+//! 6. A full table is not forgotten: from then on every guard answers that it does not know.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+pub(crate) use self::lock::{Held, lock_in_handler, prepare};
 use crate::map::{MappedRange, page_bytes};
+
+mod lock;
 
 const SLOTS: usize = 256;
 const PAGES_BITS: u32 = 20;
 const PAGES_MAX: u64 = (1 << PAGES_BITS) - 1;
-const YIELDS_BEFORE_FORCE: u32 = 20_000;
 
 static TABLE: Table = Table::new();
 static COUNT: AtomicU32 = AtomicU32::new(0);
-static LOCK: AtomicBool = AtomicBool::new(false);
 
 /// How many pages were ever patched, modulo 2^32.
 #[inline]
@@ -75,36 +79,29 @@ pub(crate) fn replacing<T, E>(
     range: MappedRange<'_>,
     change: impl FnOnce() -> Result<T, E>,
 ) -> Result<T, E> {
-    let _held = lock();
+    let _held = lock::lock();
     let changed = change();
-    let pages = Pages::around(range.as_ptr().addr(), range.len());
-    if let Some(pages) = pages.filter(|_| changed.is_ok() && any()) {
-        TABLE.forget(pages);
+    if changed.is_ok() {
+        forget(range);
     }
     changed
 }
 
-/// Keeps patching and replacing apart.
-pub(crate) struct Held(());
-
-/// Takes the lock; held over one or two system calls that change mappings.
-pub(crate) fn lock() -> Held {
-    let mut yields = 0;
-    // Acquire: pairs with the release in `Held::drop`.
-    while LOCK.compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
-        yields += 1;
-        if yields > YIELDS_BEFORE_FORCE {
-            LOCK.store(true, Ordering::Release);
-            break;
-        }
-        rustix::thread::sched_yield();
-    }
-    Held(())
+/// Runs `change`, which takes the mapping of `range` away. Nobody is inside a guard over it.
+///
+/// Forgotten first: the next mapping at these addresses is another's, also in a child that is
+/// forked in between.
+pub(crate) fn unmapping<T>(range: MappedRange<'_>, change: impl FnOnce() -> T) -> T {
+    let _held = lock::lock();
+    forget(range);
+    change()
 }
 
-impl Drop for Held {
-    fn drop(&mut self) {
-        LOCK.store(false, Ordering::Release);
+/// Under the lock.
+fn forget(range: MappedRange<'_>) {
+    let pages = Pages::around(range.as_ptr().addr(), range.len());
+    if let Some(pages) = pages.filter(|_| any()) {
+        TABLE.forget(pages);
     }
 }
 
@@ -143,7 +140,7 @@ impl Pages {
     }
 }
 
-/// The patched pages. Written under [`lock`]; read by every guard without it. Slots are stored with
+/// The patched pages. Written under the lock; read by every guard without it. Slots are stored with
 /// release and loaded with acquire, so that who finds an entry gone sees what replaced the pages.
 struct Table {
     slots: [AtomicU64; SLOTS],
@@ -184,9 +181,9 @@ impl Table {
             }
         }
         if !self.add(page) {
-            self.overflowed.store(true, Ordering::Release);
             // `any` has to be true from now on, and no forgetting may change that.
             self.used_slots.fetch_add(1, Ordering::AcqRel);
+            self.overflowed.store(true, Ordering::Release);
         }
     }
 
@@ -194,8 +191,8 @@ impl Table {
         let Some(slot) = self.slots.iter().find(|slot| slot.load(Ordering::Relaxed) == 0) else {
             return false;
         };
-        slot.store(pages.to_slot(), Ordering::Release);
         self.used_slots.fetch_add(1, Ordering::AcqRel);
+        slot.store(pages.to_slot(), Ordering::Release);
         true
     }
 
