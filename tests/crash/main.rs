@@ -6,3 +6,4 @@ mod clients;
 mod daemons;
 mod everything;
 mod objects;
+mod silent;

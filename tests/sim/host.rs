@@ -6,7 +6,7 @@ use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, Owner, SessionI
 use dmce_abi::wire::client::RegionName;
 use dmce_abi::wire::daemon::HeldBlock;
 use dmce_broker::dispatcher::{
-    BelievedSession, FoundContent, FoundDaemon, Grant, SessionRecord, Started,
+    BelievedSession, FoundContent, FoundDaemon, Grant, Headers, SessionRecord, Started,
 };
 
 use crate::random::Random;
@@ -105,6 +105,13 @@ impl Host {
         held.collect()
     }
 
+    /// What the shell reads of a daemon's headers.
+    pub fn headers(&self, daemon: DaemonId) -> Headers {
+        let store = self.stores.get(&daemon).into_iter().flatten();
+        let damaged = store.filter(|(_, object)| object.header == Header::Damaged);
+        Headers { held: self.held(daemon), damaged: damaged.map(|(id, _)| *id).collect() }
+    }
+
     /// Writes a grant into a record.
     ///
     /// # Errors
@@ -163,13 +170,9 @@ impl Host {
             if store.is_empty() && !served {
                 return None;
             }
-            let is_damaged = |(id, object): (&BlockId, &Object)| {
-                (object.header == Header::Damaged).then_some(*id)
-            };
-            let content =
-                if served { FoundContent::Expected } else { FoundContent::Read(self.held(daemon)) };
+            let Headers { held, damaged } = self.headers(daemon);
+            let content = if served { FoundContent::Expected } else { FoundContent::Read(held) };
             let blocks = store.keys().copied().collect();
-            let damaged = store.iter().filter_map(is_damaged).collect();
             Some(FoundDaemon { daemon, blocks, damaged, content })
         });
         Started { sessions: believed.collect(), daemons: found.collect() }

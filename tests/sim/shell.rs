@@ -4,7 +4,6 @@
 use dmce_abi::Status;
 use dmce_abi::block::SessionId;
 use dmce_abi::wire::client::{BlockInfo, ClientReply};
-use dmce_abi::wire::daemon::DaemonRequest;
 use dmce_abi::wire::{Refusal, Reply};
 use dmce_broker::dispatcher::{Action, ClientConn, Descriptor, Event, RequestId, SessionRecord};
 
@@ -45,11 +44,7 @@ pub fn act(world: &mut World, action: Action) -> Checked {
         }
         Action::ToDaemon { conn, request_id, request } => {
             let Some(&place) = broker.daemons.get(&conn) else { return Ok(()) };
-            let daemon = &mut world.daemons[place];
-            if request == DaemonRequest::Settled {
-                broker.locks.remove(&daemon.id);
-            }
-            daemon.inbox.push_back((request_id, request));
+            world.daemons[place].inbox.push_back((request_id, request));
         }
         Action::CloseDaemon { conn, .. } => {
             if let Some(place) = broker.daemons.remove(&conn) {
@@ -57,6 +52,11 @@ pub fn act(world: &mut World, action: Action) -> Checked {
             }
         }
         Action::AwaitLock { daemon } => _ = broker.locks.insert(daemon),
+        Action::ForgetLock { daemon } => _ = broker.locks.remove(&daemon),
+        Action::ReadHeaders { daemon } => {
+            let headers = world.host.headers(daemon);
+            broker.soon.push_back(Event::HeadersRead { daemon, headers });
+        }
         Action::Inspect { inspect, daemon, blocks } => {
             let size = |id| (id, world.host.data_bytes(daemon, id));
             let found = blocks.into_iter().map(size).collect();

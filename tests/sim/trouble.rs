@@ -31,7 +31,13 @@ impl World {
             self.daemons[place].stopped = false;
             return;
         }
-        match self.random.below(6) {
+        match self.random.below(7) {
+            // A broker that comes back finds that it lives, and hears nothing of it.
+            6 if self.faults.broker_dies < u64::MAX => {
+                self.note(format!("daemon {id} stops"));
+                self.daemons[place].stopped = true;
+                self.kill_broker();
+            }
             0 | 1 => {
                 self.note(format!("daemon {id} dies"));
                 self.hang_up_daemon(place);

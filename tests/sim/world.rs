@@ -266,8 +266,8 @@ impl World {
         let Some(broker) = &mut self.broker else { return Ok(()) };
         if let Some(daemon) = broker.locks.iter().copied().find(|id| !host.locks.contains(id)) {
             broker.locks.remove(&daemon);
-            let held = self.host.held(daemon);
-            return self.event(Event::LockFree { daemon, held });
+            let headers = self.host.headers(daemon);
+            return self.event(Event::LockFree { daemon, headers });
         }
         match broker.soon.pop_front() {
             Some(event) => self.event(event),
@@ -481,6 +481,7 @@ fn config(random: &mut Random, layout: AddrLayout) -> DispatcherConfig {
     config.placement = if random.once_in(2) { Placement::RoundRobin } else { Placement::LeastUsed };
     config.static_reservation = !random.once_in(5);
     config.reattach_ms = 4000;
+    config.suspect_ms = random.pick([200, 2000]).unwrap_or(2000);
     config.limits = Limits {
         connections_max: 20,
         sessions_max: 6,

@@ -132,9 +132,19 @@ pub enum Action {
         /// For the log.
         reason: String,
     },
-    /// Delivers [`super::Event::LockFree`] when nobody holds the daemon's lock any more. Ends
-    /// without that event when the daemon registers (`Settled` is sent to it).
+    /// Delivers [`super::Event::LockFree`] when nobody holds the daemon's lock any more.
     AwaitLock {
+        /// The daemon.
+        daemon: DaemonId,
+    },
+    /// The lock of that daemon is not waited for any more: the daemon has reported.
+    ForgetLock {
+        /// The daemon.
+        daemon: DaemonId,
+    },
+    /// Reads the headers of a daemon that lives and does not report, and delivers
+    /// [`super::Event::HeadersRead`]. Its lock is waited for as before.
+    ReadHeaders {
         /// The daemon.
         daemon: DaemonId,
     },

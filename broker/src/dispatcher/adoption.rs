@@ -277,7 +277,7 @@ impl Dispatcher {
 
     /// A session loses a span. If it was granted all the same, its ids stay until the session has
     /// been told.
-    fn drop_from_owner(&mut self, first: BlockId, owner: SpanOwner) {
+    pub(super) fn drop_from_owner(&mut self, first: BlockId, owner: SpanOwner) {
         let SpanOwner::Session(id) = owner else { return };
         for block in self.blocks.members(first) {
             self.changed(id, block);
@@ -291,7 +291,7 @@ impl Dispatcher {
     }
 
     /// Whether some session has a region open. Its record said so before the region was used.
-    fn is_granted(&self, first: BlockId) -> bool {
+    pub(super) fn is_granted(&self, first: BlockId) -> bool {
         self.sessions.all().any(|session| session.opens.rights(first).any())
     }
 

@@ -46,7 +46,9 @@ impl Dispatcher {
                 Op::Grow { block, committed, .. } => {
                     DaemonRequest::Grow { block: *block, committed: *committed }
                 }
-                Op::Destroy { block } => DaemonRequest::Destroy { block: *block },
+                Op::Destroy { block } | Op::Discard { block } => {
+                    DaemonRequest::Destroy { block: *block }
+                }
                 Op::Sense => DaemonRequest::Sense,
             };
             let number = self.next_number();
@@ -108,6 +110,7 @@ impl Dispatcher {
                 self.log(LogLevel::Error, text);
                 self.room_changed = true;
             }
+            (Op::Discard { block }, answer) => self.discarded(daemon, block, answer),
             (Op::Sense, Ok(DaemonAnswer::Sensed { pool, .. })) => {
                 if let Some(server) = self.daemons.servers.get_mut(&daemon) {
                     server.pool = pool;
@@ -133,9 +136,8 @@ impl Dispatcher {
                 let block = self.blocks.get(*block);
                 block.is_none_or(|block| is_possible(*committed, *asked, block.bytes_max))
             }
-            (Op::Destroy { .. }, DaemonAnswer::Done) | (Op::Sense, DaemonAnswer::Sensed { .. }) => {
-                true
-            }
+            (Op::Destroy { .. } | Op::Discard { .. }, DaemonAnswer::Done)
+            | (Op::Sense, DaemonAnswer::Sensed { .. }) => true,
             _ => false,
         };
         if possible { Ok(()) } else { Err(format!("it answered {said:?} to {op:?}")) }

@@ -46,8 +46,10 @@ pub struct Snapshot {
     pub charged: BTreeMap<DaemonId, (u64, u64)>,
     /// Blocks and regions that contradict others: nobody may use them.
     pub quarantined: usize,
-    /// Whether every expected daemon has reported.
+    /// Whether every expected daemon has reported, or is not waited for any longer.
     pub complete: bool,
+    /// Daemons of which only headers tell what they hold, while they live.
+    pub unconfirmed: BTreeSet<DaemonId>,
 }
 
 impl Dispatcher {
@@ -57,6 +59,7 @@ impl Dispatcher {
         let mut snapshot = Snapshot {
             quarantined: self.restart.quarantined.len() + self.regions.nameless(),
             complete: self.tables_complete(),
+            unconfirmed: self.daemons.unconfirmed.clone(),
             ..Snapshot::default()
         };
         for (id, block) in self.blocks.all() {
@@ -134,7 +137,9 @@ impl Dispatcher {
             ids += span.ids.iter().map(|range| u64::from(range.count)).sum::<u64>();
         }
         let quarantined = self.restart.quarantined.values().filter(|block| block.has_id).count();
-        ids += self.restart.names.len() as u64 + quarantined as u64;
+        let strays = self.daemons.servers.values().flat_map(|server| server.strays.values());
+        let strays = strays.filter(|has_id| **has_id).count();
+        ids += (self.restart.names.len() + quarantined + strays) as u64;
         let all = u64::from(self.config.block_ids());
         check(ids + self.ids.unused() == all, || {
             format!("{ids} ids are in use and {} are not, of {all}", self.ids.unused())

@@ -6,6 +6,8 @@
 //!    ^                   |                 |  <------------- any frame -------------|
 //!    +-------------------+-----------------+----------------------------------------+
 //! ```
+//! One that lives and is silent for as long before its last Holds is *overdue*: shown as suspected,
+//! and asked for nothing, until it is heard.
 //!
 //! # Invariants
 //!
@@ -38,6 +40,8 @@ pub(super) enum Op {
     Grow { block: BlockId, guid: Guid, committed: u64, reply: Option<ReplyTo> },
     /// The end of a block.
     Destroy { block: BlockId },
+    /// The end of a stray: the block table knows nothing of it, or another by its id.
+    Discard { block: BlockId },
     /// Whether it is there.
     Sense,
 }
@@ -76,6 +80,11 @@ pub(super) struct Server {
     pub blocks: BTreeSet<BlockId>,
     /// Whether a Sense is in flight.
     pub sensed: bool,
+    /// Whether it lives, and is silent while it should report.
+    pub overdue: bool,
+    /// Blocks that it made for a broker that was dead by then: they are to go. Of each, whether its
+    /// id is its own.
+    pub strays: BTreeMap<BlockId, bool>,
     in_flight: BTreeMap<u64, Op>,
     destroys_in_flight: usize,
     urgent: VecDeque<Op>,
@@ -93,7 +102,7 @@ impl Server {
 
     /// Whether what it is asked now will be answered: one that is joining answers soon.
     pub(super) const fn answers(&self) -> bool {
-        matches!(self.link, Link::Up(_) | Link::Joining { .. })
+        matches!(self.link, Link::Up(_) | Link::Joining { .. }) && !self.overdue
     }
 
     /// Whether it takes new blocks.
@@ -104,6 +113,7 @@ impl Server {
     /// What the administrator is shown.
     pub(super) const fn state(&self) -> DaemonState {
         match self.link {
+            Link::Away | Link::Joining { .. } if self.overdue => DaemonState::Suspected,
             Link::Away => DaemonState::Away,
             Link::Joining { .. } => DaemonState::Joining,
             Link::Up(_) => DaemonState::Up,
@@ -183,13 +193,15 @@ impl Server {
         for op in std::mem::take(&mut self.in_flight).into_values() {
             match op {
                 Op::Destroy { block } => again.push_back(block),
-                Op::Sense => {}
+                // Strays are seen again in its next report.
+                Op::Discard { .. } | Op::Sense => {}
                 op => orphans.push((op, true)),
             }
         }
         again.append(&mut self.destroys);
         self.destroys = again;
-        orphans.extend(self.urgent.drain(..).map(|op| (op, false)));
+        let asked = self.urgent.drain(..).filter(|op| !matches!(op, Op::Discard { .. }));
+        orphans.extend(asked.map(|op| (op, false)));
         orphans
     }
 
@@ -248,6 +260,9 @@ pub(super) struct Daemons {
     pub conns: BTreeMap<DaemonConn, (u32, Option<DaemonId>)>,
     /// Daemons that must report before the tables are complete.
     pub expected: BTreeSet<DaemonId>,
+    /// Daemons that were not waited for any longer: their headers were read while they lived, and
+    /// they have yet to say what they hold.
+    pub unconfirmed: BTreeSet<DaemonId>,
     last_placed: u32,
 }
 

@@ -160,6 +160,15 @@ pub struct FoundDaemon {
     pub content: FoundContent,
 }
 
+/// The headers of a daemon, as the shell has read them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Headers {
+    /// What the sound ones say, with the size of the data.
+    pub held: Vec<HeldBlock>,
+    /// Blocks that were made, and whose objects could not be read or are not sound.
+    pub damaged: Vec<BlockId>,
+}
+
 /// How the broker learns what a daemon's objects are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FoundContent {
@@ -264,8 +273,15 @@ pub enum Event {
     LockFree {
         /// The daemon.
         daemon: DaemonId,
-        /// Its valid headers, read by the shell, with the data's size.
-        held: Vec<HeldBlock>,
+        /// What it left.
+        headers: Headers,
+    },
+    /// Answers [`super::Action::ReadHeaders`]: what a daemon holds that does not report.
+    HeadersRead {
+        /// The daemon.
+        daemon: DaemonId,
+        /// What it held when they were read. It lives, and may change that.
+        headers: Headers,
     },
     /// Answers [`super::Action::Inspect`].
     Inspected {

@@ -22,6 +22,7 @@ use super::action::{Action, LogLevel};
 use super::blocks::{Block, BlockState, SpanOwner};
 use super::daemons::{Link, Op, Server};
 use super::event::{DaemonConn, Peer, RequestId};
+use super::restart::Told;
 use super::sessions::SessionLink;
 use super::timers::Timer;
 
@@ -113,6 +114,8 @@ impl Dispatcher {
         server.link = Link::Joining { conn, held: BTreeMap::new() };
         server.pid = *pid;
         server.heard = self.now.millis;
+        server.overdue = false;
+        self.timers.set(Timer::Report(daemon), self.now.millis.after(self.config.suspect_ms));
         let text = format!("daemon {daemon}, process {pid}, joins with {capacity} bytes");
         self.ledger.set_capacity(daemon, *capacity);
         self.log(LogLevel::Info, text);
@@ -143,10 +146,15 @@ impl Dispatcher {
         if !last {
             return Ok(());
         }
-        let held = std::mem::take(held);
+        let mut held = std::mem::take(held);
+        let strays = self.strays_of(daemon, &held);
+        held.retain(|id, _| !strays.contains(id));
         self.check_report(daemon, &held)?;
-        self.take_report(daemon, held);
+        self.take_report(daemon, held, Told::ByDaemon);
+        self.set_strays(daemon, strays);
         self.refuse_grows(daemon);
+        self.timers.cancel(Timer::Report(daemon));
+        self.out.push(Action::ForgetLock { daemon });
         let (request_id, request) = (RequestId(0), DaemonRequest::Settled);
         self.out.push(Action::ToDaemon { conn, request_id, request });
         if let Some(server) = self.daemons.servers.get_mut(&daemon) {
@@ -156,6 +164,7 @@ impl Dispatcher {
         self.timers.set(Timer::Sense(daemon), at);
         self.room_changed = true;
         self.log(LogLevel::Info, format!("daemon {daemon} is up"));
+        self.discard_strays(daemon);
         self.pump(daemon);
         self.reported(daemon);
         Ok(())
@@ -176,10 +185,17 @@ impl Dispatcher {
         let now = self.now.millis;
         let Some(server) = self.daemons.servers.get_mut(&daemon) else { return };
         server.heard = now;
-        if let Link::Suspected(conn) = server.link {
-            server.link = Link::Up(conn);
-            self.room_changed = true;
-            self.log(LogLevel::Info, format!("daemon {daemon} answers again"));
+        match server.link {
+            Link::Suspected(conn) => {
+                server.link = Link::Up(conn);
+                self.room_changed = true;
+                self.log(LogLevel::Info, format!("daemon {daemon} answers again"));
+            }
+            Link::Joining { .. } => {
+                server.overdue = false;
+                self.timers.set(Timer::Report(daemon), now.after(self.config.suspect_ms));
+            }
+            Link::Away | Link::Up(_) => {}
         }
     }
 
@@ -188,17 +204,33 @@ impl Dispatcher {
         let Some(server) = self.daemons.servers.get_mut(&daemon) else { return };
         let Link::Up(conn) = server.link else { return };
         server.link = Link::Suspected(conn);
-        let grows = server.take_grow_replies();
         let creates = server.creates();
-        self.room_changed = true;
         self.log(LogLevel::Warn, format!("daemon {daemon} does not answer: suspected"));
-        for to in grows {
-            self.reply(to, Err(away(daemon)), Vec::new());
-        }
-        self.confirm_deletions(daemon);
+        self.let_nobody_wait(daemon);
         for first in self.asked_spans(&creates) {
             self.make_again(first);
         }
+    }
+
+    /// A daemon lives, and has not been heard for too long while it was to report.
+    pub(super) fn report_overdue(&mut self, daemon: DaemonId) {
+        let Some(server) = self.daemons.servers.get_mut(&daemon) else { return };
+        server.overdue = true;
+        self.log(LogLevel::Warn, format!("daemon {daemon} does not report: suspected"));
+        self.let_nobody_wait(daemon);
+        if self.daemons.expected.contains(&daemon) {
+            self.out.push(Action::ReadHeaders { daemon });
+        }
+    }
+
+    /// Answers those who wait for a daemon that does not answer.
+    fn let_nobody_wait(&mut self, daemon: DaemonId) {
+        self.room_changed = true;
+        let server = self.daemons.servers.get_mut(&daemon);
+        for to in server.map(Server::take_grow_replies).unwrap_or_default() {
+            self.reply(to, Err(away(daemon)), Vec::new());
+        }
+        self.confirm_deletions(daemon);
     }
 
     fn noticed(&mut self, daemon: DaemonId, notice: DaemonNotice) {
@@ -258,7 +290,9 @@ impl Dispatcher {
         let server = self.daemons.servers.get_mut(&daemon);
         let Some(server) = server.filter(|server| server.conn() == Some(conn)) else { return };
         let orphans = server.go_away();
+        server.overdue = self.daemons.unconfirmed.contains(&daemon);
         self.timers.cancel(Timer::Sense(daemon));
+        self.timers.cancel(Timer::Report(daemon));
         self.log(LogLevel::Warn, format!("daemon {daemon} is away"));
         let creates: Vec<BlockId> = orphans.iter().filter_map(|(op, _)| created(op)).collect();
         let spans = self.asked_spans(&creates);
@@ -272,9 +306,7 @@ impl Dispatcher {
         let blocks = self.daemons.servers.get(&daemon).map(|server| &server.blocks);
         let blocks = blocks.map(|blocks| blocks.iter().copied().collect());
         self.inspect(daemon, blocks.unwrap_or_default());
-        if self.daemons.expected.contains(&daemon) {
-            self.out.push(Action::AwaitLock { daemon });
-        }
+        self.await_lock(daemon);
         self.room_changed = true;
     }
 
@@ -291,7 +323,7 @@ impl Dispatcher {
                 }
             }
             Op::Grow { .. } => self.refuse_grow(op, away(daemon)),
-            Op::Destroy { .. } | Op::Sense => {}
+            Op::Destroy { .. } | Op::Discard { .. } | Op::Sense => {}
         }
     }
 

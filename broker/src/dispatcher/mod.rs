@@ -15,7 +15,7 @@
 //! | clients' requests | `requests` (which), `opening`, `access`, `region_requests`, `admin` |
 //! | how spans are made | `planning`, `placement`, `making` |
 //! | daemons | `link` (messages), `asking` (requests), `spans` (what becomes of blocks) |
-//! | a broker that comes back | `restart`, `adoption` |
+//! | a broker that comes back | `restart`, `adoption`, `silence` |
 //!
 //! # Invariants
 //!
@@ -54,6 +54,7 @@ mod regions;
 mod requests;
 mod restart;
 mod sessions;
+mod silence;
 mod spans;
 #[cfg(test)]
 mod test_random;
@@ -70,8 +71,8 @@ pub use action::{Action, Descriptor, LogLevel};
 pub use audit::{Snapshot, SnapshotBlock};
 pub use config::{DispatcherConfig, Limits, Placement, Quota};
 pub use event::{
-    BelievedSession, ClientConn, DaemonConn, Event, FoundContent, FoundDaemon, Grant, InspectId,
-    Millis, Now, Peer, RequestId, Rights, SessionRecord, Started,
+    BelievedSession, ClientConn, DaemonConn, Event, FoundContent, FoundDaemon, Grant, Headers,
+    InspectId, Millis, Now, Peer, RequestId, Rights, SessionRecord, Started,
 };
 
 use blocks::Blocks;
@@ -185,7 +186,8 @@ impl Dispatcher {
             }
             Event::DaemonHostile { conn, reason } => self.close_daemon(conn, &reason),
             Event::DaemonHungUp { conn } => self.daemon_hung_up(conn),
-            Event::LockFree { daemon, held } => self.lock_free(daemon, held),
+            Event::LockFree { daemon, headers } => self.lock_free(daemon, headers),
+            Event::HeadersRead { daemon, headers } => self.headers_read(daemon, headers),
             Event::Inspected { inspect, daemon, found } => self.inspected(inspect, daemon, &found),
             Event::OpenFailed { daemon, block } => self.inspect(daemon, vec![block]),
             Event::Tick => self.tick(),
@@ -200,6 +202,7 @@ impl Dispatcher {
                     self.end_session(session, "its client did not come back");
                 }
                 timers::Timer::Sense(daemon) => self.sense(daemon),
+                timers::Timer::Report(daemon) => self.report_overdue(daemon),
             }
         }
     }

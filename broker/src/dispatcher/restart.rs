@@ -42,7 +42,8 @@ use super::action::{Action, LogLevel};
 use super::blocks::{Block, BlockState};
 use super::charge::Charge;
 use super::daemons::Link;
-use super::event::{FoundContent, FoundDaemon, Started};
+use super::event::{FoundContent, FoundDaemon, Headers, Started};
+use super::timers::Timer;
 
 /// Bytes that all blocks of one report may have: more than a host has.
 const REPORT_BYTES_MAX: u64 = 1 << 52;
@@ -58,6 +59,15 @@ pub(super) struct Restart {
     pub assembling: BTreeMap<BlockId, Option<Region>>,
     /// Blocks that fit to nothing, with what they cost their daemon.
     pub quarantined: BTreeMap<BlockId, Quarantined>,
+}
+
+/// How the broker learned what a daemon holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    /// It said so.
+    ByDaemon,
+    /// The shell read its headers.
+    ByHeaders,
 }
 
 /// A block that nobody may use.
@@ -91,7 +101,7 @@ impl Dispatcher {
             match content {
                 FoundContent::Expected => {
                     self.daemons.expected.insert(daemon);
-                    self.out.push(Action::AwaitLock { daemon });
+                    self.await_lock(daemon);
                 }
                 FoundContent::Read(held) => read.push((daemon, held)),
             }
@@ -107,13 +117,45 @@ impl Dispatcher {
         }
     }
 
-    /// Nobody serves an expected daemon any more: its headers say what it holds.
-    pub(super) fn lock_free(&mut self, daemon: DaemonId, held: Vec<HeldBlock>) {
-        let away = self.daemons.servers.get(&daemon).is_some_and(|s| matches!(s.link, Link::Away));
-        if away && self.daemons.expected.contains(&daemon) {
-            self.take_headers(daemon, held);
-            self.reported(daemon);
+    /// Until a daemon has reported, its death is known by its lock, and its silence by the clock.
+    pub(super) fn await_lock(&mut self, daemon: DaemonId) {
+        let is_expected = self.daemons.expected.contains(&daemon);
+        if is_expected {
+            let at = self.now.millis.after(self.config.suspect_ms);
+            self.timers.set(Timer::Report(daemon), at);
         }
+        if is_expected || self.daemons.unconfirmed.contains(&daemon) {
+            self.out.push(Action::AwaitLock { daemon });
+        }
+    }
+
+    /// Nobody serves a daemon any more that was to report: its headers say what it holds.
+    pub(super) fn lock_free(&mut self, daemon: DaemonId, headers: Headers) {
+        let Some(server) = self.daemons.servers.get_mut(&daemon) else { return };
+        let is_awaited =
+            self.daemons.expected.contains(&daemon) || self.daemons.unconfirmed.contains(&daemon);
+        if !matches!(server.link, Link::Away) || !is_awaited {
+            return;
+        }
+        server.overdue = false;
+        self.timers.cancel(Timer::Report(daemon));
+        self.restart.damaged.extend(headers.damaged);
+        self.take_headers(daemon, headers.held);
+        self.reported(daemon);
+    }
+
+    /// An expected daemon lives and does not report. Its headers say what it holds until it does.
+    pub(super) fn headers_read(&mut self, daemon: DaemonId, headers: Headers) {
+        if !self.daemons.expected.contains(&daemon) {
+            return;
+        }
+        self.restart.damaged.extend(headers.damaged);
+        self.take_headers(daemon, headers.held);
+        self.daemons.unconfirmed.insert(daemon);
+        if let Some(server) = self.daemons.servers.get_mut(&daemon) {
+            server.overdue = true;
+        }
+        self.reported(daemon);
     }
 
     /// A daemon has told all that it holds.
@@ -186,11 +228,19 @@ impl Dispatcher {
                 }
             }
         }
-        self.take_report(daemon, report);
+        let strays = self.strays_of(daemon, &report);
+        report.retain(|id, _| !strays.contains(id));
+        self.take_report(daemon, report, Told::ByHeaders);
+        self.set_strays(daemon, strays);
     }
 
     /// Takes in a report that was checked: all that a daemon holds.
-    pub(super) fn take_report(&mut self, daemon: DaemonId, held: BTreeMap<BlockId, HeldBlock>) {
+    pub(super) fn take_report(
+        &mut self,
+        daemon: DaemonId,
+        held: BTreeMap<BlockId, HeldBlock>,
+        told: Told,
+    ) {
         let server = self.daemons.servers.get(&daemon);
         let destroying: BTreeSet<BlockId> =
             server.map(|server| server.destroying().collect()).unwrap_or_default();
@@ -199,7 +249,7 @@ impl Dispatcher {
             let state = self.blocks.get(id).map(|block| block.state);
             match state {
                 Some(BlockState::Held) if !held.contains_key(&id) => {
-                    self.lose(id, "its daemon does not have it");
+                    self.missed(daemon, id, told);
                 }
                 // Its daemon refused to destroy it.
                 Some(BlockState::Dying) if !destroying.contains(&id) => self.destroy(id, daemon),
@@ -219,6 +269,25 @@ impl Dispatcher {
                 None if self.restart.quarantined.contains_key(&id) => {}
                 None => self.adopt(daemon, &block),
             }
+        }
+    }
+
+    /// A report lacks a block that is in the tables.
+    fn missed(&mut self, daemon: DaemonId, id: BlockId, told: Told) {
+        if told == Told::ByHeaders && self.restart.damaged.contains(&id) {
+            // That its header was not read says nothing about its bytes.
+            return self.inspect(daemon, vec![id]);
+        }
+        let owner = self.blocks.span(id).map(|span| span.owner);
+        let was_deleted = self.daemons.unconfirmed.contains(&daemon) && !self.is_granted(id);
+        match owner.filter(|_| was_deleted) {
+            // Spans are deleted first block first, as the broker before this one still asked for.
+            Some(owner) => {
+                self.log(LogLevel::Warn, format!("span {id} is deleted: its first block is gone"));
+                self.drop_from_owner(id, owner);
+                self.give_up(id);
+            }
+            None => self.lose(id, "its daemon does not have it"),
         }
     }
 

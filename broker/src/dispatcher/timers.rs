@@ -18,6 +18,8 @@ pub(super) enum Timer {
     Reattach(SessionId),
     /// The daemon is to be asked whether it is there.
     Sense(DaemonId),
+    /// The daemon lives, and has not been heard while it was to report.
+    Report(DaemonId),
 }
 
 /// All timers.

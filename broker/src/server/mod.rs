@@ -320,8 +320,8 @@ impl Server {
             .collect();
         for daemon in free {
             self.awaited_locks.remove(&daemon);
-            let held = self.objects.read_headers(daemon);
-            self.events.push_back(Event::LockFree { daemon, held });
+            let headers = self.objects.read_headers(daemon);
+            self.events.push_back(Event::LockFree { daemon, headers });
         }
     }
 
@@ -351,6 +351,11 @@ impl Server {
             Action::CloseDaemon { conn, reason } => self.daemons.close(conn, &reason),
             Action::AwaitLock { daemon } => {
                 self.awaited_locks.insert(daemon);
+            }
+            Action::ForgetLock { daemon } => _ = self.awaited_locks.remove(&daemon),
+            Action::ReadHeaders { daemon } => {
+                let headers = self.objects.read_headers(daemon);
+                self.events.push_back(Event::HeadersRead { daemon, headers });
             }
             Action::Inspect { inspect, daemon, blocks } => {
                 self.inspections.push_back(Inspection { inspect, daemon, blocks });

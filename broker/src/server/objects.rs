@@ -14,8 +14,8 @@ use dmce_abi::name::{Instance, ObjectKind, ObjectName};
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::daemon::HeldBlock;
 use dmce_abi::{AddrLayout, Status};
-use dmce_broker::dispatcher::Descriptor;
-use dmce_shm::header;
+use dmce_broker::dispatcher::{Descriptor, Headers};
+use dmce_shm::header::{self, HeaderError};
 use dmce_sys::lock::{LockError, OfdLock};
 use dmce_sys::object::{self, ObjectDir, ObjectError, ObjectStat};
 use dmce_sys::{identity, lock};
@@ -105,36 +105,36 @@ impl Objects {
         lock::holder_exists(fd.as_fd()).unwrap_or(false)
     }
 
-    /// The blocks of a daemon that nobody serves, as far as their objects are sound.
-    pub fn read_headers(&self, daemon: DaemonId) -> Vec<HeldBlock> {
+    /// The blocks of a daemon, as far as their objects are sound.
+    pub fn read_headers(&self, daemon: DaemonId) -> Headers {
         let names = self.folder.names(&self.instance.daemon_prefix(daemon.get()));
-        let mut held = Vec::new();
+        let mut headers = Headers::default();
         for name in names.unwrap_or_default() {
             let Ok(ObjectName { kind: ObjectKind::Header(id), .. }) = ObjectName::parse(&name)
             else {
                 continue;
             };
             match self.read_header(daemon, id) {
-                Ok(block) => held.push(block),
-                Err(reason) => warn!(object = name, "not taken in: {reason}"),
+                Ok(block) => headers.held.push(block),
+                // It is being made, or its daemon died over it: nobody was told of it.
+                Err(Unsound::Header(error)) if error.is_removable() => {}
+                Err(reason) => {
+                    warn!(object = name, "not taken in: {reason}");
+                    headers.damaged.extend(BlockId::try_from(id));
+                }
             }
         }
-        held
+        headers
     }
 
-    fn read_header(&self, daemon: DaemonId, id: u32) -> Result<HeldBlock, String> {
-        let text = |error: &dyn std::error::Error| error.to_string();
-        let (fd, _) =
-            self.open(daemon.get(), ObjectKind::Header(id), false).map_err(|e| text(&e))?;
-        let header = header::read(fd.as_fd(), self.layout).map_err(|error| text(&error))?;
+    fn read_header(&self, daemon: DaemonId, id: u32) -> Result<HeldBlock, Unsound> {
+        let (fd, _) = self.open(daemon.get(), ObjectKind::Header(id), false)?;
+        let header = header::read(fd.as_fd(), self.layout)?;
         if header.daemon != daemon || header.description.block.get() != id {
-            return Err(format!(
-                "it is the header of block {} of daemon {}",
-                header.description.block, header.daemon
-            ));
+            let block = header.description.block;
+            return Err(Unsound::Misplaced { block, daemon: header.daemon });
         }
-        let (_, stat) =
-            self.open(daemon.get(), ObjectKind::Data(id), false).map_err(|e| text(&e))?;
+        let (_, stat) = self.open(daemon.get(), ObjectKind::Data(id), false)?;
         Ok(HeldBlock { description: header.description, committed: stat.bytes })
     }
 
@@ -212,6 +212,25 @@ impl Objects {
 fn no_session(error: &std::io::Error) -> OpenFailure {
     let refusal = Refusal::new(Status::Internal, format!("the session's descriptors: {error}"));
     OpenFailure { refusal, block: None }
+}
+
+/// Why the objects of a block are not taken in.
+#[derive(Debug, thiserror::Error)]
+enum Unsound {
+    /// One of them could not be opened.
+    #[error(transparent)]
+    Object(#[from] ObjectFailure),
+    /// The header says nothing.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// The header is that of something else.
+    #[error("it is the header of block {block} of daemon {daemon}")]
+    Misplaced {
+        /// The block that it speaks of.
+        block: BlockId,
+        /// The daemon that it speaks of.
+        daemon: DaemonId,
+    },
 }
 
 /// Why an object is not opened.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use dmce_abi::block::{BlockId, DaemonId};
 use dmce_abi::name::ObjectKind;
-use dmce_broker::dispatcher::{FoundContent, FoundDaemon, Started};
+use dmce_broker::dispatcher::{FoundContent, FoundDaemon, Headers, Started};
 use dmce_sys::object::ObjectError;
 use tracing::warn;
 
@@ -44,13 +44,7 @@ fn found(objects: &Objects, daemon: DaemonId, kinds: &BTreeSet<ObjectKind>) -> O
     if !served && !kinds.iter().any(is_own) {
         return None;
     }
-    let held = objects.read_headers(daemon);
-    let sound: BTreeSet<BlockId> = held.iter().map(|held| held.description.block).collect();
-    let headers = kinds.iter().filter_map(|kind| match *kind {
-        ObjectKind::Header(id) => BlockId::try_from(id).ok(),
-        _ => None,
-    });
-    let damaged = headers.filter(|id| !sound.contains(id)).collect();
+    let Headers { held, damaged } = objects.read_headers(daemon);
     let content = if served { FoundContent::Expected } else { FoundContent::Read(held) };
     Some(FoundDaemon { daemon, blocks: blocks.into_iter().collect(), damaged, content })
 }

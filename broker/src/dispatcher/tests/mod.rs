@@ -7,3 +7,4 @@ mod opening;
 mod regions;
 mod restart;
 mod rig;
+mod silent;

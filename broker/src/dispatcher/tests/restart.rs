@@ -6,13 +6,13 @@ use dmce_abi::wire::daemon::HeldBlock;
 
 use super::rig::{GIB, MIB, Rig, block_id, config, daemon_id, guid, heap, open, session_id};
 use crate::dispatcher::{
-    Action, BelievedSession, ClientConn, Event, FoundContent, FoundDaemon, Grant, Rights,
+    Action, BelievedSession, ClientConn, Event, FoundContent, FoundDaemon, Grant, Headers, Rights,
     SessionRecord, Started,
 };
 
 const PID: u32 = 500;
 
-fn believed(reserved: u64, grants: Vec<Grant>) -> BelievedSession {
+pub fn believed(reserved: u64, grants: Vec<Grant>) -> BelievedSession {
     let record = SessionRecord {
         session: session_id(4),
         guid: guid(4),
@@ -29,10 +29,15 @@ fn believed(reserved: u64, grants: Vec<Grant>) -> BelievedSession {
     BelievedSession { record, generation: 10, grants }
 }
 
-fn expected(daemon: u32, blocks: &[u32]) -> FoundDaemon {
+pub fn expected(daemon: u32, blocks: &[u32]) -> FoundDaemon {
     let blocks = blocks.iter().map(|id| block_id(*id)).collect();
     let content = FoundContent::Expected;
     FoundDaemon { daemon: daemon_id(daemon), blocks, damaged: Vec::new(), content }
+}
+
+/// Headers that the shell has read, none of them damaged.
+pub fn read(held: Vec<HeldBlock>) -> Headers {
+    Headers { held, damaged: Vec::new() }
 }
 
 fn guid_of(number: u32) -> Guid {
@@ -40,7 +45,7 @@ fn guid_of(number: u32) -> Guid {
 }
 
 /// Block `first + place` of a span of `count`, of session 4 and this ticket.
-fn held(first: u32, place: u32, count: u32, ticket: u64) -> HeldBlock {
+pub fn held(first: u32, place: u32, count: u32, ticket: u64) -> HeldBlock {
     let block = block_id(first + place);
     let span = Span { first: block_id(first), count, guid: guid_of(first) };
     let owner = Owner::Session {
@@ -62,7 +67,7 @@ fn held(first: u32, place: u32, count: u32, ticket: u64) -> HeldBlock {
     HeldBlock { description, committed }
 }
 
-fn held_region(first: u32, place: u32, count: u32, created_at: u64) -> HeldBlock {
+pub fn held_region(first: u32, place: u32, count: u32, created_at: u64) -> HeldBlock {
     let mut held = held(first, place, count, 0);
     held.description.owner = Owner::Region(Region {
         volume: "v".into(),
@@ -79,7 +84,7 @@ fn held_region(first: u32, place: u32, count: u32, created_at: u64) -> HeldBlock
     held
 }
 
-fn attach(rig: &mut Rig) -> ClientConn {
+pub fn attach(rig: &mut Rig) -> ClientConn {
     let conn = rig.connect(PID, 1000);
     let attach = Attach { session: session_id(4), guid: guid(4) };
     assert!(matches!(rig.done(conn, ClientRequest::Attach(attach)), ClientReply::Ready(_)));
@@ -94,7 +99,7 @@ fn state(rig: &mut Rig) -> Health {
     }
 }
 
-fn fetched(rig: &mut Rig, conn: ClientConn, block: u32) -> Option<bool> {
+pub fn fetched(rig: &mut Rig, conn: ClientConn, block: u32) -> Option<bool> {
     let fetch = Fetch { block: block_id(block), writable: false };
     match rig.ask(conn, ClientRequest::Fetch(fetch)).unwrap() {
         Ok(ClientReply::Fetched(info)) => Some(info.lost),
@@ -111,7 +116,7 @@ fn what_needs_the_tables_waits_for_every_daemon_and_listings_do_not() {
     let number = rig.ask_later(conn, heap(1, MIB));
     rig.daemon_with(1, 3 * GIB, vec![held(7, 0, 1, 1)]);
     assert_eq!(rig.answer(conn, number), None);
-    rig.event(Event::LockFree { daemon: daemon_id(2), held: vec![held(8, 0, 1, 2)] });
+    rig.event(Event::LockFree { daemon: daemon_id(2), headers: read(vec![held(8, 0, 1, 2)]) });
     // Ticket 1 was answered into the void by the broker before: it gives the same block.
     let (reply, _) = rig.answer(conn, number).unwrap();
     let Ok(ClientReply::Granted(granted)) = reply else { panic!("{reply:?}") };
@@ -128,7 +133,7 @@ fn a_daemon_that_dies_while_it_is_waited_for_is_known_by_its_lock() {
     rig.daemon_dies(1);
     assert!(rig.actions.contains(&Action::AwaitLock { daemon: daemon_id(1) }));
     assert!(!rig.dispatcher.snapshot().complete);
-    rig.event(Event::LockFree { daemon: daemon_id(1), held: vec![] });
+    rig.event(Event::LockFree { daemon: daemon_id(1), headers: read(vec![]) });
     assert!(rig.dispatcher.snapshot().complete);
 }
 

@@ -1,0 +1,117 @@
+//! A broker that comes back while a daemon lives and says nothing.
+
+use dmce_abi::wire::admin::{BlockRow, DaemonState, Health};
+use dmce_tests::client::{Signal, send};
+use dmce_tests::{Client, Instance, wait_until};
+
+const CONFIG: &str = "broker.sense_ms = 50\nbroker.suspect_ms = 300\n";
+
+/// Regions, so that there is a block of each on both daemons.
+const REGIONS: u64 = 4;
+
+fn check_regions(client: &mut Client) {
+    for number in 0..REGIONS {
+        client.ask(format!("ropen vol r{number} rw")).expect("it opens");
+        client.ask(format!("rcheck 0 {number} 1000000")).expect("its bytes are there");
+        client.ask("rclose").expect("it closes");
+    }
+}
+
+#[test]
+fn a_stopped_daemon_holds_up_nobody_and_its_blocks_are_all_there_when_it_goes_on() {
+    let mut instance = Instance::builder().daemons(2).config(CONFIG).start();
+    let mut keeper = Client::open(&instance);
+    for number in 0..REGIONS {
+        keeper.ask(format!("create vol r{number} 1000000 0600")).unwrap();
+        keeper.ask(format!("ropen vol r{number} rw")).unwrap();
+        keeper.ask(format!("rfill 0 {number} 1000000")).unwrap();
+        keeper.ask("rclose").unwrap();
+    }
+    let kept: Vec<u64> =
+        (0..4).map(|_| keeper.number("malloc 20000000").expect("there is room")).collect();
+    for (seed, addr) in kept.iter().enumerate() {
+        keeper.ask(format!("fill {addr} {seed} 20000000")).unwrap();
+    }
+    let blocks = instance.blocks();
+    let on_first = |row: &&BlockRow| row.copies.iter().any(|copy| copy.daemon == 1);
+    assert!(blocks.iter().filter(on_first).count() > 1, "daemon 1 has a part of all");
+
+    let daemon = instance.daemon_pid(1).unwrap();
+    send(daemon, Signal::STOP);
+    instance.kill_broker();
+    instance.start_broker();
+
+    let mut newcomer = Client::open(&instance);
+    let addr = newcomer.number("malloc 20000000").unwrap();
+    newcomer.ask(format!("fill {addr} 77 20000000")).unwrap();
+    newcomer.ask(format!("check {addr} 77 20000000")).unwrap();
+    newcomer.ask(format!("free {addr}")).unwrap();
+    newcomer.ask("create vol new 100000 0600").unwrap();
+    assert_eq!(instance.daemons()[0].state, DaemonState::Suspected);
+    assert_eq!(instance.status().state, Health::Degraded);
+    // What lies on it is known, and there: for who had it, and for who comes.
+    check_regions(&mut newcomer);
+    for (seed, addr) in kept.iter().enumerate() {
+        keeper.ask(format!("check {addr} {seed} 20000000")).unwrap();
+    }
+    let fresh = keeper.number("malloc 30000000").unwrap();
+    keeper.ask(format!("fill {fresh} 9 30000000")).unwrap();
+    keeper.ask(format!("free {}", kept[0])).unwrap();
+
+    send(daemon, Signal::CONT);
+    instance.wait_serving();
+    let now = instance.blocks();
+    let old = |row: &&BlockRow| now.contains(row);
+    assert!(blocks.iter().filter(on_first).filter(old).count() > 1);
+    assert_eq!(instance.status().state, Health::Ok);
+    for (seed, addr) in kept.iter().enumerate().skip(1) {
+        keeper.ask(format!("check {addr} {seed} 20000000")).unwrap();
+    }
+    keeper.ask(format!("check {fresh} 9 30000000")).unwrap();
+    check_regions(&mut keeper);
+    for number in 0..REGIONS {
+        newcomer.ask(format!("delete vol r{number}")).unwrap();
+    }
+    newcomer.ask("delete vol new").unwrap();
+    keeper.kill();
+    newcomer.kill();
+    instance.wait_empty();
+}
+
+/// What the broker before it asked for last waits in its socket.
+#[test]
+fn a_daemon_that_goes_on_with_requests_of_a_dead_broker_does_no_harm() {
+    let mut instance = Instance::builder().daemons(2).config(CONFIG).start();
+    let mut client = Client::open(&instance);
+    let kept = client.number("malloc 30000000").unwrap();
+    client.ask(format!("fill {kept} 1 30000000")).unwrap();
+    for round in 0..8 {
+        let daemon = 1 + round % 2;
+        let pid = instance.daemon_pid(daemon).unwrap();
+        send(pid, Signal::STOP);
+        let mut others: Vec<Client> = (0..4).map(|_| Client::open(&instance)).collect();
+        for (number, other) in others.iter_mut().enumerate() {
+            other.tell(format!("create vol r{round}-{number} 100000 0600"));
+        }
+        client.tell("malloc 30000000");
+        instance.kill_broker();
+        instance.start_broker();
+        let addr: u64 = client.answer().unwrap().parse().unwrap();
+        client.ask(format!("fill {addr} {round} 30000000")).unwrap();
+        for other in &mut others {
+            other.answer().unwrap();
+        }
+        send(pid, Signal::CONT);
+        instance.wait_serving();
+        client.ask(format!("check {addr} {round} 30000000")).unwrap();
+        client.ask(format!("free {addr}")).unwrap();
+        for (number, other) in others.iter_mut().enumerate() {
+            other.ask(format!("delete vol r{round}-{number}")).unwrap();
+        }
+        assert_eq!(instance.status().state, Health::Ok);
+    }
+    client.ask(format!("check {kept} 1 30000000")).unwrap();
+    client.kill();
+    wait_until("all sessions have ended", || instance.status().sessions == 0);
+    instance.wait_empty();
+}
