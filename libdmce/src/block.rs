@@ -81,6 +81,8 @@ pub(crate) enum Obstacle {
     Absent,
     /// Its bytes are gone, as is known already.
     Lost,
+    /// It was replaced at this moment: again.
+    Replaced,
     /// What its reach ran into.
     Trouble(Trouble),
 }

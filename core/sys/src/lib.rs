@@ -23,13 +23,13 @@ pub mod lock;
 pub mod map;
 pub mod membarrier;
 pub mod object;
-mod patches;
 pub mod pidfd;
 pub mod poll;
 pub mod priority;
 pub mod process;
 pub mod random;
 pub mod socket;
+pub mod transfer;
 pub mod watch;
 
 #[cfg(test)]

@@ -5,17 +5,14 @@
 //! 1. A [`Mapping`] and a [`Reservation`] own their address range until they are dropped; nothing
 //!    outside is ever mapped over or unmapped.
 //! 2. What is inside is known by raw pointer only. Other processes write it, the page may be gone
-//!    when it is touched: accesses go through [`crate::fault::guarded`], atomics and volatile
-//!    views.
+//!    when it is touched: accesses go through [`crate::transfer`], atomics and volatile views.
 //! 3. Everything that is mapped here is left out of core dumps.
-//! 4. A range that gets a new mapping is forgotten as a lost one in the same step that other
-//!    threads see ([`crate::fault`]): between the two no guard can mistake garbage for data.
-//! 5. Offsets and sizes are `u64`; what does not fit this process's pointers is
+//! 4. Offsets and sizes are `u64`; what does not fit this process's pointers is
 //!    [`MapError::AddressSpace`], as when the kernel finds no room.
 //!
 //! ```text
 //! reservation  |....PROT_NONE....|  window 0  |....PROT_NONE....|  window 1  |......|
-//!              ^ as_ptr          ^ map_at     ^ clear_at        ^ install_at (mremap)
+//!              ^ as_ptr          ^ map_at     ^ clear_at
 //! ```
 
 use std::io;
@@ -25,8 +22,6 @@ use std::ptr;
 
 use rustix::io::Errno;
 use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
-
-use crate::patches;
 
 mod advice;
 mod fork;
@@ -309,18 +304,15 @@ fn prot(protection: Protection) -> ProtFlags {
 fn finish(range: MappedRange<'_>, populate: Populate) -> Result<(), MapError> {
     advise(range, Advice::LinuxDontDump, "leaving out of core dumps")?;
     match populate {
-        // Not MAP_POPULATE: that hides a missing page, and would hold the lock of `patches`.
+        // Not MAP_POPULATE: that hides a missing page.
         Populate::Yes => populate_read(range),
         Populate::No => Ok(()),
     }
 }
 
 fn unmap(start: *mut u8, bytes: usize) {
-    let range = MappedRange { start, bytes, owner: PhantomData };
-    let unmapped = patches::unmapping(range, || {
-        // SAFETY: callers pass a range that they own and give up.
-        unsafe { mm::munmap(start.cast(), bytes) }
-    });
+    // SAFETY: callers pass a range that they own and give up.
+    let unmapped = unsafe { mm::munmap(start.cast(), bytes) };
     // It fails only where splitting a mapping exceeds the limit of mappings: then it stays mapped.
     debug_assert!(unmapped.is_ok(), "munmap of an owned range failed: {unmapped:?}");
 }

@@ -113,14 +113,9 @@ struct Block<'a, R> {
 }
 
 impl<R: Reach> Block<'_, R> {
-    /// Runs an access; again where a loss elsewhere in the process disturbed it, as callers do.
+    /// Runs an access, as callers do.
     fn access<T>(&self, access: impl Fn() -> Result<T, Trouble>) -> Result<T, Trouble> {
-        loop {
-            match self.session.operate(&access) {
-                Err(Trouble::Again) => {}
-                done => return done,
-            }
-        }
+        self.session.operate(&access)
     }
 
     fn get(&self, cell: u64, buffer: &mut [u8], committed: u64) -> Result<(), Trouble> {

@@ -17,13 +17,13 @@
 #[cfg(test)]
 mod conformance;
 pub(crate) mod mapped;
-pub(crate) mod transfer;
+mod store;
 pub(crate) mod ways;
 pub(crate) mod windowed;
 
 use std::cmp::Ordering;
 
-use dmce_sys::fault::Fault;
+use dmce_sys::transfer::Gone;
 
 /// A range of a block that an operation is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,9 +49,6 @@ pub(crate) enum Trouble {
     /// Bytes of the object are gone.
     #[error("bytes of the object are gone")]
     Lost,
-    /// Something was lost meanwhile, but not here: again.
-    #[error("memory of this process was lost meanwhile")]
-    Again,
     /// What was written is not what was to be written.
     #[error("written data reads back different")]
     Differs,
@@ -60,12 +57,9 @@ pub(crate) enum Trouble {
     Io,
 }
 
-impl From<Fault> for Trouble {
-    fn from(fault: Fault) -> Self {
-        match fault {
-            Fault::Lost { .. } => Self::Lost,
-            _ => Self::Again,
-        }
+impl From<Gone> for Trouble {
+    fn from(_: Gone) -> Self {
+        Self::Lost
     }
 }
 

@@ -253,7 +253,7 @@ impl Core {
         match obstacle {
             Obstacle::Absent => self.fetch(id),
             Obstacle::Lost => Err(lost(id)),
-            Obstacle::Trouble(Trouble::Again) => Ok(()),
+            Obstacle::Replaced => Ok(()),
             Obstacle::Trouble(Trouble::Lost) => {
                 self.take_damaged(id);
                 Err(lost(id))

@@ -29,7 +29,6 @@ use super::data::Intent;
 use crate::block::{Backing, Block, Obstacle};
 use crate::error::Error;
 use crate::options::Prot;
-use crate::reach::Trouble;
 use crate::reach::mapped::HUGE_BYTES;
 use crate::reach::ways::of_map;
 
@@ -160,8 +159,7 @@ impl Core {
         };
         let same = |held: &Arc<Block>| std::ptr::eq(Arc::as_ptr(held), block);
         let Some(held) = self.table.find(block.id).filter(same) else {
-            // Replaced at this moment: look again.
-            return Err(InBlock::Met(block.id, Trouble::Again.into()));
+            return Err(InBlock::Met(block.id, Obstacle::Replaced));
         };
         let record = self.record(range)?;
         drop(inside);

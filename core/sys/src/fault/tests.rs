@@ -1,247 +1,20 @@
-//! The guard against the real kernel. The tests of one process take turns, since a loss that one
-//! test makes is rightly a `Maybe` to another.
+//! The handler among others. What it does for transfers is tested with those.
 
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
-use std::sync::{Barrier, MutexGuard};
+use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::map::{FileRange, Mapping, Populate, Protection, Reservation};
-use crate::object;
-use crate::testing::TestObjects;
+use crate::testing::{Lent, lend};
+use crate::transfer::{self, Store};
 
-fn turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    install().unwrap();
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-struct Lent {
-    fd: OwnedFd,
-    mapping: Mapping,
-    #[allow(dead_code, reason = "removes the object's name on drop")]
-    objects: TestObjects,
-}
-
-/// An object of so many pages, each filled with `fill`, mapped.
-fn lend(pages: u64, fill: u8) -> Lent {
-    let objects = TestObjects::new("fault");
-    let fd = objects.dir.create(&objects.name("a")).unwrap();
-    let bytes = pages * page_bytes() as u64;
-    object::write_at(fd.as_fd(), &vec![fill; usize::try_from(bytes).unwrap()], 0).unwrap();
-    let range = FileRange { offset: 0, bytes };
-    let mapping = Mapping::shared(fd.as_fd(), range, Protection::ReadWrite, Populate::Yes).unwrap();
-    Lent { fd, mapping, objects }
-}
-
-impl Lent {
-    fn keep_pages(&self, pages: u64) {
-        object::truncate(self.fd.as_fd(), pages * page_bytes() as u64).unwrap();
-    }
-}
-
-fn copy_out(range: MappedRange<'_>, into: &mut [u8]) {
-    assert_eq!(range.len(), into.len());
-    // SAFETY: `range` is mapped, or becomes garbage under the guard; the target is ours and apart.
-    unsafe { ptr::copy_nonoverlapping(range.as_ptr(), into.as_mut_ptr(), into.len()) };
-}
-
-fn read(range: MappedRange<'_>) -> Result<Vec<u8>, Fault> {
-    let mut bytes = vec![0; range.len()];
-    guarded(range, || copy_out(range, &mut bytes)).map(|()| bytes)
-}
-
-#[test]
-fn a_copy_from_a_truncated_object_is_an_error_and_the_process_lives() {
-    let _turn = turn();
-    let lent = lend(4, 7);
-    assert_eq!(read(lent.mapping.whole()).unwrap(), vec![7; lent.mapping.len()]);
-    let before = fault_count();
-    lent.keep_pages(2);
-    let lost_from = lent.mapping.as_ptr().addr() + 2 * page_bytes();
-    // SAFETY: a plain call.
-    let errno = unsafe { libc::__errno_location() };
-    // SAFETY: `errno` of this thread.
-    unsafe { errno.write(4711) };
-    let failed = read(lent.mapping.whole());
-    // SAFETY: as above.
-    assert_eq!(unsafe { errno.read() }, 4711);
-    // A copy may begin at either end.
-    let Err(Fault::Lost { addr }) = failed else { panic!("{failed:?}") };
-    assert!((lost_from..lost_from + 2 * page_bytes()).contains(&addr));
-    assert_eq!(fault_count().wrapping_sub(before), 2, "one for each page");
-
-    let good = lent.mapping.range(0, 2 * page_bytes() as u64).unwrap();
-    assert_eq!(read(good).unwrap(), vec![7; good.len()]);
-}
-
-#[test]
-fn a_store_into_a_truncated_object_is_an_error() {
-    let _turn = turn();
-    let lent = lend(1, 7);
-    lent.keep_pages(0);
-    let whole = lent.mapping.whole();
-    // SAFETY: mapped, or garbage under the guard.
-    let stored = guarded(whole, || unsafe { whole.as_ptr().write_bytes(1, whole.len()) });
-    assert!(matches!(stored, Err(Fault::Lost { .. })));
-    assert_eq!(object::stat(lent.fd.as_fd()).unwrap().bytes, 0);
-}
-
-#[test]
-fn what_was_patched_stays_lost_to_every_thread_until_it_is_mapped_anew() {
-    let _turn = turn();
-    let lent = lend(2, 7);
-    let fresh = lend(2, 8);
-    let bytes = lent.mapping.len() as u64;
-    let reservation = Reservation::new(bytes).unwrap();
-    let map = |from: &Lent| {
-        let range = FileRange { offset: 0, bytes };
-        reservation.map_at(0, from.fd.as_fd(), range, Protection::ReadWrite, Populate::No).unwrap();
-    };
-    map(&lent);
-    lent.keep_pages(1);
-    assert!(read(reservation.whole()).is_err());
-    let second_page = reservation.range(page_bytes() as u64, 8).unwrap();
-    let addr = second_page.as_ptr().addr();
-    // The garbage page is there now, and reading it raises no signal in anybody.
-    let elsewhere = std::thread::scope(|scope| {
-        let range = reservation.range(page_bytes() as u64, 8).unwrap();
-        let (start, len) = (range.as_ptr().expose_provenance(), range.len());
-        let reader = scope.spawn(move || {
-            // SAFETY: in the reservation, which outlives the scope.
-            read(unsafe { MappedRange::new(ptr::with_exposed_provenance_mut(start), len) })
-        });
-        reader.join().unwrap()
-    });
-    assert_eq!(elsewhere, Err(Fault::Lost { addr }));
-    assert!(read(reservation.range(0, 8).unwrap()).is_ok(), "its neighbour is not lost");
-
-    map(&fresh);
-    assert_eq!(read(reservation.whole()).unwrap(), vec![8; reservation.len()]);
-}
-
-#[test]
-fn a_new_mapping_at_the_address_of_a_dropped_one_is_not_lost() {
-    let _turn = turn();
-    let lent = lend(1, 7);
-    lent.keep_pages(0);
-    assert!(read(lent.mapping.whole()).is_err());
-    let addr = lent.mapping.as_ptr().addr();
-    assert!(patches::first_in(addr, 1).is_some());
-    drop(lent);
-    assert_eq!(patches::first_in(addr, 1), None);
-}
-
-#[test]
-fn both_ranges_of_a_copy_are_guarded() {
-    let _turn = turn();
-    for lost in [0, 1] {
-        let pair = [lend(2, 1), lend(2, 2)];
-        pair[lost].keep_pages(1);
-        let (from, to) = (pair[0].mapping.whole(), pair[1].mapping.whole());
-        let copied = guarded2(from, to, || {
-            // SAFETY: both are mapped, or garbage under the guard, and apart.
-            unsafe { ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), to.len()) }
-        });
-        let addr = pair[lost].mapping.as_ptr().addr() + page_bytes();
-        let Err(Fault::Lost { addr: found }) = copied else { panic!("{copied:?}") };
-        assert!((addr..addr + page_bytes()).contains(&found));
-    }
-}
-
-#[test]
-fn an_inner_guard_leaves_the_outer_one_in_force() {
-    let _turn = turn();
-    let (outer, inner) = (lend(1, 1), lend(1, 2));
-    inner.keep_pages(0);
-    let (outer_range, inner_range) = (outer.mapping.whole(), inner.mapping.whole());
-    let mut bytes = vec![0; outer_range.len()];
-    let result = guarded(outer_range, || {
-        assert!(matches!(read(inner_range), Err(Fault::Lost { .. })));
-        outer.keep_pages(0);
-        copy_out(outer_range, &mut bytes);
-    });
-    assert!(matches!(result, Err(Fault::Lost { .. })));
-}
-
-#[test]
-fn a_panic_in_the_closure_ends_the_guard() {
-    let _turn = turn();
-    let lent = lend(1, 1);
-    let range = lent.mapping.whole();
-    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let _ = guarded(range, || std::panic::resume_unwind(Box::new(())));
-    }));
-    assert!(caught.is_err());
-    assert!(CURRENT.with(|current| current.load(Ordering::Relaxed)).is_null());
-}
-
-#[test]
-fn a_loss_elsewhere_meanwhile_is_a_maybe() {
-    let _turn = turn();
-    let (mine, theirs) = (lend(1, 1), lend(1, 2));
-    theirs.keep_pages(0);
-    let mut bytes = vec![0; mine.mapping.len()];
-    let result = guarded(mine.mapping.whole(), || {
-        copy_out(mine.mapping.whole(), &mut bytes);
-        std::thread::scope(|scope| {
-            scope.spawn(|| assert!(read(theirs.mapping.whole()).is_err()));
-        });
-    });
-    assert_eq!(result, Err(Fault::Maybe));
-    assert!(read(mine.mapping.whole()).is_ok(), "the next try knows");
-}
-
-/// Readers copy while the range changes between a good object and one that is lost: what a guard
-/// calls good is never garbage.
-#[test]
-fn no_reader_takes_garbage_for_data_while_mappings_are_lost_and_replaced() {
-    const ROUNDS: u64 = 400;
-    const READERS: usize = 3;
-    let _turn = turn();
-    let (good, lost) = (lend(4, 7), lend(4, 7));
-    lost.keep_pages(1);
-    let bytes = good.mapping.len() as u64;
-    let reservation = Reservation::new(bytes).unwrap();
-    let map = |from: &Lent| {
-        let range = FileRange { offset: 0, bytes };
-        let mapped =
-            reservation.map_at(0, from.fd.as_fd(), range, Protection::ReadWrite, Populate::No);
-        mapped.unwrap();
-    };
-    map(&good);
-    let done = std::sync::atomic::AtomicBool::new(false);
-    let start = Barrier::new(READERS + 1);
-    std::thread::scope(|scope| {
-        let reader = || {
-            let (mut good_reads, mut failures) = (0_u64, 0_u64);
-            start.wait();
-            while !done.load(Ordering::Relaxed) {
-                match read(reservation.whole()) {
-                    Ok(bytes) => {
-                        assert!(bytes.iter().all(|&byte| byte == 7), "garbage was called good");
-                        good_reads += 1;
-                    }
-                    Err(_) => failures += 1,
-                }
-            }
-            (good_reads, failures)
-        };
-        let readers: Vec<_> = (0..READERS).map(|_| scope.spawn(reader)).collect();
-        start.wait();
-        for _ in 0..ROUNDS {
-            map(&lost);
-            std::thread::yield_now();
-            map(&good);
-            std::thread::yield_now();
-        }
-        done.store(true, Ordering::Relaxed);
-        for reader in readers {
-            reader.join().unwrap();
-        }
-    });
-    assert_eq!(read(reservation.whole()).unwrap(), vec![7; reservation.len()]);
+/// Reads the first byte of what is lent, by a transfer.
+fn read(lent: &Lent) -> Result<u8, transfer::Gone> {
+    let mut byte = 0;
+    let range = lent.mapping.range(0, 1).unwrap();
+    // SAFETY: the byte is ours.
+    unsafe { transfer::load(range, &raw mut byte, Store::Cached) }.map(|()| byte)
 }
 
 /// Runs [`plays_the_child`] as a process of its own and returns how it ended.
@@ -255,13 +28,13 @@ fn run_child(scene: &str) -> ExitStatus {
 }
 
 #[test]
-fn an_unguarded_access_still_kills() {
+fn an_access_outside_of_transfers_still_kills() {
     assert_eq!(run_child("unguarded").signal(), Some(libc::SIGBUS));
 }
 
 #[test]
-fn an_access_beside_the_guarded_range_still_kills() {
-    assert_eq!(run_child("beside").signal(), Some(libc::SIGBUS));
+fn the_private_side_of_a_transfer_still_kills() {
+    assert_eq!(run_child("private").signal(), Some(libc::SIGBUS));
 }
 
 #[test]
@@ -357,10 +130,11 @@ fn plays_the_child() {
     drop(objects);
     let Lent { mapping: other, fd: _other_fd, objects } = other;
     drop(objects);
-    // A guarded loss is dealt with, whatever is behind us.
+    // A loss in a transfer is dealt with, whatever is behind us.
     let lost_and_found = lend(1, 1);
+    assert_eq!(read(&lost_and_found), Ok(1));
     lost_and_found.keep_pages(0);
-    assert!(read(lost_and_found.mapping.whole()).is_err());
+    assert!(read(&lost_and_found).is_err());
     drop(lost_and_found);
 
     EXPECTED_ADDR.store(mapping.as_ptr().addr(), Ordering::Relaxed);
@@ -372,8 +146,9 @@ fn plays_the_child() {
             // SAFETY: a plain system call.
             unsafe { libc::raise(libc::SIGBUS) };
         }
-        "beside" => {
-            let _ = guarded(other.whole(), touch);
+        "private" => {
+            // SAFETY: the target is mapped; that its page is gone is what is tested.
+            let _ = unsafe { transfer::load(other.whole(), mapping.as_ptr(), Store::Cached) };
         }
         _ => {
             touch();

@@ -11,13 +11,12 @@ use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 use std::ptr;
 
-use rustix::mm::{self, MapFlags, MremapFlags, ProtFlags};
+use rustix::mm::{self, MapFlags, ProtFlags};
 
 use super::{
-    FileRange, MapError, MappedRange, Mapping, Populate, Protection, finish, in_pointer,
-    page_bytes, prot, round_up_to_page, unmap,
+    FileRange, MapError, MappedRange, Populate, Protection, finish, in_pointer, page_bytes, prot,
+    round_up_to_page, unmap,
 };
-use crate::patches;
 
 const RESERVE_FLAGS: MapFlags = MapFlags::PRIVATE.union(MapFlags::NORESERVE);
 
@@ -137,49 +136,16 @@ impl Reservation {
     ) -> Result<MappedRange<'_>, MapError> {
         let place = self.place(at, range.bytes)?;
         let flags = MapFlags::SHARED | MapFlags::FIXED;
-        patches::replacing(place, || {
-            // SAFETY: `place` is inside this reservation, so what is replaced is its own.
-            let mapped = unsafe {
-                let start = place.start.cast();
-                mm::mmap(start, place.bytes, prot(protection), flags, fd, range.offset)
-            };
-            mapped.map_err(|errno| {
-                reserve_again(place);
-                MapError::of_map("mmap", range.bytes, errno)
-            })
+        // SAFETY: `place` is inside this reservation, so what is replaced is its own.
+        let mapped = unsafe {
+            let start = place.start.cast();
+            mm::mmap(start, place.bytes, prot(protection), flags, fd, range.offset)
+        };
+        mapped.map_err(|errno| {
+            reserve_again(place);
+            MapError::of_map("mmap", range.bytes, errno)
         })?;
         finish(place, populate)?;
-        Ok(place)
-    }
-
-    /// Moves a mapping that was prepared elsewhere, with its page table, to `at` bytes from the
-    /// start, in place of what was there.
-    ///
-    /// # Errors
-    ///
-    /// [`MapError::OutOfRange`], [`MapError::Lost`] if a guarded access to `mapping` found a page
-    /// gone: what was at the place is still there. [`MapError::AddressSpace`], [`MapError::Io`] (as
-    /// when parts of `mapping` were advised differently): the place may be cleared. The mapping is
-    /// dropped in every case.
-    pub fn install_at(&self, at: u64, mapping: Mapping) -> Result<MappedRange<'_>, MapError> {
-        let place = self.place(at, mapping.bytes as u64)?;
-        patches::replacing(place, || {
-            if patches::any() && patches::first_in(mapping.start.addr(), mapping.bytes).is_some() {
-                return Err(MapError::Lost);
-            }
-            // SAFETY: the source is `mapping`'s own range, which is given up below; the target is
-            // inside this reservation.
-            let moved = unsafe {
-                let (from, to) = (mapping.start.cast(), place.start.cast());
-                mm::mremap_fixed(from, mapping.bytes, place.bytes, MremapFlags::MAYMOVE, to)
-            };
-            moved.map_err(|errno| {
-                reserve_again(place);
-                MapError::of_map("mremap", place.bytes as u64, errno)
-            })
-        })?;
-        // The range is the reservation's now.
-        std::mem::forget(mapping);
         Ok(place)
     }
 
@@ -191,12 +157,10 @@ impl Reservation {
     pub fn clear_at(&self, at: u64, bytes: u64) -> Result<(), MapError> {
         let place = self.place(at, bytes)?;
         let flags = RESERVE_FLAGS | MapFlags::FIXED;
-        patches::replacing(place, || {
-            let start = place.start.cast();
-            // SAFETY: `place` is inside this reservation, so what is replaced is its own.
-            unsafe { mm::mmap_anonymous(start, place.bytes, ProtFlags::empty(), flags) }
-                .map_err(|errno| MapError::of_map("reserve", bytes, errno))
-        })?;
+        let start = place.start.cast();
+        // SAFETY: `place` is inside this reservation, so what is replaced is its own.
+        unsafe { mm::mmap_anonymous(start, place.bytes, ProtFlags::empty(), flags) }
+            .map_err(|errno| MapError::of_map("reserve", bytes, errno))?;
         finish(place, Populate::No)
     }
 

@@ -126,25 +126,6 @@ fn a_reservation_is_aligned_and_replaces_only_inside_itself() {
 }
 
 #[test]
-fn a_prepared_mapping_moves_into_a_reservation() {
-    let objects = TestObjects::new("install");
-    let (fd, range) = object(&objects);
-    let page = page_bytes() as u64;
-    let reservation = Reservation::new(8 * page).unwrap();
-    let prepared = shared(&fd, range);
-    let before = prepared.as_ptr();
-    store(prepared.whole(), 9);
-    let place = reservation.install_at(2 * page, prepared).unwrap();
-    assert_eq!(load(place), 9);
-    assert_eq!(place.as_ptr(), reservation.as_ptr().wrapping_add(2 * page_bytes()));
-    // Whatever is there now, it is not that mapping.
-    assert!(flags_at(before).is_none_or(|_| before != place.as_ptr()));
-
-    let too_far = shared(&fd, range);
-    assert!(matches!(reservation.install_at(5 * page, too_far), Err(MapError::OutOfRange { .. })));
-}
-
-#[test]
 fn collapsing_makes_huge_pages_or_says_why_not() {
     const HUGE: u64 = 2 << 20;
     let objects = TestObjects::new("collapse");

@@ -24,12 +24,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
-use dmce_sys::fault::guarded;
 use dmce_sys::map::{MapError, MappedRange, Protection};
 use dmce_sys::object::{self, ObjectError};
+use dmce_sys::transfer;
 
-use super::transfer::{self, Store};
-use super::{Piece, Reach, Trouble};
+use super::{Piece, Reach, Trouble, store};
 use cache::{Demand, Key};
 pub(crate) use cache::{WINDOW_BYTES, WindowCache};
 
@@ -190,7 +189,7 @@ impl Drop for WindowedBlock {
 
 impl Reach for WindowedBlock {
     unsafe fn read(&self, piece: Piece, buffer: *mut u8) -> Result<(), Trouble> {
-        let store = Store::out_of_block(piece.bytes);
+        let store = store::out_of_block(piece.bytes);
         self.each_part(piece, |done, part, way| {
             let buffer = buffer.wrapping_add(done);
             let Way::Window(range) = way else {
@@ -198,14 +197,13 @@ impl Reach for WindowedBlock {
                 let buffer = unsafe { slice::from_raw_parts_mut(buffer, part.bytes) };
                 return self.read_direct(part, buffer);
             };
-            // SAFETY: the range is mapped, the buffer is the caller's, and no part of a block.
-            let copy = || unsafe { transfer::copy(buffer, range.as_ptr(), range.len(), store) };
-            Ok(guarded(range, copy)?)
+            // SAFETY: the buffer is the caller's, and no part of a block.
+            Ok(unsafe { transfer::load(range, buffer, store) }?)
         })
     }
 
     unsafe fn write(&self, piece: Piece, data: *const u8) -> Result<(), Trouble> {
-        let store = Store::into_block(piece.bytes);
+        let store = store::into_block(piece.bytes);
         self.each_part(piece, |done, part, way| {
             let data = data.wrapping_add(done);
             let Way::Window(range) = way else {
@@ -213,22 +211,20 @@ impl Reach for WindowedBlock {
                 let data = unsafe { slice::from_raw_parts(data, part.bytes) };
                 return self.write_direct(part, data);
             };
-            // SAFETY: the range is mapped and writable, the data is the caller's.
-            let copy = || unsafe { transfer::copy(range.as_ptr(), data, range.len(), store) };
-            Ok(guarded(range, copy)?)
+            // SAFETY: the range is writable, the data is the caller's, and no part of a block.
+            Ok(unsafe { transfer::store(range, data, store) }?)
         })
     }
 
     fn fill(&self, piece: Piece, byte: u8) -> Result<(), Trouble> {
-        let store = Store::into_block(piece.bytes);
+        let store = store::into_block(piece.bytes);
         let content = [byte; STEP_BYTES];
         self.each_part(piece, |_, part, way| {
             let Way::Window(range) = way else {
                 return each_step(part, |_, step| self.write_direct(step, &content[..step.bytes]));
             };
-            // SAFETY: the range is mapped and writable.
-            let fill = || unsafe { transfer::fill(range.as_ptr(), byte, range.len(), store) };
-            Ok(guarded(range, fill)?)
+            // SAFETY: the range is writable.
+            Ok(unsafe { transfer::fill(range, byte, store) }?)
         })
     }
 
@@ -240,9 +236,8 @@ impl Reach for WindowedBlock {
                 return Ok(());
             }
             if let Way::Window(range) = way {
-                // SAFETY: the range is mapped, the data is the caller's.
-                let compare = || unsafe { transfer::compare(range.as_ptr(), data, range.len()) };
-                order = guarded(range, compare)?;
+                // SAFETY: the data is the caller's, and written by nobody.
+                order = unsafe { transfer::compare(range, data) }?;
                 return Ok(());
             }
             let mut found = [0; STEP_BYTES];
