@@ -122,6 +122,44 @@ fn a_truncated_block_is_lost_alone_and_until_it_is_restored() {
 }
 
 #[test]
+fn a_pointer_is_given_back_while_another_call_waits_for_the_broker() {
+    let mut fake = Fake::start();
+    let session = Session::open(&Options { no_thread: true, ..fake.options() }).unwrap();
+    let (span, small) = (session.malloc(2 * BLOCK_BYTES).unwrap(), session.malloc(100).unwrap());
+    let pointer = session.map(small, 100, Prot::READ).unwrap();
+    // The second block has to be fetched again.
+    fake.state().publish(&[2]);
+    session.poll().unwrap();
+    fake.state().moves_at_fetch = true;
+    std::thread::scope(|scope| {
+        let bytes = usize::try_from(2 * BLOCK_BYTES).unwrap();
+        let session = &session;
+        let mapping = scope
+            .spawn(move || session.map(span, bytes, Prot::READ).map(<*mut u8>::expose_provenance));
+        wait_until("the change is asked for", || fake.asked("Changes") > 1);
+        session.unmap(pointer).unwrap();
+        fake.die();
+        fake.state().moves_at_fetch = false;
+        fake.restart();
+        // Had the pointer been given back only after this had given up, this had failed.
+        mapping.join().unwrap().unwrap();
+    });
+}
+
+/// Where blocks are mapped whole no descriptor is kept, so a mapping of its own asks for one.
+#[test]
+#[cfg(target_pointer_width = "64")]
+fn a_block_whose_id_is_anothers_by_now_is_not_mapped() {
+    let fake = Fake::start();
+    let session = fake.open();
+    let span = session.malloc(2 * BLOCK_BYTES).unwrap();
+    let bytes = usize::try_from(2 * BLOCK_BYTES).unwrap();
+    session.unmap(session.map(span, bytes, Prot::READ).unwrap()).unwrap();
+    fake.state().blocks.get_mut(&2).unwrap().guid.0[15] ^= 1;
+    assert_eq!(status(session.map(span, bytes, Prot::READ)), Status::Address);
+}
+
+#[test]
 fn nothing_is_allocated_in_a_heap_block_that_is_lost() {
     let fake = Fake::start();
     let session = fake.open();
@@ -203,6 +241,15 @@ fn a_forked_child_is_refused_and_its_end_is_not_noticed() {
             let right = forked(session.read(addr, &mut [0; 100]))
                 && forked(session.write(addr, &[2; 100]))
                 && forked(session.malloc(10).map(|_| ()))
+                // Told before what else is wrong with a call.
+                && forked(session.malloc(0).map(|_| ()))
+                && forked(session.calloc(u64::MAX, 2).map(|_| ()))
+                && forked(session.map(addr, 0, Prot::READ).map(|_| ()))
+                && forked(session.unmap(std::ptr::null()))
+                && forked(region.write(1000, &[0], libdmce::Mirror::Any))
+                && forked(region.write(0, &[0], libdmce::Mirror::Both))
+                && forked(region.addr(0).map(|_| ()))
+                && forked(session.region_open("", "", Prot::default()).map(|_| ()))
                 && forked(session.free(addr))
                 && forked(region.read(1000, &mut [0], libdmce::Mirror::Any))
                 && forked(region.close())

@@ -12,7 +12,8 @@
 //! 2. `changing` is held by who changes what the table knows of blocks that the broker owns; a turn
 //!    of the link may be taken while it is held, never the other way round.
 //! 3. What is taken out of the table is dropped after the operations that might use it are over.
-//! 4. Once the session is closed no operation begins: the known generation is one that never is.
+//! 4. Nothing is asked of the broker while `pins` is held: giving a pointer back waits for nobody.
+//! 5. Once the session is closed no operation begins: the known generation is one that never is.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,8 +26,9 @@ use dmce_shm::session::map::SessionMap;
 use dmce_shm::slot::Operation;
 use dmce_sys::map::WipeOnForkPage;
 
+use super::holders::Holders;
 use super::link::{Link, LinkError};
-use super::mapping::Pinned;
+use super::mapping::{Pinned, Told};
 use super::region::OpenRegions;
 use super::service::{Chores, Service};
 use crate::alloc::Allocator;
@@ -78,6 +80,11 @@ pub(crate) struct Core {
     pub changing: Turn<()>,
     /// The pointers that the application has.
     pub pins: Mutex<BTreeMap<usize, Vec<Pinned>>>,
+    /// What the broker was told of them. Taken before `pins`, and held over notices, which wait for
+    /// nothing.
+    pub told: Mutex<Told>,
+    /// The blocks that hold a descriptor.
+    pub holders: Mutex<Holders<Block>>,
     /// The regions that are open.
     pub regions: Mutex<OpenRegions>,
     /// What the service thread has to do.
@@ -128,18 +135,29 @@ impl Core {
     /// [`Status::Forked`], [`Status::Closed`]; [`Status::Unavailable`] if something changed and the
     /// broker does not say what.
     pub(crate) fn enter(&self) -> Result<Entered<'_>, Error> {
+        self.enter_with(|| ()).map(|((), inside)| inside)
+    }
+
+    /// Begins an operation while a lock is held. The lock is not held while the broker is asked.
+    ///
+    /// # Errors
+    ///
+    /// As [`Core::enter`].
+    pub(crate) fn enter_with<T>(&self, lock: impl Fn() -> T) -> Result<(T, Entered<'_>), Error> {
         if self.fork.is_forked() {
             return Err(Error::forked());
         }
         for _ in 0..TRIES_MAX {
+            let locked = lock();
             let (slot, shared) = match self.slots.own() {
                 Some(slot) => (slot, None),
                 None => (SHARED_SLOT, Some(self.slots.shared())),
             };
             if let Ok(operation) = self.map.begin(slot) {
-                return Ok(Entered { operation, _shared: shared });
+                return Ok((locked, Entered { operation, _shared: shared }));
             }
             drop(shared);
+            drop(locked);
             self.catch_up()?;
         }
         Err(Error::new(Status::Internal, "the session's generation moves without end"))
@@ -307,6 +325,7 @@ impl Core {
         // What an earlier answer committed stays committed.
         block.grow(absent.committed());
         self.retire(self.table.replace(&absent, block).unwrap_or_default());
+        self.note_holder(id);
         Ok(())
     }
 
@@ -326,24 +345,34 @@ impl Core {
         self.link.wake();
     }
 
-    /// Gives descriptors back where blocks behind windows hold too many, those first that were not
-    /// used of late.
+    /// Gives descriptors back where blocks behind windows hold as many as they may, those first
+    /// that were not used of late.
     pub(super) fn limit_descriptors(&self) {
         let open_files = dmce_sys::limits::open_files().unwrap_or(u64::MAX);
         let limit = usize::try_from(open_files / 2).unwrap_or(usize::MAX);
-        let is_windowed = |block: &Arc<Block>| matches!(block.backing, Backing::Windowed(_));
-        let holding: Vec<_> = self.table.all().into_iter().filter(is_windowed).collect();
-        if holding.len() < limit {
-            return;
-        }
-        let idle = holding.iter().find(|block| match &block.backing {
-            Backing::Windowed(windowed) => !windowed.take_touched(),
+        let take_touched = |block: &Block| match &block.backing {
+            Backing::Windowed(windowed) => windowed.take_touched(),
             _ => false,
-        });
-        if let Some(block) = idle.or(holding.first()) {
+        };
+        let idle = self.holders().make_room(limit, take_touched);
+        let mut retired = Retired::default();
+        for block in idle {
             let absent = block.without_bytes(Backing::Absent);
-            self.retire(self.table.replace(block, absent).unwrap_or_default());
+            retired.extend(self.table.replace(&block, absent).unwrap_or_default());
         }
+        self.retire(retired);
+    }
+
+    /// Counts a block that is new in the table, if it holds a descriptor.
+    pub(super) fn note_holder(&self, id: BlockId) {
+        let block = self.table.find(id);
+        if let Some(block) = block.filter(|block| matches!(block.backing, Backing::Windowed(_))) {
+            self.holders().add(&block);
+        }
+    }
+
+    fn holders(&self) -> MutexGuard<'_, Holders<Block>> {
+        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is allocated.

@@ -11,13 +11,17 @@
 //!    returned; the record goes after the mapping.
 //! 2. What a pointer points into stays mapped until it is unmapped or the session closes, whatever
 //!    becomes of the block.
-//! 3. A pointer that can write is given for memory that may be written, and for no other.
+//! 3. Nobody waits while the pins are locked but for other threads' operations. The broker is told
+//!    of pointers one change behind the other (`told`): that one is gone before its addresses can
+//!    be another's.
+//! 4. A mapping of its own is of the blocks that the table has when its range is recorded.
+//! 5. A pointer that can write is given for memory that may be written, and for no other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
-use dmce_abi::block::BlockId;
+use dmce_abi::block::{BlockId, Guid};
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::wire::client::{ClientReply, ClientRequest, Fetch, Map, Unmap};
 use dmce_abi::{DmceAddr, Status};
@@ -38,8 +42,13 @@ pub(crate) struct Pinned {
     range: PinnedRange,
     record: PinId,
     mapping: Held,
-    /// Whether the broker was told.
-    announced: bool,
+}
+
+/// What the broker was told of pointers, and of which it is still to be told.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    ranges: BTreeMap<usize, PinnedRange>,
+    due: BTreeSet<usize>,
 }
 
 /// What keeps a pointer's memory mapped.
@@ -68,6 +77,7 @@ impl Core {
         bytes: usize,
         prot: Prot,
     ) -> Result<*mut u8, Error> {
+        self.usable()?;
         if bytes == 0 || prot == Prot::default() {
             return Err(Error::invalid(format!("{bytes} bytes with rights {}", prot.bits())));
         }
@@ -76,12 +86,18 @@ impl Core {
         let range = PinnedRange { addr: addr.to_raw(), bytes: bytes as u64, writable };
         loop {
             self.check_range(addr, range.bytes, intent)?;
-            let found = self.map_in_block(range);
-            match found {
-                Ok(Some(pointer)) => return Ok(pointer),
-                Ok(None) => return self.map_own(range),
-                Err(InBlock::Failed(error)) => return Err(error),
-                Err(InBlock::Met(id, obstacle)) => self.overcome(id, obstacle)?,
+            let mapped = match self.map_in_block(range) {
+                Ok(None) => self.map_own(range),
+                Ok(Some(pointer)) => Ok(pointer),
+                Err(hindrance) => Err(hindrance),
+            };
+            match mapped {
+                Ok(pointer) => {
+                    self.announce(pointer.addr());
+                    return Ok(pointer);
+                }
+                Err(Hindrance::Failed(error)) => return Err(error),
+                Err(Hindrance::Met(id, obstacle)) => self.overcome(id, obstacle)?,
             }
         }
     }
@@ -91,50 +107,80 @@ impl Core {
         let mut pins = self.pins();
         let unknown = || Error::new(Status::NotFound, format!("nothing is mapped at {pointer:p}"));
         let same = pins.get_mut(&pointer.addr()).ok_or_else(unknown)?;
-        let pinned = same.pop().ok_or_else(unknown)?;
+        let Pinned { record, mapping, .. } = same.pop().ok_or_else(unknown)?;
         let is_last = same.is_empty();
         if is_last {
             pins.remove(&pointer.addr());
         }
-        let Pinned { record, mapping, announced, .. } = pinned;
+        drop(pins);
+        if is_last {
+            self.announce(pointer.addr());
+        }
         drop(mapping);
         self.map.free_pin(record);
-        drop(pins);
-        let unmap = Unmap { os_address: pointer.addr() as u64 };
-        if is_last && announced && !self.link.try_tell(&ClientRequest::Unmap(unmap)) {
-            self.chores().unmaps.push(unmap);
+        Ok(())
+    }
+
+    /// Tells the broker what became of a pointer; later, if that would mean to wait.
+    fn announce(&self, pointer: usize) {
+        let mut told = self.told();
+        told.due.insert(pointer);
+        if !self.announce_due(&mut told) {
+            drop(told);
             self.link.wake();
         }
-        Ok(())
     }
 
     /// Tells the broker again of every pointer: it may have forgotten.
     pub(super) fn announce_again(&self) {
-        for pin in self.pins().values_mut().flatten() {
-            pin.announced = false;
-        }
+        let mut told = self.told();
+        told.ranges.clear();
+        told.due = self.pins().keys().copied().collect();
     }
 
-    /// Tells the broker of the pointers that it does not know. False if one could not be told.
+    /// Tells the broker of the pointers that it does not know, and of those that are gone. False if
+    /// something could not be told.
     pub(super) fn announce_pins(&self) -> bool {
-        let mut all = true;
-        let mut pins = self.pins();
-        for (&pointer, same) in pins.iter_mut() {
-            let told = same.iter().any(|pin| pin.announced);
-            if let Some(pin) = same.first_mut().filter(|_| !told) {
-                let PinnedRange { addr, bytes, writable } = pin.range;
-                let os_address = pointer as u64;
-                let map = Map { addr, bytes, os_address, writable };
-                pin.announced = self.link.try_tell(&ClientRequest::Map(map));
-                all &= pin.announced;
+        self.announce_due(&mut self.told())
+    }
+
+    fn announce_due(&self, told: &mut Told) -> bool {
+        let now = |pointer: usize| {
+            self.pins().get(&pointer).and_then(|same| same.first()).map(|pin| pin.range)
+        };
+        let due = std::mem::take(&mut told.due);
+        // What is gone first: something else may be where it was.
+        for &pointer in &due {
+            let was = told.ranges.get(&pointer).copied();
+            if was.is_none() || was == now(pointer) {
+                continue;
+            }
+            let unmap = Unmap { os_address: pointer as u64 };
+            if !self.link.try_tell(&ClientRequest::Unmap(unmap)) {
+                told.due = due;
+                return false;
+            }
+            told.ranges.remove(&pointer);
+        }
+        for pointer in due {
+            let Some(range) = now(pointer).filter(|_| !told.ranges.contains_key(&pointer)) else {
+                continue;
+            };
+            let PinnedRange { addr, bytes, writable } = range;
+            let map = Map { addr, bytes, os_address: pointer as u64, writable };
+            if self.link.try_tell(&ClientRequest::Map(map)) {
+                told.ranges.insert(pointer, range);
+            } else {
+                told.due.insert(pointer);
             }
         }
-        all
+        told.due.is_empty()
     }
 
     /// Takes every pointer back.
     pub(super) fn drop_pins(&self) {
-        for pin in std::mem::take(&mut *self.pins()).into_values().flatten() {
+        let pins = std::mem::take(&mut *self.pins());
+        for pin in pins.into_values().flatten() {
             drop(pin.mapping);
             self.map.free_pin(pin.record);
         }
@@ -142,11 +188,10 @@ impl Core {
 
     /// A pointer into the mapping of a block that is mapped whole. `None` if the range needs a
     /// mapping of its own.
-    fn map_in_block(&self, range: PinnedRange) -> Result<Option<*mut u8>, InBlock> {
+    fn map_in_block(&self, range: PinnedRange) -> Result<Option<*mut u8>, Hindrance> {
         let addr = DmceAddr::from_raw(self.layout, range.addr).map_err(Error::from)?;
         let (id, cell) = self.split(addr);
-        let mut pins = self.pins();
-        let inside = self.enter()?;
+        let (mut pins, inside) = self.enter_with(|| self.pins())?;
         let block = self.table.get(id, inside.operation());
         let block = block.ok_or_else(|| Error::address(format!("{:#x} is gone", range.addr)))?;
         let fits = range.bytes <= block.committed().saturating_sub(cell);
@@ -154,26 +199,33 @@ impl Core {
             _ if !fits => return Ok(None),
             Backing::Mapped(mapped) => mapped.pointer(cell),
             Backing::Windowed(_) => return Ok(None),
-            Backing::Absent => return Err(InBlock::Met(block.id, Obstacle::Absent)),
-            Backing::Lost => return Err(InBlock::Met(block.id, Obstacle::Lost)),
+            Backing::Absent => return Err(Hindrance::Met(block.id, Obstacle::Absent)),
+            Backing::Lost => return Err(Hindrance::Met(block.id, Obstacle::Lost)),
         };
         let same = |held: &Arc<Block>| std::ptr::eq(Arc::as_ptr(held), block);
         let Some(held) = self.table.find(block.id).filter(same) else {
-            return Err(InBlock::Met(block.id, Obstacle::Replaced));
+            // Replaced at this moment: look again.
+            return Err(Hindrance::Met(block.id, Obstacle::Replaced));
         };
         let record = self.record(range)?;
         drop(inside);
-        let mapping = Held::Block { _block: held };
-        self.enter_pin(&mut pins, pointer, Pinned { range, record, mapping, announced: false });
+        let pinned = Pinned { range, record, mapping: Held::Block { _block: held } };
+        pins.entry(pointer.expose_provenance()).or_default().push(pinned);
         Ok(Some(pointer))
     }
 
     /// A pointer to a mapping of its own.
-    fn map_own(&self, range: PinnedRange) -> Result<*mut u8, Error> {
+    fn map_own(&self, range: PinnedRange) -> Result<*mut u8, Hindrance> {
         let parts = self.open_parts(range)?;
-        let mut pins = self.pins();
         // Inside an operation, so that who waits for the marks sees the record.
-        let inside = self.enter()?;
+        let (mut pins, inside) = self.enter_with(|| self.pins())?;
+        let is_as_opened = |part: &Part| {
+            let block = self.table.get(part.block.get().into(), inside.operation());
+            block.is_some_and(|block| block.guid == Some(part.guid))
+        };
+        if let Some(other) = parts.iter().find(|part| !is_as_opened(part)) {
+            return Err(Hindrance::Met(other.block, Obstacle::Replaced));
+        }
         let record = self.record(range)?;
         drop(inside);
         let placed = match place(&parts, range) {
@@ -182,30 +234,15 @@ impl Core {
         };
         match placed {
             Ok((mapping, pointer)) => {
-                let mapping = Held::Own { _mapping: mapping };
-                let pinned = Pinned { range, record, mapping, announced: false };
-                self.enter_pin(&mut pins, pointer, pinned);
+                let pinned = Pinned { range, record, mapping: Held::Own { _mapping: mapping } };
+                pins.entry(pointer.expose_provenance()).or_default().push(pinned);
                 Ok(pointer)
             }
             Err(error) => {
                 self.map.free_pin(record);
-                Err(of_map(&error))
+                Err(of_map(&error).into())
             }
         }
-    }
-
-    fn enter_pin(&self, pins: &mut Pins, pointer: *mut u8, mut pinned: Pinned) {
-        let PinnedRange { addr, bytes, writable } = pinned.range;
-        let same = pins.entry(pointer.expose_provenance()).or_default();
-        if same.is_empty() {
-            let os_address = pointer.addr() as u64;
-            let map = ClientRequest::Map(Map { addr, bytes, os_address, writable });
-            pinned.announced = self.link.try_tell(&map);
-            if !pinned.announced {
-                self.link.wake();
-            }
-        }
-        same.push(pinned);
     }
 
     fn record(&self, range: PinnedRange) -> Result<PinId, Error> {
@@ -216,53 +253,71 @@ impl Core {
     }
 
     /// The objects that a range lies in, with the range of each.
-    fn open_parts(&self, range: PinnedRange) -> Result<Vec<Part>, Error> {
+    fn open_parts(&self, range: PinnedRange) -> Result<Vec<Part>, Hindrance> {
         let mut parts = Vec::new();
         let mut done = 0;
         while done < range.bytes {
-            let addr = DmceAddr::from_raw(self.layout, range.addr + done)?;
+            let addr = DmceAddr::from_raw(self.layout, range.addr + done).map_err(Error::from)?;
             let (id, cell) = self.split(addr);
             let bytes = (self.layout.block_bytes() - cell).min(range.bytes - done);
             let id = u32::try_from(id).ok().and_then(|id| BlockId::try_from(id).ok());
             let id = id.ok_or_else(|| Error::address(format!("{:#x}", addr.to_raw())))?;
-            parts.push(Part { fd: self.open_object(id, range.writable)?, cell, bytes });
+            let (guid, fd) = self.open_object(id, range.writable)?;
+            parts.push(Part { block: id, guid, fd, cell, bytes });
             done += bytes;
         }
         Ok(parts)
     }
 
-    /// A descriptor of a block's object.
-    fn open_object(&self, id: BlockId, writable: bool) -> Result<OwnedFd, Error> {
-        if let Some(block) = self.table.find(id)
-            && let Backing::Windowed(windowed) = &block.backing
-        {
-            let copied = windowed.fd().try_clone_to_owned();
-            return copied.map_err(|error| Error::new(Status::NoMem, error.to_string()));
+    /// A descriptor of the object of a block that the table has, and which block that is.
+    fn open_object(&self, id: BlockId, writable: bool) -> Result<(Guid, OwnedFd), Hindrance> {
+        let block = self.table.find(id);
+        let block = block.ok_or_else(|| Error::address(format!("block {id} is gone")))?;
+        let Some(guid) = block.guid else {
+            return Err(Hindrance::Met(id, Obstacle::Absent));
+        };
+        match &block.backing {
+            Backing::Absent => return Err(Hindrance::Met(id, Obstacle::Absent)),
+            Backing::Lost => return Err(Hindrance::Met(id, Obstacle::Lost)),
+            Backing::Windowed(windowed) => {
+                let copied = windowed.fd().try_clone_to_owned();
+                let fd = copied.map_err(|error| Error::new(Status::NoMem, error.to_string()))?;
+                return Ok((guid, fd));
+            }
+            Backing::Mapped(_) => {}
         }
         let fetch = Fetch { block: id, writable };
         match self.ask(&ClientRequest::Fetch(fetch))? {
-            (ClientReply::Fetched(info), _) if info.lost => {
-                Err(Error::new(Status::Lost, format!("block {id} is lost")))
+            (ClientReply::Fetched(info), _) if info.block != id || info.guid != guid => {
+                // The id is another block's by now: the one that was known is gone.
+                self.retire(self.table.remove_same(&block));
+                Err(Error::address(format!("block {id} is gone")).into())
             }
-            (ClientReply::Fetched(info), mut fds) if info.block == id => {
-                fds.pop().ok_or_else(|| Error::unexpected_reply("Fetch"))
+            (ClientReply::Fetched(info), _) if info.lost => Err(Hindrance::Met(id, Obstacle::Lost)),
+            (ClientReply::Fetched(_), mut fds) => {
+                let fd = fds.pop().ok_or_else(|| Error::unexpected_reply("Fetch"))?;
+                Ok((guid, fd))
             }
-            _ => Err(Error::unexpected_reply("Fetch")),
+            _ => Err(Error::unexpected_reply("Fetch").into()),
         }
     }
 
     fn pins(&self) -> MutexGuard<'_, Pins> {
         self.pins.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-/// Why a range is not in a block's own mapping.
-enum InBlock {
+/// Why a range is not mapped, or not yet.
+enum Hindrance {
     Failed(Error),
     Met(BlockId, Obstacle),
 }
 
-impl From<Error> for InBlock {
+impl From<Error> for Hindrance {
     fn from(error: Error) -> Self {
         Self::Failed(error)
     }
@@ -270,6 +325,8 @@ impl From<Error> for InBlock {
 
 /// A part of a range: an object, and what of it.
 struct Part {
+    block: BlockId,
+    guid: Guid,
     fd: OwnedFd,
     cell: u64,
     bytes: u64,

@@ -75,10 +75,12 @@ impl Wish {
 
 impl Core {
     pub(crate) fn malloc(&self, bytes: u64, options: &AllocOptions) -> Result<DmceAddr, Error> {
+        self.usable()?;
         Ok(self.make(&Wish::new(bytes, options)?)?.addr)
     }
 
     pub(crate) fn calloc(&self, count: u64, bytes: u64) -> Result<DmceAddr, Error> {
+        self.usable()?;
         let all = count.checked_mul(bytes);
         let all = all.ok_or_else(|| impossible(&format!("{count} times {bytes} bytes")))?;
         let made = self.make(&Wish::new(all, &AllocOptions::default())?)?;
@@ -172,7 +174,6 @@ impl Core {
     }
 
     fn make(&self, wish: &Wish) -> Result<Made, Error> {
-        self.usable()?;
         let shape = if wish.bytes > self.ready.block_bytes_max / 2 {
             None
         } else {
@@ -324,6 +325,7 @@ impl Core {
             }
         };
         let mut retired = self.table.insert(Block::of_info(&info, backing));
+        self.note_holder(info.block);
         let last = span.count.saturating_sub(1);
         for (place, id) in (0..).zip(span.ids()).skip(1) {
             let full = self.layout.block_bytes();

@@ -9,6 +9,7 @@
 
 mod core;
 mod data;
+mod holders;
 mod link;
 mod mapping;
 mod memory;

@@ -106,6 +106,8 @@ fn finish(options: &Options, link: Link, parts: Parts) -> Result<Arc<Core>, Erro
         growing: Turn::new(()),
         changing: Turn::new(()),
         pins: Mutex::new(BTreeMap::new()),
+        told: Mutex::default(),
+        holders: Mutex::default(),
         regions: Mutex::new(BTreeMap::new()),
         chores: Mutex::new(Chores::default()),
         service: Service::default(),

@@ -104,6 +104,7 @@ impl Region {
         bytes: usize,
         mirror: Mirror,
     ) -> Result<(), Error> {
+        self.core.usable()?;
         match mirror {
             Mirror::Any | Mirror::Primary => {}
             Mirror::Mirror => return Err(self.no_mirror()),
@@ -140,6 +141,7 @@ impl Region {
         bytes: usize,
         mirror: Mirror,
     ) -> Result<(), Error> {
+        self.core.usable()?;
         match mirror {
             Mirror::Both | Mirror::Primary => {}
             Mirror::Mirror => return Err(self.no_mirror()),

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use dmce_abi::Status;
 use dmce_abi::block::BlockId;
-use dmce_abi::wire::client::{ClientRequest, Delete, Unmap};
+use dmce_abi::wire::client::{ClientRequest, Delete};
 use dmce_sys::clock::monotonic_ms;
 use dmce_sys::process::without_signals;
 
@@ -43,16 +43,11 @@ pub(crate) struct Chores {
     pub damaged: Vec<BlockId>,
     /// Regions to close.
     pub region_closes: Vec<BlockId>,
-    /// Mappings that are gone.
-    pub unmaps: Vec<Unmap>,
 }
 
 impl Chores {
     const fn is_empty(&self) -> bool {
-        self.deletes.is_empty()
-            && self.damaged.is_empty()
-            && self.region_closes.is_empty()
-            && self.unmaps.is_empty()
+        self.deletes.is_empty() && self.damaged.is_empty() && self.region_closes.is_empty()
     }
 }
 
@@ -174,11 +169,6 @@ impl Core {
         let chores = std::mem::take(&mut *self.chores());
         if chores.is_empty() {
             return;
-        }
-        for unmap in chores.unmaps {
-            if !self.do_chore(&ClientRequest::Unmap(unmap)) {
-                self.chores().unmaps.push(unmap);
-            }
         }
         for delete in chores.deletes {
             if !self.do_chore(&ClientRequest::Delete(delete)) {

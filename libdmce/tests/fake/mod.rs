@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use dmce_abi::block::{BlockId, Guid, SessionId};
-use dmce_abi::wire::client::{Delete, Map, RegionName};
+use dmce_abi::wire::client::{Delete, Malloc, Map, RegionName};
 use dmce_shm::Fence;
 use dmce_shm::session::SessionIdentity;
 use dmce_shm::session::object::SessionObject;
@@ -42,10 +42,12 @@ pub struct Shared {
 }
 
 /// What the broker knows, and how it is to behave.
+#[allow(clippy::struct_excessive_bools, reason = "each is one thing that may go wrong")]
 pub struct State {
     pub blocks: BTreeMap<u32, FakeBlock>,
     pub regions: BTreeMap<RegionName, u32>,
     pub tickets: BTreeMap<u64, u32>,
+    pub mallocs: Vec<Malloc>,
     pub maps: BTreeMap<u64, Map>,
     pub deletes: Vec<Delete>,
     pub damaged: Vec<BlockId>,
@@ -62,6 +64,8 @@ pub struct State {
     pub dies_after_malloc: bool,
     /// Does not answer the next Malloc until told to ([`Fake::answer_held`]).
     pub holds_malloc: bool,
+    /// Raises the generation at every Fetch, and does not answer what is asked about it.
+    pub moves_at_fetch: bool,
     held: Option<Vec<u8>>,
     next_block: u32,
     generation: u64,
@@ -97,6 +101,7 @@ impl Fake {
             blocks: BTreeMap::new(),
             regions: BTreeMap::new(),
             tickets: BTreeMap::new(),
+            mallocs: Vec::new(),
             maps: BTreeMap::new(),
             deletes: Vec::new(),
             damaged: Vec::new(),
@@ -107,6 +112,7 @@ impl Fake {
             refuses_attach: false,
             dies_after_malloc: false,
             holds_malloc: false,
+            moves_at_fetch: false,
             held: None,
             next_block: 1,
             generation: 0,

@@ -69,6 +69,7 @@ fn serve_one(state: &mut State, connection: &Socket) -> bool {
     let header = wire::decode_header(frame, fds.len()).unwrap();
     let request: ClientRequest = wire::decode_body(frame).unwrap();
     let is_malloc = matches!(request, ClientRequest::Malloc(_));
+    let is_ignored = state.moves_at_fetch && matches!(request, ClientRequest::Changes(_));
     let (reply, fds) = match answer(state, &request) {
         Ok((reply, fds)) => (Ok(reply), fds),
         Err(refusal) => (Err(refusal), Vec::new()),
@@ -76,7 +77,7 @@ fn serve_one(state: &mut State, connection: &Socket) -> bool {
     if is_malloc && std::mem::take(&mut state.dies_after_malloc) {
         return false;
     }
-    if header.request == 0 {
+    if header.request == 0 || is_ignored {
         return true;
     }
     let header = FrameHeader { fds: u16::try_from(fds.len()).unwrap(), ..header };
@@ -123,6 +124,9 @@ fn answer(state: &mut State, request: &ClientRequest) -> Answer {
             done()
         }
         ClientRequest::Fetch(fetch) => {
+            if state.moves_at_fetch {
+                state.publish(&[]);
+            }
             let lost = state.block(fetch.block)?.lost;
             let info = state.info(fetch.block.get(), fetch.writable);
             let fds = if lost { Vec::new() } else { vec![state.copy_of(fetch.block.get())] };
@@ -230,6 +234,7 @@ impl State {
     }
 
     fn malloc(&mut self, malloc: Malloc) -> Answer {
+        self.mallocs.push(malloc);
         if malloc.copies > 1 {
             return refuse(Status::Unsupported);
         }
