@@ -151,6 +151,20 @@ fn sizes_and_options_that_cannot_be_are_refused_as_such() {
 }
 
 #[test]
+fn what_an_allocation_was_made_with_stays_when_it_moves() {
+    let fake = Fake::start();
+    let session = fake.open();
+    let options = AllocOptions { page_size: 2 << 20, copies: 1, ..AllocOptions::default() };
+    let mut addr = session.malloc_with(1000, &options).unwrap();
+    // In a block with others, from there to blocks of its own, to more of them, and back.
+    for bytes in [1 << 20, 2 * BLOCK_BYTES, 3 * BLOCK_BYTES, 100] {
+        addr = session.realloc(addr, bytes).unwrap();
+        let last = *fake.state().mallocs.last().unwrap();
+        assert_eq!((last.page_size, last.copies), (2 << 20, 1), "{bytes} bytes");
+    }
+}
+
+#[test]
 fn a_full_instance_refuses_and_leaves_everything_as_it_was() {
     let fake = Fake::start();
     fake.state().capacity = 6 << 20;

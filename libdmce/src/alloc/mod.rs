@@ -49,6 +49,8 @@ pub(crate) struct SpanAllocation {
     pub count: u32,
     /// Bytes that may be used: all that its blocks have.
     pub bytes: u64,
+    /// What was asked for, and is asked for again when it moves.
+    pub kind: Kind,
 }
 
 /// Something that is allocated.
@@ -175,6 +177,9 @@ impl Allocator {
 
     /// The kind of the block that a place is in.
     pub(crate) fn kind_of(&self, place: Place) -> Kind {
+        if let Some(span) = self.spans.get(&place.block) {
+            return span.kind;
+        }
         let heap = self.heaps.iter().find(|(_, heap)| heap.has(place.block));
         heap.map_or_else(Kind::default, |(kind, _)| *kind)
     }

@@ -241,7 +241,7 @@ fn a_block_that_can_get_no_more_is_passed_over() {
 fn a_span_is_found_by_its_first_byte_alone() {
     let mut allocator = Allocator::default();
     let first = BlockId::try_from(8).unwrap();
-    let span = SpanAllocation { first, count: 3, bytes: 3 << 30 };
+    let span = SpanAllocation { first, count: 3, bytes: 3 << 30, kind: Kind::default() };
     allocator.add_span(span);
     let place = Place { block: first, cell: 0 };
     assert_eq!(allocator.find(place), Some(Found::Span(span)));

@@ -276,6 +276,7 @@ impl Core {
             first: info.block,
             count: info.span_count,
             bytes: usable,
+            kind: wish.kind,
         });
         self.publish_usage(&allocator);
         drop(allocator);
