@@ -152,11 +152,6 @@ impl Dispatcher {
     /// An entry of the OS-to-DMCE table.
     pub(super) fn map(&mut self, session: SessionId, map: Map) -> Served {
         let Map { addr, bytes, os_address, writable } = map;
-        let wraps = |start: u64| start.checked_add(bytes).is_none();
-        if bytes == 0 || wraps(os_address) || wraps(addr) {
-            let text = format!("{bytes} bytes from {addr:#x} at {os_address:#x}");
-            return refuse(Status::Invalid, text);
-        }
         let parts = self.parts(addr)?;
         let block = BlockId::try_from(parts.block).map_err(|_| illegal(addr))?;
         let reached = self.reach(session, block)?;

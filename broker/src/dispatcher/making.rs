@@ -28,7 +28,6 @@ use super::action::LogLevel;
 use super::blocks::{BlockState, SpanOwner, SpanState, TicketKey};
 use super::charge::Payer;
 use super::clients::ReplyTo;
-use super::opening::check_copies;
 use super::placement::Need;
 use super::planning::Order;
 use super::requests::{Outcome, Served, refuse};
@@ -55,22 +54,13 @@ impl Dispatcher {
     pub(super) fn malloc(&mut self, to: ReplyTo, id: SessionId, malloc: Malloc) -> Served {
         let Some(session) = self.sessions.get(id) else { return Ok(Outcome::Later) };
         let ticket = (session.record.guid, malloc.ticket);
-        let (payer, copies) = (session.payer(), session.record.copies);
+        let payer = session.payer();
         if let Some(first) = self.made_by(ticket) {
             return self.malloc_again(to, id, malloc, first);
         }
-        check_copies(malloc.copies, copies)?;
         let page_size = self.page_size(malloc.page_size)?;
         let bytes = match malloc.kind {
-            MallocKind::Heap { committed } => {
-                let range = self.config.layout.block_bytes();
-                if committed > range {
-                    let text = format!("{committed} bytes in a block, limit {range}");
-                    return refuse(Status::Invalid, text);
-                }
-                committed.max(1)
-            }
-            MallocKind::Span { bytes: 0 } => return refuse(Status::Invalid, "a span of 0 bytes"),
+            MallocKind::Heap { committed } => committed.max(1),
             MallocKind::Span { bytes } => bytes,
         };
         let request = ClientRequest::Malloc(malloc);
@@ -246,7 +236,7 @@ impl Dispatcher {
         let Some(making) = self.forget_making(first) else { return };
         // A client that is not connected repeats the request when it is again.
         if self.clients.contains_key(&making.to.conn) {
-            self.route(making.to, making.request, None);
+            self.route(making.to, &making.request, None);
         }
     }
 

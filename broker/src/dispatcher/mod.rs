@@ -12,7 +12,7 @@
 //! | the outside | [`event`], [`action`], [`config`] |
 //! | tables | `blocks`, `ids`, `charge`, `daemons`, `clients`, `sessions`, `regions` |
 //! | tables of a session | `mappings`, `changes` |
-//! | clients' requests | `requests` (which), `opening`, `access`, `region_requests`, `admin` |
+//! | clients' requests | `requests` (which), `checking`, `opening`, `access`, `region_requests`, `admin` |
 //! | how spans are made | `planning`, `placement`, `making` |
 //! | daemons | `link` (messages), `asking` (requests), `spans` (what becomes of blocks) |
 //! | a broker that comes back | `restart`, `adoption`, `silence` |
@@ -39,6 +39,7 @@ mod audit;
 mod blocks;
 mod changes;
 mod charge;
+mod checking;
 mod clients;
 mod daemons;
 mod guid;
@@ -173,7 +174,7 @@ impl Dispatcher {
             Event::Started(started) => self.started(started),
             Event::Connected { conn, peer } => self.connected(conn, peer),
             Event::Request { conn, request_id, request } => {
-                self.request(ReplyTo { conn, request_id }, request);
+                self.request(ReplyTo { conn, request_id }, &request);
             }
             Event::Hostile { conn, reason } => self.end_client(conn, &reason),
             Event::HungUp { conn } => self.hung_up(conn),

@@ -10,9 +10,7 @@
 
 use dmce_abi::Status;
 use dmce_abi::block::SessionId;
-use dmce_abi::limits::{COPIES_MAX, PAGE_BYTES, SESSION_NAME_BYTES_MAX};
-use dmce_abi::name;
-use dmce_abi::version::SEGMENT_VERSION;
+use dmce_abi::limits::{COPIES_MAX, PAGE_BYTES};
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::client::{Attach, ClientReply, Ready, Setup};
 
@@ -32,7 +30,6 @@ impl Dispatcher {
             return refuse(Status::Invalid, format!("this connection has session {session}"));
         }
         let peer = client.peer.clone();
-        check_setup(setup)?;
         let copies = check_copies(setup.copies, self.config.copies)?;
         let limit = self.config.limits.sessions_max;
         if self.sessions.len() >= limit {
@@ -244,23 +241,6 @@ impl Dispatcher {
         }
         Ok(wanted.min(quota).min(room))
     }
-}
-
-fn check_setup(setup: &Setup) -> Result<(), Refusal> {
-    let theirs = setup.segment_version;
-    if theirs != SEGMENT_VERSION {
-        let text = format!("the client has segment version {theirs}, the broker {SEGMENT_VERSION}");
-        return refuse(Status::Version, text);
-    }
-    if !matches!(setup.pointer_bits, 32 | 64) {
-        let text = format!("pointers of {} bits; there are 32 and 64", setup.pointer_bits);
-        return refuse(Status::Invalid, text);
-    }
-    if !setup.name.is_empty() {
-        name::check("session", &setup.name, SESSION_NAME_BYTES_MAX)
-            .map_err(|error| Refusal::new(Status::Invalid, error.to_string()))?;
-    }
-    Ok(())
 }
 
 /// The copies that a request asks for, or `default`.

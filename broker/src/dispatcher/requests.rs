@@ -70,7 +70,7 @@ impl Dispatcher {
         self.clients.insert(conn, Client { peer, session: None, outstanding: 0 });
     }
 
-    pub(super) fn request(&mut self, to: ReplyTo, request: ClientRequest) {
+    pub(super) fn request(&mut self, to: ReplyTo, request: &ClientRequest) {
         let limit = self.config.limits.outstanding_max;
         let Some(client) = self.clients.get_mut(&to.conn) else { return };
         client.outstanding += 1;
@@ -83,24 +83,40 @@ impl Dispatcher {
     }
 
     /// Serves a request, or lets it wait. `place` is where it waited before.
-    pub(super) fn route(&mut self, to: ReplyTo, request: ClientRequest, place: Option<u64>) {
-        if !self.tables_complete() && needs_complete_tables(&request) {
-            self.deferred.push(to, request, None);
+    pub(super) fn route(&mut self, to: ReplyTo, request: &ClientRequest, place: Option<u64>) {
+        let checked = self.check_request(to.conn, request);
+        if checked.is_ok() && !self.tables_complete() && needs_complete_tables(request) {
+            let uid = self.uid_of(to.conn);
+            if let Err(refusal) = self.deferred.push(to, uid, request, None) {
+                self.refused(to, request, refusal);
+            }
             return;
         }
-        let refusal = match self.serve(to, &request) {
+        let served = checked.map_err(Failure::from).and_then(|()| self.serve(to, request));
+        let refusal = match served {
             Ok(Outcome::Reply(reply, descriptors)) => {
                 self.reply(to, Ok(*reply), descriptors);
                 None
             }
             Ok(Outcome::Later) => None,
             Err(Failure::NoRoom(_)) if self.daemons.bytes_return() => {
-                self.parked.push(to, request.clone(), place);
-                None
+                let uid = self.uid_of(to.conn);
+                self.parked.push(to, uid, request, place).err()
             }
             Err(Failure::NoRoom(refusal) | Failure::Refused(refusal)) => Some(refusal),
         };
-        let Some(refusal) = refusal else { return };
+        if let Some(refusal) = refusal {
+            self.refused(to, request, refusal);
+        }
+    }
+
+    /// Whose connection it is; nobody's if it is gone, to whom no answer is owed.
+    fn uid_of(&self, conn: ClientConn) -> u32 {
+        self.clients.get(&conn).map_or(u32::MAX, |client| client.peer.uid)
+    }
+
+    /// Answers a request with a refusal. A Setup that is refused ends its connection.
+    fn refused(&mut self, to: ReplyTo, request: &ClientRequest, refusal: Refusal) {
         let session = self.clients.get(&to.conn).and_then(|client| client.session);
         let no_session = matches!(request, ClientRequest::Setup(_)) && session.is_none();
         let reason = format!("no session: {}", refusal.text);
@@ -116,7 +132,7 @@ impl Dispatcher {
             return;
         }
         while let Some(waiter) = self.parked.pop() {
-            self.route(waiter.to, waiter.request, Some(waiter.place));
+            self.route(waiter.to, &waiter.request, Some(waiter.place));
             if self.parked.holds(waiter.place) {
                 return;
             }

@@ -325,7 +325,7 @@ impl Dispatcher {
             ),
         );
         while let Some(waiter) = self.deferred.pop() {
-            self.route(waiter.to, waiter.request, None);
+            self.route(waiter.to, &waiter.request, None);
         }
     }
 

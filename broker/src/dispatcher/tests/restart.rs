@@ -1,10 +1,14 @@
 use dmce_abi::Status;
 use dmce_abi::block::{BlockDescription, Guid, Owner, Region, Span, Ticket};
 use dmce_abi::wire::admin::{AdminReply, AdminRequest, Health};
-use dmce_abi::wire::client::{Attach, Changes, ClientReply, ClientRequest, Delete, Fetch};
+use dmce_abi::wire::client::{
+    Attach, Changes, ClientReply, ClientRequest, Delete, Fetch, Map, RegionName, RegionOpen,
+};
 use dmce_abi::wire::daemon::HeldBlock;
 
-use super::rig::{GIB, MIB, Rig, block_id, config, daemon_id, guid, heap, open, session_id};
+use super::rig::{
+    GIB, MIB, Rig, block_id, config, daemon_id, guid, heap, open, region, session_id, setup, span,
+};
 use crate::dispatcher::{
     Action, BelievedSession, ClientConn, Event, FoundContent, FoundDaemon, Grant, Headers, Rights,
     SessionRecord, Started,
@@ -302,4 +306,36 @@ fn headers_that_cannot_be_are_left_and_the_rest_of_a_dead_daemon_counts() {
     let ClientReply::Opened(opened) = rig.done(conn, open("r", true)) else { panic!() };
     assert_eq!((opened.first, opened.primary_daemon), (block_id(8), 1));
     assert_eq!(fetched(&mut rig, conn, 8), Some(false));
+}
+
+#[test]
+fn what_can_never_be_served_is_refused_at_once_and_the_rest_waits() {
+    let started = Started { sessions: vec![believed(0, vec![])], daemons: vec![expected(1, &[])] };
+    let mut rig = Rig::started(config(), started);
+    let conn = attach(&mut rig);
+    let long =
+        |volume: &str, name: usize| RegionName { volume: volume.into(), name: "n".repeat(name) };
+    let stranger = rig.connect(77, 1000);
+    assert_eq!(rig.status(stranger, heap(1, MIB)), Status::Closed);
+    assert_eq!(rig.status(conn, setup(0, false)), Status::Invalid);
+    assert_eq!(rig.status(conn, heap(1, GIB + 1)), Status::Invalid);
+    assert_eq!(rig.status(conn, span(1, 0)), Status::Invalid);
+    assert_eq!(rig.status(conn, region("r", 0, 0o600)), Status::Invalid);
+    assert_eq!(rig.status(conn, region(&"n".repeat(60_000), 1, 0o600)), Status::Invalid);
+    let delete = Delete { addr: 1 << 60, guid: guid(1) };
+    assert_eq!(rig.status(conn, ClientRequest::Delete(delete)), Status::Address);
+    let map = Map { addr: 7 << 30, bytes: 0, os_address: 4096, writable: true };
+    assert_eq!(rig.status(conn, ClientRequest::Map(map)), Status::Invalid);
+    for name in [long("v", 60_000), long("", 1), long("a/b", 1)] {
+        assert_eq!(rig.status(conn, ClientRequest::RegionDelete(name)), Status::NotFound);
+    }
+    let neither = RegionOpen { region: long("v", 1), read: false, write: false };
+    assert_eq!(rig.status(conn, ClientRequest::RegionOpen(neither)), Status::Invalid);
+    // A Setup that is refused ends its connection, now as ever.
+    let ClientRequest::Setup(mut bad) = setup(0, false) else { panic!() };
+    bad.name = "/".into();
+    assert_eq!(rig.status(stranger, ClientRequest::Setup(bad)), Status::Invalid);
+    assert!(rig.actions.iter().any(|action| matches!(action, Action::CloseClient { .. })));
+    let waiting = rig.ask_later(conn, ClientRequest::RegionDelete(long("v", 1)));
+    assert_eq!(rig.answer(conn, waiting), None);
 }
