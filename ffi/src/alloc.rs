@@ -13,13 +13,10 @@ use crate::version::dmce_status_t;
 /// an allocation.
 pub type dmce_addr_t = u64;
 
-/// An address that C passed. A handle that cannot be used is told before an address that is wrong.
+/// An address that C passed.
 #[inline]
 pub(crate) fn addr(session: &Session, raw: dmce_addr_t) -> Result<DmceAddr, Failure> {
-    session.addr(raw).or_else(|wrong| {
-        session.check()?;
-        Err(wrong.into())
-    })
+    Ok(session.addr(raw)?)
 }
 
 /// Allocates. Memory of a new block reads as zero; reused memory may hold older bytes of this

@@ -1,5 +1,5 @@
 //! The one way from C into Rust and back. Every function of the interface is a call of one of
-//! [`call`], [`session`] and [`region`].
+//! [`call`], [`session`], [`region`] and [`closing`].
 //!
 //! # Invariants
 //!
@@ -7,7 +7,9 @@
 //!    broker takes back what the session had, as if the process had died; the call and all later
 //!    ones of the session fail.
 //! 2. A handle's object lives as long as the call that was given the handle.
-//! 3. On success nothing but the outputs changes: not even the text of the last error.
+//! 3. A handle that cannot be used at all (a parent's, an ended session's) is told before anything
+//!    else that is wrong with the call.
+//! 4. On success nothing but the outputs changes: not even the text of the last error.
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -63,6 +65,9 @@ pub(crate) fn region(
 pub(crate) trait InSession: Object {
     /// The handle of that session; `own` is the object's own handle.
     fn session_handle(&self, own: usize) -> usize;
+
+    /// Whether calls on the object may be made at all.
+    fn check(&self) -> Result<(), libdmce::Error>;
 }
 
 /// A call on the object of `handle`.
@@ -71,7 +76,8 @@ pub(crate) fn on<T: InSession>(handle: usize, body: impl FnOnce(&T) -> Outcome) 
     let Some(visit) = handles::visit::<T>(handle) else {
         return handles::refusal::<T>(handle).report();
     };
-    match panic::catch_unwind(AssertUnwindSafe(|| body(&visit))) {
+    let call = || body(&visit).map_err(|failure| told_first(&*visit, failure));
+    match panic::catch_unwind(AssertUnwindSafe(call)) {
         Ok(outcome) => status(outcome),
         Err(payload) => {
             let session = visit.session_handle(handle);
@@ -80,6 +86,33 @@ pub(crate) fn on<T: InSession>(handle: usize, body: impl FnOnce(&T) -> Outcome) 
             end_of_defect(session, &payload)
         }
     }
+}
+
+/// A call that closes `handle`, which the body does.
+pub(crate) fn closing<T: InSession>(
+    handle: usize,
+    body: impl FnOnce() -> Outcome,
+) -> dmce_status_t {
+    // The visit is over with this line, or closing would wait for it.
+    let Some(session) = handles::visit::<T>(handle).map(|visit| visit.session_handle(handle))
+    else {
+        return handles::refusal::<T>(handle).report();
+    };
+    let call = Call::begin_without_handle();
+    match panic::catch_unwind(AssertUnwindSafe(body)) {
+        Ok(outcome) => status(outcome),
+        Err(payload) => {
+            let ended = end_of_defect(session, &payload);
+            drop(call);
+            ended
+        }
+    }
+}
+
+/// What is told of a call that failed: first of all, that none could be made.
+#[cold]
+fn told_first<T: InSession>(object: &T, failure: Failure) -> Failure {
+    object.check().map_or_else(Failure::from, |()| failure)
 }
 
 #[inline]
@@ -139,12 +172,18 @@ pub(crate) fn silence_panics() {
 #[cfg(test)]
 mod tests {
     use std::ffi::CStr;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::version::{DMCE_E_INTERNAL, DMCE_E_INVALID};
+    use crate::version::{DMCE_E_CLOSED, DMCE_E_INTERNAL, DMCE_E_INVALID};
 
     /// Belongs to no session, so that a panic has none to end.
-    struct Lonely;
+    ///
+    /// Holds whether calls may be made on it.
+    struct Lonely(bool);
+
+    /// How often somebody wanted to know the session of a panic.
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
 
     impl Object for Lonely {
         const KIND: usize = 2;
@@ -153,7 +192,13 @@ mod tests {
 
     impl InSession for Lonely {
         fn session_handle(&self, _own: usize) -> usize {
+            ASKED.fetch_add(1, Ordering::SeqCst);
             0
+        }
+
+        fn check(&self) -> Result<(), libdmce::Error> {
+            let closed = || libdmce::Error::new(Status::Closed, "as the test wants it");
+            self.0.then_some(()).ok_or_else(closed)
         }
     }
 
@@ -165,7 +210,7 @@ mod tests {
     #[test]
     fn a_panic_is_an_internal_error_that_names_its_place() {
         silence_panics();
-        let handle = handles::open(Lonely, 0).map_err(|(_, failure)| failure).unwrap();
+        let handle = handles::open(Lonely(true), 0).map_err(|(_, failure)| failure).unwrap();
         let status = on(handle, |_: &Lonely| panic!("number {}", 7));
         assert_eq!(status, DMCE_E_INTERNAL);
         assert!(last_error().contains("boundary.rs"), "{}", last_error());
@@ -174,6 +219,32 @@ mod tests {
         drop(handles::retire::<Lonely>(handle).unwrap());
         assert_eq!(call(|| panic!("text")), DMCE_E_INTERNAL);
         assert!(last_error().ends_with("text"), "{}", last_error());
+    }
+
+    #[test]
+    fn a_panic_while_a_handle_is_closed_ends_the_session_as_well() {
+        silence_panics();
+        let handle = handles::open(Lonely(true), 0).map_err(|(_, failure)| failure).unwrap();
+        let before = ASKED.load(Ordering::SeqCst);
+        assert_eq!(closing::<Lonely>(handle, || panic!("half closed")), DMCE_E_INTERNAL);
+        assert!(ASKED.load(Ordering::SeqCst) > before);
+        assert!(last_error().ends_with("half closed"), "{}", last_error());
+        assert!(!calls::is_inside_any());
+        let retire = || {
+            drop(handles::retire::<Lonely>(handle)?);
+            Ok(())
+        };
+        assert_eq!(closing::<Lonely>(handle, retire), DMCE_OK);
+        assert_eq!(closing::<Lonely>(handle, || panic!("not called")), DMCE_E_CLOSED);
+    }
+
+    #[test]
+    fn a_handle_that_cannot_be_used_is_told_before_what_else_is_wrong() {
+        let handle = handles::open(Lonely(false), 0).map_err(|(_, failure)| failure).unwrap();
+        let status = on(handle, |_: &Lonely| Err(Failure::invalid("a wrong argument")));
+        assert_eq!(status, DMCE_E_CLOSED);
+        assert_eq!(last_error(), "closed: as the test wants it");
+        drop(handles::retire::<Lonely>(handle).unwrap());
     }
 
     #[test]

@@ -49,6 +49,10 @@ impl InSession for OpenRegion {
     fn session_handle(&self, _own: usize) -> usize {
         self.session
     }
+
+    fn check(&self) -> Result<(), libdmce::Error> {
+        self.region.info().map(drop)
+    }
 }
 
 /// How to create a region. Initialise it with `dmce_region_options_init`; zero is the default of
@@ -178,7 +182,7 @@ pub unsafe extern "C" fn dmce_region_open(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_region_close(region: *mut dmce_region_t) -> dmce_status_t {
     let handle = region.addr();
-    boundary::call(|| {
+    boundary::closing::<OpenRegion>(handle, || {
         // The visit is over with this line, or retiring the handle would wait for it.
         let closed = handles::enter::<OpenRegion>(handle)?.region.close();
         match closed {

@@ -6,7 +6,8 @@ use libdmce::{Session, Status};
 
 use crate::arguments::Out;
 use crate::boundary::{self, InSession, Outcome};
-use crate::handles::{self, Object, Retired};
+use crate::failure::Failure;
+use crate::handles::{self, Object};
 use crate::options::{self, dmce_options_t};
 use crate::region::OpenRegion;
 use crate::sized::Fill;
@@ -31,6 +32,10 @@ impl Object for OpenSession {
 impl InSession for OpenSession {
     fn session_handle(&self, own: usize) -> usize {
         own
+    }
+
+    fn check(&self) -> Result<(), libdmce::Error> {
+        self.session.check()
     }
 }
 
@@ -97,7 +102,7 @@ pub unsafe extern "C" fn dmce_open(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_close(session: *mut dmce_session_t) -> dmce_status_t {
     let handle = session.addr();
-    boundary::call(|| {
+    boundary::closing::<OpenSession>(handle, || {
         // The visit is over with this line, or the end would wait for it.
         let state = handles::enter::<OpenSession>(handle)?.session.check();
         // A session that the broker has ended is closed all the same; a parent's is the parent's.
@@ -108,15 +113,25 @@ pub unsafe extern "C" fn dmce_close(session: *mut dmce_session_t) -> dmce_status
     })
 }
 
-/// Ends the session of `handle` and all that belongs to it.
+/// Ends the session of `handle` and all that belongs to it; also what an end that failed half-way
+/// has left.
 pub(crate) fn end(handle: usize) -> Outcome {
-    let mut retired: Retired<OpenSession> = handles::retire(handle)?;
-    // Wakes calls that wait; those that begin are refused by the handle.
-    let outcome = retired.session.close();
-    // A region that is being opened right now has its handle when the last call has left.
-    retired.wait();
-    drop(handles::retire_children::<OpenRegion>(handle));
-    Ok(outcome?)
+    let retired = handles::retire::<OpenSession>(handle);
+    let outcome = match retired {
+        Ok(mut retired) => {
+            // Wakes calls that wait; those that begin are refused by the handle.
+            let closed = retired.session.close();
+            // A region that is being opened right now has its handle when the last call has left.
+            retired.wait();
+            closed.map_err(Failure::from)
+        }
+        Err(refused) => Err(refused),
+    };
+    // 0 is no session, but it stands for none where handles have no other to end with.
+    if handle != 0 {
+        drop(handles::retire_children::<OpenRegion>(handle));
+    }
+    outcome
 }
 
 /// Does what the service thread would do now, for sessions with `DMCE_NO_THREAD`.

@@ -74,6 +74,36 @@ fn the_contract_holds_through_the_static_library() {
 }
 
 #[test]
+fn a_forked_child_is_refused_by_every_call_whatever_else_is_wrong() {
+    passes("forked.c", "c99", Shared);
+}
+
+#[test]
+fn the_test_of_forked_children_makes_every_call_on_a_handle() {
+    const WITHOUT_HANDLE: [&str; 13] = [
+        "dmce_alloc_options_init_sized",
+        "dmce_attr_str",
+        "dmce_attr_u16",
+        "dmce_attr_u32",
+        "dmce_attr_u64",
+        "dmce_attrs_free",
+        "dmce_last_error",
+        "dmce_open",
+        "dmce_options_init_sized",
+        "dmce_region_options_init_sized",
+        "dmce_strerror",
+        "dmce_strings_free",
+        "dmce_version",
+    ];
+    let read = |file| std::fs::read_to_string(toolchain::root().join(file)).expect("it is there");
+    let (symbols, calls) = (read("ffi/symbols.txt"), read("tests/c/forked.c"));
+    let on_handles = symbols.lines().filter(|symbol| !WITHOUT_HANDLE.contains(symbol));
+    let missing: Vec<_> =
+        on_handles.filter(|symbol| !calls.contains(&format!("each({symbol}("))).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
 fn two_processes_share_a_region() {
     passes("regions.c", "c99", Shared);
 }
