@@ -55,9 +55,28 @@ impl Core {
         buffer: *mut u8,
         bytes: usize,
     ) -> Result<(), Error> {
-        self.access(from, bytes, Intent::Read, |block, piece, done| {
-            // SAFETY: the piece is a part of `bytes`, for which the caller's buffer is writable. It
-            // may be part of a mapped block only by the caller's own doing, as with `memcpy`.
+        // SAFETY: the piece is all of `bytes`, for which the caller's buffer is writable. It may be
+        // part of a mapped block only by the caller's own doing, as with `memcpy`.
+        let read = |block: &Block, piece| unsafe { block.read(piece, buffer) };
+        if self.try_quickly(from, bytes, Intent::Read, read) {
+            return Ok(());
+        }
+        // SAFETY: as the caller promises.
+        unsafe { self.read_slowly(from, buffer, bytes) }
+    }
+
+    /// # Safety
+    ///
+    /// As [`Core::read`].
+    #[cold]
+    unsafe fn read_slowly(
+        &self,
+        from: DmceAddr,
+        buffer: *mut u8,
+        bytes: usize,
+    ) -> Result<(), Error> {
+        self.access_all(from, bytes as u64, Intent::Read, &mut |block, piece, done| {
+            // SAFETY: the piece is a part of `bytes`, for which the caller's buffer is writable.
             unsafe { block.read(piece, buffer.wrapping_add(done)) }
         })
     }
@@ -74,24 +93,23 @@ impl Core {
         data: *const u8,
         bytes: usize,
     ) -> Result<(), Error> {
-        if self.verify {
-            // SAFETY: as the caller promises.
-            return unsafe { self.write_verified(to, data, bytes) };
+        // SAFETY: the piece is all of `bytes`, for which the caller's data is readable; the block is
+        // writable, since this is a write.
+        let write = |block: &Block, piece| unsafe { block.write(piece, data) };
+        if self.try_quickly(to, bytes, Intent::Write, write) {
+            return Ok(());
         }
-        self.access(to, bytes, Intent::Write, |block, piece, done| {
-            // SAFETY: the piece is a part of `bytes`, for which the caller's data is readable; the
-            // block is writable, since this is a write.
-            unsafe { block.write(piece, data.wrapping_add(done)) }
-        })
+        // SAFETY: as the caller promises.
+        unsafe { self.write_slowly(to, data, bytes) }
     }
 
-    /// Copies into blocks, and compares what is there then [0088].
+    /// Copies into blocks, and compares what is there then if the session verifies [0088].
     ///
     /// # Safety
     ///
     /// As [`Core::write`].
     #[cold]
-    unsafe fn write_verified(
+    unsafe fn write_slowly(
         &self,
         to: DmceAddr,
         data: *const u8,
@@ -99,8 +117,12 @@ impl Core {
     ) -> Result<(), Error> {
         self.access_all(to, bytes as u64, Intent::Write, &mut |block, piece, done| {
             let data = data.wrapping_add(done);
-            // SAFETY: as in `write`.
+            // SAFETY: the piece is a part of `bytes`, for which the caller's data is readable; the
+            // block is writable, since this is a write.
             unsafe { block.write(piece, data) }?;
+            if !self.verify {
+                return Ok(());
+            }
             // SAFETY: as for the write.
             match unsafe { block.compare(piece, data) }? {
                 Ordering::Equal => Ok(()),
@@ -153,29 +175,24 @@ impl Core {
         self.bounce(to, from, 0..bytes, target > source)
     }
 
-    /// Runs `act` on a range: the fast path, for one block.
+    /// Runs `act` on a range, if it is in one block and nothing is in the way.
     #[inline]
-    fn access(
+    fn try_quickly(
         &self,
         addr: DmceAddr,
         bytes: usize,
         intent: Intent,
-        mut act: impl FnMut(&Block, Piece, usize) -> Result<(), Obstacle>,
-    ) -> Result<(), Error> {
-        if bytes <= PIECE_BYTES
-            && !self.check
-            && let Some(inside) = self.enter_quickly()
-        {
-            let (id, cell) = self.split(addr);
-            if let Some(block) = self.table.get(id, &inside)
-                && let Some(piece) = block.piece(cell, bytes)
-                && (intent == Intent::Read || block.writable)
-                && act(block, piece, 0).is_ok()
-            {
-                return Ok(());
-            }
+        act: impl FnOnce(&Block, Piece) -> Result<(), Obstacle>,
+    ) -> bool {
+        let has_more_to_do = self.check || (intent == Intent::Write && self.verify);
+        if bytes > PIECE_BYTES || has_more_to_do {
+            return false;
         }
-        self.access_all(addr, bytes as u64, intent, &mut act)
+        let Some(inside) = self.enter_quickly() else { return false };
+        let (id, cell) = self.split(addr);
+        let Some(block) = self.table.get(id, &inside) else { return false };
+        let Some(piece) = block.piece(cell, bytes) else { return false };
+        (intent == Intent::Read || block.writable) && act(block, piece).is_ok()
     }
 
     /// Runs `act` on a range, piece by piece, whatever is in the way.
@@ -381,5 +398,5 @@ fn read_only(id: BlockId) -> Error {
 
 #[cold]
 fn restless() -> Error {
-    Error::new(Status::Io, "memory of this process is being lost without end")
+    Error::new(Status::Io, "the block is being replaced without end")
 }
