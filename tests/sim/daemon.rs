@@ -163,6 +163,12 @@ impl Daemon {
         host: &mut Host,
         extra: u64,
     ) -> Result<DaemonAnswer, Refusal> {
+        let squatted = |block| host.squatted.contains(&(self.id, block));
+        if let DaemonRequest::Create { description, .. } = request
+            && squatted(description.block)
+        {
+            return Err(Refusal::new(Status::Exists, "somebody else has an object of that name"));
+        }
         let store = host.stores.entry(self.id).or_default();
         match request {
             DaemonRequest::Create { description, committed } => {

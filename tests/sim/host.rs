@@ -11,6 +11,9 @@ use dmce_broker::dispatcher::{
 
 use crate::random::Random;
 
+/// Names that another user takes at most: there are few ids.
+const SQUATTED_MAX: usize = 6;
+
 /// The header of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Header {
@@ -55,6 +58,8 @@ pub struct Host {
     pub processes: BTreeMap<u32, u64>,
     /// Daemons whose lock is held.
     pub locks: BTreeSet<DaemonId>,
+    /// Names of blocks that another user took.
+    pub squatted: BTreeSet<(DaemonId, BlockId)>,
     /// Blocks that were harmed from outside: they may be lost, and no others.
     pub harmed: BTreeSet<Guid>,
     /// Their ids: of a block whose header is gone, the broker knows no more.
@@ -86,6 +91,14 @@ impl Host {
             _ => {
                 store.remove(&block);
             }
+        }
+    }
+
+    /// Another user takes the name of a block that a daemon does not have.
+    pub fn squat(&mut self, daemon: DaemonId, block: BlockId) {
+        let is_free = self.stores.get(&daemon).is_none_or(|store| !store.contains_key(&block));
+        if is_free && self.squatted.len() < SQUATTED_MAX {
+            self.squatted.insert((daemon, block));
         }
     }
 
@@ -172,7 +185,8 @@ impl Host {
             }
             let Headers { held, damaged } = self.headers(daemon);
             let content = if served { FoundContent::Expected } else { FoundContent::Read(held) };
-            let blocks = store.keys().copied().collect();
+            let squatted = self.squatted.iter().filter(|(of, _)| *of == daemon);
+            let blocks = store.keys().copied().chain(squatted.map(|(_, block)| *block)).collect();
             Some(FoundDaemon { daemon, blocks, damaged, content })
         });
         Started { sessions: believed.collect(), daemons: found.collect() }

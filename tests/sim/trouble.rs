@@ -56,6 +56,21 @@ impl World {
         }
     }
 
+    /// Somebody outside does something to the folder.
+    pub fn harm(&mut self) {
+        if self.random.once_in(2) {
+            self.note("an object is harmed");
+            return self.host.harm(&mut self.random);
+        }
+        // Low ids are the next to be given.
+        let block = BlockId::try_from(1 + u32::try_from(self.random.below(40)).unwrap_or(0));
+        let daemon = self.random.pick(self.daemons.iter().map(|daemon| daemon.id));
+        if let (Some(daemon), Ok(block)) = (daemon, block) {
+            self.note(format!("the name of block {block} on daemon {daemon} is taken"));
+            self.host.squat(daemon, block);
+        }
+    }
+
     /// A daemon's connection ends at its side. What it was asked before it may still do.
     pub fn hang_up_daemon(&mut self, place: usize) {
         self.daemons[place].outbox.clear();

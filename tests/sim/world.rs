@@ -193,8 +193,7 @@ impl World {
             return self.client_trouble();
         }
         if self.random.once_in(self.faults.harm) {
-            self.note("an object is harmed");
-            self.host.harm(&mut self.random);
+            self.harm();
         }
         match self.random.below(12) {
             0..=2 => self.deliver_request(),

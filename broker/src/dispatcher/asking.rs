@@ -163,8 +163,17 @@ impl Dispatcher {
                     self.made_block(id);
                 }
             }
-            Err(_) if given_up => self.remove_block(id),
-            Err(refusal) => self.ask_elsewhere(id, daemon, &refusal),
+            Err(refusal) => {
+                let name_taken = refusal.status == Status::Exists;
+                if name_taken {
+                    self.withhold(id, daemon, &refusal);
+                }
+                match (given_up, name_taken) {
+                    (true, _) => self.remove_block(id),
+                    (false, true) => self.name_anew(id, daemon),
+                    (false, false) => self.ask_elsewhere(id, daemon, &refusal),
+                }
+            }
         }
     }
 

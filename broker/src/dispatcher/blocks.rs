@@ -210,6 +210,23 @@ impl Blocks {
         }
     }
 
+    /// Takes an id from its span, which is being made or given up: it does not come back with the
+    /// others. `false` if it is no span's.
+    pub(super) fn withhold(&mut self, id: BlockId) -> bool {
+        let span = self.span_at(id).and_then(|first| self.spans.get_mut(&first));
+        let Some(span) = span else { return false };
+        let holds =
+            |range: &IdRange| id >= range.first && id.get() - range.first.get() < range.count;
+        let Some(place) = span.ids.iter().position(holds) else { return false };
+        let IdRange { first, count } = span.ids.remove(place);
+        let before = id.get() - first.get();
+        span.ids.extend((before > 0).then_some(IdRange { first, count: before }));
+        let after = count - before - 1;
+        let next = id.checked_add(1).ok().filter(|_| after > 0);
+        span.ids.extend(next.map(|first| IdRange { first, count: after }));
+        true
+    }
+
     /// The owner has given a span up: its ticket and its user forget it.
     pub(super) fn disown(&mut self, first: BlockId) {
         let Some(span) = self.spans.get_mut(&first) else { return };

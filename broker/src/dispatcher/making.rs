@@ -4,7 +4,8 @@
 //!  plan: ids, places, charges    ask all but the first    ask the first     grant
 //!  ------------------------->  ------------------------> ---------------> --------->
 //!     no room: refused            refused: the next daemon, or the whole is given up
-//!                                 daemon gone: the whole is given up and planned again
+//!                                 daemon gone, or a name taken: the whole is given up and planned
+//!                                 again, with other ids
 //! ```
 //!
 //! # Invariants
@@ -183,6 +184,26 @@ impl Dispatcher {
         if self.place_again(first, id) {
             self.ask(first, id);
         }
+    }
+
+    /// Something has the name of a block that was to be made: its id is not given again in this
+    /// broker's life.
+    pub(super) fn withhold(&mut self, id: BlockId, daemon: DaemonId, refusal: &Refusal) {
+        let text = format!("daemon {daemon} cannot name block {id}: {}", refusal.text);
+        self.log(LogLevel::Warn, text);
+        if self.blocks.withhold(id) {
+            self.restart.names.insert(id);
+        }
+    }
+
+    /// A block that could not have its name: its span is planned anew, with other ids.
+    pub(super) fn name_anew(&mut self, id: BlockId, daemon: DaemonId) {
+        let Some(first) = self.blocks.get(id).map(|block| block.span) else { return };
+        if let Some(server) = self.daemons.servers.get_mut(&daemon) {
+            server.blocks.remove(&id);
+        }
+        self.blocks.set_state(id, BlockState::Planned);
+        self.make_again(first);
     }
 
     /// Finds another place for a planned block. `false` if there is none: the span was refused.

@@ -12,7 +12,8 @@
 //! | the outside | [`event`], [`action`], [`config`] |
 //! | tables | `blocks`, `ids`, `charge`, `daemons`, `clients`, `sessions`, `regions` |
 //! | tables of a session | `mappings`, `changes` |
-//! | clients' requests | `requests` (which), `checking`, `opening`, `access`, `region_requests`, `admin` |
+//! | clients' requests | `requests` (which), `checking`, `opening`, `access`, `admin` |
+//! | those on regions | `region_requests` |
 //! | how spans are made | `planning`, `placement`, `making` |
 //! | daemons | `link` (messages), `asking` (requests), `spans` (what becomes of blocks) |
 //! | a broker that comes back | `restart`, `adoption`, `silence` |

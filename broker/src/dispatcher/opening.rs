@@ -22,6 +22,9 @@ use super::requests::{Failure, Outcome, Served, refuse};
 use super::sessions::{Session, SessionLink};
 use super::timers::Timer;
 
+/// Ids whose names may turn out to be taken, before a Setup is refused.
+const NAMES_TRIED_MAX: u32 = 32;
+
 impl Dispatcher {
     /// Opens a session (FIG. 13).
     pub(super) fn setup(&mut self, to: ReplyTo, setup: &Setup) -> Served {
@@ -70,7 +73,13 @@ impl Dispatcher {
     pub(super) fn session_created(&mut self, id: SessionId, result: Result<(), Refusal>) {
         let Some(session) = self.sessions.get_mut(id) else { return };
         let SessionLink::Opening(to) = session.link else { return };
-        if let Err(refusal) = result {
+        if let Err(mut refusal) = result {
+            if refusal.status == Status::Exists {
+                if self.open_under_another_id(id) {
+                    return;
+                }
+                refusal.status = Status::NoSpace;
+            }
             let reason = format!("no session: {}", refusal.text);
             self.reply(to, Err(refusal), Vec::new());
             self.close_client(to.conn, reason.clone());
@@ -88,6 +97,30 @@ impl Dispatcher {
         self.out.push(Action::WatchProcess { session: id, pid, start_time, conn });
         self.log(LogLevel::Info, text);
         self.reply_ready(to, id);
+    }
+
+    /// Something has the name of a session's object: the session gets another id. `false` if that
+    /// was tried often enough.
+    fn open_under_another_id(&mut self, old: SessionId) -> bool {
+        let tried = self.sessions.get(old).map_or(NAMES_TRIED_MAX, |session| session.names_taken);
+        if tried >= NAMES_TRIED_MAX {
+            return false;
+        }
+        let Some(new) = self.sessions.next_id() else { return false };
+        let Some(mut session) = self.sessions.remove(old) else { return false };
+        self.log(LogLevel::Warn, format!("session {old} cannot be named: it is {new} now"));
+        self.out.push(Action::EndSession { session: old });
+        session.names_taken += 1;
+        session.record.session = new;
+        let record = session.record.clone();
+        if let SessionLink::Opening(to) = session.link
+            && let Some(client) = self.clients.get_mut(&to.conn)
+        {
+            client.session = Some(new);
+        }
+        self.sessions.add(session);
+        self.out.push(Action::CreateSession { record });
+        true
     }
 
     /// Takes up a session again.

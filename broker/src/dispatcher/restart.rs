@@ -51,7 +51,8 @@ const REPORT_BYTES_MAX: u64 = 1 << 52;
 /// What is open of a restart.
 #[derive(Debug, Default)]
 pub(super) struct Restart {
-    /// Ids that a name has, and no block that was reported yet.
+    /// Ids that a name has, and no block that was reported yet: names that were there at the start,
+    /// and names that others took since.
     pub names: BTreeSet<BlockId>,
     /// Of these, blocks that were made, and whose header is damaged.
     pub damaged: BTreeSet<BlockId>,

@@ -126,6 +126,8 @@ pub(super) struct Session {
     pub deleted: VecDeque<Guid>,
     /// Whether a broker before this one opened it.
     pub restored: bool,
+    /// Ids that it could not have, because something has their names.
+    pub names_taken: u32,
     /// Its part of the OS-to-DMCE table.
     pub mappings: Mappings,
 }
@@ -145,6 +147,7 @@ impl Session {
             untold: BTreeSet::new(),
             deleted: VecDeque::new(),
             restored: false,
+            names_taken: 0,
             mappings: Mappings::default(),
         }
     }

@@ -143,6 +143,17 @@ impl Objects {
         self.open(daemon, kind, false).map_or_else(|failure| !failure.is_absence(), |_| true)
     }
 
+    /// Whether what has a name is somebody else's, or is nothing that a server makes.
+    pub fn is_foreign(&self, daemon: u32, kind: ObjectKind) -> bool {
+        let opened = self.open(daemon, kind, false);
+        opened.is_err_and(|failure| {
+            matches!(
+                failure,
+                ObjectFailure::Foreign { .. } | ObjectFailure::Object(ObjectError::Denied { .. })
+            )
+        })
+    }
+
     /// Opens and checks an object.
     pub fn open(
         &self,

@@ -137,11 +137,18 @@ impl Sessions {
         };
         let id = record.session.get();
         remove_objects(objects, id);
-        let new = |kind| objects.folder().create(&objects.name(BROKER, kind));
-        let fd = new(ObjectKind::Session(id)).map_err(|error| refusal(&error))?;
+        let new = |kind| {
+            let made = objects.folder().create(&objects.name(BROKER, kind));
+            made.map_err(|error| match error {
+                // Another user's: it could not be removed.
+                ObjectError::Exists { .. } => Refusal::new(Status::Exists, error.to_string()),
+                error => refusal(&error),
+            })
+        };
+        let fd = new(ObjectKind::Session(id))?;
         let object =
             SessionObject::create(fd, identity, self.fence).map_err(|error| refusal(&error))?;
-        let fd = new(ObjectKind::Record(id)).map_err(|error| refusal(&error))?;
+        let fd = new(ObjectKind::Record(id))?;
         record::create(fd.as_fd(), &from_record(record, identity, process))
             .map_err(|error| refusal(&error))?;
         let session = Session { object, record: fd, doorbell: None, process: None };
@@ -270,9 +277,13 @@ impl Sessions {
     }
 }
 
-/// The record first: a session object without one belongs to nobody.
+/// The record first: a session object without one belongs to nobody. What is not ours is left.
 fn remove_objects(objects: &Objects, id: u32) {
     for kind in [ObjectKind::Record(id), ObjectKind::Session(id)] {
+        if objects.is_foreign(BROKER, kind) {
+            warn!(object = objects.name(BROKER, kind), "it is not ours: left as it is");
+            continue;
+        }
         match objects.folder().unlink(&objects.name(BROKER, kind)) {
             Ok(()) | Err(ObjectError::NotFound { .. }) => {}
             Err(error) => warn!(session = id, "an object stays behind: {error}"),

@@ -3,6 +3,7 @@
 mod access;
 mod daemons;
 mod making;
+mod names;
 mod opening;
 mod regions;
 mod restart;

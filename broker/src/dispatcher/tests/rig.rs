@@ -48,6 +48,8 @@ pub struct Rig {
     pub now: Now,
     pub daemons: BTreeMap<u32, FakeDaemon>,
     pub actions: Vec<Action>,
+    /// Session ids below this one have names that somebody else took.
+    pub session_names_taken: u32,
     replies: BTreeMap<(ClientConn, RequestId), (Reply<ClientReply>, Vec<Descriptor>)>,
     numbers: u64,
 }
@@ -69,6 +71,7 @@ impl Rig {
             now: Now { millis: Millis(0), unix_s: 1000 },
             daemons: BTreeMap::new(),
             actions: Vec::new(),
+            session_names_taken: 0,
             replies: BTreeMap::new(),
             numbers: 0,
         };
@@ -218,7 +221,13 @@ impl Rig {
                 assert!(before.is_none(), "{request_id:?} is answered twice");
             }
             Action::CreateSession { record } => {
-                self.event(Event::SessionCreated { session: record.session, result: Ok(()) });
+                let session = record.session;
+                let result = if session.get() < self.session_names_taken {
+                    Err(Refusal::new(Status::Exists, "its name is taken"))
+                } else {
+                    Ok(())
+                };
+                self.event(Event::SessionCreated { session, result });
             }
             Action::ToDaemon { conn, request_id, request } => {
                 self.daemon_is_asked(conn, request_id, request);
