@@ -241,7 +241,9 @@ typedef struct {
      */
     uint32_t cache_mode;
     /**
-     * The broker's socket. NULL: `DMCE_SOCKET` of the environment, the host's, the user's own.
+     * The broker's socket. NULL: `DMCE_SOCKET` of the environment, the host's, the user's own. One
+     * that is named and at which nobody listens is waited for, as its broker may be starting
+     * again; one that is not there is not.
      */
     const char *socket;
     /**

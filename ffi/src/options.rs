@@ -58,7 +58,9 @@ pub struct dmce_options_t {
     pub flags: u32,
     /// `DMCE_CACHE_NONE`, `DMCE_CACHE_THROUGH`, `DMCE_CACHE_BACK`: for memory that is not mapped.
     pub cache_mode: u32,
-    /// The broker's socket. NULL: `DMCE_SOCKET` of the environment, the host's, the user's own.
+    /// The broker's socket. NULL: `DMCE_SOCKET` of the environment, the host's, the user's own. One
+    /// that is named and at which nobody listens is waited for, as its broker may be starting
+    /// again; one that is not there is not.
     pub socket: *const c_char,
     /// What the session is called in listings. NULL: nothing.
     pub name: *const c_char,

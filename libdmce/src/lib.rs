@@ -5,7 +5,9 @@
 //!
 //! # Where the broker is found
 //!
-//! 1. [`Options::socket`], else the environment's `DMCE_SOCKET`: that socket and no other.
+//! 1. [`Options::socket`], else the environment's `DMCE_SOCKET`: that socket and no other. If it is
+//!    there and nobody listens, its broker is being started again, and is waited for as long as
+//!    [`Options::timeout_ms`] says. If it is not there, opening fails at once.
 //! 2. `/run/dmce/broker.sock`, the service of the host.
 //! 3. `$XDG_RUNTIME_DIR/dmce/broker.sock`, the user's own; without that variable the folder is
 //!    `/tmp/dmce-UID`, if it is the user's and closed to others.

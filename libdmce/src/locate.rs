@@ -7,7 +7,9 @@
 //!
 //! # Invariants
 //!
-//! 1. A socket that was named is the only one that is tried, and nothing is started for it.
+//! 1. A socket that was named is the only one that is tried, and nothing is started for it. While
+//!    it is there and nobody listens, its broker is being started again: it is waited for until
+//!    the deadline. One that is not there is of no broker, and is told at once.
 //! 2. Without `XDG_RUNTIME_DIR` the private folder is `/tmp/dmce-UID`, and it is used only if it is
 //!    a folder of this user's that nobody else may enter: anyone could have made it.
 #![forbid(unsafe_code)]
@@ -16,7 +18,7 @@ use std::env;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -25,6 +27,7 @@ use std::time::Duration;
 use dmce_abi::Status;
 use dmce_sys::identity::effective_uid;
 use dmce_sys::poll::wait_readable;
+use dmce_sys::socket::SocketError;
 use dmce_sys::{pidfd, process};
 
 use crate::connection::{Connection, ConnectionError, Deadline};
@@ -55,7 +58,7 @@ pub(crate) struct Found {
 pub(crate) fn connect(options: &Options, deadline: Deadline) -> Result<Found, Error> {
     let named = options.socket.clone().or_else(|| non_empty("DMCE_SOCKET"));
     if let Some(path) = named {
-        return try_path(path).map_err(Error::from);
+        return connect_named(&path, deadline).map_err(Error::from);
     }
     let own = private_dir();
     let mut places = vec![PathBuf::from(SYSTEM_SOCKET)];
@@ -76,6 +79,29 @@ pub(crate) fn connect(options: &Options, deadline: Deadline) -> Result<Found, Er
     }
     let reason = last.map_or_else(String::new, |error| error.to_string());
     Err(Error::new(Status::Unavailable, format!("no broker was found: {reason}")))
+}
+
+/// Connects to a socket that was named. The kernel does not tell when somebody begins to listen.
+fn connect_named(path: &Path, deadline: Deadline) -> Result<Found, ConnectionError> {
+    let mut was_there = false;
+    loop {
+        // Before the try: a broker that starts puts a new socket in the place of the old one.
+        was_there |= is_socket(path);
+        let error = match try_path(path.to_owned()) {
+            Err(ConnectionError::Socket(error @ SocketError::NobodyListens { .. }))
+                if was_there =>
+            {
+                error
+            }
+            tried => return tried,
+        };
+        let left = deadline.left().ok_or(error)?;
+        thread::sleep(LOOK_AGAIN.min(left));
+    }
+}
+
+fn is_socket(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|found| found.file_type().is_socket())
 }
 
 fn try_path(path: PathBuf) -> Result<Found, ConnectionError> {
@@ -178,6 +204,9 @@ mod tests {
     use super::*;
     use std::fs::Permissions;
     use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::sync::mpsc;
+
+    use dmce_sys::socket::Listener;
 
     fn scratch(label: &str) -> PathBuf {
         let dir = env::temp_dir().join(format!("dmce-test-{label}-{}", std::process::id()));
@@ -206,6 +235,57 @@ mod tests {
         let options = Options { socket, spawn: true, ..Options::default() };
         let error = connect(&options, Deadline::after_ms(5_000)).unwrap_err();
         assert_eq!(error.status(), Status::Unavailable);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    /// Whether a thread of this process sleeps.
+    fn sleeps(thread: u32) -> bool {
+        let stat = fs::read_to_string(format!("/proc/self/task/{thread}/stat")).unwrap();
+        stat.rsplit_once(") ").unwrap().1.starts_with('S')
+    }
+
+    fn own_thread() -> u32 {
+        let path = fs::read_link("/proc/thread-self").unwrap();
+        path.file_name().unwrap().to_str().unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn a_named_socket_at_which_somebody_listens_again_is_waited_for() {
+        let dir = scratch("restart");
+        let socket = dir.join("broker.sock");
+        // The file stays, as after a kill.
+        drop(Listener::bind(&socket, 0o600).unwrap());
+        let options = Options { socket: Some(socket.clone()), ..Options::default() };
+        let (tell, told) = mpsc::channel();
+        thread::scope(|scope| {
+            let opener = scope.spawn(|| {
+                tell.send(own_thread()).unwrap();
+                connect(&options, Deadline::after_ms(60_000))
+            });
+            let its = told.recv().unwrap();
+            while !opener.is_finished() && !sleeps(its) {
+                thread::yield_now();
+            }
+            let listener = Listener::bind(&socket, 0o600).unwrap();
+            assert_eq!(opener.join().unwrap().unwrap().path, socket);
+            drop(listener);
+        });
+        let error = connect(&options, Deadline::after_ms(20)).unwrap_err();
+        assert_eq!(error.status(), Status::Unavailable);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_socket_is_not_waited_for() {
+        let dir = scratch("none");
+        let never = Deadline::after_ms(u32::MAX);
+        let missing = dir.join("missing.sock");
+        let file = dir.join("file");
+        fs::write(&file, "").unwrap();
+        for socket in [missing, file, dir.clone()] {
+            let options = Options { socket: Some(socket), ..Options::default() };
+            assert_eq!(connect(&options, never).unwrap_err().status(), Status::Unavailable);
+        }
         fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -39,7 +39,8 @@ pub struct Options {
     pub verify: bool,
     /// No service thread: the caller runs [`crate::Session::poll`].
     pub no_thread: bool,
-    /// The broker's socket; else it is searched as the crate's page says.
+    /// The broker's socket; else it is searched as the crate's page says. One at which nobody
+    /// listens is waited for, one that is not there is not.
     pub socket: Option<PathBuf>,
     /// What the session calls itself in listings.
     pub name: String,
