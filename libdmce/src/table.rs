@@ -77,7 +77,7 @@ impl Table {
     /// The block of an id, as long as the operation.
     #[inline]
     pub(crate) fn get<'a>(&'a self, id: u64, _inside: &'a Operation<'_>) -> Option<&'a Block> {
-        let id = usize::try_from(id).ok().filter(|&id| id < self.ids as usize)?;
+        let id = usize::try_from(id).ok()?;
         let entry = &self.leaf(id / LEAF)?[id % LEAF];
         // Acquire pairs with the release in `swap`.
         let block = entry.load(Ordering::Acquire);

@@ -27,17 +27,17 @@ use core::str::FromStr;
 /// 64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AddrLayout {
-    server_bits: u8,
     block_bits: u8,
+    cell_bits: u8,
 }
 
 impl AddrLayout {
     /// 65,536 servers, 262,144 blocks each, 1 GiB a block.
-    pub const IN_SERVER: Self = Self { server_bits: 16, block_bits: 18 };
+    pub const IN_SERVER: Self = Self { block_bits: 18, cell_bits: 30 };
     /// 65,536 servers, 65,536 blocks each, 4 GiB a block (FIG. 8).
-    pub const OS32: Self = Self { server_bits: 16, block_bits: 16 };
+    pub const OS32: Self = Self { block_bits: 16, cell_bits: 32 };
     /// 4,096 servers, 4,096 blocks each, 1 TiB a block (FIG. 9).
-    pub const OS64: Self = Self { server_bits: 12, block_bits: 12 };
+    pub const OS64: Self = Self { block_bits: 12, cell_bits: 40 };
 
     /// A layout of the caller's own widths.
     ///
@@ -51,13 +51,13 @@ impl AddrLayout {
         if !ids_fit || !offsets_fit || server_bits + block_bits + cell_bits != 64 {
             return Err(AddrError::Layout { server_bits, block_bits, cell_bits });
         }
-        Ok(Self { server_bits, block_bits })
+        Ok(Self { block_bits, cell_bits })
     }
 
     /// Width of the server field.
     #[must_use]
     pub const fn server_bits(self) -> u8 {
-        self.server_bits
+        64 - self.block_bits - self.cell_bits
     }
 
     /// Width of the block field.
@@ -69,7 +69,7 @@ impl AddrLayout {
     /// Width of the cell field; a block holds at most `1 << cell_bits` bytes.
     #[must_use]
     pub const fn cell_bits(self) -> u8 {
-        64 - self.server_bits - self.block_bits
+        self.cell_bits
     }
 
     /// Bytes of a full block: the range of the cell field.
@@ -98,7 +98,7 @@ impl fmt::Display for AddrLayout {
             Self::OS32 => f.write_str("os32"),
             Self::OS64 => f.write_str("os64"),
             other => {
-                write!(f, "{}/{}/{}", other.server_bits, other.block_bits, other.cell_bits())
+                write!(f, "{}/{}/{}", other.server_bits(), other.block_bits, other.cell_bits())
             }
         }
     }
@@ -150,7 +150,7 @@ impl DmceAddr {
     /// [`AddrError::FieldTooWide`] names the first field that does not fit;
     /// [`AddrError::Reserved`] for block 0 of server 0.
     pub fn pack(layout: AddrLayout, parts: AddrParts) -> Result<Self, AddrError> {
-        let server = fit("server", parts.server.into(), layout.server_bits)?;
+        let server = fit("server", parts.server.into(), layout.server_bits())?;
         let block = fit("block", parts.block.into(), layout.block_bits)?;
         let cell = fit("cell", parts.cell, layout.cell_bits())?;
         let ids = (server << layout.block_bits) | block;
@@ -195,7 +195,7 @@ impl DmceAddr {
     ///
     /// [`AddrError::FieldTooWide`] past the last block of the server.
     pub fn checked_add(self, layout: AddrLayout, bytes: u64) -> Result<Self, AddrError> {
-        let server_shift = 64 - layout.server_bits;
+        let server_shift = 64 - layout.server_bits();
         let within = self.to_raw() & low_mask(server_shift);
         let moved = within.saturating_add(bytes);
         let moved = fit("block and cell", moved, server_shift)?;

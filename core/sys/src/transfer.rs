@@ -250,8 +250,9 @@ unsafe fn copy_any(
         // SAFETY: as the caller promises.
         return unsafe { part_by(copy_vectors, both, bytes, shared) };
     }
+    let ((to, from), [a, b]) = (both, shared);
     // SAFETY: as the caller promises.
-    unsafe { copy_much(both, bytes, shared, store) }
+    unsafe { copy_much(to, from, bytes, (a, b), store) }
 }
 
 /// # Safety
@@ -259,11 +260,13 @@ unsafe fn copy_any(
 /// As [`copy_any`].
 #[inline(never)]
 unsafe fn copy_much(
-    (to, from): (*mut u8, *const u8),
+    to: *mut u8,
+    from: *const u8,
     bytes: usize,
-    shared: [*mut u8; 2],
+    shared: (*mut u8, *mut u8),
     store: Store,
 ) -> Result<(), Gone> {
+    let shared = <[*mut u8; 2]>::from(shared);
     let copy = |routine: Routine, at: usize, bytes: usize| {
         let shared =
             shared.map(|start| if start.is_null() { start } else { start.wrapping_add(at) });
