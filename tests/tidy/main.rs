@@ -1,6 +1,8 @@
 //! What reviewers would otherwise have to say again and again, said by a test.
 #![forbid(unsafe_code)]
 
+mod links;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
