@@ -6,7 +6,8 @@
 //! 2. A zombie is not alive: it has lost its memory and its descriptors.
 //! 3. What a process says of itself ([`command_line`]) is a claim.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -177,26 +178,23 @@ struct Stat {
 }
 
 fn read_stat(pid: u32) -> Result<Stat, ProcessError> {
-    // Bytes, because a process may call itself anything.
-    let text = std::fs::read(format!("/proc/{pid}/stat")).map_err(|source| {
-        let is_gone =
-            source.kind() == io::ErrorKind::NotFound || source.raw_os_error() == Some(libc::ESRCH);
-        if is_gone {
-            ProcessError::Gone { pid }
-        } else {
-            ProcessError::Io { action: "reading the state of a process", source }
-        }
-    })?;
-    parse_stat(&text).ok_or(ProcessError::Format { what: "the state of a process" })
+    /// More than the fields that are parsed can take.
+    const BYTES: usize = 1024;
+    let mut text = [0; BYTES];
+    let found = File::open(format!("/proc/{pid}/stat")).and_then(|mut file| file.read(&mut text));
+    let bytes = found.map_err(|error| of_proc(pid, "reading the state of a process", error))?;
+    parse_stat(&text[..bytes]).ok_or(ProcessError::Format { what: "the state of a process" })
 }
 
 /// A file of a process; bytes, because a process may call itself anything.
 fn read(pid: u32, file: &str, action: &'static str) -> Result<Vec<u8>, ProcessError> {
-    std::fs::read(format!("/proc/{pid}/{file}")).map_err(|source| {
-        let is_gone =
-            source.kind() == io::ErrorKind::NotFound || source.raw_os_error() == Some(libc::ESRCH);
-        if is_gone { ProcessError::Gone { pid } } else { ProcessError::Io { action, source } }
-    })
+    std::fs::read(format!("/proc/{pid}/{file}")).map_err(|error| of_proc(pid, action, error))
+}
+
+fn of_proc(pid: u32, action: &'static str, source: io::Error) -> ProcessError {
+    let is_gone =
+        source.kind() == io::ErrorKind::NotFound || source.raw_os_error() == Some(libc::ESRCH);
+    if is_gone { ProcessError::Gone { pid } } else { ProcessError::Io { action, source } }
 }
 
 /// Arguments, each with a zero byte after it.
