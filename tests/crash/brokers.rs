@@ -1,6 +1,8 @@
 //! The broker dies and comes back under working clients.
 
+use crate::clients::delete_all;
 use dmce_abi::Status;
+use dmce_tests::churn::VOLUME;
 use dmce_tests::{Client, Instance, wait_until};
 use libdmce::{Mirror, Options, Prot, RegionOptions, Session};
 
@@ -96,11 +98,14 @@ fn working_clients_survive_a_broker_that_dies_again_and_again() {
             sessions.len() == 4 && sessions.iter().all(|session| session.attached)
         });
     }
-    // None has found a wrong byte or a failed call: it would have answered and stopped working.
     let committed =
         |instance: &Instance| instance.sessions().iter().map(|s| s.committed).sum::<u64>();
     assert!(committed(&instance) > 0);
-    drop(clients);
+    // Who finds a wrong byte or a failed call says so, and stops working.
+    for client in clients {
+        assert_eq!(client.last_words(), "");
+    }
+    delete_all(&instance, VOLUME);
     instance.wait_empty();
 }
 

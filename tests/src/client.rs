@@ -5,7 +5,7 @@
 //! alike.
 
 use std::fmt::Display;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -132,6 +132,20 @@ impl Client {
     /// If it cannot be sent.
     pub fn signal(&self, signal: Signal) {
         send(self.pid(), signal);
+    }
+
+    /// Kills it (`SIGKILL`), waits until it is gone, and tells what it had said that nobody read.
+    ///
+    /// # Panics
+    ///
+    /// If that is no text.
+    #[must_use]
+    pub fn last_words(mut self) -> String {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let mut words = String::new();
+        self.answers.read_to_string(&mut words).expect("the client answers in text");
+        words
     }
 
     /// Kills it (`SIGKILL`) and waits until it is gone.

@@ -7,15 +7,16 @@
 //! create VOLUME NAME BYTES MODE   ropen VOLUME NAME r|rw          rclose
 //! rfill POINTER SEED BYTES        rcheck POINTER SEED BYTES       raddr POINTER -> ADDR
 //! delete VOLUME NAME              list VOLUME -> NAMES            map ADDR BYTES r|rw -> POINTER
-//! churn SEED                      hold MIB -> ADDR..
+//! churn SEED [STEPS]              hold MIB -> ADDR..
 //! ```
 //!
-//! `churn` allocates, writes, checks and frees for ever; it answers only if something is wrong.
+//! `churn` works as `dmce_tests::churn` says, for ever if nobody says how long; it answers then only
+//! if something is wrong.
 
 use std::io::{self, BufRead, Write};
 
-use dmce_abi::{AddrLayout, DmceAddr};
-use dmce_tests::Seeded;
+use dmce_abi::DmceAddr;
+use dmce_tests::churn::{self, ChurnError, pattern};
 use libdmce::{Error, Mirror, Options, Prot, Region, RegionOptions, Session};
 
 #[derive(Default)]
@@ -51,6 +52,12 @@ impl From<Error> for Failure {
     }
 }
 
+impl From<ChurnError> for Failure {
+    fn from(error: ChurnError) -> Self {
+        Self::Wrong(error.to_string())
+    }
+}
+
 type Answer = Result<String, Failure>;
 
 fn run(state: &mut State, words: &[&str]) -> Answer {
@@ -77,31 +84,40 @@ fn memory(state: &State, command: &str, rest: &[&str]) -> Answer {
     match (command, rest) {
         ("malloc", [bytes]) => Ok(session.malloc(number(bytes)?)?.to_raw().to_string()),
         ("realloc", [at, bytes]) => {
-            Ok(session.realloc(addr(at)?, number(bytes)?)?.to_raw().to_string())
+            Ok(session.realloc(addr(session, at)?, number(bytes)?)?.to_raw().to_string())
         }
-        ("free", [at]) => session.free(addr(at)?).map(|()| String::new()).map_err(Into::into),
-        ("usable", [at]) => Ok(session.usable_size(addr(at)?)?.to_string()),
+        ("free", [at]) => {
+            session.free(addr(session, at)?).map(|()| String::new()).map_err(Into::into)
+        }
+        ("usable", [at]) => Ok(session.usable_size(addr(session, at)?)?.to_string()),
         ("fill", [at, seed, bytes]) => {
-            let at = addr(at)?;
+            let at = addr(session, at)?;
             session.write(at, &pattern(number(seed)?, number(bytes)?))?;
             Ok(String::new())
         }
         ("check", [at, seed, bytes]) => {
             let expected = pattern(number(seed)?, number(bytes)?);
             let mut found = vec![0; expected.len()];
-            session.read(addr(at)?, &mut found)?;
+            session.read(addr(session, at)?, &mut found)?;
             same(&expected, &found)
         }
         ("map", [at, bytes, rights]) => {
             let bytes = usize::try_from(number(bytes)?).map_err(|_| wrong("too long"))?;
-            Ok((session.map(addr(at)?, bytes, prot(rights)?)? as usize).to_string())
+            Ok((session.map(addr(session, at)?, bytes, prot(rights)?)? as usize).to_string())
         }
         ("stat", []) => {
             let stat = session.stat()?;
             Ok(format!("{} {}", stat.windows, stat.blocks))
         }
         ("hold", [mib]) => hold(session, number(mib)?),
-        ("churn", [seed]) => churn(session, number(seed)?),
+        ("churn", [seed]) => {
+            churn::churn(session, number(seed)?, u64::MAX)?;
+            Ok(String::new())
+        }
+        ("churn", [seed, steps]) => {
+            churn::churn(session, number(seed)?, number(steps)?)?;
+            Ok(String::new())
+        }
         _ => Err(wrong("no such command")),
     }
 }
@@ -160,36 +176,6 @@ fn hold(session: &Session, mib: u64) -> Answer {
     Ok(addrs.join(" "))
 }
 
-/// Works until it is killed: keeps some allocations, each full of what its seed says.
-fn churn(session: &Session, seed: u64) -> Answer {
-    let mut random = Seeded::new(seed);
-    let mut live: Vec<(DmceAddr, u64, u64)> = Vec::new();
-    loop {
-        let large = random.below(16) == 0;
-        let bytes = 1 + random.below(if large { 3 << 20 } else { 20_000 });
-        if live.len() < 64 && random.below(3) != 0 {
-            let at = session.malloc(bytes)?;
-            let content = random.bits();
-            session.write(at, &pattern(content, bytes))?;
-            live.push((at, content, bytes));
-        } else if !live.is_empty() {
-            let place = usize::try_from(random.below(live.len() as u64)).expect("a small number");
-            let (at, content, bytes) = live.swap_remove(place);
-            let expected = pattern(content, bytes);
-            let mut found = vec![0; expected.len()];
-            session.read(at, &mut found)?;
-            same(&expected, &found)?;
-            session.free(at)?;
-        }
-    }
-}
-
-fn pattern(seed: u64, bytes: u64) -> Vec<u8> {
-    let mut content = vec![0; usize::try_from(bytes).expect("a test's buffer fits")];
-    Seeded::quiet(seed).fill(&mut content);
-    content
-}
-
 fn same(expected: &[u8], found: &[u8]) -> Answer {
     match expected.iter().zip(found).position(|(a, b)| a != b) {
         None => Ok(String::new()),
@@ -206,8 +192,8 @@ fn number(text: &str) -> Result<u64, Failure> {
     text.parse().map_err(|_| wrong("not a number"))
 }
 
-fn addr(text: &str) -> Result<DmceAddr, Failure> {
-    DmceAddr::from_raw(AddrLayout::IN_SERVER, number(text)?).map_err(|_| wrong("not an address"))
+fn addr(session: &Session, text: &str) -> Result<DmceAddr, Failure> {
+    Ok(session.addr(number(text)?)?)
 }
 
 fn prot(text: &str) -> Result<Prot, Failure> {
