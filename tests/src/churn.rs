@@ -332,7 +332,7 @@ impl Churn<'_> {
     }
 }
 
-/// `bytes` bytes of a seed's. They repeat, at no multiple of a page, so that long ones are soon made.
+/// `bytes` bytes of a seed's. They repeat, at no multiple of a page: long ones are soon made.
 #[must_use]
 pub fn pattern(seed: u64, bytes: u64) -> Vec<u8> {
     const PERIOD: usize = 8191;

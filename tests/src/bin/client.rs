@@ -10,8 +10,8 @@
 //! churn SEED [STEPS]              hold MIB -> ADDR..
 //! ```
 //!
-//! `churn` works as `dmce_tests::churn` says, for ever if nobody says how long; it answers then only
-//! if something is wrong.
+//! `churn` does what `dmce_tests::churn` says. It works for ever, and answers only if something is
+//! wrong, unless it is told for how many steps.
 
 use std::io::{self, BufRead, Write};
 
