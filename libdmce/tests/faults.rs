@@ -146,6 +146,47 @@ fn a_pointer_is_given_back_while_another_call_waits_for_the_broker() {
     });
 }
 
+#[test]
+fn a_pointer_that_went_while_the_broker_was_away_is_taken_back() {
+    let mut fake = Fake::start();
+    let session = Session::open(&Options { no_thread: true, ..fake.options() }).unwrap();
+    let addr = session.malloc(100).unwrap();
+    let kept = session.map(addr, 50, Prot::READ).unwrap();
+    let other = session.addr(addr.to_raw() + 64).unwrap();
+    let gone = session.map(other, 10, Prot::READ).unwrap();
+    wait_until("both are known", || fake.state().maps.len() == 2);
+    fake.die();
+    session.unmap(gone).unwrap();
+    // It has forgotten nothing.
+    fake.restart();
+    wait_until("one is known", || {
+        session.poll().unwrap();
+        fake.state().maps.len() == 1
+    });
+    assert!(fake.state().maps.contains_key(&(kept.addr() as u64)));
+    session.unmap(kept).unwrap();
+}
+
+#[test]
+fn a_large_range_is_mapped_with_few_requests_though_nothing_of_it_is_here() {
+    const BLOCKS: u32 = 20;
+    Fake::with_each_mode(|fake, session| {
+        let bytes = u64::from(BLOCKS) * BLOCK_BYTES;
+        let span = session.malloc(bytes).unwrap();
+        fake.state().publish(&(1..=BLOCKS).collect::<Vec<_>>());
+        wait_until("the change is known", || {
+            session.poll().unwrap();
+            session.stat().unwrap().epoch == 1
+        });
+        let before = fake.asked("Fetch");
+        let bytes = usize::try_from(bytes).unwrap();
+        session.unmap(session.map(span, bytes, Prot::READ).unwrap()).unwrap();
+        // One for the table and one for the mapping.
+        let asked = fake.asked("Fetch") - before;
+        assert!(asked <= 2 * BLOCKS, "{asked} requests");
+    });
+}
+
 /// Where blocks are mapped whole no descriptor is kept, so a mapping of its own asks for one.
 #[test]
 #[cfg(target_pointer_width = "64")]

@@ -131,11 +131,12 @@ impl Core {
         }
     }
 
-    /// Tells the broker again of every pointer: it may have forgotten.
+    /// Tells the broker again of every pointer: it may have forgotten. It may also have forgotten
+    /// nothing, so it is told of those that are gone as well.
     pub(super) fn announce_again(&self) {
         let mut told = self.told();
-        told.ranges.clear();
-        told.due = self.pins().keys().copied().collect();
+        told.ranges.retain(|pointer, was| self.pinned_at(*pointer) != Some(*was));
+        told.due.extend(self.pins().keys());
     }
 
     /// Tells the broker of the pointers that it does not know, and of those that are gone. False if
@@ -145,14 +146,11 @@ impl Core {
     }
 
     fn announce_due(&self, told: &mut Told) -> bool {
-        let now = |pointer: usize| {
-            self.pins().get(&pointer).and_then(|same| same.first()).map(|pin| pin.range)
-        };
         let due = std::mem::take(&mut told.due);
         // What is gone first: something else may be where it was.
         for &pointer in &due {
             let was = told.ranges.get(&pointer).copied();
-            if was.is_none() || was == now(pointer) {
+            if was.is_none() || was == self.pinned_at(pointer) {
                 continue;
             }
             let unmap = Unmap { os_address: pointer as u64 };
@@ -163,7 +161,8 @@ impl Core {
             told.ranges.remove(&pointer);
         }
         for pointer in due {
-            let Some(range) = now(pointer).filter(|_| !told.ranges.contains_key(&pointer)) else {
+            let now = self.pinned_at(pointer);
+            let Some(range) = now.filter(|_| !told.ranges.contains_key(&pointer)) else {
                 continue;
             };
             let PinnedRange { addr, bytes, writable } = range;
@@ -175,6 +174,11 @@ impl Core {
             }
         }
         told.due.is_empty()
+    }
+
+    /// The range that the broker is told of a pointer.
+    fn pinned_at(&self, pointer: usize) -> Option<PinnedRange> {
+        self.pins().get(&pointer).and_then(|same| same.first()).map(|pin| pin.range)
     }
 
     /// Takes every pointer back.
@@ -262,7 +266,13 @@ impl Core {
             let bytes = (self.layout.block_bytes() - cell).min(range.bytes - done);
             let id = u32::try_from(id).ok().and_then(|id| BlockId::try_from(id).ok());
             let id = id.ok_or_else(|| Error::address(format!("{:#x}", addr.to_raw())))?;
-            let (guid, fd) = self.open_object(id, range.writable)?;
+            // Fetched here: from the beginning again would ask for each part again.
+            let (guid, fd) = loop {
+                match self.open_object(id, range.writable) {
+                    Err(Hindrance::Met(id, Obstacle::Absent)) => self.fetch(id)?,
+                    opened => break opened?,
+                }
+            };
             parts.push(Part { block: id, guid, fd, cell, bytes });
             done += bytes;
         }
