@@ -3,22 +3,22 @@
 //! # Invariants
 //!
 //! 1. A reply is taken only for the request whose id it repeats. One that comes after its asker
-//!    gave up is dropped with its descriptors; a block that it granted is remembered, to be given
-//!    back.
+//!    gave up is dropped with its descriptors: who gives up undoes what may have been done.
 //! 2. After an error that leaves the two sides apart ([`ConnectionError::is_broken`]) the
 //!    connection is of no more use; a refusal or a timeout leaves it whole.
-//! 3. Nothing here waits longer than the deadline.
+//! 3. Nothing here waits longer than the deadline, or when it is interrupted.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use dmce_abi::Status;
 use dmce_abi::limits::FRAME_BYTES_MAX;
-use dmce_abi::wire::client::{ClientReply, ClientRequest, Granted};
+use dmce_abi::wire::client::{ClientReply, ClientRequest};
 use dmce_abi::wire::{self, FrameHeader, Refusal, Reply, WireError};
 use dmce_sys::clock::monotonic_ns;
-use dmce_sys::poll::{wait_readable, wait_writable};
+use dmce_sys::poll::{EventFd, Interest, wait_readable, wait_unless, wait_writable};
 use dmce_sys::socket::{Socket, SocketError};
 
 use crate::error::Error;
@@ -33,7 +33,17 @@ pub struct Connection {
     socket: Socket,
     next_request: u64,
     frame: Vec<u8>,
-    late_grants: Vec<Granted>,
+    /// Requests that were given up, and whose answer is still to come.
+    owed: u64,
+    /// What ends all waiting when it is readable.
+    interrupt: Option<Arc<EventFd>>,
+}
+
+/// A frame from the broker.
+struct Received {
+    request: u64,
+    /// `None` if the descriptors did not fit into this process.
+    reply: Option<(Reply<ClientReply>, Vec<OwnedFd>)>,
 }
 
 impl Connection {
@@ -50,7 +60,7 @@ impl Connection {
     #[must_use]
     pub fn over(socket: Socket) -> Self {
         let frame = vec![0; FRAME_BYTES_MAX];
-        Self { socket, next_request: 1, frame, late_grants: Vec::new() }
+        Self { socket, next_request: 1, frame, owed: 0, interrupt: None }
     }
 
     /// Asks, and waits for the answer as long as [`Options::DEFAULT_TIMEOUT_MS`].
@@ -77,11 +87,18 @@ impl Connection {
         self.next_request += 1;
         self.send(id, request, deadline)?;
         loop {
-            let (header, reply, fds) = self.receive(deadline)?;
-            if header.request == id {
+            let received = match self.receive(deadline) {
+                Err(error) => {
+                    self.owed += 1;
+                    return Err(error);
+                }
+                Ok(received) => received,
+            };
+            if received.request == id {
+                let (reply, fds) = received.reply.ok_or(ConnectionError::NoDescriptor)?;
                 return Ok((reply.map_err(ConnectionError::Refused)?, fds));
             }
-            self.keep_late(&reply);
+            self.owed = self.owed.saturating_sub(1);
         }
     }
 
@@ -102,23 +119,37 @@ impl Connection {
     pub(crate) fn is_alive(&mut self) -> bool {
         loop {
             match self.receive(Deadline::after_ms(0)) {
-                Ok((_, reply, _)) => self.keep_late(&reply),
-                Err(ConnectionError::Timeout) => return true,
-                Err(error) if error.is_broken() => return false,
-                Err(_) => {}
+                Ok(_) => self.owed = self.owed.saturating_sub(1),
+                Err(error) => return !error.is_broken(),
             }
         }
     }
 
-    /// Blocks that were granted after their asker had given up.
-    pub(crate) fn take_late_grants(&mut self) -> Vec<Granted> {
-        std::mem::take(&mut self.late_grants)
+    /// Whether replies are to come that nobody waits for.
+    pub(crate) const fn is_owed(&self) -> bool {
+        self.owed > 0
     }
 
-    fn keep_late(&mut self, reply: &Reply<ClientReply>) {
-        if let Ok(ClientReply::Granted(granted)) = reply {
-            self.late_grants.push(*granted);
-        }
+    /// Lets a descriptor end all waiting by becoming readable; `None`: nothing but time does.
+    pub(crate) fn set_interrupt(&mut self, interrupt: Option<Arc<EventFd>>) {
+        self.interrupt = interrupt;
+    }
+
+    fn wait(&self, interest: Interest, deadline: Deadline) -> Result<(), ConnectionError> {
+        let left = Some(deadline.left().ok_or(ConnectionError::Timeout)?);
+        let fd = self.socket.as_fd();
+        let interrupted = match &self.interrupt {
+            Some(interrupt) => wait_unless(fd, interest, interrupt.as_fd(), left)?,
+            None if interest == Interest::WRITE => {
+                wait_writable(fd, left)?;
+                false
+            }
+            None => {
+                wait_readable(fd, left)?;
+                false
+            }
+        };
+        if interrupted { Err(ConnectionError::Interrupted) } else { Ok(()) }
     }
 
     fn send(
@@ -131,37 +162,29 @@ impl Connection {
         loop {
             match self.socket.try_send(&frame, &[]) {
                 Err(SocketError::WouldBlock { .. }) => {
-                    let left = deadline.left().ok_or(ConnectionError::Timeout)?;
-                    wait_writable(self.socket.as_fd(), Some(left))?;
+                    self.wait(Interest::WRITE, deadline)?;
                 }
                 sent => return Ok(sent?),
             }
         }
     }
 
-    fn receive(
-        &mut self,
-        deadline: Deadline,
-    ) -> Result<(FrameHeader, Reply<ClientReply>, Vec<OwnedFd>), ConnectionError> {
+    fn receive(&mut self, deadline: Deadline) -> Result<Received, ConnectionError> {
         let mut fds = Vec::new();
         let received = loop {
             match self.socket.try_recv(&mut self.frame, &mut fds) {
                 Err(SocketError::WouldBlock { .. }) => {
-                    let left = deadline.left().ok_or(ConnectionError::Timeout)?;
-                    wait_readable(self.socket.as_fd(), Some(left))?;
+                    self.wait(Interest::READ, deadline)?;
                 }
                 received => break received?,
             }
         };
         let frame = &self.frame[..received.bytes];
         if received.truncated {
-            // This process has no descriptor left, which is no reason to lose what was granted.
-            let reply = wire::decode_body(frame)?;
-            self.keep_late(&reply);
-            return Err(ConnectionError::NoDescriptor);
+            return Ok(Received { request: wire::peek_request(frame), reply: None });
         }
         let header = wire::decode_header(frame, fds.len())?;
-        Ok((header, wire::decode_body(frame)?, fds))
+        Ok(Received { request: header.request, reply: Some((wire::decode_body(frame)?, fds)) })
     }
 }
 
@@ -202,6 +225,9 @@ pub enum ConnectionError {
     /// No answer in time; one that comes later is dropped.
     #[error("the broker did not answer in time")]
     Timeout,
+    /// The session is being closed by another call.
+    #[error("the session was closed while a call waited for the broker")]
+    Interrupted,
     /// The connection could not be made, or has ended.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -221,7 +247,17 @@ impl ConnectionError {
     #[must_use]
     pub const fn is_broken(&self) -> bool {
         let too_long = Self::is_too_long(self);
-        !matches!(self, Self::Refused(_) | Self::Timeout | Self::NoDescriptor) && !too_long
+        let whole = matches!(
+            self,
+            Self::Refused(_) | Self::Timeout | Self::Interrupted | Self::NoDescriptor
+        );
+        !whole && !too_long
+    }
+
+    /// Whether the request was certainly not done.
+    #[must_use]
+    pub(crate) const fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused(_)) || self.is_too_long()
     }
 
     /// The status that a caller gets.
@@ -233,6 +269,7 @@ impl ConnectionError {
             Self::Wire(WireError::Version { .. }) => Status::Version,
             Self::Wire(WireError::TooLong { .. }) => Status::Invalid,
             Self::NoDescriptor => Status::NoMem,
+            Self::Interrupted => Status::Closed,
             _ => Status::Unavailable,
         }
     }
@@ -326,6 +363,26 @@ mod tests {
         assert_eq!(error.status(), Status::Version);
         drop(connection);
         server.join().unwrap();
+    }
+
+    #[test]
+    fn a_wait_is_ended_by_an_interrupt_and_the_answer_is_taken_up_later() {
+        let (ours, theirs) = Socket::pair().unwrap();
+        let mut connection = Connection::over(ours);
+        let interrupt = Arc::new(EventFd::new().unwrap());
+        connection.set_interrupt(Some(Arc::clone(&interrupt)));
+        let waiter = thread::spawn(move || {
+            let asked = connection.request(&ClientRequest::Stat);
+            (connection, asked)
+        });
+        interrupt.signal().unwrap();
+        let (mut connection, asked) = waiter.join().unwrap();
+        let error = asked.unwrap_err();
+        assert!(!error.is_broken());
+        assert_eq!(error.status(), Status::Closed);
+        assert!(connection.is_owed() && connection.is_alive());
+        theirs.send(&reply(1, &Ok(ClientReply::Done)), &[]).unwrap();
+        assert!(connection.is_alive() && !connection.is_owed());
     }
 
     #[test]

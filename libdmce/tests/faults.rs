@@ -3,8 +3,10 @@
 mod fake;
 
 use std::cmp::Ordering;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering as Memory};
 
+use dmce_sys::socket::{Socket, SocketError};
 use fake::{BLOCK_BYTES, Fake, status, wait_until};
 use libdmce::{Error, Options, Prot, Session, Status};
 
@@ -67,7 +69,7 @@ fn a_broker_that_stays_away_is_unavailable_after_the_timeout() {
 fn a_request_whose_broker_died_after_the_deed_is_repeated_and_not_done_twice() {
     let mut fake = Fake::start();
     let session = fake.open();
-    fake.state().dies_after_malloc = true;
+    fake.state().dies_after = Some("Malloc");
     std::thread::scope(|scope| {
         let granted = scope.spawn(|| session.malloc(2 * BLOCK_BYTES));
         wait_until("it is done", || fake.state().blocks.len() == 2);
@@ -78,6 +80,126 @@ fn a_request_whose_broker_died_after_the_deed_is_repeated_and_not_done_twice() {
     });
     assert_eq!(fake.state().blocks.len(), 2);
     assert!(fake.asked("Malloc") >= 2);
+}
+
+#[test]
+fn blocks_whose_caller_gave_up_go_back_and_the_late_answer_is_taken_up() {
+    let fake = Fake::start();
+    let session = Session::open(&Options { timeout_ms: 50, ..fake.options() }).unwrap();
+    fake.state().holds = Some("Malloc");
+    assert_eq!(status(session.malloc(3 * BLOCK_BYTES)), Status::Unavailable);
+    wait_until("the blocks go back", || fake.state().blocks.is_empty());
+    // What comes late is not left in the socket, where it would keep its descriptor open.
+    let (ours, theirs) = Socket::pair().unwrap();
+    fake.held(|held| held.fds = vec![theirs.as_fd().try_clone_to_owned().unwrap()]);
+    drop(theirs);
+    fake.answer_held();
+    let (mut frame, mut fds) = ([0; 1], Vec::new());
+    let is_open = |tried: Result<_, SocketError>| {
+        tried.is_err_and(|error| matches!(error, SocketError::WouldBlock { .. }))
+    };
+    wait_until("it is closed", || !is_open(ours.try_recv(&mut frame, &mut fds)));
+}
+
+#[test]
+fn blocks_whose_caller_gave_up_go_back_though_the_broker_has_died() {
+    let mut fake = Fake::start();
+    let session = Session::open(&Options { timeout_ms: 300, ..fake.options() }).unwrap();
+    fake.state().holds = Some("Malloc");
+    std::thread::scope(|scope| {
+        let given_up = scope.spawn(|| session.malloc(3 * BLOCK_BYTES));
+        wait_until("it is done", || !fake.state().tickets.is_empty());
+        fake.die();
+        assert_eq!(status(given_up.join().unwrap()), Status::Unavailable);
+    });
+    fake.restart();
+    wait_until("the blocks go back", || fake.state().blocks.is_empty());
+    assert!(fake.asked("Abandon") >= 1);
+}
+
+#[test]
+fn an_opening_whose_caller_gave_up_is_closed_and_no_other() {
+    let fake = Fake::start();
+    let session = Session::open(&Options { timeout_ms: 50, ..fake.options() }).unwrap();
+    session.region_create("v", "r", 8192, &libdmce::RegionOptions::default()).unwrap();
+    let kept = session.region_open("v", "r", Prot::READ).unwrap();
+    fake.state().holds = Some("RegionOpen");
+    assert_eq!(status(session.region_open("v", "r", Prot::READ)), Status::Unavailable);
+    wait_until("it is closed", || fake.state().openings.len() == 1);
+    fake.answer_held();
+    // A close that is late, too, is repeated and ends nothing else.
+    fake.state().holds = Some("RegionClose");
+    let second = session.region_open("v", "r", Prot::READ).unwrap();
+    second.close().unwrap();
+    wait_until("it is asked again", || fake.asked("RegionClose") == 3);
+    assert_eq!(fake.state().openings.len(), 1);
+    kept.read(1000, &mut [0], libdmce::Mirror::Any).unwrap();
+}
+
+#[test]
+fn region_requests_whose_broker_died_after_the_deed_are_repeated_and_not_done_twice() {
+    let fake = Fake::start();
+    let session = fake.open();
+    session.region_create("v", "r", 8192, &libdmce::RegionOptions::default()).unwrap();
+    fake.state().dies_after = Some("RegionOpen");
+    let first = session.region_open("v", "r", Prot::READ).unwrap();
+    let second = session.region_open("v", "r", Prot::READ).unwrap();
+    assert_eq!((fake.asked("RegionOpen"), fake.state().openings.len()), (3, 2));
+    fake.state().dies_after = Some("RegionClose");
+    first.close().unwrap();
+    wait_until("it is asked again", || fake.asked("RegionClose") == 2);
+    assert_eq!(fake.state().openings.len(), 1);
+    fake.state().dies_after = Some("RegionDelete");
+    session.region_delete("v", "r").unwrap();
+    assert_eq!(fake.asked("RegionDelete"), 2);
+    assert_eq!(status(second.info()), Status::Closed);
+}
+
+#[test]
+fn a_broker_that_comes_back_is_told_the_openings_that_there_are() {
+    let mut fake = Fake::start();
+    let session = fake.open();
+    session.region_create("v", "r", 8192, &libdmce::RegionOptions::default()).unwrap();
+    session.region_create("v", "s", 8192, &libdmce::RegionOptions::default()).unwrap();
+    let kept = session.region_open("v", "r", Prot::READ | Prot::WRITE).unwrap();
+    let closed = session.region_open("v", "r", Prot::READ).unwrap();
+    let gone = session.region_open("v", "s", Prot::READ).unwrap();
+    closed.close().unwrap();
+    session.region_delete("v", "s").unwrap();
+    fake.die();
+    fake.restart();
+    wait_until("it is attached", || fake.state().attached.is_some());
+    let told = fake.state().attached.take().unwrap().openings;
+    let told: Vec<_> = told.iter().map(|told| (told.first.get(), told.read, told.write)).collect();
+    assert_eq!(told, [(1, true, true)]);
+    kept.close().unwrap();
+    drop(gone);
+}
+
+#[test]
+fn closing_ends_calls_that_wait_for_an_answer_and_tells_the_broker() {
+    for with_broker in [true, false] {
+        let mut fake = Fake::start();
+        let options = Options { timeout_ms: u32::MAX, ..fake.options() };
+        let session = Session::open(&options).unwrap();
+        fake.state().holds = Some("Malloc");
+        std::thread::scope(|scope| {
+            let session = &session;
+            let waiting = scope.spawn(|| session.malloc(3 * BLOCK_BYTES));
+            let next = scope.spawn(|| session.region_list("v"));
+            wait_until("it waits", || fake.asked("Malloc") == 1);
+            if !with_broker {
+                fake.die();
+            }
+            let closing = scope.spawn(|| session.close());
+            wait_until("it is closed", || closing.is_finished());
+            assert_eq!(closing.join().unwrap(), Ok(()));
+            assert_eq!(status(waiting.join().unwrap()), Status::Closed);
+            let listed = next.join().unwrap();
+            assert!(listed.is_ok() || status(listed) == Status::Closed);
+        });
+        assert_eq!(fake.asked("Disconnect"), u32::from(with_broker));
+    }
 }
 
 #[test]

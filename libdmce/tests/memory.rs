@@ -219,21 +219,6 @@ fn without_a_thread_poll_does_what_it_would_do() {
 }
 
 #[test]
-fn a_block_that_is_granted_after_its_caller_gave_up_is_given_back() {
-    let fake = Fake::start();
-    let session = Session::open(&Options { timeout_ms: 50, ..fake.options() }).unwrap();
-    fake.state().holds_malloc = true;
-    assert_eq!(status(session.malloc(3 * BLOCK_BYTES)), Status::Unavailable);
-    assert_eq!(fake.state().blocks.len(), 3);
-    fake.answer_held();
-    wait_until("the orphan goes back", || {
-        // The answer is taken in with the next request.
-        let _ = session.usable_size(session.malloc(100).unwrap()).unwrap();
-        !fake.state().deletes.is_empty()
-    });
-}
-
-#[test]
 fn many_threads_allocate_write_and_free_apart() {
     Fake::with_each_mode(|_fake, session| {
         std::thread::scope(|scope| {

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use dmce_abi::Status;
-use dmce_abi::wire::client::{ClientReply, ClientRequest, Fetch, RegionName, RegionOpen, Setup};
+use dmce_abi::wire::client::{
+    ClientReply, ClientRequest, Fetch, OpeningId, RegionName, RegionOpen, Setup,
+};
 use dmce_sys::map::{FileRange, Mapping, Populate, Protection};
 use dmce_sys::object;
 use dmce_tests::client::own_client;
@@ -94,7 +96,7 @@ fn a_reader_gets_a_descriptor_that_cannot_write_map_or_truncate() {
     };
     raw.request(&ClientRequest::Setup(setup)).unwrap();
     let region = RegionName { volume: "vol".into(), name: "kept".into() };
-    let open = RegionOpen { region, read: true, write: false };
+    let open = RegionOpen { opening: OpeningId(1), region, read: true, write: false };
     let (ClientReply::Opened(opened), _) = raw.request(&ClientRequest::RegionOpen(open)).unwrap()
     else {
         panic!("the region opens")

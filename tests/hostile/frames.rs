@@ -159,6 +159,7 @@ fn a_session_is_taken_up_by_its_own_process_alone() {
     let attach = ClientRequest::Attach(wire::client::Attach {
         session: row.session.try_into().unwrap(),
         guid: dmce_abi::block::Guid([0; 16]),
+        openings: Vec::new(),
     });
     let answer = exchange(&connect(&instance), &frame(&attach), &[]).expect("a refusal comes");
     let reply: Reply<ClientReply> = wire::decode_body(&answer).unwrap();

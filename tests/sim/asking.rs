@@ -4,12 +4,15 @@ use dmce_abi::block::{BlockId, Guid};
 use dmce_abi::version::SEGMENT_VERSION;
 use dmce_abi::wire::admin::AdminRequest;
 use dmce_abi::wire::client::{
-    Changes, ClientRequest, Delete, Fetch, Grow, Malloc, MallocKind, Map, RegionCreate, RegionList,
-    RegionName, RegionOpen, Setup, Unmap,
+    Changes, ClientRequest, Delete, Fetch, Grow, Malloc, MallocKind, Map, OpeningId, RegionCreate,
+    RegionDelete, RegionList, RegionName, RegionOpen, Setup, Unmap,
 };
 
 use crate::client::{View, members};
 use crate::random::Random;
+
+/// No opening has this number: tickets and openings are counted up from 1.
+const NEVER_OPENED: OpeningId = OpeningId(u64::MAX);
 
 /// Sizes that requests are made of.
 #[derive(Clone, Copy, Debug)]
@@ -68,16 +71,12 @@ pub fn request(random: &mut Random, view: &mut View, sizes: Sizes) -> ClientRequ
         13 => ClientRequest::Changes(Changes { since: view.generation }),
         14 => small(random, view, sizes),
         15 => region_create(random, view, sizes),
-        16 | 17 => ClientRequest::RegionOpen(RegionOpen {
-            region: some_region(random),
-            read: !random.once_in(10),
-            write: random.once_in(2),
-        }),
+        16 | 17 => region_open(random, view),
         18 => {
-            let opens = random.pick(view.opens.keys().copied());
-            ClientRequest::RegionClose(opens.unwrap_or_else(|| some_block(random, view, sizes)))
+            let opening = random.pick(view.openings.keys().copied());
+            ClientRequest::RegionClose(opening.unwrap_or(NEVER_OPENED))
         }
-        _ => ClientRequest::RegionDelete(some_region(random)),
+        _ => region_delete(random, view),
     }
 }
 
@@ -141,6 +140,28 @@ fn region_create(random: &mut Random, view: &mut View, sizes: Sizes) -> ClientRe
     })
 }
 
+fn region_open(random: &mut Random, view: &mut View) -> ClientRequest {
+    view.ticket += 1;
+    let taken = random.pick(view.openings.keys().copied()).filter(|_| random.once_in(20));
+    ClientRequest::RegionOpen(RegionOpen {
+        opening: taken.unwrap_or(OpeningId(view.ticket)),
+        region: some_region(random),
+        read: !random.once_in(10),
+        write: random.once_in(2),
+    })
+}
+
+/// A region that the client once found, be it there still or not.
+fn region_delete(random: &mut Random, view: &View) -> ClientRequest {
+    match random.pick(view.keys.values().copied()) {
+        Some(region) if random.once_in(2) => {
+            let wait_ms = random.pick([0, 100, 5000]).unwrap_or(0);
+            ClientRequest::RegionDelete(RegionDelete { region, wait_ms })
+        }
+        _ => ClientRequest::RegionFind(some_region(random)),
+    }
+}
+
 fn small(random: &mut Random, view: &View, sizes: Sizes) -> ClientRequest {
     let none = || RegionName { volume: String::new(), name: String::new() };
     let addr = sizes.address(some_block(random, view, sizes));
@@ -162,7 +183,7 @@ fn small(random: &mut Random, view: &View, sizes: Sizes) -> ClientRequest {
 /// Mostly a block that the client may use.
 fn some_block(random: &mut Random, view: &View, sizes: Sizes) -> BlockId {
     let own = view.spans.iter().flat_map(|(first, span)| members(*first, span.count));
-    let open = view.opens.iter().flat_map(|(first, region)| members(*first, region.count));
+    let open = view.openings.values().flat_map(|region| members(region.first, region.count));
     let reach: Vec<BlockId> = own.chain(open).collect();
     let known = random.pick(reach).filter(|_| !random.once_in(12));
     let any = u32::try_from(1 + random.below(u64::from(sizes.ids) - 1));

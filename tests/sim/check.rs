@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
-use dmce_abi::wire::client::{BlockInfo, ClientRequest, RegionOpen};
+use dmce_abi::wire::client::{BlockInfo, ClientRequest, OpeningId, RegionDelete, RegionOpen};
 use dmce_broker::dispatcher::{Millis, Snapshot};
 
-use crate::client::{Client, OwnSpan, members};
+use crate::client::{Client, OwnSpan, View, members};
 use crate::host::{Header, Object};
 use crate::world::{Checked, Faults, World};
 
@@ -103,6 +103,8 @@ impl World {
     ///
     /// What was lost, and what was left.
     pub fn rest(&mut self) -> Checked {
+        let daemons_are_well =
+            self.faults.daemon_trouble == u64::MAX && self.manners.lies == u64::MAX;
         self.faults = Faults::NONE;
         self.manners.refuses = u64::MAX;
         self.manners.lies = u64::MAX;
@@ -119,7 +121,7 @@ impl World {
             client.stopped = false;
         }
         self.settle(LONG)?;
-        self.check_promises()?;
+        self.check_promises(daemons_are_well)?;
         for place in 0..self.clients.len() {
             if self.clients[place].alive {
                 self.kill_client(place);
@@ -159,7 +161,7 @@ impl World {
         all_read && only_sense && broker.soon.is_empty()
     }
 
-    fn check_promises(&mut self) -> Checked {
+    fn check_promises(&mut self, daemons_were_well: bool) -> Checked {
         let Some(broker) = &self.broker else { return Ok(()) };
         let snapshot = broker.dispatcher.snapshot();
         if snapshot.passing > 0 || !snapshot.complete {
@@ -180,8 +182,54 @@ impl World {
                     return Err(format!("process {pid} had block {id}, which is {own:?}"));
                 }
             }
+            // What a daemon was to destroy when it died is there again for the next broker.
+            if daemons_were_well {
+                self.check_blocks_known(view, &snapshot)?;
+            }
+            self.check_openings_known(view, &snapshot)?;
         }
         Ok(())
+    }
+
+    /// Of the blocks that a session has, its client knows: nothing that was given up is left.
+    ///
+    /// What was abandoned is destroyed after the answer: if the broker died over that, it is there
+    /// again. So is what a Malloc left with one daemon before it was answered with another's.
+    fn check_blocks_known(&self, view: &View, snapshot: &Snapshot) -> Checked {
+        let session = view.session;
+        let known: BTreeSet<BlockId> =
+            view.spans.iter().flat_map(|(first, span)| members(*first, span.count)).collect();
+        let of_session = snapshot.blocks.iter().filter(|(_, block)| block.session == Some(session));
+        for (id, block) in of_session.filter(|(id, _)| !known.contains(id)) {
+            let object = block.daemon.and_then(|daemon| self.object(daemon, *id));
+            if object.is_some_and(|object| view.must_not_have(&object.description)) {
+                let text = "and its client does not know";
+                return Err(format!("session {session} has block {id}, {text}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// A session has the openings that its client knows, and no others.
+    fn check_openings_known(&self, view: &View, snapshot: &Snapshot) -> Checked {
+        let session = view.session;
+        let open: BTreeSet<OpeningId> =
+            snapshot.openings.get(&session).into_iter().flatten().copied().map(OpeningId).collect();
+        let there = view.openings.iter().filter(|(_, region)| {
+            let stands = snapshot.regions.contains(&region.first);
+            stands && self.host.has_region(region.guid)
+        });
+        let missing = there.map(|(opening, _)| opening).find(|opening| !open.contains(opening));
+        let extra = open.iter().find(|opening| !view.openings.contains_key(opening));
+        match missing.or(extra) {
+            Some(opening) => {
+                let theirs = &view.openings;
+                Err(format!(
+                    "session {session} has {open:?} open, its client {theirs:?}: {opening:?}"
+                ))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Without clients: no session, and of blocks only those of regions.
@@ -220,18 +268,31 @@ impl World {
         self.settle(SHORT)?;
         self.clients[root].ask(crate::asking::plain_setup());
         self.settle(SHORT)?;
-        for name in self.truth.regions_asked.clone() {
-            let open = RegionOpen { region: name.clone(), read: true, write: true };
+        for (number, name) in (1..).zip(self.truth.regions_asked.clone()) {
+            let region = name.clone();
+            let open = RegionOpen { opening: OpeningId(number), region, read: true, write: true };
             self.clients[root].ask(ClientRequest::RegionOpen(open));
             let opened = self.opened(root);
             self.settle(SHORT)?;
             let is_open = self.opened(root) > opened;
-            let promised = self.truth.regions.contains(&name);
+            let promised = self.truth.regions.contains_key(&name);
             if promised && !is_open && !self.host.harmed_regions.contains(&name) {
                 return Err(format!("region {name:?} was acknowledged, and is gone"));
             }
-            self.clients[root].ask(ClientRequest::RegionDelete(name));
+            self.clients[root].ask(ClientRequest::RegionFind(name.clone()));
             self.settle(SHORT)?;
+            let keys = self.clients[root].view.as_ref().map(|view| view.keys.clone());
+            for (guid, region) in keys.unwrap_or_default() {
+                let promised = self.truth.regions.get(&name);
+                let kept = promised.is_none_or(|promised| *promised == guid)
+                    || self.host.harmed_regions.contains(&name);
+                if self.host.name_of(guid).as_ref() == Some(&name) && !kept {
+                    return Err(format!("region {name:?} is another than was acknowledged"));
+                }
+                let delete = RegionDelete { region, wait_ms: 0 };
+                self.clients[root].ask(ClientRequest::RegionDelete(delete));
+                self.settle(SHORT)?;
+            }
         }
         self.kill_client(root);
         self.settle(SHORT)?;
@@ -260,7 +321,7 @@ impl World {
     }
 
     fn opened(&self, place: usize) -> usize {
-        self.clients[place].view.as_ref().map_or(0, |view| view.opens.len())
+        self.clients[place].view.as_ref().map_or(0, |view| view.openings.len())
     }
 
     fn object(&self, daemon: DaemonId, block: BlockId) -> Option<&Object> {

@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use dmce_abi::Status;
-use dmce_abi::block::{BlockId, Guid, SessionId};
+use dmce_abi::block::{BlockDescription, BlockId, Guid, Owner, SessionId};
 use dmce_abi::wire::client::{
-    Attach, BlockInfo, Changed, ClientReply, ClientRequest, Granted, Opened, Ready,
+    Abandon, Attach, BlockInfo, Changed, ClientReply, ClientRequest, Granted, Opened, Opening,
+    OpeningId, Ready, RegionKey, RegionOpen,
 };
 use dmce_abi::wire::{Refusal, Reply};
-use dmce_broker::dispatcher::{ClientConn, Peer, RequestId, Rights};
+use dmce_broker::dispatcher::{ClientConn, Peer, RequestId};
+
+use crate::random::Random;
 
 /// A span of the client's own.
 #[derive(Clone, Copy, Debug)]
@@ -21,13 +24,19 @@ pub struct OwnSpan {
     pub committed: u64,
 }
 
-/// A region that the client has open.
-#[derive(Clone, Debug)]
+/// An opening of a region that the client was told of.
+#[derive(Clone, Copy, Debug)]
 pub struct OpenRegion {
+    /// The region's first block.
+    pub first: BlockId,
     /// Blocks.
     pub count: u32,
-    /// What each opening allows.
-    pub openings: Vec<Rights>,
+    /// The region's GUID.
+    pub guid: Guid,
+    /// What was asked for.
+    pub read: bool,
+    /// What was asked for.
+    pub write: bool,
 }
 
 /// What a client knows of its session.
@@ -39,14 +48,22 @@ pub struct View {
     pub guid: Guid,
     /// Its own spans, by first block.
     pub spans: BTreeMap<BlockId, OwnSpan>,
-    /// What it has open, by first block.
-    pub opens: BTreeMap<BlockId, OpenRegion>,
+    /// What it has open.
+    pub openings: BTreeMap<OpeningId, OpenRegion>,
+    /// Regions that it found once, by their GUID.
+    pub keys: BTreeMap<Guid, RegionKey>,
     /// OS addresses that it has mapped.
     pub mapped: BTreeSet<u64>,
     /// The generation that it has heard of.
     pub generation: u64,
-    /// The last ticket that it used.
+    /// The last number that it used for a ticket or an opening.
     pub ticket: u64,
+    /// How often it was attached.
+    pub attached: u32,
+    /// Tickets of Mallocs that were granted or refused.
+    settled: BTreeSet<u64>,
+    /// Tickets that it gave up, with `attached` when that was answered.
+    abandoned: BTreeMap<u64, u32>,
     /// Requests whose answer it missed and that it repeats.
     pub again: Vec<ClientRequest>,
 }
@@ -86,6 +103,8 @@ pub struct Client {
     pub outbox: VecDeque<(RequestId, ClientRequest)>,
     /// Requests without an answer.
     pub pending: BTreeMap<RequestId, ClientRequest>,
+    /// Requests whose answer it does not wait for any more.
+    pub given_up: BTreeMap<RequestId, ClientRequest>,
     /// Its session.
     pub view: Option<View>,
     /// Whether the broker has a reason to end its session.
@@ -104,6 +123,7 @@ impl Client {
             inbox: VecDeque::new(),
             outbox: VecDeque::new(),
             pending: BTreeMap::new(),
+            given_up: BTreeMap::new(),
             view: None,
             excused: false,
             last_request: 0,
@@ -122,9 +142,45 @@ impl Client {
     /// Begins on a new connection: takes its session up again, if it has one.
     pub fn begin(&mut self, conn: ClientConn) {
         self.conn = Some(conn);
-        if let Some(View { session, guid, .. }) = self.view {
-            self.ask(ClientRequest::Attach(Attach { session, guid }));
+        if let Some(view) = &self.view {
+            let (session, guid) = (view.session, view.guid);
+            let told = |(&opening, region): (&OpeningId, &OpenRegion)| {
+                let OpenRegion { first, read, write, .. } = *region;
+                Opening { opening, first, read, write }
+            };
+            let openings = view.openings.iter().map(told).collect();
+            self.ask(ClientRequest::Attach(Attach { session, guid, openings }));
         }
+    }
+
+    /// Stops to wait for some answer, and has undone what may have been done.
+    pub fn give_up(&mut self, random: &mut Random) {
+        let can_be = |request: &ClientRequest| {
+            matches!(
+                request,
+                ClientRequest::Malloc(_)
+                    | ClientRequest::RegionOpen(_)
+                    | ClientRequest::RegionDelete(_)
+            )
+        };
+        let able = self.pending.iter().filter(|(_, request)| can_be(request));
+        let Some(number) = random.pick(able.map(|(number, _)| *number)) else { return };
+        let Some(request) = self.pending.remove(&number) else { return };
+        match &request {
+            ClientRequest::Malloc(malloc) => {
+                self.ask(ClientRequest::Abandon(Abandon { ticket: malloc.ticket }));
+            }
+            ClientRequest::RegionOpen(open) => {
+                self.ask(ClientRequest::RegionClose(open.opening));
+            }
+            _ => {}
+        }
+        self.given_up.insert(number, request);
+    }
+
+    /// A request of this connection without an answer, be it awaited or not.
+    pub fn asked(&self, number: RequestId) -> Option<&ClientRequest> {
+        self.pending.get(&number).or_else(|| self.given_up.get(&number))
     }
 
     /// Reads the next arrival.
@@ -143,6 +199,9 @@ impl Client {
                 Ok(())
             }
             Arrival::Reply(number, reply) => {
+                if self.given_up.remove(&number).is_some() {
+                    return Ok(());
+                }
                 let Some(request) = self.pending.remove(&number) else {
                     return Err(format!("an answer to {number:?}, which waits for none"));
                 };
@@ -162,12 +221,17 @@ impl Client {
     fn disconnected(&mut self) {
         self.conn = None;
         self.outbox.clear();
+        self.given_up.clear();
         let missed = std::mem::take(&mut self.pending);
         let Some(view) = &mut self.view else { return };
         for request in missed.into_values() {
             match request {
                 ClientRequest::Malloc(_)
+                | ClientRequest::Abandon(_)
                 | ClientRequest::RegionCreate(_)
+                | ClientRequest::RegionOpen(_)
+                | ClientRequest::RegionClose(_)
+                | ClientRequest::RegionDelete(_)
                 | ClientRequest::Delete(_) => view.again.push(request),
                 _ => {}
             }
@@ -184,15 +248,7 @@ impl Client {
                     view.spans.remove(&first);
                 }
             }
-            ClientRequest::RegionClose(first) => {
-                if let Some(open) = view.opens.get_mut(first) {
-                    open.openings.sort();
-                    open.openings.remove(0);
-                    if open.openings.is_empty() {
-                        view.opens.remove(first);
-                    }
-                }
-            }
+            ClientRequest::RegionClose(opening) => _ = view.openings.remove(opening),
             _ => {}
         }
     }
@@ -225,6 +281,7 @@ impl Client {
 
     fn ready(&mut self, ready: &Ready) {
         if let Some(view) = &mut self.view {
+            view.attached += 1;
             for request in std::mem::take(&mut view.again) {
                 self.ask(request);
             }
@@ -234,10 +291,14 @@ impl Client {
             session: ready.session,
             guid: ready.guid,
             spans: BTreeMap::new(),
-            opens: BTreeMap::new(),
+            openings: BTreeMap::new(),
+            keys: BTreeMap::new(),
             mapped: BTreeSet::new(),
             generation: 0,
             ticket: 0,
+            attached: 0,
+            settled: BTreeSet::new(),
+            abandoned: BTreeMap::new(),
             again: Vec::new(),
         });
     }
@@ -253,15 +314,24 @@ impl Client {
             return Ok(());
         }
         let Refusal { status, text } = refusal;
+        if *status == Status::Busy && self.view.is_some() && is_undoing(request) {
+            // Too many wait already.
+            self.ask(request.clone());
+            return Ok(());
+        }
+        if let (ClientRequest::Malloc(malloc), Status::Lost) = (request, status) {
+            // It was made, and its descriptor could not be opened.
+            self.ask(ClientRequest::Abandon(Abandon { ticket: malloc.ticket }));
+            return Ok(());
+        }
+        if let (ClientRequest::Malloc(malloc), Some(view)) = (request, &mut self.view) {
+            view.settled.insert(malloc.ticket);
+        }
         let allowed: &[Status] = match request {
             ClientRequest::Attach(_) => &[Status::Busy],
-            ClientRequest::Malloc(_) => &[
-                Status::NoSpace,
-                Status::Quota,
-                Status::Invalid,
-                Status::Unsupported,
-                Status::Lost,
-            ],
+            ClientRequest::Malloc(_) => {
+                &[Status::NoSpace, Status::Quota, Status::Invalid, Status::Unsupported]
+            }
             ClientRequest::Fetch(fetch) => {
                 let view = self.view.as_ref();
                 if view.is_some_and(|view| view.may_read(fetch.block, known.harmed_ids)) {
@@ -280,6 +350,8 @@ impl Client {
             }
             ClientRequest::Delete(delete) if delete.guid == Guid::default() => return Ok(()),
             ClientRequest::Delete(_)
+            | ClientRequest::Abandon(_)
+            | ClientRequest::RegionClose(_)
             | ClientRequest::Changes(_)
             | ClientRequest::Stat
             | ClientRequest::Disconnect => &[],
@@ -300,6 +372,14 @@ impl View {
         home.is_some_and(|home| home.contains(&block) && home.is_disjoint(harmed))
     }
 
+    /// Whether a block that the client does not know cannot be the session's.
+    pub fn must_not_have(&self, block: &BlockDescription) -> bool {
+        let Owner::Session { ticket, .. } = &block.owner else { return true };
+        let abandoned = self.abandoned.get(&ticket.number);
+        let can_be_again = abandoned.is_some_and(|since| *since < self.attached);
+        !can_be_again && !self.settled.contains(&ticket.number)
+    }
+
     fn answered(
         &mut self,
         request: &ClientRequest,
@@ -307,7 +387,14 @@ impl View {
         known: &Known<'_>,
     ) -> Result<(), String> {
         match (request, reply) {
-            (ClientRequest::Malloc(_), ClientReply::Granted(granted)) => self.granted(granted),
+            (ClientRequest::Malloc(malloc), ClientReply::Granted(granted)) => {
+                self.settled.insert(malloc.ticket);
+                self.granted(granted)
+            }
+            (ClientRequest::Abandon(abandon), ClientReply::Done) => {
+                self.abandoned.insert(abandon.ticket, self.attached);
+                Ok(())
+            }
             (ClientRequest::Grow(grow), ClientReply::Grown { committed }) => {
                 if committed < grow.committed {
                     return Err(format!("has {committed} bytes"));
@@ -333,15 +420,22 @@ impl View {
                 Ok(())
             }
             (ClientRequest::RegionOpen(open), ClientReply::Opened(opened)) => {
-                self.opened(opened, Rights { read: open.read, write: open.write });
+                self.opened(opened, open);
+                Ok(())
+            }
+            (ClientRequest::RegionFind(_), ClientReply::Found(key)) => {
+                self.keys.insert(key.guid, key);
+                Ok(())
+            }
+            (ClientRequest::RegionDelete(delete), ClientReply::Done) => {
+                self.openings.retain(|_, region| region.guid != delete.region.guid);
                 Ok(())
             }
             (
                 ClientRequest::Delete(_)
                 | ClientRequest::Damaged(_)
                 | ClientRequest::RegionCreate(_)
-                | ClientRequest::RegionClose(_)
-                | ClientRequest::RegionDelete(_),
+                | ClientRequest::RegionClose(_),
                 ClientReply::Done,
             )
             | (ClientRequest::Stat, ClientReply::Stat(_))
@@ -384,15 +478,24 @@ impl View {
         }
     }
 
-    fn opened(&mut self, opened: Opened, rights: Rights) {
-        let none = OpenRegion { count: opened.count, openings: Vec::new() };
-        self.opens.entry(opened.first).or_insert(none).openings.push(rights);
+    fn opened(&mut self, opened: Opened, open: &RegionOpen) {
+        let Opened { first, count, guid, .. } = opened;
+        let RegionOpen { opening, read, write, .. } = *open;
+        self.openings.insert(opening, OpenRegion { first, count, guid, read, write });
     }
 
     /// A region of which a block is named may be gone; one that is not will fail when it is used.
     fn changed(&mut self, changed: &Changed) {
         self.generation = changed.upto;
     }
+}
+
+/// Whether a request gives something back, and must be done at some time.
+const fn is_undoing(request: &ClientRequest) -> bool {
+    matches!(
+        request,
+        ClientRequest::Abandon(_) | ClientRequest::RegionClose(_) | ClientRequest::Delete(_)
+    )
 }
 
 /// The blocks of a span.

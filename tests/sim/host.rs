@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, Owner, SessionId};
+use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, Owner, Region, SessionId};
 use dmce_abi::wire::client::RegionName;
 use dmce_abi::wire::daemon::HeldBlock;
 use dmce_broker::dispatcher::{
@@ -102,6 +102,32 @@ impl Host {
         }
     }
 
+    /// The GUID of the region of a name: of several, the one that was created last.
+    pub fn newest(&self, name: &RegionName) -> Option<Guid> {
+        let named = self.regions().filter(|(of, _)| named_as(of, name));
+        named.max_by_key(|(region, _)| region.created_at).map(|(_, guid)| guid)
+    }
+
+    /// The name of a region.
+    pub fn name_of(&self, guid: Guid) -> Option<RegionName> {
+        let (region, _) = self.regions().find(|(_, of)| *of == guid)?;
+        Some(RegionName { volume: region.volume.clone(), name: region.name.clone() })
+    }
+
+    fn regions(&self) -> impl Iterator<Item = (&Region, Guid)> {
+        let objects = self.stores.values().flat_map(BTreeMap::values);
+        let valid = objects.filter(|object| object.header == Header::Valid);
+        valid.filter_map(|object| match &object.description.owner {
+            Owner::Region(region) => Some((region, object.description.span.guid)),
+            Owner::Session { .. } => None,
+        })
+    }
+
+    /// Whether a region has an object.
+    pub fn has_region(&self, guid: Guid) -> bool {
+        self.regions().any(|(_, of)| of == guid)
+    }
+
     /// The size of a block's data object, as the shell finds it by name.
     pub fn data_bytes(&self, daemon: DaemonId, block: BlockId) -> Option<u64> {
         self.stores.get(&daemon)?.get(&block).map(|object| object.bytes)
@@ -191,4 +217,8 @@ impl Host {
         });
         Started { sessions: believed.collect(), daemons: found.collect() }
     }
+}
+
+fn named_as(region: &Region, name: &RegionName) -> bool {
+    region.volume == name.volume && region.name == name.name
 }

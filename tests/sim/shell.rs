@@ -87,9 +87,9 @@ impl World {
                 reply = Err(refusal);
             }
         }
-        let request = self.clients[place].pending.get(&request_id).cloned();
-        if let Some(request) = &request {
-            self.truth.answered(request, &reply);
+        let client = &self.clients[place];
+        if let Some(request) = client.asked(request_id) {
+            self.truth.answered((request, &reply), client.peer.pid, &self.host)?;
         }
         match &reply {
             Ok(ClientReply::Ready(ready)) => self.truth.attached(ready.session),

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dmce_abi::Status;
 use dmce_abi::block::{Guid, SessionId};
-use dmce_abi::wire::Reply;
 use dmce_abi::wire::client::{ClientReply, ClientRequest, RegionName};
+use dmce_abi::wire::{Refusal, Reply};
 use dmce_broker::dispatcher::Millis;
 
 use crate::host::Host;
@@ -14,11 +14,13 @@ use crate::host::Host;
 #[derive(Debug, Default)]
 pub struct Truth {
     /// Regions whose creation was acknowledged, and that nobody has asked to delete since.
-    pub regions: BTreeSet<RegionName>,
+    pub regions: BTreeMap<RegionName, Guid>,
     /// Regions that somebody asked for at some time.
     pub regions_asked: BTreeSet<RegionName>,
     /// Requests to delete a region that may be waiting.
-    deleting: BTreeMap<RegionName, u32>,
+    deleting: BTreeMap<Guid, u32>,
+    /// The processes that have asked to delete a region that they had found.
+    deleters: BTreeMap<Guid, BTreeSet<u32>>,
     /// Sessions that ended.
     pub ended: BTreeSet<Guid>,
     /// Sessions that were told that they are open; since when their connection is missing.
@@ -27,42 +29,63 @@ pub struct Truth {
 
 impl Truth {
     /// A request reaches the broker.
-    pub fn delivered(&mut self, request: &ClientRequest) {
+    pub fn delivered(&mut self, request: &ClientRequest, pid: u32) {
         match request {
             ClientRequest::RegionCreate(create) => {
                 self.regions_asked.insert(create.region.clone());
             }
-            ClientRequest::RegionDelete(name) => {
-                self.regions.remove(name);
-                *self.deleting.entry(name.clone()).or_default() += 1;
+            ClientRequest::RegionDelete(delete) => {
+                let guid = delete.region.guid;
+                self.regions.retain(|_, promised| *promised != guid);
+                *self.deleting.entry(guid).or_default() += 1;
+                self.deleters.entry(guid).or_default().insert(pid);
             }
             _ => {}
         }
     }
 
     /// A request is answered.
-    pub fn answered(&mut self, request: &ClientRequest, reply: &Reply<ClientReply>) {
+    ///
+    /// # Errors
+    ///
+    /// Who deleted a region is told that there was none.
+    pub fn answered(
+        &mut self,
+        (request, reply): (&ClientRequest, &Reply<ClientReply>),
+        pid: u32,
+        host: &Host,
+    ) -> Result<(), String> {
         match (request, reply) {
             (ClientRequest::RegionCreate(create), Ok(ClientReply::Done)) => {
-                self.promised(&create.region);
-            }
-            (ClientRequest::RegionDelete(name), reply) => {
-                if let Some(count) = self.deleting.get_mut(name) {
-                    *count -= 1;
+                if let Some(guid) = host.newest(&create.region) {
+                    self.promised(create.region.clone(), guid);
                 }
-                // This says that it is there, and it was not touched.
-                if reply.as_ref().is_err_and(|refusal| refusal.status == Status::Denied) {
-                    self.promised(name);
+            }
+            (ClientRequest::RegionDelete(delete), reply) => {
+                let guid = delete.region.guid;
+                if let Some(count) = self.deleting.get_mut(&guid) {
+                    *count = count.saturating_sub(1);
+                }
+                let Err(refusal) = reply else { return Ok(()) };
+                if says_untouched(refusal)
+                    && let Some(name) = host.name_of(guid)
+                {
+                    self.promised(name, guid);
+                }
+                let alone = self.deleters.get(&guid).is_some_and(|pids| pids.iter().eq([&pid]));
+                if refusal.status == Status::NotFound && alone && host.harmed.is_empty() {
+                    return Err(format!("process {pid} alone deletes {guid}: {}", refusal.text));
                 }
             }
             _ => {}
         }
+        Ok(())
     }
 
     /// A region is there. Whether it stays is not known while somebody asks to delete it.
-    fn promised(&mut self, name: &RegionName) {
-        if self.deleting.get(name).is_none_or(|count| *count == 0) {
-            self.regions.insert(name.clone());
+    fn promised(&mut self, name: RegionName, guid: Guid) {
+        if self.deleting.get(&guid).is_none_or(|count| *count == 0) {
+            self.regions.insert(name, guid);
         }
     }
 
@@ -103,4 +126,10 @@ impl Truth {
         let since = self.open.get(&session).copied().flatten();
         since.is_some_and(|since| since.after(patience) <= now)
     }
+}
+
+/// Whether a refused delete says that the region is there, and that nothing was done to it.
+fn says_untouched(refusal: &Refusal) -> bool {
+    let waited = refusal.status == Status::Busy && refusal.text.ends_with("does not answer");
+    waited || refusal.status == Status::Denied
 }

@@ -237,7 +237,7 @@ impl World {
         if let Some(broker) = &mut self.broker {
             broker.asked.entry(conn).or_default().insert(request_id);
         }
-        self.truth.delivered(&request);
+        self.truth.delivered(&request, self.clients[place].peer.pid);
         self.event(Event::Request { conn, request_id, request })
     }
 
@@ -292,6 +292,10 @@ impl World {
         let places = (0..self.clients.len()).filter(|place| able(&self.clients[*place]));
         let Some(place) = self.random.pick(places) else { return };
         let client = &mut self.clients[place];
+        if self.random.once_in(12) {
+            client.give_up(&mut self.random);
+            return;
+        }
         let attaching = client.view.is_some() && client.pending.len() == 1;
         let times = if self.random.once_in(50) { 12 } else { 1 };
         for _ in 0..times {

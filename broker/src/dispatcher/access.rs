@@ -8,7 +8,7 @@
 
 use dmce_abi::Status;
 use dmce_abi::addr::{AddrParts, DmceAddr};
-use dmce_abi::block::{BlockId, SessionId};
+use dmce_abi::block::{BlockId, Guid, SessionId};
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::client::{
     BlockInfo, Changed, ClientReply, Delete, Fetch, Granted, Grow, Map, SessionStat, Unmap,
@@ -104,10 +104,7 @@ impl Dispatcher {
         let first = BlockId::try_from(parts.block).ok().filter(|_| parts.cell == 0);
         if let Some(first) = first.filter(|first| self.is_own(id, *first, delete)) {
             self.delete_span(id, first);
-            let limit = self.config.limits.outstanding_max;
-            if let Some(session) = self.sessions.get_mut(id) {
-                session.remember_deleted(guid, limit);
-            }
+            self.remember_deleted(id, guid);
             return Ok(ClientReply::Done.into());
         }
         // Repeated: this broker did it, or the one before it, which remembers nothing.
@@ -116,6 +113,14 @@ impl Dispatcher {
             return Ok(ClientReply::Done.into());
         }
         refuse(Status::Address, format!("nothing of guid {guid} begins at {addr:#x}"))
+    }
+
+    /// Remembers what a session deleted, as long as it may have missed the answer.
+    pub(super) fn remember_deleted(&mut self, id: SessionId, guid: Guid) {
+        let limit = self.config.limits.outstanding_max;
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.remember_deleted(guid, limit);
+        }
     }
 
     /// Ends a span of a session.

@@ -104,8 +104,12 @@ impl Dispatcher {
             // The block stays charged and its id in use: they are, until the daemon reports again.
             (Op::Destroy { block }, Err(refusal)) => {
                 let text = format!("daemon {daemon} keeps block {block}: {}", refusal.text);
-                if let Some((_, to)) = self.deletions.remove(&block) {
-                    self.reply(to, Err(Refusal::new(Status::Internal, text.clone())), Vec::new());
+                if let Some(deletion) = self.deletions.remove(&block) {
+                    self.reply(
+                        deletion.to,
+                        Err(Refusal::new(Status::Internal, text.clone())),
+                        Vec::new(),
+                    );
                 }
                 self.log(LogLevel::Error, text);
                 self.room_changed = true;

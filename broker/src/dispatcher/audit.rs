@@ -38,6 +38,8 @@ pub struct Snapshot {
     pub passing: usize,
     /// Sessions, and whether their connection is there.
     pub sessions: BTreeMap<SessionId, bool>,
+    /// The numbers of the openings of each session, 0 for one that its client has yet to tell.
+    pub openings: BTreeMap<SessionId, Vec<u64>>,
     /// First blocks of regions.
     pub regions: BTreeSet<BlockId>,
     /// Requests that wait for an answer, by connection.
@@ -85,6 +87,8 @@ impl Dispatcher {
         let attached = |link| matches!(link, SessionLink::Attached(_));
         snapshot.sessions =
             self.sessions.all().map(|s| (s.record.session, attached(s.link))).collect();
+        snapshot.openings =
+            self.sessions.all().map(|s| (s.record.session, s.opens.numbers())).collect();
         snapshot.regions = self.regions.all().map(|(first, _)| first).collect();
         snapshot.outstanding =
             self.clients.iter().map(|(conn, client)| (*conn, client.outstanding)).collect();
@@ -220,8 +224,8 @@ impl Dispatcher {
         });
         let makings = self.makings.values().map(|making| making.to);
         let grows = self.daemons.servers.values().flat_map(super::daemons::Server::grow_replies);
-        let deletions = self.deletions.values().map(|(_, to)| *to);
-        let queues = self.deferred.owed().chain(self.parked.owed());
+        let deletions = self.deletions.values().map(|deletion| deletion.to);
+        let queues = self.deferred.owed().chain(self.parked.owed()).chain(self.postponed.owed());
         let mut waiting: BTreeMap<ClientConn, Vec<RequestId>> = BTreeMap::new();
         for ReplyTo { conn, request_id } in
             opening.chain(makings).chain(grows).chain(queues).chain(deletions)

@@ -52,7 +52,7 @@ impl Dispatcher {
                 refuse(Status::Invalid, "a region is opened to read or to write")
             }
             ClientRequest::RegionOpen(RegionOpen { region, .. })
-            | ClientRequest::RegionDelete(region) => check_region_name(region),
+            | ClientRequest::RegionFind(region) => check_region_name(region),
             _ => Ok(()),
         }
     }

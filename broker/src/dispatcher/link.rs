@@ -167,6 +167,7 @@ impl Dispatcher {
         self.discard_strays(daemon);
         self.pump(daemon);
         self.reported(daemon);
+        self.try_postponed();
         Ok(())
     }
 
@@ -190,6 +191,7 @@ impl Dispatcher {
                 server.link = Link::Up(conn);
                 self.room_changed = true;
                 self.log(LogLevel::Info, format!("daemon {daemon} answers again"));
+                self.try_postponed();
             }
             Link::Joining { .. } => {
                 server.overdue = false;
@@ -230,7 +232,6 @@ impl Dispatcher {
         for to in server.map(Server::take_grow_replies).unwrap_or_default() {
             self.reply(to, Err(away(daemon)), Vec::new());
         }
-        self.confirm_deletions(daemon);
     }
 
     fn noticed(&mut self, daemon: DaemonId, notice: DaemonNotice) {
@@ -302,7 +303,6 @@ impl Dispatcher {
         for first in spans {
             self.make_again(first);
         }
-        self.confirm_deletions(daemon);
         let blocks = self.daemons.servers.get(&daemon).map(|server| &server.blocks);
         let blocks = blocks.map(|blocks| blocks.iter().copied().collect());
         self.inspect(daemon, blocks.unwrap_or_default());

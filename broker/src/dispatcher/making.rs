@@ -22,13 +22,14 @@ use std::collections::BTreeSet;
 use dmce_abi::Status;
 use dmce_abi::block::{BlockId, DaemonId, SessionId, is_page_size};
 use dmce_abi::wire::Refusal;
-use dmce_abi::wire::client::{ClientReply, ClientRequest, Malloc, MallocKind};
+use dmce_abi::wire::client::{Abandon, ClientReply, ClientRequest, Malloc, MallocKind};
 
 use super::Dispatcher;
 use super::action::LogLevel;
 use super::blocks::{BlockState, SpanOwner, SpanState, TicketKey};
 use super::charge::Payer;
 use super::clients::ReplyTo;
+use super::event::ClientConn;
 use super::placement::Need;
 use super::planning::Order;
 use super::requests::{Outcome, Served, refuse};
@@ -95,6 +96,35 @@ impl Dispatcher {
             Some((reply, descriptor)) => Ok(Outcome::Reply(Box::new(reply), vec![descriptor])),
             None => refuse(Status::Internal, format!("span {first} has no first block")),
         }
+    }
+
+    /// Nobody waits for a Malloc any more: what its ticket made, or is making, goes back.
+    pub(super) fn abandon(
+        &mut self,
+        conn: ClientConn,
+        id: SessionId,
+        Abandon { ticket }: Abandon,
+    ) -> Outcome {
+        let given_up = || Refusal::new(Status::Closed, "the request was given up");
+        let is_it = |request: &ClientRequest| match request {
+            ClientRequest::Malloc(malloc) => malloc.ticket == ticket,
+            _ => false,
+        };
+        if let Some(waiter) = self.parked.take_of(conn, is_it) {
+            self.reply(waiter.to, Err(given_up()), Vec::new());
+        }
+        let session = self.sessions.get(id).map(|session| session.record.guid);
+        let made = session.and_then(|session| self.made_by((session, ticket)));
+        let span = made.and_then(|first| Some((first, self.blocks.span(first)?)));
+        // A region that a ticket made has a name: it is there for whoever looks for it.
+        match span.filter(|(_, span)| span.owner == SpanOwner::Session(id)) {
+            Some((first, span)) if span.state == SpanState::Making => {
+                self.give_up_making(first, given_up());
+            }
+            Some((first, _)) => self.delete_span(id, first),
+            None => {}
+        }
+        ClientReply::Done.into()
     }
 
     /// The page size that a request asks for, or the default.

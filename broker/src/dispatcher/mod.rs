@@ -11,9 +11,9 @@
 //! |---|---|
 //! | the outside | [`event`], [`action`], [`config`] |
 //! | tables | `blocks`, `ids`, `charge`, `daemons`, `clients`, `sessions`, `regions` |
-//! | tables of a session | `mappings`, `changes` |
+//! | tables of a session | `mappings`, `changes`, `opens` |
 //! | clients' requests | `requests` (which), `checking`, `opening`, `access`, `admin` |
-//! | those on regions | `region_requests` |
+//! | those on regions | `region_requests`, `region_deletes` |
 //! | how spans are made | `planning`, `placement`, `making` |
 //! | daemons | `link` (messages), `asking` (requests), `spans` (what becomes of blocks) |
 //! | a broker that comes back | `restart`, `adoption`, `silence` |
@@ -49,8 +49,10 @@ mod link;
 mod making;
 mod mappings;
 mod opening;
+mod opens;
 mod placement;
 mod planning;
+mod region_deletes;
 mod region_requests;
 mod regions;
 mod requests;
@@ -67,7 +69,7 @@ mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dmce_abi::block::{BlockId, DaemonId, SessionId};
+use dmce_abi::block::{BlockId, SessionId};
 
 pub use action::{Action, Descriptor, LogLevel};
 pub use audit::{Snapshot, SnapshotBlock};
@@ -84,6 +86,7 @@ use daemons::Daemons;
 use guid::Guids;
 use ids::BlockIds;
 use making::Making;
+use region_deletes::{Deletion, PostponedDeletes};
 use regions::Regions;
 use restart::Restart;
 use sessions::Sessions;
@@ -121,8 +124,10 @@ pub struct Dispatcher {
     /// Sessions whose generation has moved and was not published.
     moved: BTreeSet<SessionId>,
     restart: Restart,
-    /// Who waits for a region to be gone, by its first block and that block's daemon.
-    deletions: BTreeMap<BlockId, (DaemonId, ReplyTo)>,
+    /// Who waits for a region to be gone, by its first block.
+    deletions: BTreeMap<BlockId, Deletion>,
+    /// Who waits to delete a region until a daemon answers.
+    postponed: PostponedDeletes,
     /// When the last region was created: no two have one time.
     created_last: u64,
 }
@@ -152,6 +157,7 @@ impl Dispatcher {
             moved: BTreeSet::new(),
             restart: Restart::default(),
             deletions: BTreeMap::new(),
+            postponed: PostponedDeletes::default(),
             created_last: 0,
             config,
         }
@@ -205,6 +211,7 @@ impl Dispatcher {
                 }
                 timers::Timer::Sense(daemon) => self.sense(daemon),
                 timers::Timer::Report(daemon) => self.report_overdue(daemon),
+                timers::Timer::Delete(number) => self.retry_delete(number),
             }
         }
     }

@@ -123,8 +123,8 @@ impl Dispatcher {
         true
     }
 
-    /// Takes up a session again.
-    pub(super) fn attach(&mut self, to: ReplyTo, attach: Attach) -> Served {
+    /// Takes up a session again. Of its openings it has those that its client knows.
+    pub(super) fn attach(&mut self, to: ReplyTo, attach: &Attach) -> Served {
         let Some(client) = self.clients.get(&to.conn) else { return Ok(Outcome::Later) };
         if let Some(session) = client.session {
             return refuse(Status::Invalid, format!("this connection has session {session}"));
@@ -157,6 +157,7 @@ impl Dispatcher {
         if let Some(client) = self.clients.get_mut(&to.conn) {
             client.session = Some(id);
         }
+        self.settle_openings(id, &attach.openings);
         self.log(LogLevel::Info, format!("session {id} is attached again"));
         self.reply_ready(to, id);
         Ok(Outcome::Later)

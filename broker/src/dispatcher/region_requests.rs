@@ -1,12 +1,10 @@
-//! Regions (004): created, opened, closed, deleted, listed.
+//! Regions (004): created, opened, closed, found, listed.
 //!
 //! # Invariants
 //!
 //! 1. Who has no right on a region is told that there is none.
 //! 2. A grant is stored before its opener is answered.
-//! 3. A delete is answered when the first block is gone: so a broker that comes back does not find
-//!    the region again.
-//! 4. Who has a region open that is deleted is told before its blocks go, and its ids are not used
+//! 3. Who has a region open that is deleted is told before its blocks go, and its ids are not used
 //!    again before it has listened.
 
 use dmce_abi::Status;
@@ -14,7 +12,8 @@ use dmce_abi::block::{BlockId, Region, SessionId, Ticket};
 use dmce_abi::limits::{GRANTS, REGION_BYTES_MAX};
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::client::{
-    ClientReply, ClientRequest, Opened, RegionCreate, RegionList, RegionName, RegionOpen,
+    ClientReply, ClientRequest, Opened, Opening, OpeningId, RegionCreate, RegionKey, RegionList,
+    RegionName, RegionOpen,
 };
 
 use super::Dispatcher;
@@ -22,9 +21,9 @@ use super::action::Action;
 use super::blocks::SpanState;
 use super::charge::Payer;
 use super::clients::ReplyTo;
-use super::daemons::Server;
 use super::event::Rights;
 use super::opening::check_copies;
+use super::opens::Closed;
 use super::planning::Order;
 use super::regions::{Caller, RegionEntry, may_know, rights_of};
 use super::requests::{Outcome, Served, refuse};
@@ -116,6 +115,7 @@ impl Dispatcher {
     }
 
     pub(super) fn region_open(&mut self, id: SessionId, open: &RegionOpen) -> Served {
+        let number = open.opening;
         let asked = Rights { read: open.read, write: open.write };
         if !asked.any() {
             return refuse(Status::Invalid, "a region is opened to read or to write");
@@ -125,13 +125,23 @@ impl Dispatcher {
             return refuse(Status::Denied, format!("region {:?}", open.region.name));
         }
         let Some(session) = self.sessions.get_mut(id) else { return Ok(Outcome::Later) };
-        let Some(grant) = session.opens.open(first, asked) else {
-            let text = format!("the session has {GRANTS} regions open, limit {GRANTS}");
-            return refuse(Status::NoSpace, text);
-        };
-        self.out.push(Action::StoreGrant { session: id, grant });
-        if let Some(region) = self.regions.get_mut(first) {
-            region.opens.insert(id);
+        match session.opens.find(number) {
+            // Repeated: its answer did not arrive.
+            Some(known) if known == (first, asked) => {}
+            Some((other, _)) => {
+                let text = format!("opening {} is of the region of block {other}", number.0);
+                return refuse(Status::Invalid, text);
+            }
+            None => {
+                let Some(grant) = session.opens.open(number, first, asked) else {
+                    let text = format!("the session has {GRANTS} regions open, limit {GRANTS}");
+                    return refuse(Status::NoSpace, text);
+                };
+                self.out.push(Action::StoreGrant { session: id, grant });
+                if let Some(region) = self.regions.get_mut(first) {
+                    region.opens.insert(id);
+                }
+            }
         }
         match self.opened(first) {
             Some(opened) => Ok(ClientReply::Opened(opened).into()),
@@ -139,11 +149,26 @@ impl Dispatcher {
         }
     }
 
-    pub(super) fn region_close(&mut self, id: SessionId, first: BlockId) -> Served {
+    /// Ends an opening. One that is not there was ended before: by this request, which is repeated,
+    /// or with its region.
+    pub(super) fn region_close(&mut self, id: SessionId, number: OpeningId) -> Outcome {
         let session = self.sessions.get_mut(id);
-        let Some(place) = session.and_then(|session| session.opens.close(first)) else {
-            return refuse(Status::NotFound, format!("no region of block {first} is open"));
-        };
+        if let Some(closed) = session.and_then(|session| session.opens.close(number)) {
+            self.closed(id, closed);
+        }
+        ClientReply::Done.into()
+    }
+
+    /// The client has told which openings it knows: the others are ended.
+    pub(super) fn settle_openings(&mut self, id: SessionId, told: &[Opening]) {
+        let Some(session) = self.sessions.get_mut(id) else { return };
+        for closed in session.opens.settle(told) {
+            self.closed(id, closed);
+        }
+    }
+
+    /// An opening of a session has ended.
+    fn closed(&mut self, id: SessionId, Closed { first, place }: Closed) {
         self.out.push(Action::RevokeGrant { session: id, place });
         if !self.sessions.get(id).is_some_and(|session| session.opens.rights(first).any()) {
             self.unmap_span(id, first);
@@ -151,45 +176,15 @@ impl Dispatcher {
                 region.opens.remove(&id);
             }
         }
-        Ok(ClientReply::Done.into())
     }
 
-    pub(super) fn region_delete(
-        &mut self,
-        to: ReplyTo,
-        id: SessionId,
-        name: &RegionName,
-    ) -> Served {
+    /// Which region has a name.
+    pub(super) fn region_find(&self, id: SessionId, name: &RegionName) -> Served {
         let (first, _) = self.find_region(id, name)?;
-        let uid = self.sessions.get(id).map(|session| session.record.uid);
-        let Some(region) = self.regions.get(first) else { return Ok(Outcome::Later) };
-        if uid != Some(0) && uid != Some(region.attributes.uid) {
-            return refuse(Status::Denied, format!("region {:?} is another's", name.name));
+        match self.blocks.span(first) {
+            Some(span) => Ok(ClientReply::Found(RegionKey { first, guid: span.guid }).into()),
+            None => refuse(Status::Internal, format!("region of block {first} has no blocks")),
         }
-        let others = region.opens.iter().filter(|session| **session != id).count();
-        if others > 0 {
-            let text = format!("{others} other sessions have region {:?} open", name.name);
-            return refuse(Status::Busy, text);
-        }
-        let is_open = region.opens.contains(&id);
-        let daemon = self.blocks.get(first).and_then(|block| block.daemon);
-        let server = daemon.and_then(|daemon| self.daemons.servers.get(&daemon));
-        if let Some(daemon) = daemon
-            && !server.is_some_and(Server::answers)
-        {
-            let text = format!("daemon {daemon}, which has its first block, does not answer");
-            return refuse(Status::Busy, text);
-        }
-        if is_open {
-            self.close_deleted(id, first);
-        }
-        let Some(daemon) = daemon else {
-            self.give_up(first);
-            return Ok(ClientReply::Done.into());
-        };
-        self.deletions.insert(first, (daemon, to));
-        self.give_up(first);
-        Ok(Outcome::Later)
     }
 
     pub(super) fn region_list(&self, id: SessionId, list: &RegionList) -> Outcome {
@@ -252,22 +247,5 @@ impl Dispatcher {
             primary_daemon: primary.map_or(0, u32::from),
             mirror_daemon: 0,
         })
-    }
-
-    /// The session deletes a region that it has open itself: its handles are told first.
-    fn close_deleted(&mut self, id: SessionId, first: BlockId) {
-        for block in self.blocks.members(first) {
-            self.changed(id, block);
-        }
-        self.publish();
-        self.unmap_span(id, first);
-        let Some(session) = self.sessions.get_mut(id) else { return };
-        session.untold.insert(first);
-        for place in session.opens.close_all(first) {
-            self.out.push(Action::RevokeGrant { session: id, place });
-        }
-        if let Some(span) = self.blocks.span_mut(first) {
-            span.untold.insert(id);
-        }
     }
 }

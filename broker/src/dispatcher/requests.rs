@@ -143,7 +143,7 @@ impl Dispatcher {
         match request {
             ClientRequest::Admin(request) => return self.admin(to, request),
             ClientRequest::Setup(setup) => return self.setup(to, setup),
-            ClientRequest::Attach(attach) => return self.attach(to, *attach),
+            ClientRequest::Attach(attach) => return self.attach(to, attach),
             _ => {}
         }
         let Some(session) = self.session_of(to.conn) else {
@@ -151,6 +151,7 @@ impl Dispatcher {
         };
         match request {
             ClientRequest::Malloc(malloc) => self.malloc(to, session, *malloc),
+            ClientRequest::Abandon(abandon) => Ok(self.abandon(to.conn, session, *abandon)),
             ClientRequest::Grow(grow) => self.grow(to, session, *grow),
             ClientRequest::Delete(delete) => self.delete(session, *delete),
             ClientRequest::Fetch(fetch) => self.fetch(session, *fetch),
@@ -162,8 +163,9 @@ impl Dispatcher {
             ClientRequest::Disconnect => Ok(self.disconnect(to, session)),
             ClientRequest::RegionCreate(create) => self.region_create(to, session, create),
             ClientRequest::RegionOpen(open) => self.region_open(session, open),
-            ClientRequest::RegionClose(first) => self.region_close(session, *first),
-            ClientRequest::RegionDelete(name) => self.region_delete(to, session, name),
+            ClientRequest::RegionClose(opening) => Ok(self.region_close(session, *opening)),
+            ClientRequest::RegionFind(name) => self.region_find(session, name),
+            ClientRequest::RegionDelete(delete) => self.region_delete(to, session, *delete),
             ClientRequest::RegionList(list) => Ok(self.region_list(session, list)),
             _ => refuse(Status::Unsupported, "this broker does not know the request"),
         }
@@ -219,6 +221,7 @@ impl Dispatcher {
     fn forget_client(&mut self, conn: ClientConn) -> Option<Client> {
         self.deferred.drop_conn(conn);
         self.parked.drop_conn(conn);
+        self.drop_postponed(conn);
         self.clients.remove(&conn)
     }
 }

@@ -8,26 +8,20 @@
 //! ```
 //! From any of them a session ends at once: its blocks are given up, its regions closed.
 //!
-//! # Invariants
+//! # Invariant
 //!
 //! 1. Ids go round: one is used again only when all others were.
-//! 2. Each opening of a region has a place of its own in the record, so that a broker that comes
-//!    back counts them right.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use dmce_abi::block::{BlockId, Guid, SessionId};
-use dmce_abi::limits::GRANTS;
 
 use super::changes::Changes;
 use super::charge::{AccountId, Payer};
 use super::clients::ReplyTo;
-use super::event::{ClientConn, Grant, Millis, Rights, SessionRecord};
+use super::event::{ClientConn, Millis, SessionRecord};
 use super::mappings::Mappings;
-
-/// Places for grants in a record.
-#[expect(clippy::cast_possible_truncation, reason = "440")]
-const GRANTS_MAX: u32 = GRANTS as u32;
+use super::opens::Opens;
 
 /// How a session and its client are connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,67 +32,6 @@ pub(super) enum SessionLink {
     Attached(ClientConn),
     /// Not connected. It ends then.
     Detached(Millis),
-}
-
-/// The openings of regions.
-#[derive(Debug, Default)]
-pub(super) struct Opens {
-    by_region: BTreeMap<BlockId, Vec<(Rights, u32)>>,
-    places: BTreeSet<u32>,
-}
-
-impl Opens {
-    /// One more opening of a region. `None` if the record has no place left.
-    pub(super) fn open(&mut self, first: BlockId, rights: Rights) -> Option<Grant> {
-        let place = (0..GRANTS_MAX).find(|place| !self.places.contains(place))?;
-        self.places.insert(place);
-        self.by_region.entry(first).or_default().push((rights, place));
-        Some(Grant { place, block: first, rights })
-    }
-
-    /// An opening that a record told. `false` for a place that cannot be.
-    pub(super) fn adopt(&mut self, grant: Grant) -> bool {
-        let possible = grant.rights.any() && grant.place < GRANTS_MAX;
-        let fits = possible && self.places.insert(grant.place);
-        if fits {
-            let openings = self.by_region.entry(grant.block).or_default();
-            openings.push((grant.rights, grant.place));
-        }
-        fits
-    }
-
-    /// Ends one opening: the one with the least rights, since nobody says which. Returns its place.
-    pub(super) fn close(&mut self, first: BlockId) -> Option<u32> {
-        let openings = self.by_region.get_mut(&first)?;
-        let least = (0..openings.len()).min_by_key(|&index| openings[index])?;
-        let (_, place) = openings.swap_remove(least);
-        if openings.is_empty() {
-            self.by_region.remove(&first);
-        }
-        self.places.remove(&place);
-        Some(place)
-    }
-
-    /// Ends all openings of a region. Returns their places.
-    pub(super) fn close_all(&mut self, first: BlockId) -> Vec<u32> {
-        std::iter::from_fn(|| self.close(first)).collect()
-    }
-
-    /// What all openings of a region together allow. No right at all if it is not open.
-    pub(super) fn rights(&self, first: BlockId) -> Rights {
-        let openings = self.by_region.get(&first).into_iter().flatten();
-        openings.fold(Rights::default(), |all, (rights, _)| all.union(*rights))
-    }
-
-    /// The regions that are open.
-    pub(super) fn regions(&self) -> impl Iterator<Item = BlockId> {
-        self.by_region.keys().copied()
-    }
-
-    /// How many are open.
-    pub(super) fn len(&self) -> usize {
-        self.by_region.len()
-    }
 }
 
 /// One session.
@@ -122,7 +55,7 @@ pub(super) struct Session {
     pub changes: Changes,
     /// Spans that are gone, and of which it has not been told since.
     pub untold: BTreeSet<BlockId>,
-    /// GUIDs of what it deleted last: a repeated Delete is done.
+    /// GUIDs of what it deleted last, blocks and regions: repeated, the delete is done.
     pub deleted: VecDeque<Guid>,
     /// Whether a broker before this one opened it.
     pub restored: bool,
@@ -263,36 +196,6 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const READ: Rights = Rights { read: true, write: false };
-
-    fn id(id: u32) -> BlockId {
-        BlockId::try_from(id).unwrap()
-    }
-
-    #[test]
-    fn closing_one_of_two_openings_keeps_the_greater_rights() {
-        let mut opens = Opens::default();
-        let write = opens.open(id(5), Rights::ALL).unwrap();
-        let read = opens.open(id(5), READ).unwrap();
-        assert_eq!((write.place, read.place, opens.len()), (0, 1, 1));
-        assert_eq!(opens.close(id(5)), Some(1));
-        assert_eq!(opens.rights(id(5)), Rights::ALL);
-        assert_eq!((opens.close(id(5)), opens.close(id(5))), (Some(0), None));
-        assert_eq!(opens.rights(id(5)), Rights::default());
-    }
-
-    #[test]
-    fn a_record_bounds_the_openings_and_a_place_is_taken_once() {
-        let mut opens = Opens::default();
-        let grant = Grant { place: 3, block: id(5), rights: READ };
-        assert!(opens.adopt(grant) && !opens.adopt(grant));
-        assert!(!opens.adopt(Grant { place: GRANTS_MAX, ..grant }));
-        let more = std::iter::from_fn(|| opens.open(id(6), READ)).count();
-        assert_eq!(more, GRANTS - 1);
-        assert_eq!(opens.close_all(id(5)), [3]);
-        assert_eq!(opens.open(id(6), READ).unwrap().place, 3);
-    }
 
     #[test]
     fn an_id_comes_again_only_after_all_others() {

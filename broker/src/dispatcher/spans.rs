@@ -10,7 +10,6 @@
 use std::collections::BTreeSet;
 
 use dmce_abi::block::{BlockId, DaemonId, SessionId};
-use dmce_abi::wire::client::ClientReply;
 
 use super::Dispatcher;
 use super::action::{Action, LogLevel};
@@ -117,24 +116,11 @@ impl Dispatcher {
 
     /// The first block of a span is gone: the others follow.
     fn first_is_gone(&mut self, first: BlockId) {
-        if let Some((_, to)) = self.deletions.remove(&first) {
-            self.reply(to, Ok(ClientReply::Done), Vec::new());
-        }
+        self.region_is_gone(first);
         for id in self.blocks.members(first) {
             let doomed = self.blocks.get(id).filter(|block| block.state == BlockState::Doomed);
             if let Some(daemon) = doomed.and_then(|block| block.daemon) {
                 self.destroy(id, daemon);
-            }
-        }
-    }
-
-    /// A daemon does not answer. The regions whose deletion it was to confirm are gone for
-    /// everybody but for it, and it is told again at its return.
-    pub(super) fn confirm_deletions(&mut self, daemon: DaemonId) {
-        let unconfirmed = self.deletions.iter().filter(|(_, (place, _))| *place == daemon);
-        for first in unconfirmed.map(|(first, _)| *first).collect::<Vec<_>>() {
-            if let Some((_, to)) = self.deletions.remove(&first) {
-                self.reply(to, Ok(ClientReply::Done), Vec::new());
             }
         }
     }

@@ -104,6 +104,18 @@ impl Waiting {
         Some(waiter)
     }
 
+    /// Takes the first request of a connection that is one of those that are meant.
+    pub(super) fn take_of(
+        &mut self,
+        conn: ClientConn,
+        is_meant: impl Fn(&ClientRequest) -> bool,
+    ) -> Option<Waiter> {
+        let mut places = self.by_conn.range((conn, 0)..=(conn, u64::MAX));
+        let meant = |place| self.waiters.get(place).is_some_and(|w| is_meant(&w.request));
+        let place = places.find(|(_, place)| meant(place))?.1;
+        self.take(place)
+    }
+
     /// Whether `place` is taken: the request was tried in vain.
     pub(super) fn holds(&self, place: u64) -> bool {
         self.waiters.contains_key(&place)
@@ -129,7 +141,7 @@ fn text_bytes(request: &ClientRequest) -> usize {
         ClientRequest::Setup(setup) => setup.name.len(),
         ClientRequest::RegionCreate(create) => name_bytes(&create.region),
         ClientRequest::RegionOpen(open) => name_bytes(&open.region),
-        ClientRequest::RegionDelete(region) => name_bytes(region),
+        ClientRequest::RegionFind(region) => name_bytes(region),
         ClientRequest::RegionList(list) => list.volume.len() + list.after.len(),
         _ => 0,
     }

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use dmce_abi::version::SEGMENT_VERSION;
 use dmce_abi::wire::client::{
-    ClientReply, ClientRequest, Fetch, Malloc, MallocKind, Map, RegionCreate, RegionName,
-    RegionOpen, Setup,
+    ClientReply, ClientRequest, Fetch, Malloc, MallocKind, Map, OpeningId, RegionCreate,
+    RegionName, RegionOpen, Setup,
 };
 use dmce_sys::object;
 use libdmce::connection::Connection;
@@ -74,7 +74,12 @@ impl Client {
     /// Opens a region of volume `v`; its bytes.
     pub fn open_region(&mut self, name: &str) -> OwnedFd {
         let region = RegionName { volume: "v".into(), name: name.into() };
-        let open = ClientRequest::RegionOpen(RegionOpen { region, read: true, write: true });
+        let open = ClientRequest::RegionOpen(RegionOpen {
+            opening: OpeningId(1),
+            region,
+            read: true,
+            write: true,
+        });
         let (ClientReply::Opened(opened), _) = self.ask(&open) else { panic!("not opened") };
         let fetch = ClientRequest::Fetch(Fetch { block: opened.first, writable: true });
         let (_, fds) = self.ask(&fetch);

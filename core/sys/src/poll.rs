@@ -161,6 +161,31 @@ pub fn wait_writable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Resul
     wait_for(fd, PollFlags::OUT, timeout)
 }
 
+/// Waits until a descriptor is ready for what is wanted or hung up, or `interrupt` is readable.
+/// True for the latter, whatever else is.
+///
+/// # Errors
+///
+/// An error of the kernel.
+pub fn wait_unless(
+    fd: BorrowedFd<'_>,
+    interest: Interest,
+    interrupt: BorrowedFd<'_>,
+    timeout: Option<Duration>,
+) -> io::Result<bool> {
+    let timeout = timeout.map(timespec);
+    let mut flags = PollFlags::empty();
+    flags.set(PollFlags::IN, interest.read);
+    flags.set(PollFlags::OUT, interest.write);
+    let mut fds =
+        [PollFd::from_borrowed_fd(fd, flags), PollFd::from_borrowed_fd(interrupt, PollFlags::IN)];
+    match event::poll(&mut fds, timeout.as_ref()) {
+        Ok(_) => Ok(!fds[1].revents().is_empty()),
+        Err(Errno::INTR) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 fn wait_for(fd: BorrowedFd<'_>, flags: PollFlags, timeout: Option<Duration>) -> io::Result<bool> {
     let timeout = timeout.map(timespec);
     let mut fds = [PollFd::from_borrowed_fd(fd, flags)];

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dmce_abi::block::BlockId;
-use dmce_abi::wire::client::{Changes, ClientReply, ClientRequest, Fetch, Ready};
+use dmce_abi::wire::client::{Abandon, Changes, ClientReply, ClientRequest, Fetch, Ready};
 use dmce_abi::{AddrLayout, DmceAddr, Status};
 use dmce_shm::session::map::SessionMap;
 use dmce_shm::slot::Operation;
@@ -199,13 +199,31 @@ impl Core {
     /// The broker's refusal; [`Status::Unavailable`] if it is away too long; [`Status::Closed`].
     pub(crate) fn ask(&self, request: &ClientRequest) -> Result<Answer, Error> {
         self.usable()?;
-        self.link.ask(request, self.deadline()).map_err(|error| self.of_link(error))
+        self.link.ask(request, self.deadline()).map_err(|error| {
+            if error.may_be_done() {
+                self.undo_later(request);
+            }
+            self.of_link(error)
+        })
+    }
+
+    /// A request failed that may have been done all the same: what it may have brought is given
+    /// back.
+    fn undo_later(&self, request: &ClientRequest) {
+        match request {
+            ClientRequest::Malloc(malloc) => {
+                self.chores().abandons.push(Abandon { ticket: malloc.ticket });
+            }
+            ClientRequest::RegionOpen(open) => self.chores().region_closes.push(open.opening),
+            _ => return,
+        }
+        self.link.wake();
     }
 
     /// What a caller gets; a session that the broker does not know any more is shut.
     pub(super) fn of_link(&self, error: LinkError) -> Error {
         match error {
-            LinkError::Failed(error) => error,
+            LinkError::Failed(error) | LinkError::GivenUp(error) => error,
             LinkError::Over(reason) => {
                 if self.shut() {
                     tracing::warn!(reason = %reason, "the broker has ended the session");

@@ -11,22 +11,24 @@
 //!
 //! 1. One request is under way at a time; who waits for its turn does so until its own deadline.
 //! 2. A request whose connection broke is repeated as it was. Those that must not be done twice
-//!    carry a ticket, or name what they end by its GUID.
-//! 3. An attached session is the one that was set up: same id, same GUID, same session object.
+//!    carry a number, or name what they end by its GUID.
+//! 3. An attached session is the one that was set up: same id, same GUID, same session object. The
+//!    openings that its client was told of are told to each broker that it attaches to.
+//! 4. Who closes the session is not kept waiting by those who wait for the broker.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dmce_abi::Status;
-use dmce_abi::wire::client::{Attach, ClientReply, ClientRequest, Granted};
+use dmce_abi::wire::client::{Attach, ClientReply, ClientRequest, Opening, OpeningId, RegionOpen};
 use dmce_shm::session::SessionIdentity;
 use dmce_sys::object;
-use dmce_sys::poll::{EventFd, Interest, Poller};
+use dmce_sys::poll::{EventFd, Interest, Poller, wait_readable};
 
 use crate::connection::{Answer, Connection, ConnectionError, Deadline};
 use crate::error::Error;
@@ -56,22 +58,65 @@ pub(super) struct Link {
     attached: AtomicBool,
     /// Set when the session was attached anew: the broker may have forgotten what it was told.
     renewed: AtomicBool,
-    /// Blocks that were granted after their asker had given up.
-    late_grants: Mutex<Vec<Granted>>,
+    closing: AtomicBool,
+    /// Readable from the moment `closing` is set.
+    interrupt: Arc<EventFd>,
 }
 
 #[derive(Debug)]
 struct State {
     connection: Option<Connection>,
+    /// The openings of regions that the broker told of and that were not closed since.
+    openings: BTreeMap<OpeningId, Opening>,
+    /// Whether the service thread is woken by replies.
+    is_watched: bool,
+}
+
+impl State {
+    /// A request is sent: what it ends is not told to the next broker.
+    fn sends(&mut self, request: &ClientRequest) {
+        if let ClientRequest::RegionClose(opening) = request {
+            self.openings.remove(opening);
+        }
+    }
+
+    /// A request was done. Nobody else has had the turn since, so no broker was told less.
+    fn done(&mut self, request: &ClientRequest, reply: &ClientReply) {
+        match (request, reply) {
+            (ClientRequest::RegionOpen(open), ClientReply::Opened(opened)) => {
+                let RegionOpen { opening, read, write, .. } = *open;
+                let told = Opening { opening, first: opened.first, read, write };
+                self.openings.insert(opening, told);
+            }
+            (ClientRequest::RegionDelete(delete), ClientReply::Done) => {
+                self.openings.retain(|_, opening| opening.first != delete.region.first);
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Why there is no answer.
 #[derive(Debug)]
 pub(super) enum LinkError {
-    /// The request is refused, or there is no broker in time.
+    /// The request was not done: it is refused, or there is no broker in time.
     Failed(Error),
+    /// Nobody waits for the answer any more. The request may have been done, or be done yet.
+    GivenUp(Error),
     /// The broker does not know the session any more.
     Over(Error),
+}
+
+impl LinkError {
+    /// Whether the request may have been done.
+    pub(super) const fn may_be_done(&self) -> bool {
+        match self {
+            Self::GivenUp(_) => true,
+            // It was done, and the broker had no descriptor for the answer.
+            Self::Failed(error) => matches!(error.status(), Status::Lost | Status::Internal),
+            Self::Over(_) => false,
+        }
+    }
 }
 
 /// What Setup or Attach brought.
@@ -98,7 +143,7 @@ impl Descriptors {
 impl Link {
     /// The link over which the session was set up.
     pub(super) fn new(
-        (connection, path): (Connection, PathBuf),
+        (mut connection, path): (Connection, PathBuf),
         identity: SessionIdentity,
         descriptors: Descriptors,
     ) -> Result<Self, Error> {
@@ -106,6 +151,8 @@ impl Link {
         let inode = inode_of(&descriptors.object)?;
         let doorbell = EventFd::from_fd(descriptors.doorbell).map_err(failed)?;
         let (poller, wake) = (Poller::new().map_err(failed)?, EventFd::new().map_err(failed)?);
+        let interrupt = Arc::new(EventFd::new().map_err(failed)?);
+        connection.set_interrupt(Some(Arc::clone(&interrupt)));
         poller.add(wake.as_fd(), token::WAKE, Interest::READ).map_err(failed)?;
         poller.add(doorbell.as_fd(), token::DOORBELL, Interest::READ).map_err(failed)?;
         poller.add(connection.as_fd(), token::CONNECTION, Interest::NONE).map_err(failed)?;
@@ -113,13 +160,18 @@ impl Link {
             path,
             identity,
             inode,
-            state: Turn::new(State { connection: Some(connection) }),
+            state: Turn::new(State {
+                connection: Some(connection),
+                openings: BTreeMap::new(),
+                is_watched: false,
+            }),
             doorbell: Mutex::new(Arc::new(doorbell)),
             poller,
             wake,
             attached: AtomicBool::new(true),
             renewed: AtomicBool::new(false),
-            late_grants: Mutex::new(Vec::new()),
+            closing: AtomicBool::new(false),
+            interrupt,
         })
     }
 
@@ -130,24 +182,33 @@ impl Link {
         deadline: Deadline,
     ) -> Result<Answer, LinkError> {
         let mut state = self.state.take(deadline).ok_or_else(no_turn)?;
+        state.sends(request);
+        let mut was_sent = false;
         loop {
-            let connection = self.connection(&mut state, deadline)?;
+            let connection = match self.connection(&mut state, deadline) {
+                Err(LinkError::Failed(error)) if was_sent => return Err(LinkError::GivenUp(error)),
+                connection => connection?,
+            };
             let asked = connection.request_until(request, deadline);
-            let late = connection.take_late_grants();
-            if !late.is_empty() {
-                self.late_grants().extend(late);
-                self.wake();
-            }
+            was_sent = true;
             match asked {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    state.done(request, &answer.0);
+                    self.watch_replies(&mut state);
+                    return Ok(answer);
+                }
                 Err(error) if error.is_broken() => {
                     tracing::debug!(error = %error, "the connection to the broker has ended");
                     self.detach(&mut state);
                     if deadline.left().is_none() {
-                        return Err(LinkError::Failed(unavailable(&error)));
+                        return Err(LinkError::GivenUp(unavailable(&error)));
                     }
                 }
-                Err(error) => return Err(LinkError::Failed(error.into())),
+                Err(error) if error.is_refusal() => return Err(LinkError::Failed(error.into())),
+                Err(error) => {
+                    self.watch_replies(&mut state);
+                    return Err(LinkError::GivenUp(error.into()));
+                }
             }
         }
     }
@@ -176,24 +237,35 @@ impl Link {
         }
     }
 
-    /// Drops the connection if its other end is gone.
-    pub(super) fn drop_broken(&self) {
+    /// Drops the connection if its other end is gone, and takes up replies that nobody waits for.
+    pub(super) fn tend(&self) {
         let Some(mut state) = self.state.try_take() else { return };
         if state.connection.as_mut().is_some_and(|connection| !connection.is_alive()) {
             self.detach(&mut state);
         }
+        self.watch_replies(&mut state);
     }
 
-    /// Ends the session, over the connection there is or one more try.
+    /// Ends all waiting for the broker, for good, but for that of [`Link::disconnect`].
+    pub(super) fn interrupt(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+        if let Err(error) = self.interrupt.signal() {
+            tracing::warn!(error = %error, "calls that wait for the broker wait on");
+        }
+    }
+
+    /// Ends the session, over the connection there is or one more try. After [`Link::interrupt`],
+    /// so that the turn comes at once.
     pub(super) fn disconnect(&self, deadline: Deadline) {
         let Some(mut state) = self.state.take(deadline) else { return };
         if state.connection.is_none() && self.attach(&mut state, deadline).is_err() {
             return;
         }
-        if let Some(connection) = &mut state.connection
-            && let Err(error) = connection.request_until(&ClientRequest::Disconnect, deadline)
-        {
-            tracing::debug!(error = %error, "the broker was not told of the session's end");
+        if let Some(connection) = &mut state.connection {
+            connection.set_interrupt(None);
+            if let Err(error) = connection.request_until(&ClientRequest::Disconnect, deadline) {
+                tracing::debug!(error = %error, "the broker was not told of the session's end");
+            }
         }
         self.detach(&mut state);
     }
@@ -206,11 +278,6 @@ impl Link {
     /// Whether the session was attached anew since the last call.
     pub(super) fn take_renewed(&self) -> bool {
         self.renewed.swap(false, Ordering::AcqRel)
-    }
-
-    /// Blocks that were granted after their asker had given up, to be given back.
-    pub(super) fn late_grants(&self) -> MutexGuard<'_, Vec<Granted>> {
-        self.late_grants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What to wait for: [`token`].
@@ -241,24 +308,33 @@ impl Link {
         deadline: Deadline,
     ) -> Result<&'a mut Connection, LinkError> {
         let mut pause = PAUSE_MIN;
-        while state.connection.is_none() {
+        while !self.closing.load(Ordering::SeqCst) {
+            if state.connection.is_some() {
+                return state.connection.as_mut().ok_or_else(no_turn);
+            }
             match self.attach(state, deadline) {
                 Err(LinkError::Failed(error)) => {
                     let left = deadline.left().ok_or(LinkError::Failed(error))?;
-                    thread::sleep(pause.min(left));
+                    // Nothing but an interrupt makes it readable.
+                    let waited = wait_readable(self.interrupt.as_fd(), Some(pause.min(left)));
+                    waited.map_err(|error| LinkError::Failed(unavailable(&error.into())))?;
                     pause = PAUSE_MAX.min(pause * 2);
                 }
                 attached => attached?,
             }
         }
-        state.connection.as_mut().ok_or_else(no_turn)
+        Err(LinkError::Failed(ConnectionError::Interrupted.into()))
     }
 
     fn attach(&self, state: &mut State, deadline: Deadline) -> Result<(), LinkError> {
         let failed = |error: ConnectionError| LinkError::Failed(unavailable(&error));
         let mut connection = Connection::connect(&self.path).map_err(failed)?;
+        if !self.closing.load(Ordering::SeqCst) {
+            connection.set_interrupt(Some(Arc::clone(&self.interrupt)));
+        }
         let SessionIdentity { session, guid } = self.identity;
-        let request = ClientRequest::Attach(Attach { session, guid });
+        let openings = state.openings.values().copied().collect();
+        let request = ClientRequest::Attach(Attach { session, guid, openings });
         let (reply, fds) = match connection.request_until(&request, deadline) {
             Err(ConnectionError::Refused(refusal)) if is_final(refusal.status) => {
                 return Err(LinkError::Over(refusal.into()));
@@ -277,6 +353,7 @@ impl Link {
         self.watch(&connection, descriptors.doorbell)
             .map_err(|error| LinkError::Failed(Error::new(Status::NoMem, error.to_string())))?;
         state.connection = Some(connection);
+        state.is_watched = false;
         self.attached.store(true, Ordering::Release);
         self.renewed.store(true, Ordering::Release);
         tracing::debug!(session = %session, "the session is attached again");
@@ -293,6 +370,21 @@ impl Link {
         self.poller.add(doorbell.as_fd(), token::DOORBELL, Interest::READ)?;
         *current = doorbell;
         self.poller.add(connection.as_fd(), token::CONNECTION, Interest::NONE)
+    }
+
+    /// Has the service thread woken by replies that nobody waits for, as long as some are to come:
+    /// they may hold descriptors.
+    fn watch_replies(&self, state: &mut State) {
+        let Some(connection) = &state.connection else { return };
+        let is_owed = connection.is_owed();
+        if is_owed == state.is_watched {
+            return;
+        }
+        let interest = if is_owed { Interest::READ } else { Interest::NONE };
+        match self.poller.modify(connection.as_fd(), token::CONNECTION, interest) {
+            Ok(()) => state.is_watched = is_owed,
+            Err(error) => tracing::warn!(error = %error, "late replies cannot be waited for"),
+        }
     }
 
     fn detach(&self, state: &mut State) {

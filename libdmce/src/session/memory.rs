@@ -23,6 +23,7 @@ use dmce_abi::{DmceAddr, Status};
 use dmce_sys::clock::monotonic_ms;
 
 use super::core::{Core, busy};
+use super::service::can_be_later;
 use crate::alloc::{Allocation, Found, Growth, Kind, Place, Shape, SpanAllocation};
 use crate::block::{Block, SpanIds, check_info};
 use crate::error::Error;
@@ -160,7 +161,7 @@ impl Core {
     pub(crate) fn delete(&self, delete: Delete) {
         if self.link.is_attached() {
             match self.ask(&ClientRequest::Delete(delete)) {
-                Err(error) if error.status() == Status::Unavailable => {}
+                Err(error) if can_be_later(error.status()) => {}
                 Err(error) => {
                     let addr = delete.addr;
                     tracing::debug!(error = %error, addr, "the broker has no such block");

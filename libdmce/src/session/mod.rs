@@ -65,8 +65,9 @@ impl Session {
         Ok(Self { core: open::open(options)? })
     }
 
-    /// Ends the session: what it allocated is freed, regions stay. Waits for calls of other threads
-    /// that are inside. Pointers of [`Session::map`] are of no more use.
+    /// Ends the session: what it allocated is freed, regions stay. Calls of other threads that wait
+    /// for the broker end with [`Status::Closed`]; those that are inside of memory are waited for.
+    /// Pointers of [`Session::map`] are of no more use.
     ///
     /// # Errors
     ///
@@ -357,7 +358,7 @@ impl Session {
     /// # Errors
     ///
     /// [`Status::NotFound`], [`Status::Denied`], [`Status::Busy`] while another session has it
-    /// open.
+    /// open, or if the daemon that holds its beginning stays away.
     pub fn region_delete(&self, volume: &str, name: &str) -> Result<(), Error> {
         self.core.region_delete(volume, name)
     }

@@ -4,8 +4,8 @@
 //!
 //! 1. A handle reaches `base_pointer .. base_pointer + region_size`, to the byte, with the rights
 //!    that it was opened with.
-//! 2. The blocks of a region are in the table as long as a handle is open; each handle is an open
-//!    of the broker's.
+//! 2. The blocks of a region are in the table as long as a handle is open; each handle is an
+//!    opening of the broker's, with a number that no other handle has.
 //! 3. A handle whose region is gone answers `CLOSED`, as one that was closed does.
 
 use std::collections::BTreeMap;
@@ -17,11 +17,13 @@ use dmce_abi::block::{BlockId, Guid};
 use dmce_abi::limits::{PAGE_BYTES, REGION_BYTES_MAX, VOLUME_BYTES_MAX};
 use dmce_abi::name;
 use dmce_abi::wire::client::{
-    ClientReply, ClientRequest, Opened, RegionCreate, RegionList, RegionName, RegionOpen,
+    ClientReply, ClientRequest, Opened, OpeningId, RegionCreate, RegionDelete, RegionKey,
+    RegionList, RegionName, RegionOpen,
 };
 use dmce_abi::{DmceAddr, Status};
 
 use super::core::{Core, busy};
+use super::service::can_be_later;
 use crate::block::{Block, SpanIds};
 use crate::error::Error;
 use crate::options::{Mirror, Prot, RegionOptions};
@@ -34,7 +36,6 @@ pub(crate) type OpenRegions = BTreeMap<BlockId, OpenRegion>;
 /// A region that handles are open on.
 #[derive(Debug)]
 pub(crate) struct OpenRegion {
-    name: RegionName,
     guid: Guid,
     span: SpanIds,
     handles: u32,
@@ -47,6 +48,7 @@ pub(crate) struct OpenRegion {
 pub struct Region {
     core: Arc<Core>,
     info: RegionInfo,
+    opening: OpeningId,
     first: BlockId,
     guid: Guid,
     prot: Prot,
@@ -247,35 +249,41 @@ impl Core {
 
     pub(crate) fn region_delete(&self, volume: &str, name: &str) -> Result<(), Error> {
         self.usable()?;
-        let region = region_name(volume, name)?;
-        self.check_region_unpinned(&region)?;
-        let delete = ClientRequest::RegionDelete(region.clone());
+        let find = ClientRequest::RegionFind(region_name(volume, name)?);
+        let ClientReply::Found(region) = self.ask(&find)?.0 else {
+            return Err(Error::unexpected_reply("RegionFind"));
+        };
+        self.check_region_unpinned(region)?;
+        // Shorter than this call waits: so the broker's answer arrives, and nothing is deleted
+        // after the caller was told that it is not.
+        let wait_ms = self.timeout_ms - self.timeout_ms / 4;
+        let delete = ClientRequest::RegionDelete(RegionDelete { region, wait_ms });
         done(&self.ask(&delete)?.0, "RegionDelete")?;
-        self.drop_region(&region);
+        self.drop_region(region);
         Ok(())
     }
 
     /// A region that this session has a pointer into is busy: its bytes must not go from beneath
     /// it.
-    fn check_region_unpinned(&self, name: &RegionName) -> Result<(), Error> {
+    fn check_region_unpinned(&self, region: RegionKey) -> Result<(), Error> {
         let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
         let regions = self.regions();
-        let spans = regions.values().filter(|region| region.name == *name).map(|open| open.span);
-        for span in spans {
-            let bytes = u64::from(span.count).saturating_mul(self.layout.block_bytes());
-            if super::mapping::is_pinned(&pins, self.join(span.first, 0)?.to_raw(), bytes) {
-                return Err(Error::new(Status::Busy, "a pointer is mapped into the region"));
-            }
+        let open = regions.get(&region.first).filter(|open| open.guid == region.guid);
+        let Some(OpenRegion { span, .. }) = open else { return Ok(()) };
+        let bytes = u64::from(span.count).saturating_mul(self.layout.block_bytes());
+        if super::mapping::is_pinned(&pins, self.join(span.first, 0)?.to_raw(), bytes) {
+            return Err(Error::new(Status::Busy, "a pointer is mapped into the region"));
         }
         Ok(())
     }
 
     /// Ends the handles of a region that was deleted.
-    fn drop_region(&self, name: &RegionName) {
+    fn drop_region(&self, RegionKey { first, guid }: RegionKey) {
         let mut regions = self.regions();
-        let first = regions.iter().find(|(_, region)| region.name == *name);
-        let first = first.map(|(first, _)| *first);
-        let Some(region) = first.and_then(|first| regions.remove(&first)) else { return };
+        if regions.get(&first).is_none_or(|region| region.guid != guid) {
+            return;
+        }
+        let Some(region) = regions.remove(&first) else { return };
         region.is_gone.store(true, Ordering::Release);
         let mut retired = Retired::default();
         region.span.ids().for_each(|id| retired.extend(self.table.remove(id)));
@@ -316,18 +324,19 @@ impl Core {
         if prot == Prot::default() {
             return Err(Error::invalid("a region is opened to read or to write"));
         }
-        let name = region_name(volume, name)?;
+        let region = region_name(volume, name)?;
+        let opening = OpeningId(self.ticket());
         let (read, write) = (prot.contains(Prot::READ), prot.contains(Prot::WRITE));
-        let open = RegionOpen { region: name.clone(), read, write };
+        let open = RegionOpen { opening, region, read, write };
         let (reply, _) = self.ask(&ClientRequest::RegionOpen(open))?;
         let ClientReply::Opened(opened) = reply else {
             return Err(Error::unexpected_reply("RegionOpen"));
         };
         let checked = self.check_opened(&opened);
-        let is_gone = match checked.and_then(|()| self.take_in(name, &opened, write)) {
+        let is_gone = match checked.and_then(|()| self.take_in(&opened, write)) {
             Ok(is_gone) => is_gone,
             Err(error) => {
-                self.chores().region_closes.push(opened.first);
+                self.chores().region_closes.push(opening);
                 self.link.wake();
                 return Err(error);
             }
@@ -344,6 +353,7 @@ impl Core {
         Ok(Region {
             core: Arc::clone(self),
             info,
+            opening,
             first: opened.first,
             guid: opened.guid,
             prot,
@@ -370,12 +380,7 @@ impl Core {
 
     /// Puts the blocks of a region into the table, to be fetched when they are used. Returns what
     /// tells the handle that the region is gone.
-    fn take_in(
-        &self,
-        name: RegionName,
-        opened: &Opened,
-        writable: bool,
-    ) -> Result<Arc<AtomicBool>, Error> {
+    fn take_in(&self, opened: &Opened, writable: bool) -> Result<Arc<AtomicBool>, Error> {
         let _turn = self.changing.take(self.deadline()).ok_or_else(busy)?;
         let span = SpanIds { first: opened.first, count: opened.count };
         let mut regions = self.regions();
@@ -391,7 +396,7 @@ impl Core {
             let is_gone = Arc::new(AtomicBool::new(false));
             let shared = Arc::clone(&is_gone);
             let guid = opened.guid;
-            let region = OpenRegion { name, guid, span, handles: 1, writable, is_gone: shared };
+            let region = OpenRegion { guid, span, handles: 1, writable, is_gone: shared };
             regions.insert(opened.first, region);
             is_gone
         };
@@ -438,11 +443,9 @@ impl Core {
         if self.is_closed() {
             return Ok(());
         }
-        match self.ask_if_attached(&ClientRequest::RegionClose(region.first)) {
-            // Deleted, and closed with that.
-            Err(error) if matches!(error.status(), Status::NotFound | Status::Address) => Ok(()),
-            Err(error) if error.status() == Status::Unavailable => {
-                self.chores().region_closes.push(region.first);
+        match self.ask_if_attached(&ClientRequest::RegionClose(region.opening)) {
+            Err(error) if can_be_later(error.status()) => {
+                self.chores().region_closes.push(region.opening);
                 self.link.wake();
                 Ok(())
             }

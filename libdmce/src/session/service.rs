@@ -6,7 +6,8 @@
 //! # Invariants
 //!
 //! 1. The thread handles no signal of the application's, and touches no byte of a block.
-//! 2. What could not be told to the broker stays a chore until it was.
+//! 2. What could not be told to the broker stays a chore until it was: also over its death, and
+//!    if what is to be undone was asked of a broker that is no more.
 //! 3. An idle block leaves the allocator while nobody is growing one, so no growth revives it.
 #![forbid(unsafe_code)]
 
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 use dmce_abi::Status;
 use dmce_abi::block::BlockId;
-use dmce_abi::wire::client::{ClientRequest, Delete};
+use dmce_abi::wire::client::{Abandon, ClientRequest, Delete, OpeningId};
 use dmce_sys::clock::monotonic_ms;
 use dmce_sys::process::without_signals;
 
@@ -39,15 +40,20 @@ const PAUSE_MAX_MS: u64 = 100;
 pub(crate) struct Chores {
     /// Blocks to give back.
     pub deletes: Vec<Delete>,
+    /// Requests for blocks that nobody waits for any more.
+    pub abandons: Vec<Abandon>,
     /// Blocks whose bytes could not be reached.
     pub damaged: Vec<BlockId>,
-    /// Regions to close.
-    pub region_closes: Vec<BlockId>,
+    /// Openings of regions to end.
+    pub region_closes: Vec<OpeningId>,
 }
 
 impl Chores {
     const fn is_empty(&self) -> bool {
-        self.deletes.is_empty() && self.damaged.is_empty() && self.region_closes.is_empty()
+        self.deletes.is_empty()
+            && self.abandons.is_empty()
+            && self.damaged.is_empty()
+            && self.region_closes.is_empty()
     }
 }
 
@@ -110,7 +116,7 @@ impl Core {
     /// Does what is to be done now. Returns how long nothing will be, if nothing happens.
     pub(crate) fn tend(&self) -> Option<Duration> {
         self.link.drain();
-        self.link.drop_broken();
+        self.link.tend();
         if !self.link.is_attached()
             && let Err(error) = self.link.reattach(self.deadline())
         {
@@ -143,13 +149,6 @@ impl Core {
             self.announce_again();
         }
         let announced = self.announce_pins();
-        let late = std::mem::take(&mut *self.link.late_grants());
-        for granted in late {
-            if let Ok(addr) = self.join(granted.first.block, 0) {
-                let delete = Delete { addr: addr.to_raw(), guid: granted.first.guid };
-                self.chores().deletes.push(delete);
-            }
-        }
         self.do_chores();
         announced && self.chores().is_empty() && !self.map.has_moved()
     }
@@ -175,9 +174,14 @@ impl Core {
                 self.chores().deletes.push(delete);
             }
         }
-        for first in chores.region_closes {
-            if !self.do_chore(&ClientRequest::RegionClose(first)) {
-                self.chores().region_closes.push(first);
+        for abandon in chores.abandons {
+            if !self.do_chore(&ClientRequest::Abandon(abandon)) {
+                self.chores().abandons.push(abandon);
+            }
+        }
+        for opening in chores.region_closes {
+            if !self.do_chore(&ClientRequest::RegionClose(opening)) {
+                self.chores().region_closes.push(opening);
             }
         }
         for id in chores.damaged {
@@ -192,7 +196,7 @@ impl Core {
     /// Tells the broker. False if it has to be told again.
     fn do_chore(&self, request: &ClientRequest) -> bool {
         match self.ask(request) {
-            Err(error) if error.status() == Status::Unavailable => false,
+            Err(error) if can_be_later(error.status()) => false,
             Err(error) => {
                 tracing::debug!(error = %error, request = ?request, "refused");
                 true
@@ -252,6 +256,7 @@ impl Core {
             return Err(Error::closed());
         }
         let broker_knows = self.shut();
+        self.link.interrupt();
         self.service.end(&self.link);
         self.operations.wait();
         if broker_knows {
@@ -265,4 +270,9 @@ impl Core {
         self.retire(retired);
         Ok(())
     }
+}
+
+/// Whether what was not done is to be tried again: the broker is away, or has too much to do.
+pub(super) const fn can_be_later(status: Status) -> bool {
+    matches!(status, Status::Unavailable | Status::Busy | Status::NoMem)
 }

@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use dmce_abi::block::{BlockId, Guid, SessionId};
-use dmce_abi::wire::client::{Delete, Malloc, Map, RegionName};
+use dmce_abi::wire::client::{Attach, Delete, Malloc, Map, OpeningId, RegionName};
 use dmce_shm::Fence;
 use dmce_shm::session::SessionIdentity;
 use dmce_shm::session::object::SessionObject;
@@ -51,7 +51,12 @@ pub struct State {
     pub maps: BTreeMap<u64, Map>,
     pub deletes: Vec<Delete>,
     pub damaged: Vec<BlockId>,
-    pub closes: Vec<BlockId>,
+    /// Openings of regions: their first blocks.
+    pub openings: BTreeMap<OpeningId, u32>,
+    /// Every close that came, of whatever opening.
+    pub closes: Vec<OpeningId>,
+    /// The last that attached.
+    pub attached: Option<Attach>,
     /// How many requests came, by name.
     pub asked: BTreeMap<&'static str, u32>,
     /// Committed bytes that there may be.
@@ -60,18 +65,24 @@ pub struct State {
     pub idle_s: u32,
     /// Answers Attach with a refusal.
     pub refuses_attach: bool,
-    /// Ends the connection after having done the next Malloc, instead of answering.
-    pub dies_after_malloc: bool,
-    /// Does not answer the next Malloc until told to ([`Fake::answer_held`]).
-    pub holds_malloc: bool,
+    /// Ends the connection after having done the next request of that name, instead of answering.
+    pub dies_after: Option<&'static str>,
+    /// Does not answer the next request of that name until told to ([`Fake::answer_held`]).
+    pub holds: Option<&'static str>,
     /// Raises the generation at every Fetch, and does not answer what is asked about it.
     pub moves_at_fetch: bool,
-    held: Option<Vec<u8>>,
+    held: Option<Held>,
     next_block: u32,
     generation: u64,
     changes: Vec<(u64, BlockId)>,
     session: Option<FakeSession>,
     dir: ObjectDir,
+}
+
+/// An answer that was held back, with its descriptors.
+pub struct Held {
+    frame: Vec<u8>,
+    pub fds: Vec<OwnedFd>,
 }
 
 pub struct FakeBlock {
@@ -105,13 +116,15 @@ impl Fake {
             maps: BTreeMap::new(),
             deletes: Vec::new(),
             damaged: Vec::new(),
+            openings: BTreeMap::new(),
             closes: Vec::new(),
+            attached: None,
             asked: BTreeMap::new(),
             capacity: 1 << 30,
             idle_s: 3600,
             refuses_attach: false,
-            dies_after_malloc: false,
-            holds_malloc: false,
+            dies_after: None,
+            holds: None,
             moves_at_fetch: false,
             held: None,
             next_block: 1,
@@ -136,6 +149,7 @@ impl Fake {
 
     /// Is gone at once, as if killed: its connections end, and nobody listens.
     pub fn die(&mut self) {
+        self.state().held = None;
         if let Some(server) = self.server.take() {
             self.shared.stop.signal().unwrap();
             server.join().unwrap();
@@ -194,7 +208,12 @@ impl Fake {
         state.publish(&[block]);
     }
 
-    /// Answers the Malloc that was held back.
+    /// The answer that is held back, to be changed.
+    pub fn held(&self, change: impl FnOnce(&mut Held)) {
+        change(self.state().held.as_mut().unwrap());
+    }
+
+    /// Answers the request that was held back.
     pub fn answer_held(&self) {
         self.shared.stop.signal().unwrap();
     }

@@ -7,12 +7,13 @@ use dmce_abi::block::BlockId;
 use dmce_abi::limits::FRAME_BYTES_MAX;
 use dmce_abi::wire::client::{
     BlockInfo, Changed, ClientReply, ClientRequest, Granted, Malloc, MallocKind, Opened, Ready,
+    RegionKey,
 };
 use dmce_abi::wire::{self, FrameHeader, Refusal, Reply};
 use dmce_sys::poll::{Interest, Poller};
 use dmce_sys::socket::{Listener, Socket, SocketError};
 
-use super::{BLOCK_BYTES, CELL_BITS, FakeBlock, Shared, State, new_guid};
+use super::{BLOCK_BYTES, CELL_BITS, FakeBlock, Held, Shared, State, new_guid};
 
 const STOP: u64 = 0;
 const LISTENER: u64 = 1;
@@ -31,12 +32,11 @@ pub fn run(shared: &Shared, listener: &Listener) {
             match event.token {
                 STOP => {
                     let held = shared.state.lock().unwrap().held.take();
-                    let Some(frame) = held else { return };
+                    let Some(Held { frame, fds }) = held else { return };
                     shared.stop.drain().unwrap();
+                    let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
                     for connection in connections.iter().flatten() {
-                        let fd = shared.state.lock().unwrap();
-                        let fd = fd.blocks.values().last().unwrap().fd.try_clone().unwrap();
-                        let _ = connection.send(&frame, &[fd.as_fd()]);
+                        let _ = connection.send(&frame, &fds);
                     }
                 }
                 LISTENER => {
@@ -68,13 +68,13 @@ fn serve_one(state: &mut State, connection: &Socket) -> bool {
     let frame = &frame[..received.bytes];
     let header = wire::decode_header(frame, fds.len()).unwrap();
     let request: ClientRequest = wire::decode_body(frame).unwrap();
-    let is_malloc = matches!(request, ClientRequest::Malloc(_));
+    let name = Some(name_of(&request));
     let is_ignored = state.moves_at_fetch && matches!(request, ClientRequest::Changes(_));
     let (reply, fds) = match answer(state, &request) {
         Ok((reply, fds)) => (Ok(reply), fds),
         Err(refusal) => (Err(refusal), Vec::new()),
     };
-    if is_malloc && std::mem::take(&mut state.dies_after_malloc) {
+    if state.dies_after.take_if(|dies_after| Some(*dies_after) == name).is_some() {
         return false;
     }
     if header.request == 0 || is_ignored {
@@ -82,8 +82,8 @@ fn serve_one(state: &mut State, connection: &Socket) -> bool {
     }
     let header = FrameHeader { fds: u16::try_from(fds.len()).unwrap(), ..header };
     let frame = wire::encode::<Reply<ClientReply>>(header, &reply).unwrap();
-    if is_malloc && std::mem::take(&mut state.holds_malloc) {
-        state.held = Some(frame);
+    if state.holds.take_if(|holds| Some(*holds) == name).is_some() {
+        state.held = Some(Held { frame, fds });
         return true;
     }
     let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
@@ -101,8 +101,19 @@ fn answer(state: &mut State, request: &ClientRequest) -> Answer {
             Ok(state.ready())
         }
         ClientRequest::Attach(_) if state.refuses_attach => refuse(Status::NotFound),
-        ClientRequest::Attach(_) => Ok(state.ready()),
+        ClientRequest::Attach(attach) => {
+            let told: Vec<_> = attach.openings.iter().map(|told| told.opening).collect();
+            state.openings.retain(|opening, _| told.contains(opening));
+            state.attached = Some(attach.clone());
+            Ok(state.ready())
+        }
         ClientRequest::Malloc(malloc) => state.malloc(*malloc),
+        ClientRequest::Abandon(abandon) => {
+            if let Some(made) = state.tickets.remove(&abandon.ticket) {
+                state.blocks.retain(|_, block| block.first != made);
+            }
+            done()
+        }
         ClientRequest::Grow(grow) => {
             let more = grow.committed - state.block(grow.block)?.committed;
             if state.committed() + more > state.capacity {
@@ -151,8 +162,9 @@ fn answer(state: &mut State, request: &ClientRequest) -> Answer {
             state.block(*block)?.lost = true;
             done()
         }
-        ClientRequest::RegionClose(first) => {
-            state.closes.push(*first);
+        ClientRequest::RegionClose(opening) => {
+            state.openings.remove(opening);
+            state.closes.push(*opening);
             done()
         }
         ClientRequest::Disconnect => done(),
@@ -173,6 +185,7 @@ fn regions(state: &mut State, request: &ClientRequest) -> Answer {
             let Some(&first) = state.regions.get(&open.region) else {
                 return refuse(Status::NotFound);
             };
+            state.openings.insert(open.opening, first);
             let block = &state.blocks[&first];
             let last = block.first + block.count - 1;
             let whole = u64::from(block.count - 1) * BLOCK_BYTES;
@@ -190,10 +203,23 @@ fn regions(state: &mut State, request: &ClientRequest) -> Answer {
             };
             Ok((ClientReply::Opened(opened), Vec::new()))
         }
-        ClientRequest::RegionDelete(name) => {
-            let Some(first) = state.regions.remove(name) else {
+        ClientRequest::RegionFind(name) => {
+            let Some(&first) = state.regions.get(name) else {
                 return refuse(Status::NotFound);
             };
+            let guid = state.blocks[&first].guid;
+            let key = RegionKey { first: BlockId::try_from(first).unwrap(), guid };
+            Ok((ClientReply::Found(key), Vec::new()))
+        }
+        ClientRequest::RegionDelete(delete) => {
+            let first = delete.region.first.get();
+            let known = state.blocks.get(&first);
+            if known.is_none_or(|block| block.guid != delete.region.guid) {
+                // A repeated one is done.
+                return Ok((ClientReply::Done, Vec::new()));
+            }
+            state.regions.retain(|_, known| *known != first);
+            state.openings.retain(|_, known| *known != first);
             let ids: Vec<u32> = state.blocks.keys().copied().collect();
             let ids: Vec<u32> =
                 ids.into_iter().filter(|id| state.blocks[id].first == first).collect();
@@ -316,6 +342,11 @@ fn name_of(request: &ClientRequest) -> &'static str {
         ClientRequest::Changes(_) => "Changes",
         ClientRequest::Damaged(_) => "Damaged",
         ClientRequest::Disconnect => "Disconnect",
+        ClientRequest::Abandon(_) => "Abandon",
+        ClientRequest::Stat => "Stat",
+        ClientRequest::RegionOpen(_) => "RegionOpen",
+        ClientRequest::RegionClose(_) => "RegionClose",
+        ClientRequest::RegionDelete(_) => "RegionDelete",
         _ => "other",
     }
 }

@@ -134,7 +134,7 @@ fn a_session_that_enlarges_its_block_ends_and_of_a_region_nobody_does() {
     let ended = rig.actions.iter().filter(|a| matches!(a, Action::EndSession { .. })).count();
     assert_eq!(ended, 1);
     assert!(rig.actions.contains(&Action::EndSession { session: ready.session }));
-    rig.done(other, open("r", true));
+    rig.done(other, open(1, "r", true));
 }
 
 #[test]

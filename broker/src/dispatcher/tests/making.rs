@@ -1,6 +1,6 @@
 use dmce_abi::addr::AddrLayout;
 use dmce_abi::block::BlockId;
-use dmce_abi::wire::client::{ClientReply, ClientRequest, Delete, MallocKind};
+use dmce_abi::wire::client::{Abandon, ClientReply, ClientRequest, Delete, MallocKind};
 use dmce_abi::{Status, wire};
 
 use super::rig::{GIB, MIB, Mood, Rig, config, heap, setup, span};
@@ -200,4 +200,43 @@ fn a_reservation_is_drawn_on_where_it_lies() {
     assert_eq!(reserved, Some(GIB - 4 * MIB));
     // What nobody reserved is all that others may have.
     assert_eq!(rig.status(other, span(9, 9 * GIB - 900 * MIB)), Status::NoSpace);
+}
+
+#[test]
+fn a_malloc_that_was_given_up_leaves_nothing_wherever_it_was() {
+    let abandon = |ticket| ClientRequest::Abandon(Abandon { ticket });
+    let mut rig = Rig::new(1);
+    let (conn, _) = rig.session(1000);
+    let clean = |rig: &Rig| {
+        let snapshot = rig.dispatcher.snapshot();
+        (snapshot.blocks.len(), snapshot.passing) == (0, 0)
+    };
+    // It was made.
+    rig.granted(conn, span(1, GIB + 1));
+    for _ in 0..2 {
+        assert_eq!(rig.done(conn, abandon(1)), ClientReply::Done);
+        assert!(clean(&rig));
+    }
+    // It is being made.
+    rig.mood(1, Mood::Waits);
+    let malloc = rig.ask_later(conn, heap(2, MIB));
+    assert_eq!(rig.done(conn, abandon(2)), ClientReply::Done);
+    assert!(matches!(rig.answer(conn, malloc), Some((Err(_), _))));
+    while !rig.daemons[&1].asked.is_empty() {
+        rig.obey(1);
+    }
+    assert!(clean(&rig));
+    // It waits for room.
+    rig.mood(1, Mood::Obeys);
+    let all = rig.granted(conn, span(3, 3 * GIB)).first;
+    rig.mood(1, Mood::Waits);
+    delete(&mut rig, conn, all.block, all.guid).unwrap();
+    let malloc = rig.ask_later(conn, heap(4, MIB));
+    assert_eq!(rig.answer(conn, malloc), None);
+    assert_eq!(rig.done(conn, abandon(4)), ClientReply::Done);
+    assert!(matches!(rig.answer(conn, malloc), Some((Err(_), _))));
+    while !rig.daemons[&1].asked.is_empty() {
+        rig.obey(1);
+    }
+    assert!(clean(&rig));
 }

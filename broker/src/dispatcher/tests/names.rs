@@ -68,7 +68,7 @@ fn a_region_whose_name_is_free_is_made_although_its_blocks_name_is_taken() {
     rig.obey(1);
     let (reply, _) = rig.answer(conn, number).unwrap();
     assert_eq!(reply.unwrap(), ClientReply::Done);
-    assert!(matches!(rig.done(conn, open("r", true)), ClientReply::Opened(_)));
+    assert!(matches!(rig.done(conn, open(1, "r", true)), ClientReply::Opened(_)));
 }
 
 /// The shell makes sessions only from `free` on.

@@ -74,7 +74,8 @@ fn only_the_process_that_opened_a_session_takes_it_up_again() {
     let block = rig.granted(first, heap(1, 4096)).first.block;
     rig.event(Event::HungUp { conn: first });
 
-    let attach = |guid| ClientRequest::Attach(Attach { session: ready.session, guid });
+    let attach =
+        |guid| ClientRequest::Attach(Attach { session: ready.session, guid, openings: Vec::new() });
     let stranger = rig.connect(78, 1000);
     assert_eq!(rig.status(stranger, attach(guid(9))), Status::NotFound);
     assert_eq!(rig.status(stranger, attach(ready.guid)), Status::Denied);

@@ -1,20 +1,20 @@
 use dmce_abi::Status;
-use dmce_abi::block::BlockId;
+use dmce_abi::block::{BlockDescription, BlockId};
 use dmce_abi::wire::client::{Changes, ClientReply, ClientRequest, Fetch, Opened, RegionList};
-use dmce_abi::wire::daemon::DaemonRequest;
+use dmce_abi::wire::daemon::{DaemonRequest, HeldBlock};
 
-use super::rig::{GIB, Mood, Rig, heap, open, region, region_name};
-use crate::dispatcher::{Action, ClientConn, Rights};
+use super::rig::{GIB, Mood, Rig, close, delete_region, heap, open, region, region_name};
+use crate::dispatcher::{Action, ClientConn, Event, Rights};
 
-fn opened(rig: &mut Rig, conn: ClientConn, name: &str, write: bool) -> Opened {
-    match rig.done(conn, open(name, write)) {
+fn opened(rig: &mut Rig, conn: ClientConn, number: u64, (name, write): (&str, bool)) -> Opened {
+    match rig.done(conn, open(number, name, write)) {
         ClientReply::Opened(opened) => opened,
         other => panic!("{other:?}"),
     }
 }
 
-fn delete(name: &str) -> ClientRequest {
-    ClientRequest::RegionDelete(region_name(name))
+fn find(name: &str) -> ClientRequest {
+    ClientRequest::RegionFind(region_name(name))
 }
 
 fn fetch(block: BlockId, writable: bool) -> ClientRequest {
@@ -28,11 +28,14 @@ fn who_has_no_right_learns_no_name_and_who_has_some_is_denied_the_rest() {
     let (other, _) = rig.session(1001);
     rig.done(owner, region("private", 10, 0o600));
     rig.done(owner, region("public", 10, 0o604));
-    assert_eq!(rig.status(other, open("private", false)), Status::NotFound);
-    assert_eq!(rig.status(other, delete("private")), Status::NotFound);
-    assert_eq!(rig.status(other, open("public", true)), Status::Denied);
-    assert_eq!(rig.status(other, delete("public")), Status::Denied);
-    let first = opened(&mut rig, other, "public", false).first;
+    let private = delete_region(rig.key(owner, "private"), 0);
+    let public = delete_region(rig.key(other, "public"), 0);
+    assert_eq!(rig.status(other, open(1, "private", false)), Status::NotFound);
+    assert_eq!(rig.status(other, find("private")), Status::NotFound);
+    assert_eq!(rig.status(other, private), Status::NotFound);
+    assert_eq!(rig.status(other, open(1, "public", true)), Status::Denied);
+    assert_eq!(rig.status(other, public), Status::Denied);
+    let first = opened(&mut rig, other, 1, ("public", false)).first;
     assert!(matches!(rig.done(other, fetch(first, false)), ClientReply::Fetched(_)));
     assert_eq!(rig.status(other, fetch(first, true)), Status::Denied);
     let list = ClientRequest::RegionList(RegionList { volume: "v".into(), after: String::new() });
@@ -51,20 +54,40 @@ fn a_grant_is_stored_before_its_opener_is_answered_and_each_close_counts() {
     let (conn, ready) = rig.session(1000);
     rig.done(conn, region("r", 10, 0o600));
     rig.actions.clear();
-    let first = opened(&mut rig, conn, "r", true).first;
+    let first = opened(&mut rig, conn, 1, ("r", true)).first;
     let stored = rig.actions.iter().position(|action| {
         matches!(action, Action::StoreGrant { session, grant }
             if *session == ready.session && grant.block == first && grant.rights == Rights::ALL)
     });
     let replied = rig.actions.iter().position(|action| matches!(action, Action::Reply { .. }));
     assert!(stored.unwrap() < replied.unwrap());
-    opened(&mut rig, conn, "r", false);
-    let close = ClientRequest::RegionClose(first);
-    assert_eq!(rig.done(conn, close.clone()), ClientReply::Done);
-    assert!(matches!(rig.done(conn, fetch(first, true)), ClientReply::Fetched(_)));
-    assert_eq!(rig.done(conn, close.clone()), ClientReply::Done);
-    assert_eq!(rig.status(conn, fetch(first, true)), Status::Address);
-    assert_eq!(rig.status(conn, close), Status::NotFound);
+    opened(&mut rig, conn, 2, ("r", false));
+    assert_eq!(rig.done(conn, close(1)), ClientReply::Done);
+    assert!(matches!(rig.done(conn, fetch(first, false)), ClientReply::Fetched(_)));
+    assert_eq!(rig.status(conn, fetch(first, true)), Status::Denied);
+    assert_eq!(rig.done(conn, close(2)), ClientReply::Done);
+    assert_eq!(rig.status(conn, fetch(first, false)), Status::Address);
+}
+
+#[test]
+fn an_opening_is_opened_once_and_closed_once_however_often_it_is_asked() {
+    let mut rig = Rig::new(1);
+    let (conn, ready) = rig.session(1000);
+    rig.done(conn, region("r", 10, 0o600));
+    rig.done(conn, region("s", 10, 0o600));
+    let first = opened(&mut rig, conn, 1, ("r", true));
+    assert_eq!(opened(&mut rig, conn, 1, ("r", true)), first);
+    assert_eq!(opened(&mut rig, conn, 2, ("r", true)), first);
+    assert_eq!(rig.dispatcher.snapshot().openings[&ready.session], [1, 2]);
+    assert_eq!(rig.status(conn, open(1, "s", true)), Status::Invalid);
+    assert_eq!(rig.status(conn, open(1, "r", false)), Status::Invalid);
+    for _ in 0..3 {
+        assert_eq!(rig.done(conn, close(1)), ClientReply::Done);
+        assert_eq!(rig.dispatcher.snapshot().openings[&ready.session], [2]);
+    }
+    assert!(matches!(rig.done(conn, fetch(first.first, true)), ClientReply::Fetched(_)));
+    // The number is free again.
+    opened(&mut rig, conn, 1, ("s", false));
 }
 
 #[test]
@@ -73,12 +96,13 @@ fn a_region_that_another_has_open_stays_and_ones_own_handle_is_told_first() {
     let (owner, ready) = rig.session(1000);
     let (other, _) = rig.session(1001);
     rig.done(owner, region("r", GIB + 1, 0o666));
-    let first = opened(&mut rig, owner, "r", true).first;
-    opened(&mut rig, other, "r", false);
-    assert_eq!(rig.status(owner, delete("r")), Status::Busy);
-    rig.done(other, ClientRequest::RegionClose(first));
+    let first = opened(&mut rig, owner, 1, ("r", true)).first;
+    opened(&mut rig, other, 1, ("r", false));
+    let delete = delete_region(rig.key(owner, "r"), 1000);
+    assert_eq!(rig.status(owner, delete.clone()), Status::Busy);
+    rig.done(other, close(1));
     rig.actions.clear();
-    assert_eq!(rig.done(owner, delete("r")), ClientReply::Done);
+    assert_eq!(rig.done(owner, delete), ClientReply::Done);
     let at = |wanted: &dyn Fn(&Action) -> bool| rig.actions.iter().position(wanted).unwrap();
     let told = at(&|a| matches!(a, Action::Publish { session, .. } if *session == ready.session));
     let destroyed = at(&|a| {
@@ -102,8 +126,9 @@ fn an_id_is_used_again_only_when_who_had_it_was_told() {
     let (conn, _) = rig.session(1000);
     rig.granted(conn, heap(1, 4096));
     rig.done(conn, region("r", GIB + 1, 0o600));
-    opened(&mut rig, conn, "r", true);
-    rig.done(conn, delete("r"));
+    opened(&mut rig, conn, 1, ("r", true));
+    let delete = delete_region(rig.key(conn, "r"), 0);
+    rig.done(conn, delete);
     assert_eq!(rig.refused(conn, heap(2, 4096)).text, "no 1 consecutive block ids are free");
     rig.done(conn, ClientRequest::Changes(Changes { since: 0 }));
     rig.granted(conn, heap(3, 4096));
@@ -115,19 +140,91 @@ fn a_delete_is_answered_when_the_region_can_not_come_back() {
     let (conn, _) = rig.session(1000);
     rig.done(conn, region("r", 10, 0o600));
     rig.mood(1, Mood::Waits);
-    let number = rig.ask_later(conn, delete("r"));
+    let delete = delete_region(rig.key(conn, "r"), 0);
+    let number = rig.ask_later(conn, delete.clone());
     assert_eq!(rig.answer(conn, number), None);
+    // Asked again, it is the same delete: who asked last is answered.
+    let again = rig.ask_later(conn, delete.clone());
+    assert!(matches!(rig.answer(conn, number), Some((Err(_), _))));
     rig.obey(1);
-    assert!(matches!(rig.answer(conn, number), Some((Ok(ClientReply::Done), _))));
+    assert!(matches!(rig.answer(conn, again), Some((Ok(ClientReply::Done), _))));
+    assert_eq!(rig.status(conn, find("r")), Status::NotFound);
+}
 
-    rig.mood(1, Mood::Obeys);
+#[test]
+fn a_repeated_delete_is_done_for_its_author_and_deletes_nothing_else() {
+    let mut rig = Rig::new(1);
+    let (author, _) = rig.session(1000);
+    let (other, _) = rig.session(1000);
+    rig.done(author, region("r", 10, 0o600));
+    let delete = delete_region(rig.key(author, "r"), 0);
+    rig.done(author, delete.clone());
+    rig.done(other, region("r", 10, 0o600));
+    let present = rig.key(other, "r");
+    assert_eq!(rig.done(author, delete.clone()), ClientReply::Done);
+    assert_eq!(rig.status(other, delete), Status::NotFound);
+    assert_eq!(rig.key(author, "r"), present);
+}
+
+#[test]
+fn a_delete_waits_for_the_daemon_of_the_first_block_as_long_as_its_asker_does() {
+    let mut rig = Rig::new(1);
+    let (conn, _) = rig.session(1000);
     rig.done(conn, region("r", 10, 0o600));
+    let key = rig.key(conn, "r");
     rig.daemon_dies(1);
-    assert_eq!(
-        rig.refused(conn, delete("r")).text,
-        "daemon 1, which has its first block, does not answer"
-    );
-    opened(&mut rig, conn, "r", true);
+    let away = "daemon 1, which has its first block, does not answer";
+    assert_eq!(rig.refused(conn, delete_region(key, 0)).text, away);
+    let number = rig.ask_later(conn, delete_region(key, 500));
+    rig.wait(400);
+    assert_eq!(rig.answer(conn, number), None);
+    rig.wait(200);
+    let Some((Err(refusal), _)) = rig.answer(conn, number) else { panic!("it waits on") };
+    assert_eq!((refusal.status, refusal.text.as_str()), (Status::Busy, away));
+    // Who was refused can use it.
+    opened(&mut rig, conn, 1, ("r", true));
+
+    let number = rig.ask_later(conn, delete_region(key, 5000));
+    let held = HeldBlock { description: held_description(&rig), committed: 4096 };
+    rig.daemon_with(1, 3 * GIB, vec![held]);
+    assert!(matches!(rig.answer(conn, number), Some((Ok(ClientReply::Done), _))));
+    assert_eq!(rig.daemons[&1].destroyed, [key.first]);
+}
+
+fn held_description(rig: &Rig) -> BlockDescription {
+    rig.daemons[&1].created[0].clone()
+}
+
+/// It said that it deletes, and cannot confirm it: a broker that comes back may find the region.
+#[test]
+fn a_delete_whose_daemon_dies_over_it_is_answered_when_the_daemon_is_back() {
+    let mut rig = Rig::new(1);
+    let (conn, _) = rig.session(1000);
+    rig.done(conn, region("r", 10, 0o600));
+    let key = rig.key(conn, "r");
+    let description = held_description(&rig);
+    rig.mood(1, Mood::Waits);
+    let number = rig.ask_later(conn, delete_region(key, 5000));
+    rig.daemon_dies(1);
+    assert_eq!(rig.answer(conn, number), None);
+    rig.daemon_with(1, 3 * GIB, vec![HeldBlock { description, committed: 4096 }]);
+    assert!(matches!(rig.answer(conn, number), Some((Ok(ClientReply::Done), _))));
+    assert_eq!(rig.daemons[&1].destroyed, [key.first]);
+}
+
+#[test]
+fn who_hangs_up_deletes_nothing_that_was_postponed() {
+    let mut rig = Rig::new(1);
+    let (conn, _) = rig.session(1000);
+    let (other, _) = rig.session(1000);
+    rig.done(conn, region("r", 10, 0o600));
+    let key = rig.key(conn, "r");
+    let description = held_description(&rig);
+    rig.daemon_dies(1);
+    rig.ask_later(conn, delete_region(key, 5000));
+    rig.event(Event::HungUp { conn });
+    rig.daemon_with(1, 3 * GIB, vec![HeldBlock { description, committed: 4096 }]);
+    assert_eq!(rig.key(other, "r"), key);
 }
 
 #[test]

@@ -2,12 +2,14 @@ use dmce_abi::Status;
 use dmce_abi::block::{BlockDescription, Guid, Owner, Region, Span, Ticket};
 use dmce_abi::wire::admin::{AdminReply, AdminRequest, Health};
 use dmce_abi::wire::client::{
-    Attach, Changes, ClientReply, ClientRequest, Delete, Fetch, Map, RegionName, RegionOpen,
+    Abandon, Attach, Changes, ClientReply, ClientRequest, Delete, Fetch, Map, Opening, OpeningId,
+    RegionName, RegionOpen,
 };
 use dmce_abi::wire::daemon::HeldBlock;
 
 use super::rig::{
-    GIB, MIB, Rig, block_id, config, daemon_id, guid, heap, open, region, session_id, setup, span,
+    GIB, MIB, Rig, block_id, close, config, daemon_id, delete_region, guid, heap, open, region,
+    session_id, setup, span,
 };
 use crate::dispatcher::{
     Action, BelievedSession, ClientConn, Event, FoundContent, FoundDaemon, Grant, Headers, Rights,
@@ -89,8 +91,12 @@ pub fn held_region(first: u32, place: u32, count: u32, created_at: u64) -> HeldB
 }
 
 pub fn attach(rig: &mut Rig) -> ClientConn {
+    attach_with(rig, Vec::new())
+}
+
+pub fn attach_with(rig: &mut Rig, openings: Vec<Opening>) -> ClientConn {
     let conn = rig.connect(PID, 1000);
-    let attach = Attach { session: session_id(4), guid: guid(4) };
+    let attach = Attach { session: session_id(4), guid: guid(4), openings };
     assert!(matches!(rig.done(conn, ClientRequest::Attach(attach)), ClientReply::Ready(_)));
     conn
 }
@@ -202,19 +208,75 @@ fn open_regions_are_open_again_and_those_that_are_gone_are_told() {
     assert!(rig.actions.contains(&revoke));
     let publish = Action::Publish { session: session_id(4), generation: 11 };
     assert!(rig.actions.contains(&publish));
-    let conn = attach(&mut rig);
+    let told = |number| Opening {
+        opening: OpeningId(number),
+        first: block_id(8),
+        read: true,
+        write: true,
+    };
+    let conn = attach_with(&mut rig, vec![told(70), told(71)]);
     let ClientReply::Changed(changed) =
         rig.done(conn, ClientRequest::Changes(Changes { since: 10 }))
     else {
         panic!()
     };
     assert_eq!(changed.blocks, [block_id(90)]);
-    // Opened twice, so it closes twice.
-    let close = ClientRequest::RegionClose(block_id(8));
-    for _ in 0..2 {
-        assert_eq!(rig.done(conn, close.clone()), ClientReply::Done);
+    // Opened twice: it is closed when both are, and a repeated close counts for nothing.
+    for number in [70, 70, 71] {
+        assert_eq!(fetched(&mut rig, conn, 8), Some(false));
+        assert_eq!(rig.done(conn, close(number)), ClientReply::Done);
     }
-    assert_eq!(rig.status(conn, close), Status::NotFound);
+    assert_eq!(fetched(&mut rig, conn, 8), None);
+}
+
+/// The broker died between the deed and the answer: the client knows nothing of the opening, and
+/// asks for it again.
+#[test]
+fn an_opening_of_which_its_client_was_not_told_ends_when_it_attaches() {
+    let grant = |place| Grant { place, block: block_id(8), rights: Rights::ALL };
+    let sessions = vec![believed(0, vec![grant(0), grant(1)])];
+    let mut rig = Rig::started(config(), Started { sessions, daemons: vec![expected(1, &[8])] });
+    let known = Opening { opening: OpeningId(70), first: block_id(8), read: true, write: true };
+    let conn = attach_with(&mut rig, vec![known]);
+    let revoke = Action::RevokeGrant { session: session_id(4), place: 1 };
+    assert!(rig.actions.contains(&revoke));
+    let number = rig.ask_later(conn, open(71, "r", true));
+    rig.daemon_with(1, 3 * GIB, vec![held_region(8, 0, 1, 3)]);
+    assert!(matches!(rig.answer(conn, number), Some((Ok(ClientReply::Opened(_)), _))));
+    assert_eq!(rig.dispatcher.snapshot().openings[&session_id(4)], [70, 71]);
+
+    // One more connection, which knows of neither.
+    let conn = attach(&mut rig);
+    assert_eq!(rig.dispatcher.snapshot().openings[&session_id(4)], [0; 0]);
+    assert_eq!(fetched(&mut rig, conn, 8), None);
+}
+
+#[test]
+fn a_delete_that_an_earlier_broker_did_is_done_and_harms_no_namesake() {
+    let sessions = vec![believed(0, vec![])];
+    let mut rig = Rig::started(config(), Started { sessions, daemons: vec![expected(1, &[8])] });
+    rig.daemon_with(1, 3 * GIB, vec![held_region(8, 0, 1, 3)]);
+    let conn = attach(&mut rig);
+    let namesake = rig.key(conn, "r");
+    let deleted = dmce_abi::wire::client::RegionKey { guid: guid(77), ..namesake };
+    assert_eq!(rig.done(conn, delete_region(deleted, 0)), ClientReply::Done);
+    assert_eq!(rig.key(conn, "r"), namesake);
+    // Who cannot have deleted it is told that there is none.
+    let (other, _) = rig.session(1000);
+    assert_eq!(rig.status(other, delete_region(deleted, 0)), Status::NotFound);
+}
+
+#[test]
+fn what_a_ticket_made_is_deleted_when_its_client_has_given_it_up() {
+    let sessions = vec![believed(0, vec![])];
+    let mut rig = Rig::started(config(), Started { sessions, daemons: vec![expected(1, &[7, 8])] });
+    let conn = attach(&mut rig);
+    let number = rig.ask_later(conn, ClientRequest::Abandon(Abandon { ticket: 5 }));
+    assert_eq!(rig.answer(conn, number), None);
+    rig.daemon_with(1, 3 * GIB, vec![held(7, 0, 1, 4), held(8, 0, 1, 5)]);
+    assert!(matches!(rig.answer(conn, number), Some((Ok(ClientReply::Done), _))));
+    assert_eq!(rig.daemons[&1].destroyed, [block_id(8)]);
+    assert_eq!(fetched(&mut rig, conn, 7), Some(false));
 }
 
 #[test]
@@ -225,7 +287,7 @@ fn of_two_regions_with_one_name_the_younger_was_created_when_the_older_was_gone(
     rig.daemon_with(2, 3 * GIB, vec![held_region(9, 0, 1, 31)]);
     assert_eq!(rig.daemons[&1].destroyed, [block_id(8)]);
     let (conn, _) = rig.session(1000);
-    let ClientReply::Opened(opened) = rig.done(conn, open("r", true)) else { panic!() };
+    let ClientReply::Opened(opened) = rig.done(conn, open(1, "r", true)) else { panic!() };
     assert_eq!(opened.first, block_id(9));
 }
 
@@ -303,7 +365,7 @@ fn headers_that_cannot_be_are_left_and_the_rest_of_a_dead_daemon_counts() {
     let mut rig = Rig::started(config(), Started { sessions: vec![], daemons: vec![found] });
     rig.daemon(2, GIB);
     let (conn, _) = rig.session(1000);
-    let ClientReply::Opened(opened) = rig.done(conn, open("r", true)) else { panic!() };
+    let ClientReply::Opened(opened) = rig.done(conn, open(1, "r", true)) else { panic!() };
     assert_eq!((opened.first, opened.primary_daemon), (block_id(8), 1));
     assert_eq!(fetched(&mut rig, conn, 8), Some(false));
 }
@@ -327,15 +389,16 @@ fn what_can_never_be_served_is_refused_at_once_and_the_rest_waits() {
     let map = Map { addr: 7 << 30, bytes: 0, os_address: 4096, writable: true };
     assert_eq!(rig.status(conn, ClientRequest::Map(map)), Status::Invalid);
     for name in [long("v", 60_000), long("", 1), long("a/b", 1)] {
-        assert_eq!(rig.status(conn, ClientRequest::RegionDelete(name)), Status::NotFound);
+        assert_eq!(rig.status(conn, ClientRequest::RegionFind(name)), Status::NotFound);
     }
-    let neither = RegionOpen { region: long("v", 1), read: false, write: false };
+    let neither =
+        RegionOpen { opening: OpeningId(1), region: long("v", 1), read: false, write: false };
     assert_eq!(rig.status(conn, ClientRequest::RegionOpen(neither)), Status::Invalid);
     // A Setup that is refused ends its connection, now as ever.
     let ClientRequest::Setup(mut bad) = setup(0, false) else { panic!() };
     bad.name = "/".into();
     assert_eq!(rig.status(stranger, ClientRequest::Setup(bad)), Status::Invalid);
     assert!(rig.actions.iter().any(|action| matches!(action, Action::CloseClient { .. })));
-    let waiting = rig.ask_later(conn, ClientRequest::RegionDelete(long("v", 1)));
+    let waiting = rig.ask_later(conn, ClientRequest::RegionFind(long("v", 1)));
     assert_eq!(rig.answer(conn, waiting), None);
 }

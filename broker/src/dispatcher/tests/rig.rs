@@ -7,8 +7,8 @@ use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, SessionId};
 use dmce_abi::name::Instance;
 use dmce_abi::version::SEGMENT_VERSION;
 use dmce_abi::wire::client::{
-    ClientReply, ClientRequest, Granted, Malloc, MallocKind, Ready, RegionCreate, RegionName,
-    RegionOpen, Setup,
+    ClientReply, ClientRequest, Granted, Malloc, MallocKind, OpeningId, Ready, RegionCreate,
+    RegionDelete, RegionKey, RegionName, RegionOpen, Setup,
 };
 use dmce_abi::wire::daemon::{DaemonAnswer, DaemonMessage, DaemonRequest, HeldBlock, Register};
 use dmce_abi::wire::{Refusal, Reply};
@@ -196,6 +196,14 @@ impl Rig {
         }
     }
 
+    /// The key of a region.
+    pub fn key(&mut self, conn: ClientConn, name: &str) -> RegionKey {
+        match self.done(conn, ClientRequest::RegionFind(region_name(name))) {
+            ClientReply::Found(key) => key,
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// Time passes, and the shell wakes the dispatcher whenever it wants to be.
     pub fn wait(&mut self, millis: u64) {
         for _ in 0..millis / 100 {
@@ -331,6 +339,16 @@ pub fn region(name: &str, region_size: u64, mode: u32) -> ClientRequest {
     })
 }
 
-pub fn open(name: &str, write: bool) -> ClientRequest {
-    ClientRequest::RegionOpen(RegionOpen { region: region_name(name), read: true, write })
+/// Opens a region as the session's opening of that number.
+pub fn open(number: u64, name: &str, write: bool) -> ClientRequest {
+    let (opening, region) = (OpeningId(number), region_name(name));
+    ClientRequest::RegionOpen(RegionOpen { opening, region, read: true, write })
+}
+
+pub fn close(number: u64) -> ClientRequest {
+    ClientRequest::RegionClose(OpeningId(number))
+}
+
+pub fn delete_region(region: RegionKey, wait_ms: u32) -> ClientRequest {
+    ClientRequest::RegionDelete(RegionDelete { region, wait_ms })
 }

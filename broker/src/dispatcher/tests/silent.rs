@@ -2,10 +2,10 @@
 
 use dmce_abi::Status;
 use dmce_abi::wire::admin::{AdminReply, AdminRequest, DaemonState};
-use dmce_abi::wire::client::{ClientReply, ClientRequest, Delete, Grow};
+use dmce_abi::wire::client::{ClientReply, ClientRequest, Delete, Grow, Opening, OpeningId};
 use dmce_abi::wire::daemon::DaemonMessage;
 
-use super::restart::{attach, believed, expected, fetched, held, held_region, read};
+use super::restart::{attach, attach_with, believed, expected, fetched, held, held_region, read};
 use super::rig::{GIB, MIB, Rig, block_id, config, daemon_id, guid, heap, open, session_id, setup};
 use crate::dispatcher::{Action, ClientConn, Event, Grant, Headers, Rights, Started};
 
@@ -66,7 +66,7 @@ fn a_daemon_that_does_not_report_is_suspected_and_the_others_serve() {
     assert_eq!(fetched(&mut rig, conn, 1), Some(false));
     let grow = ClientRequest::Grow(Grow { block: block_id(1), committed: 2 * MIB });
     assert_eq!(rig.status(conn, grow.clone()), Status::NoSpace);
-    let ClientReply::Opened(opened) = rig.done(conn, open("r", true)) else { panic!() };
+    let ClientReply::Opened(opened) = rig.done(conn, open(1, "r", true)) else { panic!() };
     assert_eq!(opened.first, block_id(2));
 
     // It goes on, and reports.
@@ -119,8 +119,10 @@ fn what_it_destroyed_for_the_broker_before_is_gone_and_not_lost_unless_a_session
     for is_open in [false, true] {
         let grant = Grant { place: 0, block: block_id(8), rights: Rights::ALL };
         let grants = if is_open { vec![grant] } else { vec![] };
+        let told = Opening { opening: OpeningId(1), first: block_id(8), read: true, write: true };
+        let told = if is_open { vec![told] } else { vec![] };
         let mut rig = silent_first(&[7, 8], grants);
-        let conn = attach(&mut rig);
+        let conn = attach_with(&mut rig, told);
         give_up_waiting(&mut rig, read(vec![held(7, 0, 1, 1), held_region(8, 0, 1, 3)]));
         rig.actions.clear();
         rig.daemon_with(1, 3 * GIB, vec![]);

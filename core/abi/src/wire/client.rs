@@ -18,6 +18,9 @@ pub enum ClientRequest {
     Attach(Attach),
     /// Blocks for the session (FIG. 14).
     Malloc(Malloc),
+    /// Gives up a [`ClientRequest::Malloc`] whose answer nobody waits for any more: what its ticket
+    /// made, or is making, is deleted. Done, too, if there is nothing.
+    Abandon(Abandon),
     /// More committed bytes at the end of a block.
     Grow(Grow),
     /// Gives blocks back (FIG. 17).
@@ -40,10 +43,12 @@ pub enum ClientRequest {
     RegionCreate(RegionCreate),
     /// Opens a region.
     RegionOpen(RegionOpen),
-    /// Closes a region; its first block names it.
-    RegionClose(BlockId),
+    /// Ends one opening of a region. Done, too, if the session has no such opening.
+    RegionClose(OpeningId),
+    /// Which region has a name: what [`ClientRequest::RegionDelete`] takes.
+    RegionFind(RegionName),
     /// Deletes a region.
-    RegionDelete(RegionName),
+    RegionDelete(RegionDelete),
     /// The names of the regions of a volume, sorted, a page at a time.
     RegionList(RegionList),
     /// A listing for the administrator. Needs no session.
@@ -73,6 +78,8 @@ pub enum ClientReply {
     Stat(SessionStat),
     /// To [`ClientRequest::RegionOpen`].
     Opened(Opened),
+    /// To [`ClientRequest::RegionFind`].
+    Found(RegionKey),
     /// To [`ClientRequest::RegionList`].
     Names {
         /// Sorted names.
@@ -104,12 +111,32 @@ pub struct Setup {
 }
 
 /// Takes up a session. The GUID is what only its client knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attach {
     /// The session's id.
     pub session: SessionId,
     /// Its GUID.
     pub guid: Guid,
+    /// The openings of regions that the client was told of and has not closed. The broker closes
+    /// all others, and opens none.
+    pub openings: Vec<Opening>,
+}
+
+/// The session's number for an opening of a region: it has one at most with it at one time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct OpeningId(pub u64);
+
+/// An opening, as the client tells it again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opening {
+    /// Its number.
+    pub opening: OpeningId,
+    /// The region's first block.
+    pub first: BlockId,
+    /// Whether it was opened to be read.
+    pub read: bool,
+    /// Whether it was opened to be written.
+    pub write: bool,
 }
 
 /// A session, ready for use.
@@ -148,6 +175,13 @@ pub struct Malloc {
     pub page_size: u32,
     /// 0 for the session's default.
     pub copies: u32,
+}
+
+/// Gives a [`Malloc`] up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Abandon {
+    /// Its ticket.
+    pub ticket: u64,
 }
 
 /// One growing block, or a span.
@@ -308,6 +342,8 @@ pub struct RegionCreate {
 /// Opens a region.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegionOpen {
+    /// The session's number for this opening: repeated, it gives the same opening again.
+    pub opening: OpeningId,
     /// Which.
     pub region: RegionName,
     /// Whether it is to be read.
@@ -316,10 +352,28 @@ pub struct RegionOpen {
     pub write: bool,
 }
 
+/// Names a region for ever: ids are used again, GUIDs are not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegionKey {
+    /// Its first block.
+    pub first: BlockId,
+    /// Its GUID.
+    pub guid: Guid,
+}
+
+/// Deletes a region (004, delete).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegionDelete {
+    /// Which: an old key deletes no region that came after it.
+    pub region: RegionKey,
+    /// Milliseconds to wait for the daemon of its first block, if that does not answer.
+    pub wait_ms: u32,
+}
+
 /// An open region (004 [84]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Opened {
-    /// Its first block: what [`ClientRequest::RegionClose`] takes.
+    /// Its first block.
     pub first: BlockId,
     /// Blocks of its span.
     pub count: u32,

@@ -1,7 +1,9 @@
 use alloc::string::ToString;
 use alloc::vec;
 
-use super::client::{Attach, ClientReply, ClientRequest, Grow, Setup};
+use super::client::{
+    Attach, ClientReply, ClientRequest, Grow, Opening, OpeningId, RegionDelete, RegionKey, Setup,
+};
 use super::daemon::{DaemonMessage, DaemonNotice};
 use super::*;
 use crate::block::{BlockId, Guid, SessionId};
@@ -27,14 +29,18 @@ fn golden_frames() {
     assert_eq!(encode(PLAIN, &setup()).unwrap(), [&header[..], &body[..]].concat());
     let block = BlockId::try_from(300).unwrap();
     let grow = ClientRequest::Grow(Grow { block, committed: 1 << 21 });
-    assert_eq!(encode(PLAIN, &grow).unwrap()[HEADER_BYTES..], [3, 0xac, 2, 0x80, 0x80, 0x80, 1]);
+    assert_eq!(encode(PLAIN, &grow).unwrap()[HEADER_BYTES..], [4, 0xac, 2, 0x80, 0x80, 0x80, 1]);
     let attach = ClientRequest::Attach(Attach {
         session: SessionId::try_from(7).unwrap(),
         guid: Guid([9; 16]),
+        openings: vec![Opening { opening: OpeningId(5), first: block, read: true, write: false }],
     });
-    let mut bytes = vec![1, 7];
-    bytes.extend([9; 16]);
+    let bytes = [&[1, 7][..], &[9; 16], &[1, 5, 0xac, 2, 1, 0]].concat();
     assert_eq!(encode(PLAIN, &attach).unwrap()[HEADER_BYTES..], bytes);
+    let region = RegionKey { first: block, guid: Guid([9; 16]) };
+    let delete = ClientRequest::RegionDelete(RegionDelete { region, wait_ms: 300 });
+    let bytes = [&[17, 0xac, 2][..], &[9; 16], &[0xac, 2]].concat();
+    assert_eq!(encode(PLAIN, &delete).unwrap()[HEADER_BYTES..], bytes);
     let refused: Reply<ClientReply> = Err(Refusal::new(Status::Quota, "no"));
     assert_eq!(encode(PLAIN, &refused).unwrap()[HEADER_BYTES..], [1, 8, 2, b'n', b'o']);
     let lost = DaemonMessage::Notice(DaemonNotice::Lost { block });
@@ -99,4 +105,18 @@ fn a_body_that_does_not_fit_is_not_sent() {
     let names = vec![alloc::string::String::from("0123456789abcdef"); 5000];
     let reply: Reply<ClientReply> = Ok(ClientReply::Names { names, more: false });
     assert!(matches!(encode(PLAIN, &reply), Err(WireError::TooLong { .. })));
+}
+
+/// A client may have to tell all its openings at once.
+#[test]
+fn as_many_openings_as_a_session_may_have_fit_a_frame() {
+    let first = BlockId::try_from(crate::limits::BLOCK_IDS_MAX - 1).unwrap();
+    let opening = Opening { opening: OpeningId(u64::MAX), first, read: true, write: true };
+    let attach = ClientRequest::Attach(Attach {
+        session: SessionId::try_from(crate::limits::SESSION_IDS_MAX).unwrap(),
+        guid: Guid([0xff; 16]),
+        openings: vec![opening; crate::limits::GRANTS],
+    });
+    let frame = encode(PLAIN, &attach).unwrap();
+    assert_eq!(decode_body::<ClientRequest>(&frame), Ok(attach));
 }
