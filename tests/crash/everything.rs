@@ -1,6 +1,7 @@
 //! Everything dies, in any order, and comes back.
 
 use dmce_abi::wire::admin::Health;
+use dmce_tests::churn::pattern;
 use dmce_tests::{Client, Instance, Seeded};
 use libdmce::{Mirror, Prot, RegionOptions};
 
@@ -36,8 +37,7 @@ fn regions_and_their_bytes_are_there_after_everything_was_killed() {
         assert_eq!(regions.len() as u64, round + 1);
         for (content, name) in regions.iter().enumerate() {
             let region = session.region_open("vol", name, Prot::READ).unwrap();
-            let mut expected = vec![0; 5_000_000];
-            Seeded::quiet(content as u64).fill(&mut expected);
+            let expected = pattern(content as u64, 5_000_000);
             let mut found = vec![0; 5_000_000];
             region.read(0, &mut found, Mirror::Any).unwrap();
             assert!(found == expected, "{name} after round {round}");

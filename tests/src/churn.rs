@@ -114,7 +114,7 @@ pub fn churn(session: &Session, seed: u64, steps: u64) -> Result<(), ChurnError>
     let mut churn = Churn {
         session,
         memory,
-        random: Seeded::new(seed),
+        random: Seeded::quiet(seed),
         block_bytes: session.layout().block_bytes(),
         held: 0,
         pieces: Vec::new(),
