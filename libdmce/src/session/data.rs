@@ -93,8 +93,8 @@ impl Core {
         data: *const u8,
         bytes: usize,
     ) -> Result<(), Error> {
-        // SAFETY: the piece is all of `bytes`, for which the caller's data is readable; the block is
-        // writable, since this is a write.
+        // SAFETY: the piece is all of `bytes`, for which the caller's data is readable; the block
+        // is writable, since this is a write.
         let write = |block: &Block, piece| unsafe { block.write(piece, data) };
         if self.try_quickly(to, bytes, Intent::Write, write) {
             return Ok(());
