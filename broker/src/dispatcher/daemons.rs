@@ -82,6 +82,8 @@ pub(super) struct Server {
     pub sensed: bool,
     /// Whether it lives, and is silent while it should report.
     pub overdue: bool,
+    /// Connections that ended before its last Holds, since it was up.
+    pub failed_reports: u32,
     /// Blocks that it made for a broker that was dead by then: they are to go. Of each, whether its
     /// id is its own.
     pub strays: BTreeMap<BlockId, bool>,
@@ -184,6 +186,9 @@ impl Server {
     /// The link is gone: destroys wait for the next one. Returns what was asked and cannot be
     /// answered any more, in the order of asking, and whether it was sent.
     pub(super) fn go_away(&mut self) -> Vec<(Op, bool)> {
+        if matches!(self.link, Link::Joining { .. }) {
+            self.failed_reports = self.failed_reports.saturating_add(1);
+        }
         self.link = Link::Away;
         self.pid = 0;
         self.sensed = false;

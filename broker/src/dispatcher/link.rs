@@ -110,12 +110,13 @@ impl Dispatcher {
         }
         let Some((pid, registered)) = self.daemons.conns.get_mut(&conn) else { return Ok(()) };
         *registered = Some(daemon);
+        let pid = *pid;
         let server = self.daemons.servers.entry(daemon).or_default();
         server.link = Link::Joining { conn, held: BTreeMap::new() };
-        server.pid = *pid;
+        server.pid = pid;
         server.heard = self.now.millis;
         server.overdue = false;
-        self.timers.set(Timer::Report(daemon), self.now.millis.after(self.config.suspect_ms));
+        self.expect_report(daemon);
         let text = format!("daemon {daemon}, process {pid}, joins with {capacity} bytes");
         self.ledger.set_capacity(daemon, *capacity);
         self.log(LogLevel::Info, text);
@@ -159,6 +160,7 @@ impl Dispatcher {
         self.out.push(Action::ToDaemon { conn, request_id, request });
         if let Some(server) = self.daemons.servers.get_mut(&daemon) {
             server.link = Link::Up(conn);
+            server.failed_reports = 0;
         }
         let at = self.now.millis.after(self.config.sense_ms);
         self.timers.set(Timer::Sense(daemon), at);
@@ -195,7 +197,7 @@ impl Dispatcher {
             }
             Link::Joining { .. } => {
                 server.overdue = false;
-                self.timers.set(Timer::Report(daemon), now.after(self.config.suspect_ms));
+                self.expect_report(daemon);
             }
             Link::Away | Link::Up(_) => {}
         }
@@ -211,6 +213,16 @@ impl Dispatcher {
         self.let_nobody_wait(daemon);
         for first in self.asked_spans(&creates) {
             self.make_again(first);
+        }
+    }
+
+    /// A daemon that is to report was heard: it has time again. Not so if it tried before and nobody
+    /// is to wait for it for ever.
+    fn expect_report(&mut self, daemon: DaemonId) {
+        let tried = self.daemons.servers.get(&daemon).is_some_and(|s| s.failed_reports > 0);
+        if !tried || !self.timers.is_set(Timer::Report(daemon)) {
+            let at = self.now.millis.after(self.config.suspect_ms);
+            self.timers.set(Timer::Report(daemon), at);
         }
     }
 
@@ -293,7 +305,9 @@ impl Dispatcher {
         let orphans = server.go_away();
         server.overdue = self.daemons.unconfirmed.contains(&daemon);
         self.timers.cancel(Timer::Sense(daemon));
-        self.timers.cancel(Timer::Report(daemon));
+        if !self.daemons.expected.contains(&daemon) {
+            self.timers.cancel(Timer::Report(daemon));
+        }
         self.log(LogLevel::Warn, format!("daemon {daemon} is away"));
         let creates: Vec<BlockId> = orphans.iter().filter_map(|(op, _)| created(op)).collect();
         let spans = self.asked_spans(&creates);

@@ -121,7 +121,7 @@ impl Dispatcher {
     /// Until a daemon has reported, its death is known by its lock, and its silence by the clock.
     pub(super) fn await_lock(&mut self, daemon: DaemonId) {
         let is_expected = self.daemons.expected.contains(&daemon);
-        if is_expected {
+        if is_expected && !self.timers.is_set(Timer::Report(daemon)) {
             let at = self.now.millis.after(self.config.suspect_ms);
             self.timers.set(Timer::Report(daemon), at);
         }

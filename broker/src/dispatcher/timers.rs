@@ -47,6 +47,11 @@ impl Timers {
         }
     }
 
+    /// Whether `timer` is due at some time.
+    pub(super) fn is_set(&self, timer: Timer) -> bool {
+        self.at.contains_key(&timer)
+    }
+
     /// Takes the next that is due at `now`.
     pub(super) fn pop(&mut self, now: Millis) -> Option<Timer> {
         let (_, timer) = self.due.first().copied().filter(|(at, _)| *at <= now)?;

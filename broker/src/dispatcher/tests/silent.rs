@@ -183,6 +183,22 @@ fn it_is_waited_for_as_long_as_it_reports_and_its_death_is_known_by_its_lock() {
     assert_eq!(rig.daemons[&1].destroyed, [block_id(90)]);
 }
 
+/// Each attempt is a sign of life, and none is a report.
+#[test]
+fn a_daemon_that_reports_in_vain_again_and_again_is_not_waited_for_either() {
+    let mut rig = silent_first(&[7], vec![]);
+    let mut bad = held(7, 0, 1, 1);
+    bad.description.epoch = 0;
+    for _ in 0..20 {
+        rig.daemon_with(1, 3 * GIB, vec![bad.clone()]);
+        rig.wait(config().suspect_ms / 4);
+    }
+    assert!(rig.actions.contains(&READ_HEADERS(1)));
+    rig.event(Event::HeadersRead { daemon: daemon_id(1), headers: read(vec![bad.clone()]) });
+    assert!(rig.dispatcher.snapshot().complete);
+    rig.session(1000);
+}
+
 #[test]
 fn headers_that_come_after_the_report_say_nothing() {
     let mut rig = silent_first(&[7], vec![]);
