@@ -216,8 +216,8 @@ impl Dispatcher {
         }
     }
 
-    /// A daemon that is to report was heard: it has time again. Not so if it tried before and nobody
-    /// is to wait for it for ever.
+    /// A daemon that is to report was heard: it has time again, unless it has tried before. Else it
+    /// could be waited for without end.
     fn expect_report(&mut self, daemon: DaemonId) {
         let tried = self.daemons.servers.get(&daemon).is_some_and(|s| s.failed_reports > 0);
         if !tried || !self.timers.is_set(Timer::Report(daemon)) {
