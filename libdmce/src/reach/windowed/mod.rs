@@ -15,6 +15,7 @@
 //! 2. A `pwrite` never makes a truncated object look whole: the object's end is checked around it.
 
 mod cache;
+mod end;
 mod policy;
 
 use std::cmp::Ordering;
@@ -31,6 +32,7 @@ use dmce_sys::transfer;
 use super::{Piece, Reach, Trouble, store};
 use cache::{Demand, Key};
 pub(crate) use cache::{WINDOW_BYTES, WindowCache};
+use end::End;
 
 /// From this size on an access is worth a window by itself.
 const LARGE_BYTES: usize = 128 << 10;
@@ -54,6 +56,7 @@ pub(crate) struct WindowedBlock {
     cache: Arc<WindowCache>,
     fd: OwnedFd,
     protection: Protection,
+    end: End,
     /// Tells blocks of the process apart, towards the cache.
     serial: u32,
     /// For each window of the block the cache's place that shows it, plus 1; 0 for none.
@@ -84,6 +87,7 @@ impl WindowedBlock {
             cache,
             fd,
             protection,
+            end: End::default(),
             serial: NEXT_SERIAL.fetch_add(1, Relaxed),
             entries: entries.into(),
             next_cell: AtomicU64::new(u64::MAX),
@@ -164,11 +168,7 @@ impl WindowedBlock {
     }
 
     fn write_direct(&self, part: Piece, data: &[u8]) -> Result<(), Trouble> {
-        let check_end = || match object::end(self.fd()) {
-            Ok(end) if end >= part.committed => Ok(()),
-            Ok(_) => Err(Trouble::Lost),
-            Err(error) => Err(io_trouble("measure", &error)),
-        };
+        let check_end = || self.end.check(self.fd(), part.committed);
         // Before, so that a truncated object is not made longer; after, because it may have been
         // truncated in between.
         check_end()?;
