@@ -180,7 +180,8 @@ fn a_broker_that_comes_back_is_told_the_openings_that_there_are() {
 fn closing_ends_calls_that_wait_for_an_answer_and_tells_the_broker() {
     for with_broker in [true, false] {
         let mut fake = Fake::start();
-        let options = Options { timeout_ms: u32::MAX, ..fake.options() };
+        // Longer than the watchdog waits.
+        let options = Options { timeout_ms: 180_000, ..fake.options() };
         let session = Session::open(&options).unwrap();
         fake.state().holds = Some("Malloc");
         std::thread::scope(|scope| {
