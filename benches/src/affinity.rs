@@ -11,6 +11,8 @@ use crate::{Error, Result};
 pub enum Cpus {
     /// All on the same one.
     One,
+    /// Any but that one.
+    Others,
     /// Any that this process could run on at first.
     Any,
 }
@@ -44,6 +46,7 @@ impl Allowed {
         let set = match cpus {
             Cpus::Any => self.0,
             Cpus::One => self.first(),
+            Cpus::Others => self.others(),
         };
         let folder = format!("/proc/{pid}/task");
         let tasks = fs::read_dir(&folder).map_err(Error::system(folder))?;
@@ -57,6 +60,14 @@ impl Allowed {
             }
         }
         Ok(())
+    }
+
+    fn others(self) -> CpuSet {
+        let (mut others, first) = (self.0, self.first());
+        for cpu in (0..CpuSet::MAX_CPU).filter(|&cpu| first.is_set(cpu)) {
+            others.unset(cpu);
+        }
+        others
     }
 
     fn first(self) -> CpuSet {

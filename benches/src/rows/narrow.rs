@@ -32,8 +32,9 @@ struct Locality {
     count: u64,
 }
 
-const LOCALITIES: [Locality; 3] = [
+const LOCALITIES: [Locality; 4] = [
     Locality { pieces: 0, piece_bytes: 0, goal: Goal::AtLeast(0.95), count: 1 << 18 },
+    Locality { pieces: 1, piece_bytes: 1 << 20, goal: Goal::AtLeast(10.0), count: 1 << 21 },
     Locality { pieces: 1, piece_bytes: 64 << 20, goal: Goal::AtLeast(10.0), count: 1 << 20 },
     Locality { pieces: 64, piece_bytes: 1 << 20, goal: Goal::None, count: 1 << 18 },
 ];

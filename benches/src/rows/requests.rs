@@ -78,25 +78,34 @@ pub fn measure(setting: &mut Setting) -> Result<Vec<Row>> {
     session.close()?;
     let place = Place { instance, echo: Echo::start(&setting.worker)?, region };
     let mut rows = Vec::new();
-    for cpus in [Cpus::One, Cpus::Any] {
-        put(setting, &place, cpus)?;
+    let count = setting.allowed.count();
+    let mut layouts = vec![
+        (Cpus::One, Cpus::One, "hot, all on one processor".to_owned()),
+        (Cpus::Any, Cpus::Any, format!("hot, on any of {count} processors")),
+    ];
+    if count > 1 {
+        let state = "hot, the client on one processor, the others elsewhere".to_owned();
+        layouts.push((Cpus::One, Cpus::Others, state));
+    }
+    for (client, servers, state) in layouts {
+        put(setting, &place, client, servers)?;
         for request in REQUESTS {
-            rows.push(row(setting, &place, request, cpus)?);
+            rows.push(row(setting, &place, request, &state)?);
         }
     }
+    setting.allowed.put(std::process::id(), Cpus::Any)?;
     Ok(rows)
 }
 
-/// Puts the servers, the echo and this process on their processors.
-fn put(setting: &Setting, place: &Place, cpus: Cpus) -> Result<()> {
-    let others = [place.echo.pid(), std::process::id()];
-    servers(&place.instance)
-        .into_iter()
-        .chain(others)
-        .try_for_each(|pid| setting.allowed.put(pid, cpus))
+/// Puts this process, the servers and the echo on their processors.
+fn put(setting: &Setting, place: &Place, client: Cpus, servers: Cpus) -> Result<()> {
+    setting.allowed.put(std::process::id(), client)?;
+    let mut serving = self::servers(&place.instance);
+    serving.push(place.echo.pid());
+    serving.into_iter().try_for_each(|pid| setting.allowed.put(pid, servers))
 }
 
-fn row(setting: &Setting, place: &Place, request: Request, cpus: Cpus) -> Result<Row> {
+fn row(setting: &Setting, place: &Place, request: Request, state: &str) -> Result<Row> {
     let pair = pair(setting, place, request)?;
     let quantity = match request {
         Request::Grant => "block grant: first dmce_malloc of its kind",
@@ -105,13 +114,9 @@ fn row(setting: &Setting, place: &Place, request: Request, cpus: Cpus) -> Result
         Request::OpenAndCloseWithoutThread => "the same, DMCE_NO_THREAD",
         Request::RegionOpen => "region open: dmce_region_open",
     };
-    let state = match cpus {
-        Cpus::One => "hot, all on one processor".to_owned(),
-        Cpus::Any => format!("hot, on any of {} processors", setting.allowed.count()),
-    };
     let subject = Subject {
         quantity: quantity.to_owned(),
-        state,
+        state: state.to_owned(),
         against: "Unix socket round trip",
         unit: Unit::Time,
         goal: Goal::RoundTrips(3.0),
