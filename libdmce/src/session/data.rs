@@ -6,8 +6,9 @@
 //!    span, and open to the access: a refused call has changed nothing.
 //! 2. An operation is marked for [`PIECE_BYTES`] at most, so that whoever waits for it waits
 //!    briefly.
-//! 3. The fast path takes no lock, allocates nothing and asks nobody. Whatever it meets, it leaves
-//!    to the slow path, which does the whole again: every access here may be done twice.
+//! 3. The fast path takes no lock but the allocator's where accesses are checked, allocates nothing
+//!    and asks nobody. Whatever it meets, it leaves to the slow path, which does the whole again:
+//!    every access here may be done twice.
 
 use std::cmp::Ordering;
 use std::ops::Range;
@@ -184,8 +185,12 @@ impl Core {
         intent: Intent,
         act: impl FnOnce(&Block, Piece) -> Result<(), Obstacle>,
     ) -> bool {
-        let has_more_to_do = self.check || (intent == Intent::Write && self.verify);
-        if bytes > PIECE_BYTES || has_more_to_do {
+        let is_read_back = intent == Intent::Write && self.verify;
+        if bytes > PIECE_BYTES || is_read_back {
+            return false;
+        }
+        // Checked ones come this way, too: else no test of a debug build would.
+        if self.check && self.check_allocated(addr, bytes as u64).is_err() {
             return false;
         }
         let Some(inside) = self.enter_quickly() else { return false };
