@@ -148,9 +148,11 @@ fn large() -> Vec<Case> {
     for way in [Way::Read, Way::Write] {
         cases.push(case(1 << 20, Order::Random, way, 512, Goal::AtLeast(0.97)));
     }
-    let (order, bytes) = (Order::Sequential, 64 << 20);
-    cases.push(case(bytes, order, Way::Read, 16, Goal::AtLeast(0.97)));
-    cases.push(case(bytes, order, Way::Write, 16, Goal::MoreThan(1.2)));
+    for (bytes, count) in [(16 << 20, 64), (64 << 20, 16)] {
+        let order = Order::Sequential;
+        cases.push(case(bytes, order, Way::Read, count, Goal::AtLeast(0.97)));
+        cases.push(case(bytes, order, Way::Write, count, Goal::MoreThan(1.2)));
+    }
     cases
 }
 
