@@ -22,7 +22,8 @@
 //! 3. The handler makes no call of the kernel and takes no lock. A routine that meets nothing pays
 //!    nothing for it.
 //! 4. Other processes may write the shared side meanwhile: what is read then is as torn as after a
-//!    `memcpy`. An aligned access of 8 bytes is one access, of 16 to 64 at most one per vector.
+//!    `memcpy`. But an aligned access of 1, 2, 4 or 8 bytes is one access of the processor, and one
+//!    of 16, 32 or 64 touches no byte twice: what another process answers to a store stays.
 //! 5. After a function has returned, its stores are ordered before later ones of this thread, the
 //!    ones past the caches too.
 //!
@@ -333,5 +334,7 @@ const fn has_fast_strings() -> bool {
     false
 }
 
+#[cfg(all(test, any(target_arch = "x86", target_arch = "x86_64")))]
+mod stepped;
 #[cfg(test)]
 mod tests;
