@@ -31,15 +31,18 @@
  * Handles are opaque: they look like pointers and are never dereferenced. One that is closed, also
  * twice, answers DMCE_E_CLOSED; anything that was never a handle is DMCE_E_INVALID. They may be
  * used by any thread, several at a time. A forked child must open its own session: a handle of its
- * parent answers DMCE_E_FORKED. No call is for signal handlers.
+ * parent answers DMCE_E_FORKED. No call is for signal handlers, and none may be left by longjmp or
+ * by the end of its thread: others would wait for it.
  *
  * Addresses are numbers, the same in every process, and stay valid while the bytes behind them
  * move. Inside an allocation plain arithmetic is right. 0 is no address.
  *
  * What never happens. No call exits, aborts, prints, or raises a signal because of what another
  * process did: memory that is gone is DMCE_E_LOST. Only plain pointers, as dmce_map gives them, are
- * as exposed as any mapping of a file. A defect inside the library is DMCE_E_INTERNAL, and closes
- * the session.
+ * as exposed as any mapping of a file. For this the library handles SIGBUS, and unblocks it in each
+ * thread at its first call; it must not be blocked again, and a handler that a program installs
+ * later has to call the one that it replaces. A defect inside the library is DMCE_E_INTERNAL, and
+ * closes the session.
  *
  * Not there yet. Calls that this release does not do check their handles and pointers and then
  * answer DMCE_E_UNSUPPORTED.

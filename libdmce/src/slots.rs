@@ -8,6 +8,8 @@
 //! 1. A slot below [`SHARED_SLOT`] belongs to one thread at a time.
 //! 2. A thread that is ending has no slot of its own any more: what its other thread-locals do in
 //!    their destructors goes through the shared one.
+//! 3. A thread that marks a slot does not block SIGBUS, unless it has begun to since its first
+//!    operation.
 #![forbid(unsafe_code)]
 
 use std::cell::{Cell, RefCell};
@@ -15,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use dmce_abi::limits::SLOTS;
+use dmce_sys::fault;
 
 /// The slot of all threads that have none.
 pub(crate) const SHARED_SLOT: usize = SLOTS - 1;
@@ -39,6 +42,8 @@ thread_local! {
     /// The session that this thread used last, and its slot there. Without a destructor, so that
     /// the fast path is one comparison.
     static LAST: Cell<(u64, usize)> = const { Cell::new((0, 0)) };
+    /// Whether SIGBUS was unblocked in this thread.
+    static IS_UNBLOCKED: Cell<bool> = const { Cell::new(false) };
     /// Every slot that this thread has.
     static OWN: RefCell<OwnSlots> = const { RefCell::new(OwnSlots(Vec::new())) };
 }
@@ -76,6 +81,9 @@ impl Slots {
 
     #[cold]
     fn find_own(&self) -> Option<usize> {
+        if !IS_UNBLOCKED.replace(true) {
+            fault::unblock();
+        }
         let slot = OWN.try_with(|own| own.borrow_mut().find_or_take(&self.taken)).ok().flatten()?;
         LAST.set((self.key, slot));
         Some(slot)

@@ -244,6 +244,31 @@ fn a_truncated_block_is_lost_alone_and_until_it_is_restored() {
     });
 }
 
+/// As programs do in all threads but the one that is to handle signals.
+fn block_every_signal() {
+    let mut all = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: the pointer is to a local.
+    unsafe { libc::sigfillset(all.as_mut_ptr()) };
+    let before = std::ptr::null_mut();
+    // SAFETY: the set was initialised above, and nothing is written back.
+    assert_eq!(unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before) }, 0);
+}
+
+#[test]
+fn a_thread_that_blocks_every_signal_meets_a_truncated_block_as_others_do() {
+    Fake::with_each_mode(|fake, session| {
+        let span = session.malloc(2 * BLOCK_BYTES).unwrap();
+        session.fill(span, 1, 2 * BLOCK_BYTES).unwrap();
+        fake.truncate(1, 0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                block_every_signal();
+                assert_eq!(status(session.read(span, &mut [0; 100])), Status::Lost);
+            });
+        });
+    });
+}
+
 #[test]
 fn a_pointer_is_given_back_while_another_call_waits_for_the_broker() {
     let mut fake = Fake::start();

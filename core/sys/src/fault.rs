@@ -6,9 +6,13 @@
 //!    us ([`action`]).
 //! 2. The handler allocates nothing, takes no lock, keeps `errno`, and makes no call of the kernel
 //!    for a transfer.
+//! 3. It runs in threads that do not block the signal ([`unblock`]): in any other the kernel ends
+//!    the process without asking it.
 
 use std::ffi::{c_int, c_void};
 use std::io;
+use std::mem::MaybeUninit;
+use std::ptr;
 use std::sync::{Mutex, PoisonError};
 
 use crate::map::page_bytes;
@@ -41,6 +45,17 @@ pub fn install() -> Result<(), FaultError> {
     action::replace(on_sigbus).map_err(FaultError::Install)?;
     *installed = true;
     Ok(())
+}
+
+/// Lets SIGBUS reach the handler in this thread, which may have blocked every signal.
+pub fn unblock() {
+    let mut own = MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: the pointer is to a local.
+    unsafe { libc::sigemptyset(own.as_mut_ptr()) };
+    // SAFETY: the set was initialised above.
+    unsafe { libc::sigaddset(own.as_mut_ptr(), libc::SIGBUS) };
+    // SAFETY: as above; nothing is written back. It cannot fail for valid arguments.
+    unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, own.as_ptr(), ptr::null_mut()) };
 }
 
 /// Whether the process's handler of SIGBUS is ours; a program may have set its own since.

@@ -70,7 +70,9 @@ fn an_aligned_access_of_a_power_of_two_stores_no_byte_twice() {
         let range = lent.mapping.range(0, bytes as u64).unwrap();
         BYTES.store(bytes, Relaxed);
         STORES.store(0, Relaxed);
-        STORES_OF.iter().for_each(|stores| stores.store(0, Relaxed));
+        for stores in &STORES_OF {
+            stores.store(0, Relaxed);
+        }
         step(true);
         // SAFETY: the data is ours and as long, the range is mapped writable.
         let stored = unsafe { store(range, data.as_ptr(), Store::Cached) };
