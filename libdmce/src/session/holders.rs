@@ -6,29 +6,38 @@
 //! # Invariants
 //!
 //! 1. Every holder that lives is in the queue. One that is gone may be as well, so there are never
-//!    more holders than entries.
-//! 2. Each entry is looked at once for being added and once for being touched: the cost does not
-//!    depend on how many there are.
+//!    more holders than entries; nor many fewer than half as many.
+//! 2. Each entry is looked at a few times for being added and once for being touched: the cost does
+//!    not depend on how many there are.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
+/// The fewest entries among which those are looked for that are gone.
+const SWEEP_MIN: usize = 64;
+
 /// The holders, the one first that was asked longest ago.
 #[derive(Debug)]
 pub(crate) struct Holders<T> {
     queue: VecDeque<Weak<T>>,
+    /// At so many entries those are taken out that are gone.
+    sweep_at: usize,
 }
 
 impl<T> Default for Holders<T> {
     fn default() -> Self {
-        Self { queue: VecDeque::new() }
+        Self { queue: VecDeque::new(), sweep_at: SWEEP_MIN }
     }
 }
 
 impl<T> Holders<T> {
     /// Takes a new holder in.
     pub(crate) fn add(&mut self, holder: &Arc<T>) {
+        if self.queue.len() >= self.sweep_at {
+            self.queue.retain(|entry| entry.strong_count() > 0);
+            self.sweep_at = SWEEP_MIN.max(2 * self.queue.len());
+        }
         self.queue.push_back(Arc::downgrade(holder));
     }
 
@@ -96,6 +105,20 @@ mod tests {
         assert_eq!(numbers(&holders.make_room(2, take)), [], "0 is left");
         assert_eq!(numbers(&holders.make_room(1, take)), [0]);
         assert_eq!(numbers(&holders.make_room(0, take)), []);
+    }
+
+    #[test]
+    fn those_that_are_gone_do_not_pile_up() {
+        let lasting: Vec<_> = (0..100).map(holder).collect();
+        let mut holders = Holders::default();
+        for one in &lasting {
+            holders.add(one);
+        }
+        for number in 0..10_000 {
+            assert_eq!(numbers(&holders.make_room(usize::MAX, |_| true)), []);
+            holders.add(&holder(number));
+            assert!(holders.queue.len() <= 2 * lasting.len() + 1, "{}", holders.queue.len());
+        }
     }
 
     #[test]
