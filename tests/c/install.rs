@@ -78,7 +78,7 @@ fn a_program_is_built_by_pkg_config_from_what_was_installed() {
 }
 
 #[test]
-fn the_shared_library_exports_the_listed_functions_and_says_its_soname() {
+fn the_shared_library_exports_the_listed_functions_says_its_soname_and_is_never_unloaded() {
     let library = folder_of("dmce-ffi").join("libdmce.so");
     let listed = succeed(Command::new("nm").args(["-D", "--defined-only"]).arg(&library));
     let mut exported: Vec<&str> =
@@ -88,4 +88,5 @@ fn the_shared_library_exports_the_listed_functions_and_says_its_soname() {
     assert_eq!(exported, committed.lines().collect::<Vec<_>>());
     let dynamic = succeed(Command::new("readelf").arg("-d").arg(&library));
     assert!(dynamic.contains(&format!("soname: [{SONAME}]")), "{dynamic}");
+    assert!(dynamic.contains("NODELETE"), "{dynamic}");
 }
