@@ -146,10 +146,12 @@ impl SessionMap {
     }
 
     /// Says that the tables have taken in all changes up to `generation`, as the broker named it.
-    /// One thread at a time takes changes in.
+    /// One thread at a time takes changes in; any may say [`u64::MAX`], which no broker counts up
+    /// to: no operation begins from then on, whatever is said later.
     pub fn settle(&self, generation: u64) {
+        let is_open = |known| (known != u64::MAX).then_some(generation);
         // Release pairs with the acquire of `Slot::begin`.
-        self.known.store(generation, Ordering::Release);
+        let _ = self.known.fetch_update(Ordering::Release, Ordering::Relaxed, is_open);
     }
 
     /// All slots. Which thread has which is the process's to say; [`SLOTS`]` - 1` is shared under

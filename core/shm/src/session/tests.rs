@@ -73,6 +73,15 @@ fn an_operation_after_a_new_generation_moves_until_the_changes_are_settled() {
 }
 
 #[test]
+fn what_is_settled_after_the_end_lets_no_operation_begin() {
+    let (object, map) = pair();
+    map.settle(u64::MAX);
+    // Somebody was taking changes in.
+    map.settle(object.generation().unwrap());
+    assert_eq!(map.begin(3).unwrap_err(), Moved);
+}
+
+#[test]
 fn the_wait_of_who_unmaps_ends_with_the_operations_that_it_found() {
     let (_object, map) = pair();
     assert!(map.retire().unwrap().is_over(None));
