@@ -13,10 +13,16 @@
 
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use dmce_shm::Fence;
 use dmce_shm::session::map::SessionMap;
 use dmce_shm::slot::Marks;
+
+/// How often who waits looks again at once.
+const YIELDS: u32 = 1_000;
+/// How long it pauses between looks from then on.
+const PAUSE: Duration = Duration::from_micros(50);
 
 /// The operations of a session in this process.
 #[derive(Clone, Debug)]
@@ -49,8 +55,15 @@ impl Operations {
     pub(crate) fn wait(&self) {
         let before = self.look();
         // An operation is one copy of some MiB at most; its thread may have to be scheduled first.
+        let mut yields = 0;
         while !self.are_over(&before) {
-            thread::yield_now();
+            if yields < YIELDS {
+                yields += 1;
+                thread::yield_now();
+            } else {
+                // A real-time thread cedes its processor to one of lower priority so alone.
+                thread::sleep(PAUSE);
+            }
         }
     }
 }
