@@ -158,3 +158,27 @@ fn every_object_of_a_daemon_that_died_is_looked_at() {
     let lost = || instance.blocks().iter().filter(|block| block.state == BlockState::Lost).count();
     wait_until("what is gone is known to be lost", || lost() == REGIONS - 1);
 }
+
+#[test]
+fn a_region_whose_first_block_is_gone_unnoticed_is_opened_for_the_others() {
+    let instance = Instance::builder().daemons(1).capacity("128MiB").layout("16/24/24").start();
+    let session = instance.open();
+    session.region_create("vol", "wide", 20 << 20, &RegionOptions::default()).unwrap();
+    let mut names = instance.objects();
+    names.retain(|name| name.contains(".data-"));
+    names.sort();
+    assert_eq!(names.len(), 2);
+    // Stopped first, so that nobody tells the broker.
+    let daemon = instance.daemon_pid(1).expect("the daemon runs");
+    send(daemon, Signal::STOP);
+    std::fs::remove_file(instance.object(&names[0])).unwrap();
+    let region = session.region_open("vol", "wide", Prot::READ_WRITE);
+    send(daemon, Signal::CONT);
+    let region = region.unwrap();
+    let second = 16 << 20;
+    region.write(second, b"here", Mirror::Both).unwrap();
+    let mut found = [0; 4];
+    region.read(second, &mut found, Mirror::Any).unwrap();
+    assert_eq!(&found, b"here");
+    assert_eq!(region.read(0, &mut found, Mirror::Any).unwrap_err().status(), Status::Lost);
+}

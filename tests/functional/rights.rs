@@ -101,9 +101,9 @@ fn a_reader_gets_a_descriptor_that_cannot_write_map_or_truncate() {
     else {
         panic!("the region opens")
     };
-    let wanted = Fetch { block: opened.first, writable: true };
+    let wanted = Fetch { block: opened.first.block, writable: true };
     assert!(raw.request(&ClientRequest::Fetch(wanted)).is_err(), "a reader asked to write");
-    let wanted = Fetch { block: opened.first, writable: false };
+    let wanted = Fetch { block: opened.first.block, writable: false };
     let (ClientReply::Fetched(info), fds) = raw.request(&ClientRequest::Fetch(wanted)).unwrap()
     else {
         panic!("the block is fetched")

@@ -324,6 +324,11 @@ impl Client {
             self.ask(ClientRequest::Abandon(Abandon { ticket: malloc.ticket }));
             return Ok(());
         }
+        if let (ClientRequest::RegionOpen(open), Status::Lost) = (request, status) {
+            // So was this.
+            self.ask(ClientRequest::RegionClose(open.opening));
+            return Ok(());
+        }
         if let (ClientRequest::Malloc(malloc), Some(view)) = (request, &mut self.view) {
             view.settled.insert(malloc.ticket);
         }
@@ -479,7 +484,7 @@ impl View {
     }
 
     fn opened(&mut self, opened: Opened, open: &RegionOpen) {
-        let Opened { first, count, guid, .. } = opened;
+        let Opened { first: BlockInfo { block: first, span_count: count, .. }, guid, .. } = opened;
         let RegionOpen { opening, read, write, .. } = *open;
         self.openings.insert(opening, OpenRegion { first, count, guid, read, write });
     }

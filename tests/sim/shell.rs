@@ -119,6 +119,7 @@ impl World {
         let info: BlockInfo = match reply {
             Ok(ClientReply::Granted(granted)) => granted.first,
             Ok(ClientReply::Fetched(info)) => *info,
+            Ok(ClientReply::Opened(opened)) => opened.first,
             reply => return Err(format!("a block travels with {reply:?}")),
         };
         let object = self.host.stores.get(&daemon).and_then(|store| store.get(&block));

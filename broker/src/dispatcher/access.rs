@@ -11,7 +11,7 @@ use dmce_abi::addr::{AddrParts, DmceAddr};
 use dmce_abi::block::{BlockId, Guid, SessionId};
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::client::{
-    BlockInfo, Changed, ClientReply, Delete, Fetch, Granted, Grow, Map, SessionStat, Unmap,
+    BlockInfo, Changed, ClientReply, Delete, Fetch, Granted, Grow, Map, Opened, SessionStat, Unmap,
 };
 
 use super::Dispatcher;
@@ -152,6 +152,27 @@ impl Dispatcher {
         let reached = Reached { id: first, block, span, rights: Rights::ALL };
         let granted = Granted { first: reached.info(true), last_committed: last.committed };
         Some((ClientReply::Granted(granted), reached.descriptor(true)?))
+    }
+
+    /// What who opens a region is told, and the first block's descriptor.
+    pub(super) fn opened(
+        &self,
+        session: SessionId,
+        first: BlockId,
+        writable: bool,
+    ) -> Option<(Opened, Option<Descriptor>)> {
+        let region = &self.regions.get(first)?.attributes;
+        let reached = self.reach(session, first).ok()?;
+        let opened = Opened {
+            first: reached.info(writable),
+            guid: reached.span.guid,
+            region_size: region.region_size,
+            base_pointer: region.base_pointer,
+            copies: region.copies,
+            primary_daemon: reached.block.daemon.map_or(0, u32::from),
+            mirror_daemon: 0,
+        };
+        Some((opened, reached.descriptor(writable)))
     }
 
     /// An entry of the OS-to-DMCE table.

@@ -12,7 +12,7 @@ use dmce_abi::block::{BlockId, Region, SessionId, Ticket};
 use dmce_abi::limits::{GRANTS, REGION_BYTES_MAX};
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::client::{
-    ClientReply, ClientRequest, Opened, Opening, OpeningId, RegionCreate, RegionKey, RegionList,
+    ClientReply, ClientRequest, Opening, OpeningId, RegionCreate, RegionKey, RegionList,
     RegionName, RegionOpen,
 };
 
@@ -143,8 +143,11 @@ impl Dispatcher {
                 }
             }
         }
-        match self.opened(first) {
-            Some(opened) => Ok(ClientReply::Opened(opened).into()),
+        match self.opened(id, first, asked.write) {
+            Some((opened, descriptor)) => {
+                let descriptors = descriptor.into_iter().collect();
+                Ok(Outcome::Reply(Box::new(ClientReply::Opened(opened)), descriptors))
+            }
             None => refuse(Status::Internal, format!("region of block {first} has no blocks")),
         }
     }
@@ -229,23 +232,6 @@ impl Dispatcher {
         let RegionName { volume, name } = name;
         known.ok_or_else(|| {
             Refusal::new(Status::NotFound, format!("no region {name:?} in volume {volume:?}"))
-        })
-    }
-
-    fn opened(&self, first: BlockId) -> Option<Opened> {
-        let region = &self.regions.get(first)?.attributes;
-        let span = self.blocks.span(first)?;
-        let primary = self.blocks.get(first)?.daemon;
-        Some(Opened {
-            first,
-            count: span.count,
-            guid: span.guid,
-            region_size: region.region_size,
-            base_pointer: region.base_pointer,
-            page_size: span.page_size,
-            copies: region.copies,
-            primary_daemon: primary.map_or(0, u32::from),
-            mirror_daemon: 0,
         })
     }
 }

@@ -81,7 +81,7 @@ impl Client {
             write: true,
         });
         let (ClientReply::Opened(opened), _) = self.ask(&open) else { panic!("not opened") };
-        let fetch = ClientRequest::Fetch(Fetch { block: opened.first, writable: true });
+        let fetch = ClientRequest::Fetch(Fetch { block: opened.first.block, writable: true });
         let (_, fds) = self.ask(&fetch);
         fds.into_iter().next().expect("a block that is there has a descriptor")
     }

@@ -16,11 +16,14 @@
 //! 5. Once the session is closed no operation begins: the known generation is one that never is.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dmce_abi::block::BlockId;
-use dmce_abi::wire::client::{Abandon, Changes, ClientReply, ClientRequest, Fetch, Ready};
+use dmce_abi::wire::client::{
+    Abandon, BlockInfo, Changes, ClientReply, ClientRequest, Fetch, Ready,
+};
 use dmce_abi::{AddrLayout, DmceAddr, Status};
 use dmce_shm::session::map::SessionMap;
 use dmce_shm::slot::Operation;
@@ -324,25 +327,52 @@ impl Core {
             return Err(Error::unexpected_reply("Fetch"));
         };
         check_info(&info, self.layout, self.ready.block_ids)?;
+        self.put_fetched(&absent, &info, fds.pop())
+    }
+
+    /// Takes in what came along with another answer, if the block is still to be fetched. What
+    /// fails here is told by the access that needs it.
+    pub(super) fn take_fetched(&self, info: &BlockInfo, fd: OwnedFd) {
+        let Some(_turn) = self.changing.take(self.deadline()) else { return };
+        let absent = self.table.find(info.block);
+        let is_wanted = |absent: &Arc<Block>| {
+            matches!(absent.backing, Backing::Absent) && absent.writable == info.writable
+        };
+        if let Some(absent) = absent.filter(is_wanted) {
+            self.limit_descriptors();
+            if let Err(error) = self.put_fetched(&absent, info, Some(fd)) {
+                tracing::debug!(block = %info.block, %error, "to be fetched again");
+            }
+        }
+    }
+
+    /// Puts a block in the place of the absent one, whose info was checked.
+    fn put_fetched(
+        &self,
+        absent: &Arc<Block>,
+        info: &BlockInfo,
+        fd: Option<OwnedFd>,
+    ) -> Result<(), Error> {
+        let id = absent.id;
         let is_other = absent.guid.is_some_and(|guid| guid != info.guid);
         let span = (info.span_first, info.span_count);
         if is_other || info.block != id || span != (absent.span.first, absent.span.count) {
             // The id is another block's by now: the one that was known is gone.
-            self.retire(self.table.remove_same(&absent));
+            self.retire(self.table.remove_same(absent));
             return Err(unknown(id));
         }
-        let backing = match fds.pop() {
+        let backing = match fd {
             _ if info.lost => Backing::Lost,
-            Some(fd) => self.ways.admit(&info, fd)?,
+            Some(fd) => self.ways.admit(info, fd)?,
             None => return Err(Error::unexpected_reply("Fetch")),
         };
         if info.lost {
             self.allocator().freeze(id);
         }
-        let block = Block::of_info(&info, backing);
+        let block = Block::of_info(info, backing);
         // What an earlier answer committed stays committed.
         block.grow(absent.committed());
-        self.retire(self.table.replace(&absent, block).unwrap_or_default());
+        self.retire(self.table.replace(absent, block).unwrap_or_default());
         self.note_holder(id);
         Ok(())
     }

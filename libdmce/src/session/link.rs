@@ -85,7 +85,7 @@ impl State {
         match (request, reply) {
             (ClientRequest::RegionOpen(open), ClientReply::Opened(opened)) => {
                 let RegionOpen { opening, read, write, .. } = *open;
-                let told = Opening { opening, first: opened.first, read, write };
+                let told = Opening { opening, first: opened.first.block, read, write };
                 self.openings.insert(opening, told);
             }
             (ClientRequest::RegionDelete(delete), ClientReply::Done) => {

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
@@ -24,7 +25,7 @@ use dmce_abi::{DmceAddr, Status};
 
 use super::core::{Core, busy};
 use super::service::can_be_later;
-use crate::block::{Block, SpanIds};
+use crate::block::{Block, SpanIds, check_info};
 use crate::error::Error;
 use crate::options::{Mirror, Prot, RegionOptions};
 use crate::stat::RegionInfo;
@@ -325,12 +326,12 @@ impl Core {
             return Err(Error::invalid("a region is opened to read or to write"));
         }
         let region = region_name(volume, name)?;
-        let opening = OpeningId(self.ticket());
-        let (read, write) = (prot.contains(Prot::READ), prot.contains(Prot::WRITE));
-        let open = RegionOpen { opening, region, read, write };
-        let (reply, _) = self.ask(&ClientRequest::RegionOpen(open))?;
-        let ClientReply::Opened(opened) = reply else {
-            return Err(Error::unexpected_reply("RegionOpen"));
+        let write = prot.contains(Prot::WRITE);
+        let (opening, opened, fd) = match self.ask_to_open(&region, prot) {
+            // The first block is gone, as the broker finds just now: the next answer says so, and
+            // there may be other blocks.
+            Err(error) if error.status() == Status::Lost => self.ask_to_open(&region, prot)?,
+            asked => asked?,
         };
         let checked = self.check_opened(&opened);
         let is_gone = match checked.and_then(|()| self.take_in(&opened, write)) {
@@ -341,12 +342,15 @@ impl Core {
                 return Err(error);
             }
         };
-        self.fetch_ahead(SpanIds { first: opened.first, count: opened.count });
+        if let Some(fd) = fd {
+            self.take_fetched(&opened.first, fd);
+        }
+        self.fetch_ahead(span_of(&opened));
         let info = RegionInfo {
             copies: opened.copies,
             region_size: opened.region_size,
             base_pointer: opened.base_pointer,
-            first: self.join(opened.first, 0)?,
+            first: self.join(opened.first.block, 0)?,
             primary_daemon: opened.primary_daemon,
             mirror_daemon: opened.mirror_daemon,
         };
@@ -354,7 +358,7 @@ impl Core {
             core: Arc::clone(self),
             info,
             opening,
-            first: opened.first,
+            first: opened.first.block,
             guid: opened.guid,
             prot,
             is_closed: AtomicBool::new(false),
@@ -362,11 +366,30 @@ impl Core {
         })
     }
 
+    /// Opens a region at the broker.
+    fn ask_to_open(
+        &self,
+        region: &RegionName,
+        prot: Prot,
+    ) -> Result<(OpeningId, Opened, Option<OwnedFd>), Error> {
+        let opening = OpeningId(self.ticket());
+        let (read, write) = (prot.contains(Prot::READ), prot.contains(Prot::WRITE));
+        let open = RegionOpen { opening, region: region.clone(), read, write };
+        match self.ask(&ClientRequest::RegionOpen(open))? {
+            (ClientReply::Opened(opened), mut fds) => Ok((opening, opened, fds.pop())),
+            _ => Err(Error::unexpected_reply("RegionOpen")),
+        }
+    }
+
     /// Checks what the broker says of a region.
     fn check_opened(&self, opened: &Opened) -> Result<(), Error> {
-        let Opened { first, count, region_size, base_pointer, .. } = *opened;
+        let Opened { first: info, region_size, base_pointer, .. } = *opened;
+        check_info(&info, self.layout, self.ready.block_ids)?;
+        let (first, count) = (info.block, info.span_count);
         let end = first.get().checked_add(count);
-        let ids_fit = count > 0 && end.is_some_and(|end| end <= self.ready.block_ids);
+        let ids_fit = first == info.span_first
+            && count > 0
+            && end.is_some_and(|end| end <= self.ready.block_ids);
         let room = u64::from(count).checked_mul(self.layout.block_bytes());
         let bytes_fit = region_size > 0 && room.is_some_and(|room| region_size <= room);
         let is_full = region_size > u64::from(count.saturating_sub(1)) * self.layout.block_bytes();
@@ -382,9 +405,9 @@ impl Core {
     /// tells the handle that the region is gone.
     fn take_in(&self, opened: &Opened, writable: bool) -> Result<Arc<AtomicBool>, Error> {
         let _turn = self.changing.take(self.deadline()).ok_or_else(busy)?;
-        let span = SpanIds { first: opened.first, count: opened.count };
+        let span = span_of(opened);
         let mut regions = self.regions();
-        let known = regions.get_mut(&opened.first).filter(|known| known.guid == opened.guid);
+        let known = regions.get_mut(&span.first).filter(|known| known.guid == opened.guid);
         let is_gone = if let Some(known) = known {
             known.handles += 1;
             if known.writable || !writable {
@@ -397,7 +420,7 @@ impl Core {
             let shared = Arc::clone(&is_gone);
             let guid = opened.guid;
             let region = OpenRegion { guid, span, handles: 1, writable, is_gone: shared };
-            regions.insert(opened.first, region);
+            regions.insert(span.first, region);
             is_gone
         };
         drop(regions);
@@ -492,4 +515,9 @@ fn done(reply: &ClientReply, request: &str) -> Result<(), Error> {
 #[cold]
 fn closed() -> Error {
     Error::new(Status::Closed, "the region is closed")
+}
+
+/// The blocks of a region.
+const fn span_of(opened: &Opened) -> SpanIds {
+    SpanIds { first: opened.first.block, count: opened.first.span_count }
 }

@@ -190,18 +190,17 @@ fn regions(state: &mut State, request: &ClientRequest) -> Answer {
             let last = block.first + block.count - 1;
             let whole = u64::from(block.count - 1) * BLOCK_BYTES;
             let opened = Opened {
-                first: BlockId::try_from(first).unwrap(),
-                count: block.count,
+                first: state.info(first, open.write),
                 guid: block.guid,
                 // Not a whole number of pages.
                 region_size: whole + state.blocks[&last].committed - 96,
                 base_pointer: 1000,
-                page_size: 4096,
                 copies: 1,
                 primary_daemon: 1,
                 mirror_daemon: 0,
             };
-            Ok((ClientReply::Opened(opened), Vec::new()))
+            let fds = if opened.first.lost { Vec::new() } else { vec![state.copy_of(first)] };
+            Ok((ClientReply::Opened(opened), fds))
         }
         ClientRequest::RegionFind(name) => {
             let Some(&first) = state.regions.get(name) else {

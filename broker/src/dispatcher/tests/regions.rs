@@ -35,7 +35,7 @@ fn who_has_no_right_learns_no_name_and_who_has_some_is_denied_the_rest() {
     assert_eq!(rig.status(other, private), Status::NotFound);
     assert_eq!(rig.status(other, open(1, "public", true)), Status::Denied);
     assert_eq!(rig.status(other, public), Status::Denied);
-    let first = opened(&mut rig, other, 1, ("public", false)).first;
+    let first = opened(&mut rig, other, 1, ("public", false)).first.block;
     assert!(matches!(rig.done(other, fetch(first, false)), ClientReply::Fetched(_)));
     assert_eq!(rig.status(other, fetch(first, true)), Status::Denied);
     let list = ClientRequest::RegionList(RegionList { volume: "v".into(), after: String::new() });
@@ -54,7 +54,7 @@ fn a_grant_is_stored_before_its_opener_is_answered_and_each_close_counts() {
     let (conn, ready) = rig.session(1000);
     rig.done(conn, region("r", 10, 0o600));
     rig.actions.clear();
-    let first = opened(&mut rig, conn, 1, ("r", true)).first;
+    let first = opened(&mut rig, conn, 1, ("r", true)).first.block;
     let stored = rig.actions.iter().position(|action| {
         matches!(action, Action::StoreGrant { session, grant }
             if *session == ready.session && grant.block == first && grant.rights == Rights::ALL)
@@ -85,7 +85,7 @@ fn an_opening_is_opened_once_and_closed_once_however_often_it_is_asked() {
         assert_eq!(rig.done(conn, close(1)), ClientReply::Done);
         assert_eq!(rig.dispatcher.snapshot().openings[&ready.session], [2]);
     }
-    assert!(matches!(rig.done(conn, fetch(first.first, true)), ClientReply::Fetched(_)));
+    assert!(matches!(rig.done(conn, fetch(first.first.block, true)), ClientReply::Fetched(_)));
     // The number is free again.
     opened(&mut rig, conn, 1, ("s", false));
 }
@@ -96,7 +96,7 @@ fn a_region_that_another_has_open_stays_and_ones_own_handle_is_told_first() {
     let (owner, ready) = rig.session(1000);
     let (other, _) = rig.session(1001);
     rig.done(owner, region("r", GIB + 1, 0o666));
-    let first = opened(&mut rig, owner, 1, ("r", true)).first;
+    let first = opened(&mut rig, owner, 1, ("r", true)).first.block;
     opened(&mut rig, other, 1, ("r", false));
     let delete = delete_region(rig.key(owner, "r"), 1000);
     assert_eq!(rig.status(owner, delete.clone()), Status::Busy);

@@ -288,7 +288,7 @@ fn of_two_regions_with_one_name_the_younger_was_created_when_the_older_was_gone(
     assert_eq!(rig.daemons[&1].destroyed, [block_id(8)]);
     let (conn, _) = rig.session(1000);
     let ClientReply::Opened(opened) = rig.done(conn, open(1, "r", true)) else { panic!() };
-    assert_eq!(opened.first, block_id(9));
+    assert_eq!(opened.first.block, block_id(9));
 }
 
 #[test]
@@ -366,7 +366,7 @@ fn headers_that_cannot_be_are_left_and_the_rest_of_a_dead_daemon_counts() {
     rig.daemon(2, GIB);
     let (conn, _) = rig.session(1000);
     let ClientReply::Opened(opened) = rig.done(conn, open(1, "r", true)) else { panic!() };
-    assert_eq!((opened.first, opened.primary_daemon), (block_id(8), 1));
+    assert_eq!((opened.first.block, opened.primary_daemon), (block_id(8), 1));
     assert_eq!(fetched(&mut rig, conn, 8), Some(false));
 }
 

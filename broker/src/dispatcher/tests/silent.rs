@@ -67,7 +67,7 @@ fn a_daemon_that_does_not_report_is_suspected_and_the_others_serve() {
     let grow = ClientRequest::Grow(Grow { block: block_id(1), committed: 2 * MIB });
     assert_eq!(rig.status(conn, grow.clone()), Status::NoSpace);
     let ClientReply::Opened(opened) = rig.done(conn, open(1, "r", true)) else { panic!() };
-    assert_eq!(opened.first, block_id(2));
+    assert_eq!(opened.first.block, block_id(2));
 
     // It goes on, and reports.
     rig.daemon_with(1, 3 * GIB, vec![held(1, 0, 1, 1), held_region(2, 0, 1, 3)]);

@@ -373,18 +373,14 @@ pub struct RegionDelete {
 /// An open region (004 [84]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Opened {
-    /// Its first block.
-    pub first: BlockId,
-    /// Blocks of its span.
-    pub count: u32,
+    /// Its first block, as a Fetch would tell it. The descriptor comes along, if there is one.
+    pub first: BlockInfo,
     /// Names this region for ever.
     pub guid: Guid,
     /// Bytes.
     pub region_size: u64,
     /// What a pointer to its first byte reads.
     pub base_pointer: u64,
-    /// Its page size.
-    pub page_size: u32,
     /// Copies there are.
     pub copies: u32,
     /// The daemon of the first block's primary copy.
