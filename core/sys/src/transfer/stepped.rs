@@ -4,6 +4,7 @@ use std::arch::asm;
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::*;
 use crate::testing::lend;
@@ -53,8 +54,11 @@ fn step(on: bool) {
     }
 }
 
-#[test]
-fn an_aligned_access_of_a_power_of_two_stores_no_byte_twice() {
+/// Installs the handler, for one test at a time, with nothing that it looks at.
+fn install_handler() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    BYTES.store(0, Relaxed);
     let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: all zeros is a valid action with an empty mask.
     let action = unsafe { action.assume_init_mut() };
@@ -62,7 +66,12 @@ fn an_aligned_access_of_a_power_of_two_stores_no_byte_twice() {
     action.sa_flags = libc::SA_SIGINFO;
     // SAFETY: the handler fits the flags and touches atomics and the target alone.
     assert_eq!(unsafe { libc::sigaction(libc::SIGTRAP, action, std::ptr::null_mut()) }, 0);
+    one
+}
 
+#[test]
+fn an_aligned_access_of_a_power_of_two_stores_no_byte_twice() {
+    let _one = install_handler();
     let lent = lend(1, UNTOUCHED);
     let data = [0x5a; BYTES_MAX];
     TARGET.store(lent.mapping.as_ptr(), Relaxed);
@@ -82,4 +91,19 @@ fn an_aligned_access_of_a_power_of_two_stores_no_byte_twice() {
         assert_eq!(of_each[..bytes], vec![1; bytes], "{bytes} bytes");
         assert_eq!(STORES.load(Relaxed) as usize, bytes.div_ceil(16), "{bytes} bytes");
     }
+}
+
+#[test]
+fn a_routine_that_is_stepped_through_ends_where_a_page_is_gone() {
+    let _one = install_handler();
+    crate::fault::install().unwrap();
+    let lent = lend(1, UNTOUCHED);
+    lent.keep_pages(0);
+    let (data, range) = ([0x5a; BYTES_MAX], lent.mapping.range(0, 64).unwrap());
+    step(true);
+    // SAFETY: the data is ours and as long, the range is mapped writable.
+    let stored = unsafe { store(range, data.as_ptr(), Store::Cached) };
+    step(false);
+    let Err(Gone { addr }) = stored else { panic!("{stored:?}") };
+    assert!((range.as_ptr().addr()..range.as_ptr().addr() + 64).contains(&addr));
 }
