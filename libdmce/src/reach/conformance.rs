@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use dmce_sys::map::Protection;
 use dmce_sys::object::{self, DEFAULT_DIR, ObjectDir};
@@ -21,8 +22,11 @@ use crate::slots::Slots;
 
 /// An object without a name: nothing of it is left, whatever happens.
 pub(crate) fn object(label: &str, bytes: u64) -> OwnedFd {
+    // Tests of one process run at the same time.
+    static NEXT: AtomicU32 = AtomicU32::new(0);
     let dir = ObjectDir::open(DEFAULT_DIR).unwrap();
-    let name = format!("dmce.test-{}-reach-{label}", std::process::id());
+    let number = NEXT.fetch_add(1, Relaxed);
+    let name = format!("dmce.test-{}-reach-{label}-{number}", std::process::id());
     let fd = dir.create(&name).unwrap();
     dir.unlink(&name).unwrap();
     object::commit(fd.as_fd(), 0, bytes).unwrap();
@@ -312,6 +316,43 @@ fn a_cache_that_gave_half_of_itself_up_still_serves() {
     assert!(kind.0.mapped() <= 4);
     drop(block);
     assert_eq!(kind.0.mapped(), 0);
+}
+
+/// Places go from block to block, through limbo and out of it, while there are fewer of them.
+#[test]
+fn windows_change_hands_and_show_each_block_its_own_bytes() {
+    const ROUNDS: u8 = 20;
+    let kind = windowed(8);
+    std::thread::scope(|scope| {
+        for thread in 0..4_u8 {
+            let kind = &kind;
+            scope.spawn(move || {
+                let large = usize::try_from(WINDOW_BYTES).unwrap();
+                for round in 0..ROUNDS {
+                    if (thread, round) == (0, ROUNDS / 2) {
+                        assert!(kind.0.shrink());
+                    }
+                    let byte = round.wrapping_mul(4).wrapping_add(thread);
+                    let fd = object(&format!("hands-{thread}"), BYTES);
+                    let block = kind.block(fd.as_fd(), BYTES, Protection::ReadWrite);
+                    for cell in [0, WINDOW_BYTES, 2 * WINDOW_BYTES] {
+                        let piece = Piece { cell, bytes: large, committed: BYTES };
+                        block.set(piece, byte).unwrap();
+                    }
+                    let mut found = [0; 64];
+                    for cell in (0..3 * WINDOW_BYTES).step_by(large / 8) {
+                        block.get(cell, &mut found, BYTES).unwrap();
+                        assert_eq!(found, [byte; 64], "{thread} {round} {cell}");
+                    }
+                    let mut all = [0; 4096];
+                    object::read_at(fd.as_fd(), &mut all, 3 * WINDOW_BYTES - 4096).unwrap();
+                    assert_eq!(all, [byte; 4096]);
+                }
+            });
+        }
+    });
+    assert_eq!(kind.0.mapped(), 0);
+    assert_eq!(kind.0.budget(), 4 * WINDOW_BYTES);
 }
 
 #[test]

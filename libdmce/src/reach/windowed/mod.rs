@@ -12,7 +12,9 @@
 //!
 //! 1. Whatever the cache has room for, every piece can be read and written: without a window by
 //!    system call.
-//! 2. A `pwrite` never makes a truncated object look whole: the object's end is checked around it.
+//! 2. A `pwrite` to a truncated object is an error: the object's end is checked before it, and
+//!    after. Who truncates it just in between, when the last page is written, is not found out: the
+//!    rest is zeros then, which he could have written as well.
 
 mod cache;
 mod end;
