@@ -218,9 +218,9 @@ typedef struct {
      */
     uint64_t reserve_bytes;
     /**
-     * Bytes of address space to reach memory through. 0: whole blocks are mapped in a 64-bit
-     * process, and 256 MiB are taken in a 32-bit one. `DMCE_WINDOW_BUDGET` in the environment
-     * replaces the 0.
+     * Bytes of address space to reach memory through; 32 GiB are the most that is used. 0: whole
+     * blocks are mapped in a 64-bit process, and 256 MiB are taken in a 32-bit one.
+     * `DMCE_WINDOW_BUDGET` in the environment replaces the 0.
      */
     uint64_t window_budget;
     /**

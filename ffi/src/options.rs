@@ -44,9 +44,9 @@ pub struct dmce_options_t {
     pub abi_version: u32,
     /// Bytes to reserve for this session. 0: none, all memory is asked for as it is needed.
     pub reserve_bytes: u64,
-    /// Bytes of address space to reach memory through. 0: whole blocks are mapped in a 64-bit
-    /// process, and 256 MiB are taken in a 32-bit one. `DMCE_WINDOW_BUDGET` in the environment
-    /// replaces the 0.
+    /// Bytes of address space to reach memory through; 32 GiB are the most that is used. 0: whole
+    /// blocks are mapped in a 64-bit process, and 256 MiB are taken in a 32-bit one.
+    /// `DMCE_WINDOW_BUDGET` in the environment replaces the 0.
     pub window_budget: u64,
     /// Bytes of the cache for memory that is not mapped.
     pub cache_bytes: u64,

@@ -19,9 +19,9 @@ use std::path::PathBuf;
 pub struct Options {
     /// Bytes to reserve at setup [0083]; 0 for none.
     pub reserve_bytes: u64,
-    /// Bytes of address space for windows. 0: the environment's `DMCE_WINDOW_BUDGET`; without that,
-    /// blocks are mapped whole in a 64-bit process, and a 32-bit process takes
-    /// [`Options::DEFAULT_WINDOW_BUDGET`].
+    /// Bytes of address space for windows, of which no more than 32 GiB are used. 0: the
+    /// environment's `DMCE_WINDOW_BUDGET`; without that, blocks are mapped whole in a 64-bit
+    /// process, and a 32-bit process takes [`Options::DEFAULT_WINDOW_BUDGET`].
     pub window_budget: u64,
     /// Bytes of the cache for memory that is not mapped. Only the message path has one.
     pub cache_bytes: u64,

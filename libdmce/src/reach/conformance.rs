@@ -15,7 +15,7 @@ use dmce_shm::session::map::SessionMap;
 use dmce_shm::session::object::SessionObject;
 
 use super::mapped::MappedBlock;
-use super::windowed::{WINDOW_BYTES, WindowCache, WindowedBlock};
+use super::windowed::{BUDGET_MAX, WINDOW_BYTES, WindowCache, WindowedBlock};
 use super::{Piece, Reach, Trouble};
 use crate::operations::Operations;
 use crate::slots::Slots;
@@ -356,9 +356,17 @@ fn windows_change_hands_and_show_each_block_its_own_bytes() {
 }
 
 #[test]
-fn a_budget_that_does_not_fit_is_halved_until_it_does() {
+fn a_budget_is_kept_and_bounded_and_halved_until_it_fits() {
     let session = Session::new();
-    let cache = WindowCache::new(1 << 60, &session.operations).unwrap();
-    assert!(cache.budget() >= 2 * WINDOW_BYTES);
-    assert!(cache.budget() < 1 << 60);
+    let cache = |budget| WindowCache::new(budget, &session.operations).unwrap();
+    for (budget, places) in [(0, 2), (3, 2), (4, 2), (5, 2), (7, 2), (8, 4), (13, 6), (256, 128)] {
+        assert_eq!(cache(budget << 20).budget(), places * WINDOW_BYTES, "{budget} MiB");
+    }
+    let most = cache(u64::MAX).budget();
+    if cfg!(target_pointer_width = "64") {
+        assert_eq!(most, BUDGET_MAX);
+    } else {
+        // What is free of 4 GiB is not known.
+        assert!((256 << 20..4 << 30).contains(&most), "{most}");
+    }
 }

@@ -37,6 +37,9 @@ pub(crate) const WINDOW_BYTES: u64 = 2 << 20;
 
 /// The smallest budget that is worth the trouble.
 pub(crate) const BUDGET_MIN: u64 = 2 * WINDOW_BYTES;
+/// The largest: each window is a mapping, of which Linux gives a process some 65,000, the
+/// application's own among them.
+pub(crate) const BUDGET_MAX: u64 = (1 << 14) * WINDOW_BYTES;
 
 /// One place of so many is kept free, ..
 const PLACES_PER_FREE: usize = 16;
@@ -119,14 +122,15 @@ pub(super) enum Demand {
 }
 
 impl WindowCache {
-    /// A cache of at most `budget` bytes; of half that, and so on, if this process has not so much
-    /// address space left.
+    /// A cache of at most `budget` bytes, between [`BUDGET_MIN`] and [`BUDGET_MAX`]; of half that,
+    /// and so on, if this process has not so much address space left.
     ///
     /// # Errors
     ///
     /// [`MapError::AddressSpace`] if there is not even [`BUDGET_MIN`].
     pub(crate) fn new(budget: u64, operations: &Operations) -> Result<Self, MapError> {
-        let mut half = (budget.max(BUDGET_MIN) / 2).next_multiple_of(WINDOW_BYTES);
+        // Whole windows, the same number in each half.
+        let mut half = budget.clamp(BUDGET_MIN, BUDGET_MAX) / 2 / WINDOW_BYTES * WINDOW_BYTES;
         loop {
             match Self::of_halves(half, operations.clone()) {
                 Err(MapError::AddressSpace { .. }) if half > BUDGET_MIN / 2 => {

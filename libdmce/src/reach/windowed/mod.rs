@@ -33,6 +33,8 @@ use dmce_sys::transfer;
 
 use super::{Piece, Reach, Trouble, store};
 use cache::{Demand, Key};
+#[cfg(test)]
+pub(crate) use cache::BUDGET_MAX;
 pub(crate) use cache::{WINDOW_BYTES, WindowCache};
 use end::End;
 
