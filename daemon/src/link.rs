@@ -26,7 +26,7 @@ use dmce_abi::limits::FRAME_BYTES_MAX;
 use dmce_abi::wire::daemon::{DaemonMessage, DaemonRequest};
 use dmce_abi::wire::{self, FrameHeader, WireError};
 use dmce_sys::identity;
-use dmce_sys::poll::{Interest, Poller};
+use dmce_sys::poll::{Interest, Poller, is_hung_up};
 use dmce_sys::socket::{Socket, SocketError};
 use tracing::{debug, info, warn};
 
@@ -172,13 +172,25 @@ impl Link {
         Ok(())
     }
 
-    /// The next request that has come, with its number.
+    /// Checks that the broker of the connection lives. What a dead one asked for must not be done:
+    /// the next may have looked at the names already, and given the same ids to others.
     ///
     /// # Errors
     ///
     /// [`LinkError`] says why the connection has to end.
+    pub fn check(&self) -> Result<(), LinkError> {
+        let State::Connected { socket, .. } = &self.state else { return Ok(()) };
+        if is_hung_up(socket.as_fd())? { Err(SocketError::Closed.into()) } else { Ok(()) }
+    }
+
+    /// The next request that has come, with its number.
+    ///
+    /// # Errors
+    ///
+    /// As [`Link::check`].
     pub fn receive(&mut self) -> Result<Option<(u64, DaemonRequest)>, LinkError> {
         let State::Connected { socket, .. } = &self.state else { return Ok(None) };
+        self.check()?;
         let mut fds = Vec::new();
         let received = match socket.try_recv(&mut self.buffer, &mut fds) {
             Ok(received) => received,

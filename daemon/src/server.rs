@@ -225,6 +225,9 @@ impl Server {
             Finished::Task(done) => return self.store.finish_task(done),
             Finished::Job(done) => done,
         };
+        if let Err(error) = self.link.check() {
+            self.disconnect(&error);
+        }
         let block = done.block();
         let (asker, behind) = self.turns.end(block);
         let wanted = self.link.connection() == Some(asker.connection);

@@ -186,6 +186,20 @@ pub fn wait_unless(
     }
 }
 
+/// Whether the other end of a connection is gone, be there frames of it still to read or not.
+///
+/// # Errors
+///
+/// An error of the kernel.
+pub fn is_hung_up(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::empty())];
+    match event::poll(&mut fds, Some(&timespec(Duration::ZERO))) {
+        Ok(_) => Ok(fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)),
+        Err(Errno::INTR) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 fn wait_for(fd: BorrowedFd<'_>, flags: PollFlags, timeout: Option<Duration>) -> io::Result<bool> {
     let timeout = timeout.map(timespec);
     let mut fds = [PollFd::from_borrowed_fd(fd, flags)];

@@ -157,6 +157,25 @@ fn a_daemon_waits_for_its_broker_and_reports_again() {
     assert!(broker.daemon().try_wait().unwrap().is_none());
 }
 
+/// The next broker has looked at the names meanwhile, and may have given the ids away.
+#[test]
+fn a_daemon_does_nothing_for_a_broker_that_is_dead_when_it_goes_on() {
+    let mut broker = Broker::new();
+    broker.start_daemon();
+    broker.accept();
+    assert_eq!(broker.ask(&create(1, 2 * MIB)), committed(2 * MIB));
+    let (small, large) = (create(2, MIB), create(3, 64 * MIB));
+    for _ in 0..5 {
+        broker.signal(Signal::STOP);
+        for request in [&small, &large, &grow(1, 4 * MIB), &destroy(1)] {
+            broker.request(request);
+        }
+        broker.restart();
+        broker.signal(Signal::CONT);
+        assert_eq!(held(&broker.accept()), [(1, 2 * MIB)]);
+    }
+}
+
 #[test]
 fn a_frame_that_is_no_message_ends_the_connection_and_nothing_else() {
     let mut broker = Broker::new();

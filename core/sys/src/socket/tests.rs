@@ -140,6 +140,11 @@ fn a_listener_that_refuses_descriptors_gets_none() {
 
 #[test]
 fn a_dead_peer_is_closed_in_both_directions() {
+    let (ours, theirs) = Socket::pair().unwrap();
+    theirs.send(b"last words", &[]).unwrap();
+    assert!(!crate::poll::is_hung_up(ours.as_fd()).unwrap());
+    drop(theirs);
+    assert!(crate::poll::is_hung_up(ours.as_fd()).unwrap(), "before its frames are read");
     let (a, b) = Socket::pair().unwrap();
     a.send(b"last words", &[]).unwrap();
     drop(a);
