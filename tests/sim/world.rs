@@ -385,12 +385,14 @@ impl World {
         let start_time = self.random.next();
         let peer = Peer { pid: self.pids, start_time, uid, gid: uid, groups: vec![100] };
         self.host.processes.insert(peer.pid, peer.start_time);
-        self.clients.push(Client::new(peer));
+        self.clients.push(Client::new(peer, self.sizes.cell_bits));
     }
 
     /// Starts a broker on what its predecessor left.
     pub fn start_broker(&mut self) -> Checked {
         let seed = u128::from(self.random.next()) << 64 | u128::from(self.random.next());
+        // No two brokers start within a millisecond.
+        self.now.millis.0 += 1;
         self.note("the broker starts");
         self.broker = Some(Broker {
             dispatcher: Dispatcher::new(self.config.clone(), seed),
@@ -416,6 +418,8 @@ impl World {
         }
         for place in broker.daemons.into_values() {
             self.daemons[place].conn = None;
+            // What it was asked for and has not begun it does not do any more.
+            self.daemons[place].inbox.clear();
         }
     }
 

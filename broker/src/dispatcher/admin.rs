@@ -162,7 +162,7 @@ impl Dispatcher {
             bytes: block.bytes_max,
             committed: block.committed,
             page_size: span.page_size,
-            epoch: 1,
+            epoch: span.epoch,
             owner,
             state,
             copies: copies.into_iter().collect(),

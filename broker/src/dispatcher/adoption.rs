@@ -43,6 +43,33 @@ impl Dispatcher {
         self.out.push(Action::WatchProcess { session: id, pid, start_time, conn: None });
     }
 
+    /// Takes in what all have reported, the youngest first. What is older and has an id of another
+    /// span was made for a broker that was dead by then: it is a stray.
+    pub(super) fn adopt_all(&mut self) {
+        let found = self.restart.found.take().unwrap_or_default();
+        let of_daemon = |(daemon, held): (DaemonId, Vec<HeldBlock>)| {
+            held.into_iter().map(move |held| (daemon, held))
+        };
+        let mut all: Vec<(DaemonId, HeldBlock)> = found.into_iter().flat_map(of_daemon).collect();
+        all.sort_by_key(|(_, held)| Reverse(held.description.epoch));
+        for (daemon, held) in all {
+            if self.is_outlived(&held.description) {
+                let id = held.description.block;
+                let has_id = self.take_id(id);
+                self.found_stray(daemon, id, has_id);
+            } else {
+                self.adopt(daemon, &held);
+            }
+        }
+    }
+
+    /// Whether a span that was made later has an id of a block's span.
+    fn is_outlived(&self, found: &BlockDescription) -> bool {
+        let BlockDescription { span, epoch, .. } = found;
+        let others = self.blocks.overlapping(span.first, span.count);
+        others.filter(|other| other.guid != span.guid).any(|other| other.epoch > *epoch)
+    }
+
     /// Takes in a block that is not in the tables.
     pub(super) fn adopt(&mut self, daemon: DaemonId, held: &HeldBlock) {
         let HeldBlock { description, committed } = held;
@@ -150,6 +177,7 @@ impl Dispatcher {
         }
         let span = Span {
             guid: found.span.guid,
+            epoch: found.epoch,
             count: found.span.count,
             ids,
             page_size: found.page_size,
@@ -171,6 +199,7 @@ impl Dispatcher {
         if dying.is_none() {
             let span = Span {
                 guid: found.guid,
+                epoch: found.epoch,
                 count: 1,
                 ids: vec![IdRange { first: id, count: 1 }],
                 page_size: found.page_size,

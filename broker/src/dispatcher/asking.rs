@@ -232,7 +232,7 @@ impl Dispatcher {
         let description = BlockDescription {
             block: id,
             guid: block.guid,
-            epoch: 1,
+            epoch: span.epoch,
             page_size: span.page_size,
             bytes_max: block.bytes_max,
             span: block::Span { first: block.span, count: span.count, guid: span.guid },

@@ -42,7 +42,7 @@ pub(super) enum BlockState {
     Dying,
 }
 
-/// One block. Its epoch is 1 as long as no block has a second copy.
+/// One block. Its epoch is its span's as long as no block has a second copy.
 #[derive(Debug)]
 pub(super) struct Block {
     /// The first block of its span.
@@ -95,6 +95,8 @@ pub(super) type TicketKey = (Guid, u64);
 pub(super) struct Span {
     /// Its GUID.
     pub guid: Guid,
+    /// The epoch of its blocks: that of the broker that made them.
+    pub epoch: u64,
     /// Blocks.
     pub count: u32,
     /// The ids that it has: at least `count`, and more than one run where some were in use.
@@ -147,6 +149,14 @@ impl Blocks {
     /// The span that begins with `first`, to change it.
     pub(super) fn span_mut(&mut self, first: BlockId) -> Option<&mut Span> {
         self.spans.get_mut(&first)
+    }
+
+    /// The spans that have one of `count` ids from `first` on.
+    pub(super) fn overlapping(&self, first: BlockId, count: u32) -> impl Iterator<Item = &Span> {
+        let last = first.checked_add(count.saturating_sub(1)).unwrap_or(first);
+        let reaches = move |start: BlockId, span: &Span| first.get() < start.get() + span.count;
+        let begun = self.spans.range(..=last).rev();
+        begun.take_while(move |(start, span)| reaches(**start, span)).map(|(_, span)| span)
     }
 
     /// Whether some span has one of `count` ids from `first` on.
@@ -309,6 +319,7 @@ mod tests {
     fn span(count: u32, uid: u32) -> Span {
         Span {
             guid: Guid::default(),
+            epoch: 1,
             count,
             ids: vec![IdRange { first: id(1), count }],
             page_size: 4096,

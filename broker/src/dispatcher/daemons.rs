@@ -107,6 +107,11 @@ impl Server {
         matches!(self.link, Link::Up(_) | Link::Joining { .. }) && !self.overdue
     }
 
+    /// Whether it has reported, and is connected.
+    pub(super) const fn hears(&self) -> bool {
+        matches!(self.link, Link::Up(_) | Link::Suspected(_))
+    }
+
     /// Whether it takes new blocks.
     pub(super) const fn is_up(&self) -> bool {
         matches!(self.link, Link::Up(_))

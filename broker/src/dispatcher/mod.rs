@@ -101,6 +101,9 @@ pub struct Dispatcher {
     /// The actions of the present step.
     out: Vec<Action>,
     guids: Guids,
+    /// When this broker started, since the host did: no two of one host have the same, and no block
+    /// outlives the host.
+    epoch: u64,
     /// The last number given to a request or an inspection.
     number: u64,
 
@@ -141,6 +144,7 @@ impl Dispatcher {
             now: Now::default(),
             out: Vec::new(),
             guids: Guids::new(seed),
+            epoch: 1,
             number: 0,
             ids: BlockIds::new(config.block_ids()),
             blocks: Blocks::default(),

@@ -158,6 +158,7 @@ impl Dispatcher {
         }
         let span = Span {
             guid,
+            epoch: self.epoch,
             count,
             ids: vec![ids],
             page_size: order.page_size,

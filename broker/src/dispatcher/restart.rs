@@ -5,8 +5,8 @@
 //!     |
 //!     v       each expected daemon: Holds .. last, or its lock is free and its headers are read
 //!  Assembling ----------------------------------------------------> tables complete:
-//!     spans from their blocks                 spans judged, openings and reservations
-//!                                             restored, deferred requests served
+//!     reports are kept                        spans from their blocks, judged; openings and
+//!                                             reservations restored, deferred requests served
 //! ```
 //!
 //! What becomes of a span that is not whole when all have reported:
@@ -23,6 +23,9 @@
 //! Of two regions with one name, the older is what an attempt left that was given up while its
 //! daemon was away: a name is given only while nobody has it, and `created_at` rises with each
 //! region. It is destroyed, unless a session has it open: then it is kept, without a name.
+//!
+//! Of two spans with an id in common, the one that an earlier broker made was never granted, else
+//! the later broker had known of it. It is destroyed, as a stray is (`silence`).
 //!
 //! # Invariants
 //!
@@ -51,6 +54,8 @@ const REPORT_BYTES_MAX: u64 = 1 << 52;
 /// What is open of a restart.
 #[derive(Debug, Default)]
 pub(super) struct Restart {
+    /// What was reported until now, while the tables are not complete.
+    pub found: Option<BTreeMap<DaemonId, Vec<HeldBlock>>>,
     /// Ids that a name has, and no block that was reported yet: names that were there at the start,
     /// and names that others took since.
     pub names: BTreeSet<BlockId>,
@@ -87,6 +92,8 @@ impl Dispatcher {
     }
 
     pub(super) fn started(&mut self, started: Started) {
+        self.epoch = self.now.millis.0.max(1);
+        self.restart.found = Some(BTreeMap::new());
         for session in started.sessions {
             self.believe(session);
         }
@@ -242,6 +249,10 @@ impl Dispatcher {
         held: BTreeMap<BlockId, HeldBlock>,
         told: Told,
     ) {
+        if let Some(found) = &mut self.restart.found {
+            found.insert(daemon, held.into_values().collect());
+            return;
+        }
         let server = self.daemons.servers.get(&daemon);
         let destroying: BTreeSet<BlockId> =
             server.map(|server| server.destroying().collect()).unwrap_or_default();
@@ -312,6 +323,8 @@ impl Dispatcher {
 
     /// All have reported: sessions get back what they had, and what waited for that is served.
     fn complete(&mut self) {
+        self.adopt_all();
+        self.inspect_unserved();
         self.judge_spans();
         for session in self.sessions.ids() {
             self.restore_openings(session);
@@ -327,6 +340,16 @@ impl Dispatcher {
         );
         while let Some(waiter) = self.deferred.pop() {
             self.route(waiter.to, &waiter.request, None);
+        }
+    }
+
+    /// What became of the objects of daemons that went before their blocks were in the tables, or
+    /// were not there at all, only the objects tell.
+    fn inspect_unserved(&mut self) {
+        let away = self.daemons.servers.iter().filter(|(_, server)| !server.hears());
+        let away: Vec<_> = away.map(|(id, server)| (*id, server.blocks.clone())).collect();
+        for (daemon, blocks) in away {
+            self.inspect(daemon, blocks.into_iter().collect());
         }
     }
 

@@ -8,8 +8,10 @@
 //!     +--- last Holds, or LockFree: never unconfirmed             +--------------------> Away
 //! ```
 //!
-//! A daemon may do what the broker before this one asked of it last, as soon as it goes on: no
-//! client can have had an answer, for that broker was dead before this one read the first name.
+//! A daemon may finish what the broker before this one asked of it last, as soon as it goes on: no
+//! client can have had an answer, for that broker was dead before this one read the first name. If
+//! this one dies before it hears the daemon, the next sees by the epochs which of two blocks with
+//! one id was made later.
 //!
 //! | when it reports | it was asked for | then |
 //! |---|---|---|
@@ -74,17 +76,31 @@ impl Dispatcher {
         }
     }
 
+    /// One more block of a daemon is a stray. If the daemon is not there, its next report names it.
+    pub(super) fn found_stray(&mut self, daemon: DaemonId, id: BlockId, has_id: bool) {
+        let Some(server) = self.daemons.servers.get_mut(&daemon) else { return };
+        server.strays.insert(id, has_id);
+        if server.hears() {
+            self.discard(daemon, id);
+            self.pump(daemon);
+        }
+    }
+
     /// Has a daemon that reported destroy its strays.
     pub(super) fn discard_strays(&mut self, daemon: DaemonId) {
-        let Some(server) = self.daemons.servers.get_mut(&daemon) else { return };
+        let Some(server) = self.daemons.servers.get(&daemon) else { return };
         let strays: Vec<BlockId> = server.strays.keys().copied().collect();
-        for &block in &strays {
+        for block in strays {
+            self.discard(daemon, block);
+        }
+    }
+
+    fn discard(&mut self, daemon: DaemonId, block: BlockId) {
+        if let Some(server) = self.daemons.servers.get_mut(&daemon) {
             server.push(Op::Discard { block });
         }
-        for block in strays {
-            let text = format!("daemon {daemon} made block {block} for nobody: it is destroyed");
-            self.log(LogLevel::Warn, text);
-        }
+        let text = format!("daemon {daemon} made block {block} for nobody: it is destroyed");
+        self.log(LogLevel::Warn, text);
     }
 
     /// A daemon has destroyed a stray, or could not.

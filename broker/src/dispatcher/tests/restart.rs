@@ -402,3 +402,38 @@ fn what_can_never_be_served_is_refused_at_once_and_the_rest_waits() {
     let waiting = rig.ask_later(conn, ClientRequest::RegionFind(long("v", 1)));
     assert_eq!(rig.answer(conn, waiting), None);
 }
+
+/// A broker gave an id while a daemon was silent that still was to make a block of that id for the
+/// broker before, and both were killed before the daemon was heard.
+#[test]
+fn of_two_blocks_with_one_id_the_one_stays_that_was_made_by_the_later_broker() {
+    let aged = |mut held: HeldBlock, epoch| {
+        held.description.epoch = epoch;
+        held
+    };
+    let young = aged(held(8, 0, 1, 1), 9);
+    let mut same_id = vec![aged(held_region(8, 0, 1, 3), 5)];
+    same_id[0].description.guid = guid(77);
+    same_id[0].description.span.guid = guid(77);
+    let same_span = vec![aged(held(7, 1, 3, 2), 5)];
+    for old in [same_id, same_span] {
+        for old_is_first in [true, false] {
+            let found = vec![expected(1, &[8]), expected(2, &[8])];
+            let sessions = vec![believed(0, vec![])];
+            let mut rig = Rig::started(config(), Started { sessions, daemons: found });
+            let conn = attach(&mut rig);
+            if old_is_first {
+                rig.daemon_with(2, 3 * GIB, old.clone());
+            }
+            rig.daemon_with(1, 3 * GIB, vec![young.clone()]);
+            if !old_is_first {
+                rig.daemon_with(2, 3 * GIB, old.clone());
+            }
+            assert_eq!(fetched(&mut rig, conn, 8), Some(false));
+            assert_eq!(rig.daemons[&1].destroyed, []);
+            assert_eq!(rig.daemons[&2].destroyed, [block_id(8)]);
+            assert_eq!(rig.dispatcher.snapshot().blocks.len(), 1);
+            assert_eq!(rig.dispatcher.snapshot().quarantined, 0);
+        }
+    }
+}
