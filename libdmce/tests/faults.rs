@@ -6,9 +6,10 @@ use std::cmp::Ordering;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering as Memory};
 
+use dmce_abi::wire::client::MallocKind;
 use dmce_sys::socket::{Socket, SocketError};
 use fake::{BLOCK_BYTES, Fake, status, wait_until};
-use libdmce::{Error, Options, Prot, Session, Status};
+use libdmce::{Error, Options, Prot, RegionOptions, Session, Status};
 
 #[test]
 fn memory_is_used_on_while_the_broker_is_away_and_calls_that_need_it_wait() {
@@ -115,6 +116,30 @@ fn blocks_whose_caller_gave_up_go_back_though_the_broker_has_died() {
     fake.restart();
     wait_until("the blocks go back", || fake.state().blocks.is_empty());
     assert!(fake.asked("Abandon") >= 1);
+}
+
+/// As after a broker's death over the destruction of what was given back.
+#[test]
+fn what_only_the_broker_knows_of_goes_back_when_the_session_is_attached_again() {
+    Fake::with_each_mode(|fake, session| {
+        let kept: Vec<_> = (1..=3).map(|_| session.malloc(3 * BLOCK_BYTES).unwrap()).collect();
+        let small = session.malloc(100).unwrap();
+        session.region_create("v", "r", 5_000, &RegionOptions::default()).unwrap();
+        let known: Vec<u32> = fake.state().blocks.keys().copied().collect();
+        for bytes in [100, 2 * BLOCK_BYTES, BLOCK_BYTES] {
+            fake.state().make(MallocKind::Span { bytes }).unwrap();
+        }
+        fake.die();
+        fake.restart();
+        wait_until("it is given back", || {
+            fake.state().blocks.len() == known.len() && fake.asked("Delete") == 3
+        });
+        assert!(fake.state().blocks.keys().copied().eq(known.iter().copied()));
+        for addr in kept.into_iter().chain([small]) {
+            session.write(addr, &[1; 100]).unwrap();
+            session.free(addr).unwrap();
+        }
+    });
 }
 
 #[test]

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use dmce_abi::Status;
-use dmce_abi::block::{BlockDescription, BlockId, Guid, Owner, SessionId};
+use dmce_abi::block::{BlockId, Guid, SessionId};
 use dmce_abi::wire::client::{
-    Abandon, Attach, BlockInfo, Changed, ClientReply, ClientRequest, Granted, Opened, Opening,
-    OpeningId, Ready, RegionKey, RegionOpen,
+    Abandon, Attach, BlockInfo, Changed, ClientReply, ClientRequest, Delete, Granted, Opened,
+    Opening, OpeningId, Ready, RegionKey, RegionOpen, SpanKey, SpanList,
 };
 use dmce_abi::wire::{Refusal, Reply};
 use dmce_broker::dispatcher::{ClientConn, Peer, RequestId};
@@ -58,12 +58,6 @@ pub struct View {
     pub generation: u64,
     /// The last number that it used for a ticket or an opening.
     pub ticket: u64,
-    /// How often it was attached.
-    pub attached: u32,
-    /// Tickets of Mallocs that were granted or refused.
-    settled: BTreeSet<u64>,
-    /// Tickets that it gave up, with `attached` when that was answered.
-    abandoned: BTreeMap<u64, u32>,
     /// Requests whose answer it missed and that it repeats.
     pub again: Vec<ClientRequest>,
 }
@@ -109,12 +103,14 @@ pub struct Client {
     pub view: Option<View>,
     /// Whether the broker has a reason to end its session.
     pub excused: bool,
+    /// Width of a cell.
+    cell_bits: u8,
     last_request: u64,
 }
 
 impl Client {
-    /// A process without a connection.
-    pub fn new(peer: Peer) -> Self {
+    /// A process without a connection, in an instance with cells of that width.
+    pub fn new(peer: Peer, cell_bits: u8) -> Self {
         Self {
             peer,
             alive: true,
@@ -126,6 +122,7 @@ impl Client {
             given_up: BTreeMap::new(),
             view: None,
             excused: false,
+            cell_bits,
             last_request: 0,
         }
     }
@@ -272,6 +269,9 @@ impl Client {
                 self.view = None;
                 Ok(())
             }
+            (ClientRequest::Spans(list), ClientReply::Spans { spans, more }) => {
+                self.listed(list.after, &spans, more)
+            }
             (request, reply) => {
                 let Some(view) = &mut self.view else { return Ok(()) };
                 view.answered(request, reply, known)
@@ -281,10 +281,11 @@ impl Client {
 
     fn ready(&mut self, ready: &Ready) {
         if let Some(view) = &mut self.view {
-            view.attached += 1;
             for request in std::mem::take(&mut view.again) {
                 self.ask(request);
             }
+            // Behind what is repeated: what that was granted is known when the answer comes.
+            self.ask(ClientRequest::Spans(SpanList { after: 0 }));
             return;
         }
         self.view = Some(View {
@@ -296,11 +297,36 @@ impl Client {
             mapped: BTreeSet::new(),
             generation: 0,
             ticket: 0,
-            attached: 0,
-            settled: BTreeSet::new(),
-            abandoned: BTreeMap::new(),
             again: Vec::new(),
         });
+    }
+
+    /// The spans that the broker believes to be the client's: those that are not are deleted.
+    fn listed(&mut self, after: u32, spans: &[SpanKey], more: bool) -> Result<(), String> {
+        let firsts = std::iter::once(after).chain(spans.iter().map(|span| span.first.get()));
+        if !firsts.is_sorted_by(|a, b| a < b) || (more && spans.is_empty()) {
+            return Err(format!("was answered {spans:?}"));
+        }
+        if let Some(last) = spans.last().filter(|_| more) {
+            self.ask(ClientRequest::Spans(SpanList { after: last.first.get() }));
+        }
+        let Some(view) = &self.view else { return Ok(()) };
+        let is_going = |guid: Guid| {
+            let is_it = |request: &ClientRequest| match request {
+                ClientRequest::Delete(delete) => delete.guid == guid,
+                _ => false,
+            };
+            self.pending.values().any(is_it)
+        };
+        let is_known = |guid: Guid| view.spans.values().any(|span| span.guid == guid);
+        let unknown = spans.iter().filter(|span| !is_known(span.guid) && !is_going(span.guid));
+        let address = |first: BlockId| u64::from(first.get()) << self.cell_bits;
+        let deletes: Vec<_> =
+            unknown.map(|&SpanKey { first, guid }| Delete { addr: address(first), guid }).collect();
+        for delete in deletes {
+            self.ask(ClientRequest::Delete(delete));
+        }
+        Ok(())
     }
 
     fn refused(
@@ -329,9 +355,6 @@ impl Client {
             self.ask(ClientRequest::RegionClose(open.opening));
             return Ok(());
         }
-        if let (ClientRequest::Malloc(malloc), Some(view)) = (request, &mut self.view) {
-            view.settled.insert(malloc.ticket);
-        }
         let allowed: &[Status] = match request {
             ClientRequest::Attach(_) => &[Status::Busy],
             ClientRequest::Malloc(_) => {
@@ -358,6 +381,7 @@ impl Client {
             | ClientRequest::Abandon(_)
             | ClientRequest::RegionClose(_)
             | ClientRequest::Changes(_)
+            | ClientRequest::Spans(_)
             | ClientRequest::Stat
             | ClientRequest::Disconnect => &[],
             _ => return Ok(()),
@@ -377,14 +401,6 @@ impl View {
         home.is_some_and(|home| home.contains(&block) && home.is_disjoint(harmed))
     }
 
-    /// Whether a block that the client does not know cannot be the session's.
-    pub fn must_not_have(&self, block: &BlockDescription) -> bool {
-        let Owner::Session { ticket, .. } = &block.owner else { return true };
-        let abandoned = self.abandoned.get(&ticket.number);
-        let can_be_again = abandoned.is_some_and(|since| *since < self.attached);
-        !can_be_again && !self.settled.contains(&ticket.number)
-    }
-
     fn answered(
         &mut self,
         request: &ClientRequest,
@@ -392,14 +408,7 @@ impl View {
         known: &Known<'_>,
     ) -> Result<(), String> {
         match (request, reply) {
-            (ClientRequest::Malloc(malloc), ClientReply::Granted(granted)) => {
-                self.settled.insert(malloc.ticket);
-                self.granted(granted)
-            }
-            (ClientRequest::Abandon(abandon), ClientReply::Done) => {
-                self.abandoned.insert(abandon.ticket, self.attached);
-                Ok(())
-            }
+            (ClientRequest::Malloc(_), ClientReply::Granted(granted)) => self.granted(granted),
             (ClientRequest::Grow(grow), ClientReply::Grown { committed }) => {
                 if committed < grow.committed {
                     return Err(format!("has {committed} bytes"));
@@ -437,7 +446,8 @@ impl View {
                 Ok(())
             }
             (
-                ClientRequest::Delete(_)
+                ClientRequest::Abandon(_)
+                | ClientRequest::Delete(_)
                 | ClientRequest::Damaged(_)
                 | ClientRequest::RegionCreate(_)
                 | ClientRequest::RegionClose(_),
@@ -495,11 +505,14 @@ impl View {
     }
 }
 
-/// Whether a request gives something back, and must be done at some time.
+/// Whether a request gives something back, or leads to that, and must be done at some time.
 const fn is_undoing(request: &ClientRequest) -> bool {
     matches!(
         request,
-        ClientRequest::Abandon(_) | ClientRequest::RegionClose(_) | ClientRequest::Delete(_)
+        ClientRequest::Abandon(_)
+            | ClientRequest::RegionClose(_)
+            | ClientRequest::Delete(_)
+            | ClientRequest::Spans(_)
     )
 }
 

@@ -1,5 +1,5 @@
-//! What a session does with its blocks once it has them: grow, delete, fetch, map, and ask what
-//! changed.
+//! What a session does with its blocks once it has them: grow, delete, list, fetch, map, and ask
+//! what changed.
 //!
 //! # Invariants
 //!
@@ -9,9 +9,11 @@
 use dmce_abi::Status;
 use dmce_abi::addr::{AddrParts, DmceAddr};
 use dmce_abi::block::{BlockId, Guid, SessionId};
+use dmce_abi::limits::SPANS_LISTED;
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::client::{
-    BlockInfo, Changed, ClientReply, Delete, Fetch, Granted, Grow, Map, Opened, SessionStat, Unmap,
+    BlockInfo, Changed, ClientReply, Delete, Fetch, Granted, Grow, Map, Opened, SessionStat,
+    SpanKey, SpanList, Unmap,
 };
 
 use super::Dispatcher;
@@ -37,7 +39,7 @@ impl Reached<'_> {
         BlockInfo {
             block: self.id,
             guid: self.block.guid,
-            epoch: 1,
+            epoch: self.span.epoch,
             committed: self.block.committed,
             bytes_max: self.block.bytes_max,
             span_first: self.block.span,
@@ -130,6 +132,20 @@ impl Dispatcher {
             session.spans.remove(&first);
         }
         self.unmake(first);
+    }
+
+    /// The spans of a session that stand. One whose first block is lost is not told: if an earlier
+    /// broker granted it, its GUID may be unknown here, and the session could not know it again.
+    pub(super) fn span_list(&self, id: SessionId, list: SpanList) -> Outcome {
+        let Some(session) = self.sessions.get(id) else { return Outcome::Later };
+        let firsts = session.spans.iter().filter(|first| first.get() > list.after);
+        let mut stands = firsts.filter_map(|&first| {
+            let block = self.blocks.get(first)?;
+            let is_there = self.stands(first) && block.state == BlockState::Held;
+            is_there.then_some(SpanKey { first, guid: block.guid })
+        });
+        let spans = stands.by_ref().take(SPANS_LISTED).collect();
+        ClientReply::Spans { spans, more: stands.next().is_some() }.into()
     }
 
     /// A descriptor of a block.

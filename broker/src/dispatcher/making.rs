@@ -121,7 +121,14 @@ impl Dispatcher {
             Some((first, span)) if span.state == SpanState::Making => {
                 self.give_up_making(first, given_up());
             }
-            Some((first, _)) => self.delete_span(id, first),
+            Some((first, _)) => {
+                let guid = self.blocks.get(first).map(|block| block.guid);
+                self.delete_span(id, first);
+                // Who was told of it by a list of spans may delete it as well.
+                if let Some(guid) = guid {
+                    self.remember_deleted(id, guid);
+                }
+            }
             None => {}
         }
         ClientReply::Done.into()

@@ -167,6 +167,7 @@ impl Dispatcher {
             ClientRequest::RegionFind(name) => self.region_find(session, name),
             ClientRequest::RegionDelete(delete) => self.region_delete(to, session, *delete),
             ClientRequest::RegionList(list) => Ok(self.region_list(session, list)),
+            ClientRequest::Spans(list) => Ok(self.span_list(session, *list)),
             _ => refuse(Status::Unsupported, "this broker does not know the request"),
         }
     }

@@ -27,6 +27,9 @@ pub const PINS: usize = 512;
 /// Regions that one session has open at one time, as its record counts them.
 pub const GRANTS: usize = 440;
 
+/// Spans in one answer to a session that asks for its own.
+pub const SPANS_LISTED: usize = 2048;
+
 /// Bytes of an instance's name.
 pub const INSTANCE_BYTES_MAX: usize = 32;
 

@@ -13,11 +13,12 @@
 //! 2. A request whose connection broke is repeated as it was. Those that must not be done twice
 //!    carry a number, or name what they end by its GUID.
 //! 3. An attached session is the one that was set up: same id, same GUID, same session object. The
-//!    openings that its client was told of are told to each broker that it attaches to.
+//!    openings that its client was told of are told to each broker that it attaches to, and the
+//!    spans that it was granted are known by the time that the broker lists them.
 //! 4. Who closes the session is not kept waiting by those who wait for the broker.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,7 +26,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dmce_abi::Status;
-use dmce_abi::wire::client::{Attach, ClientReply, ClientRequest, Opening, OpeningId, RegionOpen};
+use dmce_abi::block::Guid;
+use dmce_abi::wire::client::{
+    Attach, ClientReply, ClientRequest, Opening, OpeningId, RegionOpen, SpanKey,
+};
 use dmce_shm::session::SessionIdentity;
 use dmce_sys::object;
 use dmce_sys::poll::{EventFd, Interest, Poller, wait_readable};
@@ -68,6 +72,8 @@ struct State {
     connection: Option<Connection>,
     /// The openings of regions that the broker told of and that were not closed since.
     openings: BTreeMap<OpeningId, Opening>,
+    /// The first blocks of the spans that were granted and not given back since.
+    spans: BTreeSet<Guid>,
     /// Whether the service thread is woken by replies.
     is_watched: bool,
 }
@@ -75,14 +81,19 @@ struct State {
 impl State {
     /// A request is sent: what it ends is not told to the next broker.
     fn sends(&mut self, request: &ClientRequest) {
-        if let ClientRequest::RegionClose(opening) = request {
-            self.openings.remove(opening);
+        match request {
+            ClientRequest::RegionClose(opening) => _ = self.openings.remove(opening),
+            ClientRequest::Delete(delete) => _ = self.spans.remove(&delete.guid),
+            _ => {}
         }
     }
 
     /// A request was done. Nobody else has had the turn since, so no broker was told less.
     fn done(&mut self, request: &ClientRequest, reply: &ClientReply) {
         match (request, reply) {
+            (ClientRequest::Malloc(_), ClientReply::Granted(granted)) => {
+                self.spans.insert(granted.first.guid);
+            }
             (ClientRequest::RegionOpen(open), ClientReply::Opened(opened)) => {
                 let RegionOpen { opening, read, write, .. } = *open;
                 let told = Opening { opening, first: opened.first.block, read, write };
@@ -163,6 +174,7 @@ impl Link {
             state: Turn::new(State {
                 connection: Some(connection),
                 openings: BTreeMap::new(),
+                spans: BTreeSet::new(),
                 is_watched: false,
             }),
             doorbell: Mutex::new(Arc::new(doorbell)),
@@ -211,6 +223,17 @@ impl Link {
                 }
             }
         }
+    }
+
+    /// Of spans that the broker listed, those that were never granted, as far as this side knows,
+    /// or were given back. What is granted meanwhile is not in an older list.
+    pub(super) fn unknown_of(
+        &self,
+        listed: Vec<SpanKey>,
+        deadline: Deadline,
+    ) -> Result<Vec<SpanKey>, LinkError> {
+        let state = self.state.take(deadline).ok_or_else(no_turn)?;
+        Ok(listed.into_iter().filter(|span| !state.spans.contains(&span.guid)).collect())
     }
 
     /// Tells the broker something that it does not answer, if that takes no waiting.

@@ -8,7 +8,9 @@
 //! 1. The thread handles no signal of the application's, and touches no byte of a block.
 //! 2. What could not be told to the broker stays a chore until it was: also over its death, and
 //!    if what is to be undone was asked of a broker that is no more.
-//! 3. An idle block leaves the allocator while nobody is growing one, so no growth revives it.
+//! 3. A session that was attached anew gives back what the broker says it has and nobody here knows
+//!    of, before it tells its pointers: a broker that lists has all its tables.
+//! 4. An idle block leaves the allocator while nobody is growing one, so no growth revives it.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -19,7 +21,9 @@ use std::time::Duration;
 
 use dmce_abi::Status;
 use dmce_abi::block::BlockId;
-use dmce_abi::wire::client::{Abandon, ClientRequest, Delete, OpeningId};
+use dmce_abi::wire::client::{
+    Abandon, ClientReply, ClientRequest, Delete, OpeningId, SpanKey, SpanList,
+};
 use dmce_sys::clock::monotonic_ms;
 use dmce_sys::process::without_signals;
 
@@ -64,6 +68,8 @@ pub(crate) struct Service {
     stop: AtomicBool,
     /// Whether a look at idle blocks is due at some time already.
     expects_idle: AtomicBool,
+    /// Whether the broker may know of spans that this side does not.
+    spans_unsure: AtomicBool,
     pause_ms: AtomicU64,
 }
 
@@ -146,9 +152,10 @@ impl Core {
             tracing::debug!(error = %error, "changes could not be taken in");
         }
         if self.link.take_renewed() {
+            self.service.spans_unsure.store(true, Ordering::SeqCst);
             self.announce_again();
         }
-        let announced = self.announce_pins();
+        let announced = self.settle_spans() && self.announce_pins();
         self.do_chores();
         announced && self.chores().is_empty() && !self.map.has_moved()
     }
@@ -162,6 +169,48 @@ impl Core {
         let pause = self.service.pause_ms.load(Ordering::Relaxed).max(PAUSE_MIN_MS);
         self.service.pause_ms.store((pause * 2).min(PAUSE_MAX_MS), Ordering::Relaxed);
         Some(Duration::from_millis(pause))
+    }
+
+    /// Gives back what only the broker knows of: what an earlier one was to destroy, or granted
+    /// while nobody listened any more. False if it has to be done again.
+    fn settle_spans(&self) -> bool {
+        if !self.service.spans_unsure.swap(false, Ordering::SeqCst) {
+            return true;
+        }
+        match self.unknown_spans() {
+            Ok(unknown) => {
+                self.chores().deletes.extend(unknown);
+                true
+            }
+            Err(error) => {
+                tracing::debug!(error = %error, "the broker's list of spans could not be had");
+                let is_later = can_be_later(error.status());
+                self.service.spans_unsure.store(is_later, Ordering::SeqCst);
+                !is_later
+            }
+        }
+    }
+
+    fn unknown_spans(&self) -> Result<Vec<Delete>, Error> {
+        let (mut unknown, mut after) = (Vec::new(), 0);
+        loop {
+            let list = ClientRequest::Spans(SpanList { after });
+            let ClientReply::Spans { spans, more } = self.ask(&list)?.0 else {
+                return Err(Error::unexpected_reply("Spans"));
+            };
+            let end = spans.last().map_or(0, |span| span.first.get());
+            let listed = self.link.unknown_of(spans, self.deadline());
+            for SpanKey { first, guid } in listed.map_err(|error| self.of_link(error))? {
+                let addr = self.join(first, 0)?.to_raw();
+                unknown.push(Delete { addr, guid });
+            }
+            // Blocks that do not rise would be asked for without end.
+            match (more, end > after) {
+                (false, _) => return Ok(unknown),
+                (true, true) => after = end,
+                (true, false) => return Err(Error::unexpected_reply("Spans")),
+            }
+        }
     }
 
     fn do_chores(&self) {

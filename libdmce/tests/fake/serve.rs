@@ -7,7 +7,7 @@ use dmce_abi::block::BlockId;
 use dmce_abi::limits::FRAME_BYTES_MAX;
 use dmce_abi::wire::client::{
     BlockInfo, Changed, ClientReply, ClientRequest, Granted, Malloc, MallocKind, Opened, Ready,
-    RegionKey,
+    RegionKey, SpanKey,
 };
 use dmce_abi::wire::{self, FrameHeader, Refusal, Reply};
 use dmce_sys::poll::{Interest, Poller};
@@ -168,6 +168,22 @@ fn answer(state: &mut State, request: &ClientRequest) -> Answer {
             done()
         }
         ClientRequest::Disconnect => done(),
+        ClientRequest::Spans(list) => {
+            // Two at a time, so that a client has to ask again.
+            let ids = state.blocks.iter().filter(|(id, block)| {
+                **id == block.first
+                    && **id > list.after
+                    && !state.regions.values().any(|r| r == *id)
+            });
+            let key = |(id, block): (&u32, &FakeBlock)| SpanKey {
+                first: BlockId::try_from(*id).unwrap(),
+                guid: block.guid,
+            };
+            let mut spans: Vec<SpanKey> = ids.map(key).collect();
+            let more = spans.len() > 2;
+            spans.truncate(2);
+            Ok((ClientReply::Spans { spans, more }, Vec::new()))
+        }
         other => regions(state, other),
     }
 }
@@ -275,7 +291,7 @@ impl State {
     }
 
     /// Makes blocks; returns the first.
-    fn make(&mut self, kind: MallocKind) -> Result<u32, Refusal> {
+    pub fn make(&mut self, kind: MallocKind) -> Result<u32, Refusal> {
         let (bytes, bytes_max) = match kind {
             MallocKind::Heap { committed } => (committed, BLOCK_BYTES),
             MallocKind::Span { bytes } => (bytes, bytes),

@@ -53,6 +53,9 @@ pub enum ClientRequest {
     RegionList(RegionList),
     /// A listing for the administrator. Needs no session.
     Admin(AdminRequest),
+    /// The spans that the session has, a page at a time: who was attached anew gives back those of
+    /// which it does not know.
+    Spans(SpanList),
 }
 
 /// The broker's answer.
@@ -91,6 +94,13 @@ pub enum ClientReply {
     Admin(AdminReply),
     /// Done, with nothing to say.
     Done,
+    /// To [`ClientRequest::Spans`].
+    Spans {
+        /// By first block, rising; at most [`crate::limits::SPANS_LISTED`].
+        spans: Vec<SpanKey>,
+        /// Whether others follow the last of these.
+        more: bool,
+    },
 }
 
 /// Asks for a session (FIG. 13, [0083]).
@@ -248,6 +258,22 @@ pub struct Delete {
     /// The address of its first byte.
     pub addr: u64,
     /// Its GUID, as [`BlockInfo`] or the span told it: an old handle frees nobody else's block.
+    pub guid: Guid,
+}
+
+/// Asks for the session's own spans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpanList {
+    /// Spans that begin behind this block; 0 for the first.
+    pub after: u32,
+}
+
+/// Names a span of a session for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpanKey {
+    /// Its first block.
+    pub first: BlockId,
+    /// The GUID of that block, as [`Granted`] told it.
     pub guid: Guid,
 }
 

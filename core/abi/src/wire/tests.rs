@@ -3,6 +3,7 @@ use alloc::vec;
 
 use super::client::{
     Attach, ClientReply, ClientRequest, Grow, Opening, OpeningId, RegionDelete, RegionKey, Setup,
+    SpanKey, SpanList,
 };
 use super::daemon::{DaemonMessage, DaemonNotice};
 use super::*;
@@ -41,6 +42,12 @@ fn golden_frames() {
     let delete = ClientRequest::RegionDelete(RegionDelete { region, wait_ms: 300 });
     let bytes = [&[17, 0xac, 2][..], &[9; 16], &[0xac, 2]].concat();
     assert_eq!(encode(PLAIN, &delete).unwrap()[HEADER_BYTES..], bytes);
+    let spans = ClientRequest::Spans(SpanList { after: 300 });
+    assert_eq!(encode(PLAIN, &spans).unwrap()[HEADER_BYTES..], [20, 0xac, 2]);
+    let spans = vec![SpanKey { first: block, guid: Guid([9; 16]) }];
+    let listed: Reply<ClientReply> = Ok(ClientReply::Spans { spans, more: false });
+    let bytes = [&[0, 11, 1, 0xac, 2][..], &[9; 16], &[0]].concat();
+    assert_eq!(encode(PLAIN, &listed).unwrap()[HEADER_BYTES..], bytes);
     let refused: Reply<ClientReply> = Err(Refusal::new(Status::Quota, "no"));
     assert_eq!(encode(PLAIN, &refused).unwrap()[HEADER_BYTES..], [1, 8, 2, b'n', b'o']);
     let lost = DaemonMessage::Notice(DaemonNotice::Lost { block });
@@ -119,4 +126,13 @@ fn as_many_openings_as_a_session_may_have_fit_a_frame() {
     });
     let frame = encode(PLAIN, &attach).unwrap();
     assert_eq!(decode_body::<ClientRequest>(&frame), Ok(attach));
+}
+
+#[test]
+fn as_many_spans_as_are_listed_at_once_fit_a_frame() {
+    let first = BlockId::try_from(crate::limits::BLOCK_IDS_MAX - 1).unwrap();
+    let spans = vec![SpanKey { first, guid: Guid([0xff; 16]) }; crate::limits::SPANS_LISTED];
+    let reply: Reply<ClientReply> = Ok(ClientReply::Spans { spans, more: true });
+    let frame = encode(PLAIN, &reply).unwrap();
+    assert_eq!(decode_body::<Reply<ClientReply>>(&frame), Ok(reply));
 }
