@@ -58,12 +58,6 @@ pub fn unblock() {
     unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, own.as_ptr(), ptr::null_mut()) };
 }
 
-/// Whether the process's handler of SIGBUS is ours; a program may have set its own since.
-#[must_use]
-pub fn is_installed() -> bool {
-    action::is(on_sigbus)
-}
-
 extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: `errno` of this thread, which lives as long as the thread.
     let errno = unsafe { libc::__errno_location() };

@@ -7,7 +7,6 @@
 //!    does, the signal is its own.
 //! 3. `known` lives in this process alone; it never runs ahead of what the tables have taken in.
 
-use std::io;
 use std::mem::{align_of, offset_of};
 use std::os::fd::BorrowedFd;
 use std::slice;
@@ -27,7 +26,7 @@ use super::{
 use crate::atomic::{AtomicU64, Ordering};
 use crate::fence::Fence;
 use crate::layout::layout;
-use crate::slot::{Look, Marks, Moved, Operation, Slot};
+use crate::slot::{Look, Moved, Operation, Slot};
 
 /// The session object of this process's session, mapped.
 #[derive(Debug)]
@@ -189,21 +188,6 @@ impl SessionMap {
         self.pins.free(pins_in(&self.mapping), id);
     }
 
-    /// Looks which operations of this process are in flight, to wait for them: whatever was
-    /// unpublished before, no operation that begins later can find.
-    ///
-    /// The caller's own operation is among them if it is in one.
-    ///
-    /// # Errors
-    ///
-    /// The kernel had no memory for the barrier: call it again.
-    pub fn retire(&self) -> io::Result<Grace<'_>> {
-        // The broker's ability does not matter here: a light side that issues a full fence pairs
-        // with this process's own barrier as well.
-        self.fence.heavy_process()?;
-        Ok(Grace { map: self, before: Marks::look(self.slots()) })
-    }
-
     #[inline]
     fn generation_word(&self) -> &AtomicU64 {
         // SAFETY: as in `slots`, for one word.
@@ -213,23 +197,6 @@ impl SessionMap {
     #[inline]
     fn at<T>(&self, offset: usize) -> *const T {
         at(&self.mapping, offset)
-    }
-}
-
-/// A wait for the operations that were in flight when something was retired.
-#[derive(Debug)]
-pub struct Grace<'a> {
-    map: &'a SessionMap,
-    before: Marks,
-}
-
-impl Grace<'_> {
-    /// Whether all of them are over but the one of the slot `own`, if the caller is inside one.
-    #[must_use]
-    pub fn is_over(&self, own: Option<usize>) -> bool {
-        let now = Marks::look(self.map.slots());
-        let mut waiting = self.before.waiting(&now);
-        waiting.all(|slot| Some(slot) == own)
     }
 }
 

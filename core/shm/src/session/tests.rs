@@ -7,7 +7,7 @@ use super::map::{SessionMap, SessionMapError};
 use super::object::{SessionError, SessionObject};
 use super::pin::PinnedRange;
 use super::*;
-use crate::slot::Moved;
+use crate::slot::{Marks, Moved};
 use crate::testing::object;
 
 fn identity() -> SessionIdentity {
@@ -84,16 +84,17 @@ fn what_is_settled_after_the_end_lets_no_operation_begin() {
 #[test]
 fn the_wait_of_who_unmaps_ends_with_the_operations_that_it_found() {
     let (_object, map) = pair();
-    assert!(map.retire().unwrap().is_over(None));
+    let look = || Marks::look(map.slots());
+    assert!(look().quiesced(&look()));
     let own = map.begin(1).unwrap();
     let other = map.begin(2).unwrap();
-    let grace = map.retire().unwrap();
-    assert!(!grace.is_over(Some(1)));
+    let before = look();
     drop(other);
-    assert!(grace.is_over(Some(1)), "but for the caller's own");
-    assert!(!grace.is_over(None));
+    assert_eq!(before.waiting(&look()).collect::<Vec<_>>(), [1]);
     drop(own);
-    assert!(grace.is_over(None));
+    // One that begins later is not waited for.
+    let _later = map.begin(1).unwrap();
+    assert!(before.quiesced(&look()));
 }
 
 #[test]

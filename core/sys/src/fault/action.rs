@@ -56,11 +56,6 @@ pub(super) fn replace(handler: Handler) -> io::Result<()> {
     if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Whether `handler` is in force.
-pub(super) fn is(handler: Handler) -> bool {
-    current_action().is_ok_and(|action| action.sa_sigaction == handler as usize)
-}
-
 /// Does what would have happened without us.
 pub(super) fn chain(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: written before the handler was installed, never again.
