@@ -15,7 +15,7 @@
 //!    a reference that an operation got lives as long as the operation.
 
 use std::collections::BTreeMap;
-use std::mem::ManuallyDrop;
+use std::mem::{self, ManuallyDrop};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,7 +35,12 @@ pub(crate) struct Table {
     root: Box<[AtomicPtr<Leaf>]>,
     ids: u32,
     known: Mutex<BTreeMap<BlockId, Arc<Block>>>,
+    /// Blocks without bytes that nobody is in a hurry to drop.
+    kept: Mutex<Retired>,
 }
+
+/// So many are kept before they are worth a wait.
+const KEPT_MAX: usize = 64;
 
 /// Blocks that operations in flight may still use.
 #[derive(Debug, Default)]
@@ -71,6 +76,7 @@ impl Table {
             root: (0..leaves).map(|_| AtomicPtr::new(ptr::null_mut())).collect(),
             ids,
             known: Mutex::new(BTreeMap::new()),
+            kept: Mutex::default(),
         }
     }
 
@@ -127,6 +133,13 @@ impl Table {
         Retired(known.remove(&old.id).map(ManuallyDrop::new).into_iter().collect())
     }
 
+    /// Keeps retired blocks that hold nothing, until there are many: those are returned.
+    pub(crate) fn keep(&self, retired: Retired) -> Retired {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.extend(retired);
+        if kept.0.len() < KEPT_MAX { Retired::default() } else { mem::take(&mut *kept) }
+    }
+
     fn put(&self, known: &mut BTreeMap<BlockId, Arc<Block>>, block: Arc<Block>) -> Retired {
         let id = block.id;
         if id.get() >= self.ids {
@@ -166,6 +179,9 @@ impl Table {
 
 impl Drop for Table {
     fn drop(&mut self) {
+        let kept = self.kept.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: whoever is in an operation and found a block has borrowed the table.
+        unsafe { mem::take(kept).release() };
         for leaf in self.root.iter_mut().map(AtomicPtr::get_mut).filter(|leaf| !leaf.is_null()) {
             // SAFETY: made by `Box::into_raw` in `swap`, and freed here alone.
             drop(unsafe { Box::from_raw(*leaf) });
@@ -232,5 +248,26 @@ mod tests {
         // SAFETY: as before.
         unsafe { table.remove(id(7)).release() };
         assert!(table.find(id(7)).is_none());
+    }
+
+    #[test]
+    fn what_is_kept_goes_when_there_is_much_or_with_the_table() {
+        let table = Table::new(100);
+        assert!(table.insert(block(7, 4096)).is_empty());
+        let first = table.find(id(7)).unwrap();
+        for _ in 1..KEPT_MAX {
+            let there = table.find(id(7)).unwrap();
+            assert!(table.keep(table.replace(&there, block(7, 4096)).unwrap()).is_empty());
+        }
+        assert_eq!(Arc::strong_count(&first), 2);
+        let last = table.find(id(7)).unwrap();
+        let all = table.keep(table.replace(&last, block(7, 4096)).unwrap());
+        // SAFETY: no operation is in flight.
+        unsafe { all.release() };
+        assert_eq!((Arc::strong_count(&first), Arc::strong_count(&last)), (1, 1));
+        let there = table.find(id(7)).unwrap();
+        assert!(table.keep(table.replace(&there, block(7, 0)).unwrap()).is_empty());
+        drop(table);
+        assert_eq!(Arc::strong_count(&there), 1);
     }
 }

@@ -5,15 +5,22 @@
 #![forbid(unsafe_code)]
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::connection::Deadline;
 
 /// A value that one thread at a time has.
 #[derive(Debug)]
 pub(crate) struct Turn<T> {
-    value: Mutex<Option<T>>,
+    state: Mutex<State<T>>,
     back: Condvar,
+}
+
+#[derive(Debug)]
+struct State<T> {
+    value: Option<T>,
+    /// How many wait for it: to wake nobody is a call of the kernel, too.
+    waiting: u32,
 }
 
 /// The value, until it is dropped.
@@ -26,25 +33,33 @@ pub(crate) struct Taken<'a, T> {
 impl<T> Turn<T> {
     /// Free.
     pub(crate) const fn new(value: T) -> Self {
-        Self { value: Mutex::new(Some(value)), back: Condvar::new() }
+        let state = State { value: Some(value), waiting: 0 };
+        Self { state: Mutex::new(state), back: Condvar::new() }
     }
 
     /// Takes the value, waiting for it until the deadline.
     pub(crate) fn take(&self, deadline: Deadline) -> Option<Taken<'_, T>> {
-        let mut value = self.value.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         loop {
-            if let Some(taken) = value.take() {
+            if let Some(taken) = state.value.take() {
                 return Some(Taken { turn: self, value: Some(taken) });
             }
-            let waited = self.back.wait_timeout(value, deadline.left()?);
-            value = waited.unwrap_or_else(PoisonError::into_inner).0;
+            let left = deadline.left()?;
+            state.waiting += 1;
+            let waited = self.back.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state.waiting -= 1;
         }
     }
 
     /// Takes the value if nobody has it.
     pub(crate) fn try_take(&self) -> Option<Taken<'_, T>> {
-        let taken = self.value.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let taken = self.lock().value.take();
         taken.map(|value| Taken { turn: self, value: Some(value) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -64,8 +79,13 @@ impl<T> DerefMut for Taken<'_, T> {
 
 impl<T> Drop for Taken<'_, T> {
     fn drop(&mut self) {
-        *self.turn.value.lock().unwrap_or_else(PoisonError::into_inner) = self.value.take();
-        self.turn.back.notify_one();
+        let mut state = self.turn.lock();
+        state.value = self.value.take();
+        let is_wanted = state.waiting > 0;
+        drop(state);
+        if is_wanted {
+            self.turn.back.notify_one();
+        }
     }
 }
 

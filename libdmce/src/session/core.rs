@@ -372,7 +372,9 @@ impl Core {
         let block = Block::of_info(info, backing);
         // What an earlier answer committed stays committed.
         block.grow(absent.committed());
-        self.retire(self.table.replace(absent, block).unwrap_or_default());
+        let retired = self.table.replace(absent, block).unwrap_or_default();
+        // The absent one holds nothing that anybody waits for.
+        self.retire(self.table.keep(retired));
         self.note_holder(id);
         Ok(())
     }

@@ -75,7 +75,7 @@ impl Reservation {
         if slack > head {
             unmap(reservation.start.wrapping_add(len), slack - head);
         }
-        finish(reservation.whole(), Populate::No)?;
+        // It has no pages, so nothing of it would be in a core dump.
         Ok(reservation)
     }
 
