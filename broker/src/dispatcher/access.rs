@@ -23,7 +23,7 @@ use super::blocks::{Block, BlockState, Span, SpanOwner, SpanState};
 use super::clients::ReplyTo;
 use super::daemons::{Op, Server};
 use super::event::Rights;
-use super::mappings::{Mapping, MappingError};
+use super::mappings::Mapping;
 use super::requests::{Failure, Outcome, Served, refuse};
 
 /// A block that a session reaches.
@@ -208,13 +208,8 @@ impl Dispatcher {
         let limit = self.config.limits.mappings_max;
         let mapping = Mapping { addr, bytes, os_address, writable };
         let Some(session) = self.sessions.get_mut(session) else { return Ok(Outcome::Later) };
-        session.mappings.add(mapping, limit).map_err(|error| {
-            let status = match error {
-                MappingError::Full { .. } => Status::NoSpace,
-                MappingError::Overlap { .. } => Status::Invalid,
-            };
-            Refusal::new(status, error.to_string())
-        })?;
+        let added = session.mappings.add(mapping, limit);
+        added.map_err(|full| Refusal::new(Status::NoSpace, full.to_string()))?;
         Ok(ClientReply::Done.into())
     }
 

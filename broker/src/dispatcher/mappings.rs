@@ -3,7 +3,8 @@
 //! # Invariants
 //!
 //! 1. The entries are the session's claims. They are shown, and decide nothing.
-//! 2. Their OS ranges do not overlap; their DMCE ranges may.
+//! 2. One entry begins at an OS address, the last that was told. Ranges may overlap: pointers are
+//!    into one mapping, or to the same bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -21,16 +22,11 @@ pub(super) struct Mapping {
     pub writable: bool,
 }
 
-/// Why an entry is refused.
+/// The table is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub(super) enum MappingError {
-    /// The table is full.
-    #[error("the session has {limit} mappings, limit {limit}")]
-    Full { limit: usize },
-    /// Something else is mapped there.
-    #[error("{os_address:#x} is mapped already")]
-    Overlap { os_address: u64 },
+#[error("the session has {limit} mappings, limit {limit}")]
+pub(super) struct MappingsFull {
+    limit: usize,
 }
 
 /// The entries of one session.
@@ -41,20 +37,14 @@ pub(super) struct Mappings {
 }
 
 impl Mappings {
-    /// Adds an entry.
+    /// Adds an entry, in the place of the one that begins at the same OS address.
     ///
     /// # Errors
     ///
-    /// [`MappingError`]; then the table is as it was.
-    pub(super) fn add(&mut self, mapping: Mapping, limit: usize) -> Result<(), MappingError> {
-        if self.by_os.len() >= limit {
-            return Err(MappingError::Full { limit });
-        }
-        let end = mapping.os_address + mapping.bytes;
-        if let Some((_, before)) = self.by_os.range(..end).next_back()
-            && before.os_address + before.bytes > mapping.os_address
-        {
-            return Err(MappingError::Overlap { os_address: before.os_address });
+    /// [`MappingsFull`]; then the table is as it was.
+    pub(super) fn add(&mut self, mapping: Mapping, limit: usize) -> Result<(), MappingsFull> {
+        if !self.remove(mapping.os_address) && self.by_os.len() >= limit {
+            return Err(MappingsFull { limit });
         }
         self.by_os.insert(mapping.os_address, mapping);
         self.by_addr.insert((mapping.addr, mapping.os_address));
@@ -94,14 +84,16 @@ mod tests {
     }
 
     #[test]
-    fn two_entries_never_share_an_os_address_and_the_table_is_bounded() {
+    fn the_last_word_about_an_os_address_counts_and_the_table_is_bounded() {
         let mut mappings = Mappings::default();
+        mappings.add(mapping(50, 10, 100), 2).unwrap();
+        // A pointer into the same mapping.
+        mappings.add(mapping(55, 10, 105), 2).unwrap();
+        assert!(mappings.find(0, 57).map(|found| found.os_address).eq([100, 105]));
+        // What was there has gone.
         mappings.add(mapping(0, 10, 100), 2).unwrap();
-        for os_address in [91, 100, 109] {
-            let overlap = mappings.add(mapping(50, 10, os_address), 2);
-            assert_eq!(overlap, Err(MappingError::Overlap { os_address: 100 }));
-        }
-        mappings.add(mapping(0, 10, 110), 2).unwrap();
+        assert!(mappings.find(0, 57).map(|found| found.os_address).eq([105]));
+        assert!(mappings.find(0, 7).map(|found| found.os_address).eq([100]));
         assert_eq!(
             mappings.add(mapping(0, 1, 500), 2).unwrap_err().to_string(),
             "the session has 2 mappings, limit 2"
@@ -119,7 +111,6 @@ mod tests {
             for _ in 0..200 {
                 let mut number = |bound| u64::from(random.below(bound));
                 let entry = mapping(number(60), 1 + number(20), number(300));
-                let os = |m: &Mapping| m.os_address..m.os_address + m.bytes;
                 match number(8) {
                     0 => {
                         let range = entry.addr..entry.addr + entry.bytes;
@@ -132,11 +123,10 @@ mod tests {
                         found.map(|place| model.swap_remove(place));
                     }
                     _ => {
-                        let apart = |m: &Mapping| {
-                            os(m).end <= os(&entry).start || os(&entry).end <= os(m).start
-                        };
-                        let fits = model.iter().all(apart) && model.len() < 20;
+                        let same = model.iter().position(|m| m.os_address == entry.os_address);
+                        let fits = same.is_some() || model.len() < 20;
                         assert_eq!(mappings.add(entry, 20).is_ok(), fits);
+                        same.map(|place| model.swap_remove(place));
                         model.extend(fits.then_some(entry));
                     }
                 }

@@ -234,7 +234,6 @@ const fn needs_complete_tables(request: &ClientRequest) -> bool {
         ClientRequest::Admin(_)
             | ClientRequest::Attach(_)
             | ClientRequest::Stat
-            | ClientRequest::Unmap(_)
             | ClientRequest::Disconnect
     )
 }

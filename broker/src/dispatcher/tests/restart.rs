@@ -3,7 +3,7 @@ use dmce_abi::block::{BlockDescription, Guid, Owner, Region, Span, Ticket};
 use dmce_abi::wire::admin::{AdminReply, AdminRequest, Health};
 use dmce_abi::wire::client::{
     Abandon, Attach, Changes, ClientReply, ClientRequest, Delete, Fetch, Map, Opening, OpeningId,
-    RegionName, RegionOpen,
+    RegionName, RegionOpen, Unmap,
 };
 use dmce_abi::wire::daemon::HeldBlock;
 
@@ -436,4 +436,23 @@ fn of_two_blocks_with_one_id_the_one_stays_that_was_made_by_the_later_broker() {
             assert_eq!(rig.dispatcher.snapshot().quarantined, 0);
         }
     }
+}
+
+/// A client tells its pointers without waiting for an answer.
+#[test]
+fn a_pointer_that_is_told_and_taken_back_before_the_tables_are_complete_is_not_shown() {
+    let daemons = vec![expected(1, &[7])];
+    let mut rig = Rig::started(config(), Started { sessions: vec![believed(0, vec![])], daemons });
+    let conn = attach(&mut rig);
+    let (addr, os_address) = (7 << 30, 0x10_0000);
+    let map = Map { addr, bytes: 4096, os_address, writable: false };
+    let told = rig.ask_later(conn, ClientRequest::Map(map));
+    let taken_back = rig.ask_later(conn, ClientRequest::Unmap(Unmap { os_address }));
+    rig.daemon_with(1, 3 * GIB, vec![held(7, 0, 1, 1)]);
+    for number in [told, taken_back] {
+        assert_eq!(rig.answer(conn, number).unwrap().0, Ok(ClientReply::Done));
+    }
+    let request = ClientRequest::Admin(AdminRequest::WhereIs { addr });
+    let ClientReply::Admin(AdminReply::WhereIs(found)) = rig.done(conn, request) else { panic!() };
+    assert_eq!(found.mappings, []);
 }
