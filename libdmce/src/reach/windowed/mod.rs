@@ -32,9 +32,9 @@ use dmce_sys::object::{self, ObjectError};
 use dmce_sys::transfer;
 
 use super::{Piece, Reach, Trouble, store};
-use cache::{Demand, Key};
 #[cfg(test)]
 pub(crate) use cache::BUDGET_MAX;
+use cache::{Demand, Key};
 pub(crate) use cache::{WINDOW_BYTES, WindowCache};
 use end::End;
 
