@@ -156,6 +156,7 @@ impl Client {
             matches!(
                 request,
                 ClientRequest::Malloc(_)
+                    | ClientRequest::RegionCreate(_)
                     | ClientRequest::RegionOpen(_)
                     | ClientRequest::RegionDelete(_)
             )
@@ -166,6 +167,9 @@ impl Client {
         match &request {
             ClientRequest::Malloc(malloc) => {
                 self.ask(ClientRequest::Abandon(Abandon { ticket: malloc.ticket }));
+            }
+            ClientRequest::RegionCreate(create) => {
+                self.ask(ClientRequest::Abandon(Abandon { ticket: create.ticket }));
             }
             ClientRequest::RegionOpen(open) => {
                 self.ask(ClientRequest::RegionClose(open.opening));

@@ -98,7 +98,8 @@ impl Dispatcher {
         }
     }
 
-    /// Nobody waits for a Malloc any more: what its ticket made, or is making, goes back.
+    /// Nobody waits for a Malloc or a `RegionCreate` any more: what its ticket made, or is making, goes
+    /// back. A region that stands stays: somebody else may use it already.
     pub(super) fn abandon(
         &mut self,
         conn: ClientConn,
@@ -108,6 +109,7 @@ impl Dispatcher {
         let given_up = || Refusal::new(Status::Closed, "the request was given up");
         let is_it = |request: &ClientRequest| match request {
             ClientRequest::Malloc(malloc) => malloc.ticket == ticket,
+            ClientRequest::RegionCreate(create) => create.ticket == ticket,
             _ => false,
         };
         if let Some(waiter) = self.parked.take_of(conn, is_it) {
@@ -116,12 +118,11 @@ impl Dispatcher {
         let session = self.sessions.get(id).map(|session| session.record.guid);
         let made = session.and_then(|session| self.made_by((session, ticket)));
         let span = made.and_then(|first| Some((first, self.blocks.span(first)?)));
-        // A region that a ticket made has a name: it is there for whoever looks for it.
-        match span.filter(|(_, span)| span.owner == SpanOwner::Session(id)) {
+        match span {
             Some((first, span)) if span.state == SpanState::Making => {
                 self.give_up_making(first, given_up());
             }
-            Some((first, _)) => {
+            Some((first, span)) if span.owner == SpanOwner::Session(id) => {
                 let guid = self.blocks.get(first).map(|block| block.guid);
                 self.delete_span(id, first);
                 // Who was told of it by a list of spans may delete it as well.
@@ -129,7 +130,7 @@ impl Dispatcher {
                     self.remember_deleted(id, guid);
                 }
             }
-            None => {}
+            Some(_) | None => {}
         }
         ClientReply::Done.into()
     }

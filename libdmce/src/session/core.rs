@@ -217,6 +217,9 @@ impl Core {
             ClientRequest::Malloc(malloc) => {
                 self.chores().abandons.push(Abandon { ticket: malloc.ticket });
             }
+            ClientRequest::RegionCreate(create) => {
+                self.chores().abandons.push(Abandon { ticket: create.ticket });
+            }
             ClientRequest::RegionOpen(open) => self.chores().region_closes.push(open.opening),
             _ => return,
         }

@@ -44,7 +44,7 @@ const PAUSE_MAX_MS: u64 = 100;
 pub(crate) struct Chores {
     /// Blocks to give back.
     pub deletes: Vec<Delete>,
-    /// Requests for blocks that nobody waits for any more.
+    /// Requests for blocks and regions that nobody waits for any more.
     pub abandons: Vec<Abandon>,
     /// Blocks whose bytes could not be reached.
     pub damaged: Vec<BlockId>,

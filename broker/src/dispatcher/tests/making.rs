@@ -1,9 +1,11 @@
 use dmce_abi::addr::AddrLayout;
 use dmce_abi::block::BlockId;
-use dmce_abi::wire::client::{Abandon, ClientReply, ClientRequest, Delete, MallocKind};
+use dmce_abi::wire::client::{
+    Abandon, ClientReply, ClientRequest, Delete, MallocKind, RegionCreate,
+};
 use dmce_abi::{Status, wire};
 
-use super::rig::{GIB, MIB, Mood, Rig, config, heap, setup, span};
+use super::rig::{GIB, MIB, Mood, Rig, config, heap, region, setup, span};
 use crate::dispatcher::{Descriptor, Placement, Started};
 
 fn delete(
@@ -239,4 +241,30 @@ fn a_malloc_that_was_given_up_leaves_nothing_wherever_it_was() {
         rig.obey(1);
     }
     assert!(clean(&rig));
+}
+
+#[test]
+fn a_region_that_nobody_waits_for_any_more_is_made_no_further_and_stays_once_it_can_be_found() {
+    let mut rig = Rig::new(1);
+    let (conn, _) = rig.session(1000);
+    let create = |ticket| match region("r", MIB, 0o600) {
+        ClientRequest::RegionCreate(create) => {
+            ClientRequest::RegionCreate(RegionCreate { ticket, ..create })
+        }
+        other => other,
+    };
+    let abandon = |ticket| ClientRequest::Abandon(Abandon { ticket });
+    rig.mood(1, Mood::Waits);
+    let number = rig.ask_later(conn, create(1));
+    assert_eq!(rig.done(conn, abandon(1)), ClientReply::Done);
+    assert!(rig.answer(conn, number).unwrap().0.is_err());
+    rig.obey(1);
+    rig.obey(1);
+    assert_eq!(rig.daemons[&1].destroyed.len(), 1);
+    assert!(rig.dispatcher.snapshot().regions.is_empty());
+
+    rig.mood(1, Mood::Obeys);
+    rig.done(conn, create(2));
+    assert_eq!(rig.done(conn, abandon(2)), ClientReply::Done);
+    rig.key(conn, "r");
 }

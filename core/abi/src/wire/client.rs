@@ -18,8 +18,9 @@ pub enum ClientRequest {
     Attach(Attach),
     /// Blocks for the session (FIG. 14).
     Malloc(Malloc),
-    /// Gives up a [`ClientRequest::Malloc`] whose answer nobody waits for any more: what its ticket
-    /// made, or is making, is deleted. Done, too, if there is nothing.
+    /// Gives up a [`ClientRequest::Malloc`] or [`ClientRequest::RegionCreate`] whose answer nobody
+    /// waits for any more: what its ticket made, or is making, is deleted; but a region that is
+    /// there stays. Done, too, if there is nothing.
     Abandon(Abandon),
     /// More committed bytes at the end of a block.
     Grow(Grow),
@@ -187,7 +188,7 @@ pub struct Malloc {
     pub copies: u32,
 }
 
-/// Gives a [`Malloc`] up.
+/// Gives a [`Malloc`] or a [`RegionCreate`] up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Abandon {
     /// Its ticket.
