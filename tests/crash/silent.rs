@@ -115,3 +115,40 @@ fn a_daemon_that_goes_on_with_requests_of_a_dead_broker_does_no_harm() {
     wait_until("all sessions have ended", || instance.status().sessions == 0);
     instance.wait_empty();
 }
+
+/// The second broker is dead before it hears what the daemon did for the first.
+#[test]
+fn what_a_dead_broker_asked_for_takes_nothing_from_what_the_next_one_granted() {
+    let mut instance = Instance::builder().daemons(2).config(CONFIG).start();
+    let mut client = Client::open(&instance);
+    for round in 0..6 {
+        let pid = instance.daemon_pid(1 + round % 2).unwrap();
+        send(pid, Signal::STOP);
+        let mut other = Client::open(&instance);
+        other.tell(format!("create vol r{round} 100000 0600"));
+        client.tell("malloc 30000000");
+        instance.kill_broker();
+        instance.start_broker();
+        let addr: u64 = client.answer().unwrap().parse().unwrap();
+        client.ask(format!("fill {addr} {round} 30000000")).unwrap();
+        other.answer().unwrap();
+        other.ask(format!("ropen vol r{round} rw")).unwrap();
+        other.ask(format!("rfill 0 {round} 100000")).unwrap();
+        send(pid, Signal::CONT);
+        instance.kill_broker();
+        instance.start_broker();
+        instance.wait_serving();
+        client.ask(format!("check {addr} {round} 30000000")).unwrap();
+        other.ask(format!("rcheck 0 {round} 100000")).unwrap();
+        other.ask("rclose").unwrap();
+        other.ask(format!("ropen vol r{round} rw")).unwrap();
+        other.ask(format!("rcheck 0 {round} 100000")).unwrap();
+        other.ask("rclose").unwrap();
+        other.ask(format!("delete vol r{round}")).unwrap();
+        client.ask(format!("free {addr}")).unwrap();
+        assert_eq!(instance.status().state, Health::Ok);
+    }
+    client.kill();
+    wait_until("all sessions have ended", || instance.status().sessions == 0);
+    instance.wait_empty();
+}
