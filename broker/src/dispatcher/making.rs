@@ -98,8 +98,8 @@ impl Dispatcher {
         }
     }
 
-    /// Nobody waits for a Malloc or a `RegionCreate` any more: what its ticket made, or is making, goes
-    /// back. A region that stands stays: somebody else may use it already.
+    /// Nobody waits for a Malloc or a `RegionCreate` any more: what its ticket made, or is making,
+    /// goes back. A region that stands stays: somebody else may use it already.
     pub(super) fn abandon(
         &mut self,
         conn: ClientConn,
