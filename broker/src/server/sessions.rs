@@ -89,7 +89,7 @@ impl Sessions {
                 Ok(session) => believed.push(session),
                 Err(why) => {
                     info!(session = id, "recovered as dead: {why}");
-                    remove_objects(objects, id);
+                    remove_leftovers(objects, id);
                 }
             }
         }
@@ -136,9 +136,16 @@ impl Sessions {
             boot_id: self.boot_id,
         };
         let id = record.session.get();
-        remove_objects(objects, id);
         let new = |kind| {
-            let made = objects.folder().create(&objects.name(BROKER, kind));
+            let create = || objects.folder().create(&objects.name(BROKER, kind));
+            let made = match create() {
+                // What is left of a session that this broker does not know.
+                Err(ObjectError::Exists { .. }) => {
+                    remove_leftover(objects, kind);
+                    create()
+                }
+                made => made,
+            };
             made.map_err(|error| match error {
                 // Another user's: it could not be removed.
                 ObjectError::Exists { .. } => Refusal::new(Status::Exists, error.to_string()),
@@ -213,10 +220,16 @@ impl Sessions {
 
     /// Removes all that there is of a session.
     pub fn end(&mut self, poller: &Poller, objects: &Objects, id: SessionId) {
-        if let Some(fd) = self.all.remove(&id).and_then(|session| session.process) {
+        let Some(session) = self.all.remove(&id) else {
+            // It was not made to the end.
+            return remove_leftovers(objects, id.get());
+        };
+        if let Some(fd) = session.process {
             let _ = poller.remove(fd.as_fd());
         }
-        remove_objects(objects, id.get());
+        for kind in kinds(id.get()) {
+            unlink(objects, kind);
+        }
     }
 
     /// Writes a grant into the record.
@@ -277,17 +290,32 @@ impl Sessions {
     }
 }
 
-/// The record first: a session object without one belongs to nobody. What is not ours is left.
-fn remove_objects(objects: &Objects, id: u32) {
-    for kind in [ObjectKind::Record(id), ObjectKind::Session(id)] {
-        if objects.is_foreign(BROKER, kind) {
-            warn!(object = objects.name(BROKER, kind), "it is not ours: left as it is");
-            continue;
-        }
-        match objects.folder().unlink(&objects.name(BROKER, kind)) {
-            Ok(()) | Err(ObjectError::NotFound { .. }) => {}
-            Err(error) => warn!(session = id, "an object stays behind: {error}"),
-        }
+/// The objects of a session, in the order in which they are removed: a session object without a
+/// record belongs to nobody.
+const fn kinds(id: u32) -> [ObjectKind; 2] {
+    [ObjectKind::Record(id), ObjectKind::Session(id)]
+}
+
+fn remove_leftovers(objects: &Objects, id: u32) {
+    for kind in kinds(id) {
+        remove_leftover(objects, kind);
+    }
+}
+
+/// Removes an object that this broker may not have made. What is not ours is left.
+fn remove_leftover(objects: &Objects, kind: ObjectKind) {
+    if objects.is_foreign(BROKER, kind) {
+        warn!(object = objects.name(BROKER, kind), "it is not ours: left as it is");
+    } else {
+        unlink(objects, kind);
+    }
+}
+
+fn unlink(objects: &Objects, kind: ObjectKind) {
+    let name = objects.name(BROKER, kind);
+    match objects.folder().unlink(&name) {
+        Ok(()) | Err(ObjectError::NotFound { .. }) => {}
+        Err(error) => warn!(object = name, "it stays behind: {error}"),
     }
 }
 
