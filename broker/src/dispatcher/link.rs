@@ -248,6 +248,9 @@ impl Dispatcher {
 
     fn noticed(&mut self, daemon: DaemonId, notice: DaemonNotice) {
         match notice {
+            DaemonNotice::Lost { block } if self.restart.found.is_some() => {
+                self.restart.called_lost.insert((daemon, block));
+            }
             DaemonNotice::Lost { block } => self.inspect(daemon, vec![block]),
             DaemonNotice::Excess { block, bytes } => self.excess(daemon, block, bytes),
             DaemonNotice::Foreign { object, reason } => {

@@ -56,6 +56,8 @@ const REPORT_BYTES_MAX: u64 = 1 << 52;
 pub(super) struct Restart {
     /// What was reported until now, while the tables are not complete.
     pub found: Option<BTreeMap<DaemonId, Vec<HeldBlock>>>,
+    /// Blocks that their daemons called lost after they had reported them.
+    pub called_lost: BTreeSet<(DaemonId, BlockId)>,
     /// Ids that a name has, and no block that was reported yet: names that were there at the start,
     /// and names that others took since.
     pub names: BTreeSet<BlockId>,
@@ -324,7 +326,7 @@ impl Dispatcher {
     /// All have reported: sessions get back what they had, and what waited for that is served.
     fn complete(&mut self) {
         self.adopt_all();
-        self.inspect_unserved();
+        self.inspect_doubtful();
         self.judge_spans();
         for session in self.sessions.ids() {
             self.restore_openings(session);
@@ -343,13 +345,16 @@ impl Dispatcher {
         }
     }
 
-    /// What became of the objects of daemons that went before their blocks were in the tables, or
-    /// were not there at all, only the objects tell.
-    fn inspect_unserved(&mut self) {
+    /// Looks at the objects of daemons that went before their blocks were in the tables, or were not
+    /// there at all, and at those that were called lost meanwhile.
+    fn inspect_doubtful(&mut self) {
         let away = self.daemons.servers.iter().filter(|(_, server)| !server.hears());
         let away: Vec<_> = away.map(|(id, server)| (*id, server.blocks.clone())).collect();
         for (daemon, blocks) in away {
             self.inspect(daemon, blocks.into_iter().collect());
+        }
+        for (daemon, block) in std::mem::take(&mut self.restart.called_lost) {
+            self.inspect(daemon, vec![block]);
         }
     }
 

@@ -5,7 +5,7 @@ use dmce_abi::wire::client::{
     Abandon, Attach, Changes, ClientReply, ClientRequest, Delete, Fetch, Map, Opening, OpeningId,
     RegionName, RegionOpen, Unmap,
 };
-use dmce_abi::wire::daemon::HeldBlock;
+use dmce_abi::wire::daemon::{DaemonMessage, DaemonNotice, HeldBlock};
 
 use super::rig::{
     GIB, MIB, Rig, block_id, close, config, daemon_id, delete_region, guid, heap, open, region,
@@ -455,4 +455,21 @@ fn a_pointer_that_is_told_and_taken_back_before_the_tables_are_complete_is_not_s
     let request = ClientRequest::Admin(AdminRequest::WhereIs { addr });
     let ClientReply::Admin(AdminReply::WhereIs(found)) = rig.done(conn, request) else { panic!() };
     assert_eq!(found.mappings, []);
+}
+
+#[test]
+fn a_block_that_is_called_lost_before_the_tables_are_complete_is_looked_at_when_they_are() {
+    let daemons = vec![expected(1, &[7]), expected(2, &[])];
+    let mut rig = Rig::started(config(), Started { sessions: vec![believed(0, vec![])], daemons });
+    let conn = attach(&mut rig);
+    rig.daemon_with(1, 3 * GIB, vec![held(7, 0, 1, 1)]);
+    rig.tell(1, 0, DaemonMessage::Notice(DaemonNotice::Lost { block: block_id(7) }));
+    rig.actions.clear();
+    rig.daemon(2, 3 * GIB);
+    let is_inspect = |action: &Action| matches!(action, Action::Inspect { .. });
+    let inspect = rig.actions.iter().find(|action| is_inspect(action)).cloned();
+    let Some(Action::Inspect { inspect, daemon, blocks }) = inspect else { panic!() };
+    assert_eq!((daemon, blocks), (daemon_id(1), vec![block_id(7)]));
+    rig.event(Event::Inspected { inspect, daemon, found: vec![(block_id(7), None)] });
+    assert_eq!(fetched(&mut rig, conn, 7), Some(true));
 }
