@@ -345,8 +345,8 @@ impl Dispatcher {
         }
     }
 
-    /// Looks at the objects of daemons that went before their blocks were in the tables, or were not
-    /// there at all, and at those that were called lost meanwhile.
+    /// Looks at the objects of daemons that went before their blocks were in the tables, or were
+    /// not there at all, and at those that were called lost meanwhile.
     fn inspect_doubtful(&mut self) {
         let away = self.daemons.servers.iter().filter(|(_, server)| !server.hears());
         let away: Vec<_> = away.map(|(id, server)| (*id, server.blocks.clone())).collect();
