@@ -24,11 +24,16 @@ pub(crate) const SHARED_SLOT: usize = SLOTS - 1;
 
 const WORDS: usize = SLOTS / 64;
 
+/// Sessions that a thread can use in turn without looking for its slot.
+const RECENT_MAX: usize = 4;
+
 /// The slots of one session.
 #[derive(Debug)]
 pub(crate) struct Slots {
     /// Tells the sessions of this process apart; never 0, never reused.
     key: u64,
+    /// Its place in [`RECENT`].
+    place: usize,
     taken: Arc<TakenSlots>,
     shared: Mutex<()>,
 }
@@ -39,9 +44,10 @@ struct TakenSlots {
 }
 
 thread_local! {
-    /// The session that this thread used last, and its slot there. Without a destructor, so that
-    /// the fast path is one comparison.
-    static LAST: Cell<(u64, usize)> = const { Cell::new((0, 0)) };
+    /// Sessions that this thread used of late, and its slots there; each session has one place.
+    /// Without a destructor, so that the fast path is one comparison.
+    static RECENT: [Cell<(u64, usize)>; RECENT_MAX] =
+        const { [const { Cell::new((0, 0)) }; RECENT_MAX] };
     /// Whether SIGBUS was unblocked in this thread.
     static IS_UNBLOCKED: Cell<bool> = const { Cell::new(false) };
     /// Every slot that this thread has.
@@ -57,19 +63,21 @@ impl Slots {
         let key = NEXT_KEY.fetch_add(1, Ordering::Relaxed);
         let bits = [const { AtomicU64::new(0) }; WORDS];
         bits[SHARED_SLOT / 64].store(1 << (SHARED_SLOT % 64), Ordering::Relaxed);
-        Self { key, taken: Arc::new(TakenSlots { bits }), shared: Mutex::new(()) }
+        #[expect(clippy::cast_possible_truncation, reason = "a small remainder")]
+        let place = (key % RECENT_MAX as u64) as usize;
+        Self { key, place, taken: Arc::new(TakenSlots { bits }), shared: Mutex::new(()) }
     }
 
     /// This thread's own slot; `None` if there is none for it.
     #[inline]
     pub(crate) fn own(&self) -> Option<usize> {
-        self.last().or_else(|| self.find_own())
+        self.recent().or_else(|| self.find_own())
     }
 
-    /// This thread's own slot, if this is the session that it used last.
+    /// This thread's own slot, if it used this session of late.
     #[inline]
-    pub(crate) fn last(&self) -> Option<usize> {
-        let (key, slot) = LAST.get();
+    pub(crate) fn recent(&self) -> Option<usize> {
+        let (key, slot) = RECENT.with(|recent| recent[self.place].get());
         (key == self.key).then_some(slot)
     }
 
@@ -85,7 +93,7 @@ impl Slots {
             fault::unblock();
         }
         let slot = OWN.try_with(|own| own.borrow_mut().find_or_take(&self.taken)).ok().flatten()?;
-        LAST.set((self.key, slot));
+        RECENT.with(|recent| recent[self.place].set((self.key, slot)));
         Some(slot)
     }
 }
@@ -105,7 +113,7 @@ impl OwnSlots {
 
 impl Drop for OwnSlots {
     fn drop(&mut self) {
-        LAST.set((0, 0));
+        RECENT.with(|recent| recent.iter().for_each(|place| place.set((0, 0))));
         for (session, slot) in self.0.drain(..) {
             if let Some(session) = session.upgrade() {
                 session.give(slot);
@@ -176,11 +184,14 @@ mod tests {
 
     #[test]
     fn sessions_of_one_thread_do_not_share_slots() {
-        let (a, b) = (Slots::new(), Slots::new());
+        let a = Slots::new();
+        let mut others = std::iter::repeat_with(Slots::new);
+        let b = others.find(|slots| slots.place != a.place).unwrap();
         assert_eq!(thread::scope(|s| s.spawn(|| a.own()).join().unwrap()), Some(0));
         let here = (a.own(), b.own());
         assert_eq!(here, (Some(0), Some(0)));
         assert_eq!((a.own(), b.own()), here);
+        assert_eq!((a.recent(), b.recent()), here, "both are found at once");
         assert_eq!(thread::scope(|s| s.spawn(|| b.own()).join().unwrap()), Some(1));
     }
 }

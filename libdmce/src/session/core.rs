@@ -122,13 +122,13 @@ impl<'a> Entered<'a> {
 }
 
 impl Core {
-    /// Begins an operation, if nothing is in the way: no fork, no change, no other session.
+    /// Begins an operation, if nothing is in the way: no fork, no change, not the first here of late.
     #[inline]
     pub(crate) fn enter_quickly(&self) -> Option<Operation<'_>> {
         if self.fork.is_forked() {
             return None;
         }
-        self.map.begin(self.slots.last()?).ok()
+        self.map.begin(self.slots.recent()?).ok()
     }
 
     /// Begins an operation.
