@@ -122,8 +122,8 @@ impl<'a> Entered<'a> {
 }
 
 impl Core {
-    /// Begins an operation, if nothing is in the way: no fork, no change, and this thread was here of
-    /// late.
+    /// Begins an operation, if nothing is in the way: no fork, no change, and this thread was here
+    /// of late.
     #[inline]
     pub(crate) fn enter_quickly(&self) -> Option<Operation<'_>> {
         if self.fork.is_forked() {
