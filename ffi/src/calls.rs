@@ -31,6 +31,7 @@ use std::sync::atomic::{
 };
 
 use dmce_sys::{futex, membarrier};
+use libdmce::thread::binding_word;
 
 /// What [`Record::inside`] holds during a call that has no handle yet, as `dmce_open`.
 ///
@@ -61,8 +62,6 @@ static DEPARTURES: AtomicU32 = AtomicU32::new(0);
 static ASYMMETRIC: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
-    /// This thread's record; none before its first call and after its [`Lease`] ended.
-    static OWN: Cell<Option<&'static Record>> = const { Cell::new(None) };
     /// Gives the record back when the thread ends.
     static LEASE: Lease = const { Lease };
 }
@@ -82,7 +81,7 @@ impl Call {
     /// Announces a call on `handle`. The handle is checked after this, never before.
     #[inline]
     pub(crate) fn begin(handle: usize) -> Self {
-        let own = OWN.get().filter(|record| record.inside.load(Ordering::Relaxed) == 0);
+        let own = own_record().filter(|record| record.inside.load(Ordering::Relaxed) == 0);
         let call = match own {
             Some(record) => Self(ptr::from_ref(record).expose_provenance()),
             None => find_record(),
@@ -124,7 +123,7 @@ impl Drop for Call {
 /// Whether this thread is in a call of this library.
 pub(crate) fn is_inside_any() -> bool {
     // During the end of the thread its record may be gone already; then nothing is known.
-    OWN.get().is_some_and(|record| record.inside.load(Ordering::Relaxed) != 0)
+    own_record().is_some_and(|record| record.inside.load(Ordering::Relaxed) != 0)
 }
 
 /// Chooses the barriers. Comes before the first handle is given out; later calls do nothing.
@@ -170,15 +169,23 @@ fn announce_departure() {
     let _ = futex::wake(&DEPARTURES, u32::MAX);
 }
 
+/// This thread's record; none before its first call and after its [`Lease`] ended.
+#[inline]
+fn own_record() -> Option<&'static Record> {
+    let own = ptr::with_exposed_provenance::<Record>(binding_word(Cell::get));
+    // SAFETY: 0, or the address of a record as `find_record` stored it; records are never freed.
+    unsafe { own.as_ref() }
+}
+
 /// A call of a thread that has no record, or whose own one is in use.
 #[cold]
 fn find_record() -> Call {
     let record = take_free().unwrap_or_else(make_record);
     // A thread whose locals are being destroyed has no lease any more to give the record back.
-    let keep = OWN.get().is_none() && LEASE.try_with(|_| ()).is_ok();
+    let keep = own_record().is_none() && LEASE.try_with(|_| ()).is_ok();
     let address = ptr::from_ref(record).expose_provenance();
     if keep {
-        OWN.set(Some(record));
+        binding_word(|own| own.set(address));
         return Call(address);
     }
     Call(address | BORROWED)
@@ -235,7 +242,9 @@ impl Drop for Lease {
     fn drop(&mut self) {
         // A call that is under way keeps its record (a handler may interrupt this very code): the
         // record is then lost to others, which costs 64 bytes.
-        let idle = OWN.take().filter(|record| record.inside.load(Ordering::Relaxed) == 0);
+        let own = own_record();
+        binding_word(|own| own.set(0));
+        let idle = own.filter(|record| record.inside.load(Ordering::Relaxed) == 0);
         if let Some(record) = idle {
             record.taken.store(false, Ordering::Release);
         }

@@ -27,6 +27,8 @@ mod size;
 mod slots;
 mod stat;
 mod table;
+#[doc(hidden)]
+pub mod thread;
 mod turn;
 
 pub use dmce_abi::{AddrLayout, DmceAddr, Status};

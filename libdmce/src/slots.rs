@@ -19,20 +19,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use dmce_abi::limits::SLOTS;
 use dmce_sys::fault;
 
+use crate::thread::{self, RECENT_MAX};
+
 /// The slot of all threads that have none.
 pub(crate) const SHARED_SLOT: usize = SLOTS - 1;
 
 const WORDS: usize = SLOTS / 64;
-
-/// Sessions that a thread can use in turn without looking for its slot.
-const RECENT_MAX: usize = 4;
 
 /// The slots of one session.
 #[derive(Debug)]
 pub(crate) struct Slots {
     /// Tells the sessions of this process apart; never 0, never reused.
     key: u64,
-    /// Its place in [`RECENT`].
+    /// Its place in [`thread::recent`].
     place: usize,
     taken: Arc<TakenSlots>,
     shared: Mutex<()>,
@@ -44,10 +43,6 @@ struct TakenSlots {
 }
 
 thread_local! {
-    /// Sessions that this thread used of late, and its slots there; each session has one place.
-    /// Without a destructor, so that the fast path is one comparison.
-    static RECENT: [Cell<(u64, usize)>; RECENT_MAX] =
-        const { [const { Cell::new((0, 0)) }; RECENT_MAX] };
     /// Whether SIGBUS was unblocked in this thread.
     static IS_UNBLOCKED: Cell<bool> = const { Cell::new(false) };
     /// Every slot that this thread has.
@@ -77,7 +72,7 @@ impl Slots {
     /// This thread's own slot, if it used this session of late.
     #[inline]
     pub(crate) fn recent(&self) -> Option<usize> {
-        let (key, slot) = RECENT.with(|recent| recent[self.place].get());
+        let (key, slot) = thread::recent(|recent| recent[self.place].get());
         (key == self.key).then_some(slot)
     }
 
@@ -93,7 +88,7 @@ impl Slots {
             fault::unblock();
         }
         let slot = OWN.try_with(|own| own.borrow_mut().find_or_take(&self.taken)).ok().flatten()?;
-        RECENT.with(|recent| recent[self.place].set((self.key, slot)));
+        thread::recent(|recent| recent[self.place].set((self.key, slot)));
         Some(slot)
     }
 }
@@ -113,7 +108,7 @@ impl OwnSlots {
 
 impl Drop for OwnSlots {
     fn drop(&mut self) {
-        RECENT.with(|recent| recent.iter().for_each(|place| place.set((0, 0))));
+        thread::recent(|recent| recent.iter().for_each(|place| place.set((0, 0))));
         for (session, slot) in self.0.drain(..) {
             if let Some(session) = session.upgrade() {
                 session.give(slot);
