@@ -423,6 +423,6 @@ fn fill_page_table(start: *mut u8, cells: &Range<u64>) {
     };
     // SAFETY: the cells are of the window, which stays until the caller's operation is over.
     let range = unsafe { MappedRange::new(start.wrapping_add(offset), bytes) };
-    // What is gone shows when it is touched, under a guard.
+    // What is gone shows when it is touched, by a transfer.
     let _ = map::populate_read(range);
 }
