@@ -825,8 +825,9 @@ dmce_status_t dmce_region_create(dmce_session_t *session,
                                  const dmce_region_options_t *options);
 
 /**
- * Deletes a region. `DMCE_E_BUSY` while another session has it open; a handle of this session
- * answers `DMCE_E_CLOSED` afterwards.
+ * Deletes a region. A handle of this session answers `DMCE_E_CLOSED` afterwards. `DMCE_E_BUSY`
+ * while another session has it open, or if the daemon that holds its beginning stays away: then
+ * nothing is deleted. After `DMCE_E_UNAVAILABLE` it may go yet.
  */
 dmce_status_t dmce_region_delete(dmce_session_t *session, const char *volume, const char *name);
 

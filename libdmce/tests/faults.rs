@@ -182,6 +182,68 @@ fn region_requests_whose_broker_died_after_the_deed_are_repeated_and_not_done_tw
 }
 
 #[test]
+fn a_delete_that_waits_for_a_daemon_keeps_no_other_call_waiting() {
+    let fake = Fake::start();
+    let session = fake.open();
+    session.region_create("v", "r", 8192, &RegionOptions::default()).unwrap();
+    fake.state().postpones_begun = Some(false);
+    std::thread::scope(|scope| {
+        let deleting = scope.spawn(|| session.region_delete("v", "r"));
+        wait_until("it waits", || fake.asked("RegionDelete") >= 1);
+        session.malloc(3 * BLOCK_BYTES).unwrap();
+        assert!(!deleting.is_finished());
+        fake.state().postpones_begun = None;
+        deleting.join().unwrap().unwrap();
+    });
+    assert_eq!(status(session.region_open("v", "r", Prot::READ)), Status::NotFound);
+}
+
+#[test]
+fn a_delete_whose_daemon_stays_away_is_busy_if_nothing_is_deleted_and_else_unavailable() {
+    let fake = Fake::start();
+    let session = Session::open(&Options { timeout_ms: 100, ..fake.options() }).unwrap();
+    session.region_create("v", "r", 8192, &RegionOptions::default()).unwrap();
+    let open = session.region_open("v", "r", Prot::READ).unwrap();
+    for (begun, said) in [(false, Status::Busy), (true, Status::Unavailable)] {
+        fake.state().postpones_begun = Some(begun);
+        assert_eq!(status(session.region_delete("v", "r")), said);
+        open.read(1000, &mut [0], libdmce::Mirror::Any).unwrap();
+    }
+}
+
+#[test]
+fn a_pointer_that_comes_while_a_delete_waits_for_a_daemon_makes_the_region_busy() {
+    let fake = Fake::start();
+    let session = fake.open();
+    session.region_create("v", "r", 8192, &RegionOptions::default()).unwrap();
+    let region = session.region_open("v", "r", Prot::READ).unwrap();
+    fake.state().postpones_begun = Some(false);
+    std::thread::scope(|scope| {
+        let deleting = scope.spawn(|| session.region_delete("v", "r"));
+        wait_until("it waits", || fake.asked("RegionDelete") >= 1);
+        session.map(region.addr(1000).unwrap(), 1, Prot::READ).unwrap();
+        assert_eq!(status(deleting.join().unwrap()), Status::Busy);
+    });
+}
+
+#[test]
+fn closing_ends_a_delete_that_waits_for_a_daemon() {
+    let fake = Fake::start();
+    // Longer than the watchdog waits.
+    let session = Session::open(&Options { timeout_ms: 180_000, ..fake.options() }).unwrap();
+    session.region_create("v", "r", 8192, &RegionOptions::default()).unwrap();
+    fake.state().postpones_begun = Some(false);
+    std::thread::scope(|scope| {
+        let deleting = scope.spawn(|| session.region_delete("v", "r"));
+        wait_until("it waits", || fake.asked("RegionDelete") >= 1);
+        session.close().unwrap();
+        wait_until("it is ended", || deleting.is_finished());
+        assert_eq!(status(deleting.join().unwrap()), Status::Closed);
+    });
+    assert_eq!((fake.asked("Disconnect"), fake.state().regions.len()), (1, 1));
+}
+
+#[test]
 fn a_broker_that_comes_back_is_told_the_openings_that_there_are() {
     let mut fake = Fake::start();
     let session = fake.open();

@@ -3,6 +3,7 @@
 use dmce_abi::wire::admin::{DaemonState, Health};
 use dmce_tests::client::{Signal, send};
 use dmce_tests::{Client, Instance, wait_until};
+use libdmce::{Prot, RegionOptions, Status};
 
 #[test]
 fn a_daemon_that_comes_back_adopts_its_blocks_and_no_call_fails() {
@@ -48,6 +49,44 @@ fn what_was_freed_while_it_was_away_is_gone_when_it_is_back() {
     wait_until("the freed block is gone", || instance.status().committed < 150_000_000);
     client.ask(format!("check {kept} 5 20000000")).unwrap();
     client.kill();
+    instance.wait_empty();
+}
+
+#[test]
+fn a_delete_waits_for_its_daemon_and_other_calls_of_its_session_go_on() {
+    let config = "broker.sense_ms = 50\nbroker.suspect_ms = 200\n";
+    let mut instance = Instance::builder().daemons(2).config(config).start();
+    let session = instance.open();
+    // One that is away, and one that falls silent over it.
+    for is_killed in [true, false] {
+        session.region_create("vol", "r", 1 << 20, &RegionOptions::default()).unwrap();
+        let region = session.region_open("vol", "r", Prot::READ).unwrap();
+        let daemon = region.info().unwrap().primary_daemon;
+        let pid = instance.daemon_pid(daemon).unwrap();
+        if is_killed {
+            instance.kill_daemon(daemon);
+        } else {
+            send(pid, Signal::STOP);
+        }
+        std::thread::scope(|scope| {
+            let deleting = scope.spawn(|| session.region_delete("vol", "r"));
+            wait_until("it has begun", || is_killed || instance.regions().is_empty());
+            for _ in 0..4 {
+                let large = session.malloc(40 << 20).unwrap();
+                session.free(large).unwrap();
+            }
+            assert!(!deleting.is_finished());
+            if is_killed {
+                instance.start_daemon(daemon);
+            } else {
+                send(pid, Signal::CONT);
+            }
+            deleting.join().unwrap().unwrap();
+        });
+        assert_eq!(instance.regions(), []);
+        assert_eq!(region.info().unwrap_err().status(), Status::Closed);
+    }
+    session.close().unwrap();
     instance.wait_empty();
 }
 

@@ -5,7 +5,7 @@ use dmce_abi::version::SEGMENT_VERSION;
 use dmce_abi::wire::admin::AdminRequest;
 use dmce_abi::wire::client::{
     Changes, ClientRequest, Delete, Fetch, Grow, Malloc, MallocKind, Map, OpeningId, RegionCreate,
-    RegionDelete, RegionList, RegionName, RegionOpen, Setup, Unmap,
+    RegionList, RegionName, RegionOpen, Setup, Unmap,
 };
 
 use crate::client::{View, members};
@@ -62,7 +62,7 @@ pub fn setup(random: &mut Random, sizes: Sizes) -> ClientRequest {
 
 /// Any request of a client that has a session.
 pub fn request(random: &mut Random, view: &mut View, sizes: Sizes) -> ClientRequest {
-    match random.below(20) {
+    match random.below(22) {
         0..=4 => malloc(random, view, sizes),
         5 | 6 => grow(random, view, sizes),
         7..=9 => delete(random, view, sizes),
@@ -151,13 +151,13 @@ fn region_open(random: &mut Random, view: &mut View) -> ClientRequest {
     })
 }
 
-/// A region that the client once found, be it there still or not.
-fn region_delete(random: &mut Random, view: &View) -> ClientRequest {
+/// A region that the client once found or opened, be it there still or not.
+fn region_delete(random: &mut Random, view: &mut View) -> ClientRequest {
+    if let Some(region) = view.not_yet.pop() {
+        return ClientRequest::RegionDelete(region);
+    }
     match random.pick(view.keys.values().copied()) {
-        Some(region) if random.once_in(2) => {
-            let wait_ms = random.pick([0, 100, 5000]).unwrap_or(0);
-            ClientRequest::RegionDelete(RegionDelete { region, wait_ms })
-        }
+        Some(region) if random.once_in(2) => ClientRequest::RegionDelete(region),
         _ => ClientRequest::RegionFind(some_region(random)),
     }
 }

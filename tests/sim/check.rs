@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
-use dmce_abi::wire::client::{BlockInfo, ClientRequest, OpeningId, RegionDelete, RegionOpen};
+use dmce_abi::wire::client::{BlockInfo, ClientRequest, OpeningId, RegionOpen};
 use dmce_broker::dispatcher::{Millis, Snapshot};
 
 use crate::client::{Client, OwnSpan, View, members};
@@ -283,8 +283,7 @@ impl World {
                 if self.host.name_of(guid).as_ref() == Some(&name) && !kept {
                     return Err(format!("region {name:?} is another than was acknowledged"));
                 }
-                let delete = RegionDelete { region, wait_ms: 0 };
-                self.clients[root].ask(ClientRequest::RegionDelete(delete));
+                self.clients[root].ask(ClientRequest::RegionDelete(region));
                 self.settle(SHORT)?;
             }
         }

@@ -50,8 +50,10 @@ pub struct View {
     pub spans: BTreeMap<BlockId, OwnSpan>,
     /// What it has open.
     pub openings: BTreeMap<OpeningId, OpenRegion>,
-    /// Regions that it found once, by their GUID.
+    /// Regions that it found or opened once, by their GUID.
     pub keys: BTreeMap<Guid, RegionKey>,
+    /// Regions whose deletion it has to ask for again.
+    pub not_yet: Vec<RegionKey>,
     /// OS addresses that it has mapped.
     pub mapped: BTreeSet<u64>,
     /// The generation that it has heard of.
@@ -298,6 +300,7 @@ impl Client {
             spans: BTreeMap::new(),
             openings: BTreeMap::new(),
             keys: BTreeMap::new(),
+            not_yet: Vec::new(),
             mapped: BTreeSet::new(),
             generation: 0,
             ticket: 0,
@@ -445,8 +448,12 @@ impl View {
                 self.keys.insert(key.guid, key);
                 Ok(())
             }
-            (ClientRequest::RegionDelete(delete), ClientReply::Done) => {
-                self.openings.retain(|_, region| region.guid != delete.region.guid);
+            (ClientRequest::RegionDelete(key), ClientReply::Done) => {
+                self.openings.retain(|_, region| region.guid != key.guid);
+                Ok(())
+            }
+            (ClientRequest::RegionDelete(key), ClientReply::NotYet { .. }) => {
+                self.not_yet.push(*key);
                 Ok(())
             }
             (
@@ -500,6 +507,7 @@ impl View {
     fn opened(&mut self, opened: Opened, open: &RegionOpen) {
         let Opened { first: BlockInfo { block: first, span_count: count, .. }, guid, .. } = opened;
         let RegionOpen { opening, read, write, .. } = *open;
+        self.keys.insert(guid, RegionKey { first, guid });
         self.openings.insert(opening, OpenRegion { first, count, guid, read, write });
     }
 

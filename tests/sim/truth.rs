@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dmce_abi::Status;
 use dmce_abi::block::{Guid, SessionId};
-use dmce_abi::wire::client::{ClientReply, ClientRequest, RegionName};
-use dmce_abi::wire::{Refusal, Reply};
+use dmce_abi::wire::Reply;
+use dmce_abi::wire::client::{ClientReply, ClientRequest, RegionKey, RegionName};
 use dmce_broker::dispatcher::Millis;
 
 use crate::host::Host;
@@ -34,8 +34,8 @@ impl Truth {
             ClientRequest::RegionCreate(create) => {
                 self.regions_asked.insert(create.region.clone());
             }
-            ClientRequest::RegionDelete(delete) => {
-                let guid = delete.region.guid;
+            ClientRequest::RegionDelete(RegionKey { guid, .. }) => {
+                let guid = *guid;
                 self.regions.retain(|_, promised| *promised != guid);
                 *self.deleting.entry(guid).or_default() += 1;
                 self.deleters.entry(guid).or_default().insert(pid);
@@ -61,17 +61,17 @@ impl Truth {
                     self.promised(create.region.clone(), guid);
                 }
             }
-            (ClientRequest::RegionDelete(delete), reply) => {
-                let guid = delete.region.guid;
+            (ClientRequest::RegionDelete(RegionKey { guid, .. }), reply) => {
+                let guid = *guid;
                 if let Some(count) = self.deleting.get_mut(&guid) {
                     *count = count.saturating_sub(1);
                 }
-                let Err(refusal) = reply else { return Ok(()) };
-                if says_untouched(refusal)
+                if says_untouched(reply)
                     && let Some(name) = host.name_of(guid)
                 {
                     self.promised(name, guid);
                 }
+                let Err(refusal) = reply else { return Ok(()) };
                 let alone = self.deleters.get(&guid).is_some_and(|pids| pids.iter().eq([&pid]));
                 if refusal.status == Status::NotFound && alone && host.harmed.is_empty() {
                     return Err(format!("process {pid} alone deletes {guid}: {}", refusal.text));
@@ -128,8 +128,10 @@ impl Truth {
     }
 }
 
-/// Whether a refused delete says that the region is there, and that nothing was done to it.
-fn says_untouched(refusal: &Refusal) -> bool {
-    let waited = refusal.status == Status::Busy && refusal.text.ends_with("does not answer");
-    waited || refusal.status == Status::Denied
+/// Whether the answer to a delete says that the region is there, and that nothing was done to it.
+fn says_untouched(reply: &Reply<ClientReply>) -> bool {
+    match reply {
+        Ok(reply) => matches!(reply, ClientReply::NotYet { begun: false, .. }),
+        Err(refusal) => refusal.status == Status::Denied,
+    }
 }

@@ -104,12 +104,9 @@ impl Dispatcher {
             // The block stays charged and its id in use: they are, until the daemon reports again.
             (Op::Destroy { block }, Err(refusal)) => {
                 let text = format!("daemon {daemon} keeps block {block}: {}", refusal.text);
-                if let Some(deletion) = self.deletions.remove(&block) {
-                    self.reply(
-                        deletion.to,
-                        Err(Refusal::new(Status::Internal, text.clone())),
-                        Vec::new(),
-                    );
+                if let Some(to) = self.deletions.remove(&block).and_then(|deletion| deletion.to) {
+                    let refusal = Refusal::new(Status::Internal, text.clone());
+                    self.reply(to, Err(refusal), Vec::new());
                 }
                 self.log(LogLevel::Error, text);
                 self.room_changed = true;

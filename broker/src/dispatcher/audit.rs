@@ -224,8 +224,8 @@ impl Dispatcher {
         });
         let makings = self.makings.values().map(|making| making.to);
         let grows = self.daemons.servers.values().flat_map(super::daemons::Server::grow_replies);
-        let deletions = self.deletions.values().map(|deletion| deletion.to);
-        let queues = self.deferred.owed().chain(self.parked.owed()).chain(self.postponed.owed());
+        let deletions = self.deletions.values().filter_map(|deletion| deletion.to);
+        let queues = self.deferred.owed().chain(self.parked.owed());
         let mut waiting: BTreeMap<ClientConn, Vec<RequestId>> = BTreeMap::new();
         for ReplyTo { conn, request_id } in
             opening.chain(makings).chain(grows).chain(queues).chain(deletions)

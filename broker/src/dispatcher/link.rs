@@ -169,7 +169,6 @@ impl Dispatcher {
         self.discard_strays(daemon);
         self.pump(daemon);
         self.reported(daemon);
-        self.try_postponed();
         Ok(())
     }
 
@@ -193,7 +192,6 @@ impl Dispatcher {
                 server.link = Link::Up(conn);
                 self.room_changed = true;
                 self.log(LogLevel::Info, format!("daemon {daemon} answers again"));
-                self.try_postponed();
             }
             Link::Joining { .. } => {
                 server.overdue = false;
@@ -244,6 +242,7 @@ impl Dispatcher {
         for to in server.map(Server::take_grow_replies).unwrap_or_default() {
             self.reply(to, Err(away(daemon)), Vec::new());
         }
+        self.put_deleters_off(daemon);
     }
 
     fn noticed(&mut self, daemon: DaemonId, notice: DaemonNotice) {
@@ -324,7 +323,7 @@ impl Dispatcher {
         let blocks = blocks.map(|blocks| blocks.iter().copied().collect());
         self.inspect(daemon, blocks.unwrap_or_default());
         self.await_lock(daemon);
-        self.room_changed = true;
+        self.let_nobody_wait(daemon);
     }
 
     /// A request that its daemon cannot answer any more.

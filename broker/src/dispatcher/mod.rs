@@ -86,7 +86,7 @@ use daemons::Daemons;
 use guid::Guids;
 use ids::BlockIds;
 use making::Making;
-use region_deletes::{Deletion, PostponedDeletes};
+use region_deletes::Deletion;
 use regions::Regions;
 use restart::Restart;
 use sessions::Sessions;
@@ -127,10 +127,8 @@ pub struct Dispatcher {
     /// Sessions whose generation has moved and was not published.
     moved: BTreeSet<SessionId>,
     restart: Restart,
-    /// Who waits for a region to be gone, by its first block.
+    /// The regions that are going, by their first block.
     deletions: BTreeMap<BlockId, Deletion>,
-    /// Who waits to delete a region until a daemon answers.
-    postponed: PostponedDeletes,
     /// When the last region was created: no two have one time.
     created_last: u64,
 }
@@ -161,7 +159,6 @@ impl Dispatcher {
             moved: BTreeSet::new(),
             restart: Restart::default(),
             deletions: BTreeMap::new(),
-            postponed: PostponedDeletes::default(),
             created_last: 0,
             config,
         }
@@ -215,7 +212,6 @@ impl Dispatcher {
                 }
                 timers::Timer::Sense(daemon) => self.sense(daemon),
                 timers::Timer::Report(daemon) => self.report_overdue(daemon),
-                timers::Timer::Delete(number) => self.retry_delete(number),
             }
         }
     }

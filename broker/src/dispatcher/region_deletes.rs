@@ -1,98 +1,53 @@
 //! The deletion of regions, which needs the daemon of the first block.
 //!
 //! ```text
-//!            daemon does not answer                 daemon is back
-//!  request ------------------------> POSTPONED -----------------------+
-//!     |                                  | wait_ms are over: BUSY     |
-//!     |                                                               v
-//!     +---- daemon answers ----> given up, destroy asked ----> DELETING --- destroyed ---> Done
+//!  request --- daemon does not answer ---> NotYet: nothing is done, and nothing remembered
+//!     |
+//!     | daemon answers: given up, destroy asked
+//!     v
+//!  DELETING -- destroyed --> Done
+//!     |  ^
+//!     |  | asked again, daemon answers
+//!     v  |
+//!  DELETING, nobody waits: the daemon does not answer, who asks is told NotYet, begun
 //! ```
 //!
 //! # Invariants
 //!
-//! 1. A delete is answered when the first block is gone: so a broker that comes back does not find
-//!    the region again.
-//! 2. Nothing is deleted for somebody who was told that it is not: a delete is postponed as long as
-//!    its asker waits for it, and no longer.
-//! 3. A key that deleted a region once deletes no other. For its author it is done; a session that
+//! 1. A delete is done when the first block is gone: so a broker that comes back does not find the
+//!    region again.
+//! 2. Nothing is deleted for somebody who was told that it is not: what is not begun is not done
+//!    unless it is asked again.
+//! 3. Nobody waits here for a daemon that does not answer: a client has other things to ask.
+//! 4. A key that deleted a region once deletes no other. For its author it is done; a session that
 //!    an earlier broker opened may be the author of every deletion that this one does not know.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use dmce_abi::Status;
-use dmce_abi::block::{BlockId, SessionId};
+use dmce_abi::block::{BlockId, DaemonId, SessionId};
 use dmce_abi::wire::Refusal;
-use dmce_abi::wire::client::{ClientReply, ClientRequest, RegionDelete, RegionKey};
+use dmce_abi::wire::client::{ClientReply, RegionKey};
 
 use super::Dispatcher;
 use super::action::Action;
 use super::clients::ReplyTo;
 use super::daemons::Server;
-use super::event::{ClientConn, Millis};
 use super::regions::may_know;
 use super::requests::{Outcome, Served, refuse};
-use super::timers::Timer;
 
-/// Who waits for a region to be gone.
+/// A deletion that has begun.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deletion {
     /// Who asked.
     pub session: SessionId,
-    /// Where the answer goes.
-    pub to: ReplyTo,
-}
-
-/// A delete that waits for a daemon.
-#[derive(Clone, Copy, Debug)]
-struct Postponed {
-    to: ReplyTo,
-    region: RegionKey,
-    until: Millis,
-}
-
-/// The deletes that wait for daemons, by their number.
-#[derive(Debug, Default)]
-pub(super) struct PostponedDeletes {
-    by_number: BTreeMap<u64, Postponed>,
-    by_conn: BTreeSet<(ClientConn, u64)>,
-}
-
-impl PostponedDeletes {
-    fn push(&mut self, number: u64, postponed: Postponed) {
-        self.by_conn.insert((postponed.to.conn, number));
-        self.by_number.insert(number, postponed);
-    }
-
-    fn take(&mut self, number: u64) -> Option<Postponed> {
-        let postponed = self.by_number.remove(&number)?;
-        self.by_conn.remove(&(postponed.to.conn, number));
-        Some(postponed)
-    }
-
-    fn numbers(&self) -> Vec<u64> {
-        self.by_number.keys().copied().collect()
-    }
-
-    fn numbers_of(&self, conn: ClientConn) -> Vec<u64> {
-        self.by_conn.range((conn, 0)..=(conn, u64::MAX)).map(|(_, number)| *number).collect()
-    }
-
-    /// Where answers are owed.
-    pub(super) fn owed(&self) -> impl Iterator<Item = ReplyTo> {
-        self.by_number.values().map(|postponed| postponed.to)
-    }
+    /// Where the answer goes, if somebody waits for it.
+    pub to: Option<ReplyTo>,
 }
 
 impl Dispatcher {
-    pub(super) fn region_delete(
-        &mut self,
-        to: ReplyTo,
-        id: SessionId,
-        delete: RegionDelete,
-    ) -> Served {
-        let RegionKey { first, guid } = delete.region;
-        if !self.is_known_region(id, delete.region) {
-            return self.region_delete_again(to, id, delete.region);
+    pub(super) fn region_delete(&mut self, to: ReplyTo, id: SessionId, key: RegionKey) -> Served {
+        let RegionKey { first, guid } = key;
+        if !self.is_known_region(id, key) {
+            return self.region_delete_again(to, id, key);
         }
         let uid = self.sessions.get(id).map(|session| session.record.uid);
         let Some(region) = self.regions.get(first) else { return Ok(Outcome::Later) };
@@ -106,27 +61,19 @@ impl Dispatcher {
             return refuse(Status::Busy, text);
         }
         let is_open = region.opens.contains(&id);
-        let daemon = self.blocks.get(first).and_then(|block| block.daemon);
-        let server = daemon.and_then(|daemon| self.daemons.servers.get(&daemon));
-        if let Some(daemon) = daemon
-            && !server.is_some_and(Server::answers)
-        {
-            if delete.wait_ms > 0 {
-                self.postpone(to, delete);
-                return Ok(Outcome::Later);
-            }
-            let text = format!("daemon {daemon}, which has its first block, does not answer");
-            return refuse(Status::Busy, text);
+        if let Some(daemon) = self.silent_daemon(first) {
+            return Ok(ClientReply::NotYet { daemon, begun: false }.into());
         }
         if is_open {
             self.close_deleted(id, first);
         }
-        if daemon.is_none() {
+        let nobody_has_it = self.blocks.get(first).is_none_or(|block| block.daemon.is_none());
+        if nobody_has_it {
             self.remember_deleted(id, guid);
             self.give_up(first);
             return Ok(ClientReply::Done.into());
         }
-        self.deletions.insert(first, Deletion { session: id, to });
+        self.deletions.insert(first, Deletion { session: id, to: Some(to) });
         self.give_up(first);
         Ok(Outcome::Later)
     }
@@ -137,20 +84,46 @@ impl Dispatcher {
         if let Some(guid) = self.blocks.span(first).map(|span| span.guid) {
             self.remember_deleted(session, guid);
         }
-        self.reply(to, Ok(ClientReply::Done), Vec::new());
+        if let Some(to) = to {
+            self.reply(to, Ok(ClientReply::Done), Vec::new());
+        }
+    }
+
+    /// A daemon does not answer: who waits until it has deleted is not kept.
+    pub(super) fn put_deleters_off(&mut self, daemon: DaemonId) {
+        let mut waiting = Vec::new();
+        for (first, deletion) in &mut self.deletions {
+            if self.blocks.get(*first).is_some_and(|block| block.daemon == Some(daemon)) {
+                waiting.extend(deletion.to.take());
+            }
+        }
+        for to in waiting {
+            self.reply(to, Ok(ClientReply::NotYet { daemon, begun: true }), Vec::new());
+        }
+    }
+
+    /// The daemon of a block, if it does not answer.
+    fn silent_daemon(&self, block: BlockId) -> Option<DaemonId> {
+        let daemon = self.blocks.get(block)?.daemon?;
+        let server = self.daemons.servers.get(&daemon);
+        (!server.is_some_and(Server::answers)).then_some(daemon)
     }
 
     /// A delete of what is not there, or not any more.
     fn region_delete_again(&mut self, to: ReplyTo, id: SessionId, region: RegionKey) -> Served {
         let RegionKey { first, guid } = region;
+        let silent = self.silent_daemon(first);
         let span = self.blocks.span(first).filter(|span| span.guid == guid);
         let deletion = self.deletions.get_mut(&first).filter(|deletion| deletion.session == id);
         if let (Some(_), Some(deletion)) = (span, deletion) {
             // Asked again while the daemon is at it: the last who asks is answered.
-            let before = std::mem::replace(&mut deletion.to, to);
-            let refusal = Refusal::new(Status::Busy, "the delete was asked again");
-            self.reply(before, Err(refusal), Vec::new());
-            return Ok(Outcome::Later);
+            let before = std::mem::replace(&mut deletion.to, silent.is_none().then_some(to));
+            if let Some(before) = before {
+                let refusal = Refusal::new(Status::Busy, "the delete was asked again");
+                self.reply(before, Err(refusal), Vec::new());
+            }
+            let not_yet = silent.map(|daemon| ClientReply::NotYet { daemon, begun: true });
+            return Ok(not_yet.map_or(Outcome::Later, Outcome::from));
         }
         let done = self.sessions.get(id).is_some_and(|s| s.restored || s.deleted.contains(&guid));
         if done {
@@ -182,38 +155,6 @@ impl Dispatcher {
         }
         if let Some(span) = self.blocks.span_mut(first) {
             span.untold.insert(id);
-        }
-    }
-
-    fn postpone(&mut self, to: ReplyTo, delete: RegionDelete) {
-        let number = self.next_number();
-        let until = self.now.millis.after(delete.wait_ms.into());
-        self.timers.set(Timer::Delete(number), until);
-        self.postponed.push(number, Postponed { to, region: delete.region, until });
-    }
-
-    /// A daemon answers again: what waited for one is tried, oldest first.
-    pub(super) fn try_postponed(&mut self) {
-        for number in self.postponed.numbers() {
-            self.retry_delete(number);
-        }
-    }
-
-    /// Serves a postponed delete anew; without a daemon it waits on, unless its time is over.
-    pub(super) fn retry_delete(&mut self, number: u64) {
-        let Some(Postponed { to, region, until }) = self.postponed.take(number) else { return };
-        self.timers.cancel(Timer::Delete(number));
-        let left = until.0.saturating_sub(self.now.millis.0);
-        let wait_ms = u32::try_from(left).unwrap_or(u32::MAX);
-        let delete = RegionDelete { region, wait_ms };
-        self.route(to, &ClientRequest::RegionDelete(delete), None);
-    }
-
-    /// The connection over which they were asked is gone, and with it who waits.
-    pub(super) fn drop_postponed(&mut self, conn: ClientConn) {
-        for number in self.postponed.numbers_of(conn) {
-            self.postponed.take(number);
-            self.timers.cancel(Timer::Delete(number));
         }
     }
 }

@@ -165,7 +165,7 @@ impl Dispatcher {
             ClientRequest::RegionOpen(open) => self.region_open(session, open),
             ClientRequest::RegionClose(opening) => Ok(self.region_close(session, *opening)),
             ClientRequest::RegionFind(name) => self.region_find(session, name),
-            ClientRequest::RegionDelete(delete) => self.region_delete(to, session, *delete),
+            ClientRequest::RegionDelete(key) => self.region_delete(to, session, *key),
             ClientRequest::RegionList(list) => Ok(self.region_list(session, list)),
             ClientRequest::Spans(list) => Ok(self.span_list(session, *list)),
             _ => refuse(Status::Unsupported, "this broker does not know the request"),
@@ -222,7 +222,6 @@ impl Dispatcher {
     fn forget_client(&mut self, conn: ClientConn) -> Option<Client> {
         self.deferred.drop_conn(conn);
         self.parked.drop_conn(conn);
-        self.drop_postponed(conn);
         self.clients.remove(&conn)
     }
 }

@@ -20,8 +20,6 @@ pub(super) enum Timer {
     Sense(DaemonId),
     /// The daemon lives, and has not been heard while it was to report.
     Report(DaemonId),
-    /// Whoever asked for the postponed delete of this number waits no longer.
-    Delete(u64),
 }
 
 /// All timers.

@@ -202,8 +202,21 @@ impl Core {
     ///
     /// The broker's refusal; [`Status::Unavailable`] if it is away too long; [`Status::Closed`].
     pub(crate) fn ask(&self, request: &ClientRequest) -> Result<Answer, Error> {
+        self.ask_until(request, self.deadline())
+    }
+
+    /// [`Core::ask`] with a deadline.
+    ///
+    /// # Errors
+    ///
+    /// As [`Core::ask`].
+    pub(super) fn ask_until(
+        &self,
+        request: &ClientRequest,
+        deadline: Deadline,
+    ) -> Result<Answer, Error> {
         self.usable()?;
-        self.link.ask(request, self.deadline()).map_err(|error| {
+        self.link.ask(request, deadline).map_err(|error| {
             if error.may_be_done() {
                 self.undo_later(request);
             }

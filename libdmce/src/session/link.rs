@@ -16,6 +16,7 @@
 //!    openings that its client was told of are told to each broker that it attaches to, and the
 //!    spans that it was granted are known by the time that the broker lists them.
 //! 4. Who closes the session is not kept waiting by those who wait for the broker.
+//! 5. What the broker has to wait for itself is waited for without the turn ([`Link::pause`]).
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -99,8 +100,8 @@ impl State {
                 let told = Opening { opening, first: opened.first.block, read, write };
                 self.openings.insert(opening, told);
             }
-            (ClientRequest::RegionDelete(delete), ClientReply::Done) => {
-                self.openings.retain(|_, opening| opening.first != delete.region.first);
+            (ClientRequest::RegionDelete(region), ClientReply::Done) => {
+                self.openings.retain(|_, opening| opening.first != region.first);
             }
             _ => {}
         }
@@ -236,6 +237,15 @@ impl Link {
         Ok(listed.into_iter().filter(|span| !state.spans.contains(&span.guid)).collect())
     }
 
+    /// Waits before something is asked again. A close ends it.
+    pub(super) fn pause(&self, pause: Duration) -> Result<(), LinkError> {
+        // Nothing but an interrupt makes it readable.
+        match wait_readable(self.interrupt.as_fd(), Some(pause)) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(LinkError::Failed(unavailable(&error.into()))),
+        }
+    }
+
     /// Tells the broker something that it does not answer, if that takes no waiting.
     pub(super) fn try_tell(&self, notice: &ClientRequest) -> bool {
         let Some(mut state) = self.state.try_take() else { return false };
@@ -338,9 +348,7 @@ impl Link {
             match self.attach(state, deadline) {
                 Err(LinkError::Failed(error)) => {
                     let left = deadline.left().ok_or(LinkError::Failed(error))?;
-                    // Nothing but an interrupt makes it readable.
-                    let waited = wait_readable(self.interrupt.as_fd(), Some(pause.min(left)));
-                    waited.map_err(|error| LinkError::Failed(unavailable(&error.into())))?;
+                    self.pause(pause.min(left))?;
                     pause = PAUSE_MAX.min(pause * 2);
                 }
                 attached => attached?,

@@ -357,8 +357,10 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`Status::NotFound`], [`Status::Denied`], [`Status::Busy`] while another session has it
-    /// open, or if the daemon that holds its beginning stays away.
+    /// [`Status::NotFound`], [`Status::Denied`]. [`Status::Busy`] while another session has it
+    /// open, or if the daemon that holds its beginning stays away: then nothing is deleted.
+    /// [`Status::Unavailable`] if it went away over the deletion, or the broker is: then the
+    /// region may go yet.
     pub fn region_delete(&self, volume: &str, name: &str) -> Result<(), Error> {
         self.core.region_delete(volume, name)
     }

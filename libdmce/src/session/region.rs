@@ -13,23 +13,29 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use dmce_abi::block::{BlockId, Guid};
 use dmce_abi::limits::{PAGE_BYTES, REGION_BYTES_MAX, VOLUME_BYTES_MAX};
 use dmce_abi::name;
 use dmce_abi::wire::client::{
-    ClientReply, ClientRequest, Opened, OpeningId, RegionCreate, RegionDelete, RegionKey,
-    RegionList, RegionName, RegionOpen,
+    ClientReply, ClientRequest, Opened, OpeningId, RegionCreate, RegionKey, RegionList, RegionName,
+    RegionOpen,
 };
 use dmce_abi::{DmceAddr, Status};
 
 use super::core::{Core, busy};
 use super::service::can_be_later;
 use crate::block::{Block, SpanIds, check_info};
+use crate::connection::Deadline;
 use crate::error::Error;
 use crate::options::{Mirror, Prot, RegionOptions};
 use crate::stat::RegionInfo;
 use crate::table::Retired;
+
+/// How long a delete waits before it is asked again: so long at first, and twice as long each time.
+const DELETE_PAUSE_MIN: Duration = Duration::from_millis(5);
+const DELETE_PAUSE_MAX: Duration = Duration::from_millis(100);
 
 /// The regions that handles are open on, by their first block.
 pub(crate) type OpenRegions = BTreeMap<BlockId, OpenRegion>;
@@ -254,14 +260,39 @@ impl Core {
         let ClientReply::Found(region) = self.ask(&find)?.0 else {
             return Err(Error::unexpected_reply("RegionFind"));
         };
-        self.check_region_unpinned(region)?;
-        // Shorter than this call waits: so the broker's answer arrives, and nothing is deleted
-        // after the caller was told that it is not.
-        let wait_ms = self.timeout_ms - self.timeout_ms / 4;
-        let delete = ClientRequest::RegionDelete(RegionDelete { region, wait_ms });
-        done(&self.ask(&delete)?.0, "RegionDelete")?;
+        self.delete_until_gone(region)?;
         self.drop_region(region);
         Ok(())
+    }
+
+    /// Asks for the deletion of a region again and again while its daemon does not answer.
+    fn delete_until_gone(&self, region: RegionKey) -> Result<(), Error> {
+        let deadline = self.deadline();
+        // Asked no more when three quarters of the time are over: so the last answer arrives, and
+        // nothing is deleted after the caller was told that it is not.
+        let patience = Deadline::after_ms(self.timeout_ms - self.timeout_ms / 4);
+        let (mut pause, mut begun) = (DELETE_PAUSE_MIN, false);
+        loop {
+            if !begun {
+                self.check_region_unpinned(region)?;
+            }
+            let (reply, _) = self.ask_until(&ClientRequest::RegionDelete(region), deadline)?;
+            let daemon = match reply {
+                ClientReply::Done => return Ok(()),
+                ClientReply::NotYet { daemon, begun: has_begun } => {
+                    begun = has_begun;
+                    daemon
+                }
+                _ => return Err(Error::unexpected_reply("RegionDelete")),
+            };
+            let Some(left) = patience.left() else {
+                let status = if begun { Status::Unavailable } else { Status::Busy };
+                let text = format!("daemon {daemon}, which has the first block, does not answer");
+                return Err(Error::new(status, text));
+            };
+            self.link.pause(pause.min(left)).map_err(|error| self.of_link(error))?;
+            pause = DELETE_PAUSE_MAX.min(pause * 2);
+        }
     }
 
     /// A region that this session has a pointer into is busy: its bytes must not go from beneath

@@ -69,6 +69,8 @@ pub struct State {
     pub dies_after: Option<&'static str>,
     /// Does not answer the next request of that name until told to ([`Fake::answer_held`]).
     pub holds: Option<&'static str>,
+    /// The daemons do not answer: no region can be deleted. Whether the deletion has begun.
+    pub postpones_begun: Option<bool>,
     /// Raises the generation at every Fetch, and does not answer what is asked about it.
     pub moves_at_fetch: bool,
     held: Option<Held>,
@@ -125,6 +127,7 @@ impl Fake {
             refuses_attach: false,
             dies_after: None,
             holds: None,
+            postpones_begun: None,
             moves_at_fetch: false,
             held: None,
             next_block: 1,

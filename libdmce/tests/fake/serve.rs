@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use dmce_abi::Status;
-use dmce_abi::block::BlockId;
+use dmce_abi::block::{BlockId, DaemonId};
 use dmce_abi::limits::FRAME_BYTES_MAX;
 use dmce_abi::wire::client::{
     BlockInfo, Changed, ClientReply, ClientRequest, Granted, Malloc, MallocKind, Opened, Ready,
@@ -226,10 +226,14 @@ fn regions(state: &mut State, request: &ClientRequest) -> Answer {
             let key = RegionKey { first: BlockId::try_from(first).unwrap(), guid };
             Ok((ClientReply::Found(key), Vec::new()))
         }
-        ClientRequest::RegionDelete(delete) => {
-            let first = delete.region.first.get();
+        ClientRequest::RegionDelete(region) => {
+            if let Some(begun) = state.postpones_begun {
+                let daemon = DaemonId::try_from(1).unwrap();
+                return Ok((ClientReply::NotYet { daemon, begun }, Vec::new()));
+            }
+            let first = region.first.get();
             let known = state.blocks.get(&first);
-            if known.is_none_or(|block| block.guid != delete.region.guid) {
+            if known.is_none_or(|block| block.guid != region.guid) {
                 // A repeated one is done.
                 return Ok((ClientReply::Done, Vec::new()));
             }

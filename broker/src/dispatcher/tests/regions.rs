@@ -1,10 +1,10 @@
 use dmce_abi::Status;
-use dmce_abi::block::{BlockDescription, BlockId};
+use dmce_abi::block::{BlockDescription, BlockId, DaemonId};
 use dmce_abi::wire::client::{Changes, ClientReply, ClientRequest, Fetch, Opened, RegionList};
 use dmce_abi::wire::daemon::{DaemonRequest, HeldBlock};
 
-use super::rig::{GIB, Mood, Rig, close, delete_region, heap, open, region, region_name};
-use crate::dispatcher::{Action, ClientConn, Event, Rights};
+use super::rig::{GIB, Mood, Rig, close, daemon_id, heap, open, region, region_name};
+use crate::dispatcher::{Action, ClientConn, Rights};
 
 fn opened(rig: &mut Rig, conn: ClientConn, number: u64, (name, write): (&str, bool)) -> Opened {
     match rig.done(conn, open(number, name, write)) {
@@ -28,8 +28,8 @@ fn who_has_no_right_learns_no_name_and_who_has_some_is_denied_the_rest() {
     let (other, _) = rig.session(1001);
     rig.done(owner, region("private", 10, 0o600));
     rig.done(owner, region("public", 10, 0o604));
-    let private = delete_region(rig.key(owner, "private"), 0);
-    let public = delete_region(rig.key(other, "public"), 0);
+    let private = ClientRequest::RegionDelete(rig.key(owner, "private"));
+    let public = ClientRequest::RegionDelete(rig.key(other, "public"));
     assert_eq!(rig.status(other, open(1, "private", false)), Status::NotFound);
     assert_eq!(rig.status(other, find("private")), Status::NotFound);
     assert_eq!(rig.status(other, private), Status::NotFound);
@@ -98,7 +98,7 @@ fn a_region_that_another_has_open_stays_and_ones_own_handle_is_told_first() {
     rig.done(owner, region("r", GIB + 1, 0o666));
     let first = opened(&mut rig, owner, 1, ("r", true)).first.block;
     opened(&mut rig, other, 1, ("r", false));
-    let delete = delete_region(rig.key(owner, "r"), 1000);
+    let delete = ClientRequest::RegionDelete(rig.key(owner, "r"));
     assert_eq!(rig.status(owner, delete.clone()), Status::Busy);
     rig.done(other, close(1));
     rig.actions.clear();
@@ -127,7 +127,7 @@ fn an_id_is_used_again_only_when_who_had_it_was_told() {
     rig.granted(conn, heap(1, 4096));
     rig.done(conn, region("r", GIB + 1, 0o600));
     opened(&mut rig, conn, 1, ("r", true));
-    let delete = delete_region(rig.key(conn, "r"), 0);
+    let delete = ClientRequest::RegionDelete(rig.key(conn, "r"));
     rig.done(conn, delete);
     assert_eq!(rig.refused(conn, heap(2, 4096)).text, "no 1 consecutive block ids are free");
     rig.done(conn, ClientRequest::Changes(Changes { since: 0 }));
@@ -140,7 +140,7 @@ fn a_delete_is_answered_when_the_region_can_not_come_back() {
     let (conn, _) = rig.session(1000);
     rig.done(conn, region("r", 10, 0o600));
     rig.mood(1, Mood::Waits);
-    let delete = delete_region(rig.key(conn, "r"), 0);
+    let delete = ClientRequest::RegionDelete(rig.key(conn, "r"));
     let number = rig.ask_later(conn, delete.clone());
     assert_eq!(rig.answer(conn, number), None);
     // Asked again, it is the same delete: who asked last is answered.
@@ -157,7 +157,7 @@ fn a_repeated_delete_is_done_for_its_author_and_deletes_nothing_else() {
     let (author, _) = rig.session(1000);
     let (other, _) = rig.session(1000);
     rig.done(author, region("r", 10, 0o600));
-    let delete = delete_region(rig.key(author, "r"), 0);
+    let delete = ClientRequest::RegionDelete(rig.key(author, "r"));
     rig.done(author, delete.clone());
     rig.done(other, region("r", 10, 0o600));
     let present = rig.key(other, "r");
@@ -166,28 +166,27 @@ fn a_repeated_delete_is_done_for_its_author_and_deletes_nothing_else() {
     assert_eq!(rig.key(author, "r"), present);
 }
 
+const fn not_yet(daemon: DaemonId, begun: bool) -> ClientReply {
+    ClientReply::NotYet { daemon, begun }
+}
+
 #[test]
-fn a_delete_waits_for_the_daemon_of_the_first_block_as_long_as_its_asker_does() {
+fn a_delete_without_the_daemon_of_the_first_block_does_nothing_however_often_it_is_asked() {
     let mut rig = Rig::new(1);
     let (conn, _) = rig.session(1000);
     rig.done(conn, region("r", 10, 0o600));
     let key = rig.key(conn, "r");
-    rig.daemon_dies(1);
-    let away = "daemon 1, which has its first block, does not answer";
-    assert_eq!(rig.refused(conn, delete_region(key, 0)).text, away);
-    let number = rig.ask_later(conn, delete_region(key, 500));
-    rig.wait(400);
-    assert_eq!(rig.answer(conn, number), None);
-    rig.wait(200);
-    let Some((Err(refusal), _)) = rig.answer(conn, number) else { panic!("it waits on") };
-    assert_eq!((refusal.status, refusal.text.as_str()), (Status::Busy, away));
-    // Who was refused can use it.
-    opened(&mut rig, conn, 1, ("r", true));
-
-    let number = rig.ask_later(conn, delete_region(key, 5000));
+    let delete = ClientRequest::RegionDelete(key);
     let held = HeldBlock { description: held_description(&rig), committed: 4096 };
+    rig.daemon_dies(1);
+    for _ in 0..3 {
+        assert_eq!(rig.done(conn, delete.clone()), not_yet(daemon_id(1), false));
+    }
+    // Who was told so can use it, and it stays when the daemon is back.
+    opened(&mut rig, conn, 1, ("r", true));
     rig.daemon_with(1, 3 * GIB, vec![held]);
-    assert!(matches!(rig.answer(conn, number), Some((Ok(ClientReply::Done), _))));
+    assert_eq!(rig.key(conn, "r"), key);
+    assert_eq!(rig.done(conn, delete), ClientReply::Done);
     assert_eq!(rig.daemons[&1].destroyed, [key.first]);
 }
 
@@ -195,36 +194,48 @@ fn held_description(rig: &Rig) -> BlockDescription {
     rig.daemons[&1].created[0].clone()
 }
 
-/// It said that it deletes, and cannot confirm it: a broker that comes back may find the region.
+/// It has begun, and cannot be confirmed: a broker that comes back may find the region.
 #[test]
-fn a_delete_whose_daemon_dies_over_it_is_answered_when_the_daemon_is_back() {
-    let mut rig = Rig::new(1);
-    let (conn, _) = rig.session(1000);
-    rig.done(conn, region("r", 10, 0o600));
-    let key = rig.key(conn, "r");
-    let description = held_description(&rig);
-    rig.mood(1, Mood::Waits);
-    let number = rig.ask_later(conn, delete_region(key, 5000));
-    rig.daemon_dies(1);
-    assert_eq!(rig.answer(conn, number), None);
-    rig.daemon_with(1, 3 * GIB, vec![HeldBlock { description, committed: 4096 }]);
-    assert!(matches!(rig.answer(conn, number), Some((Ok(ClientReply::Done), _))));
-    assert_eq!(rig.daemons[&1].destroyed, [key.first]);
-}
-
-#[test]
-fn who_hangs_up_deletes_nothing_that_was_postponed() {
+fn who_deletes_is_not_kept_when_the_daemon_dies_over_it_and_is_done_when_it_is_back() {
     let mut rig = Rig::new(1);
     let (conn, _) = rig.session(1000);
     let (other, _) = rig.session(1000);
     rig.done(conn, region("r", 10, 0o600));
     let key = rig.key(conn, "r");
+    let delete = ClientRequest::RegionDelete(key);
     let description = held_description(&rig);
+    rig.mood(1, Mood::Waits);
+    let number = rig.ask_later(conn, delete.clone());
+    assert_eq!(rig.answer(conn, number), None);
     rig.daemon_dies(1);
-    rig.ask_later(conn, delete_region(key, 5000));
-    rig.event(Event::HungUp { conn });
+    let begun = not_yet(daemon_id(1), true);
+    assert_eq!(rig.answer(conn, number).unwrap().0, Ok(begun.clone()));
+    assert_eq!(rig.done(conn, delete.clone()), begun);
+    // The name is free, and nobody else's delete is it.
+    assert_eq!(rig.status(conn, find("r")), Status::NotFound);
+    assert_eq!(rig.status(other, delete.clone()), Status::NotFound);
     rig.daemon_with(1, 3 * GIB, vec![HeldBlock { description, committed: 4096 }]);
-    assert_eq!(rig.key(other, "r"), key);
+    let number = rig.ask_later(conn, delete.clone());
+    while !rig.daemons[&1].asked.is_empty() {
+        rig.obey(1);
+    }
+    assert_eq!(rig.answer(conn, number).unwrap().0, Ok(ClientReply::Done));
+    assert_eq!(rig.done(conn, delete), ClientReply::Done);
+    assert_eq!(rig.daemons[&1].destroyed, [key.first]);
+}
+
+#[test]
+fn who_deletes_is_not_kept_by_a_daemon_that_falls_silent_over_it() {
+    let mut rig = Rig::new(1);
+    let (conn, _) = rig.session(1000);
+    rig.done(conn, region("r", 10, 0o600));
+    let delete = ClientRequest::RegionDelete(rig.key(conn, "r"));
+    rig.mood(1, Mood::Waits);
+    let number = rig.ask_later(conn, delete.clone());
+    rig.wait(4_000);
+    assert_eq!(rig.answer(conn, number).unwrap().0, Ok(not_yet(daemon_id(1), true)));
+    rig.obey(1);
+    assert_eq!(rig.done(conn, delete), ClientReply::Done);
 }
 
 #[test]

@@ -8,8 +8,8 @@ use dmce_abi::wire::client::{
 use dmce_abi::wire::daemon::{DaemonMessage, DaemonNotice, HeldBlock};
 
 use super::rig::{
-    GIB, MIB, Rig, block_id, close, config, daemon_id, delete_region, guid, heap, open, region,
-    session_id, setup, span,
+    GIB, MIB, Rig, block_id, close, config, daemon_id, guid, heap, open, region, session_id, setup,
+    span,
 };
 use crate::dispatcher::{
     Action, BelievedSession, ClientConn, Event, FoundContent, FoundDaemon, Grant, Headers, Rights,
@@ -259,11 +259,11 @@ fn a_delete_that_an_earlier_broker_did_is_done_and_harms_no_namesake() {
     let conn = attach(&mut rig);
     let namesake = rig.key(conn, "r");
     let deleted = dmce_abi::wire::client::RegionKey { guid: guid(77), ..namesake };
-    assert_eq!(rig.done(conn, delete_region(deleted, 0)), ClientReply::Done);
+    assert_eq!(rig.done(conn, ClientRequest::RegionDelete(deleted)), ClientReply::Done);
     assert_eq!(rig.key(conn, "r"), namesake);
     // Who cannot have deleted it is told that there is none.
     let (other, _) = rig.session(1000);
-    assert_eq!(rig.status(other, delete_region(deleted, 0)), Status::NotFound);
+    assert_eq!(rig.status(other, ClientRequest::RegionDelete(deleted)), Status::NotFound);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use dmce_abi::name::Instance;
 use dmce_abi::version::SEGMENT_VERSION;
 use dmce_abi::wire::client::{
     ClientReply, ClientRequest, Granted, Malloc, MallocKind, OpeningId, Ready, RegionCreate,
-    RegionDelete, RegionKey, RegionName, RegionOpen, Setup,
+    RegionKey, RegionName, RegionOpen, Setup,
 };
 use dmce_abi::wire::daemon::{DaemonAnswer, DaemonMessage, DaemonRequest, HeldBlock, Register};
 use dmce_abi::wire::{Refusal, Reply};
@@ -347,8 +347,4 @@ pub fn open(number: u64, name: &str, write: bool) -> ClientRequest {
 
 pub fn close(number: u64) -> ClientRequest {
     ClientRequest::RegionClose(OpeningId(number))
-}
-
-pub fn delete_region(region: RegionKey, wait_ms: u32) -> ClientRequest {
-    ClientRequest::RegionDelete(RegionDelete { region, wait_ms })
 }

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use super::admin::{AdminReply, AdminRequest};
-use crate::block::{BlockId, Guid, SessionId};
+use crate::block::{BlockId, DaemonId, Guid, SessionId};
 
 /// A client's request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,8 +48,8 @@ pub enum ClientRequest {
     RegionClose(OpeningId),
     /// Which region has a name: what [`ClientRequest::RegionDelete`] takes.
     RegionFind(RegionName),
-    /// Deletes a region.
-    RegionDelete(RegionDelete),
+    /// Deletes a region (004, delete): an old key deletes none that came after it.
+    RegionDelete(RegionKey),
     /// The names of the regions of a volume, sorted, a page at a time.
     RegionList(RegionList),
     /// A listing for the administrator. Needs no session.
@@ -101,6 +101,15 @@ pub enum ClientReply {
         spans: Vec<SpanKey>,
         /// Whether others follow the last of these.
         more: bool,
+    },
+    /// To [`ClientRequest::RegionDelete`]: the region's first block is there still, and its daemon
+    /// does not answer. To be asked again.
+    NotYet {
+        /// That daemon.
+        daemon: DaemonId,
+        /// Whether the region is given up, and goes when the daemon is back. Else nothing is done,
+        /// and nothing will be.
+        begun: bool,
     },
 }
 
@@ -386,15 +395,6 @@ pub struct RegionKey {
     pub first: BlockId,
     /// Its GUID.
     pub guid: Guid,
-}
-
-/// Deletes a region (004, delete).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RegionDelete {
-    /// Which: an old key deletes no region that came after it.
-    pub region: RegionKey,
-    /// Milliseconds to wait for the daemon of its first block, if that does not answer.
-    pub wait_ms: u32,
 }
 
 /// An open region (004 [84]).

@@ -2,12 +2,12 @@ use alloc::string::ToString;
 use alloc::vec;
 
 use super::client::{
-    Attach, ClientReply, ClientRequest, Grow, Opening, OpeningId, RegionDelete, RegionKey, Setup,
-    SpanKey, SpanList,
+    Attach, ClientReply, ClientRequest, Grow, Opening, OpeningId, RegionKey, Setup, SpanKey,
+    SpanList,
 };
 use super::daemon::{DaemonMessage, DaemonNotice};
 use super::*;
-use crate::block::{BlockId, Guid, SessionId};
+use crate::block::{BlockId, DaemonId, Guid, SessionId};
 
 const PLAIN: FrameHeader = FrameHeader { request: 0x0102_0304_0506_0708, fds: 0 };
 
@@ -39,9 +39,12 @@ fn golden_frames() {
     let bytes = [&[1, 7][..], &[9; 16], &[1, 5, 0xac, 2, 1, 0]].concat();
     assert_eq!(encode(PLAIN, &attach).unwrap()[HEADER_BYTES..], bytes);
     let region = RegionKey { first: block, guid: Guid([9; 16]) };
-    let delete = ClientRequest::RegionDelete(RegionDelete { region, wait_ms: 300 });
-    let bytes = [&[17, 0xac, 2][..], &[9; 16], &[0xac, 2]].concat();
+    let delete = ClientRequest::RegionDelete(region);
+    let bytes = [&[17, 0xac, 2][..], &[9; 16]].concat();
     assert_eq!(encode(PLAIN, &delete).unwrap()[HEADER_BYTES..], bytes);
+    let daemon = DaemonId::try_from(3).unwrap();
+    let not_yet: Reply<ClientReply> = Ok(ClientReply::NotYet { daemon, begun: true });
+    assert_eq!(encode(PLAIN, &not_yet).unwrap()[HEADER_BYTES..], [0, 12, 3, 1]);
     let spans = ClientRequest::Spans(SpanList { after: 300 });
     assert_eq!(encode(PLAIN, &spans).unwrap()[HEADER_BYTES..], [20, 0xac, 2]);
     let spans = vec![SpanKey { first: block, guid: Guid([9; 16]) }];
