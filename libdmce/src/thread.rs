@@ -1,5 +1,5 @@
-//! What is kept for each thread, in one place: to find a thread-local of a shared library is a call,
-//! and the way of an access is short.
+//! What is kept for each thread, in one place: finding a thread-local of a shared library is a
+//! call, and the way of an access is short.
 #![forbid(unsafe_code)]
 
 use std::cell::Cell;
