@@ -15,6 +15,8 @@ use rustix::thread::futex::{self, Flags};
 
 use crate::clock::timespec;
 
+pub mod wide;
+
 /// Why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WaitOutcome {

@@ -21,7 +21,7 @@ use std::os::fd::BorrowedFd;
 use std::ptr;
 
 use rustix::io::Errno;
-use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
+use rustix::mm::{self, Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
 
 mod advice;
 mod fork;
@@ -187,6 +187,26 @@ impl Mapping {
         let mapping = Self { start: start.cast(), bytes };
         finish(mapping.whole(), populate)?;
         Ok(mapping)
+    }
+
+    /// Maps once more what a range of a shared mapping shows, whole pages, to outlive that one.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::OutOfRange`] if the range is empty or not of pages, [`MapError::AddressSpace`],
+    /// [`MapError::Io`].
+    pub fn again(range: MappedRange<'_>) -> Result<Self, MapError> {
+        let (start, bytes) = (range.as_ptr(), range.len());
+        let is_pages = |number: usize| number.is_multiple_of(page_bytes());
+        if bytes == 0 || !is_pages(start.addr()) || !is_pages(bytes) {
+            let offset = (start.addr() % page_bytes()) as u64;
+            return Err(MapError::OutOfRange { offset, bytes: bytes as u64, len: bytes });
+        }
+        // SAFETY: an old size of 0 leaves the old mapping, which is shared, as it is, and makes
+        // another where there is free space, with its rights and flags.
+        let again = unsafe { mm::mremap(start.cast(), 0, bytes, MremapFlags::MAYMOVE) };
+        let again = again.map_err(|errno| MapError::of_map("mremap", bytes as u64, errno))?;
+        Ok(Self { start: again.cast(), bytes })
     }
 
     /// Maps private zeroed memory, for caches and buffers that are to stay out of core dumps.

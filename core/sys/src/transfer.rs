@@ -46,6 +46,8 @@ mod machine;
 #[path = "transfer/x86_64.rs"]
 mod machine;
 
+pub mod word;
+
 /// A page of shared memory was not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the memory at {addr:#x} is gone")]
@@ -95,6 +97,12 @@ unsafe extern "C" {
     /// Multiples of [`LINE`] and not none, to a multiple of that.
     #[link_name = "dmce_sys_transfer_stream_fill"]
     fn fill_stream(to: *mut u8, byte: usize, bytes: usize, a: usize, b: usize) -> usize;
+    /// One aligned word, which is there or not as a whole: see [`word`].
+    #[link_name = "dmce_sys_transfer_exchange"]
+    fn exchange_word(to: *mut u8, operands: *const u8, bytes: usize, a: usize, b: usize) -> usize;
+    /// As above.
+    #[link_name = "dmce_sys_transfer_add"]
+    fn add_word(to: *mut u8, operands: *const u8, bytes: usize, a: usize, b: usize) -> usize;
 
     #[link_name = "dmce_sys_transfer_begin"]
     static ROUTINES_BEGIN: u8;

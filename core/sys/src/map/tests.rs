@@ -163,3 +163,23 @@ fn only_a_forked_child_sees_the_page_wiped() {
     assert_eq!(libc::WEXITSTATUS(status), 1);
     assert!(!page.is_forked());
 }
+
+#[test]
+fn a_mapping_made_again_outlives_the_first_and_shows_the_same() {
+    let page = page_bytes() as u64;
+    let objects = TestObjects::new("again");
+    let fd = objects.dir.create(&objects.name("a")).unwrap();
+    object::commit(fd.as_fd(), 0, 2 * page).unwrap();
+    let range = FileRange { offset: 0, bytes: 2 * page };
+    let first = Mapping::shared(fd.as_fd(), range, Protection::ReadWrite, Populate::No).unwrap();
+    let (second_page, part) = (first.range(page, page).unwrap(), first.range(1, page).unwrap());
+    assert!(matches!(Mapping::again(part), Err(MapError::OutOfRange { .. })));
+    let again = Mapping::again(second_page).unwrap();
+    store(second_page, 7);
+    assert_eq!(load(again.whole()), 7);
+    drop(first);
+    store(again.whole(), 8);
+    let mut byte = [0];
+    object::read_at(fd.as_fd(), &mut byte, page).unwrap();
+    assert_eq!(byte, [8]);
+}
