@@ -30,6 +30,12 @@ pub const GRANTS: usize = 440;
 /// Spans in one answer to a session that asks for its own.
 pub const SPANS_LISTED: usize = 2048;
 
+/// Entries of the policy table.
+pub const POLICIES_MAX: usize = 64;
+
+/// Events of a session that wait to be asked for; of more, the oldest are forgotten.
+pub const EVENTS_QUEUED: usize = 256;
+
 /// Bytes of an instance's name.
 pub const INSTANCE_BYTES_MAX: usize = 32;
 

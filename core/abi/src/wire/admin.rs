@@ -42,6 +42,11 @@ pub enum AdminRequest {
         /// A DMCE address.
         addr: u64,
     },
+    /// Samples of the usage history [0068] after this one.
+    Usage {
+        /// Zeros for the first.
+        after: SampleKey,
+    },
 }
 
 /// A listing.
@@ -55,6 +60,7 @@ pub enum AdminReply {
     Sessions { rows: Vec<SessionRow>, more: bool },
     Regions { rows: Vec<RegionRow>, more: bool },
     WhereIs(Location),
+    Usage { rows: Vec<UsageRow>, more: bool },
 }
 
 /// How well something is.
@@ -291,4 +297,45 @@ pub struct MappingRow {
     pub os_address: u64,
     /// Whether it can be written there.
     pub writable: bool,
+}
+
+/// Which sample, by daemon and age.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SampleKey {
+    /// Whose.
+    pub daemon: u32,
+    /// Counted from 1, for each daemon by itself.
+    pub sample: u64,
+}
+
+/// A sample of a daemon's usage: what it had at a time, and what it did since the sample before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsageRow {
+    /// Which.
+    pub key: SampleKey,
+    /// When it was taken, in seconds since 1970.
+    pub at: u64,
+    /// Bytes that the daemon may hold.
+    pub capacity: u64,
+    /// Bytes that its blocks hold.
+    pub committed: u64,
+    /// Bytes that are reserved there and not yet committed.
+    pub reserved: u64,
+    /// Its blocks.
+    pub blocks: u32,
+    /// Operations since.
+    pub operations: Operations,
+}
+
+/// Memory operations of a daemon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operations {
+    /// Blocks made.
+    pub creates: u64,
+    /// Blocks made larger.
+    pub grows: u64,
+    /// Blocks destroyed.
+    pub destroys: u64,
+    /// Creates and grows that the daemon refused.
+    pub refusals: u64,
 }

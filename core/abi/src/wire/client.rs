@@ -57,6 +57,13 @@ pub enum ClientRequest {
     /// The spans that the session has, a page at a time: who was attached anew gives back those of
     /// which it does not know.
     Spans(SpanList),
+    /// The policy table.
+    Policies,
+    /// A [`ClientRequest::Malloc`] as a policy says, or one that waits for room.
+    MallocWith(MallocWith),
+    /// What has happened to the session's memory since it asked last; from then on the doorbell
+    /// rings for it.
+    Events,
 }
 
 /// The broker's answer.
@@ -111,6 +118,15 @@ pub enum ClientReply {
         /// and nothing will be.
         begun: bool,
     },
+    /// To [`ClientRequest::Policies`]: the table, by number from 1; at most
+    /// [`crate::limits::POLICIES_MAX`].
+    Policies(Vec<Policy>),
+    /// To [`ClientRequest::MallocWith`]: there is no room yet. The doorbell rings when it is worth
+    /// to ask again with the same ticket.
+    Queued,
+    /// To [`ClientRequest::Events`], the oldest first; at most
+    /// [`crate::limits::EVENTS_QUEUED`].
+    Events(Vec<SessionEvent>),
 }
 
 /// Asks for a session (FIG. 13, [0083]).
@@ -195,6 +211,59 @@ pub struct Malloc {
     pub page_size: u32,
     /// 0 for the session's default.
     pub copies: u32,
+}
+
+/// A [`Malloc`] with what that has no field for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MallocWith {
+    /// What is wanted. Where it says 0, its policy does.
+    pub malloc: Malloc,
+    /// A number of the policy table; 0 for the one of its size, where it is a span.
+    pub policy: u32,
+    /// Whether to wait for room, and for how many milliseconds; 0 is for ever.
+    pub wait_ms: Option<u32>,
+}
+
+/// How allocations of some sizes are made (002 [20]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Meant for allocations of at most so many bytes that name none; 0: only for those that name
+    /// it.
+    pub up_to: u64,
+    /// Copies; 0 for the session's default.
+    pub copies: u32,
+    /// The page size; 0 for the default.
+    pub page_size: u32,
+    /// Bytes that a block with several allocations may grow to [0074]; 0 for as many as there is
+    /// room for.
+    pub block_bytes: u64,
+    /// The alignment of what does not say; 0 for the default.
+    pub align: u32,
+    /// Whether what does not say waits for room, and for how many milliseconds; 0 is for ever.
+    pub wait_ms: Option<u32>,
+}
+
+/// What happened to the memory of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum SessionEvent {
+    /// A daemon, or the whole instance, is nearly full.
+    Pressure {
+        /// Bytes that all daemons together have left.
+        left: u64,
+    },
+    /// There is room again for what was refused (003, the resource available signal).
+    Available {
+        /// Bytes that the session could have in one block.
+        bytes: u64,
+    },
+    /// Memory of the session is lost, or of a region that it has open.
+    Lost {
+        /// The first address of the block.
+        addr: u64,
+        /// Bytes that it had.
+        bytes: u64,
+    },
 }
 
 /// Gives a [`Malloc`] or a [`RegionCreate`] up.

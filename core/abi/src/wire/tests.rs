@@ -2,8 +2,8 @@ use alloc::string::ToString;
 use alloc::vec;
 
 use super::client::{
-    Attach, ClientReply, ClientRequest, Grow, Opening, OpeningId, RegionKey, Setup, SpanKey,
-    SpanList,
+    Attach, ClientReply, ClientRequest, Grow, Malloc, MallocKind, MallocWith, Opening, OpeningId,
+    Policy, RegionKey, SessionEvent, Setup, SpanKey, SpanList,
 };
 use super::daemon::{DaemonMessage, DaemonNotice};
 use super::*;
@@ -51,6 +51,15 @@ fn golden_frames() {
     let listed: Reply<ClientReply> = Ok(ClientReply::Spans { spans, more: false });
     let bytes = [&[0, 11, 1, 0xac, 2][..], &[9; 16], &[0]].concat();
     assert_eq!(encode(PLAIN, &listed).unwrap()[HEADER_BYTES..], bytes);
+    let kind = MallocKind::Heap { committed: 4096 };
+    let malloc = Malloc { ticket: 300, kind, page_size: 0, copies: 0 };
+    let with = ClientRequest::MallocWith(MallocWith { malloc, policy: 2, wait_ms: Some(250) });
+    let bytes = [22, 0xac, 2, 0, 0x80, 0x20, 0, 0, 2, 1, 0xfa, 1];
+    assert_eq!(encode(PLAIN, &with).unwrap()[HEADER_BYTES..], bytes);
+    let lost_bytes = SessionEvent::Lost { addr: 300, bytes: 4096 };
+    let events: Reply<ClientReply> = Ok(ClientReply::Events(vec![lost_bytes]));
+    let bytes = [0, 15, 1, 2, 0xac, 2, 0x80, 0x20];
+    assert_eq!(encode(PLAIN, &events).unwrap()[HEADER_BYTES..], bytes);
     let refused: Reply<ClientReply> = Err(Refusal::new(Status::Quota, "no"));
     assert_eq!(encode(PLAIN, &refused).unwrap()[HEADER_BYTES..], [1, 8, 2, b'n', b'o']);
     let lost = DaemonMessage::Notice(DaemonNotice::Lost { block });
@@ -138,4 +147,25 @@ fn as_many_spans_as_are_listed_at_once_fit_a_frame() {
     let reply: Reply<ClientReply> = Ok(ClientReply::Spans { spans, more: true });
     let frame = encode(PLAIN, &reply).unwrap();
     assert_eq!(decode_body::<Reply<ClientReply>>(&frame), Ok(reply));
+}
+
+#[test]
+fn the_longest_table_of_policies_and_the_longest_queue_of_events_fit_a_frame() {
+    let policy = Policy {
+        up_to: u64::MAX,
+        copies: u32::MAX,
+        page_size: u32::MAX,
+        block_bytes: u64::MAX,
+        align: u32::MAX,
+        wait_ms: Some(u32::MAX),
+    };
+    let event = SessionEvent::Lost { addr: u64::MAX, bytes: u64::MAX };
+    for reply in [
+        ClientReply::Policies(vec![policy; crate::limits::POLICIES_MAX]),
+        ClientReply::Events(vec![event; crate::limits::EVENTS_QUEUED]),
+    ] {
+        let reply: Reply<ClientReply> = Ok(reply);
+        let frame = encode(PLAIN, &reply).unwrap();
+        assert_eq!(decode_body::<Reply<ClientReply>>(&frame), Ok(reply));
+    }
 }
