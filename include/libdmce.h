@@ -697,34 +697,38 @@ dmce_status_t dmce_compare(dmce_session_t *session,
                            int *order);
 
 /**
- * Makes the aligned word `desired` if it is `expected`, on every copy, atomically among all
- * processes. `seen` gets what it was.
+ * Makes the word at `at` `desired` if it is `expected`, on every copy, atomically among all
+ * processes. `seen` gets what it was: `expected`, if it was changed. The address is a multiple of
+ * 8, else `DMCE_E_INVALID`.
  */
 dmce_status_t dmce_cas64(dmce_session_t *session,
-                         dmce_addr_t addr,
+                         dmce_addr_t at,
                          uint64_t expected,
                          uint64_t desired,
                          uint64_t *seen);
 
 /**
- * Adds to the aligned word, on every copy, atomically among all processes. `before` gets what it
- * was.
+ * Adds to the word at `at`, wrapping around, on every copy, atomically among all processes.
+ * `before` gets what it was. The address is a multiple of 8, else `DMCE_E_INVALID`.
  */
-dmce_status_t dmce_add64(dmce_session_t *session, dmce_addr_t addr, uint64_t add, uint64_t *before);
+dmce_status_t dmce_add64(dmce_session_t *session, dmce_addr_t at, uint64_t add, uint64_t *before);
 
 /**
- * Waits while the aligned word is `while_equal`, until it changes and `dmce_wake` is called, at
- * most `timeout_ms`.
+ * Waits while the word at `at`, a multiple of 8, is `while_equal`: until it changes and
+ * `dmce_wake` is called, at most `timeout_ms`; 0 is for ever. `DMCE_OK` says that it was something
+ * else when it was looked at; a word that changed and changed back in the meantime counts as not
+ * changed.
  */
 dmce_status_t dmce_wait64(dmce_session_t *session,
-                          dmce_addr_t addr,
+                          dmce_addr_t at,
                           uint64_t while_equal,
                           uint32_t timeout_ms);
 
 /**
- * Wakes at most `count` waiters of a word, of all processes.
+ * Wakes at most `count` of those who wait for a word, of all processes. Whoever may read it may
+ * call this.
  */
-dmce_status_t dmce_wake(dmce_session_t *session, dmce_addr_t addr, uint32_t count);
+dmce_status_t dmce_wake(dmce_session_t *session, dmce_addr_t at, uint32_t count);
 
 /**
  * Maps a range at consecutive OS addresses. It is pinned until it is unmapped: it can neither be

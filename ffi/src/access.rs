@@ -6,7 +6,6 @@ use std::ffi::{c_int, c_void};
 use crate::alloc::{addr, dmce_addr_t};
 use crate::arguments::{Out, buffer as check_buffer};
 use crate::boundary;
-use crate::later;
 use crate::session::dmce_session_t;
 use crate::version::dmce_status_t;
 
@@ -98,55 +97,71 @@ pub unsafe extern "C" fn dmce_compare(
     })
 }
 
-const WORDS: &str = "words that processes share are not in this release";
-
-/// Makes the aligned word `desired` if it is `expected`, on every copy, atomically among all
-/// processes. `seen` gets what it was.
+/// Makes the word at `at` `desired` if it is `expected`, on every copy, atomically among all
+/// processes. `seen` gets what it was: `expected`, if it was changed. The address is a multiple of
+/// 8, else `DMCE_E_INVALID`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_cas64(
     session: *mut dmce_session_t,
-    addr: dmce_addr_t,
+    at: dmce_addr_t,
     expected: u64,
     desired: u64,
     seen: *mut u64,
 ) -> dmce_status_t {
-    let _ = (addr, expected, desired);
-    later::on_session(session, &[("seen", seen.is_null())], WORDS)
+    boundary::session(session, |session| {
+        // SAFETY: the C contract: NULL, or a place for a number.
+        let out = unsafe { Out::new("seen", seen)? };
+        let at = addr(session, at)?;
+        out.set(session.cas64(at, expected, desired)?);
+        Ok(())
+    })
 }
 
-/// Adds to the aligned word, on every copy, atomically among all processes. `before` gets what it
-/// was.
+/// Adds to the word at `at`, wrapping around, on every copy, atomically among all processes.
+/// `before` gets what it was. The address is a multiple of 8, else `DMCE_E_INVALID`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_add64(
     session: *mut dmce_session_t,
-    addr: dmce_addr_t,
+    at: dmce_addr_t,
     add: u64,
     before: *mut u64,
 ) -> dmce_status_t {
-    let _ = (addr, add);
-    later::on_session(session, &[("before", before.is_null())], WORDS)
+    boundary::session(session, |session| {
+        // SAFETY: the C contract: NULL, or a place for a number.
+        let out = unsafe { Out::new("before", before)? };
+        let at = addr(session, at)?;
+        out.set(session.add64(at, add)?);
+        Ok(())
+    })
 }
 
-/// Waits while the aligned word is `while_equal`, until it changes and `dmce_wake` is called, at
-/// most `timeout_ms`.
+/// Waits while the word at `at`, a multiple of 8, is `while_equal`: until it changes and
+/// `dmce_wake` is called, at most `timeout_ms`; 0 is for ever. `DMCE_OK` says that it was something
+/// else when it was looked at; a word that changed and changed back in the meantime counts as not
+/// changed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_wait64(
     session: *mut dmce_session_t,
-    addr: dmce_addr_t,
+    at: dmce_addr_t,
     while_equal: u64,
     timeout_ms: u32,
 ) -> dmce_status_t {
-    let _ = (addr, while_equal, timeout_ms);
-    later::on_session(session, &[], WORDS)
+    boundary::session(session, |session| {
+        let at = addr(session, at)?;
+        Ok(session.wait64(at, while_equal, timeout_ms)?)
+    })
 }
 
-/// Wakes at most `count` waiters of a word, of all processes.
+/// Wakes at most `count` of those who wait for a word, of all processes. Whoever may read it may
+/// call this.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_wake(
     session: *mut dmce_session_t,
-    addr: dmce_addr_t,
+    at: dmce_addr_t,
     count: u32,
 ) -> dmce_status_t {
-    let _ = (addr, count);
-    later::on_session(session, &[], WORDS)
+    boundary::session(session, |session| {
+        let at = addr(session, at)?;
+        Ok(session.wake(at, count)?)
+    })
 }

@@ -16,6 +16,7 @@ use dmce_abi::{AddrLayout, Status};
 use crate::error::Error;
 use crate::reach::mapped::MappedBlock;
 use crate::reach::windowed::WindowedBlock;
+use crate::reach::word::{Change, Watch};
 use crate::reach::{Piece, Reach, Trouble};
 
 /// A block that operations may find.
@@ -212,6 +213,34 @@ impl Block {
             Backing::Mapped(mapped) => Ok(unsafe { mapped.compare(piece, data) }?),
             // SAFETY: as the caller promises.
             Backing::Windowed(windowed) => Ok(unsafe { windowed.compare(piece, data) }?),
+            other => Err(other.obstacle()),
+        }
+    }
+
+    /// As [`Reach::change`].
+    #[inline]
+    pub(crate) fn change(&self, piece: Piece, change: Change) -> Result<u64, Obstacle> {
+        match &self.backing {
+            Backing::Mapped(mapped) => Ok(mapped.change(piece, change)?),
+            Backing::Windowed(windowed) => Ok(windowed.change(piece, change)?),
+            other => Err(other.obstacle()),
+        }
+    }
+
+    /// As [`Reach::wake`].
+    pub(crate) fn wake(&self, piece: Piece, count: u32) -> Result<(), Obstacle> {
+        match &self.backing {
+            Backing::Mapped(mapped) => Ok(mapped.wake(piece, count)?),
+            Backing::Windowed(windowed) => Ok(windowed.wake(piece, count)?),
+            other => Err(other.obstacle()),
+        }
+    }
+
+    /// As [`Reach::watch`].
+    pub(crate) fn watch(&self, piece: Piece) -> Result<Watch, Obstacle> {
+        match &self.backing {
+            Backing::Mapped(mapped) => Ok(mapped.watch(piece)?),
+            Backing::Windowed(windowed) => Ok(windowed.watch(piece)?),
             other => Err(other.obstacle()),
         }
     }

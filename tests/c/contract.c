@@ -172,22 +172,49 @@ static void sizes_that_cannot_be_are_told(dmce_session_t *session)
     OK(dmce_free(session, addr));
 }
 
+static void words_are_changed_atomically(dmce_session_t *session)
+{
+    dmce_addr_t addr = 0;
+    uint64_t word = 77;
+    OK(dmce_calloc(session, 4, sizeof word, &addr));
+    OK(dmce_cas64(session, addr + 8, 0, UINT64_C(1) << 40, &word));
+    CHECK(word == 0);
+    OK(dmce_cas64(session, addr + 8, 0, 5, &word));
+    CHECK(word == UINT64_C(1) << 40);
+    OK(dmce_add64(session, addr + 8, UINT64_MAX, &word));
+    CHECK(word == UINT64_C(1) << 40);
+    OK(dmce_read(session, addr + 8, &word, sizeof word));
+    CHECK(word == (UINT64_C(1) << 40) - 1);
+    OK(dmce_wait64(session, addr + 8, 0, 0));
+    IS(DMCE_E_TIMEOUT, dmce_wait64(session, addr, 0, 1));
+    OK(dmce_wake(session, addr, 1));
+    OK(dmce_wake(session, addr, UINT32_MAX));
+    word = 77;
+    IS(DMCE_E_INVALID, dmce_cas64(session, addr, 0, 1, NULL));
+    IS(DMCE_E_INVALID, dmce_add64(session, addr, 1, NULL));
+    IS(DMCE_E_INVALID, dmce_cas64(session, addr + 4, 0, 1, &word));
+    IS(DMCE_E_INVALID, dmce_add64(session, addr + 1, 1, &word));
+    IS(DMCE_E_INVALID, dmce_wait64(session, addr + 7, 1, 0));
+    IS(DMCE_E_INVALID, dmce_wake(session, addr + 2, 1));
+    OK(dmce_free(session, addr));
+    IS(DMCE_E_ADDRESS, dmce_cas64(session, 0, 0, 1, &word));
+    IS(DMCE_E_ADDRESS, dmce_add64(session, 0, 1, &word));
+    IS(DMCE_E_ADDRESS, dmce_wait64(session, 0, 1, 0));
+    IS(DMCE_E_ADDRESS, dmce_wake(session, 0, 1));
+    CHECK(word == 77);
+}
+
 /* ---- what this release does not do ---- */
 
 static void later_calls_are_there_and_say_so(dmce_session_t *session)
 {
-    uint64_t word = 77;
+    int word = 77;
     int fd = 77;
     void *pointer = &word;
     const void *read_pointer = &word;
     dmce_attrs_t *attrs = NULL;
     dmce_event_t event;
     event.size = sizeof event;
-    IS(DMCE_E_UNSUPPORTED, dmce_cas64(session, 1, 0, 0, &word));
-    IS(DMCE_E_INVALID, dmce_cas64(session, 1, 0, 0, NULL));
-    IS(DMCE_E_UNSUPPORTED, dmce_add64(session, 1, 0, &word));
-    IS(DMCE_E_UNSUPPORTED, dmce_wait64(session, 1, 0, 0));
-    IS(DMCE_E_UNSUPPORTED, dmce_wake(session, 1, 0));
     IS(DMCE_E_UNSUPPORTED, dmce_read_ptr(session, 1, 1, 0, &read_pointer));
     IS(DMCE_E_UNSUPPORTED, dmce_write_ptr(session, 1, 1, 0, &pointer));
     IS(DMCE_E_UNSUPPORTED, dmce_vmalloc(session, 1, NULL, &pointer));
@@ -379,6 +406,7 @@ int main(void)
     values_that_mean_nothing_are_refused(session);
     addresses_that_are_not_legal_are_told(session);
     sizes_that_cannot_be_are_told(session);
+    words_are_changed_atomically(session);
     later_calls_are_there_and_say_so(session);
     a_child_is_told_and_opens_its_own(session);
     threads_share_a_handle_but_not_their_errors(session);

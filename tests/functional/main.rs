@@ -13,3 +13,4 @@ mod regions;
 mod rights;
 mod threads;
 mod widths;
+mod words;

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+use dmce_sys::futex::wide::Heard;
 use dmce_sys::map::Protection;
 use dmce_sys::object::{self, DEFAULT_DIR, ObjectDir};
 
@@ -16,6 +17,7 @@ use dmce_shm::session::object::SessionObject;
 
 use super::mapped::MappedBlock;
 use super::windowed::{BUDGET_MAX, WINDOW_BYTES, WindowCache, WindowedBlock};
+use super::word::{Change, WORD_BYTES, Watch};
 use super::{Piece, Reach, Trouble};
 use crate::operations::Operations;
 use crate::slots::Slots;
@@ -138,11 +140,27 @@ impl<R: Reach> Block<'_, R> {
         self.access(|| self.reach.fill(piece, byte))
     }
 
+    fn change(&self, cell: u64, change: Change) -> Result<u64, Trouble> {
+        self.access(|| self.reach.change(word_at(cell), change))
+    }
+
+    fn wake(&self, cell: u64, count: u32) -> Result<(), Trouble> {
+        self.access(|| self.reach.wake(word_at(cell), count))
+    }
+
+    fn watch(&self, cell: u64) -> Result<Watch, Trouble> {
+        self.access(|| self.reach.watch(word_at(cell)))
+    }
+
     fn order(&self, cell: u64, data: &[u8], committed: u64) -> Result<Ordering, Trouble> {
         let piece = Piece { cell, bytes: data.len(), committed };
         // SAFETY: as in `put`.
         self.access(|| unsafe { self.reach.compare(piece, data.as_ptr()) })
     }
+}
+
+const fn word_at(cell: u64) -> Piece {
+    Piece { cell, bytes: WORD_BYTES, committed: BYTES }
 }
 
 fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
@@ -278,6 +296,86 @@ fn many_threads_see_each_their_own_bytes<K: Kind>(kind: &K) {
     });
 }
 
+fn changes_of_words_are_in_the_object_and_lose_nothing<K: Kind>(kind: &K) {
+    const THREADS: u64 = 4;
+    const ROUNDS: u64 = 2_000;
+    let fd = object(&format!("words-{}", K::LABEL), BYTES);
+    // Two blocks over one object, as two processes have.
+    let blocks = [(); 2].map(|()| kind.block(fd.as_fd(), BYTES, Protection::ReadWrite));
+    let cells = [8, WINDOW_BYTES - 8, BYTES - 8];
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let block = &blocks[usize::try_from(thread % 2).unwrap()];
+            scope.spawn(move || {
+                for round in 0..ROUNDS {
+                    let cell = cells[usize::try_from((thread + round) % 3).unwrap()];
+                    let mut seen = block.change(cell, Change::None).unwrap();
+                    if thread < 2 {
+                        block.change(cell, Change::Add(1 << 32)).unwrap();
+                        continue;
+                    }
+                    loop {
+                        let exchange = Change::Exchange { expected: seen, desired: seen + 1 };
+                        match block.change(cell, exchange).unwrap() {
+                            before if before == seen => break,
+                            before => seen = before,
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let mut all = 0;
+    for cell in cells {
+        let mut bytes = [0; 8];
+        object::read_at(fd.as_fd(), &mut bytes, cell).unwrap();
+        all += u64::from_ne_bytes(bytes);
+    }
+    assert_eq!(all, 2 * ROUNDS * ((1 << 32) + 1));
+}
+
+fn a_watch_shows_the_word_and_its_sleeper_is_woken<K: Kind>(kind: &K) {
+    let fd = object(&format!("watch-{}", K::LABEL), BYTES);
+    let (reader, writer) = (
+        kind.block(fd.as_fd(), BYTES, Protection::Read),
+        kind.block(fd.as_fd(), BYTES, Protection::ReadWrite),
+    );
+    let silence = AtomicU32::new(0);
+    for cell in [8, WINDOW_BYTES + 4096, BYTES - 8] {
+        let watch = reader.watch(cell).unwrap();
+        assert_eq!(watch.look(), Ok(0));
+        let heard = Heard { bell: &silence, value: 0 };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while watch.look().unwrap() == 0 {
+                    watch.sleep(0, heard, None).unwrap();
+                }
+            });
+            writer.change(cell, Change::Add(1 << 40)).unwrap();
+            reader.wake(cell, u32::MAX).unwrap();
+        });
+        assert_eq!(watch.look(), Ok(1 << 40));
+    }
+}
+
+fn a_word_of_a_truncated_object_is_lost<K: Kind>(kind: &K) {
+    dmce_sys::fault::install().unwrap();
+    let fd = object(&format!("cutword-{}", K::LABEL), BYTES);
+    let block = kind.block(fd.as_fd(), BYTES, Protection::ReadWrite);
+    // One in a window, one not.
+    block.put(0, &pattern(1, usize::try_from(WINDOW_BYTES).unwrap()), BYTES).unwrap();
+    let watch = block.watch(8192).unwrap();
+    object::truncate(fd.as_fd(), 4096).unwrap();
+    for cell in [8192, WINDOW_BYTES + 8] {
+        for change in [Change::None, Change::Add(1), Change::Exchange { expected: 0, desired: 1 }] {
+            assert_eq!(block.change(cell, change), Err(Trouble::Lost), "{change:?} at {cell}");
+        }
+        assert_eq!(block.wake(cell, 1), Err(Trouble::Lost));
+        assert_eq!(object::end(fd.as_fd()).unwrap(), 4096);
+    }
+    assert_eq!(watch.look(), Err(Trouble::Lost));
+}
+
 macro_rules! conform {
     ($($test:ident),+ $(,)?) => {
         mod mapped_blocks {
@@ -298,6 +396,9 @@ conform!(
     what_is_committed_later_is_there,
     a_truncated_object_is_lost_and_raises_no_signal,
     many_threads_see_each_their_own_bytes,
+    changes_of_words_are_in_the_object_and_lose_nothing,
+    a_watch_shows_the_word_and_its_sleeper_is_woken,
+    a_word_of_a_truncated_object_is_lost,
 );
 
 #[test]

@@ -13,6 +13,7 @@ use std::os::fd::BorrowedFd;
 use dmce_sys::map::{FileRange, MapError, MappedRange, Populate, Protection, Reservation};
 use dmce_sys::transfer;
 
+use super::word::{self, Change, Watch};
 use super::{Piece, Reach, Trouble, store};
 
 /// The alignment of mappings: a huge page.
@@ -86,5 +87,20 @@ impl Reach for MappedBlock {
     unsafe fn compare(&self, piece: Piece, data: *const u8) -> Result<Ordering, Trouble> {
         // SAFETY: the data is the caller's, and written by nobody.
         Ok(unsafe { transfer::compare(self.range(piece), data) }?)
+    }
+
+    #[inline]
+    fn change(&self, piece: Piece, change: Change) -> Result<u64, Trouble> {
+        let word = word::word_of(self.range(piece))?;
+        // SAFETY: the block is writable, unless the word is only looked at.
+        unsafe { change.apply(word) }
+    }
+
+    fn wake(&self, piece: Piece, count: u32) -> Result<(), Trouble> {
+        word::wake(word::word_of(self.range(piece))?, count)
+    }
+
+    fn watch(&self, piece: Piece) -> Result<Watch, Trouble> {
+        Watch::of(word::word_of(self.range(piece))?)
     }
 }

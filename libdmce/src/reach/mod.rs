@@ -20,10 +20,13 @@ pub(crate) mod mapped;
 mod store;
 pub(crate) mod ways;
 pub(crate) mod windowed;
+pub(crate) mod word;
 
 use std::cmp::Ordering;
 
 use dmce_sys::transfer::Gone;
+
+use word::{Change, Watch};
 
 /// A range of a block that an operation is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +55,9 @@ pub(crate) enum Trouble {
     /// What was written is not what was to be written.
     #[error("written data reads back different")]
     Differs,
+    /// This process has no address space left for it.
+    #[error("no address space is left")]
+    NoAddressSpace,
     /// The kernel answered with an error that means none of these.
     #[error("input or output failed")]
     Io,
@@ -91,4 +97,14 @@ pub(crate) trait Reach {
     ///
     /// `data` is readable for the piece's bytes, and written by nobody meanwhile.
     unsafe fn compare(&self, piece: Piece, data: *const u8) -> Result<Ordering, Trouble>;
+
+    /// Changes the aligned word that a piece is, atomically among all processes; returns what it
+    /// was. The block is writable, unless the word is only looked at.
+    fn change(&self, piece: Piece, change: Change) -> Result<u64, Trouble>;
+
+    /// Wakes at most so many of those who wait for the aligned word that a piece is.
+    fn wake(&self, piece: Piece, count: u32) -> Result<(), Trouble>;
+
+    /// The aligned word that a piece is, to be waited for outside of operations.
+    fn watch(&self, piece: Piece) -> Result<Watch, Trouble>;
 }

@@ -29,6 +29,7 @@ use dmce_shm::session::map::SessionMap;
 use dmce_shm::slot::Operation;
 use dmce_sys::map::WipeOnForkPage;
 
+use super::bell::Bell;
 use super::holders::Holders;
 use super::link::{Link, LinkError};
 use super::mapping::{Pinned, Told};
@@ -96,6 +97,8 @@ pub(crate) struct Core {
     pub service: Service,
     /// The connection.
     pub link: Link,
+    /// Wakes those of this process who wait for words.
+    pub bell: Bell,
     /// Numbers the requests that must not be done twice.
     pub tickets: AtomicU64,
     pub(super) fork: WipeOnForkPage,
@@ -188,6 +191,7 @@ impl Core {
     pub(crate) fn shut(&self) -> bool {
         let was_closed = self.closed.swap(true, Ordering::SeqCst);
         self.map.settle(NEVER);
+        self.bell.ring();
         !was_closed
     }
 
@@ -297,6 +301,8 @@ impl Core {
         // SAFETY: every operation that was in flight when they were taken out is over, as was just
         // waited for; the caller is in none.
         unsafe { retired.release() };
+        // Who waits for a word of them looks for it elsewhere, or learns that it is gone.
+        self.bell.ring();
     }
 
     /// Deals with what an operation met in place of a block's bytes. `Ok`: try again.
@@ -315,7 +321,9 @@ impl Core {
                 Err(lost(id))
             }
             Obstacle::Trouble(trouble) => {
-                Err(Error::new(Status::Io, format!("block {id}: {trouble}")))
+                let is_ours = trouble == Trouble::NoAddressSpace;
+                let status = if is_ours { Status::NoMem } else { Status::Io };
+                Err(Error::new(status, format!("block {id}: {trouble}")))
             }
         }
     }

@@ -178,7 +178,7 @@ impl Core {
 
     /// Runs `act` on a range, if it is in one block and nothing is in the way.
     #[inline]
-    fn try_quickly(
+    pub(super) fn try_quickly(
         &self,
         addr: DmceAddr,
         bytes: usize,
@@ -224,7 +224,7 @@ impl Core {
     }
 
     /// Runs `act` on a range inside one block, until nothing is in the way.
-    fn access_piece(
+    pub(super) fn access_piece(
         &self,
         raw: u64,
         bytes: usize,

@@ -3,10 +3,13 @@
 //! ```text
 //!   Session -- malloc, free ..... memory   -+
 //!           -- read, write, copy  data      +-- core: slots, table, changes -- link -- broker
+//!           -- cas64, wait64 .... atomic    |
 //!           -- map, unmap ....... mapping   |
 //!           -- region_* ......... region   -+   service: what nobody calls for
 //! ```
 
+mod atomic;
+mod bell;
 mod core;
 mod data;
 mod holders;
@@ -27,6 +30,7 @@ use dmce_abi::{AddrLayout, DmceAddr};
 use self::core::Core;
 use crate::error::Error;
 use crate::options::{AllocOptions, Options, Prot, RegionOptions};
+use crate::reach::word::Change;
 use crate::stat::Stat;
 pub use region::Region;
 
@@ -278,6 +282,53 @@ impl Session {
     ) -> Result<Ordering, Error> {
         // SAFETY: as the caller promises.
         unsafe { self.core.compare(at, data, bytes) }
+    }
+
+    /// Makes the word at `addr`, which is a multiple of 8, `desired` if it is `expected`, on every
+    /// copy, atomically among all processes. Returns what it was: `expected`, if it was changed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::write`]; [`Status::Invalid`] for an address that is not aligned. Nothing was
+    /// changed then.
+    #[inline]
+    pub fn cas64(&self, addr: DmceAddr, expected: u64, desired: u64) -> Result<u64, Error> {
+        self.core.change_word(addr, Change::Exchange { expected, desired })
+    }
+
+    /// Adds to the word at `addr`, which is a multiple of 8, wrapping around, atomically among all
+    /// processes, on every copy. Returns what it was.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::cas64`].
+    #[inline]
+    pub fn add64(&self, addr: DmceAddr, add: u64) -> Result<u64, Error> {
+        self.core.change_word(addr, Change::Add(add))
+    }
+
+    /// Waits while the word at `addr` is `while_equal`. Whoever changes it calls
+    /// [`Session::wake`]; a change that nobody tells of may be noticed at once, late or not at all.
+    /// A word that was changed and changed back in the meantime counts as not changed. `timeout_ms`
+    /// is in milliseconds; 0 is for ever.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Timeout`]; as [`Session::read`]; [`Status::Invalid`] for an address that is not
+    /// aligned; [`Status::NoMem`] without the address space for a page; [`Status::Closed`] also if
+    /// the session is closed meanwhile.
+    pub fn wait64(&self, addr: DmceAddr, while_equal: u64, timeout_ms: u32) -> Result<(), Error> {
+        self.core.wait_word(addr, while_equal, timeout_ms)
+    }
+
+    /// Wakes at most `count` of those who wait for a word, of all processes. May be called by
+    /// whoever may read it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::wait64`].
+    pub fn wake(&self, addr: DmceAddr, count: u32) -> Result<(), Error> {
+        self.core.wake_word(addr, count)
     }
 
     /// Waits until everything that was written is in the blocks: it is, since nothing is written

@@ -21,6 +21,7 @@ use dmce_sys::fault;
 use dmce_sys::map::WipeOnForkPage;
 use std::os::fd::AsFd;
 
+use super::bell::Bell;
 use super::core::Core;
 use super::link::{Descriptors, Link};
 use super::service::{Chores, Service};
@@ -112,6 +113,7 @@ fn finish(options: &Options, link: Link, parts: Parts) -> Result<Arc<Core>, Erro
         chores: Mutex::new(Chores::default()),
         service: Service::default(),
         link,
+        bell: Bell::default(),
         tickets: AtomicU64::new(1),
         fork,
         slots: Slots::new(),

@@ -8,10 +8,13 @@
 //! rfill POINTER SEED BYTES        rcheck POINTER SEED BYTES       raddr POINTER -> ADDR
 //! delete VOLUME NAME              list VOLUME -> NAMES            map ADDR BYTES r|rw -> POINTER
 //! churn SEED [STEPS]              hold MIB -> ADDR..
+//! count ADDR N add|cas            turns ADDR FIRST STEP N         raise ADDR BY -> VALUE
 //! ```
 //!
 //! `churn` does what `dmce_tests::churn` says. It works for ever, and answers only if something is
-//! wrong, unless it is told for how many steps.
+//! wrong, unless it is told for how many steps. `raise` answers what the word was; `count` raises
+//! it N times by one. `turns` waits until it is FIRST, FIRST + STEP.., N times, and each time
+//! raises it by one and wakes the others.
 
 use std::io::{self, BufRead, Write};
 
@@ -109,6 +112,15 @@ fn memory(state: &State, command: &str, rest: &[&str]) -> Answer {
             let stat = session.stat()?;
             Ok(format!("{} {}", stat.windows, stat.blocks))
         }
+        ("count", [at, times, way]) => {
+            count(session, addr(session, at)?, number(times)?, *way == "cas")
+        }
+        ("turns", [at, first, step, times]) => {
+            let turns = (number(first)?..).step_by(usize::try_from(number(step)?).unwrap_or(1));
+            let times = usize::try_from(number(times)?).map_err(|_| wrong("too often"))?;
+            take_turns(session, addr(session, at)?, turns.take(times))
+        }
+        ("raise", [at, by]) => Ok(session.add64(addr(session, at)?, number(by)?)?.to_string()),
         ("hold", [mib]) => hold(session, number(mib)?),
         ("churn", [seed]) => {
             churn::churn(session, number(seed)?, u64::MAX)?;
@@ -163,6 +175,42 @@ fn in_region(region: &Region, command: &str, rest: &[&str]) -> Answer {
         ("raddr", [at]) => Ok(region.addr(number(at)?)?.to_raw().to_string()),
         _ => Err(wrong("no such command")),
     }
+}
+
+/// Raises a word so often by one.
+fn count(session: &Session, at: DmceAddr, times: u64, by_exchange: bool) -> Answer {
+    for _ in 0..times {
+        if !by_exchange {
+            session.add64(at, 1)?;
+            continue;
+        }
+        let mut seen = session.add64(at, 0)?;
+        loop {
+            let before = session.cas64(at, seen, seen + 1)?;
+            if before == seen {
+                break;
+            }
+            seen = before;
+        }
+    }
+    Ok(String::new())
+}
+
+/// Waits for each of its turns with a word, and gives it to the next.
+fn take_turns(session: &Session, at: DmceAddr, turns: impl Iterator<Item = u64>) -> Answer {
+    for turn in turns {
+        let mut now = session.add64(at, 0)?;
+        while now != turn {
+            if now > turn {
+                return Err(wrong(&format!("turn {turn} was taken by another: {now}")));
+            }
+            session.wait64(at, now, 0)?;
+            now = session.add64(at, 0)?;
+        }
+        session.add64(at, 1)?;
+        session.wake(at, u32::MAX)?;
+    }
+    Ok(String::new())
 }
 
 /// Allocates and fills so many MiB, one by one; answers their addresses.

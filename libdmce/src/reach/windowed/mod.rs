@@ -8,6 +8,9 @@
 //!                             else: pread, pwrite (a microsecond; a window costs several)
 //! ```
 //!
+//! A word that is changed atomically has to be mapped: where a window does not pay, its page alone
+//! is, for as long as that takes.
+//!
 //! # Invariants
 //!
 //! 1. Whatever the cache has room for, every piece can be read and written: without a window by
@@ -27,10 +30,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
-use dmce_sys::map::{MapError, MappedRange, Protection};
+use dmce_sys::map::{FileRange, MapError, MappedRange, Mapping, Populate, Protection, page_bytes};
 use dmce_sys::object::{self, ObjectError};
 use dmce_sys::transfer;
+use dmce_sys::transfer::word::Word;
 
+use super::word::{self, Change, Watch};
 use super::{Piece, Reach, Trouble, store};
 #[cfg(test)]
 pub(crate) use cache::BUDGET_MAX;
@@ -163,6 +168,38 @@ impl WindowedBlock {
         self.cache.show(&self.entries, key, (self.fd(), self.protection), &demand)
     }
 
+    /// Runs `access` on the word that a piece is.
+    #[inline]
+    fn with_word<T>(
+        &self,
+        piece: Piece,
+        access: impl FnOnce(Word<'_>) -> Result<T, Trouble>,
+    ) -> Result<T, Trouble> {
+        let (window, offset) = split(piece.cell);
+        let found = self.cache.find(&self.entries, window);
+        let Some(start) = found.or_else(|| self.miss(piece, piece, window)) else {
+            return self.with_word_alone(piece, access);
+        };
+        // SAFETY: a window stays until the caller's operation is over; an aligned word is in one.
+        let range = unsafe { MappedRange::new(start.wrapping_add(offset), piece.bytes) };
+        access(word::word_of(range)?)
+    }
+
+    /// [`Self::with_word`] without a window.
+    #[cold]
+    fn with_word_alone<T>(
+        &self,
+        piece: Piece,
+        access: impl FnOnce(Word<'_>) -> Result<T, Trouble>,
+    ) -> Result<T, Trouble> {
+        let offset = piece.cell % page_bytes() as u64;
+        let page = FileRange { offset: piece.cell - offset, bytes: page_bytes() as u64 };
+        let page = Mapping::shared(self.fd(), page, self.protection, Populate::No);
+        let page = page.map_err(|error| word::of_map(&error))?;
+        let range = page.range(offset, piece.bytes as u64).map_err(|error| word::of_map(&error))?;
+        access(word::word_of(range)?)
+    }
+
     fn read_direct(&self, part: Piece, buffer: &mut [u8]) -> Result<(), Trouble> {
         match object::read_at(self.fd(), buffer, part.cell) {
             Ok(()) => Ok(()),
@@ -256,6 +293,19 @@ impl Reach for WindowedBlock {
             })
         })?;
         Ok(order)
+    }
+
+    fn change(&self, piece: Piece, change: Change) -> Result<u64, Trouble> {
+        // SAFETY: the block is writable, unless the word is only looked at.
+        self.with_word(piece, |word| unsafe { change.apply(word) })
+    }
+
+    fn wake(&self, piece: Piece, count: u32) -> Result<(), Trouble> {
+        self.with_word(piece, |word| word::wake(word, count))
+    }
+
+    fn watch(&self, piece: Piece) -> Result<Watch, Trouble> {
+        self.with_word(piece, Watch::of)
     }
 }
 
