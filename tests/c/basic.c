@@ -139,6 +139,10 @@ static void a_mapping_and_the_calls_see_the_same_bytes(dmce_session_t *session)
     IS(DMCE_E_BUSY, dmce_free(session, addr));
     OK(dmce_unmap(session, again));
     OK(dmce_unmap(session, pointer));
+    /* No processor maps memory for writing alone. */
+    pointer = NULL;
+    IS(DMCE_E_INVALID, dmce_map(session, addr, 200, DMCE_WRITE, &pointer));
+    CHECK(pointer == NULL);
     OK(dmce_free(session, addr));
 }
 

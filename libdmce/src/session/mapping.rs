@@ -78,7 +78,8 @@ impl Core {
         prot: Prot,
     ) -> Result<*mut u8, Error> {
         self.usable()?;
-        if bytes == 0 || prot == Prot::default() {
+        // No processor maps memory for writing alone, so WRITE without READ promises what is not.
+        if bytes == 0 || !prot.contains(Prot::READ) {
             return Err(Error::invalid(format!("{bytes} bytes with rights {}", prot.bits())));
         }
         let writable = prot.contains(Prot::WRITE);

@@ -347,8 +347,8 @@ impl Session {
     /// # Errors
     ///
     /// As [`Session::read`]; [`Status::Denied`] for a pointer that is to write what may only be
-    /// read; [`Status::NoMem`] without the address space; [`Status::Invalid`] for no bytes or no
-    /// rights.
+    /// read; [`Status::NoMem`] without the address space; [`Status::Invalid`] for no bytes, or
+    /// without [`Prot::READ`].
     pub fn map(&self, addr: DmceAddr, bytes: usize, prot: Prot) -> Result<*mut u8, Error> {
         self.core.map_range(addr, bytes, prot)
     }
@@ -420,7 +420,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`Status::NotFound`], [`Status::Denied`].
+    /// [`Status::NotFound`], also for one that the caller neither owns nor has any right to;
+    /// [`Status::Denied`] for a right that its mode does not grant.
     pub fn region_open(&self, volume: &str, name: &str, prot: Prot) -> Result<Region, Error> {
         self.core.region_open(volume, name, prot)
     }
