@@ -54,9 +54,12 @@ pub enum SocketError {
     /// Nobody listens at the path (or there is no such path).
     #[error("nobody listens at {}", path.display())]
     NobodyListens { path: PathBuf },
-    /// Somebody listens at the path already, or it is not a socket.
+    /// Somebody listens at the path already.
     #[error("{} is in use", path.display())]
     InUse { path: PathBuf },
+    /// What is at the path is something else, and is left.
+    #[error("{} is there and is no socket", path.display())]
+    NoSocket { path: PathBuf },
     /// The kernel's permission check said no.
     #[error("access to {} is denied", path.display())]
     Denied { path: PathBuf },
@@ -119,8 +122,9 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// [`SocketError::InUse`], [`SocketError::Denied`], [`SocketError::PathTooLong`],
-    /// [`SocketError::NobodyListens`] (the folder does not exist), [`SocketError::Io`].
+    /// [`SocketError::InUse`], [`SocketError::NoSocket`], [`SocketError::Denied`],
+    /// [`SocketError::PathTooLong`], [`SocketError::NobodyListens`] (the folder does not exist),
+    /// [`SocketError::Io`].
     pub fn bind(path: impl AsRef<Path>, mode: u32) -> Result<Self, SocketError> {
         let path = path.as_ref();
         let failed = |errno| SocketError::of_path("bind", path, errno);
@@ -393,7 +397,7 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
     let in_use = || SocketError::InUse { path: path.to_owned() };
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
     if !is_socket {
-        return Err(in_use());
+        return Err(SocketError::NoSocket { path: path.to_owned() });
     }
     let address =
         SocketAddrUnix::new(path).map_err(|errno| SocketError::of_path("connect", path, errno))?;
