@@ -837,7 +837,9 @@ dmce_status_t dmce_region_delete(dmce_session_t *session, const char *volume, co
 
 /**
  * Opens a region. `prot` is `DMCE_READ`, `DMCE_WRITE`, or both; what the region's mode does not
- * grant is `DMCE_E_DENIED`.
+ * grant is `DMCE_E_DENIED`. A region that the caller neither owns nor has any right to is
+ * `DMCE_E_NOTFOUND`, as it is for `dmce_region_delete`; `dmce_region_list` leaves it out. Memory
+ * that may be written can be read: with `DMCE_WRITE` alone only `dmce_region_read` refuses.
  */
 dmce_status_t dmce_region_open(dmce_session_t *session,
                                const char *volume,
