@@ -7,6 +7,8 @@
 //!  Assembling ----------------------------------------------------> tables complete:
 //!     reports are kept                        spans from their blocks, judged; openings and
 //!                                             reservations restored, deferred requests served
+//!     |
+//!     v       each daemon that comes later: reservations that found no room are refilled
 //! ```
 //!
 //! What becomes of a span that is not whole when all have reported:
@@ -173,7 +175,10 @@ impl Dispatcher {
         let was_expected = self.daemons.expected.remove(&daemon);
         match (self.tables_complete(), was_expected) {
             (true, true) => self.complete(),
-            (true, false) => self.judge_spans(),
+            (true, false) => {
+                self.judge_spans();
+                self.refill_reservations();
+            }
             (false, _) => {}
         }
     }
@@ -391,7 +396,7 @@ impl Dispatcher {
     }
 
     /// A session's blocks count against its reservation first; the rest is reserved anew, as far as
-    /// there is room.
+    /// there is room, and what is missing when daemons come.
     fn restore_reservation(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get(id) else { return };
         let wanted = session.record.reserved;
@@ -415,6 +420,31 @@ impl Dispatcher {
         if total < wanted {
             let text = format!("session {id} had {wanted} bytes reserved, and has {total} now");
             self.log(LogLevel::Warn, text);
+        }
+    }
+
+    /// A daemon is up: sessions for whose reservations there was no room while it was away get what
+    /// they had, before anybody else is served. Not beyond their users' quota: they may have taken
+    /// memory in the meantime that no reservation pays for.
+    fn refill_reservations(&mut self) {
+        if !self.config.static_reservation {
+            return;
+        }
+        for id in self.sessions.ids() {
+            let Some(session) = self.sessions.get(id).filter(|session| session.restored) else {
+                continue;
+            };
+            let (wanted, account) = (session.record.reserved, session.account);
+            let quota = self.ledger.quota_left(session.record.uid);
+            let has = self.ledger.account(account).map_or(0, |account| account.total);
+            let missing = wanted.saturating_sub(has).min(quota - quota % PAGE_BYTES);
+            let pieces = self.place_reservation(missing);
+            let more = pieces.values().sum::<u64>();
+            if more > 0 {
+                self.ledger.fill_account(account, more, pieces);
+                let text = format!("session {id} has {} of {wanted} bytes reserved", has + more);
+                self.log(LogLevel::Info, text);
+            }
         }
     }
 }

@@ -353,6 +353,34 @@ fn a_reservation_is_there_again_less_what_is_used_of_it() {
 }
 
 #[test]
+fn a_reservation_is_there_again_when_the_daemons_are() {
+    let found = FoundDaemon {
+        daemon: daemon_id(1),
+        blocks: vec![block_id(7)],
+        damaged: vec![],
+        content: FoundContent::Read(vec![held(7, 0, 1, 1)]),
+    };
+    let sessions = vec![believed(100 * MIB, vec![])];
+    let mut rig = Rig::started(config(), Started { sessions, daemons: vec![found] });
+    let conn = attach(&mut rig);
+    let reserved = |rig: &mut Rig| match rig.done(conn, ClientRequest::Stat) {
+        ClientReply::Stat(stat) => stat.reserved,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(reserved(&mut rig), MIB);
+    rig.daemon_with(1, 51 * MIB, vec![held(7, 0, 1, 1)]);
+    assert_eq!(reserved(&mut rig), 51 * MIB);
+    rig.daemon(2, 3 * GIB);
+    assert_eq!(reserved(&mut rig), 100 * MIB);
+    rig.daemon(3, 3 * GIB);
+    let charged = rig.dispatcher.snapshot().charged;
+    assert_eq!(charged[&daemon_id(1)], (MIB, 50 * MIB));
+    assert_eq!(charged[&daemon_id(2)], (0, 49 * MIB));
+    rig.event(Event::Died { session: session_id(4) });
+    assert_eq!(rig.dispatcher.snapshot().charged[&daemon_id(2)], (0, 0));
+}
+
+#[test]
 fn headers_that_cannot_be_are_left_and_the_rest_of_a_dead_daemon_counts() {
     let mut bad = held_region(40, 0, 1, 1);
     bad.description.epoch = 0;
