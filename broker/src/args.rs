@@ -67,10 +67,7 @@ impl Args {
             config.instance.objects = objects;
         }
         if let Some(layout) = self.layout {
-            config.instance.layout = layout;
-            // The file's limit was meant for the file's layout.
-            let ids = u32::try_from(layout.block_ids()).unwrap_or(u32::MAX);
-            config.limits.blocks = config.limits.blocks.min(ids - 1);
+            config.set_layout(layout);
         }
         if let Some(copies) = self.copies {
             config.instance.copies = copies;

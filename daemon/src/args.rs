@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
+use dmce_abi::AddrLayout;
 use dmce_abi::block::{DaemonId, IdError};
 use dmce_abi::name::Instance;
 use dmce_config::{Bytes, Config, ConfigError};
@@ -25,6 +26,9 @@ pub struct Args {
     /// Folder of the shared memory objects.
     #[arg(long, value_name = "DIR")]
     objects: Option<PathBuf>,
+    /// How an address is divided, as the broker is told: in-server, os32, os64, or three widths.
+    #[arg(long, value_name = "LAYOUT")]
+    layout: Option<AddrLayout>,
     /// Bytes of blocks that it may hold, such as 3GiB.
     #[arg(long, value_name = "BYTES")]
     capacity: Option<Bytes>,
@@ -58,6 +62,9 @@ impl Args {
         let mut config = Config::load(self.config.as_deref())?;
         if let Some(objects) = self.objects {
             config.instance.objects = objects;
+        }
+        if let Some(layout) = self.layout {
+            config.set_layout(layout);
         }
         if let Some(capacity) = self.capacity {
             config.daemon.capacity = capacity;
@@ -100,6 +107,8 @@ mod tests {
         assert_eq!(settings.daemon.get(), 2);
         assert_eq!(settings.section.capacity, Bytes::mib(64));
         assert_eq!(settings.objects, PathBuf::from("/dev/shm"));
+        let (small, _) = parse(&format!("{line} --layout 24/24/16")).unwrap();
+        assert_eq!(small.section.pool_object_bytes, Bytes(64 << 10));
         let odd = parse("dmce-daemon --id 2 --dir /x --instance main --capacity 4097");
         assert_eq!(odd.unwrap_err().to_string(), "daemon.capacity: 4097 is no multiple of 4KiB");
         assert_eq!(

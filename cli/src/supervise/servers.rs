@@ -121,18 +121,16 @@ impl Servers {
         if let Some(config) = &plan.config {
             command.arg("--config").arg(config);
         }
+        if let Some(layout) = plan.layout {
+            command.args(["--layout", &layout.to_string()]);
+        }
         if let Role::Daemon(id) = role {
             command.args(["--id", &id.to_string()]);
             if let Some(capacity) = plan.capacity {
                 command.args(["--capacity", &capacity.exact().to_string()]);
             }
-        } else {
-            if let Some(layout) = plan.layout {
-                command.args(["--layout", &layout.to_string()]);
-            }
-            if let Some(copies) = plan.copies {
-                command.args(["--copies", &copies.to_string()]);
-            }
+        } else if let Some(copies) = plan.copies {
+            command.args(["--copies", &copies.to_string()]);
         }
         command
     }

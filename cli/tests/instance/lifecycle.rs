@@ -39,6 +39,17 @@ fn an_instance_starts_serves_and_leaves_nothing() {
 }
 
 #[test]
+fn blocks_may_be_smaller_than_the_objects_of_the_pool_by_default_are() {
+    let home = Home::new("smallblocks");
+    home.up(&["--layout", "24/24/16"]).done();
+    assert_eq!(home.json("status")["layout"], "24/24/16");
+    write_region(&home.socket(), "small", b"kept");
+    let block = &home.json("blocks")[0];
+    assert!(block["committed"].as_u64() <= Some(64 << 10), "{block}");
+    home.down(&[]).done();
+}
+
+#[test]
 fn a_directory_in_use_is_refused_with_the_broker_that_uses_it() {
     let home = Home::new("twice");
     home.up(&[]).done();

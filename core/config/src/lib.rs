@@ -19,17 +19,21 @@ mod error;
 mod sections;
 mod source;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 
+use dmce_abi::AddrLayout;
+use dmce_abi::block::DaemonId;
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue, Deserializer};
 
 pub use bytes::{Bytes, BytesError, Exact};
 pub use error::{ConfigError, Place};
 pub use sections::{
-    BrokerSection, DaemonSection, InstanceSection, Limits, Placement, Quota, QuotaSection,
+    BrokerSection, DaemonSection, InstanceSection, Limits, Placement, PolicySection, Quota,
+    QuotaSection,
 };
 
 use check::Misfit;
@@ -43,6 +47,11 @@ pub struct Config {
     pub instance: InstanceSection,
     /// How the broker serves.
     pub broker: BrokerSection,
+    /// How often placement by weight chooses each daemon; 1 for one that is not named.
+    #[serde(deserialize_with = "sections::by_daemon")]
+    pub weight: BTreeMap<DaemonId, u32>,
+    /// How allocations are made, by size or by number.
+    pub policy: Vec<PolicySection>,
     /// Bounds of the whole instance.
     pub limits: Limits,
     /// What one user may hold.
@@ -78,6 +87,13 @@ impl Config {
         Self::parse(path.unwrap_or(Path::new("")), &text, variables)
     }
 
+    /// Divides addresses as a flag says. What does not fit that layout and was meant for the one
+    /// before, the most blocks and the bytes of a pool object, becomes as small as it has to be.
+    pub fn set_layout(&mut self, layout: AddrLayout) {
+        self.instance.layout = layout;
+        check::fit_defaults(self, |_, _| false);
+    }
+
     /// Checks a configuration that was changed after it was loaded, as by flags.
     ///
     /// # Errors
@@ -106,7 +122,8 @@ impl Config {
             let Misfit { section, key, against, what } = misfit;
             let position = written(section, key)
                 .or_else(|| written(section, against?))
-                .expect("the defaults fit, so one of the two was written down");
+                .or_else(|| place_of(table.get_ref(), section))
+                .expect("the defaults fit, so something of it was written down");
             source.wrong(position, &what)
         })?;
         Ok(config)
@@ -121,6 +138,11 @@ fn wrong(source: &Source<'_>, error: &toml::de::Error) -> ConfigError {
 fn position(table: &DeTable<'_>, section: &str, key: &str) -> Option<usize> {
     let DeValue::Table(keys) = table.get(section)?.get_ref() else { return None };
     Some(keys.get(key)?.span().start)
+}
+
+/// Where a section stands: that of a list is not told by one key.
+fn place_of(table: &DeTable<'_>, section: &str) -> Option<usize> {
+    Some(table.get(section)?.span().start)
 }
 
 #[cfg(test)]

@@ -40,6 +40,7 @@ pub(crate) fn documented_keys() -> Vec<(String, String)> {
     let mut keys = Vec::new();
     for line in full_example().lines() {
         if let Some(name) = line.strip_prefix('[') {
+            let name = name.trim_start_matches('[');
             name.split_once(']').unwrap().0.clone_into(&mut section);
         } else if let Some((key, _)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) {
             keys.push((section.clone(), key.to_owned()));
@@ -61,6 +62,9 @@ fn the_documented_example_has_every_key() {
     assert_eq!(config.instance.dir, Some(PathBuf::from("/run/dmce")));
     assert_eq!(config.broker.socket_group.as_deref(), Some("dmce"));
     let all = Quota {
+        connections: Some(128),
+        requests_per_s: Some(20_000),
+        requests_burst: Some(40_000),
         bytes: Some(Bytes::gib(4)),
         sessions: Some(64),
         blocks: Some(1024),
@@ -70,8 +74,22 @@ fn the_documented_example_has_every_key() {
     let own = Quota { bytes: Some(Bytes::gib(64)), sessions: Some(512), ..config.quota.of(1000) };
     assert_eq!(config.quota.of(1000), own);
     // `deny_unknown_fields` tells the keys of each section: none may be missing from the page.
-    for section in ["instance", "broker", "limits", "quota", "quota.uid.1000", "daemon"] {
+    let policy = PolicySection {
+        up_to: Some(Bytes(65536)),
+        copies: Some(1),
+        page_size: Some(Bytes(4096)),
+        block_bytes: Some(Bytes::mib(64)),
+        align: Some(Bytes(64)),
+        placement: Some(Placement::LeastUsed),
+        wait_ms: Some(2000),
+    };
+    assert_eq!(config.policy, [policy]);
+    let weights: Vec<_> = config.weight.iter().map(|(id, weight)| (id.get(), *weight)).collect();
+    assert_eq!(weights, [(1, 3), (2, 1)]);
+    for section in ["instance", "broker", "limits", "quota", "quota.uid.1000", "daemon", "[policy]"]
+    {
         let error = read(&format!("[{section}]\nno_such_key = 1")).unwrap_err();
+        let section = section.trim_matches(['[', ']']);
         for key in error.split('`').skip(3).step_by(2).filter(|key| *key != "uid") {
             let documented = documented_keys().contains(&(section.to_owned(), key.to_owned()));
             assert!(documented, "{section}.{key}");
@@ -80,7 +98,7 @@ fn the_documented_example_has_every_key() {
 }
 
 /// Text, and the line that it is answered with.
-const WRONG: [(&str, &str); 30] = [
+const WRONG: [(&str, &str); 39] = [
     ("[limits]\nsessions = \n", "dmce.toml:2:12: "),
     ("[limits\n", "dmce.toml:1:8: "),
     ("[limits]\nsessions = 1\nsessions = 2\n", "dmce.toml:3:1: duplicate key"),
@@ -123,7 +141,28 @@ const WRONG: [(&str, &str); 30] = [
     ("[broker]\nsocket_mode = \"1777\"\n", "dmce.toml:2:15: socket_mode: 1777 is beyond 0777"),
     (
         "[broker]\nplacement = \"random\"\n",
-        "dmce.toml:2:13: unknown variant `random`, expected `round-robin` or `least-used`",
+        "dmce.toml:2:13: unknown variant `random`, expected one of `round-robin`, `least-used`,",
+    ),
+    ("[weight]\n0 = 1\n", "dmce.toml:2:1: \"0\" is no daemon's id"),
+    ("[weight]\n1 = 2000000\n", "dmce.toml:1:1: daemon: 1 has 2000000, limit 1000000"),
+    ("[[policy]]\nup_to = 0\n", "dmce.toml:1:1: up_to: entry 1: there are no allocations of 0"),
+    (
+        "[[policy]]\npage_size = 5000\n",
+        "dmce.toml:1:1: page_size: entry 1: 5000 is no power of two from 4096 to 2097152",
+    ),
+    ("[[policy]]\nalign = 48\n", "dmce.toml:1:1: align: entry 1: 48 is no power of two up to"),
+    ("[[policy]]\ncopies = 4\n", "dmce.toml:1:1: copies: entry 1: 4 is not between 1 and 3"),
+    (
+        "[[policy]]\nblock_bytes = \"2GiB\"\n",
+        "dmce.toml:1:1: block_bytes: entry 1: 2147483648 is no multiple of 4096 up to 1073741824",
+    ),
+    (
+        "[[policy]]\nup_to = 64\n[[policy]]\n[[policy]]\nup_to = 64\n",
+        "dmce.toml:1:1: up_to: entry 3: 64 is that of 1",
+    ),
+    (
+        "[broker]\npressure_percent = 70\n",
+        "dmce.toml:2:20: relief_percent: 80 is more than pressure_percent, which is 70",
     ),
     (
         "[broker]\nsense_ms = 9000\n",
@@ -167,6 +206,16 @@ fn a_default_yields_to_the_layout_where_a_choice_would_not() {
         error.unwrap_err(),
         "dmce.toml:4:21: pool_object_bytes: 8KiB is more than a block of layout 32/20/12, 4KiB"
     );
+}
+
+#[test]
+fn a_layout_that_is_set_later_makes_smaller_what_does_not_fit_it() {
+    let mut config = read("[limits]\nblocks = 5000\n").unwrap();
+    config.set_layout("24/24/16".parse().unwrap());
+    assert_eq!((config.limits.blocks, config.daemon.pool_object_bytes), (5000, Bytes(64 << 10)));
+    config.set_layout(AddrLayout::OS64);
+    assert_eq!(config.limits.blocks, 4095);
+    config.validate().unwrap();
 }
 
 #[test]
@@ -219,8 +268,8 @@ fn a_wrong_variable_is_named() {
         (
             "DMCE_BROKER_PLACEMENT",
             "nearest",
-            "environment variable DMCE_BROKER_PLACEMENT: unknown variant `nearest`, expected \
-             `round-robin` or `least-used`",
+            "environment variable DMCE_BROKER_PLACEMENT: unknown variant `nearest`, expected one \
+             of `round-robin`, `least-used`, `power-of-two`, `weighted`",
         ),
     ] {
         assert_eq!(read_with("[limits]\ndaemons = 4\n", &[(name, value)]).unwrap_err(), line);
