@@ -6,6 +6,9 @@ pub const FRAME_BYTES_MAX: usize = 64 * 1024;
 /// Descriptors that one frame may carry.
 pub const FRAME_FDS_MAX: usize = 8;
 
+/// Bytes of a block that one message carries: they fit a frame with all that stands around them.
+pub const DATA_BYTES_MAX: usize = 60 * 1024;
+
 /// Copies of one block.
 pub const COPIES_MAX: u32 = 3;
 

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use super::admin::{AdminReply, AdminRequest};
+use super::data::{DataReply, DataRequest, LinkId};
 use crate::block::{BlockId, DaemonId, Guid, SessionId};
 
 /// A client's request.
@@ -64,6 +65,10 @@ pub enum ClientRequest {
     /// What has happened to the session's memory since it asked last; from then on the doorbell
     /// rings for it.
     Events,
+    /// A way to the bytes of a block for who maps nothing (FIG. 2, 3).
+    Reach(Reach),
+    /// Something to be done to bytes by the daemon that holds them (FIG. 2).
+    Data(DataRequest),
 }
 
 /// The broker's answer.
@@ -127,6 +132,10 @@ pub enum ClientReply {
     /// To [`ClientRequest::Events`], the oldest first; at most
     /// [`crate::limits::EVENTS_QUEUED`].
     Events(Vec<SessionEvent>),
+    /// To [`ClientRequest::Reach`]. With one descriptor, if the link is a new one: its socket.
+    Reached(Reached),
+    /// To [`ClientRequest::Data`].
+    Data(DataReply),
 }
 
 /// Asks for a session (FIG. 13, [0083]).
@@ -363,6 +372,29 @@ pub struct Fetch {
     pub block: BlockId,
     /// Whether it is to be written.
     pub writable: bool,
+}
+
+/// Asks for a way to the bytes of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reach {
+    /// The block.
+    pub block: BlockId,
+    /// Whether it is to be written.
+    pub writable: bool,
+    /// Whether a link to its daemon is wanted (FIG. 3). Else the bytes are reached by
+    /// [`ClientRequest::Data`].
+    pub direct: bool,
+    /// A link that is of no more use to the client; 0 for none.
+    pub broken: LinkId,
+}
+
+/// A way to the bytes of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reached {
+    /// The block.
+    pub info: BlockInfo,
+    /// The link over which the block is granted; 0 if there is none.
+    pub link: LinkId,
 }
 
 /// Says where a range of addresses is mapped.

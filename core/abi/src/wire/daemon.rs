@@ -15,7 +15,8 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use super::Refusal;
-use crate::block::{BlockDescription, BlockId, DaemonId};
+use super::data::{DataReply, DataRequest, LinkGrant, LinkId};
+use crate::block::{BlockDescription, BlockId, DaemonId, SessionId};
 
 /// What the broker asks of a daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +46,38 @@ pub enum DaemonRequest {
     /// The blocks that the broker knows of: any other that was reported is to be removed.
     /// Sent once, after the last [`DaemonMessage::Holds`] was taken in.
     Settled,
+    /// A client's end of a connection is with the client; this daemon's comes with the message
+    /// (FIG. 3). Not answered.
+    Link {
+        /// Its number. No two of one broker have the same.
+        link: LinkId,
+        /// Whose it is.
+        session: SessionId,
+        /// The first block that may be reached over it.
+        grant: LinkGrant,
+    },
+    /// A link ends, with all that was granted over it. Not answered.
+    Unlink {
+        /// Which.
+        link: LinkId,
+    },
+    /// A block may be reached over a link; again, with these rights. Not answered.
+    Grant {
+        /// The link.
+        link: LinkId,
+        /// The block.
+        grant: LinkGrant,
+    },
+    /// A block may not be reached any more. Not answered.
+    Revoke {
+        /// The link.
+        link: LinkId,
+        /// The block.
+        block: BlockId,
+    },
+    /// What a client asks for through the broker, which has checked its rights (FIG. 2). Answered
+    /// by [`DaemonAnswer::Data`].
+    Data(DataRequest),
 }
 
 /// What a daemon tells the broker.
@@ -108,6 +141,8 @@ pub enum DaemonAnswer {
         /// Bytes that could still be committed on this host.
         headroom: u64,
     },
+    /// To [`DaemonRequest::Data`].
+    Data(DataReply),
 }
 
 /// What a daemon says unasked.

@@ -20,6 +20,7 @@
 pub mod admin;
 pub mod client;
 pub mod daemon;
+pub mod data;
 
 use alloc::string::String;
 use alloc::vec::Vec;

@@ -3,9 +3,10 @@ use alloc::vec;
 
 use super::client::{
     Attach, ClientReply, ClientRequest, Grow, Malloc, MallocKind, MallocWith, Opening, OpeningId,
-    Policy, RegionKey, SessionEvent, Setup, SpanKey, SpanList,
+    Policy, Reach, Reached, RegionKey, SessionEvent, Setup, SpanKey, SpanList,
 };
-use super::daemon::{DaemonMessage, DaemonNotice};
+use super::daemon::{DaemonAnswer, DaemonMessage, DaemonNotice, DaemonRequest};
+use super::data::{Bytes, DataAnswer, DataReply, DataRequest, LinkGrant, LinkId, Target};
 use super::*;
 use crate::block::{BlockId, DaemonId, Guid, SessionId};
 
@@ -168,4 +169,96 @@ fn the_longest_table_of_policies_and_the_longest_queue_of_events_fit_a_frame() {
         let frame = encode(PLAIN, &reply).unwrap();
         assert_eq!(decode_body::<Reply<ClientReply>>(&frame), Ok(reply));
     }
+}
+
+fn target() -> Target {
+    let block = BlockId::try_from(300).unwrap();
+    Target { block, guid: Guid([9; 16]), cell: 4096 }
+}
+
+/// `docs/protocol.md` shows these bytes, too.
+#[test]
+fn golden_data() {
+    let body = |request: &DataRequest| encode(PLAIN, request).unwrap()[HEADER_BYTES..].to_vec();
+    let at = [&[0xac, 2][..], &[9; 16], &[0x80, 0x20]].concat();
+    let read = DataRequest::Read { at: target(), bytes: 300 };
+    assert_eq!(body(&read), [&[0][..], &at, &[0xac, 2]].concat());
+    let data = Bytes(vec![7, 8, 9]);
+    let write = DataRequest::Write { at: target(), data: data.clone() };
+    assert_eq!(body(&write), [&[1][..], &at, &[3, 7, 8, 9]].concat());
+    let cas = DataRequest::Cas64 { at: target(), expected: 1, desired: 2 };
+    assert_eq!(body(&cas), [&[2][..], &at, &[1, 2]].concat());
+    let add = DataRequest::Add64 { at: target(), add: 300 };
+    assert_eq!(body(&add), [&[3][..], &at, &[0xac, 2]].concat());
+    let wait = DataRequest::Wait64 { at: target(), while_equal: 5 };
+    assert_eq!(body(&wait), [&[4][..], &at, &[5]].concat());
+    let wake = DataRequest::Wake { at: target(), count: 1 };
+    assert_eq!(body(&wake), [&[5][..], &at, &[1]].concat());
+    let answer: DataAnswer = Ok(DataReply::Bytes(data));
+    assert_eq!(encode(PLAIN, &answer).unwrap()[HEADER_BYTES..], [0, 0, 3, 7, 8, 9]);
+    let answer: DataAnswer = Ok(DataReply::Word(300));
+    assert_eq!(encode(PLAIN, &answer).unwrap()[HEADER_BYTES..], [0, 2, 0xac, 2]);
+}
+
+#[test]
+fn golden_links() {
+    let Target { block, guid, .. } = target();
+    let broken = LinkId(4);
+    let reach = ClientRequest::Reach(Reach { block, writable: true, direct: true, broken });
+    assert_eq!(encode(PLAIN, &reach).unwrap()[HEADER_BYTES..], [24, 0xac, 2, 1, 1, 4]);
+    let grant = LinkGrant { block, guid, writable: false };
+    let session = SessionId::try_from(7).unwrap();
+    let link = DaemonRequest::Link { link: LinkId(5), session, grant };
+    let bytes = [&[5, 5, 7, 0xac, 2][..], &[9; 16], &[0]].concat();
+    assert_eq!(encode(PLAIN, &link).unwrap()[HEADER_BYTES..], bytes);
+    let revoke = DaemonRequest::Revoke { link: LinkId(5), block };
+    assert_eq!(encode(PLAIN, &revoke).unwrap()[HEADER_BYTES..], [8, 5, 0xac, 2]);
+    let info = crate::wire::client::BlockInfo {
+        block,
+        guid,
+        epoch: 1,
+        committed: 4096,
+        bytes_max: 8192,
+        span_first: block,
+        span_count: 1,
+        page_size: 4096,
+        writable: true,
+        lost: false,
+    };
+    let reached: Reply<ClientReply> = Ok(ClientReply::Reached(Reached { info, link: LinkId(5) }));
+    let middle = [1, 0x80, 0x20, 0x80, 0x40, 0xac, 2, 1, 0x80, 0x20, 1, 0, 5];
+    let bytes = [&[0, 16, 0xac, 2][..], &[9; 16], &middle].concat();
+    assert_eq!(encode(PLAIN, &reached).unwrap()[HEADER_BYTES..], bytes);
+}
+
+/// Also with what the broker wraps around it.
+#[test]
+fn as_many_bytes_as_a_message_carries_fit_a_frame_and_no_more_are_read() {
+    let at = Target {
+        block: BlockId::try_from(crate::limits::BLOCK_IDS_MAX - 1).unwrap(),
+        guid: Guid([0xff; 16]),
+        cell: u64::MAX,
+    };
+    let data = Bytes(vec![0xff; crate::limits::DATA_BYTES_MAX]);
+    let write = DataRequest::Write { at, data: data.clone() };
+    let relayed = DaemonRequest::Data(write.clone());
+    let frame = encode(PLAIN, &relayed).unwrap();
+    assert_eq!(decode_body::<DaemonRequest>(&frame), Ok(relayed));
+    assert!(encode(PLAIN, &ClientRequest::Data(write)).is_ok());
+    let answer = DaemonMessage::Reply(Ok(DaemonAnswer::Data(DataReply::Bytes(data.clone()))));
+    let frame = encode(PLAIN, &answer).unwrap();
+    assert_eq!(decode_body::<DaemonMessage>(&frame), Ok(answer));
+    let longer = Bytes(vec![0; crate::limits::DATA_BYTES_MAX + 1]);
+    let frame = encode(PLAIN, &DataRequest::Write { at, data: longer }).unwrap();
+    assert_eq!(decode_body::<DataRequest>(&frame), Err(WireError::Body));
+}
+
+#[test]
+fn a_reply_of_another_kind_or_length_does_not_fit_its_request() {
+    let read = DataRequest::Read { at: target(), bytes: 2 };
+    assert!(read.fits(&DataReply::Bytes(Bytes(vec![1, 2]))));
+    assert!(!read.fits(&DataReply::Bytes(Bytes(vec![1]))));
+    assert!(!read.fits(&DataReply::Done) && !read.fits(&DataReply::Word(0)));
+    let add = DataRequest::Add64 { at: target(), add: 1 };
+    assert!(add.fits(&DataReply::Word(3)) && !add.fits(&DataReply::Done));
 }
