@@ -123,6 +123,14 @@ impl Block {
         }
     }
 
+    /// The same block, of which no more is used: a region ends to the byte, its object with a page.
+    pub(crate) fn ending_at(mut self, bytes_max: u64) -> Self {
+        self.bytes_max = self.bytes_max.min(bytes_max);
+        let committed = self.committed.get_mut();
+        *committed = (*committed).min(self.bytes_max);
+        self
+    }
+
     /// The same block with its bytes out of reach.
     pub(crate) fn without_bytes(&self, backing: Backing) -> Self {
         Self {

@@ -36,6 +36,15 @@ fn a_region_is_reached_by_its_pointers_to_the_byte() {
         let addr = region.addr(across).unwrap();
         assert_eq!(session.compare(addr, b"across"), Ok(Ordering::Equal));
         assert_eq!(fake.bytes_of(1, BLOCK_BYTES - 3, 3), b"acr");
+        // The end by its address: no byte more, though the page is there.
+        let last = region.addr(end - 3).unwrap();
+        assert_eq!(session.compare(last, b"end"), Ok(Ordering::Equal));
+        assert_eq!(status(session.read(last, &mut found[..4])), Status::Address);
+        assert_eq!(status(session.write(last, b"ends")), Status::Address);
+        assert_eq!(status(session.fill(last, 0, 4)), Status::Address);
+        assert_eq!(status(session.copy(addr, last, 4)), Status::Address);
+        assert_eq!(status(session.map(last, 4, Prot::READ)), Status::Address);
+        session.unmap(session.map(last, 3, Prot::READ | Prot::WRITE).unwrap()).unwrap();
     });
 }
 

@@ -394,7 +394,7 @@ impl Core {
         if info.lost {
             self.allocator().freeze(id);
         }
-        let block = Block::of_info(info, backing);
+        let block = Block::of_info(info, backing).ending_at(absent.bytes_max);
         // What an earlier answer committed stays committed.
         block.grow(absent.committed());
         let retired = self.table.replace(absent, block).unwrap_or_default();

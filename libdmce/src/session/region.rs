@@ -16,7 +16,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dmce_abi::block::{BlockId, Guid};
-use dmce_abi::limits::{PAGE_BYTES, REGION_BYTES_MAX, VOLUME_BYTES_MAX};
+use dmce_abi::limits::{REGION_BYTES_MAX, VOLUME_BYTES_MAX};
 use dmce_abi::name;
 use dmce_abi::wire::client::{
     ClientReply, ClientRequest, Opened, OpeningId, RegionCreate, RegionKey, RegionList, RegionName,
@@ -458,9 +458,8 @@ impl Core {
         let mut retired = Retired::default();
         let full = self.layout.block_bytes();
         for (place, id) in (0_u64..).zip(span.ids()) {
-            // What is behind the region in its last page may be used as well: it is committed.
+            // To the byte, though the last page is committed as a whole.
             let bytes = (opened.region_size - place * full).min(full);
-            let bytes = bytes.next_multiple_of(PAGE_BYTES);
             retired.extend(self.table.insert(Block::absent(id, span, bytes, writable)));
         }
         self.retire(retired);
