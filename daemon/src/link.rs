@@ -18,7 +18,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -61,6 +61,12 @@ pub enum LinkError {
         /// Its user.
         uid: u32,
     },
+    /// Descriptors came with what takes none, or none with what takes one.
+    #[error("{count} descriptors came with a request that takes another number")]
+    Descriptors {
+        /// How many came.
+        count: usize,
+    },
     /// The broker asks for more than can wait.
     #[error(transparent)]
     TooManyWaiting(#[from] TooManyWaiting),
@@ -68,6 +74,9 @@ pub enum LinkError {
     #[error("the connection cannot be polled")]
     Poll(#[from] io::Error),
 }
+
+/// A request, its number, and what came along.
+pub type Arrival = (u64, DaemonRequest, Option<OwnedFd>);
 
 /// The connection, or its absence.
 #[derive(Debug)]
@@ -183,12 +192,12 @@ impl Link {
         if is_hung_up(socket.as_fd())? { Err(SocketError::Closed.into()) } else { Ok(()) }
     }
 
-    /// The next request that has come, with its number.
+    /// The next request that has come, with its number, and the socket of a new link.
     ///
     /// # Errors
     ///
     /// As [`Link::check`].
-    pub fn receive(&mut self) -> Result<Option<(u64, DaemonRequest)>, LinkError> {
+    pub fn receive(&mut self) -> Result<Option<Arrival>, LinkError> {
         let State::Connected { socket, .. } = &self.state else { return Ok(None) };
         self.check()?;
         let mut fds = Vec::new();
@@ -202,7 +211,12 @@ impl Link {
         }
         let frame = &self.buffer[..received.bytes];
         let header = wire::decode_header(frame, fds.len())?;
-        Ok(Some((header.request, wire::decode_body(frame)?)))
+        let request: DaemonRequest = wire::decode_body(frame)?;
+        let count = fds.len();
+        if count != usize::from(matches!(request, DaemonRequest::Link { .. })) {
+            return Err(LinkError::Descriptors { count });
+        }
+        Ok(Some((header.request, request, fds.pop())))
     }
 
     /// The broker has taken the report in: it serves.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  broker <--- link.rs ---> server.rs ---> turns.rs    one request of a block at a time
+//!  clients <--- links.rs <------+                      bytes by message
 //!                               |
 //!                               +--------> store/      the blocks and their objects
 //!                               |
@@ -12,13 +13,14 @@
 //!
 //! 1. A block whose creation was answered is there until its destruction is asked for, whatever
 //!    becomes of this process.
-//! 2. What clients can write is touched by `pread`, `pwrite` and `madvise` alone: none of them can
-//!    crash a daemon.
+//! 2. What clients can write is touched by `pread`, `pwrite` and `madvise` alone, and one word at a
+//!    time by routines that a SIGBUS ends with an error: none of them can crash a daemon.
 //! 3. What the broker sends can end the connection, and no more.
 #![forbid(unsafe_code)]
 
 mod args;
 mod link;
+mod links;
 mod server;
 mod store;
 mod turns;
@@ -29,8 +31,8 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
-use dmce_sys::limits;
 use dmce_sys::poll::SignalFd;
+use dmce_sys::{fault, limits};
 use sd_notify::NotifyState;
 use tracing::level_filters::LevelFilter;
 use tracing::warn;
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
 fn serve(args: Args) -> Result<(), Box<dyn Error>> {
     let (settings, dir) = args.resolve()?;
     let signals = SignalFd::new()?;
+    fault::install()?;
     if let Err(error) = limits::raise_open_files() {
         warn!(%error, "the limit of open files stays as it is");
     }

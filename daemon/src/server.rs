@@ -4,12 +4,13 @@
 //!
 //! 1. The loop waits in one place, for descriptors and a time; it does nothing that takes long.
 //! 2. What is done for a connection that has ended is answered to nobody, and undone.
-//! 3. A connection begins with Register, all of Holds, then notices; what the daemon learned while
+//! 3. What is done for a client by message is one frame's bytes at a time, in turn with the rest.
+//! 4. A connection begins with Register, all of Holds, then notices; what the daemon learned while
 //!    the broker was away is among them.
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ use dmce_sys::watch::{Watch, WatchError};
 use tracing::{debug, info, warn};
 
 use crate::link::{Link, LinkError};
+use crate::links::{FIRST_TOKEN, Links};
 use crate::store::{Begun, Settings, Store, StoreError};
 use crate::turns::{Asked, Asker, Turns};
 use crate::workers::{Finished, StartError, Workers};
@@ -67,6 +69,7 @@ pub struct Server {
     workers: Workers,
     turns: Turns,
     link: Link,
+    links: Links,
     notices: VecDeque<DaemonNotice>,
     poller: Poller,
     signals: SignalFd,
@@ -100,6 +103,7 @@ impl Server {
             workers,
             turns: Turns::default(),
             link: Link::new(socket.to_owned(), LINK),
+            links: Links::new()?,
             notices: VecDeque::new(),
             poller,
             signals,
@@ -175,6 +179,7 @@ impl Server {
                 }
             }
             WATCH => self.on_removals(),
+            FIRST_TOKEN.. => self.on_link(event),
             _ => {
                 if let Err(error) = self.on_frames() {
                     self.disconnect(&error);
@@ -186,11 +191,45 @@ impl Server {
 
     fn on_frames(&mut self) -> Result<(), LinkError> {
         for _ in 0..FRAMES_PER_TURN {
-            let Some((request_id, request)) = self.link.receive()? else { break };
+            let Some((request_id, request, socket)) = self.link.receive()? else { break };
             debug!(request_id, ?request, "asked");
-            self.on_request(request_id, request)?;
+            if let Some(request) = self.on_link_request(request, socket) {
+                self.on_request(request_id, request)?;
+            }
         }
         self.link.flush(&self.poller)
+    }
+
+    /// Deals with what concerns links; gives back what does not.
+    fn on_link_request(
+        &mut self,
+        request: DaemonRequest,
+        socket: Option<OwnedFd>,
+    ) -> Option<DaemonRequest> {
+        match request {
+            DaemonRequest::Link { link, session, grant } => {
+                let made_by = self.link.connection().unwrap_or_default();
+                let socket = socket.expect("the link looks that it came");
+                self.links.add(&self.poller, made_by, (link, session), (grant, socket));
+            }
+            DaemonRequest::Unlink { link } => self.links.remove(&self.poller, link),
+            DaemonRequest::Grant { link, grant } => self.links.grant(link, grant),
+            DaemonRequest::Revoke { link, block } => self.links.revoke(link, block),
+            other => return Some(other),
+        }
+        None
+    }
+
+    /// Serves a client over its link.
+    fn on_link(&mut self, event: Ready) {
+        if !self.links.on_ready(&self.poller, event, &mut self.store) {
+            return;
+        }
+        // The broker may have sent the grant already.
+        if let Err(error) = self.on_frames() {
+            self.disconnect(&error);
+        }
+        self.links.look_again(&self.poller, event.token, &mut self.store);
     }
 
     fn on_request(&mut self, request_id: u64, request: DaemonRequest) -> Result<(), LinkError> {
@@ -199,6 +238,7 @@ impl Server {
         let Some(block) = block_of(&request) else {
             if request == DaemonRequest::Settled {
                 self.link.settled();
+                self.links.keep_those_of(&self.poller, connection);
             }
             return self.begin(asker, request);
         };
@@ -210,6 +250,10 @@ impl Server {
 
     /// Begins with a request whose block is free.
     fn begin(&mut self, asker: Asker, request: DaemonRequest) -> Result<(), LinkError> {
+        if let DaemonRequest::Data(request) = request {
+            let done = self.store.access(&request).map(DaemonAnswer::Data);
+            return self.answer(asker, done);
+        }
         match self.store.begin(request) {
             Begun::Answered(reply) => self.answer(asker, reply),
             Begun::Working(job) => {

@@ -14,9 +14,10 @@
 //! 2. For one block at most one job is under way, and no request is begun meanwhile: whoever calls
 //!    sees to that.
 //! 3. What is refused has changed nothing, in the table or among the objects.
-//! 4. Bytes that clients can write are not read here. Sizes that they can change are compared with
-//!    the table, and the table is what counts.
+//! 4. Bytes that clients can write are read and written for clients alone (`access`). Sizes that
+//!    they can change are compared with the table, and the table is what counts.
 
+mod access;
 mod adopt;
 mod block;
 mod check;
@@ -106,6 +107,8 @@ pub struct Store {
     tasks: Vec<Task>,
     /// What could not be removed at once.
     remains: Vec<Remains>,
+    /// What clients reach by message.
+    open_objects: access::OpenObjects,
     /// Where the next check goes on.
     checked: Option<BlockId>,
     _lock: OfdLock,
@@ -155,6 +158,7 @@ impl Store {
             notices: Vec::new(),
             tasks: Vec::new(),
             remains: Vec::new(),
+            open_objects: access::OpenObjects::default(),
             checked: None,
             _lock: lock,
         };

@@ -210,6 +210,7 @@ impl Store {
         held.gone.store(true, Ordering::Relaxed);
         let remains = Remains { block, data: held.data };
         self.blocks.remove(&block);
+        self.open_objects.close(block);
         Ok(Begun::Working(Job::Clear { remains }))
     }
 
@@ -259,11 +260,11 @@ fn check_bytes(block: BlockId, committed: u64, bytes_max: u64) -> Result<(), Ref
     Err(Refusal::new(Status::Invalid, text))
 }
 
-fn no_such_block(block: BlockId) -> Refusal {
+pub(super) fn no_such_block(block: BlockId) -> Refusal {
     Refusal::new(Status::NotFound, format!("there is no block {block}"))
 }
 
-fn lost(block: BlockId) -> Refusal {
+pub(super) fn lost(block: BlockId) -> Refusal {
     Refusal::new(Status::Lost, format!("block {block} has lost its memory"))
 }
 

@@ -7,9 +7,12 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use dmce_abi::Status;
+use dmce_abi::block::SessionId;
 use dmce_abi::limits::FRAME_BYTES_MAX;
 use dmce_abi::name::{Instance, ObjectKind, ObjectName};
 use dmce_abi::wire::daemon::{DaemonAnswer, DaemonMessage, DaemonRequest, HeldBlock, Register};
+use dmce_abi::wire::data::{DataAnswer, DataRequest, LinkGrant, LinkId};
 use dmce_abi::wire::{self, FrameHeader, Reply};
 use dmce_sys::object::ObjectDir;
 use dmce_sys::pidfd::{self, Signal};
@@ -141,6 +144,21 @@ impl Broker {
         self.connection().send(&frame, &[]).unwrap();
     }
 
+    /// Makes a link over which a block may be reached; the client's end.
+    pub fn link(&self, link: u64, grant: LinkGrant) -> LinkEnd {
+        let (client, daemon) = Socket::pair().unwrap();
+        let session = SessionId::try_from(1).unwrap();
+        let message = DaemonRequest::Link { link: LinkId(link), session, grant };
+        let frame = wire::encode(FrameHeader { request: 0, fds: 1 }, &message).unwrap();
+        self.connection().send(&frame, &[daemon.as_fd()]).unwrap();
+        LinkEnd { socket: client }
+    }
+
+    /// Tells something that is not answered.
+    pub fn tell(&self, message: &DaemonRequest) {
+        self.send(0, message);
+    }
+
     /// Sends a request; its number.
     pub fn request(&mut self, message: &DaemonRequest) -> u64 {
         self.requests += 1;
@@ -192,6 +210,37 @@ impl Broker {
     pub fn open_data(&self, block: u32) -> File {
         let path = self.path(ObjectKind::Data(block));
         File::options().read(true).write(true).open(path).unwrap()
+    }
+}
+
+/// A client's end of a link.
+pub struct LinkEnd {
+    pub socket: Socket,
+}
+
+impl LinkEnd {
+    pub fn send(&self, request: &DataRequest) {
+        let frame = wire::encode(FrameHeader { request: 7, fds: 0 }, request).unwrap();
+        self.socket.send(&frame, &[]).unwrap();
+    }
+
+    /// The next answer; `None` if the daemon has ended the link.
+    pub fn receive(&self) -> Option<DataAnswer> {
+        assert!(poll::wait_readable(self.socket.as_fd(), Some(WATCHDOG)).unwrap(), "no answer");
+        let (mut buffer, mut fds) = (vec![0; FRAME_BYTES_MAX], Vec::new());
+        let received = self.socket.recv(&mut buffer, &mut fds).ok()?;
+        let frame = &buffer[..received.bytes];
+        assert_eq!(wire::decode_header(frame, 0).unwrap().request, 7);
+        Some(wire::decode_body(frame).unwrap())
+    }
+
+    pub fn ask(&self, request: &DataRequest) -> DataAnswer {
+        self.send(request);
+        self.receive().expect("the link stands")
+    }
+
+    pub fn status(&self, request: &DataRequest) -> Status {
+        self.ask(request).expect_err("it is refused").status
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod broker;
 mod deaths;
+mod links;
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;

@@ -1,0 +1,313 @@
+//! Connections of clients that map nothing, and what may be reached over each (FIG. 3).
+//!
+//! ```text
+//!  broker: Link, Grant, Revoke, Unlink            client: Read, Write, ..
+//!            |                                              |
+//!            v                                              v
+//!  link -- session, grants ---- a grant covers it? ----> store
+//!                                    | no
+//!                                    what the broker has sent is looked at, then: NOTFOUND
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. A link reaches what was granted over it and not revoked, and ends with its socket. A grant
+//!    names a block by its GUID.
+//! 2. What a client sends can end its own link, and no more. Nobody waits for a client: one answer
+//!    at most is kept for it, and nothing more is read from it meanwhile.
+//! 3. One link has [`FRAMES_PER_TURN`] requests done before the others have their turn.
+//! 4. No link outlives the broker that made it for longer than until the next one has settled.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+use dmce_abi::Status;
+use dmce_abi::block::{BlockId, Guid, SessionId};
+use dmce_abi::limits::FRAME_BYTES_MAX;
+use dmce_abi::wire::data::{DataAnswer, DataRequest, LinkGrant, LinkId};
+use dmce_abi::wire::{self, FrameHeader, Refusal, WireError};
+use dmce_sys::closing::Closer;
+use dmce_sys::poll::{Interest, Poller, Ready, is_hung_up};
+use dmce_sys::socket::{Socket, SocketError};
+use tracing::{debug, info, warn};
+
+use crate::store::Store;
+
+/// Requests of one link that are done before the others have their turn: 240 KiB at most.
+const FRAMES_PER_TURN: usize = 4;
+
+/// Links at one time. A session has one at most.
+const LINKS_MAX: usize = 65_536;
+
+/// Tokens of links begin here.
+pub const FIRST_TOKEN: u64 = 16;
+
+/// Why a link ends.
+#[derive(Debug, thiserror::Error)]
+enum LinkEnd {
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error("a frame is longer than {FRAME_BYTES_MAX} bytes or came with descriptors")]
+    Truncated,
+    #[error("the link cannot be polled")]
+    Poll(#[from] std::io::Error),
+}
+
+/// All links.
+#[derive(Debug)]
+pub struct Links {
+    open: BTreeMap<u64, ClientLink>,
+    by_id: BTreeMap<LinkId, u64>,
+    next: u64,
+    buffer: Vec<u8>,
+    closer: Closer,
+}
+
+#[derive(Debug)]
+struct ClientLink {
+    id: LinkId,
+    session: SessionId,
+    /// The connection to the broker that made it.
+    made_by: u64,
+    socket: Socket,
+    grants: BTreeMap<BlockId, Granted>,
+    /// An answer that the client has not taken.
+    waiting: Option<Vec<u8>>,
+    /// A request that found no grant.
+    unsure: Option<(u64, DataRequest)>,
+    /// Whether the loop is woken when the client takes its answer, and for nothing else.
+    blocked: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Granted {
+    guid: Guid,
+    writable: bool,
+}
+
+impl Links {
+    /// None.
+    ///
+    /// # Errors
+    ///
+    /// The kernel gives no thread.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            open: BTreeMap::new(),
+            by_id: BTreeMap::new(),
+            next: FIRST_TOKEN,
+            buffer: vec![0; FRAME_BYTES_MAX + 1],
+            closer: Closer::start()?,
+        })
+    }
+
+    /// A new link. What cannot be had is closed: its client asks the broker again.
+    pub fn add(
+        &mut self,
+        poller: &Poller,
+        made_by: u64,
+        (id, session): (LinkId, SessionId),
+        (grant, socket): (LinkGrant, OwnedFd),
+    ) {
+        self.remove(poller, id);
+        if self.open.len() >= LINKS_MAX {
+            return warn!(link = id.0, "there are {LINKS_MAX} links, limit {LINKS_MAX}");
+        }
+        let token = self.next;
+        let socket = match Socket::from_fd(socket) {
+            Ok(socket) => socket,
+            Err(error) => return warn!(link = id.0, %error, "a link that is none"),
+        };
+        if let Err(error) = poller.add(socket.as_fd(), token, Interest::READ) {
+            return warn!(link = id.0, %error, "a link cannot be polled");
+        }
+        self.next += 1;
+        debug!(link = id.0, %session, "linked");
+        let mut link = ClientLink {
+            id,
+            session,
+            made_by,
+            socket,
+            grants: BTreeMap::new(),
+            waiting: None,
+            unsure: None,
+            blocked: false,
+        };
+        link.grant(grant);
+        self.open.insert(token, link);
+        self.by_id.insert(id, token);
+    }
+
+    /// Ends a link, if it is there.
+    pub fn remove(&mut self, poller: &Poller, id: LinkId) {
+        if let Some(token) = self.by_id.get(&id).copied() {
+            self.end(poller, token);
+        }
+    }
+
+    /// Ends the links of all connections to a broker but one.
+    pub fn keep_those_of(&mut self, poller: &Poller, connection: u64) {
+        let older = self.open.iter().filter(|(_, link)| link.made_by != connection);
+        let older: Vec<u64> = older.map(|(token, _)| *token).collect();
+        for token in older {
+            self.end(poller, token);
+        }
+    }
+
+    /// Lets a block be reached over a link.
+    pub fn grant(&mut self, id: LinkId, grant: LinkGrant) {
+        if let Some(link) = self.by_id(id) {
+            link.grant(grant);
+        }
+    }
+
+    /// Lets a block be reached no more.
+    pub fn revoke(&mut self, id: LinkId, block: BlockId) {
+        if let Some(link) = self.by_id(id) {
+            link.grants.remove(&block);
+        }
+    }
+
+    /// Deals with a link that is ready. True if a request has found no grant: it is to be looked at
+    /// again ([`Links::look_again`]) when what the broker has sent is known.
+    pub fn on_ready(&mut self, poller: &Poller, ready: Ready, store: &mut Store) -> bool {
+        let Some(link) = self.open.get_mut(&ready.token) else { return false };
+        let served = link
+            .flush()
+            .and_then(|()| link.serve(&mut self.buffer, &mut self.closer, store))
+            .and_then(|()| link.watch(poller, ready.token));
+        if let Err(error) = served {
+            if !matches!(error, LinkEnd::Socket(SocketError::Closed)) {
+                info!(link = link.id.0, session = %link.session, %error, "a link is ended");
+            }
+            self.end(poller, ready.token);
+            return false;
+        }
+        link.unsure.is_some()
+    }
+
+    /// Does, or refuses, the request that found no grant.
+    pub fn look_again(&mut self, poller: &Poller, token: u64, store: &mut Store) {
+        let Some(link) = self.open.get_mut(&token) else { return };
+        let Some((request_id, request)) = link.unsure.take() else { return };
+        let answer = link.judge(&request).and_then(|()| store.access(&request));
+        let sent = link.answer(request_id, &answer).and_then(|()| link.watch(poller, token));
+        if sent.is_err() {
+            self.end(poller, token);
+        }
+    }
+
+    fn by_id(&mut self, id: LinkId) -> Option<&mut ClientLink> {
+        self.open.get_mut(self.by_id.get(&id)?)
+    }
+
+    fn end(&mut self, poller: &Poller, token: u64) {
+        let Some(link) = self.open.remove(&token) else { return };
+        debug!(link = link.id.0, session = %link.session, "unlinked");
+        self.by_id.remove(&link.id);
+        if let Err(error) = poller.remove(link.socket.as_fd()) {
+            debug!(%error, "the link was not polled any more");
+        }
+        self.closer.end(link.socket);
+    }
+}
+
+impl ClientLink {
+    fn grant(&mut self, LinkGrant { block, guid, writable }: LinkGrant) {
+        self.grants.insert(block, Granted { guid, writable });
+    }
+
+    /// Does what has come, as far as it is this link's turn.
+    fn serve(
+        &mut self,
+        buffer: &mut [u8],
+        closer: &mut Closer,
+        store: &mut Store,
+    ) -> Result<(), LinkEnd> {
+        for _ in 0..FRAMES_PER_TURN {
+            if self.waiting.is_some() || self.unsure.is_some() {
+                break;
+            }
+            // What a client asked for that gave up is not to be done behind its back.
+            if is_hung_up(self.socket.as_fd())? {
+                return Err(SocketError::Closed.into());
+            }
+            let mut fds = Vec::new();
+            let received = self.socket.try_recv(buffer, &mut fds);
+            let descriptors = fds.len();
+            closer.close(fds);
+            let received = match received {
+                Ok(received) => received,
+                Err(SocketError::WouldBlock { .. }) => break,
+                Err(error) => return Err(error.into()),
+            };
+            if received.truncated || descriptors > 0 {
+                return Err(LinkEnd::Truncated);
+            }
+            let frame = &buffer[..received.bytes];
+            let header = wire::decode_header(frame, descriptors)?;
+            let request: DataRequest = wire::decode_body(frame)?;
+            let answer = match self.judge(&request) {
+                Err(refusal) if refusal.status == Status::NotFound => {
+                    self.unsure = Some((header.request, request));
+                    break;
+                }
+                judged => judged.and_then(|()| store.access(&request)),
+            };
+            self.answer(header.request, &answer)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a grant covers a request.
+    fn judge(&self, request: &DataRequest) -> Result<(), Refusal> {
+        let at = request.target();
+        let granted = self.grants.get(&at.block).filter(|granted| granted.guid == at.guid);
+        match granted {
+            None => {
+                let text = format!("block {} is not granted to session {}", at.block, self.session);
+                Err(Refusal::new(Status::NotFound, text))
+            }
+            Some(Granted { writable: false, .. }) if request.writes() => {
+                let text = format!("block {} is granted for reading alone", at.block);
+                Err(Refusal::new(Status::Denied, text))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn answer(&mut self, request: u64, answer: &DataAnswer) -> Result<(), LinkEnd> {
+        if request == 0 {
+            return Ok(());
+        }
+        let frame = wire::encode(FrameHeader { request, fds: 0 }, answer)?;
+        match self.socket.try_send(&frame, &[]) {
+            Err(SocketError::WouldBlock { .. }) => self.waiting = Some(frame),
+            sent => sent?,
+        }
+        Ok(())
+    }
+
+    /// Sends the answer that waits, if it is taken now.
+    fn flush(&mut self) -> Result<(), LinkEnd> {
+        let Some(frame) = self.waiting.take() else { return Ok(()) };
+        match self.socket.try_send(&frame, &[]) {
+            Err(SocketError::WouldBlock { .. }) => self.waiting = Some(frame),
+            sent => sent?,
+        }
+        Ok(())
+    }
+
+    /// Has the loop woken by what this link waits for.
+    fn watch(&mut self, poller: &Poller, token: u64) -> Result<(), LinkEnd> {
+        let blocked = self.waiting.is_some();
+        if blocked != self.blocked {
+            self.blocked = blocked;
+            let interest = if blocked { Interest::WRITE } else { Interest::READ };
+            poller.modify(self.socket.as_fd(), token, interest)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,163 @@
+//! Bytes of blocks, read and written for clients that map nothing.
+//!
+//! # Invariants
+//!
+//! 1. Nothing beyond what is committed is touched, and no object grows: its end is looked at before
+//!    each write.
+//! 2. A request does little: one message's bytes, or one word.
+//! 3. A write is done when what is there was compared with what was to be written [0088].
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use dmce_abi::Status;
+use dmce_abi::block::{BlockId, Guid};
+use dmce_abi::limits::DATA_BYTES_MAX;
+use dmce_abi::name::ObjectKind;
+use dmce_abi::wire::Refusal;
+use dmce_abi::wire::data::{Bytes, DataAnswer, DataReply, DataRequest, Target};
+use dmce_sys::object::word::{ObjectWord, WordError};
+use dmce_sys::object::{self, ObjectError};
+
+use super::folder::{Found, Own};
+use super::requests::{lost, no_such_block};
+use super::{Condition, Store};
+
+/// Objects that are kept open. When there are as many, all are closed.
+const OPEN_MAX: usize = 512;
+
+/// How often a write is tried whose bytes another process writes at the same time.
+const WRITES_MAX: u32 = 3;
+
+/// Bytes of a word.
+const WORD_BYTES: u64 = 8;
+
+/// The objects that were reached of late, by block.
+#[derive(Debug, Default)]
+pub(super) struct OpenObjects {
+    open: HashMap<BlockId, (Guid, Own)>,
+}
+
+impl OpenObjects {
+    /// A block ends: its memory is not to be held by a descriptor.
+    pub(super) fn close(&mut self, block: BlockId) {
+        self.open.remove(&block);
+    }
+}
+
+impl Store {
+    /// Does what a client asks for, whose rights were checked.
+    ///
+    /// # Errors
+    ///
+    /// `ADDRESS` for bytes that the block has not, or another block's GUID; `LOST`, `IO`,
+    /// `INVALID`.
+    pub fn access(&mut self, request: &DataRequest) -> DataAnswer {
+        let at = request.target();
+        let bytes = match request {
+            DataRequest::Read { bytes, .. } => u64::from(*bytes),
+            DataRequest::Write { data, .. } => data.0.len() as u64,
+            _ => WORD_BYTES,
+        };
+        let end = self.end_of(at, bytes)?;
+        let object = self.reached(at)?;
+        // A client that may write may also have cut it. Nothing is to make it longer again.
+        match object::end(object) {
+            Ok(found) if found >= end => {}
+            Ok(_) => return Err(lost(at.block)),
+            Err(error) => return Err(refusal(at, &error)),
+        }
+        match request {
+            DataRequest::Read { .. } => read(object, at, bytes),
+            DataRequest::Write { data, .. } => write(object, at, &data.0),
+            _ => on_word(object, at, request),
+        }
+    }
+
+    /// The bytes that the object must have, if all that is asked for is committed.
+    fn end_of(&self, at: Target, bytes: u64) -> Result<u64, Refusal> {
+        let Target { block, guid, cell } = at;
+        let held = self.blocks.get(&block).filter(|held| held.header.description.guid == guid);
+        let held =
+            held.ok_or_else(|| Refusal { status: Status::Address, ..no_such_block(block) })?;
+        if held.condition == Condition::Lost {
+            return Err(lost(block));
+        }
+        if bytes > DATA_BYTES_MAX as u64 {
+            let text = format!("{bytes} bytes in one message, limit {DATA_BYTES_MAX}");
+            return Err(Refusal::new(Status::Invalid, text));
+        }
+        let committed = held.data.bytes;
+        if cell.checked_add(bytes).is_none_or(|end| end > committed) {
+            let text =
+                format!("{bytes} bytes at {cell:#x} of block {block}, which has {committed}");
+            return Err(Refusal::new(Status::Address, text));
+        }
+        Ok(cell + bytes)
+    }
+
+    fn reached(&mut self, at: Target) -> Result<BorrowedFd<'_>, Refusal> {
+        let Target { block, guid, .. } = at;
+        let objects = &mut self.open_objects.open;
+        if objects.get(&block).is_none_or(|(whose, _)| *whose != guid) {
+            let inode = self.blocks.get(&block).map(|held| held.data.inode);
+            let found = self.folder.look(ObjectKind::Data(block.get()));
+            let own = match found.map_err(|error| refusal(at, &error))? {
+                Found::Own(own) if Some(own.stat.inode) == inode => own,
+                _ => return Err(lost(block)),
+            };
+            if objects.len() >= OPEN_MAX {
+                objects.clear();
+            }
+            objects.insert(block, (guid, own));
+        }
+        let open = objects.get(&block).map(|(_, own)| own.as_fd());
+        open.ok_or_else(|| lost(block))
+    }
+}
+
+fn read(object: BorrowedFd<'_>, at: Target, bytes: u64) -> DataAnswer {
+    let mut data = vec![0; usize::try_from(bytes).unwrap_or(DATA_BYTES_MAX)];
+    object::read_at(object, &mut data, at.cell).map_err(|error| refusal(at, &error))?;
+    Ok(DataReply::Bytes(Bytes(data)))
+}
+
+fn write(object: BorrowedFd<'_>, at: Target, data: &[u8]) -> DataAnswer {
+    let mut found = vec![0; data.len()];
+    for _ in 0..WRITES_MAX {
+        object::write_at(object, data, at.cell).map_err(|error| refusal(at, &error))?;
+        object::read_at(object, &mut found, at.cell).map_err(|error| refusal(at, &error))?;
+        if found == data {
+            return Ok(DataReply::Done);
+        }
+    }
+    let text = format!("what was written to block {} reads back different", at.block);
+    Err(Refusal::new(Status::Io, text))
+}
+
+fn on_word(object: BorrowedFd<'_>, at: Target, request: &DataRequest) -> DataAnswer {
+    let done = ObjectWord::map(object, at.cell).and_then(|word| match *request {
+        DataRequest::Cas64 { expected, desired, .. } => {
+            word.compare_exchange(expected, desired).map(DataReply::Word)
+        }
+        DataRequest::Add64 { add, .. } => word.fetch_add(add).map(DataReply::Word),
+        DataRequest::Wake { count, .. } => word.wake(count).map(|()| DataReply::Done),
+        _ => word.load().map(DataReply::Word),
+    });
+    done.map_err(|error| {
+        let status = match &error {
+            WordError::Unaligned { .. } => Status::Invalid,
+            WordError::Gone(_) => return lost(at.block),
+            _ => Status::Io,
+        };
+        Refusal::new(status, format!("block {}: {error}", at.block))
+    })
+}
+
+fn refusal(at: Target, error: &ObjectError) -> Refusal {
+    match error {
+        // Cut since its end was looked at; or a page that was given back has no room any more.
+        ObjectError::Short { .. } | ObjectError::NoSpace { .. } => lost(at.block),
+        error => Refusal::new(Status::Io, format!("block {}: {error}", at.block)),
+    }
+}
