@@ -500,7 +500,7 @@ fn config(random: &mut Random, layout: AddrLayout) -> DispatcherConfig {
     };
     if random.once_in(2) {
         let bytes = layout.block_bytes() * (1 + random.below(6));
-        config.quota = Quota { bytes, sessions: 3, blocks: 12, regions: 3 };
+        config.quota = Quota { bytes, sessions: 3, blocks: 12, regions: 3, ..Quota::UNLIMITED };
     }
     config
 }

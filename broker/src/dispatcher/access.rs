@@ -91,6 +91,7 @@ impl Dispatcher {
                 self.ledger.extend(charge, more)?;
             }
             block.grows += 1;
+            self.granted += 1;
         }
         if let Some(server) = self.daemons.servers.get_mut(&daemon) {
             server.push(Op::Grow { block: id, guid, committed: asked, reply: Some(to) });

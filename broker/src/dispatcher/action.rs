@@ -71,6 +71,18 @@ pub enum Action {
         reason: String,
     },
 
+    /// Does not read a client's connection any more, until [`Action::ReadClient`]. What was read of
+    /// it before is delivered, and so is its hang-up.
+    HoldClient {
+        /// The connection.
+        conn: ClientConn,
+    },
+    /// Reads a client's connection again.
+    ReadClient {
+        /// The connection.
+        conn: ClientConn,
+    },
+
     /// Makes the session object (generation 0), then the record, then delivers
     /// [`super::Event::SessionCreated`]. What failed half-way is removed by `EndSession`.
     CreateSession {
@@ -114,6 +126,11 @@ pub enum Action {
         session: SessionId,
         /// The word.
         generation: u64,
+    },
+    /// Rings the doorbell of a session, whose generation has not moved.
+    Ring {
+        /// The session.
+        session: SessionId,
     },
 
     /// Asks a daemon for something.

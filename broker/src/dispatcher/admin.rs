@@ -62,6 +62,10 @@ impl Dispatcher {
                 AdminReply::Regions { rows, more }
             }
             AdminRequest::WhereIs { addr } => return self.where_is(peer, *addr),
+            AdminRequest::Usage { after } => {
+                let (rows, more) = page(self.history.after(*after), |_| 0);
+                AdminReply::Usage { rows, more }
+            }
             _ => return refuse(Status::Unsupported, "this broker does not know the listing"),
         };
         Ok(ClientReply::Admin(reply).into())

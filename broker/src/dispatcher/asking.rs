@@ -97,10 +97,17 @@ impl Dispatcher {
         match (op, answer) {
             (Op::Create { block }, answer) => self.create_answered(daemon, block, answer),
             (Op::Grow { block, guid, reply, .. }, answer) => {
+                self.history.note(daemon, |operations| match &answer {
+                    Ok(_) => operations.grows += 1,
+                    Err(_) => operations.refusals += 1,
+                });
                 let result = self.grow_answered(block, guid, answer);
                 self.reply_to_grow(reply, result);
             }
-            (Op::Destroy { block }, Ok(_)) => self.remove_block(block),
+            (Op::Destroy { block }, Ok(_)) => {
+                self.history.note(daemon, |operations| operations.destroys += 1);
+                self.remove_block(block);
+            }
             // The block stays charged and its id in use: they are, until the daemon reports again.
             (Op::Destroy { block }, Err(refusal)) => {
                 let text = format!("daemon {daemon} keeps block {block}: {}", refusal.text);
@@ -148,6 +155,10 @@ impl Dispatcher {
         let stamp = self.next_number();
         let Some(block) = self.blocks.get_mut(id) else { return };
         let given_up = block.state == BlockState::Dying;
+        self.history.note(daemon, |operations| match &answer {
+            Ok(_) => operations.creates += 1,
+            Err(_) => operations.refusals += 1,
+        });
         match answer {
             Ok(answer) => {
                 if let DaemonAnswer::Committed { committed } = answer {

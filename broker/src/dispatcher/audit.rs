@@ -109,6 +109,8 @@ impl Dispatcher {
         self.audit_spans()?;
         self.audit_blocks()?;
         self.audit_sessions()?;
+        self.audit_patients()?;
+        self.audit_rates()?;
         self.audit_requests()
     }
 
@@ -116,7 +118,8 @@ impl Dispatcher {
         let blocks = self.blocks.all().filter_map(|(_, block)| block.charge.as_ref());
         let quarantined = self.restart.quarantined.values().map(|block| &block.charge);
         let regions = self.regions.all().map(|(_, region)| region.attributes.uid);
-        self.ledger.audit(blocks.chain(quarantined), regions)
+        let connections = self.clients.values().map(|client| client.peer.uid);
+        self.ledger.audit(blocks.chain(quarantined), regions, connections)
     }
 
     fn audit_spans(&self) -> Result<(), String> {
@@ -212,6 +215,17 @@ impl Dispatcher {
         for (ticket, first) in self.blocks.tickets() {
             let made = self.blocks.span(*first).map(|span| span.ticket);
             check(made == Some(*ticket), || format!("ticket of span {first}"))?;
+        }
+        Ok(())
+    }
+
+    /// What waits for room is a session's, and is not made already.
+    fn audit_patients(&self) -> Result<(), String> {
+        for patient in self.patients.all() {
+            let known = self.sessions.get(patient.session).is_some();
+            check(known, || format!("session {} waits for room", patient.session))?;
+            let made = self.made_by(patient.ticket);
+            check(made.is_none(), || format!("ticket {} waits and is made", patient.ticket.1))?;
         }
         Ok(())
     }

@@ -13,7 +13,9 @@
 //! 2. A charge that was *retired* costs its user nothing, and its daemon all of its bytes, until
 //!    the daemon has given the memory back.
 //! 3. What was taken from a reservation returns to it if its session still has it.
-//! 4. Only what a daemon reports by itself (`force_*`) goes beyond a limit: it is a fact already.
+//! 4. A user whom no quota limits, and who is neither root nor the service's own, still takes no
+//!    more than half of what there is for all ([`Ledger::quota`]).
+//! 5. Only what a daemon reports by itself (`force_*`) goes beyond a limit: it is a fact already.
 
 use std::collections::BTreeMap;
 
@@ -22,6 +24,7 @@ use dmce_abi::block::DaemonId;
 use dmce_abi::wire::Refusal;
 
 use super::config::{DispatcherConfig, Quota};
+use aside::Aside;
 
 /// The account of one session. A number is never given twice, unlike a session's id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -125,6 +128,7 @@ pub(super) struct Account {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct User {
+    connections: u64,
     bytes: u64,
     sessions: u64,
     blocks: u64,
@@ -135,10 +139,16 @@ struct User {
 #[derive(Debug)]
 pub(super) struct Ledger {
     quota: Quota,
+    /// What the quota means for who is neither root nor the service's own user.
+    of_others: Quota,
+    service_uid: u32,
     quotas: BTreeMap<u32, Quota>,
     users: BTreeMap<u32, User>,
     stores: BTreeMap<DaemonId, Store>,
     accounts: BTreeMap<AccountId, Account>,
+    aside: Aside,
+    /// Whether the sums of a daemon have changed.
+    touched: bool,
     opened: u64,
 }
 
@@ -147,17 +157,22 @@ impl Ledger {
     pub(super) fn new(config: &DispatcherConfig) -> Self {
         Self {
             quota: config.quota,
+            of_others: config.quota.or_share_of(&config.limits),
+            service_uid: config.service_uid,
             quotas: config.quotas.clone(),
             users: BTreeMap::new(),
             stores: BTreeMap::new(),
             accounts: BTreeMap::new(),
+            aside: Aside::default(),
+            touched: false,
             opened: 0,
         }
     }
 
     /// What the user may hold.
     pub(super) fn quota(&self, uid: u32) -> Quota {
-        self.quotas.get(&uid).copied().unwrap_or(self.quota)
+        let of_all = if uid == 0 || uid == self.service_uid { self.quota } else { self.of_others };
+        self.quotas.get(&uid).copied().unwrap_or(of_all)
     }
 
     /// Bytes that the user may still take.
@@ -193,6 +208,7 @@ impl Ledger {
     /// Says how many bytes a daemon may hold. Less than it holds only means that it gets no more.
     pub(super) fn set_capacity(&mut self, daemon: DaemonId, capacity: u64) {
         self.stores.entry(daemon).or_default().capacity = capacity;
+        self.touched = true;
     }
 
     /// Opens the account of a session, with a reservation.
@@ -240,6 +256,7 @@ impl Ledger {
         pieces: BTreeMap<DaemonId, u64>,
     ) {
         let Some(account) = self.accounts.get_mut(&account) else { return };
+        self.touched = true;
         account.total += total;
         self.users.entry(account.uid).or_default().bytes += total;
         for (daemon, bytes) in pieces {
@@ -251,6 +268,7 @@ impl Ledger {
     /// Closes an account. All charges of the session must be retired or refunded before.
     pub(super) fn close_account(&mut self, account: AccountId) {
         let Some(account) = self.accounts.remove(&account) else { return };
+        self.touched = true;
         assert_eq!(account.blocks, 0, "an account is closed with blocks that it pays for");
         for (daemon, bytes) in account.left {
             self.stores.entry(daemon).or_default().reserved -= bytes;
@@ -394,6 +412,7 @@ impl Ledger {
     }
 
     fn add(&mut self, charge: &mut Charge, more: u64, own: u64) {
+        self.touched = true;
         charge.bytes += more;
         charge.reserved += own;
         if let Some(uid) = charge.uid {
@@ -421,6 +440,7 @@ impl Ledger {
     fn reduce(&mut self, charge: &mut Charge, less: u64) {
         let beyond = charge.beyond().min(less);
         let own = less - beyond;
+        self.touched = true;
         charge.bytes -= less;
         charge.reserved -= own;
         if let Some(uid) = charge.uid {
@@ -439,7 +459,8 @@ impl Ledger {
         }
     }
 
-    /// Recomputes every sum from `charges`, which must be all that exist. For tests.
+    /// Recomputes every sum from `charges`, and from the users of all regions and connections. For
+    /// tests.
     ///
     /// # Errors
     ///
@@ -448,6 +469,7 @@ impl Ledger {
         &self,
         charges: impl Iterator<Item = &'a Charge>,
         regions: impl Iterator<Item = u32>,
+        connections: impl Iterator<Item = u32>,
     ) -> Result<(), String> {
         let mut users: BTreeMap<u32, User> = BTreeMap::new();
         let mut stores: BTreeMap<DaemonId, Store> = BTreeMap::new();
@@ -479,6 +501,13 @@ impl Ledger {
         }
         for uid in regions {
             users.entry(uid).or_default().regions += 1;
+        }
+        for uid in connections {
+            users.entry(uid).or_default().connections += 1;
+        }
+        for (&daemon, &bytes) in &self.aside.pieces {
+            stores.entry(daemon).or_default().reserved += bytes;
+            users.entry(self.aside.uid).or_default().bytes += bytes;
         }
         self.compare(&users, &stores, &accounts)
     }
@@ -530,5 +559,6 @@ fn count(uid: u32, what: &'static str, held: u64, limit: u64) -> Result<(), Char
     if held >= limit { Err(ChargeError::Count { uid, what, held, limit }) } else { Ok(()) }
 }
 
+mod aside;
 #[cfg(test)]
 mod tests;

@@ -13,7 +13,8 @@ use dmce_abi::name;
 use dmce_abi::version::SEGMENT_VERSION;
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::client::{
-    ClientRequest, Delete, Malloc, MallocKind, Map, RegionCreate, RegionName, RegionOpen, Setup,
+    ClientRequest, Delete, Malloc, MallocKind, MallocWith, Map, RegionCreate, RegionName,
+    RegionOpen, Setup,
 };
 
 use super::Dispatcher;
@@ -43,6 +44,11 @@ impl Dispatcher {
         match request {
             ClientRequest::Malloc(malloc) => {
                 check_copies(malloc.copies, session.record.copies)?;
+                self.check_malloc(malloc)
+            }
+            ClientRequest::MallocWith(MallocWith { malloc, policy, .. }) => {
+                check_copies(malloc.copies, session.record.copies)?;
+                self.policy(*policy, None)?;
                 self.check_malloc(malloc)
             }
             ClientRequest::Delete(Delete { addr, .. }) => self.parts(*addr).map(|_| ()),

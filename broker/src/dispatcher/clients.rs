@@ -29,6 +29,8 @@ pub(super) struct Client {
     pub session: Option<SessionId>,
     /// Requests without an answer.
     pub outstanding: usize,
+    /// Whether it is not read, because of its user's rate.
+    pub held: bool,
 }
 
 /// All connections.

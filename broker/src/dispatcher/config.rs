@@ -3,25 +3,56 @@
 use std::collections::BTreeMap;
 
 use dmce_abi::addr::AddrLayout;
+use dmce_abi::block::DaemonId;
 use dmce_abi::limits::{BLOCK_IDS_MAX, DAEMONS_MAX};
 use dmce_abi::name::Instance;
+use dmce_abi::wire::client;
 
 /// The page size of an instance that does not say.
 const PAGE_SIZE_DEFAULT: u32 = 4096;
 
-/// Which daemon gets the next block.
+/// Which daemon gets the next block, or part of a reservation, of those that have room.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Placement {
     /// Each in turn.
     #[default]
     RoundRobin,
-    /// The one with the smallest part of its capacity taken.
+    /// The one with the smallest part of its capacity taken; of equals, the one that did least of
+    /// late [0068].
     LeastUsed,
+    /// Of two that are drawn, the less used: nearly as even, and no crowd runs to one that is new.
+    PowerOfTwo,
+    /// Drawn, each as often as its weight says.
+    Weighted,
+}
+
+/// An entry of the policy table (002 [20]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// What clients are told of it.
+    pub told: client::Policy,
+    /// Which daemon; `None` as for all.
+    pub placement: Option<Placement>,
+}
+
+/// When memory is called short. Percent of what the daemons that are up may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pressure {
+    /// From here up.
+    pub high_percent: u32,
+    /// Until it is below this; at most `high_percent`.
+    pub low_percent: u32,
 }
 
 /// What one user may hold. `u64::MAX` is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
+    /// Connections of clients.
+    pub connections: u64,
+    /// Requests a second, in the long run.
+    pub requests_per_s: u64,
+    /// Requests at once, after a pause.
+    pub requests_burst: u64,
     /// Bytes: reservations, and what is committed beyond them.
     pub bytes: u64,
     /// Sessions.
@@ -34,8 +65,34 @@ pub struct Quota {
 
 impl Quota {
     /// No limit at all.
-    pub const UNLIMITED: Self =
-        Self { bytes: u64::MAX, sessions: u64::MAX, blocks: u64::MAX, regions: u64::MAX };
+    pub const UNLIMITED: Self = Self {
+        connections: u64::MAX,
+        requests_per_s: u64::MAX,
+        requests_burst: u64::MAX,
+        bytes: u64::MAX,
+        sessions: u64::MAX,
+        blocks: u64::MAX,
+        regions: u64::MAX,
+    };
+}
+
+impl Quota {
+    /// The same with half of what there is for all where it sets no limit: of connections,
+    /// sessions, blocks and regions.
+    #[must_use]
+    pub fn or_share_of(self, limits: &Limits) -> Self {
+        let or_half = |limit: u64, of: usize| match limit {
+            u64::MAX => (of as u64 / 2).max(1),
+            limit => limit,
+        };
+        Self {
+            connections: or_half(self.connections, limits.connections_max),
+            sessions: or_half(self.sessions, limits.sessions_max),
+            blocks: or_half(self.blocks, limits.blocks_max),
+            regions: or_half(self.regions, limits.regions_max),
+            ..self
+        }
+    }
 }
 
 /// How large the tables may become.
@@ -88,6 +145,17 @@ pub struct DispatcherConfig {
     pub page_size: u32,
     /// Which daemon gets the next block.
     pub placement: Placement,
+    /// How often `Weighted` draws a daemon; 1 for one that is not named. One with weight 0 gets
+    /// what no other has room for.
+    pub weights: BTreeMap<DaemonId, u32>,
+    /// The policy table: its numbers begin with 1.
+    pub policies: Vec<Policy>,
+    /// When memory is called short.
+    pub pressure: Pressure,
+    /// How often the usage of the daemons is noted [0068].
+    pub usage_ms: u64,
+    /// How many notes of a daemon are kept; 0 for none.
+    pub usage_samples: usize,
     /// Whether Setup reserves. If not, a session is made without a reservation, whatever it asks.
     pub static_reservation: bool,
     /// What a user may hold who is not named in `quotas`.
@@ -118,6 +186,11 @@ impl DispatcherConfig {
             copies: 1,
             page_size: PAGE_SIZE_DEFAULT,
             placement: Placement::RoundRobin,
+            weights: BTreeMap::new(),
+            policies: Vec::new(),
+            pressure: Pressure { high_percent: 90, low_percent: 80 },
+            usage_ms: 10_000,
+            usage_samples: 360,
             static_reservation: true,
             quota: Quota::UNLIMITED,
             quotas: BTreeMap::new(),
@@ -127,12 +200,6 @@ impl DispatcherConfig {
             suspect_ms: 2_000,
             idle_s: 10,
         }
-    }
-
-    /// What the user may hold.
-    #[must_use]
-    pub fn quota_of(&self, uid: u32) -> Quota {
-        self.quotas.get(&uid).copied().unwrap_or(self.quota)
     }
 
     /// Block ids are below this.

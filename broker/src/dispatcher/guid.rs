@@ -28,6 +28,13 @@ impl Guids {
     }
 }
 
+impl Guids {
+    /// A number in the place of a GUID, for what is no secret: it tells nothing of the others.
+    pub(super) fn next_number(&mut self) -> u64 {
+        self.next().0.iter().fold(0, |number, byte| number << 8 ^ u64::from(*byte))
+    }
+}
+
 /// The hash of one word, as of its eight little-endian bytes.
 fn siphash_2_4_128(key: [u64; 2], word: u64) -> [u8; 16] {
     const BYTES_OF_A_WORD: u64 = 8 << 56;

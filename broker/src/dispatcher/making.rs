@@ -29,9 +29,12 @@ use super::action::LogLevel;
 use super::blocks::{BlockState, SpanOwner, SpanState, TicketKey};
 use super::charge::Payer;
 use super::clients::ReplyTo;
+use super::config::Policy;
 use super::event::ClientConn;
+use super::patience::Patient;
 use super::placement::Need;
 use super::planning::Order;
+use super::policies::Terms;
 use super::requests::{Outcome, Served, refuse};
 
 /// A span that is being made.
@@ -49,25 +52,59 @@ pub(super) struct Making {
     pub asked: u32,
     /// Daemons that have refused a block of it.
     pub refused: BTreeSet<DaemonId>,
+    /// How it is made.
+    pub terms: Terms,
+    /// Its place among those that wait for room, if it wants to.
+    pub patient: Option<Patient>,
+}
+
+/// A Malloc, and what it means.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    /// The request.
+    pub request: ClientRequest,
+    /// What is wanted.
+    pub malloc: Malloc,
+    /// How.
+    pub policy: Policy,
+    /// Its place among those that wait for room, if it wants to.
+    pub patient: Option<Patient>,
 }
 
 impl Dispatcher {
-    /// Blocks for a session (FIG. 14).
-    pub(super) fn malloc(&mut self, to: ReplyTo, id: SessionId, malloc: Malloc) -> Served {
+    /// Blocks for a session (FIG. 14), at once or not at all.
+    pub(super) fn malloc_plain(&mut self, to: ReplyTo, id: SessionId, malloc: Malloc) -> Served {
+        let bytes = match malloc.kind {
+            MallocKind::Heap { .. } => None,
+            MallocKind::Span { bytes } => Some(bytes),
+        };
+        let policy = self.policy(0, bytes)?;
+        let request = ClientRequest::Malloc(malloc);
+        self.malloc(to, id, &Wanted { request, malloc, policy, patient: None })
+    }
+
+    /// Blocks for a session, as a policy says.
+    pub(super) fn malloc(&mut self, to: ReplyTo, id: SessionId, wanted: &Wanted) -> Served {
+        let malloc = wanted.malloc;
         let Some(session) = self.sessions.get(id) else { return Ok(Outcome::Later) };
         let ticket = (session.record.guid, malloc.ticket);
         let payer = session.payer();
         if let Some(first) = self.made_by(ticket) {
-            return self.malloc_again(to, id, malloc, first);
+            return self.malloc_again(to, id, wanted, first);
         }
-        let page_size = self.page_size(malloc.page_size)?;
+        let mut terms = self.terms(&wanted.policy, malloc.page_size)?;
         let bytes = match malloc.kind {
             MallocKind::Heap { committed } => committed.max(1),
             MallocKind::Span { bytes } => bytes,
         };
-        let request = ClientRequest::Malloc(malloc);
+        match malloc.kind {
+            MallocKind::Heap { .. } => Self::check_block_bytes(&terms, bytes)?,
+            MallocKind::Span { .. } => terms.block_bytes = u64::MAX,
+        }
+        let (request, patient) = (wanted.request.clone(), wanted.patient);
+        let region = None;
         let order =
-            Order { request, to, session: id, ticket, payer, page_size, bytes, region: None };
+            Order { request, to, session: id, ticket, payer, terms, bytes, region, patient };
         self.make(order)
     }
 
@@ -76,12 +113,12 @@ impl Dispatcher {
         &mut self,
         to: ReplyTo,
         id: SessionId,
-        malloc: Malloc,
+        wanted: &Wanted,
         first: BlockId,
     ) -> Served {
         let Some(span) = self.blocks.span(first) else { return Ok(Outcome::Later) };
         if span.owner != SpanOwner::Session(id) {
-            let text = format!("ticket {} made a region", malloc.ticket);
+            let text = format!("ticket {} made a region", wanted.malloc.ticket);
             return refuse(Status::Invalid, text);
         }
         if span.state == SpanState::Making {
@@ -90,7 +127,7 @@ impl Dispatcher {
         // Who repeats a ticket has not had its answer, so nothing was written there yet.
         if span.lost > 0 {
             self.delete_span(id, first);
-            return self.malloc(to, id, malloc);
+            return self.malloc(to, id, wanted);
         }
         match self.granted(first) {
             Some((reply, descriptor)) => Ok(Outcome::Reply(Box::new(reply), vec![descriptor])),
@@ -109,6 +146,7 @@ impl Dispatcher {
         let given_up = || Refusal::new(Status::Closed, "the request was given up");
         let is_it = |request: &ClientRequest| match request {
             ClientRequest::Malloc(malloc) => malloc.ticket == ticket,
+            ClientRequest::MallocWith(with) => with.malloc.ticket == ticket,
             ClientRequest::RegionCreate(create) => create.ticket == ticket,
             _ => false,
         };
@@ -116,6 +154,9 @@ impl Dispatcher {
             self.reply(waiter.to, Err(given_up()), Vec::new());
         }
         let session = self.sessions.get(id).map(|session| session.record.guid);
+        if let Some(session) = session {
+            self.forget_patient((session, ticket));
+        }
         let made = session.and_then(|session| self.made_by((session, ticket)));
         let span = made.and_then(|first| Some((first, self.blocks.span(first)?)));
         match span {
@@ -153,8 +194,9 @@ impl Dispatcher {
     /// Plans a span and asks daemons for it. The answer follows.
     pub(super) fn make(&mut self, order: Order) -> Served {
         let first = self.plan(&order)?;
-        let Order { request, to, session, payer, .. } = order;
-        let making = Making { request, to, session, payer, asked: 0, refused: BTreeSet::new() };
+        let Order { request, to, session, payer, terms, patient, .. } = order;
+        let (asked, refused) = (0, BTreeSet::new());
+        let making = Making { request, to, session, payer, asked, refused, terms, patient };
         self.makings.insert(first, making);
         self.ask_for_more(first);
         Ok(Outcome::Later)
@@ -247,12 +289,13 @@ impl Dispatcher {
     /// Finds another place for a planned block. `false` if there is none: the span was refused.
     fn place_again(&mut self, first: BlockId, id: BlockId) -> bool {
         let Some(making) = self.makings.get(&first) else { return false };
-        let payer = making.payer;
+        let (payer, terms, refused) = (making.payer, making.terms, making.refused.clone());
         let Some(block) = self.blocks.get_mut(id) else { return false };
         let Some(charge) = block.charge.take() else { return false };
         let bytes = charge.bytes();
         self.ledger.refund(charge);
-        let need = Need { bytes, account: payer.account, refused: &making.refused };
+        let placement = terms.placement;
+        let need = Need { bytes, account: payer.account, refused: &refused, placement };
         let placed = self.place(&need).and_then(|daemon| {
             let charge = self.ledger.charge(payer, daemon, bytes).ok()?;
             Some((daemon, charge))
@@ -262,7 +305,7 @@ impl Dispatcher {
             self.give_up_making(first, Refusal::new(Status::NoSpace, text));
             return false;
         };
-        let bytes_max = self.bytes_max(daemon);
+        let bytes_max = self.bytes_max(daemon).min(terms.block_bytes.max(bytes));
         self.daemons.placed(daemon);
         if let Some(block) = self.blocks.get_mut(id) {
             block.daemon = Some(daemon);
@@ -285,14 +328,22 @@ impl Dispatcher {
 
     /// Gives up a span that is being made and refuses its request.
     pub(super) fn give_up_making(&mut self, first: BlockId, refusal: Refusal) {
-        if let Some(making) = self.forget_making(first) {
-            self.reply(making.to, Err(refusal), Vec::new());
+        let Some(making) = self.forget_making(first) else { return };
+        if refusal.status == Status::NoSpace {
+            if let Some(patient) = making.patient {
+                return self.wait_on(patient, making.to, true);
+            }
+            self.note_short(making.session, &making.request);
         }
+        self.reply(making.to, Err(refusal), Vec::new());
     }
 
     /// Gives up a span that is being made and serves its request anew.
     pub(super) fn make_again(&mut self, first: BlockId) {
         let Some(making) = self.forget_making(first) else { return };
+        if let Some(patient) = making.patient {
+            return self.wait_on(patient, making.to, false);
+        }
         // A client that is not connected repeats the request when it is again.
         if self.clients.contains_key(&making.to.conn) {
             self.route(making.to, &making.request, None);
@@ -314,6 +365,10 @@ impl Dispatcher {
         let Some(making) = self.makings.remove(&first) else { return };
         if let Some(span) = self.blocks.span_mut(first) {
             span.state = SpanState::Standing;
+        }
+        self.granted += 1;
+        if let Some(patient) = &making.patient {
+            self.patience_ends(patient);
         }
         let session = self.sessions.get_mut(making.session);
         let was_region = session.is_some_and(|session| session.making_regions.remove(&first));

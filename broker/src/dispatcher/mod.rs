@@ -10,11 +10,13 @@
 //! | what | where |
 //! |---|---|
 //! | the outside | [`event`], [`action`], [`config`] |
-//! | tables | `blocks`, `ids`, `charge`, `daemons`, `clients`, `sessions`, `regions` |
+//! | tables | `blocks`, `ids`, `charge`, `daemons`, `clients`, `sessions`, `regions`, `history` |
 //! | tables of a session | `mappings`, `changes`, `opens` |
 //! | clients' requests | `requests` (which), `checking`, `opening`, `access`, `admin` |
 //! | those on regions | `region_requests`, `region_deletes` |
-//! | how spans are made | `planning`, `placement`, `making` |
+//! | how spans are made | `policies`, `planning`, `placement`, `making` |
+//! | who waits for room, and who is told | `patience`, `notices` |
+//! | how often a user may ask | `rates` |
 //! | daemons | `link` (messages), `asking` (requests), `spans` (what becomes of blocks) |
 //! | a broker that comes back | `restart`, `adoption`, `silence` |
 //!
@@ -43,15 +45,21 @@ mod charge;
 mod checking;
 mod clients;
 mod daemons;
+mod draws;
 mod guid;
+mod history;
 mod ids;
 mod link;
 mod making;
 mod mappings;
+mod notices;
 mod opening;
 mod opens;
+mod patience;
 mod placement;
 mod planning;
+mod policies;
+mod rates;
 mod region_deletes;
 mod region_requests;
 mod regions;
@@ -73,7 +81,7 @@ use dmce_abi::block::{BlockId, SessionId};
 
 pub use action::{Action, Descriptor, LogLevel};
 pub use audit::{Snapshot, SnapshotBlock};
-pub use config::{DispatcherConfig, Limits, Placement, Quota};
+pub use config::{DispatcherConfig, Limits, Placement, Policy, Pressure, Quota};
 pub use event::{
     BelievedSession, ClientConn, DaemonConn, Event, FoundContent, FoundDaemon, Grant, Headers,
     InspectId, Millis, Now, Peer, RequestId, Rights, SessionRecord, Started,
@@ -83,9 +91,14 @@ use blocks::Blocks;
 use charge::Ledger;
 use clients::{Clients, ReplyTo};
 use daemons::Daemons;
+use draws::Draws;
 use guid::Guids;
+use history::History;
 use ids::BlockIds;
 use making::Making;
+use notices::Notices;
+use patience::Patients;
+use rates::Rates;
 use region_deletes::Deletion;
 use regions::Regions;
 use restart::Restart;
@@ -101,6 +114,7 @@ pub struct Dispatcher {
     /// The actions of the present step.
     out: Vec<Action>,
     guids: Guids,
+    draws: Draws,
     /// When this broker started, since the host did: no two of one host have the same, and no block
     /// outlives the host.
     epoch: u64,
@@ -114,6 +128,8 @@ pub struct Dispatcher {
     clients: Clients,
     sessions: Sessions,
     regions: Regions,
+    history: History,
+    rates: Rates,
     timers: Timers,
 
     /// Spans that daemons are asked for, by their first block.
@@ -122,10 +138,15 @@ pub struct Dispatcher {
     deferred: Waiting,
     /// Requests that found no room while bytes were on their way back.
     parked: Waiting,
-    /// Whether those have a reason to be tried again.
+    /// Mallocs that wait for room because they want to.
+    patients: Patients,
+    /// How many spans were granted or grown.
+    granted: u64,
+    /// Whether those who wait have a reason to be tried again.
     room_changed: bool,
     /// Sessions whose generation has moved and was not published.
     moved: BTreeSet<SessionId>,
+    notices: Notices,
     restart: Restart,
     /// The regions that are going, by their first block.
     deletions: BTreeMap<BlockId, Deletion>,
@@ -138,10 +159,12 @@ impl Dispatcher {
     /// it.
     #[must_use]
     pub fn new(config: DispatcherConfig, seed: u128) -> Self {
+        let mut guids = Guids::new(seed);
         Self {
             now: Now::default(),
             out: Vec::new(),
-            guids: Guids::new(seed),
+            draws: Draws::new(guids.next_number()),
+            guids,
             epoch: 1,
             number: 0,
             ids: BlockIds::new(config.block_ids()),
@@ -151,12 +174,17 @@ impl Dispatcher {
             clients: Clients::default(),
             sessions: Sessions::default(),
             regions: Regions::default(),
+            history: History::default(),
+            rates: Rates::default(),
             timers: Timers::default(),
             makings: BTreeMap::new(),
             deferred: Waiting::default(),
             parked: Waiting::default(),
+            patients: Patients::default(),
+            granted: 0,
             room_changed: false,
             moved: BTreeSet::new(),
+            notices: Notices::default(),
             restart: Restart::default(),
             deletions: BTreeMap::new(),
             created_last: 0,
@@ -169,8 +197,9 @@ impl Dispatcher {
         self.now = now;
         self.out = std::mem::take(actions);
         self.take_in(event);
-        self.try_parked();
+        self.use_room();
         self.publish();
+        self.ring_all();
         if let Some(at) = self.timers.news() {
             self.out.push(Action::WakeAt(at));
         }
@@ -179,7 +208,10 @@ impl Dispatcher {
 
     fn take_in(&mut self, event: Event) {
         match event {
-            Event::Started(started) => self.started(started),
+            Event::Started(started) => {
+                self.take_samples();
+                self.started(started);
+            }
             Event::Connected { conn, peer } => self.connected(conn, peer),
             Event::Request { conn, request_id, request } => {
                 self.request(ReplyTo { conn, request_id }, &request);
@@ -212,6 +244,11 @@ impl Dispatcher {
                 }
                 timers::Timer::Sense(daemon) => self.sense(daemon),
                 timers::Timer::Report(daemon) => self.report_overdue(daemon),
+                timers::Timer::Usage => self.take_samples(),
+                timers::Timer::Patience(place) => self.patience_is_over(place),
+                timers::Timer::Rested(_) => self.room_changed = true,
+                timers::Timer::GoOn => {}
+                timers::Timer::Rate(uid) => self.read_again(uid),
             }
         }
     }

@@ -8,8 +8,10 @@
 //! 3. A session ends in one step. Its record goes before its blocks: a broker that comes back in
 //!    between does not believe in the session, and destroys what is left of it.
 
+use std::collections::BTreeMap;
+
 use dmce_abi::Status;
-use dmce_abi::block::SessionId;
+use dmce_abi::block::{DaemonId, SessionId};
 use dmce_abi::limits::{COPIES_MAX, PAGE_BYTES};
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::client::{Attach, ClientReply, Ready, Setup};
@@ -39,8 +41,8 @@ impl Dispatcher {
             let text = format!("there are {limit} sessions, limit {limit}");
             return refuse(Status::NoSpace, text);
         }
-        let bytes = self.reservable(&peer, setup)?;
-        let pieces = self.place_reservation(bytes);
+        let pieces = self.reservable(&peer, setup)?;
+        let (bytes, last) = (pieces.values().sum(), pieces.keys().next_back().copied());
         let account = self.ledger.open_account(peer.uid, pieces)?;
         let Some(id) = self.sessions.next_id() else {
             self.ledger.close_account(account);
@@ -63,6 +65,9 @@ impl Dispatcher {
         let mut session = Session::new(record, SessionLink::Opening(to), account);
         session.groups = peer.groups;
         self.sessions.add(session);
+        if let Some(daemon) = last {
+            self.daemons.placed(daemon);
+        }
         if let Some(client) = self.clients.get_mut(&to.conn) {
             client.session = Some(id);
         }
@@ -197,6 +202,8 @@ impl Dispatcher {
         let Some(session) = self.sessions.remove(id) else { return };
         self.timers.cancel(Timer::Reattach(id));
         self.moved.remove(&id);
+        self.notices.forget(id);
+        self.forget_patients_of(id);
         self.out.push(Action::EndSession { session: id });
         for first in session.making_regions.iter().chain(&session.spans) {
             self.makings.remove(first);
@@ -253,16 +260,21 @@ impl Dispatcher {
         }
     }
 
-    /// How much of what Setup asks for is reserved ([0083] to [0085]): all, or, where that is
-    /// accepted, what there is.
-    fn reservable(&self, peer: &Peer, setup: &Setup) -> Result<u64, Failure> {
+    /// What of that which Setup asks for is reserved ([0083] to [0085]), and where: all, or, where
+    /// that is accepted, what there is.
+    fn reservable(
+        &mut self,
+        peer: &Peer,
+        setup: &Setup,
+    ) -> Result<BTreeMap<DaemonId, u64>, Failure> {
         if !self.config.static_reservation || setup.bytes == 0 {
-            return Ok(0);
+            return Ok(BTreeMap::new());
         }
         let wanted = setup.bytes.checked_next_multiple_of(PAGE_BYTES).unwrap_or(u64::MAX);
         let quota = self.ledger.quota_left(peer.uid);
         let quota = quota - quota % PAGE_BYTES;
-        let room: u64 = self.place_reservation(wanted).values().sum();
+        let pieces = self.place_reservation(wanted);
+        let room: u64 = pieces.values().sum();
         if wanted > quota && (!setup.accept_partial || quota == 0) {
             let text = format!("{wanted} bytes wanted, quota leaves user {} {quota}", peer.uid);
             return refuse(Status::Quota, text);
@@ -273,7 +285,7 @@ impl Dispatcher {
             let text = format!("{wanted} bytes wanted, the daemons have {room} left");
             return Err(Failure::NoRoom(Refusal::new(Status::NoSpace, text)));
         }
-        Ok(wanted.min(quota).min(room))
+        Ok(if room <= quota { pieces } else { self.place_reservation(quota) })
     }
 }
 

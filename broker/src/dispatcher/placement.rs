@@ -4,9 +4,9 @@
 //!
 //! 1. Only a daemon that is up and has room is chosen. Its answer may still be that it has none:
 //!    then the next is asked [0072].
-//! 2. What a session reserved somewhere draws its blocks there.
+//! 2. What a session reserved somewhere draws its blocks there, before any algorithm is asked.
+//! 3. A choice that is not taken up has changed nothing but the next draw.
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use dmce_abi::block::DaemonId;
@@ -25,6 +25,8 @@ pub(super) struct Need<'a> {
     pub account: Option<AccountId>,
     /// Daemons that have refused.
     pub refused: &'a BTreeSet<DaemonId>,
+    /// How it is chosen.
+    pub placement: Placement,
 }
 
 /// How much of a reservation a daemon has, from no use to all that is needed.
@@ -61,44 +63,53 @@ impl From<Store> for Used {
     }
 }
 
+/// What `least-used` compares: how full, then how busy of late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Load {
+    used: Used,
+    recent: u64,
+}
+
 impl Dispatcher {
     /// The daemon for a block. `None` if none has room, or all that have refused.
-    pub(super) fn place(&self, need: &Need<'_>) -> Option<DaemonId> {
+    pub(super) fn place(&mut self, need: &Need<'_>) -> Option<DaemonId> {
         let reservation = self.ledger.reservation(need.account);
         let own = |daemon| reservation.and_then(|left| left.get(&daemon)).copied().unwrap_or(0);
+        let reserved = |daemon| match own(daemon) {
+            0 => Reserved::Nothing,
+            part if part < need.bytes => Reserved::Part,
+            _ => Reserved::All,
+        };
         let fits = |daemon: &DaemonId| {
             let room = self.ledger.store(*daemon).free().saturating_add(own(*daemon));
             room >= need.bytes && !need.refused.contains(daemon)
         };
-        let mut candidates = self.daemons.up_in_turn().filter(fits);
-        if reservation.is_none() && self.config.placement == Placement::RoundRobin {
-            return candidates.next();
-        }
-        // Of equals `min_by_key` takes the first, which is the one whose turn it is.
-        candidates.min_by_key(|&daemon| {
-            let reserved = match own(daemon) {
-                0 => Reserved::Nothing,
-                part if part < need.bytes => Reserved::Part,
-                _ => Reserved::All,
-            };
-            (Reverse(reserved), self.load(daemon))
-        })
+        let mut candidates: Vec<DaemonId> = self.daemons.up_in_turn().filter(fits).collect();
+        let most = candidates.iter().map(|daemon| reserved(*daemon)).max()?;
+        candidates.retain(|daemon| reserved(*daemon) == most);
+        self.choose(need.placement, &candidates)
     }
 
     /// Where up to `bytes` can be reserved: on as few daemons as possible, so that whole blocks
     /// fit.
-    pub(super) fn place_reservation(&self, bytes: u64) -> BTreeMap<DaemonId, u64> {
-        let mut daemons: Vec<_> = self.daemons.up_in_turn().collect();
-        daemons.sort_by_key(|&daemon| self.load(daemon));
+    pub(super) fn place_reservation(&mut self, bytes: u64) -> BTreeMap<DaemonId, u64> {
+        let mut rest: Vec<DaemonId> = self.daemons.up_in_turn().collect();
         let mut left = bytes;
         let mut pieces = BTreeMap::new();
-        for daemon in daemons {
+        while left > 0 {
+            let free = |daemon: DaemonId| {
+                let free = self.ledger.store(daemon).free();
+                free - free % PAGE_BYTES
+            };
+            rest.retain(|daemon| free(*daemon) > 0);
+            let whole: Vec<_> = rest.iter().copied().filter(|id| free(*id) >= left).collect();
+            let candidates = if whole.is_empty() { &rest } else { &whole };
+            let Some(daemon) = self.choose(self.config.placement, candidates) else { break };
             let free = self.ledger.store(daemon).free();
             let piece = left.min(free - free % PAGE_BYTES);
-            if piece > 0 {
-                pieces.insert(daemon, piece);
-                left -= piece;
-            }
+            pieces.insert(daemon, piece);
+            left -= piece;
+            rest.retain(|other| *other != daemon);
         }
         pieces
     }
@@ -109,11 +120,40 @@ impl Dispatcher {
         capacities.max().unwrap_or(0)
     }
 
-    /// What `least-used` compares; the same for all where daemons take turns.
-    fn load(&self, daemon: DaemonId) -> Option<Used> {
-        match self.config.placement {
-            Placement::RoundRobin => None,
-            Placement::LeastUsed => Some(self.ledger.store(daemon).into()),
-        }
+    /// One of the candidates, which come in turn, the next first.
+    fn choose(&mut self, placement: Placement, candidates: &[DaemonId]) -> Option<DaemonId> {
+        let first = *candidates.first()?;
+        let chosen = match placement {
+            Placement::RoundRobin => first,
+            // Of equals `min_by_key` takes the first, which is the one whose turn it is.
+            Placement::LeastUsed => {
+                candidates.iter().copied().min_by_key(|&daemon| self.load(daemon))?
+            }
+            Placement::PowerOfTwo => {
+                let one = self.draws.index(candidates.len());
+                let other = self.draws.index(candidates.len() - 1);
+                let other = if other >= one { other + 1 } else { other };
+                let two = [candidates.get(one), candidates.get(other)];
+                two.into_iter().flatten().copied().min_by_key(|&daemon| self.load(daemon))?
+            }
+            Placement::Weighted => self.draw_weighted(candidates).unwrap_or(first),
+        };
+        Some(chosen)
+    }
+
+    /// `None` if no candidate has any weight.
+    fn draw_weighted(&mut self, candidates: &[DaemonId]) -> Option<DaemonId> {
+        let weights = &self.config.weights;
+        let weight = |daemon: &DaemonId| u64::from(weights.get(daemon).copied().unwrap_or(1));
+        let mut drawn = self.draws.below(candidates.iter().map(weight).sum());
+        candidates.iter().copied().find(|daemon| {
+            let (weight, before) = (weight(daemon), drawn);
+            drawn = drawn.saturating_sub(weight);
+            before < weight
+        })
+    }
+
+    fn load(&self, daemon: DaemonId) -> Load {
+        Load { used: self.ledger.store(daemon).into(), recent: self.history.recent(daemon) }
     }
 }

@@ -19,7 +19,9 @@ use super::blocks::{Block, BlockState, Span, SpanOwner, SpanState, TicketKey};
 use super::charge::{Charge, Payer};
 use super::clients::ReplyTo;
 use super::ids::IdRange;
+use super::patience::Patient;
 use super::placement::Need;
+use super::policies::Terms;
 use super::requests::{Failure, refuse};
 
 /// What is to be made.
@@ -35,12 +37,14 @@ pub(super) struct Order {
     pub ticket: TicketKey,
     /// Who pays.
     pub payer: Payer,
-    /// The page size.
-    pub page_size: u32,
+    /// How.
+    pub terms: Terms,
     /// Bytes that are committed; not 0.
     pub bytes: u64,
     /// The region's attributes, if it is one.
     pub region: Option<Region>,
+    /// Its place among those that wait for room, if it wants to.
+    pub patient: Option<Patient>,
 }
 
 /// A block that has a place and is paid for.
@@ -70,7 +74,7 @@ impl Dispatcher {
         let mut placed = Vec::new();
         for index in 1..=shape.count {
             let bytes = if index == shape.count { shape.last } else { shape.full };
-            match self.place_planned(order.payer, bytes) {
+            match self.place_planned(order, bytes) {
                 Ok(block) => placed.push(block),
                 Err(failure) => {
                     self.refund_all(placed);
@@ -81,7 +85,7 @@ impl Dispatcher {
         let Some(ids) = self.ids.take(shape.count) else {
             self.refund_all(placed);
             let text = format!("no {} consecutive block ids are free", shape.count);
-            return refuse(Status::NoSpace, text);
+            return Err(Failure::NoRoom(Refusal::new(Status::NoSpace, text)));
         };
         self.enter(order, shape.count, ids, placed);
         Ok(ids.first)
@@ -95,7 +99,7 @@ impl Dispatcher {
 
     fn shape(&self, order: &Order) -> Result<Shape, Failure> {
         let full = self.config.layout.block_bytes();
-        let page_size = u64::from(order.page_size);
+        let page_size = u64::from(order.terms.page_size);
         if page_size > full {
             let text = format!("a page of {page_size} bytes, blocks have {full}");
             return refuse(Status::Invalid, text);
@@ -106,7 +110,9 @@ impl Dispatcher {
         let Some(count) = u32::try_from(blocks).ok().filter(|count| *count as usize <= room) else {
             let text =
                 format!("{} bytes need {blocks} blocks, {room} of {limit} are left", order.bytes);
-            return refuse(Status::NoSpace, text);
+            let refusal = Refusal::new(Status::NoSpace, text);
+            let is_possible = blocks <= limit as u64;
+            return Err(if is_possible { Failure::NoRoom(refusal) } else { refusal.into() });
         };
         let largest = self.largest_up();
         if count > 1 && largest > 0 && largest < full {
@@ -120,8 +126,9 @@ impl Dispatcher {
         Ok(Shape { count, full, last: last.next_multiple_of(page_size) })
     }
 
-    fn place_planned(&mut self, payer: Payer, bytes: u64) -> Result<Placed, Failure> {
-        let need = Need { bytes, account: payer.account, refused: &BTreeSet::new() };
+    fn place_planned(&mut self, order: &Order, bytes: u64) -> Result<Placed, Failure> {
+        let (payer, placement) = (order.payer, order.terms.placement);
+        let need = Need { bytes, account: payer.account, refused: &BTreeSet::new(), placement };
         let Some(daemon) = self.place(&need) else {
             let text = match self.largest_up() {
                 0 => "no daemon is up".to_owned(),
@@ -161,7 +168,7 @@ impl Dispatcher {
             epoch: self.epoch,
             count,
             ids: vec![ids],
-            page_size: order.page_size,
+            page_size: order.terms.page_size,
             owner,
             uid: order.payer.uid,
             ticket: order.ticket,
@@ -175,12 +182,13 @@ impl Dispatcher {
         let single = count == 1;
         for (place, Placed { daemon, charge }) in (0..).zip(placed) {
             let Ok(id) = first.checked_add(place) else { return };
+            let bytes = charge.bytes();
             let block = Block {
                 span: first,
                 guid: if single { guid } else { self.guids.next() },
                 daemon: Some(daemon),
                 state: BlockState::Planned,
-                bytes_max: self.bytes_max(daemon),
+                bytes_max: self.bytes_max(daemon).min(order.terms.block_bytes.max(bytes)),
                 committed: 0,
                 charge: Some(charge),
                 grows: 0,

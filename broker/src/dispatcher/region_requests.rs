@@ -25,6 +25,7 @@ use super::event::Rights;
 use super::opening::check_copies;
 use super::opens::Closed;
 use super::planning::Order;
+use super::policies::Terms;
 use super::regions::{Caller, RegionEntry, may_know, rights_of};
 use super::requests::{Outcome, Served, refuse};
 use super::sessions::Session;
@@ -56,7 +57,8 @@ impl Dispatcher {
         let record = &session.record;
         let ticket = (record.guid, create.ticket);
         let copies = check_copies(create.copies, self.config.copies)?;
-        let page_size = self.page_size(create.page_size)?;
+        let policy = self.policy(0, Some(create.region_size))?;
+        let terms = Terms { block_bytes: u64::MAX, ..self.terms(&policy, create.page_size)? };
         let region = Region {
             volume: create.region.volume.clone(),
             name: create.region.name.clone(),
@@ -92,9 +94,10 @@ impl Dispatcher {
             session: id,
             ticket,
             payer: Payer { uid, account: None },
-            page_size,
+            terms,
             bytes,
             region: Some(region),
+            patient: None,
         };
         let served = self.make(order);
         if served.is_err() {

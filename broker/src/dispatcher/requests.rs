@@ -11,6 +11,7 @@ use super::charge::ChargeError;
 use super::clients::{Client, ReplyTo};
 use super::event::{ClientConn, Peer};
 use super::sessions::SessionLink;
+use super::timers::Timer;
 
 /// What became of a request.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub(super) enum Failure {
     Refused(Refusal),
     /// There is no room. If bytes are on their way back, it waits for them; else it is refused.
     NoRoom(Refusal),
+    /// Its user holds too much. It is refused, unless it waits for that too.
+    OverQuota(Refusal),
 }
 
 impl From<Refusal> for Failure {
@@ -46,7 +49,7 @@ impl From<ChargeError> for Failure {
     fn from(error: ChargeError) -> Self {
         match error {
             ChargeError::Room { .. } => Self::NoRoom(error.into()),
-            ChargeError::Bytes { .. } | ChargeError::Count { .. } => Self::Refused(error.into()),
+            ChargeError::Bytes { .. } | ChargeError::Count { .. } => Self::OverQuota(error.into()),
         }
     }
 }
@@ -67,14 +70,22 @@ impl Dispatcher {
             self.out.push(Action::CloseClient { conn, reason });
             return;
         }
-        self.clients.insert(conn, Client { peer, session: None, outstanding: 0 });
+        let uid = peer.uid;
+        if let Err(error) = self.ledger.charge_connection(uid) {
+            self.out.push(Action::CloseClient { conn, reason: error.to_string() });
+            return;
+        }
+        self.clients.insert(conn, Client { peer, session: None, outstanding: 0, held: false });
+        self.spend(conn, uid);
     }
 
     pub(super) fn request(&mut self, to: ReplyTo, request: &ClientRequest) {
         let limit = self.config.limits.outstanding_max;
         let Some(client) = self.clients.get_mut(&to.conn) else { return };
         client.outstanding += 1;
-        if client.outstanding > limit {
+        let (uid, outstanding) = (client.peer.uid, client.outstanding);
+        self.spend(to.conn, uid);
+        if outstanding > limit {
             let text = format!("{limit} requests of this connection wait, limit {limit}");
             self.reply(to, Err(Refusal::new(Status::Busy, text)), Vec::new());
             return;
@@ -103,7 +114,9 @@ impl Dispatcher {
                 let uid = self.uid_of(to.conn);
                 self.parked.push(to, uid, request, place).err()
             }
-            Err(Failure::NoRoom(refusal) | Failure::Refused(refusal)) => Some(refusal),
+            Err(
+                Failure::NoRoom(refusal) | Failure::OverQuota(refusal) | Failure::Refused(refusal),
+            ) => Some(refusal),
         };
         if let Some(refusal) = refusal {
             self.refused(to, request, refusal);
@@ -119,6 +132,11 @@ impl Dispatcher {
     fn refused(&mut self, to: ReplyTo, request: &ClientRequest, refusal: Refusal) {
         let session = self.clients.get(&to.conn).and_then(|client| client.session);
         let no_session = matches!(request, ClientRequest::Setup(_)) && session.is_none();
+        if let Some(session) = session
+            && matches!(refusal.status, Status::NoSpace | Status::Quota)
+        {
+            self.note_short(session, request);
+        }
         let reason = format!("no session: {}", refusal.text);
         self.reply(to, Err(refusal), Vec::new());
         if no_session {
@@ -126,11 +144,22 @@ impl Dispatcher {
         }
     }
 
-    /// Tries what found no room, oldest first, until one of them has to wait on.
-    pub(super) fn try_parked(&mut self) {
-        if !std::mem::take(&mut self.room_changed) {
-            return;
+    /// Does what room is for that came back, and goes on with what is done a part at a time.
+    pub(super) fn use_room(&mut self) {
+        if std::mem::take(&mut self.room_changed) {
+            self.try_parked();
+            self.begin_patience_round();
+            self.notices.begin_room_round();
         }
+        let waits = self.go_on_with_patience();
+        self.look_at_pressure();
+        if self.go_on_with_notices() || waits {
+            self.timers.set(Timer::GoOn, self.now.millis);
+        }
+    }
+
+    /// Tries what found no room, oldest first, until one of them has to wait on.
+    fn try_parked(&mut self) {
         while let Some(waiter) = self.parked.pop() {
             self.route(waiter.to, &waiter.request, Some(waiter.place));
             if self.parked.holds(waiter.place) {
@@ -150,7 +179,10 @@ impl Dispatcher {
             return refuse(Status::Closed, "this connection has no session");
         };
         match request {
-            ClientRequest::Malloc(malloc) => self.malloc(to, session, *malloc),
+            ClientRequest::Malloc(malloc) => self.malloc_plain(to, session, *malloc),
+            ClientRequest::MallocWith(malloc) => self.malloc_with(to, session, *malloc),
+            ClientRequest::Policies => Ok(self.policy_table()),
+            ClientRequest::Events => Ok(self.events(session)),
             ClientRequest::Abandon(abandon) => Ok(self.abandon(to.conn, session, *abandon)),
             ClientRequest::Grow(grow) => self.grow(to, session, *grow),
             ClientRequest::Delete(delete) => self.delete(session, *delete),
@@ -222,7 +254,9 @@ impl Dispatcher {
     fn forget_client(&mut self, conn: ClientConn) -> Option<Client> {
         self.deferred.drop_conn(conn);
         self.parked.drop_conn(conn);
-        self.clients.remove(&conn)
+        let client = self.clients.remove(&conn)?;
+        self.ledger.refund_connection(client.peer.uid);
+        Some(client)
     }
 }
 
@@ -233,6 +267,8 @@ const fn needs_complete_tables(request: &ClientRequest) -> bool {
         ClientRequest::Admin(_)
             | ClientRequest::Attach(_)
             | ClientRequest::Stat
+            | ClientRequest::Policies
+            | ClientRequest::Events
             | ClientRequest::Disconnect
     )
 }

@@ -21,6 +21,7 @@ use super::charge::{AccountId, Payer};
 use super::clients::ReplyTo;
 use super::event::{ClientConn, Millis, SessionRecord};
 use super::mappings::Mappings;
+use super::notices::Events;
 use super::opens::Opens;
 
 /// How a session and its client are connected.
@@ -63,6 +64,8 @@ pub(super) struct Session {
     pub names_taken: u32,
     /// Its part of the OS-to-DMCE table.
     pub mappings: Mappings,
+    /// What happened to its memory, and it has not asked for yet.
+    pub events: Events,
 }
 
 impl Session {
@@ -82,6 +85,7 @@ impl Session {
             restored: false,
             names_taken: 0,
             mappings: Mappings::default(),
+            events: Events::default(),
         }
     }
 

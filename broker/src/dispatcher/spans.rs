@@ -28,6 +28,8 @@ impl Dispatcher {
             self.ledger.refund_region(region.attributes.uid);
         }
         self.blocks.disown(first);
+        // Its user has quota again, before any daemon has answered.
+        self.room_changed = true;
         for block in self.blocks.members(first) {
             self.give_up_block(block);
         }
@@ -152,11 +154,12 @@ impl Dispatcher {
         if let Some(charge) = &mut block.charge {
             self.ledger.lose(charge);
         }
-        let first = block.span;
+        let (first, bytes) = (block.span, block.committed);
         let place = block.daemon.map_or(String::new(), |daemon| format!(" on daemon {daemon}"));
         self.blocks.set_state(id, BlockState::Lost);
         self.log(LogLevel::Error, format!("block {id}{place} is lost: {why}"));
         self.tell_holders(first, id);
+        self.tell_lost(first, id, bytes);
     }
 
     /// Who may use a span has to be told that a block of it has changed.

@@ -20,6 +20,16 @@ pub(super) enum Timer {
     Sense(DaemonId),
     /// The daemon lives, and has not been heard while it was to report.
     Report(DaemonId),
+    /// The usage of the daemons is to be noted.
+    Usage,
+    /// The time of the request is over that waits for room in that place.
+    Patience(u64),
+    /// That request may be tried again.
+    Rested(u64),
+    /// There is more to do of what is done a part at a time.
+    GoOn,
+    /// The user has tokens again.
+    Rate(u32),
 }
 
 /// All timers.

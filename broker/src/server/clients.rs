@@ -157,6 +157,14 @@ impl Clients {
         sent.is_ok()
     }
 
+    /// Reads a connection, or leaves what comes with the kernel. A hang-up is told all the same.
+    pub fn poll(&self, poller: &Poller, conn: ClientConn, interest: Interest) {
+        let Some(socket) = self.open.get(&conn) else { return };
+        if let Err(error) = poller.modify(socket.as_fd(), Source::Client.token(conn.0), interest) {
+            warn!(connection = conn.0, "it is polled as before: {error}");
+        }
+    }
+
     /// Ends a connection.
     pub fn close(&mut self, poller: &Poller, conn: ClientConn, reason: &str) {
         if self.end(poller, conn) {

@@ -1,8 +1,8 @@
 //! What the file says, as the dispatcher needs it.
 
 use dmce_abi::name::Instance;
-use dmce_broker::dispatcher::{DispatcherConfig, Limits, Placement, Quota};
-use dmce_config::{self as file, Config};
+use dmce_broker::dispatcher::{DispatcherConfig, Limits, Placement, Policy, Pressure, Quota};
+use dmce_config::{self as file, Bytes, Config};
 use dmce_sys::identity;
 use tracing::warn;
 
@@ -18,22 +18,21 @@ const OTHER_FDS: usize = 64;
 /// Translates; the file has been checked. This process may have `open_files` descriptors.
 pub fn dispatcher(instance: &Instance, config: &Config, open_files: u64) -> DispatcherConfig {
     let defaults = DispatcherConfig::new(instance.clone(), identity::effective_uid());
-    let all = file::Quota {
-        bytes: config.quota.bytes,
-        sessions: config.quota.sessions,
-        blocks: config.quota.blocks,
-        regions: config.quota.regions,
-    };
     DispatcherConfig {
         pid: std::process::id(),
         layout: config.instance.layout,
         copies: config.instance.copies,
-        placement: match config.broker.placement {
-            file::Placement::RoundRobin => Placement::RoundRobin,
-            file::Placement::LeastUsed => Placement::LeastUsed,
+        placement: placement(config.broker.placement),
+        weights: config.weight.clone(),
+        policies: config.policy.iter().map(policy).collect(),
+        pressure: Pressure {
+            high_percent: config.broker.pressure_percent,
+            low_percent: config.broker.relief_percent,
         },
+        usage_ms: config.broker.usage_ms,
+        usage_samples: usize::try_from(config.broker.usage_samples).unwrap_or(usize::MAX),
         static_reservation: config.broker.static_reservation,
-        quota: quota(all),
+        quota: quota(config.quota.of_all()),
         quotas: config.quota.uid.iter().map(|(uid, of)| (*uid, quota(*of))).collect(),
         limits: limits(&config.limits, open_files),
         reattach_ms: config.broker.reattach_ms,
@@ -44,8 +43,36 @@ pub fn dispatcher(instance: &Instance, config: &Config, open_files: u64) -> Disp
     }
 }
 
+const fn placement(of: file::Placement) -> Placement {
+    match of {
+        file::Placement::RoundRobin => Placement::RoundRobin,
+        file::Placement::LeastUsed => Placement::LeastUsed,
+        file::Placement::PowerOfTwo => Placement::PowerOfTwo,
+        file::Placement::Weighted => Placement::Weighted,
+    }
+}
+
+/// What was not written is 0, which clients and the dispatcher read as no choice.
+fn policy(of: &file::PolicySection) -> Policy {
+    let small = |bytes: Option<Bytes>| {
+        bytes.map_or(0, |bytes| u32::try_from(bytes.get()).unwrap_or(u32::MAX))
+    };
+    let told = dmce_abi::wire::client::Policy {
+        up_to: of.up_to.map_or(0, Bytes::get),
+        copies: of.copies.unwrap_or(0),
+        page_size: small(of.page_size),
+        block_bytes: of.block_bytes.map_or(0, Bytes::get),
+        align: small(of.align),
+        wait_ms: of.wait_ms,
+    };
+    Policy { told, placement: of.placement.map(placement) }
+}
+
 fn quota(of: file::Quota) -> Quota {
     Quota {
+        connections: of.connections.map_or(u64::MAX, u64::from),
+        requests_per_s: of.requests_per_s.map_or(u64::MAX, u64::from),
+        requests_burst: of.requests_burst.map_or(u64::MAX, u64::from),
         bytes: of.bytes.map_or(u64::MAX, u64::from),
         sessions: of.sessions.map_or(u64::MAX, u64::from),
         blocks: of.blocks.map_or(u64::MAX, u64::from),

@@ -166,8 +166,10 @@ impl Server {
     pub fn start(place: &Place, config: &Config) -> Result<Self, ServerError> {
         let signals = SignalFd::new()?;
         let open_files = limits::raise_open_files()?;
-        if config.instance.copies > COPIES_SERVED {
-            return Err(ServerError::Copies { asked: config.instance.copies });
+        let copies = config.policy.iter().filter_map(|policy| policy.copies);
+        let asked = copies.fold(config.instance.copies, u32::max);
+        if asked > COPIES_SERVED {
+            return Err(ServerError::Copies { asked });
         }
         let folder = ObjectDir::open(&config.instance.objects)?;
         let objects = Objects::new(folder, place.instance.clone(), config.instance.layout);
@@ -343,6 +345,8 @@ impl Server {
                 }
             }
             Action::CloseClient { conn, reason } => self.clients.close(&self.poller, conn, &reason),
+            Action::HoldClient { conn } => self.clients.poll(&self.poller, conn, Interest::NONE),
+            Action::ReadClient { conn } => self.clients.poll(&self.poller, conn, Interest::READ),
             Action::ToDaemon { conn, request_id, request } => {
                 if !self.daemons.send(&self.poller, conn, request_id, &request) {
                     self.events.push_back(Event::DaemonHungUp { conn });
@@ -387,6 +391,7 @@ impl Server {
             Action::StoreGrant { session, grant } => self.sessions.store_grant(session, grant),
             Action::RevokeGrant { session, place } => self.sessions.revoke_grant(session, place),
             Action::Publish { session, generation } => self.sessions.publish(session, generation),
+            Action::Ring { session } => self.sessions.ring(session),
             other => unreachable!("{other:?} is executed by act"),
         }
     }

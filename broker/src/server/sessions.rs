@@ -263,7 +263,13 @@ impl Sessions {
         while self.fence.heavy_host().is_err() {
             std::thread::yield_now();
         }
-        if let Some(doorbell) = &session.doorbell
+        self.ring(id);
+    }
+
+    /// Wakes the session's service thread.
+    pub fn ring(&self, id: SessionId) {
+        let doorbell = self.all.get(&id).and_then(|session| session.doorbell.as_ref());
+        if let Some(doorbell) = doorbell
             && let Err(error) = doorbell.signal()
         {
             warn!(session = id.get(), "its doorbell: {error}");

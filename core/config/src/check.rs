@@ -3,9 +3,12 @@
 use core::fmt;
 use std::ops::RangeInclusive;
 
-use dmce_abi::limits::{BLOCK_IDS_MAX, COPIES_MAX, DAEMONS_MAX, PAGE_BYTES, SESSION_IDS_MAX};
+use dmce_abi::block::is_page_size;
+use dmce_abi::limits::{
+    BLOCK_IDS_MAX, COPIES_MAX, DAEMONS_MAX, PAGE_BYTES, POLICIES_MAX, SESSION_IDS_MAX,
+};
 
-use crate::sections::{BrokerSection, DaemonSection, InstanceSection, Limits};
+use crate::sections::{BrokerSection, DaemonSection, InstanceSection, Limits, PolicySection};
 use crate::{Bytes, Config};
 
 /// The largest pool object: what is made ready ahead of need stays small against a daemon.
@@ -15,6 +18,11 @@ const CAPACITY_MAX: Bytes = Bytes(1 << 48);
 const POOL_OBJECTS_MAX: u32 = 1024;
 const REQUESTS_OUTSTANDING_MAX: u32 = 4096;
 const MAPPINGS_MAX: u32 = 1 << 20;
+/// Notes of one daemon: with as many daemons as there can be, they take some 100 MiB.
+const USAGE_SAMPLES_MAX: u32 = 4096;
+const WEIGHT_MAX: u32 = 1_000_000;
+/// The largest alignment of an allocation.
+const ALIGN_MAX: u64 = 2 << 20;
 const MINUTE_MS: u64 = 60_000;
 const HOUR_MS: u64 = 60 * MINUTE_MS;
 const DAY_S: u64 = 86_400;
@@ -48,6 +56,8 @@ pub(crate) fn fit_defaults(config: &mut Config, written: impl Fn(&str, &str) -> 
 pub(crate) fn check(config: &Config) -> Result<(), Misfit> {
     check_instance(&config.instance)?;
     check_broker(&config.broker)?;
+    check_weights(config)?;
+    check_policies(config)?;
     check_limits(&config.limits, &config.instance)?;
     check_daemon(&config.daemon, &config.instance)
 }
@@ -75,11 +85,77 @@ fn check_broker(broker: &BrokerSection) -> Result<(), Misfit> {
     section.within("sense_ms", broker.sense_ms, 10..=MINUTE_MS)?;
     section.within("suspect_ms", broker.suspect_ms, 10..=HOUR_MS)?;
     section.within("idle_s", broker.idle_s, 0..=DAY_S)?;
+    section.within("usage_ms", broker.usage_ms, 100..=HOUR_MS)?;
+    section.within("usage_samples", broker.usage_samples, 0..=USAGE_SAMPLES_MAX)?;
+    section.within("pressure_percent", broker.pressure_percent, 1..=100)?;
+    section.within("relief_percent", broker.relief_percent, 1..=100)?;
+    let BrokerSection { pressure_percent, relief_percent, .. } = *broker;
+    if relief_percent > pressure_percent {
+        let what = format_args!(
+            "{relief_percent} is more than pressure_percent, which is {pressure_percent}"
+        );
+        let misfit = section.misfit("relief_percent", what);
+        return misfit.map_err(|misfit| Misfit { against: Some("pressure_percent"), ..misfit });
+    }
     let BrokerSection { sense_ms, suspect_ms, .. } = *broker;
     if suspect_ms < sense_ms {
         let what = format_args!("{suspect_ms} is less than sense_ms, which is {sense_ms}");
         let misfit = section.misfit("suspect_ms", what);
         return misfit.map_err(|misfit| Misfit { against: Some("sense_ms"), ..misfit });
+    }
+    Ok(())
+}
+
+fn check_weights(config: &Config) -> Result<(), Misfit> {
+    let heavy = config.weight.iter().find(|(_, weight)| **weight > WEIGHT_MAX);
+    match heavy {
+        Some((daemon, weight)) => Section("weight")
+            .misfit("daemon", format_args!("{daemon} has {weight}, limit {WEIGHT_MAX}")),
+        None => Ok(()),
+    }
+}
+
+fn check_policies(config: &Config) -> Result<(), Misfit> {
+    let section = Section("policy");
+    let policies = &config.policy;
+    if policies.len() > POLICIES_MAX {
+        let what = format_args!("{} entries, limit {POLICIES_MAX}", policies.len());
+        return section.misfit("policy", what);
+    }
+    let block = config.instance.layout.block_bytes();
+    for (number, policy) in (1..).zip(policies) {
+        check_policy(policy, block)
+            .or_else(|(key, what)| section.misfit(key, format_args!("entry {number}: {what}")))?;
+        let same = (1..number).zip(policies).find(|(_, other)| other.up_to == policy.up_to);
+        if let (Some((other, _)), Some(up_to)) = (same, policy.up_to) {
+            let what = format_args!("entry {number}: {} is that of {other}", up_to.exact());
+            return section.misfit("up_to", what);
+        }
+    }
+    Ok(())
+}
+
+/// Checks an entry of the policy table, where a block has at most `block` bytes.
+fn check_policy(policy: &PolicySection, block: u64) -> Result<(), (&'static str, String)> {
+    if policy.up_to == Some(Bytes(0)) {
+        return Err(("up_to", "there are no allocations of 0 bytes".to_owned()));
+    }
+    if let Some(copies) = policy.copies.filter(|copies| !(1..=COPIES_MAX).contains(copies)) {
+        return Err(("copies", format!("{copies} is not between 1 and {COPIES_MAX}")));
+    }
+    let page = policy.page_size.map_or(PAGE_BYTES, Bytes::get);
+    if !u32::try_from(page).is_ok_and(is_page_size) || page > block {
+        let what = format!("{page} is no power of two from 4096 to 2097152 and to a block");
+        return Err(("page_size", what));
+    }
+    let align = policy.align.map_or(1, Bytes::get);
+    if !align.is_power_of_two() || align > ALIGN_MAX {
+        return Err(("align", format!("{align} is no power of two up to {ALIGN_MAX}")));
+    }
+    let bytes = policy.block_bytes.map_or(block, Bytes::get);
+    if !(page..=block).contains(&bytes) || !bytes.is_multiple_of(page) {
+        let what = format!("{bytes} is no multiple of {page} up to {block}");
+        return Err(("block_bytes", what));
     }
     Ok(())
 }

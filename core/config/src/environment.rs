@@ -1,5 +1,7 @@
 //! Keys that the environment may set: `DMCE_SECTION_KEY`, for example `DMCE_DAEMON_CAPACITY=6GiB`.
 //!
+//! There are none for what there may be many of: quotas of single users, weights, policies.
+//!
 //! A variable stands for a line of the file and is read by the same code. Other variables that
 //! begin with `DMCE_` have other readers and are left alone.
 
@@ -22,7 +24,7 @@ enum Kind {
 }
 
 /// Every key with one value.
-const KEYS: [(&str, &str, Kind); 29] = [
+const KEYS: [(&str, &str, Kind); 36] = [
     ("instance", "name", Kind::Text),
     ("instance", "dir", Kind::Text),
     ("instance", "objects", Kind::Text),
@@ -31,6 +33,10 @@ const KEYS: [(&str, &str, Kind); 29] = [
     ("broker", "socket_mode", Kind::Text),
     ("broker", "socket_group", Kind::Text),
     ("broker", "placement", Kind::Text),
+    ("broker", "pressure_percent", Kind::Plain),
+    ("broker", "relief_percent", Kind::Plain),
+    ("broker", "usage_ms", Kind::Plain),
+    ("broker", "usage_samples", Kind::Plain),
     ("broker", "static_reservation", Kind::Plain),
     ("broker", "reattach_ms", Kind::Plain),
     ("broker", "sense_ms", Kind::Plain),
@@ -42,6 +48,9 @@ const KEYS: [(&str, &str, Kind); 29] = [
     ("limits", "daemons", Kind::Plain),
     ("limits", "requests_outstanding", Kind::Plain),
     ("limits", "mappings_per_session", Kind::Plain),
+    ("quota", "connections", Kind::Plain),
+    ("quota", "requests_per_s", Kind::Plain),
+    ("quota", "requests_burst", Kind::Plain),
     ("quota", "bytes", Kind::Text),
     ("quota", "sessions", Kind::Plain),
     ("quota", "blocks", Kind::Plain),
@@ -123,11 +132,18 @@ mod tests {
     #[test]
     fn every_key_of_the_documented_file_has_its_variable() {
         let documented = crate::tests::documented_keys();
-        let quotas_of_one_user =
-            documented.iter().filter(|(section, _)| section == "quota.uid.1000");
-        assert_eq!(quotas_of_one_user.count(), 4);
+        let has_variables = |section: &str| {
+            let counted = documented.iter().filter(|(of, _)| of == section).count();
+            // Of each user, daemon and policy there may be many.
+            match section {
+                "quota.uid.1000" | "policy" => assert_eq!(counted, 7, "{section}"),
+                "weight" => assert_eq!(counted, 2),
+                _ => return true,
+            }
+            false
+        };
         let mut documented: Vec<_> =
-            documented.into_iter().filter(|(section, _)| section != "quota.uid.1000").collect();
+            documented.iter().filter(|(section, _)| has_variables(section)).cloned().collect();
         documented.sort();
         let mut ours: Vec<_> =
             KEYS.iter().map(|(section, key, _)| ((*section).into(), (*key).into())).collect();

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use dmce_abi::AddrLayout;
+use dmce_abi::block::DaemonId;
 use dmce_abi::limits::{BLOCK_IDS_MAX, DAEMONS_MAX};
 use dmce_abi::name::Instance;
 use serde::Deserialize;
@@ -43,6 +44,14 @@ pub struct BrokerSection {
     pub socket_group: Option<String>,
     /// How the daemon of a new block is chosen.
     pub placement: Placement,
+    /// When memory is called short: percent of the capacity that are taken.
+    pub pressure_percent: u32,
+    /// When it is short no more.
+    pub relief_percent: u32,
+    /// How often the usage of each daemon is noted [0068].
+    pub usage_ms: u64,
+    /// How many notes are kept of each daemon.
+    pub usage_samples: u32,
     /// Whether the bytes that a session asks for at setup are kept free for it [0082].
     pub static_reservation: bool,
     /// How long a session whose connection broke, but whose process lives, may come back.
@@ -62,8 +71,32 @@ pub enum Placement {
     /// One after the other.
     #[default]
     RoundRobin,
-    /// The one with the most free bytes.
+    /// The one with the smallest part of its capacity taken.
     LeastUsed,
+    /// Of two that are drawn, the less used.
+    PowerOfTwo,
+    /// Drawn by weight.
+    Weighted,
+}
+
+/// `[[policy]]`: how allocations of some sizes are made (002 [20]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+pub struct PolicySection {
+    /// Meant for allocations of at most so many bytes. Absent: for those that name its number.
+    pub up_to: Option<Bytes>,
+    /// Copies. Absent: as for all.
+    pub copies: Option<u32>,
+    /// The page size. Absent: as for all.
+    pub page_size: Option<Bytes>,
+    /// Bytes that a block with several allocations may grow to. Absent: what there is room for.
+    pub block_bytes: Option<Bytes>,
+    /// The alignment. Absent: as for all.
+    pub align: Option<Bytes>,
+    /// How the daemon is chosen. Absent: as for all.
+    pub placement: Option<Placement>,
+    /// How long to wait for room, 0 for ever. Absent: not at all.
+    pub wait_ms: Option<u32>,
 }
 
 /// `[limits]`: bounds of the whole instance.
@@ -89,6 +122,12 @@ pub struct Limits {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table")]
 pub struct QuotaSection {
+    /// Connections at one time.
+    pub connections: Option<u32>,
+    /// Requests a second, in the long run.
+    pub requests_per_s: Option<u32>,
+    /// Requests at once. Absent: those of a second.
+    pub requests_burst: Option<u32>,
     /// Bytes committed or reserved, copies counted.
     pub bytes: Option<Bytes>,
     /// Sessions at one time.
@@ -106,6 +145,12 @@ pub struct QuotaSection {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table")]
 pub struct Quota {
+    /// Connections at one time.
+    pub connections: Option<u32>,
+    /// Requests a second, in the long run.
+    pub requests_per_s: Option<u32>,
+    /// Requests at once. Absent: those of a second.
+    pub requests_burst: Option<u32>,
     /// Bytes committed or reserved, copies counted.
     pub bytes: Option<Bytes>,
     /// Sessions at one time.
@@ -120,8 +165,21 @@ impl QuotaSection {
     /// What `uid` may hold.
     #[must_use]
     pub fn of(&self, uid: u32) -> Quota {
-        let Self { bytes, sessions, blocks, regions, uid: ref users } = *self;
-        users.get(&uid).copied().unwrap_or(Quota { bytes, sessions, blocks, regions })
+        self.uid.get(&uid).copied().unwrap_or_else(|| self.of_all())
+    }
+
+    /// What a user may hold who has no table.
+    #[must_use]
+    pub const fn of_all(&self) -> Quota {
+        Quota {
+            connections: self.connections,
+            requests_per_s: self.requests_per_s,
+            requests_burst: self.requests_burst,
+            bytes: self.bytes,
+            sessions: self.sessions,
+            blocks: self.blocks,
+            regions: self.regions,
+        }
     }
 }
 
@@ -162,6 +220,10 @@ impl Default for BrokerSection {
             socket_mode: 0o600,
             socket_group: None,
             placement: Placement::RoundRobin,
+            pressure_percent: 90,
+            relief_percent: 80,
+            usage_ms: 10_000,
+            usage_samples: 360,
             static_reservation: true,
             reattach_ms: 5_000,
             sense_ms: 1_000,
@@ -209,6 +271,27 @@ fn instance_name<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Instance>
 fn by_uid<'de, D: Deserializer<'de>>(value: D) -> Result<BTreeMap<u32, Quota>, D::Error> {
     let users = BTreeMap::<Uid, Quota>::deserialize(value)?;
     Ok(users.into_iter().map(|(Uid(uid), quota)| (uid, quota)).collect())
+}
+
+/// Reads `[weight]`: the weights of daemons, by id.
+pub(crate) fn by_daemon<'de, D: Deserializer<'de>>(
+    value: D,
+) -> Result<BTreeMap<DaemonId, u32>, D::Error> {
+    let weights = BTreeMap::<Daemon, u32>::deserialize(value)?;
+    Ok(weights.into_iter().map(|(Daemon(daemon), weight)| (daemon, weight)).collect())
+}
+
+/// A daemon's id as the key of a table.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Daemon(DaemonId);
+
+impl<'de> Deserialize<'de> for Daemon {
+    fn deserialize<D: Deserializer<'de>>(key: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(key)?;
+        let id = text.parse::<u32>().ok().and_then(|id| DaemonId::try_from(id).ok());
+        let id = id.filter(|id| id.get() <= DAEMONS_MAX);
+        id.map(Self).ok_or_else(|| D::Error::custom(format_args!("{text:?} is no daemon's id")))
+    }
 }
 
 /// A user's number as the key of a table.

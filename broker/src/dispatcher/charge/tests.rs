@@ -8,7 +8,7 @@ fn daemon(id: u32) -> DaemonId {
 
 fn ledger(bytes: u64) -> Ledger {
     let mut config = DispatcherConfig::new(Instance::new("test").unwrap(), 0);
-    config.quota = Quota { bytes, sessions: 2, blocks: 3, regions: 1 };
+    config.quota = Quota { bytes, sessions: 2, blocks: 3, regions: 1, ..Quota::UNLIMITED };
     let mut ledger = Ledger::new(&config);
     ledger.set_capacity(daemon(1), 1000);
     ledger.set_capacity(daemon(2), 1000);
@@ -39,7 +39,7 @@ fn a_reservation_pays_first_and_gets_back_what_it_paid() {
     );
     ledger.close_account(account);
     assert_eq!(ledger.store(daemon(1)), Store { capacity: 1000, committed: 0, reserved: 0 });
-    ledger.audit(none(), std::iter::empty()).unwrap();
+    ledger.audit(none(), std::iter::empty(), std::iter::empty()).unwrap();
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn what_a_closed_account_had_reserved_returns_to_nobody() {
     ledger.close_account(account);
     ledger.refund(charge);
     assert_eq!(ledger.store(daemon(1)).free(), 1000);
-    ledger.audit(none(), std::iter::empty()).unwrap();
+    ledger.audit(none(), std::iter::empty(), std::iter::empty()).unwrap();
 }
 
 #[test]
@@ -83,7 +83,9 @@ fn each_limit_refuses_with_its_numbers_and_charges_nothing() {
     let second = ledger.charge(payer, daemon(2), 1).unwrap();
     let third = ledger.charge(payer, daemon(2), 1).unwrap();
     assert_eq!(text(ledger.charge(payer, daemon(2), 1)), "user 7 has 3 blocks, quota is 3");
-    ledger.audit([&first, &second, &third].into_iter(), std::iter::empty()).unwrap();
+    ledger
+        .audit([&first, &second, &third].into_iter(), std::iter::empty(), std::iter::empty())
+        .unwrap();
 
     ledger.charge_region(7).unwrap();
     assert_eq!(
@@ -94,7 +96,7 @@ fn each_limit_refuses_with_its_numbers_and_charges_nothing() {
         ledger.refund(charge);
     }
     ledger.refund_region(7);
-    ledger.audit(none(), std::iter::empty()).unwrap();
+    ledger.audit(none(), std::iter::empty(), std::iter::empty()).unwrap();
 }
 
 /// Random charges, and after each the sums are recomputed from those that exist.
@@ -107,7 +109,7 @@ fn charges_always_add_up() {
         let mut accounts: Vec<(AccountId, u32)> = Vec::new();
         for _ in 0..300 {
             one_change(&mut random, &mut ledger, &mut charges, &mut accounts);
-            ledger.audit(charges.iter(), std::iter::empty()).unwrap();
+            ledger.audit(charges.iter(), std::iter::empty(), std::iter::empty()).unwrap();
             for id in [1, 2] {
                 let store = ledger.store(daemon(id));
                 assert!(store.committed + store.reserved <= store.capacity, "seed {seed}");

@@ -90,7 +90,17 @@ impl Rig {
         self.tell(id, 0, DaemonMessage::Holds { blocks: held, last: true });
     }
 
+    /// Connects a daemon that holds nothing, as a process of the service's user.
+    pub fn register_as(&mut self, id: u32, capacity: u64, service_uid: u32) {
+        self.register_of(id, capacity, service_uid);
+        self.tell(id, 0, DaemonMessage::Holds { blocks: Vec::new(), last: true });
+    }
+
     pub fn register(&mut self, id: u32, capacity: u64) {
+        self.register_of(id, capacity, 0);
+    }
+
+    fn register_of(&mut self, id: u32, capacity: u64, uid: u32) {
         self.numbers += 1;
         let conn = DaemonConn(self.numbers);
         let daemon = FakeDaemon {
@@ -101,7 +111,7 @@ impl Rig {
             destroyed: Vec::new(),
         };
         self.daemons.insert(id, daemon);
-        self.event(Event::DaemonConnected { conn, peer: peer(7, 0) });
+        self.event(Event::DaemonConnected { conn, peer: peer(7, uid) });
         let register = Register {
             daemon: daemon_id(id),
             instance: "test".into(),
