@@ -94,11 +94,11 @@ test-native: build-debug build-debug-i386
 test-i386: build-debug build-debug-i386
 	$(call test_env,$(TARGET_DIR)) scripts/i386-cargo.sh test $(TEST_FLAGS) $(CLIENT_SIDE)
 
-## test-loom     the shared words of dmce-shm under every order of events that loom finds
+## test-loom     the shared words, and those of the allocator, under every order of events that loom finds
 .PHONY: test-loom
 test-loom:
 	CARGO_TARGET_DIR="$(TARGET_DIR)/loom" RUSTFLAGS="--cfg loom" \
-		cargo test $(TEST_FLAGS) -p dmce-shm --release --lib
+		cargo test $(TEST_FLAGS) -p dmce-shm -p libdmce --release --lib
 
 ## test-header   include/libdmce.h and ffi/symbols.txt are up to date, and compilers take them
 .PHONY: test-header

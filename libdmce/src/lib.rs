@@ -13,26 +13,48 @@
 //!    `/tmp/dmce-UID`, if it is the user's and closed to others.
 //! 4. With [`Options::spawn`], a private instance is started there by the command `dmce`, which is
 //!    found by `DMCE_COMMAND`, beside the running program, or in `PATH`.
+//!
+//! Under `--cfg loom` there is the allocator alone, whose gates and slabs are then explored.
 
+#[cfg_attr(loom, expect(dead_code, reason = "the model uses a part of it"))]
 mod alloc;
+#[cfg(not(loom))]
 mod block;
+#[cfg(not(loom))]
 pub mod connection;
+#[cfg(not(loom))]
 mod error;
+#[cfg(not(loom))]
 mod locate;
+#[cfg(not(loom))]
 mod operations;
+#[cfg(not(loom))]
 mod options;
+#[cfg(not(loom))]
 mod reach;
+#[cfg(not(loom))]
 mod session;
+#[cfg(not(loom))]
 mod size;
+#[cfg(not(loom))]
 mod slots;
+#[cfg(not(loom))]
 mod stat;
+#[cfg(not(loom))]
 mod table;
+#[cfg(not(loom))]
 #[doc(hidden)]
 pub mod thread;
+#[cfg(not(loom))]
 mod turn;
 
+#[cfg(not(loom))]
 pub use dmce_abi::{AddrLayout, DmceAddr, Status};
+#[cfg(not(loom))]
 pub use error::Error;
+#[cfg(not(loom))]
 pub use options::{AllocOptions, Mirror, Options, Prot, RegionOptions};
+#[cfg(not(loom))]
 pub use session::{Region, Session};
+#[cfg(not(loom))]
 pub use stat::{RegionInfo, Stat};

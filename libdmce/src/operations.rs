@@ -37,6 +37,11 @@ impl Operations {
         Self { map, fence }
     }
 
+    /// What this process has registered for.
+    pub(crate) const fn fence(&self) -> Fence {
+        self.fence
+    }
+
     /// Which are in flight now. What was unpublished before, no later one finds.
     pub(crate) fn look(&self) -> Marks {
         while self.fence.heavy_process().is_err() {

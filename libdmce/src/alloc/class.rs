@@ -9,7 +9,8 @@
 //!
 //! 1. A class's size is a multiple of 16, and of a page from 4 KiB up: what is allocated is aligned
 //!    by its size alone, since a slab begins at a page.
-//! 2. A slab holds at least 8 objects, so that less than an eighth of it is left over.
+//! 2. A slab holds at least 8 objects, so that less than an eighth of it is left over; small ones
+//!    hold more, so that slabs are made and given back seldom.
 
 use dmce_abi::limits::PAGE_BYTES;
 
@@ -28,6 +29,9 @@ const SIZES: [u32; 35] = [
 
 const SLAB_BYTES_MIN: u32 = 16 << 10;
 const OBJECTS_MIN: u32 = 8;
+/// So many objects a slab has where they fit into so many bytes.
+const OBJECTS_WANTED: u32 = 32;
+const SLAB_BYTES_WANTED: u32 = 64 << 10;
 const STEP: u32 = 16;
 
 const STEPS: usize = 2048 + 1;
@@ -42,9 +46,20 @@ pub(crate) struct Class(u8);
 
 impl Class {
     /// Every class, by rising size.
-    #[cfg(test)]
-    fn all() -> impl Iterator<Item = Self> {
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
         (0..).take(CLASSES).map(Self)
+    }
+
+    /// The smallest class that holds `bytes`, at a multiple of 16 and from 4 KiB up of 4 KiB.
+    /// `None` for 0 and for too many.
+    #[inline]
+    pub(crate) fn natural(bytes: u64) -> Option<Self> {
+        // 0 wraps and is too large as well.
+        if bytes.wrapping_sub(1) >= OBJECT_BYTES_MAX {
+            return None;
+        }
+        let steps = usize::try_from(bytes.div_ceil(STEP.into())).ok()?;
+        BY_STEPS.get(steps).copied().map(Self)
     }
 
     /// The smallest class that holds `bytes` at a multiple of `align`; `None` if pages have to.
@@ -71,10 +86,16 @@ impl Class {
 
     /// Pages of one slab.
     pub(crate) const fn slab_pages(self) -> u32 {
-        let wanted = self.object_bytes() * OBJECTS_MIN;
-        let bytes = if wanted < SLAB_BYTES_MIN { SLAB_BYTES_MIN } else { wanted };
+        let least = max(SLAB_BYTES_MIN, self.object_bytes() * OBJECTS_MIN);
+        let wanted = self.object_bytes() * OBJECTS_WANTED;
+        let bytes = max(least, if wanted < SLAB_BYTES_WANTED { wanted } else { SLAB_BYTES_WANTED });
         #[expect(clippy::cast_possible_truncation, reason = "a page is 4 KiB")]
         bytes.div_ceil(PAGE_BYTES as u32)
+    }
+
+    /// Bytes of one slab.
+    pub(crate) const fn slab_bytes(self) -> u64 {
+        self.slab_pages() as u64 * PAGE_BYTES
     }
 
     /// Objects of one slab.
@@ -83,6 +104,38 @@ impl Class {
         let bytes = self.slab_pages() * PAGE_BYTES as u32;
         bytes / self.object_bytes()
     }
+
+    /// Finds the object of a byte of a slab.
+    pub(crate) const fn divider(self) -> Divider {
+        let bytes = self.object_bytes();
+        Divider { bytes, factor: (1 << FACTOR_BITS) / bytes as u64 + 1 }
+    }
+}
+
+/// Divides an offset in a slab by the size of its objects: a product and a shift.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Divider {
+    /// Bytes of one object.
+    pub bytes: u32,
+    factor: u64,
+}
+
+/// Enough for each offset in each class's slab, as the tests try.
+const FACTOR_BITS: u32 = 36;
+
+impl Divider {
+    /// The object that a byte of the slab is in, or the rest behind the last, and whether it is
+    /// the object's first byte.
+    #[inline]
+    #[allow(clippy::cast_possible_truncation, reason = "a slab has fewer than 2^16 objects")]
+    pub(crate) const fn object_at(self, offset: u32) -> (u16, bool) {
+        let index = ((offset as u64 * self.factor) >> FACTOR_BITS) as u32;
+        (index as u16, index * self.bytes == offset)
+    }
+}
+
+const fn max(a: u32, b: u32) -> u32 {
+    if a > b { a } else { b }
 }
 
 const fn classes_by_steps() -> [u8; STEPS] {
@@ -107,9 +160,14 @@ mod tests {
         for bytes in 1..=OBJECT_BYTES_MAX {
             let class = Class::of(bytes, 16).unwrap();
             assert!(u64::from(class.object_bytes()) >= bytes);
+            assert_eq!(Class::natural(bytes), Some(class));
+            assert!(bytes < 4096 || class.object_bytes().is_multiple_of(4096));
             if class.index() > 0 {
                 assert!(u64::from(SIZES[class.index() - 1]) < bytes);
             }
+        }
+        for bytes in [0, OBJECT_BYTES_MAX + 1, u64::MAX] {
+            assert_eq!(Class::natural(bytes), None);
         }
         assert_eq!(Class::of(OBJECT_BYTES_MAX + 1, 16), None);
         assert_eq!(Class::all().count(), CLASSES);
@@ -128,6 +186,19 @@ mod tests {
             }
         }
         assert_eq!(Class::of(64, 8192), None);
+    }
+
+    #[test]
+    fn every_byte_of_a_slab_is_of_the_object_that_division_finds() {
+        for class in Class::all() {
+            let (divider, bytes) = (class.divider(), class.object_bytes());
+            assert!(class.objects() < u32::from(u16::MAX) - 2);
+            for offset in 0..class.objects() * bytes {
+                let (index, begins) = divider.object_at(offset);
+                assert_eq!(u32::from(index), offset / bytes, "{offset} of {bytes}");
+                assert_eq!(begins, offset.is_multiple_of(bytes));
+            }
+        }
     }
 
     #[test]

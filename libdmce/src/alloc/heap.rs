@@ -1,354 +1,308 @@
-//! A heap: blocks of one kind, and what is allocated in them.
+//! A heap: the slabs that one thread allocates from, or that lie in the depot.
 //!
-//! Small sizes are objects of slabs, larger ones runs of pages. All that is known about them is
-//! here, in private memory: the bytes of a block are the application's alone, and a block need not
-//! be mapped to allocate in it.
+//! ```text
+//!   bin of a class:  first -> slab <-> slab <-> ..    those with room, and the one in use
+//!   returned:        slab -> slab -> ..               those to which others gave objects back
+//! ```
+//!
+//! What a thread frees of its own heap goes back to its slab; what it frees of another's goes there
+//! too, by way of the slab's returned objects. So a heap's free memory is in its slabs, and no
+//! object is ever kept for a thread that does not allocate its size.
 //!
 //! # Invariants
 //!
-//! 1. An address is an allocation exactly if [`Heap::find`] finds it: free, realloc and usable size
-//!    go through it, so a second free, an address inside and an address of nobody are told apart
-//!    from what is live.
-//! 2. `live` of a block counts its allocations. At 0 the block holds nothing but empty slabs.
+//! 1. But for the list of returned slabs and the sums, a heap is used by its owner inside its gate,
+//!    or under the depot's lock: by the owner, or while the gate is shut. A heap of the depot is
+//!    used under its lock alone.
+//! 2. A slab that has room is listed in the bin of its home. Of those that have none, only the
+//!    first may be. A frozen one is not listed.
+//! 3. `recent` names a slab of this heap.
+//! 4. `live` of all heaps together, counted round and round, is what is allocated: who allocates
+//!    counts up and who frees counts down, each in its own heap.
 
-use std::collections::BTreeMap;
+use dmce_abi::limits::SLOTS;
+use dmce_shm::atomic::{AtomicUsize, Ordering};
 
-use dmce_abi::block::BlockId;
-use dmce_abi::limits::PAGE_BYTES;
+use super::class::{CLASSES, Class};
+use super::gate::{Gate, SUMMED};
+use super::heaps::Heaps;
+use super::link::{Held, Link};
+use super::slab::{Slab, Taken};
 
-use super::class::Class;
-use super::pages::{PAGES_MAX, Page, PageMap, Run};
-use super::slab::Slabs;
+/// Bytes of listed slabs that a heap may have of a class before it gives empty ones back at once.
+const KEPT_BYTES: u64 = 1 << 20;
+/// Slabs of a class that it may have in any case.
+const KEPT_MIN: usize = 4;
+/// After so many slabs of a class were freed from by others, new ones are shared from the first.
+const ENDED_MAX: usize = 4;
 
-/// The place of a byte.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Place {
-    /// The block.
-    pub block: BlockId,
-    /// The offset in it.
-    pub cell: u64,
-}
-
-/// What an allocation of some size is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Shape {
-    /// An object of a slab.
-    Object(Class),
-    /// Pages of its own, at a multiple of so many.
-    Run {
-        /// How many.
-        pages: u32,
-        /// The unit of its first page.
-        align: u32,
-    },
-}
-
-impl Shape {
-    /// The shape for `bytes` at a multiple of `align`; `None` if no block has so many pages.
-    pub(crate) fn of(bytes: u64, align: u64) -> Option<Self> {
-        if let Some(class) = Class::of(bytes, align) {
-            return Some(Self::Object(class));
-        }
-        let pages = u32::try_from(bytes.div_ceil(PAGE_BYTES)).ok()?;
-        let align = u32::try_from(align.div_ceil(PAGE_BYTES)).ok()?;
-        (pages <= PAGES_MAX).then_some(Self::Run { pages, align })
-    }
-
-    /// Pages that have to be free in a row, and the unit of the first.
-    fn room(self) -> (u32, u32) {
-        match self {
-            Self::Object(class) => (class.slab_pages(), 1),
-            Self::Run { pages, align } => (pages, align),
-        }
-    }
-
-    /// Bytes that a fresh block must have for it.
-    pub(crate) fn bytes_needed(self) -> u64 {
-        u64::from(self.room().0) * PAGE_BYTES
-    }
-}
-
-/// An allocation that was made or found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Allocation {
-    /// Its first byte.
-    pub place: Place,
-    /// Bytes that may be used.
-    pub bytes: u64,
-}
-
-/// What has to be asked for before a shape fits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Growth {
-    /// More of a block that is there.
-    Block {
-        /// Which.
-        block: BlockId,
-        /// Bytes that it must have in all.
-        at_least: u64,
-        /// Bytes that it should have in all.
-        wanted: u64,
-    },
-    /// A new block.
-    Fresh {
-        /// Bytes that it must have at first.
-        at_least: u64,
-        /// Bytes that it should have at first.
-        wanted: u64,
-    },
-}
-
-/// What the first commitment of a block is, and the smallest step of its growth.
-const FIRST_BYTES: u64 = 2 << 20;
-/// The largest step of a block's growth.
-const STEP_BYTES_MAX: u64 = 64 << 20;
-
-/// Blocks of one kind.
+/// The slabs of one owner.
 #[derive(Debug)]
 pub(crate) struct Heap {
-    blocks: BTreeMap<BlockId, HeapBlock>,
-    slabs: Slabs,
-    committed: u64,
+    /// Its place among all heaps.
+    pub index: u32,
+    /// How its owner keeps others away.
+    pub gate: Gate,
+    /// The slab that the owner freed an object of last.
+    recent: Link,
+    /// Slabs with objects that others gave back. Pushed by anybody, taken by the owner.
+    returned: Link,
+    /// Slabs that are to be given back to their blocks.
+    surplus: Link,
+    bins: [Bin; CLASSES],
 }
 
 #[derive(Debug)]
-struct HeapBlock {
-    pages: PageMap,
-    bytes_max: u64,
-    live: u64,
-    /// Since when nothing of it is live, on the caller's clock.
-    empty_since: Option<u64>,
-    /// Whether nothing more is to be allocated in it.
-    is_frozen: bool,
+struct Bin {
+    /// The slab in use, and those with room behind it.
+    first: Link,
+    /// How many there are.
+    listed: AtomicUsize,
+    /// Objects that were allocated here less those that were freed here.
+    live: AtomicUsize,
+    /// How many slabs of it lost their bias.
+    ended: AtomicUsize,
 }
 
-impl HeapBlock {
-    fn committed(&self) -> u64 {
-        u64::from(self.pages.len()) * PAGE_BYTES
-    }
+/// What became of a free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Given {
+    /// Done.
+    Done,
+    /// Done; the heap has slabs now that are to be given back.
+    Surplus,
+    /// No object that is allocated begins there.
+    Refused,
+    /// Another heap's slab, whose bias has to be ended first.
+    Biased,
+    /// Nothing of a slab.
+    Elsewhere,
 }
 
 impl Heap {
-    /// One without blocks.
-    pub(crate) fn new() -> Self {
-        Self { blocks: BTreeMap::new(), slabs: Slabs::new(), committed: 0 }
-    }
-
-    /// Adds a block, or tells of more bytes of one that is there.
-    pub(crate) fn commit(&mut self, block: BlockId, committed: u64, bytes_max: u64, now: u64) {
-        let fresh = || HeapBlock {
-            pages: PageMap::default(),
-            bytes_max: bytes_max.min(u64::from(PAGES_MAX) * PAGE_BYTES),
-            live: 0,
-            empty_since: Some(now),
-            is_frozen: false,
+    /// One without slabs.
+    pub(crate) fn new(index: u32) -> Self {
+        let bin = || Bin {
+            first: Link::none(),
+            listed: AtomicUsize::new(0),
+            live: AtomicUsize::new(0),
+            ended: AtomicUsize::new(0),
         };
-        let block = self.blocks.entry(block).or_insert_with(fresh);
-        let pages = u32::try_from(committed / PAGE_BYTES).unwrap_or(PAGES_MAX);
-        let before = block.committed();
-        block.pages.extend_to(pages);
-        self.committed += block.committed() - before;
-    }
-
-    /// Allocates, if there is room; with the allocation, whether it is zero.
-    pub(crate) fn allocate(&mut self, shape: Shape) -> Option<(Allocation, bool)> {
-        match shape {
-            Shape::Object(class) => self.allocate_object(class),
-            Shape::Run { pages, align } => {
-                let (block, run, zeroed) = self.take_run(pages, align)?;
-                self.count_in(block);
-                let place = Place { block, cell: first_cell(run) };
-                Some((Allocation { place, bytes: u64::from(pages) * PAGE_BYTES }, zeroed))
-            }
+        Self {
+            index,
+            // The first allocation is told, as one after a summing up.
+            gate: Gate::new(SUMMED),
+            recent: Link::none(),
+            returned: Link::none(),
+            surplus: Link::none(),
+            bins: std::array::from_fn(|_| bin()),
         }
     }
 
-    /// The allocation that begins at a place.
-    pub(crate) fn find(&self, place: Place) -> Option<Allocation> {
-        let block = self.blocks.get(&place.block)?;
-        let bytes = match block.pages.page(place.cell / PAGE_BYTES) {
-            Page::Head(pages) if place.cell.is_multiple_of(PAGE_BYTES) => {
-                u64::from(pages) * PAGE_BYTES
+    /// Takes an object, if the slab in use has one.
+    #[inline]
+    pub(crate) fn take(&self, class: Class, held: Held<'_>) -> Option<Taken> {
+        let bin = &self.bins[class.index()];
+        let taken = bin.first.get(held)?.take()?;
+        bin.count(1);
+        Some(taken)
+    }
+
+    /// Looks for a slab with room: among those that others gave objects back to, and those that
+    /// are listed. False if there is none.
+    #[cold]
+    pub(crate) fn renew(&self, class: Class, heaps: &Heaps, held: Held<'_>) -> bool {
+        self.collect(heaps, held);
+        let bin = &self.bins[class.index()];
+        while let Some(slab) = bin.first.get(held) {
+            if slab.has_room() {
+                return true;
             }
-            Page::Slab(id) => {
-                self.slabs.find(id, place.cell)?;
-                self.slabs.get(id)?.class.object_bytes().into()
-            }
-            _ => return None,
+            bin.unlist(slab, held);
+        }
+        false
+    }
+
+    /// Frees the object that begins at an address.
+    #[inline]
+    pub(crate) fn give(&self, addr: u64, heaps: &Heaps, held: Held<'_>) -> Given {
+        let recent = self.recent.get(held).filter(|slab| slab.contains(addr));
+        let Some(slab) = recent else { return self.give_anywhere(addr, heaps, held) };
+        self.give_home(slab, addr, held)
+    }
+
+    #[inline(never)]
+    fn give_anywhere(&self, addr: u64, heaps: &Heaps, held: Held<'_>) -> Given {
+        let Some(slab) = heaps.directory.find(addr, held) else { return Given::Elsewhere };
+        if slab.home() == self.index {
+            self.recent.set(Some(slab));
+            return self.give_home(slab, addr, held);
+        }
+        if !slab.is_shared() {
+            return Given::Biased;
+        }
+        let Some(index) = slab.index_at(addr).filter(|&index| slab.claim(index)) else {
+            return Given::Refused;
         };
-        Some(Allocation { place, bytes })
-    }
-
-    /// Frees the allocation that begins at a place; `None` if none does.
-    pub(crate) fn free(&mut self, place: Place, now: u64) -> Option<Allocation> {
-        let found = self.find(place)?;
-        let block = self.blocks.get_mut(&place.block)?;
-        match block.pages.page(place.cell / PAGE_BYTES) {
-            Page::Head(count) => {
-                let first = u32::try_from(place.cell / PAGE_BYTES).ok()?;
-                block.pages.give(Run { first, count });
-            }
-            Page::Slab(id) => {
-                let index = self.slabs.find(id, place.cell)?;
-                if self.slabs.give(id, index)
-                    && let Some(slab) = self.slabs.remove(id)
-                {
-                    block.pages.give(slab.run);
-                }
-            }
-            Page::Inner(_) | Page::Free => return None,
+        self.bins[slab.class().index()].count(usize::MAX);
+        if slab.put_back(index) {
+            heaps.tell(slab);
         }
-        block.live -= 1;
-        if block.live == 0 {
-            block.empty_since = Some(now);
+        Given::Done
+    }
+
+    #[inline]
+    fn give_home(&self, slab: &Slab, addr: u64, held: Held<'_>) -> Given {
+        if !slab.index_at(addr).is_some_and(|index| slab.give(index)) {
+            return Given::Refused;
         }
-        Some(found)
-    }
-
-    /// Changes an allocation's size where it is. `None` if it has to move.
-    pub(crate) fn resize(&mut self, place: Place, bytes: u64) -> Option<Allocation> {
-        let found = self.find(place)?;
-        let block = self.blocks.get_mut(&place.block)?;
-        let first = u32::try_from(place.cell / PAGE_BYTES).ok()?;
-        match (block.pages.page(u64::from(first)), Shape::of(bytes, 1)?) {
-            (Page::Slab(id), Shape::Object(class)) => {
-                (self.slabs.get(id)?.class == class).then_some(found)
-            }
-            (Page::Head(count), Shape::Run { pages, .. }) => {
-                let bytes = u64::from(pages) * PAGE_BYTES;
-                let resized = block.pages.resize(Run { first, count }, pages);
-                resized.then_some(Allocation { place, bytes })
-            }
-            _ => None,
+        self.bins[slab.class().index()].count(usize::MAX);
+        if slab.is_listed() && !slab.is_empty() {
+            return Given::Done;
         }
+        self.place(slab, held)
     }
 
-    /// Whether `bytes` from a place on lie in one allocation.
-    pub(crate) fn covers(&self, place: Place, bytes: u64) -> bool {
-        let Some(block) = self.blocks.get(&place.block) else { return false };
-        let page = place.cell / PAGE_BYTES;
-        let start = match block.pages.page(page) {
-            Page::Slab(id) => {
-                let Some(slab) = self.slabs.get(id) else { return false };
-                let object = u64::from(slab.class.object_bytes());
-                let first = first_cell(slab.run);
-                first + (place.cell - first) / object * object
-            }
-            Page::Head(_) => page * PAGE_BYTES,
-            Page::Inner(behind) => (page - u64::from(behind)) * PAGE_BYTES,
-            Page::Free => return false,
-        };
-        let found = self.find(Place { cell: start, ..place });
-        found.is_some_and(|found| place.cell.saturating_add(bytes) <= start + found.bytes)
-    }
-
-    /// What has to be asked for before `shape` fits. Blocks in `full` can get no more.
-    pub(crate) fn growth(&self, shape: Shape, full: &[BlockId]) -> Growth {
-        let (pages, align) = shape.room();
-        for (&id, block) in &self.blocks {
-            let there = block.pages.len();
-            let tail = there - block.pages.free_at_end();
-            let end = tail.checked_next_multiple_of(align).and_then(|at| at.checked_add(pages));
-            let at_least = end.map_or(u64::MAX, |end| u64::from(end) * PAGE_BYTES);
-            if at_least <= block.bytes_max && !block.is_frozen && !full.contains(&id) {
-                let committed = block.committed();
-                let step = committed.clamp(FIRST_BYTES, STEP_BYTES_MAX);
-                let wanted = (committed + step).max(at_least).min(block.bytes_max);
-                return Growth::Block { block: id, at_least, wanted };
-            }
+    /// Lists a slab that has room again; lets one go that is empty, if there are enough others.
+    #[inline]
+    fn place(&self, slab: &Slab, held: Held<'_>) -> Given {
+        let bin = &self.bins[slab.class().index()];
+        if slab.is_listed() && bin.first.is(slab) {
+            return Given::Done;
         }
-        let at_least = shape.bytes_needed();
-        Growth::Fresh { at_least, wanted: at_least.max(FIRST_BYTES) }
+        self.place_behind(slab, held)
     }
 
-    /// Takes out the blocks that have been empty since before `limit`, but for those in `kept`.
-    pub(crate) fn take_empty(
-        &mut self,
-        limit: u64,
-        mut kept: impl FnMut(BlockId) -> bool,
-    ) -> Vec<BlockId> {
-        let is_due = |block: &HeapBlock| block.empty_since.is_some_and(|since| since <= limit);
-        let due: Vec<BlockId> = self
-            .blocks
-            .iter()
-            .filter(|(id, block)| is_due(block) && !kept(**id))
-            .map(|(&id, _)| id)
-            .collect();
-        for &id in &due {
-            for slab in self.slabs.of_block(id) {
-                self.slabs.remove(slab);
-            }
-            let gone = self.blocks.remove(&id);
-            self.committed -= gone.map_or(0, |block| block.committed());
+    #[inline(never)]
+    fn place_behind(&self, slab: &Slab, held: Held<'_>) -> Given {
+        let bin = &self.bins[slab.class().index()];
+        let is_superfluous = slab.is_empty() && bin.has_enough(slab.class());
+        if slab.is_empty() && (slab.is_frozen() || is_superfluous) {
+            self.discard(slab, held);
+            return Given::Surplus;
         }
-        due
+        if !slab.is_listed() && !slab.is_frozen() {
+            bin.list(slab, held);
+        }
+        Given::Done
     }
 
-    /// Lets nothing more be allocated in a block. What is live in it can be freed.
-    pub(crate) fn freeze(&mut self, block: BlockId) {
-        if let Some(frozen) = self.blocks.get_mut(&block) {
-            frozen.is_frozen = true;
-            for slab in self.slabs.of_block(block) {
-                self.slabs.freeze(slab);
+    /// Takes in the objects that others gave back.
+    pub(crate) fn collect(&self, heaps: &Heaps, held: Held<'_>) {
+        let mut told = self.returned.take(held);
+        while let Some(slab) = told {
+            // Before the objects are taken: then somebody else may use the link.
+            told = slab.next_returned.get(held);
+            if slab.home() == self.index {
+                slab.collect();
+                self.place(slab, held);
+            } else {
+                heaps.tell(slab);
             }
         }
     }
 
-    /// Since when the longest empty block is empty.
-    pub(crate) fn empty_since(&self) -> Option<u64> {
-        self.blocks.values().filter_map(|block| block.empty_since).min()
-    }
-
-    /// Bytes that the blocks have.
-    pub(crate) const fn committed(&self) -> u64 {
-        self.committed
-    }
-
-    /// How many blocks there are.
-    pub(crate) fn blocks(&self) -> usize {
-        self.blocks.len()
-    }
-
-    /// Whether the block is of this heap.
-    pub(crate) fn has(&self, block: BlockId) -> bool {
-        self.blocks.contains_key(&block)
-    }
-
-    fn allocate_object(&mut self, class: Class) -> Option<(Allocation, bool)> {
-        let taken = if let Some(taken) = self.slabs.take(class) {
-            taken
-        } else {
-            let (block, run, zeroed) = self.take_run(class.slab_pages(), 1)?;
-            let id = self.slabs.add(block, run, class, zeroed);
-            self.blocks.get_mut(&block)?.pages.set_slab(run, id);
-            self.slabs.take(class)?
-        };
-        let slab = self.slabs.get(taken.slab)?;
-        let bytes = u64::from(class.object_bytes());
-        let cell = first_cell(slab.run) + u64::from(taken.index) * bytes;
-        let place = Place { block: slab.block, cell };
-        self.count_in(place.block);
-        Some((Allocation { place, bytes }, taken.zeroed))
-    }
-
-    /// Takes pages of the first block that has them.
-    fn take_run(&mut self, pages: u32, align: u32) -> Option<(BlockId, Run, bool)> {
-        self.blocks.iter_mut().find_map(|(&id, block)| {
-            if block.is_frozen || block.pages.longest_free() < pages {
-                return None;
-            }
-            block.pages.take(pages, align).map(|(run, zeroed)| (id, run, zeroed))
-        })
-    }
-
-    fn count_in(&mut self, block: BlockId) {
-        if let Some(block) = self.blocks.get_mut(&block) {
-            block.live += 1;
-            block.empty_since = None;
+    /// Takes a slab in that is at home here.
+    pub(crate) fn adopt(&self, slab: &Slab, held: Held<'_>) {
+        if slab.has_room() && !slab.is_frozen() {
+            self.bins[slab.class().index()].list(slab, held);
         }
+    }
+
+    /// Lets go of a slab of this heap, which stays at home here.
+    pub(crate) fn release(&self, slab: &Slab, held: Held<'_>) {
+        if slab.is_listed() {
+            self.bins[slab.class().index()].unlist(slab, held);
+        }
+        if self.recent.is(slab) {
+            self.recent.set(None);
+        }
+    }
+
+    /// Lets go of an empty slab, to be given back to its block.
+    pub(crate) fn discard(&self, slab: &Slab, held: Held<'_>) {
+        self.release(slab, held);
+        slab.next.set(self.surplus.get(held));
+        self.surplus.set(Some(slab));
+    }
+
+    /// The next slab to give back.
+    pub(crate) fn take_surplus<'a>(&self, held: Held<'a>) -> Option<&'a Slab> {
+        let slab = self.surplus.get(held)?;
+        self.surplus.set(slab.next.get(held));
+        Some(slab)
+    }
+
+    /// A listed slab of a class.
+    pub(crate) fn first<'a>(&self, class: Class, held: Held<'a>) -> Option<&'a Slab> {
+        self.bins[class.index()].first.get(held)
+    }
+
+    /// Lists a slab's objects as returned: for the home to collect.
+    pub(crate) fn push_returned(&self, slab: &Slab) {
+        self.returned.push(slab, &slab.next_returned);
+    }
+
+    /// Whether it is a thread's, and not the depot's.
+    pub(crate) fn is_of_thread(&self) -> bool {
+        (self.index as usize) < SLOTS
+    }
+
+    /// Counts an object that was freed here. Under the depot's lock, for a heap of the depot.
+    pub(crate) fn count(&self, class: Class, change: usize) {
+        self.bins[class.index()].count(change);
+    }
+
+    /// Objects of a class that were allocated here less those freed here, counted round.
+    pub(crate) fn live(&self, class: Class) -> usize {
+        self.bins[class.index()].live.load(Ordering::Relaxed)
+    }
+
+    /// Counts a slab that lost its bias.
+    pub(crate) fn count_ended(&self, class: Class) {
+        self.bins[class.index()].ended.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether a new slab of a class is to be this heap's alone until others free from it.
+    pub(crate) fn is_biased_to(&self, class: Class) -> bool {
+        self.bins[class.index()].ended.load(Ordering::Relaxed) < ENDED_MAX
     }
 }
 
-fn first_cell(run: Run) -> u64 {
-    u64::from(run.first) * PAGE_BYTES
+impl Bin {
+    #[inline]
+    fn count(&self, change: usize) {
+        let live = self.live.load(Ordering::Relaxed);
+        self.live.store(live.wrapping_add(change), Ordering::Relaxed);
+    }
+
+    fn has_enough(&self, class: Class) -> bool {
+        let listed = self.listed.load(Ordering::Relaxed);
+        listed > KEPT_MIN && listed as u64 * class.slab_bytes() > KEPT_BYTES
+    }
+
+    /// Lists a slab behind the one in use.
+    fn list(&self, slab: &Slab, held: Held<'_>) {
+        let first = self.first.get(held);
+        let place = first.map_or(&self.first, |first| &first.next);
+        let behind = place.get(held);
+        slab.before.set(first);
+        slab.next.set(behind);
+        place.set(Some(slab));
+        if let Some(behind) = behind {
+            behind.before.set(Some(slab));
+        }
+        slab.set_listed(true);
+        self.listed.store(self.listed.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    fn unlist(&self, slab: &Slab, held: Held<'_>) {
+        let (before, next) = (slab.before.get(held), slab.next.get(held));
+        before.map_or(&self.first, |before| &before.next).set(next);
+        if let Some(next) = next {
+            next.before.set(before);
+        }
+        slab.set_listed(false);
+        self.listed.store(self.listed.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+    }
 }

@@ -1,9 +1,14 @@
 //! Allocation inside the session's blocks.
 //!
 //! ```text
-//!   1 B .. 32 KiB              an object of a slab        \  heap blocks: one block serves many,
-//!   .. half of a block         a run of pages             /  and grows with its use
-//!   more                       a span: blocks of its own, from the broker and back to it at once
+//!   1 B .. 32 KiB          an object of a slab     \  heap blocks: one block serves many,
+//!   .. half of a block     a run of pages          /  and grows with its use
+//!   more                   a span: blocks of its own, from the broker and back to it at once
+//!
+//!   thread -> gate -> heap -> slab     no lock, and no atomic but plain loads and stores
+//!                      |  ^
+//!                      v  |            a slab at a time, and what is returned by others
+//!              depot, under a lock: blocks, their pages; runs, spans; slabs of nobody
 //! ```
 //!
 //! [`Allocator`] knows and decides; it asks nobody. What has to be asked of the broker it says as a
@@ -13,23 +18,56 @@
 //!
 //! 1. Two live allocations never overlap; each is aligned as asked.
 //! 2. All metadata is private memory of the process: nothing that the application writes into a
-//!    block, and nothing another process writes there, can damage it.
+//!    block, and nothing another process writes there, can damage it. No byte of a block is touched
+//!    to allocate or to free, so a block need not be mapped for it.
+//! 3. An address is an allocation exactly if its page or its word in a slab says so. Of several
+//!    threads that free it exactly one succeeds ([`slab`]).
+//! 4. Nobody waits inside a gate ([`gate`]), and whoever has the depot's lock is inside none.
+//!
+//! Why it is quick: a thread's heap and its slabs are its own until another thread frees from one
+//! of them or somebody shuts the gate, and who does that pays for the barrier.
 
-#![forbid(unsafe_code)]
-
+mod blocks;
 mod class;
+mod depot;
+mod directory;
+mod gate;
 mod heap;
+mod heaps;
 #[cfg(test)]
+#[cfg(loom)]
+mod interleavings;
+mod limbo;
+mod link;
+#[cfg(test)]
+#[cfg(not(loom))]
 mod model;
 mod pages;
 mod slab;
+#[cfg(test)]
+#[cfg(not(loom))]
+mod threads;
+mod tidy;
 
-use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 use dmce_abi::block::BlockId;
+use dmce_abi::limits::PAGE_BYTES;
+use dmce_shm::Fence;
 
-use heap::Heap;
-pub(crate) use heap::{Allocation, Growth, Place, Shape};
+pub(crate) use blocks::{Growth, Place, Shape};
+pub(crate) use class::Class;
+pub(crate) use depot::Grown;
+use depot::{At, Depot};
+use directory::Directory;
+use gate::{SHUT, SUMMED};
+pub(crate) use heap::{Given, Heap};
+use heaps::Heaps;
+use link::Held;
+use pages::Run;
+pub(crate) use slab::Taken;
+use tidy::Calendar;
+pub(crate) use tidy::Moment;
 
 /// What tells blocks apart that do not serve each other's allocations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,157 +94,219 @@ pub(crate) struct SpanAllocation {
 /// Something that is allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// In a block that serves many.
-    InBlock(Allocation),
-    /// On blocks of its own.
+    /// An object of a slab.
+    Object(Class),
+    /// Pages of a block.
+    Run(Run),
+    /// Blocks of its own.
     Span(SpanAllocation),
 }
 
 impl Found {
     /// Bytes that may be used.
-    pub(crate) const fn bytes(self) -> u64 {
+    pub(crate) fn bytes(self) -> u64 {
         match self {
-            Self::InBlock(allocation) => allocation.bytes,
+            Self::Object(class) => class.object_bytes().into(),
+            Self::Run(run) => u64::from(run.count) * PAGE_BYTES,
             Self::Span(span) => span.bytes,
         }
     }
 }
 
+/// What is allocated, in all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Usage {
+    /// Bytes of allocations.
+    pub in_use: u64,
+    /// Allocations.
+    pub live: u64,
+    /// Bytes that the blocks have.
+    pub committed: u64,
+    /// Blocks.
+    pub blocks: u64,
+}
+
 /// All that a session has allocated.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Allocator {
-    heaps: Vec<(Kind, Heap)>,
-    spans: BTreeMap<BlockId, SpanAllocation>,
-    span_bytes: u64,
-    in_use: u64,
-    live: u64,
+    heaps: Heaps,
+    fence: Fence,
+    locked: Mutex<Locked>,
+}
+
+#[derive(Debug)]
+struct Locked {
+    depot: Depot,
+    calendar: Calendar,
 }
 
 impl Allocator {
-    /// The heap of a kind.
-    pub(crate) fn heap(&mut self, kind: Kind) -> &mut Heap {
-        let place = self.heaps.iter().position(|(other, _)| *other == kind);
-        let place = place.unwrap_or_else(|| {
-            self.heaps.push((kind, Heap::new()));
-            self.heaps.len() - 1
-        });
-        &mut self.heaps[place].1
+    /// With no blocks, of ids below `ids`, whose cells have so many bits. `fence` is what this
+    /// process has registered for.
+    pub(crate) fn new(ids: u32, cell_bits: u8, fence: Fence) -> Self {
+        let locked = Locked { depot: Depot::new(), calendar: Calendar::default() };
+        let heaps = Heaps::new(Directory::new(ids, cell_bits));
+        Self { heaps, fence, locked: Mutex::new(locked) }
     }
 
-    /// Allocates in the blocks of a kind, if there is room; with it, whether it is zero.
-    pub(crate) fn allocate(&mut self, kind: Kind, shape: Shape) -> Option<(Allocation, bool)> {
-        let (allocation, zeroed) = self.heap(kind).allocate(shape)?;
-        self.in_use += allocation.bytes;
-        self.live += 1;
-        Some((allocation, zeroed))
+    /// The heap of the thread that has a slot, for that thread alone.
+    #[inline]
+    pub(crate) fn heap(&self, slot: usize) -> &Heap {
+        self.heaps.of_slot(slot)
+    }
+
+    /// Allocates from the thread's own slabs, if one of them has room and the gate is open.
+    #[inline]
+    pub(crate) fn take(&self, heap: &Heap, class: Class) -> Option<Taken> {
+        let inside = heap.gate.enter(self.fence)?;
+        heap.take(class, Held::inside(&inside))
+    }
+
+    /// Frees an object. `None` if the gate is shut, or `may_free` says no: it is asked inside.
+    #[inline]
+    pub(crate) fn give(
+        &self,
+        heap: &Heap,
+        addr: u64,
+        may_free: impl FnOnce() -> bool,
+    ) -> Option<Given> {
+        let inside = heap.gate.enter(self.fence)?;
+        if !may_free() {
+            return None;
+        }
+        Some(heap.give(addr, &self.heaps, Held::inside(&inside)))
+    }
+
+    /// Waits until everybody has left a gate who is inside of it now. What was stored before, those
+    /// see who enter later.
+    pub(crate) fn wait_outside(&self) {
+        gate::heavy(self.fence);
+        self.heaps.threads().for_each(|heap| gate::wait_outside(&heap.gate));
+    }
+
+    /// Waits until a heap's gate is open. True if somebody has to be told that the sums change.
+    #[must_use]
+    pub(crate) fn heed(&self, heap: &Heap) -> bool {
+        if heap.gate.is_raised(SHUT) {
+            // Whoever shuts gates opens them before giving the lock back.
+            self.lock(|_, _| ());
+        }
+        heap.gate.lower(SUMMED)
+    }
+
+    /// Allocates by way of the depot, if there is room: for `heap`, the thread's own, if objects of
+    /// the kind are for that.
+    pub(crate) fn allocate(&self, heap: Option<&Heap>, kind: Kind, shape: Shape) -> Option<Taken> {
+        let heap = heap.filter(|_| kind == Kind::default());
+        self.lock(|locked, at| match (heap, shape) {
+            (Some(heap), Shape::Object(class)) => {
+                let is_stocked = locked.depot.stock(heap, class, at);
+                is_stocked.then(|| heap.take(class, at.held)).flatten()
+            }
+            _ => locked.depot.allocate(kind, shape, at),
+        })
+    }
+
+    /// Gives the slabs back to their blocks that a heap, the thread's own, has too many.
+    pub(crate) fn drain(&self, heap: &Heap, now: u64) {
+        self.lock(|locked, at| locked.depot.drain(heap, now, at));
+    }
+
+    /// Lets anybody free from the slab that an address is in.
+    pub(crate) fn share(&self, addr: u64) {
+        self.lock(|_, at| at.share(addr));
     }
 
     /// Takes in a span that was granted.
-    pub(crate) fn add_span(&mut self, span: SpanAllocation) {
-        self.spans.insert(span.first, span);
-        self.span_bytes += span.bytes;
-        self.in_use += span.bytes;
-        self.live += 1;
+    pub(crate) fn add_span(&self, span: SpanAllocation) {
+        self.lock(|locked, _| locked.depot.add_span(span));
     }
 
-    /// The allocation that begins at a place.
-    pub(crate) fn find(&self, place: Place) -> Option<Found> {
-        if let Some(span) = self.spans.get(&place.block) {
-            return (place.cell == 0).then_some(Found::Span(*span));
-        }
-        self.heaps.iter().find_map(|(_, heap)| heap.find(place)).map(Found::InBlock)
+    /// The allocation that begins at a place, and the kind of its block.
+    pub(crate) fn find(&self, place: Place) -> Option<(Found, Kind)> {
+        self.lock(|locked, at| {
+            let found = locked.depot.find(place, at)?;
+            Some((found, locked.depot.kind_of(place)))
+        })
     }
 
     /// Frees the allocation that begins at a place. A span's blocks are the caller's to give back.
-    pub(crate) fn free(&mut self, place: Place, now: u64) -> Option<Found> {
-        let found = match self.find(place)? {
-            Found::Span(span) => {
-                self.spans.remove(&span.first);
-                self.span_bytes -= span.bytes;
-                Found::Span(span)
-            }
-            Found::InBlock(_) => {
-                let heap = self.heap_of(place.block)?;
-                Found::InBlock(heap.free(place, now)?)
-            }
-        };
-        self.in_use -= found.bytes();
-        self.live -= 1;
-        Some(found)
+    pub(crate) fn free(&self, place: Place, now: u64) -> Option<Found> {
+        self.lock(|locked, at| locked.depot.free(place, now, at))
     }
 
     /// Changes an allocation's size where it is. `None` if it has to move.
-    pub(crate) fn resize(&mut self, place: Place, bytes: u64) -> Option<Found> {
-        let found = self.find(place)?;
-        let resized = match found {
-            // The blocks of a span stay; a much smaller rest is better off elsewhere.
-            Found::Span(span) => (span.bytes / 2..=span.bytes).contains(&bytes).then_some(found)?,
-            Found::InBlock(_) => Found::InBlock(self.heap_of(place.block)?.resize(place, bytes)?),
-        };
-        self.in_use = self.in_use - found.bytes() + resized.bytes();
-        Some(resized)
+    pub(crate) fn resize(&self, place: Place, bytes: u64) -> Option<Found> {
+        self.lock(|locked, at| locked.depot.resize(place, bytes, at))
     }
 
     /// Whether `bytes` from a place on lie in one allocation; `None` where nothing is allocated
     /// from, as in a region.
     pub(crate) fn covers(&self, place: Place, bytes: u64) -> Option<bool> {
-        let heap = self.heaps.iter().find(|(_, heap)| heap.has(place.block));
-        heap.map(|(_, heap)| heap.covers(place, bytes))
+        self.lock(|locked, at| locked.depot.covers(place, bytes, at))
+    }
+
+    /// Adds a block to those of a kind, or tells of more bytes of one that is there.
+    pub(crate) fn commit(&self, kind: Kind, grown: Grown, now: u64) {
+        self.lock(|locked, at| locked.depot.commit(kind, grown, now, at));
+    }
+
+    /// What has to be asked for before a shape fits into blocks of a kind. Blocks in `full` can get
+    /// no more. `None` if there are too many kinds.
+    pub(crate) fn growth(&self, kind: Kind, shape: Shape, full: &[BlockId]) -> Option<Growth> {
+        self.lock(|locked, _| locked.depot.growth(kind, shape, full))
     }
 
     /// Takes out the heap blocks that are empty since before `limit`, but for those in `kept`.
-    pub(crate) fn take_empty(
-        &mut self,
-        limit: u64,
-        mut kept: impl FnMut(BlockId) -> bool,
-    ) -> Vec<BlockId> {
-        self.heaps.iter_mut().flat_map(|(_, heap)| heap.take_empty(limit, &mut kept)).collect()
+    pub(crate) fn take_empty(&self, limit: u64, kept: impl FnMut(BlockId) -> bool) -> Vec<BlockId> {
+        self.lock(|locked, at| locked.depot.take_empty(limit, kept, at))
     }
 
     /// Since when the longest empty heap block is empty.
     pub(crate) fn empty_since(&self) -> Option<u64> {
-        self.heaps.iter().filter_map(|(_, heap)| heap.empty_since()).min()
+        self.lock(|locked, _| locked.depot.empty_since())
     }
 
     /// Lets nothing more be allocated in a block, whose bytes are lost.
-    pub(crate) fn freeze(&mut self, block: BlockId) {
-        if let Some(heap) = self.heap_of(block) {
-            heap.freeze(block);
-        }
+    pub(crate) fn freeze(&self, block: BlockId, now: u64) {
+        self.lock(|locked, at| locked.depot.freeze(block, now, at));
     }
 
-    /// The kind of the block that a place is in.
-    pub(crate) fn kind_of(&self, place: Place) -> Kind {
-        if let Some(span) = self.spans.get(&place.block) {
-            return span.kind;
-        }
-        let heap = self.heaps.iter().find(|(_, heap)| heap.has(place.block));
-        heap.map_or_else(Kind::default, |(kind, _)| *kind)
+    /// Looks at all heaps, if it is time to, and has those give back what they do not use. Returns
+    /// when to look again.
+    pub(crate) fn look(&self, moment: Moment) -> Option<u64> {
+        self.lock(|locked, at| locked.calendar.look(&mut locked.depot, moment, at))
     }
 
-    /// Bytes that the blocks have.
-    pub(crate) fn committed(&self) -> u64 {
-        self.span_bytes + self.heaps.iter().map(|(_, heap)| heap.committed()).sum::<u64>()
+    /// Has every heap give back what it keeps.
+    pub(crate) fn reclaim(&self, now: u64) {
+        self.lock(|locked, at| locked.depot.reclaim(now, at));
     }
 
-    /// Blocks.
-    pub(crate) fn blocks(&self) -> u64 {
-        let in_heaps: usize = self.heaps.iter().map(|(_, heap)| heap.blocks()).sum();
-        let in_spans = self.spans.values().map(|span| u64::from(span.count)).sum::<u64>();
-        in_heaps as u64 + in_spans
+    /// What is allocated. What other threads do at this moment may be in it or not.
+    pub(crate) fn usage(&self) -> Usage {
+        self.lock(|locked, at| {
+            let (live, in_use) = locked.depot.live();
+            let (committed, blocks) = (locked.depot.committed(), locked.depot.blocks());
+            let mut usage = Usage { in_use, live, committed, blocks };
+            let heaps: Vec<&Heap> = at.heaps.all().collect();
+            for class in Class::all() {
+                let sums = heaps.iter().map(|heap| heap.live(class));
+                // Of an object that moves on at this moment the free may be seen, and not the rest.
+                let objects = sums.fold(0_usize, usize::wrapping_add).cast_signed().max(0);
+                let objects = objects.unsigned_abs() as u64;
+                usage.live += objects;
+                usage.in_use += objects * u64::from(class.object_bytes());
+            }
+            usage
+        })
     }
 
-    /// Bytes of live allocations.
-    pub(crate) const fn in_use(&self) -> u64 {
-        self.in_use
-    }
-
-    /// Live allocations.
-    pub(crate) const fn live(&self) -> u64 {
-        self.live
-    }
-
-    fn heap_of(&mut self, block: BlockId) -> Option<&mut Heap> {
-        self.heaps.iter_mut().map(|(_, heap)| heap).find(|heap| heap.has(block))
+    /// With the depot's lock. Not from inside a gate.
+    fn lock<R>(&self, body: impl FnOnce(&mut Locked, At<'_>) -> R) -> R {
+        let mut locked = self.locked.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: `body` cannot keep what it is given beyond the lock: it takes any lifetime.
+        let held = unsafe { Held::locked() };
+        body(&mut locked, At { heaps: &self.heaps, fence: self.fence, held })
     }
 }

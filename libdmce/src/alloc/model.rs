@@ -1,18 +1,24 @@
-//! The allocator against a plain map, from seeds.
+//! The allocator against a plain map, from seeds: several heaps, as if of several threads, take
+//! turns, and each frees what the others allocated.
 
 use std::collections::BTreeMap;
 
 use dmce_abi::block::BlockId;
+use dmce_shm::Fence;
 
-use super::{Allocator, Found, Growth, Kind, Place, Shape, SpanAllocation};
+use super::{
+    Allocator, Class, Found, Given, Grown, Growth, Kind, Moment, Place, Shape, SpanAllocation,
+    Usage,
+};
 
-const BLOCK_BYTES_MAX: u64 = 32 << 20;
+pub(super) const BLOCK_BYTES_MAX: u64 = 32 << 20;
+pub(super) const CELL_BITS: u8 = 25;
 
 /// Numbers that a seed decides (splitmix64).
-struct Seeded(u64);
+pub(super) struct Seeded(pub u64);
 
 impl Seeded {
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut word = self.0;
         word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -20,8 +26,13 @@ impl Seeded {
         word ^ (word >> 31)
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(super) fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
+    }
+
+    /// A place among so many.
+    pub(super) fn place(&mut self, count: usize) -> usize {
+        usize::try_from(self.below(count as u64)).unwrap()
     }
 
     /// Small sizes mostly, and every power of two now and then.
@@ -32,8 +43,50 @@ impl Seeded {
     }
 }
 
-/// What is live, by its first byte.
-type Model = BTreeMap<Place, u64>;
+/// How many seeds are tried: `DMCE_TEST_SEEDS`, or the given number.
+pub(super) fn seeds(default: u64) -> std::ops::Range<u64> {
+    let set = std::env::var("DMCE_TEST_SEEDS").ok();
+    0..set.and_then(|seeds| seeds.parse().ok()).unwrap_or(default)
+}
+
+const SLOTS: usize = 3;
+
+pub(super) fn new_allocator() -> Allocator {
+    Allocator::new(1 << 12, CELL_BITS, Fence::register())
+}
+
+pub(super) fn addr(place: Place) -> u64 {
+    u64::from(place.block.get()) << CELL_BITS | place.cell
+}
+
+pub(super) fn place(addr: u64) -> Place {
+    let block = u32::try_from(addr >> CELL_BITS).unwrap();
+    let block = BlockId::try_from(block).unwrap();
+    Place { block, cell: addr & ((1 << CELL_BITS) - 1) }
+}
+
+/// Frees as a thread with a slot does; false if nothing that is allocated begins there.
+pub(super) fn free_as(allocator: &Allocator, slot: usize, addr: u64, now: u64) -> bool {
+    let heap = allocator.heap(slot);
+    loop {
+        match allocator.give(heap, addr, || true) {
+            Some(Given::Done) => return true,
+            Some(Given::Surplus) => {
+                allocator.drain(heap, now);
+                return true;
+            }
+            Some(Given::Refused) => return false,
+            Some(Given::Biased) => allocator.share(addr),
+            Some(Given::Elsewhere) => return allocator.free(place(addr), now).is_some(),
+            None => {
+                let _ = allocator.heed(heap);
+            }
+        }
+    }
+}
+
+/// What is live, by its first byte: how many bytes, and of which kind.
+type Model = BTreeMap<u64, (u64, Kind)>;
 
 struct Harness {
     allocator: Allocator,
@@ -43,10 +96,12 @@ struct Harness {
     clock: u64,
 }
 
+const OTHER: Kind = Kind { page_size: 65_536, copies: 0 };
+
 impl Harness {
     fn new() -> Self {
         Self {
-            allocator: Allocator::default(),
+            allocator: new_allocator(),
             model: Model::new(),
             committed: BTreeMap::new(),
             next_block: 1,
@@ -54,27 +109,42 @@ impl Harness {
         }
     }
 
-    fn malloc(&mut self, bytes: u64, align: u64) -> Place {
+    fn malloc(&mut self, slot: usize, bytes: u64, align: u64) -> Place {
+        self.malloc_of(Some(slot), Kind::default(), bytes, align)
+    }
+
+    fn malloc_of(&mut self, slot: Option<usize>, kind: Kind, bytes: u64, align: u64) -> Place {
         let shape = Shape::of(bytes, align).unwrap();
-        let found = loop {
-            if let Some((found, _)) = self.allocator.allocate(Kind::default(), shape) {
-                break found;
+        let addr = loop {
+            let heap = slot.map(|slot| self.allocator.heap(slot));
+            let quick = match (heap, shape) {
+                (Some(heap), Shape::Object(class)) if kind == Kind::default() => {
+                    self.allocator.take(heap, class)
+                }
+                _ => None,
+            };
+            heap.map(|heap| self.allocator.heed(heap));
+            if let Some(taken) = quick.or_else(|| self.allocator.allocate(heap, kind, shape)) {
+                break taken.addr;
             }
-            self.grow(shape);
+            self.grow(kind, shape);
         };
-        assert!(found.bytes >= bytes);
-        assert!(found.place.cell.is_multiple_of(align), "{found:?} at {align}");
+        let made = place(addr);
+        let found = self.allocator.find(made).unwrap();
+        assert_eq!(found.1, kind);
+        assert!(found.0.bytes() >= bytes);
+        assert!(made.cell.is_multiple_of(align), "{made:?} at {align}");
         if bytes >= 4096 {
-            assert!(found.place.cell.is_multiple_of(4096));
+            assert!(made.cell.is_multiple_of(4096));
         }
-        assert!(found.place.cell + found.bytes <= self.committed[&found.place.block]);
-        self.enter(found.place, found.bytes);
-        found.place
+        assert!(made.cell + found.0.bytes() <= self.committed[&made.block]);
+        self.enter(made, found.0.bytes(), kind);
+        made
     }
 
     /// What the broker would do.
-    fn grow(&mut self, shape: Shape) {
-        let (block, committed) = match self.allocator.heap(Kind::default()).growth(shape, &[]) {
+    fn grow(&mut self, kind: Kind, shape: Shape) {
+        let (block, committed) = match self.allocator.growth(kind, shape, &[]).unwrap() {
             Growth::Block { block, at_least, wanted } => {
                 assert!(at_least <= wanted && wanted <= BLOCK_BYTES_MAX);
                 assert!(wanted > self.committed[&block]);
@@ -87,34 +157,36 @@ impl Harness {
             }
         };
         self.committed.insert(block, committed);
-        let clock = self.clock;
-        let heap = self.allocator.heap(Kind::default());
-        heap.commit(block, committed, BLOCK_BYTES_MAX, clock);
+        let grown = Grown { block, committed, bytes_max: BLOCK_BYTES_MAX };
+        self.allocator.commit(kind, grown, self.clock);
     }
 
     /// Notes what is live, and that it overlaps nothing.
-    fn enter(&mut self, place: Place, bytes: u64) {
-        let before = self.model.range(..=place).next_back();
-        if let Some((other, length)) = before.filter(|(other, _)| other.block == place.block) {
-            assert!(other.cell + length <= place.cell, "{place:?} overlaps {other:?}");
+    fn enter(&mut self, place: Place, bytes: u64, kind: Kind) {
+        let start = addr(place);
+        if let Some((other, (length, _))) = self.model.range(..=start).next_back() {
+            assert!(other + length <= start, "{start:#x} overlaps {other:#x}");
         }
-        let after = self.model.range(place..).next();
-        if let Some((other, _)) = after.filter(|(other, _)| other.block == place.block) {
-            assert!(place.cell + bytes <= other.cell, "{place:?} overlaps {other:?}");
+        if let Some((other, _)) = self.model.range(start..).next() {
+            assert!(start + bytes <= *other, "{start:#x} overlaps {other:#x}");
         }
-        self.model.insert(place, bytes);
+        self.model.insert(start, (bytes, kind));
     }
 
-    fn free(&mut self, place: Place) {
-        let bytes = self.model.remove(&place).unwrap();
+    fn free(&mut self, slot: Option<usize>, place: Place) {
+        self.model.remove(&addr(place)).unwrap();
         self.clock += 1;
-        let freed = self.allocator.free(place, self.clock).unwrap();
-        assert_eq!(freed.bytes(), bytes);
-        assert!(self.allocator.free(place, self.clock).is_none(), "{place:?} was freed twice");
+        let free = |slot: Option<usize>| match slot {
+            Some(slot) => free_as(&self.allocator, slot, addr(place), self.clock),
+            None => self.allocator.free(place, self.clock).is_some(),
+        };
+        assert!(free(slot));
+        assert!(!free(slot), "{place:?} was freed twice");
+        assert!(!free(None), "{place:?} was freed twice");
     }
 
     fn resize(&mut self, place: Place, bytes: u64) {
-        let before = self.model.remove(&place).unwrap();
+        let (before, kind) = self.model.remove(&addr(place)).unwrap();
         let now = match self.allocator.resize(place, bytes) {
             Some(found) => {
                 assert!(found.bytes() >= bytes);
@@ -122,88 +194,118 @@ impl Harness {
             }
             None => before,
         };
-        self.enter(place, now);
-        assert_eq!(self.allocator.find(place).unwrap().bytes(), now);
+        self.enter(place, now, kind);
+        assert_eq!(self.allocator.find(place).unwrap().0.bytes(), now);
     }
 
     /// Any address that is not the start of something live is refused and changes nothing.
-    fn probe(&mut self, place: Place) {
-        if !self.model.contains_key(&place) {
+    fn probe(&mut self, slot: usize, place: Place) {
+        if !self.model.contains_key(&addr(place)) {
             assert!(self.allocator.find(place).is_none(), "{place:?} is nothing live");
             assert!(self.allocator.free(place, 0).is_none());
+            assert!(!free_as(&self.allocator, slot, addr(place), 0));
         }
-        let around = self.model.range(..=place).next_back();
-        let inside = around.filter(|(start, bytes)| {
-            start.block == place.block && place.cell < start.cell + **bytes
-        });
-        let covered = self.allocator.covers(place, 1);
-        assert_eq!(covered, Some(inside.is_some()), "{place:?}");
+        let around = self.model.range(..=addr(place)).next_back();
+        let inside = around.is_some_and(|(start, (bytes, _))| addr(place) < start + bytes);
+        assert_eq!(self.allocator.covers(place, 1), Some(inside), "{place:?}");
     }
 
     fn check_sums(&self) {
-        assert_eq!(self.allocator.in_use(), self.model.values().sum::<u64>());
-        assert_eq!(self.allocator.live(), self.model.len() as u64);
-        assert_eq!(self.allocator.committed(), self.committed.values().sum::<u64>());
-        assert_eq!(self.allocator.blocks(), self.committed.len() as u64);
+        let usage = Usage {
+            in_use: self.model.values().map(|(bytes, _)| bytes).sum(),
+            live: self.model.len() as u64,
+            committed: self.committed.values().sum(),
+            blocks: self.committed.len() as u64,
+        };
+        assert_eq!(self.allocator.usage(), usage);
+    }
+
+    fn nth(&self, random: &mut Seeded) -> Place {
+        let nth = random.place(self.model.len());
+        place(*self.model.keys().nth(nth).unwrap())
+    }
+
+    fn step(&mut self, random: &mut Seeded) {
+        let slot = random.place(SLOTS);
+        let has_slot = (random.below(8) > 0).then_some(slot);
+        let is_empty = self.model.is_empty();
+        match random.below(64) {
+            0..30 => {
+                let align = [16, 16, 16, 64, 4096, 65536, 2 << 20];
+                let align = align[random.place(7)];
+                let kind = if random.below(16) == 0 { OTHER } else { Kind::default() };
+                self.malloc_of(has_slot, kind, random.size(), align);
+            }
+            30 => self.allocator.reclaim(self.clock),
+            31 => {
+                self.clock += random.below(2_000);
+                let moment = Moment { now: self.clock, idle_ms: 1_000 };
+                self.allocator.look(moment);
+            }
+            32..50 if !is_empty => {
+                let place = self.nth(random);
+                self.free(has_slot, place);
+            }
+            50..56 if !is_empty => {
+                let place = self.nth(random);
+                self.resize(place, random.size());
+            }
+            _ if !is_empty => {
+                let near = self.nth(random);
+                let cell = near.cell + random.below(70_000);
+                if cell < BLOCK_BYTES_MAX {
+                    self.probe(slot, Place { cell, ..near });
+                }
+            }
+            _ => {}
+        }
     }
 }
 
 #[test]
 fn keeps_apart_what_is_live_and_gives_everything_back() {
-    for seed in 0..24 {
+    for seed in seeds(24) {
         let mut random = Seeded(seed);
         let mut harness = Harness::new();
         for step in 0..4_000 {
-            let live: u64 = harness.model.len() as u64;
-            match random.below(10) {
-                0..5 => {
-                    let align = [16, 16, 16, 64, 4096, 65536, 2 << 20];
-                    let align = align[usize::try_from(random.below(7)).unwrap()];
-                    harness.malloc(random.size(), align);
-                }
-                5..8 if live > 0 => {
-                    let place = nth(&harness.model, random.below(live));
-                    harness.free(place);
-                }
-                8 if live > 0 => {
-                    let place = nth(&harness.model, random.below(live));
-                    harness.resize(place, random.size());
-                }
-                _ if live > 0 => {
-                    let near = nth(&harness.model, random.below(live));
-                    let cell = near.cell + random.below(70_000);
-                    harness.probe(Place { cell, ..near });
-                }
-                _ => {}
-            }
+            harness.step(&mut random);
             if step % 64 == 0 {
                 harness.check_sums();
             }
         }
-        let places: Vec<Place> = harness.model.keys().copied().collect();
+        let places: Vec<Place> = harness.model.keys().map(|addr| place(*addr)).collect();
         for place in places {
-            harness.free(place);
+            harness.free(Some(random.place(SLOTS)), place);
         }
         harness.check_sums();
-        let mut empty = harness.allocator.take_empty(harness.clock, |_| false);
-        empty.sort_unstable();
+        let empty = settle(&mut harness);
         let blocks: Vec<BlockId> = harness.committed.keys().copied().collect();
         assert_eq!(empty, blocks, "seed {seed}");
         assert_eq!(harness.allocator.empty_since(), None);
     }
 }
 
-fn nth(model: &Model, place: u64) -> Place {
-    *model.keys().nth(usize::try_from(place).unwrap()).unwrap()
+/// Looks as long as there is a reason to, then takes what is empty.
+fn settle(harness: &mut Harness) -> Vec<BlockId> {
+    let mut looks = 0;
+    harness.clock += 1_000;
+    while let Some(next) = harness.allocator.look(Moment { now: harness.clock, idle_ms: 1_000 }) {
+        assert!(next > harness.clock);
+        (harness.clock, looks) = (next, looks + 1);
+        assert!(looks < 10, "it never ends");
+    }
+    let mut empty = harness.allocator.take_empty(harness.clock, |_| false);
+    empty.sort_unstable();
+    empty
 }
 
 #[test]
 fn an_empty_block_goes_back_only_when_it_has_been_empty_long_enough() {
     let mut harness = Harness::new();
     harness.clock = 10;
-    let place = harness.malloc(100, 16);
+    let place = harness.malloc(0, 100_000, 16);
     assert_eq!(harness.allocator.empty_since(), None);
-    harness.free(place);
+    harness.free(Some(0), place);
     assert_eq!(harness.allocator.empty_since(), Some(11));
     assert!(harness.allocator.take_empty(10, |_| false).is_empty());
     assert!(harness.allocator.take_empty(11, |_| true).is_empty());
@@ -212,59 +314,124 @@ fn an_empty_block_goes_back_only_when_it_has_been_empty_long_enough() {
 }
 
 #[test]
+fn objects_that_only_a_thread_keeps_hold_no_block() {
+    let mut harness = Harness::new();
+    let place = harness.malloc(0, 100, 16);
+    let kept = harness.malloc(1, 100, 16);
+    harness.free(Some(0), place);
+    harness.free(Some(2), kept);
+    assert_eq!(harness.allocator.empty_since(), None, "the slabs are the threads' yet");
+    assert_eq!(settle(&mut harness), [place.block]);
+}
+
+#[test]
+fn what_an_idle_thread_has_left_of_a_slab_is_for_others() {
+    let mut harness = Harness::new();
+    let first = harness.malloc(0, 4096, 16);
+    settle(&mut harness);
+    let second = harness.malloc(1, 4096, 16);
+    assert_eq!(second.cell, first.cell + 4096);
+    harness.free(Some(0), first);
+    harness.free(Some(0), second);
+}
+
+#[test]
+fn what_others_free_is_allocated_again() {
+    let mut harness = Harness::new();
+    for _ in 0..100 {
+        let places: Vec<Place> = (0..100).map(|_| harness.malloc(0, 1000, 16)).collect();
+        for place in places {
+            harness.free(Some(1), place);
+        }
+    }
+    assert_eq!(harness.committed.values().sum::<u64>(), 2 << 20, "no more than 100 KB were live");
+}
+
+#[test]
+fn a_heap_keeps_a_bounded_number_of_empty_slabs() {
+    let mut harness = Harness::new();
+    let many = (8 << 20) / 512;
+    let places: Vec<Place> = (0..many).map(|_| harness.malloc(0, 512, 16)).collect();
+    let committed = harness.allocator.usage().committed;
+    for place in places {
+        harness.free(Some(0), place);
+    }
+    // What it does not keep has room for a run, without anything being asked for.
+    let shape = Shape::of(committed - (3 << 20), 16).unwrap();
+    assert!(harness.allocator.allocate(None, Kind::default(), shape).is_some());
+}
+
+#[test]
 fn fresh_memory_is_known_to_be_zero_and_reused_memory_not() {
     let mut harness = Harness::new();
     for (bytes, align) in [(64, 16), (8192, 16), (300_000, 16)] {
         let shape = Shape::of(bytes, align).unwrap();
-        harness.malloc(bytes, align);
-        let (first, zeroed) = harness.allocator.allocate(Kind::default(), shape).unwrap();
-        assert!(zeroed, "{bytes}");
-        harness.allocator.free(first.place, 0);
-        let (again, zeroed) = harness.allocator.allocate(Kind::default(), shape).unwrap();
-        assert_eq!(again.place, first.place);
-        assert!(!zeroed, "{bytes}");
+        harness.malloc(0, bytes, align);
+        let heap = harness.allocator.heap(0);
+        let first = harness.allocator.allocate(Some(heap), Kind::default(), shape).unwrap();
+        assert!(first.zeroed, "{bytes}");
+        assert!(free_as(&harness.allocator, 0, first.addr, 0));
+        let again = harness.allocator.allocate(Some(heap), Kind::default(), shape).unwrap();
+        assert_eq!(again.addr, first.addr);
+        assert!(!again.zeroed, "{bytes}");
     }
+}
+
+#[test]
+fn an_object_stays_where_it_is_as_long_as_it_fits_well() {
+    let mut harness = Harness::new();
+    let place = harness.malloc(0, 200, 16);
+    for (bytes, stays) in [(224, true), (112, true), (225, false), (111, false)] {
+        assert_eq!(harness.allocator.resize(place, bytes).is_some(), stays, "{bytes}");
+    }
+    let page = harness.malloc(0, 8192, 16);
+    assert_eq!(
+        harness.allocator.resize(page, 4096),
+        Some(Found::Object(Class::natural(8192).unwrap()))
+    );
 }
 
 #[test]
 fn a_block_that_can_get_no_more_is_passed_over() {
     let mut harness = Harness::new();
-    let place = harness.malloc(1 << 20, 16);
+    let place = harness.malloc(0, 1 << 20, 16);
     let shape = Shape::of(4 << 20, 16).unwrap();
-    let heap = harness.allocator.heap(Kind::default());
-    assert!(matches!(heap.growth(shape, &[]), Growth::Block { block, .. } if block == place.block));
+    let growth = |full: &[BlockId]| harness.allocator.growth(Kind::default(), shape, full).unwrap();
+    assert!(matches!(growth(&[]), Growth::Block { block, .. } if block == place.block));
     let fresh = Growth::Fresh { at_least: 4 << 20, wanted: 4 << 20 };
-    assert_eq!(heap.growth(shape, &[place.block]), fresh);
+    assert_eq!(growth(&[place.block]), fresh);
 }
 
 #[test]
 fn a_span_is_found_by_its_first_byte_alone() {
-    let mut allocator = Allocator::default();
+    let allocator = new_allocator();
     let first = BlockId::try_from(8).unwrap();
     let span = SpanAllocation { first, count: 3, bytes: 3 << 30, kind: Kind::default() };
     allocator.add_span(span);
     let place = Place { block: first, cell: 0 };
-    assert_eq!(allocator.find(place), Some(Found::Span(span)));
+    assert_eq!(allocator.find(place), Some((Found::Span(span), Kind::default())));
     assert_eq!(allocator.find(Place { cell: 4096, ..place }), None);
     assert_eq!(allocator.find(Place { block: BlockId::try_from(9).unwrap(), cell: 0 }), None);
     assert_eq!(allocator.resize(place, 2 << 30), Some(Found::Span(span)));
     assert_eq!(allocator.resize(place, 1 << 30), None);
     assert_eq!(allocator.free(place, 0), Some(Found::Span(span)));
     assert_eq!(allocator.free(place, 0), None);
-    assert_eq!((allocator.in_use(), allocator.committed()), (0, 0));
+    assert_eq!(allocator.usage(), Usage::default());
 }
 
 #[test]
 fn nothing_more_is_allocated_in_a_block_that_is_lost() {
     let mut harness = Harness::new();
-    let (small, large) = (harness.malloc(100, 16), harness.malloc(300_000, 16));
+    let (small, large) = (harness.malloc(0, 100, 16), harness.malloc(0, 300_000, 16));
+    let gone = harness.malloc(0, 2000, 16);
+    harness.free(Some(0), gone);
     assert_eq!(small.block, large.block);
-    harness.allocator.freeze(small.block);
-    for bytes in [100, 300_000] {
-        assert_ne!(harness.malloc(bytes, 16).block, small.block);
+    harness.allocator.freeze(small.block, harness.clock);
+    for bytes in [100, 2000, 300_000] {
+        assert_ne!(harness.malloc(0, bytes, 16).block, small.block);
     }
-    harness.free(small);
-    harness.free(large);
-    assert_ne!(harness.malloc(100, 16).block, small.block);
-    assert_eq!(harness.allocator.take_empty(harness.clock, |_| false), [small.block]);
+    harness.free(Some(0), small);
+    harness.free(Some(1), large);
+    assert_ne!(harness.malloc(0, 100, 16).block, small.block);
+    assert_eq!(settle(&mut harness), [small.block]);
 }

@@ -5,7 +5,7 @@
 //!
 //!   FREE run         FREE(n) . . . FREE(n)            n pages; only its two ends are looked at
 //!   allocated run    HEAD(n) INNER(1) .. INNER(n-1)   n pages
-//!   slab             SLAB(id) on every page
+//!   slab             SLAB(0) SLAB(1) .. SLAB(n-1)     n pages
 //! ```
 //!
 //! # Invariants
@@ -31,6 +31,13 @@ pub(crate) struct Run {
     pub count: u32,
 }
 
+impl Run {
+    /// Each of them.
+    pub(crate) fn pages(self) -> impl Iterator<Item = u32> {
+        self.first..self.first + self.count
+    }
+}
+
 /// What a page is part of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Page {
@@ -38,7 +45,7 @@ pub(crate) enum Page {
     Head(u32),
     /// So many pages behind the first page of an allocated run.
     Inner(u32),
-    /// Of this slab.
+    /// So many pages behind the first page of a slab.
     Slab(u32),
     /// Of nothing.
     Free,
@@ -152,10 +159,15 @@ impl PageMap {
     }
 
     /// Says that a run that was taken is a slab.
-    pub(crate) fn set_slab(&mut self, run: Run, id: u32) {
-        for page in run.first..run.first + run.count {
-            self.words[page as usize] = id << TAG_BITS | SLAB;
+    pub(crate) fn set_slab(&mut self, run: Run) {
+        for behind in 0..run.count {
+            self.words[(run.first + behind) as usize] = behind << TAG_BITS | SLAB;
         }
+    }
+
+    /// The first pages of all slabs.
+    pub(crate) fn slabs(&self) -> impl Iterator<Item = u32> {
+        (0..).zip(&self.words).filter(|&(_, &word)| word == SLAB).map(|(page, _)| page)
     }
 
     /// What a page is part of.

@@ -1,192 +1,339 @@
-//! Slabs: runs of pages that hold objects of one size class.
+//! A slab: a run of pages with objects of one size class, and the state of each object.
+//!
+//! ```text
+//! one word an object:   LIVE                 allocated
+//!                       LEAVING              freed by a thread that is about to give it back
+//!                       index, or END        free: the next of the list that it is in
+//!
+//!              take (home)                       claim (anybody): compare and swap
+//!     free -----------------> LIVE ----------------------------------> LEAVING
+//!      ^  ^                    |                                         |
+//!      |  +--------------------+ release (home, while biased)            | put back (home), or
+//!      |                                                                 | returned (others) ..
+//!      +----------------------- collect (home) <---- the returned list <-+
+//! ```
+//!
+//! A slab has a home: the heap that allocates from it. What only the home does it does inside of
+//! its gate or while that is shut, with plain loads and stores.
 //!
 //! # Invariants
 //!
-//! 1. A slab is in its class's list of those with room exactly if it has a free object and is not
-//!    frozen.
-//! 2. Objects from `fresh_from` up have never been given out, and their pages neither: they are
-//!    zero.
+//! 1. Of all frees of one allocation exactly one wins. While the slab is *biased* only its home
+//!    frees, one after the other. The bias ends in two steps ([`Slab::end_bias`], a heavy fence and
+//!    a wait until the home has left its gate, [`Slab::share`]): from the first on the home claims,
+//!    and before the second nobody else does, so a plain store never meets a claim. It never comes
+//!    back.
+//! 2. LIVE becomes something else by a free alone, free becomes LIVE by the home alone. So a word
+//!    that says LIVE belongs to the application, and any other refuses a free.
+//! 3. `used` counts the objects that are not in the home's own list: also those that were returned
+//!    and not yet collected. At 0 nobody but the home has anything to do with the slab.
+//! 4. Who returns an object to an empty list of returned ones, and nobody else, tells the home.
+//!    The home empties that list only when it was told. So a slab that somebody is about to tell
+//!    of is in use.
+//! 5. Objects from `fresh` up have never been given out.
+
+use std::fmt;
 
 use dmce_abi::block::BlockId;
+use dmce_shm::atomic::{AtomicPtr, AtomicU8, AtomicU16, AtomicU32, Ordering};
 
-use super::class::{CLASSES, Class};
+use super::class::{Class, Divider};
+use super::link::Link;
 use super::pages::Run;
 
-/// Every slab of a heap.
-#[derive(Debug)]
-pub(crate) struct Slabs {
-    all: Vec<Option<Slab>>,
-    unused_ids: Vec<u32>,
-    with_room: [Vec<u32>; CLASSES],
-}
+const LIVE: u16 = u16::MAX;
+const LEAVING: u16 = u16::MAX - 1;
+/// The end of a list; also the word of an object that has never been given out.
+const END: u16 = u16::MAX - 2;
 
-/// One slab.
-#[derive(Debug)]
-pub(crate) struct Slab {
+const BIASED: u8 = 0;
+const ENDING: u8 = 1;
+const SHARED: u8 = 2;
+
+/// Where a slab lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Site {
+    /// The address of its first byte.
+    pub start: u64,
     /// Its block.
     pub block: BlockId,
     /// Its pages.
     pub run: Run,
-    /// What it holds.
-    pub class: Class,
-    free: Box<[u64]>,
-    free_count: u32,
-    fresh_from: u32,
-    room_place: u32,
-    is_frozen: bool,
+    /// Whether none of its bytes was ever used.
+    pub zeroed: bool,
+}
+
+/// One slab.
+pub(crate) struct Slab {
+    start: u64,
+    words: Box<[AtomicU16]>,
+    divider: Divider,
+    bytes: u32,
+    class: Class,
+    /// The home's own list of free objects. The home's alone.
+    free: AtomicU16,
+    /// Objects from here up were never given out. The home's alone.
+    fresh: AtomicU16,
+    /// The home's alone.
+    used: AtomicU16,
+    /// Whether the home's list of slabs has it. The home's alone.
+    listed: AtomicU8,
+    /// Whether nothing more is to be allocated from it. Stored while the home's gate is shut.
+    frozen: AtomicU8,
+    /// Stored under the depot's lock.
+    bias: AtomicU8,
+    /// The heap that it is at home in. Stored under the depot's lock while the gates of both are
+    /// shut, or by their owner.
+    home: AtomicU32,
+    /// The first of the objects that others have given back. Pushed by anybody, taken by the home.
+    returned: AtomicU16,
+    /// The next and the one before in the home's list of slabs. The home's alone.
+    pub next: Link,
+    /// See `next`.
+    pub before: Link,
+    /// The next in the list of slabs with returned objects. Whose turn it is to tell of them.
+    pub next_returned: Link,
+    /// What the directory frees it by. The directory's alone.
+    pub own: AtomicPtr<Self>,
+    site: Site,
 }
 
 /// An object that was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Taken {
-    /// Its slab.
-    pub slab: u32,
-    /// Its place in the slab.
-    pub index: u32,
+    /// The address of its first byte.
+    pub addr: u64,
     /// Whether it is zero.
     pub zeroed: bool,
 }
 
-impl Slabs {
-    /// None.
-    pub(crate) fn new() -> Self {
-        Self { all: Vec::new(), unused_ids: Vec::new(), with_room: [const { Vec::new() }; CLASSES] }
-    }
-
-    /// Adds a slab with no object taken; returns its id.
-    pub(crate) fn add(&mut self, block: BlockId, run: Run, class: Class, zeroed: bool) -> u32 {
+impl Slab {
+    /// One with no object taken. `biased`: only its home frees, until [`Slab::share`].
+    pub(crate) fn new(site: Site, class: Class, home: u32, biased: bool) -> Self {
         let objects = class.objects();
-        let mut free = vec![u64::MAX; objects.div_ceil(64) as usize].into_boxed_slice();
-        if let (Some(last), true) = (free.last_mut(), !objects.is_multiple_of(64)) {
-            *last = (1 << (objects % 64)) - 1;
-        }
-        let fresh_from = if zeroed { 0 } else { objects };
-        let slab = Slab {
-            block,
-            run,
+        Self {
+            start: site.start,
+            words: (0..objects).map(|_| AtomicU16::new(END)).collect(),
+            divider: class.divider(),
+            bytes: objects * class.object_bytes(),
             class,
-            free,
-            free_count: objects,
-            fresh_from,
-            room_place: 0,
-            is_frozen: false,
-        };
-        let id = self.unused_ids.pop().unwrap_or_else(|| {
-            self.all.push(None);
-            u32::try_from(self.all.len() - 1).expect("a slab has pages, which fit 30 bits")
-        });
-        self.all[id as usize] = Some(slab);
-        self.list(id);
-        id
-    }
-
-    /// Takes a free object of a class, if any slab has one.
-    pub(crate) fn take(&mut self, class: Class) -> Option<Taken> {
-        let id = *self.with_room[class.index()].last()?;
-        let slab = self.all[id as usize].as_mut()?;
-        let (word, bits) = slab.free.iter_mut().enumerate().find(|(_, bits)| **bits != 0)?;
-        let bit = bits.trailing_zeros();
-        *bits &= !(1 << bit);
-        let index = u32::try_from(word).ok()? * 64 + bit;
-        let zeroed = index >= slab.fresh_from;
-        slab.fresh_from = slab.fresh_from.max(index + 1);
-        slab.free_count -= 1;
-        if slab.free_count == 0 {
-            self.unlist(id);
-        }
-        Some(Taken { slab: id, index, zeroed })
-    }
-
-    /// The place of the object that begins at `cell`, if it is allocated.
-    pub(crate) fn find(&self, id: u32, cell: u64) -> Option<u32> {
-        let slab = self.get(id)?;
-        let start = u64::from(slab.run.first) * dmce_abi::limits::PAGE_BYTES;
-        let (offset, bytes) = (cell.checked_sub(start)?, u64::from(slab.class.object_bytes()));
-        let index = u32::try_from(offset / bytes).ok()?;
-        let is_object = offset.is_multiple_of(bytes) && index < slab.class.objects();
-        (is_object && !slab.is_free(index)).then_some(index)
-    }
-
-    /// Gives an object back that [`Slabs::find`] found. True if the slab is empty now and another
-    /// one of its class has room: then it is of no use.
-    pub(crate) fn give(&mut self, id: u32, index: u32) -> bool {
-        let Some(slab) = self.all[id as usize].as_mut() else { return false };
-        slab.free[(index / 64) as usize] |= 1 << (index % 64);
-        slab.free_count += 1;
-        let (is_first, is_empty) = (slab.free_count == 1, slab.is_empty());
-        let (class, is_frozen) = (slab.class.index(), slab.is_frozen);
-        if is_first && !is_frozen {
-            self.list(id);
-        }
-        is_empty && (is_frozen || self.with_room[class].len() > 1)
-    }
-
-    /// Lets no more objects of a slab be taken.
-    pub(crate) fn freeze(&mut self, id: u32) {
-        if self.is_listed(id) {
-            self.unlist(id);
-        }
-        if let Some(slab) = self.all.get_mut(id as usize).and_then(Option::as_mut) {
-            slab.is_frozen = true;
+            free: AtomicU16::new(END),
+            fresh: AtomicU16::new(0),
+            used: AtomicU16::new(0),
+            listed: AtomicU8::new(0),
+            frozen: AtomicU8::new(0),
+            bias: AtomicU8::new(if biased { BIASED } else { SHARED }),
+            home: AtomicU32::new(home),
+            returned: AtomicU16::new(END),
+            next: Link::none(),
+            before: Link::none(),
+            next_returned: Link::none(),
+            own: AtomicPtr::new(std::ptr::null_mut()),
+            site,
         }
     }
 
-    /// Removes a slab.
-    pub(crate) fn remove(&mut self, id: u32) -> Option<Slab> {
-        if self.is_listed(id) {
-            self.unlist(id);
+    /// Takes a free object. The home's alone.
+    #[inline]
+    pub(crate) fn take(&self) -> Option<Taken> {
+        let index = self.free.load(Ordering::Relaxed);
+        let Some(word) = self.words.get(usize::from(index)) else { return self.take_fresh() };
+        self.free.store(word.load(Ordering::Relaxed), Ordering::Relaxed);
+        word.store(LIVE, Ordering::Relaxed);
+        self.used.store(self.used.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        Some(Taken { addr: self.addr_of(index), zeroed: false })
+    }
+
+    fn take_fresh(&self) -> Option<Taken> {
+        let index = self.fresh.load(Ordering::Relaxed);
+        let word = self.words.get(usize::from(index))?;
+        self.fresh.store(index + 1, Ordering::Relaxed);
+        word.store(LIVE, Ordering::Relaxed);
+        self.used.store(self.used.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        Some(Taken { addr: self.addr_of(index), zeroed: self.site.zeroed })
+    }
+
+    /// Whether an address is in it.
+    #[inline]
+    pub(crate) const fn contains(&self, addr: u64) -> bool {
+        addr.wrapping_sub(self.start) < self.bytes as u64
+    }
+
+    /// The object that begins at an address of this slab.
+    #[inline]
+    pub(crate) fn index_at(&self, addr: u64) -> Option<u16> {
+        let (index, begins) = self.index_of(addr)?;
+        begins.then_some(index)
+    }
+
+    /// The allocated object that an address is inside of: its first byte.
+    pub(crate) fn live_around(&self, addr: u64) -> Option<u64> {
+        let (index, _) = self.index_of(addr)?;
+        self.is_live(index).then(|| self.addr_of(index))
+    }
+
+    /// Whether an object is allocated.
+    pub(crate) fn is_live(&self, index: u16) -> bool {
+        self.words[usize::from(index)].load(Ordering::Relaxed) == LIVE
+    }
+
+    /// Frees an object and puts it back. The home's alone. False if it is not allocated.
+    #[inline]
+    pub(crate) fn give(&self, index: u16) -> bool {
+        let word = &self.words[usize::from(index)];
+        // Relaxed: at the end of the bias the gate has ordered it.
+        if self.bias.load(Ordering::Relaxed) != BIASED {
+            if !self.claim(index) {
+                return false;
+            }
+        } else if word.load(Ordering::Relaxed) != LIVE {
+            return false;
         }
-        let removed = self.all.get_mut(id as usize).and_then(Option::take);
-        if removed.is_some() {
-            self.unused_ids.push(id);
+        self.put(index, word);
+        true
+    }
+
+    /// Frees an object for others than the home, once the slab is shared. Only one of all who try
+    /// succeeds; it has to bring the object back by [`Slab::put_back`].
+    pub(crate) fn claim(&self, index: u16) -> bool {
+        let word = &self.words[usize::from(index)];
+        // Acquire: what is done to the object from here on is after all that was done before.
+        word.compare_exchange(LIVE, LEAVING, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    /// Brings back an object that the caller has claimed and is not at home. True if the caller has
+    /// to tell the home.
+    #[must_use]
+    pub(crate) fn put_back(&self, index: u16) -> bool {
+        let word = &self.words[usize::from(index)];
+        let mut first = self.returned.load(Ordering::Relaxed);
+        loop {
+            word.store(first, Ordering::Relaxed);
+            // Release pairs with the acquire in `collect`: the word before the list.
+            let pushed = self.returned.compare_exchange_weak(
+                first,
+                index,
+                Ordering::Release,
+                Ordering::Relaxed,
+            );
+            match pushed {
+                Ok(_) => return first == END,
+                Err(found) => first = found,
+            }
         }
-        removed
     }
 
-    /// The slabs of a block, by id.
-    pub(crate) fn of_block(&self, block: BlockId) -> Vec<u32> {
-        let ids = 0_u32..;
-        let mine = ids
-            .zip(&self.all)
-            .filter(|(_, slab)| slab.as_ref().is_some_and(|slab| slab.block == block));
-        mine.map(|(id, _)| id).collect()
-    }
-
-    /// A slab.
-    pub(crate) fn get(&self, id: u32) -> Option<&Slab> {
-        self.all.get(id as usize)?.as_ref()
-    }
-
-    fn is_listed(&self, id: u32) -> bool {
-        self.get(id).is_some_and(|slab| slab.free_count > 0 && !slab.is_frozen)
-    }
-
-    fn list(&mut self, id: u32) {
-        let Some(slab) = self.all[id as usize].as_mut() else { return };
-        let list = &mut self.with_room[slab.class.index()];
-        slab.room_place = u32::try_from(list.len()).expect("no more than there are slabs");
-        list.push(id);
-    }
-
-    fn unlist(&mut self, id: u32) {
-        let Some(slab) = self.all[id as usize].as_ref() else { return };
-        let (list, place) = (&mut self.with_room[slab.class.index()], slab.room_place);
-        list.swap_remove(place as usize);
-        if let Some(&moved) = list.get(place as usize)
-            && let Some(moved) = self.all[moved as usize].as_mut()
-        {
-            moved.room_place = place;
+    /// Puts what others brought back into the home's own list. For the home, when it was told.
+    pub(crate) fn collect(&self) {
+        // Acquire pairs with the releases in `put_back`; all of them, since each of those continues
+        // the release sequence of the one before.
+        let mut index = self.returned.swap(END, Ordering::Acquire);
+        while let Some(word) = self.words.get(usize::from(index)) {
+            let next = word.load(Ordering::Relaxed);
+            self.put(index, word);
+            index = next;
         }
+    }
+
+    #[inline]
+    fn put(&self, index: u16, word: &AtomicU16) {
+        word.store(self.free.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.free.store(index, Ordering::Relaxed);
+        self.used.store(self.used.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+    }
+
+    /// Lets the home no longer free by a plain store. Under the depot's lock; then a heavy fence,
+    /// and when the home has left its gate, [`Slab::share`].
+    pub(crate) fn end_bias(&self) {
+        self.bias.store(ENDING, Ordering::Relaxed);
+    }
+
+    /// Lets anybody free. By the home itself, or when nobody can be in a plain free any more.
+    pub(crate) fn share(&self) {
+        // Release pairs with the acquire in `is_shared`: the last plain store before the first
+        // claim.
+        self.bias.store(SHARED, Ordering::Release);
+    }
+
+    /// Whether anybody may claim.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.bias.load(Ordering::Acquire) == SHARED
+    }
+
+    /// Its home.
+    #[inline]
+    pub(crate) fn home(&self) -> u32 {
+        self.home.load(Ordering::Relaxed)
+    }
+
+    /// Gives it another home. Its bias has ended.
+    pub(crate) fn move_to(&self, home: u32) {
+        debug_assert!(self.is_shared(), "who frees plainly is at home");
+        self.home.store(home, Ordering::Relaxed);
+    }
+
+    /// Whether an object can be taken. The home's alone.
+    pub(crate) fn has_room(&self) -> bool {
+        usize::from(self.free.load(Ordering::Relaxed)) < self.words.len()
+            || usize::from(self.fresh.load(Ordering::Relaxed)) < self.words.len()
+    }
+
+    /// Whether no object is taken. The home's alone.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.used.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether the home's list of slabs has it.
+    #[inline]
+    pub(crate) fn is_listed(&self) -> bool {
+        self.listed.load(Ordering::Relaxed) != 0
+    }
+
+    /// Says whether the home's list has it.
+    pub(crate) fn set_listed(&self, listed: bool) {
+        self.listed.store(listed.into(), Ordering::Relaxed);
+    }
+
+    /// Whether nothing more is to be allocated from it.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.frozen.load(Ordering::Relaxed) != 0
+    }
+
+    /// Has nothing more be allocated from it.
+    pub(crate) fn freeze(&self) {
+        self.frozen.store(1, Ordering::Relaxed);
+    }
+
+    /// What its objects are.
+    #[inline]
+    pub(crate) const fn class(&self) -> Class {
+        self.class
+    }
+
+    /// Where it lies.
+    pub(crate) const fn site(&self) -> Site {
+        self.site
+    }
+
+    #[inline]
+    fn index_of(&self, addr: u64) -> Option<(u16, bool)> {
+        let offset = addr.wrapping_sub(self.start);
+        if offset >= self.bytes.into() {
+            return None;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "less than `bytes`, as just seen")]
+        Some(self.divider.object_at(offset as u32))
+    }
+
+    #[inline]
+    fn addr_of(&self, index: u16) -> u64 {
+        self.start + u64::from(index) * u64::from(self.divider.bytes)
     }
 }
 
-impl Slab {
-    /// Whether no object of it is taken.
-    fn is_empty(&self) -> bool {
-        self.free_count == self.class.objects()
-    }
-
-    fn is_free(&self, index: u32) -> bool {
-        self.free[(index / 64) as usize] >> (index % 64) & 1 == 1
+impl fmt::Debug for Slab {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slab").field("site", &self.site).finish_non_exhaustive()
     }
 }

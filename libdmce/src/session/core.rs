@@ -17,7 +17,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dmce_abi::block::BlockId;
@@ -27,6 +27,7 @@ use dmce_abi::wire::client::{
 use dmce_abi::{AddrLayout, DmceAddr, Status};
 use dmce_shm::session::map::SessionMap;
 use dmce_shm::slot::Operation;
+use dmce_sys::clock::monotonic_ms;
 use dmce_sys::map::WipeOnForkPage;
 
 use super::bell::Bell;
@@ -76,14 +77,17 @@ pub(crate) struct Core {
     pub map: Arc<SessionMap>,
     /// Its operations that are in flight.
     pub operations: Operations,
-    /// What is allocated. Taken after `pins`; no message is sent while it is held.
-    pub allocator: Mutex<Allocator>,
+    /// What is allocated. Its lock is taken after `pins`, and held over no message.
+    pub allocator: Allocator,
     /// The right to ask for more memory.
     pub growing: Turn<()>,
     /// The right to change what is known of blocks.
     pub changing: Turn<()>,
     /// The pointers that the application has.
     pub pins: Mutex<BTreeMap<usize, Vec<Pinned>>>,
+    /// How many those are, for who frees. Counted up under the lock of `pins` before a pointer is
+    /// given, and then every free is waited for that may not have seen it.
+    pub pinned: AtomicUsize,
     /// What the broker was told of them. Taken before `pins`, and held over notices, which wait for
     /// nothing.
     pub told: Mutex<Told>,
@@ -392,7 +396,7 @@ impl Core {
             None => return Err(Error::unexpected_reply("Fetch")),
         };
         if info.lost {
-            self.allocator().freeze(id);
+            self.allocator().freeze(id, monotonic_ms());
         }
         let block = Block::of_info(info, backing).ending_at(absent.bytes_max);
         // What an earlier answer committed stays committed.
@@ -415,7 +419,7 @@ impl Core {
         drop(block);
         tracing::warn!(block = %id, "bytes of a block are gone");
         self.retire(retired);
-        self.allocator().freeze(id);
+        self.allocator().freeze(id, monotonic_ms());
         self.chores().damaged.push(id);
         self.link.wake();
     }
@@ -451,8 +455,8 @@ impl Core {
     }
 
     /// What is allocated.
-    pub(crate) fn allocator(&self) -> MutexGuard<'_, Allocator> {
-        self.allocator.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) const fn allocator(&self) -> &Allocator {
+        &self.allocator
     }
 
     /// What the service thread has to do.

@@ -298,7 +298,7 @@ impl Core {
     }
 
     /// Checks a range against the allocation that it is in, where there is one.
-    fn check_allocated(&self, addr: DmceAddr, bytes: u64) -> Result<(), Error> {
+    pub(super) fn check_allocated(&self, addr: DmceAddr, bytes: u64) -> Result<(), Error> {
         let (id, cell) = self.split(addr);
         let block = u32::try_from(id).ok().and_then(|id| BlockId::try_from(id).ok());
         let Some(block) = block else { return Err(illegal(addr.to_raw())) };

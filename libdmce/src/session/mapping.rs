@@ -15,11 +15,12 @@
 //!    of pointers one change behind the other (`told`): that one is gone before its addresses can
 //!    be another's.
 //! 4. A mapping of its own is of the blocks that the table has when its range is recorded.
-//! 5. A pointer that can write is given for memory that may be written, and for no other.
+//! 5. A pointer is given into memory that is allocated, which is not freed before it is unmapped.
+//! 6. A pointer that can write is given for memory that may be written, and for no other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError, atomic};
 
 use dmce_abi::block::{BlockId, Guid};
 use dmce_abi::limits::PAGE_BYTES;
@@ -113,6 +114,7 @@ impl Core {
         if is_last {
             pins.remove(&pointer.addr());
         }
+        self.pinned.fetch_sub(1, atomic::Ordering::Relaxed);
         drop(pins);
         if is_last {
             self.announce(pointer.addr());
@@ -185,6 +187,7 @@ impl Core {
     /// Takes every pointer back.
     pub(super) fn drop_pins(&self) {
         let pins = std::mem::take(&mut *self.pins());
+        self.pinned.store(0, atomic::Ordering::Relaxed);
         for pin in pins.into_values().flatten() {
             drop(pin.mapping);
             self.map.free_pin(pin.record);
@@ -214,6 +217,7 @@ impl Core {
         };
         let record = self.record(range)?;
         drop(inside);
+        let record = self.pin(range, record)?;
         let pinned = Pinned { range, record, mapping: Held::Block { _block: held } };
         pins.entry(pointer.expose_provenance()).or_default().push(pinned);
         Ok(Some(pointer))
@@ -233,6 +237,7 @@ impl Core {
         }
         let record = self.record(range)?;
         drop(inside);
+        let record = self.pin(range, record)?;
         let placed = match place(&parts, range) {
             Err(MapError::AddressSpace { .. }) if self.ways.shrink() => place(&parts, range),
             placed => placed,
@@ -244,10 +249,30 @@ impl Core {
                 Ok(pointer)
             }
             Err(error) => {
-                self.map.free_pin(record);
+                self.unpin(record);
                 Err(of_map(&error).into())
             }
         }
+    }
+
+    /// Keeps a range from being freed, under the lock of the pins, if it still is allocated.
+    fn pin(&self, range: PinnedRange, record: PinId) -> Result<PinId, Error> {
+        if self.pinned.fetch_add(1, atomic::Ordering::Relaxed) == 0 {
+            self.allocator().wait_outside();
+        }
+        let addr = DmceAddr::from_raw(self.layout, range.addr)?;
+        match self.check_allocated(addr, range.bytes) {
+            Ok(()) => Ok(record),
+            Err(error) => {
+                self.unpin(record);
+                Err(error)
+            }
+        }
+    }
+
+    fn unpin(&self, record: PinId) {
+        self.pinned.fetch_sub(1, atomic::Ordering::Relaxed);
+        self.map.free_pin(record);
     }
 
     fn record(&self, range: PinnedRange) -> Result<PinId, Error> {

@@ -4,7 +4,8 @@
 //!
 //! 1. The allocator's lock is not held over a message; one thread at a time asks for more memory.
 //! 2. An allocation that the application has pinned is neither freed nor moved: pins and
-//!    allocations are looked at under the lock of the pins.
+//!    allocations are looked at under the lock of the pins, but for small ones while there are no
+//!    pins ([`super::objects`]). What is given back to the broker leaves the table under that lock.
 //! 3. What the broker grants is in the table before it is in the allocator, and out of the
 //!    allocator before it is out of the table.
 #![forbid(unsafe_code)]
@@ -14,20 +15,21 @@ use std::os::fd::OwnedFd;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use dmce_abi::block::{BlockId, is_page_size};
+use dmce_abi::block::{BlockId, Guid, is_page_size};
 use dmce_abi::limits::{COPIES_MAX, PAGE_BYTES};
 use dmce_abi::wire::client::{
-    ClientReply, ClientRequest, Delete, Granted, Grow, Malloc, MallocKind,
+    BlockInfo, ClientReply, ClientRequest, Delete, Granted, Grow, Malloc, MallocKind,
 };
 use dmce_abi::{DmceAddr, Status};
 use dmce_sys::clock::monotonic_ms;
 
 use super::core::{Core, busy};
 use super::service::can_be_later;
-use crate::alloc::{Allocation, Found, Growth, Kind, Place, Shape, SpanAllocation};
+use crate::alloc::{Found, Grown, Growth, Kind, Place, Shape, SpanAllocation, Taken, Usage};
 use crate::block::{Block, SpanIds, check_info};
 use crate::error::Error;
 use crate::options::AllocOptions;
+use crate::table::Retired;
 
 /// Blocks of a span that are fetched when it is granted or opened; the others at their first use.
 const BLOCKS_FETCHED_AHEAD: usize = 16;
@@ -75,7 +77,12 @@ impl Wish {
 }
 
 impl Core {
-    pub(crate) fn malloc(&self, bytes: u64, options: &AllocOptions) -> Result<DmceAddr, Error> {
+    /// Allocates as the options say.
+    pub(crate) fn malloc_with(
+        &self,
+        bytes: u64,
+        options: &AllocOptions,
+    ) -> Result<DmceAddr, Error> {
         self.usable()?;
         Ok(self.make(&Wish::new(bytes, options)?)?.addr)
     }
@@ -84,7 +91,10 @@ impl Core {
         self.usable()?;
         let all = count.checked_mul(bytes);
         let all = all.ok_or_else(|| impossible(&format!("{count} times {bytes} bytes")))?;
-        let made = self.make(&Wish::new(all, &AllocOptions::default())?)?;
+        let made = match self.take_quickly(all) {
+            Some(taken) => self.made(taken)?,
+            None => self.make(&Wish::new(all, &AllocOptions::default())?)?,
+        };
         if !made.zeroed
             && let Err(error) = self.fill(made.addr, 0, all)
         {
@@ -99,14 +109,13 @@ impl Core {
         let (place, wish) = (self.place(old)?, Wish::new(bytes, &AllocOptions::default())?);
         let (kind, held) = {
             let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut allocator = self.allocator();
-            let found = allocator.find(place).ok_or_else(|| not_allocated(old))?;
+            let (found, kind) = self.allocator().find(place).ok_or_else(|| not_allocated(old))?;
             check_unpinned(&pins, old, found.bytes())?;
-            if allocator.resize(place, bytes).is_some() {
-                self.publish_usage(&allocator);
+            if self.allocator().resize(place, bytes).is_some() {
+                self.service.expect_idle(&self.link);
                 return Ok(old);
             }
-            (allocator.kind_of(place), found.bytes())
+            (kind, found.bytes())
         };
         let made = self.make(&Wish { kind, ..wish })?;
         let moved = self.copy(made.addr, old, held.min(bytes)).and_then(|()| self.free(old));
@@ -117,22 +126,32 @@ impl Core {
         Ok(made.addr)
     }
 
-    pub(crate) fn free(&self, addr: DmceAddr) -> Result<(), Error> {
+    /// Frees whatever begins at an address, with all that may be in the way.
+    #[cold]
+    pub(super) fn free_slowly(&self, addr: DmceAddr) -> Result<(), Error> {
         self.usable()?;
         let place = self.place(addr)?;
-        let (freed, is_empty) = {
+        if let Some(freed) = self.give_object(addr, || self.is_unpinned()) {
+            return freed;
+        }
+        let gone = {
             let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut allocator = self.allocator();
-            let found = allocator.find(place).ok_or_else(|| not_allocated(addr))?;
+            let found = self.allocator().find(place).ok_or_else(|| not_allocated(addr))?.0;
             check_unpinned(&pins, addr, found.bytes())?;
-            let freed = allocator.free(place, monotonic_ms()).ok_or_else(|| not_allocated(addr))?;
-            self.publish_usage(&allocator);
-            (freed, allocator.empty_since().is_some())
+            if let Some(freed) = self.give_object(addr, || true) {
+                return freed;
+            }
+            match self.allocator().free(place, monotonic_ms()) {
+                Some(Found::Span(span)) => {
+                    Some(self.take_out(SpanIds { first: span.first, count: span.count }))
+                }
+                Some(_) => None,
+                None => return Err(not_allocated(addr)),
+            }
         };
-        match freed {
-            Found::Span(span) => self.give_back(SpanIds { first: span.first, count: span.count }),
-            Found::InBlock(_) if is_empty => self.service.expect_idle(&self.link),
-            Found::InBlock(_) => {}
+        self.service.expect_idle(&self.link);
+        if let Some(gone) = gone {
+            self.give_back(gone);
         }
         Ok(())
     }
@@ -140,17 +159,22 @@ impl Core {
     pub(crate) fn usable_size(&self, addr: DmceAddr) -> Result<u64, Error> {
         self.usable()?;
         let found = self.allocator().find(self.place(addr)?);
-        found.map(Found::bytes).ok_or_else(|| not_allocated(addr))
+        found.map(|(found, _)| found.bytes()).ok_or_else(|| not_allocated(addr))
     }
 
-    /// Takes the blocks of a span out, and gives them to the broker; later, if it is away.
-    pub(crate) fn give_back(&self, span: SpanIds) {
-        let first = self.table.find(span.first);
-        let mut retired = crate::table::Retired::default();
+    /// Takes the blocks of a span out of the table.
+    pub(super) fn take_out(&self, span: SpanIds) -> TakenOut {
+        let guid = self.table.find(span.first).and_then(|block| block.guid);
+        let mut retired = Retired::default();
         span.ids().for_each(|id| retired.extend(self.table.remove(id)));
-        let guid = first.and_then(|block| block.guid);
+        TakenOut { first: span.first, guid, retired }
+    }
+
+    /// Gives blocks to the broker that were taken out; later, if it is away.
+    pub(super) fn give_back(&self, gone: TakenOut) {
+        let TakenOut { first, guid, retired } = gone;
         self.retire(retired);
-        let Ok(addr) = self.join(span.first, 0) else { return };
+        let Ok(addr) = self.join(first, 0) else { return };
         if let Some(guid) = guid {
             let delete = Delete { addr: addr.to_raw(), guid };
             self.delete(delete);
@@ -181,45 +205,63 @@ impl Core {
             Shape::of(wish.bytes, wish.align)
         };
         let made = match shape {
-            Some(shape) => {
-                let (allocation, zeroed) = self.allocate(wish.kind, shape)?;
-                let Place { block, cell } = allocation.place;
-                Made { addr: self.join(block, cell)?, zeroed }
-            }
+            Some(shape) => self.made(self.allocate(wish.kind, shape)?)?,
             // A block begins at a multiple of every alignment, and fresh ones are zero.
             None => Made { addr: self.allocate_span(wish)?, zeroed: true },
         };
         Ok(made)
     }
 
-    fn allocate(&self, kind: Kind, shape: Shape) -> Result<(Allocation, bool), Error> {
+    fn made(&self, taken: Taken) -> Result<Made, Error> {
+        let addr = DmceAddr::from_raw(self.layout, taken.addr);
+        let addr = addr.map_err(|error| Error::new(Status::Internal, error.to_string()))?;
+        Ok(Made { addr, zeroed: taken.zeroed })
+    }
+
+    fn allocate(&self, kind: Kind, shape: Shape) -> Result<Taken, Error> {
         if let Some(made) = self.try_allocate(kind, shape) {
             return Ok(made);
         }
         let _turn = self.growing.take(self.deadline()).ok_or_else(busy)?;
-        let mut full = Vec::new();
+        let (mut full, mut has_reclaimed) = (Vec::new(), false);
         loop {
             if let Some(made) = self.try_allocate(kind, shape) {
                 return Ok(made);
             }
-            let growth = self.allocator().heap(kind).growth(shape, &full);
-            match growth {
-                Growth::Fresh { at_least, wanted } => self.add_block(kind, at_least, wanted)?,
+            let growth = self.allocator().growth(kind, shape, &full);
+            let growth = growth.ok_or_else(|| Error::invalid("too many kinds of blocks"))?;
+            let grown = match growth {
+                Growth::Fresh { at_least, wanted } => self.add_block(kind, at_least, wanted),
                 Growth::Block { block, at_least, wanted } => {
                     match self.grow(kind, block, at_least, wanted) {
-                        Err(error) if can_go_elsewhere(error.status()) => full.push(block),
-                        grown => grown?,
+                        Err(error) if can_go_elsewhere(error.status()) => {
+                            full.push(block);
+                            Ok(())
+                        }
+                        grown => grown,
                     }
                 }
+            };
+            match grown {
+                Err(error) if is_short(error.status()) && !has_reclaimed => {
+                    self.allocator().reclaim(monotonic_ms());
+                    has_reclaimed = true;
+                }
+                grown => grown?,
             }
         }
     }
 
-    fn try_allocate(&self, kind: Kind, shape: Shape) -> Option<(Allocation, bool)> {
-        let mut allocator = self.allocator();
-        let made = allocator.allocate(kind, shape)?;
-        self.publish_usage(&allocator);
-        Some(made)
+    fn try_allocate(&self, kind: Kind, shape: Shape) -> Option<Taken> {
+        let heap = self.slots.own().map(|slot| self.allocator().heap(slot));
+        match heap {
+            Some(heap) => self.heed(heap),
+            None => self.service.expect_idle(&self.link),
+        }
+        if matches!(shape, Shape::Run { .. }) {
+            self.service.expect_idle(&self.link);
+        }
+        self.allocator().allocate(heap, kind, shape)
     }
 
     /// Has a block grow by what is wanted, else by what is needed.
@@ -235,7 +277,8 @@ impl Core {
         };
         entry.grow(committed);
         let (committed, bytes_max) = (entry.committed(), entry.bytes_max);
-        self.allocator().heap(kind).commit(block, committed, bytes_max, monotonic_ms());
+        let grown = Grown { block, committed, bytes_max };
+        self.allocator().commit(kind, grown, monotonic_ms());
         Ok(())
     }
 
@@ -250,10 +293,9 @@ impl Core {
         };
         let (granted, fd) = first_or_second(wanted, at_least, ask)?;
         self.admit(&granted, fd)?;
-        let info = granted.first;
-        let mut allocator = self.allocator();
-        allocator.heap(kind).commit(info.block, info.committed, info.bytes_max, monotonic_ms());
-        self.publish_usage(&allocator);
+        let BlockInfo { block, committed, bytes_max, .. } = granted.first;
+        let fresh = Grown { block, committed, bytes_max };
+        self.allocator().commit(kind, fresh, monotonic_ms());
         Ok(())
     }
 
@@ -272,15 +314,13 @@ impl Core {
             return Err(Error::unexpected_reply("Malloc"));
         };
         self.admit(&granted, fd)?;
-        let mut allocator = self.allocator();
-        allocator.add_span(SpanAllocation {
+        self.allocator().add_span(SpanAllocation {
             first: info.block,
             count: info.span_count,
             bytes: usable,
             kind: wish.kind,
         });
-        self.publish_usage(&allocator);
-        drop(allocator);
+        self.service.expect_idle(&self.link);
         self.fetch_ahead(SpanIds { first: info.block, count: info.span_count });
         self.join(info.block, 0)
     }
@@ -345,13 +385,22 @@ impl Core {
         block.map(|block| Place { block, cell }).ok_or_else(|| not_allocated(addr))
     }
 
-    /// Shows the administrator what is in use.
-    fn publish_usage(&self, allocator: &crate::alloc::Allocator) {
+    /// What is allocated; shows it to the administrator as well.
+    pub(crate) fn publish_usage(&self) -> Usage {
+        let now = self.allocator().usage();
         let usage = self.map.usage();
-        usage.bytes_in_use.store(allocator.in_use(), Ordering::Relaxed);
-        usage.bytes_free.store(allocator.committed() - allocator.in_use(), Ordering::Relaxed);
-        usage.allocations.store(allocator.live(), Ordering::Relaxed);
+        usage.bytes_in_use.store(now.in_use, Ordering::Relaxed);
+        usage.bytes_free.store(now.committed.saturating_sub(now.in_use), Ordering::Relaxed);
+        usage.allocations.store(now.live, Ordering::Relaxed);
+        now
     }
+}
+
+/// Blocks that are no longer in the table, and are the broker's to take.
+pub(super) struct TakenOut {
+    first: BlockId,
+    guid: Option<Guid>,
+    retired: Retired,
 }
 
 type Grant = (Granted, OwnedFd);
@@ -395,6 +444,6 @@ fn impossible(what: &str) -> Error {
 }
 
 #[cold]
-fn not_allocated(addr: DmceAddr) -> Error {
+pub(super) fn not_allocated(addr: DmceAddr) -> Error {
     Error::address(format!("no allocation begins at {:#x}", addr.to_raw()))
 }

@@ -1,7 +1,8 @@
 //! A session: memory of this process in blocks of the daemons.
 //!
 //! ```text
-//!   Session -- malloc, free ..... memory   -+
+//!   Session -- malloc, free .... objects   -+
+//!           -- and the rest of it  memory    |
 //!           -- read, write, copy  data      +-- core: slots, table, changes -- link -- broker
 //!           -- cas64, wait64 .... atomic    |
 //!           -- map, unmap ....... mapping   |
@@ -16,6 +17,7 @@ mod holders;
 mod link;
 mod mapping;
 mod memory;
+mod objects;
 mod open;
 mod region;
 mod service;
@@ -125,7 +127,7 @@ impl Session {
     /// [`Status::NoSpace`], [`Status::Quota`]; [`Status::Invalid`] for 0 bytes; [`Status::NoMem`]
     /// if this process cannot reach another block.
     pub fn malloc(&self, bytes: u64) -> Result<DmceAddr, Error> {
-        self.core.malloc(bytes, &AllocOptions::default())
+        self.core.malloc(bytes)
     }
 
     /// [`Session::malloc`] with options.
@@ -134,7 +136,7 @@ impl Session {
     ///
     /// As [`Session::malloc`], and [`Status::Unsupported`].
     pub fn malloc_with(&self, bytes: u64, options: &AllocOptions) -> Result<DmceAddr, Error> {
-        self.core.malloc(bytes, options)
+        self.core.malloc_with(bytes, options)
     }
 
     /// Allocates `count` times `bytes` bytes of zeros.
@@ -370,17 +372,17 @@ impl Session {
     pub fn stat(&self) -> Result<Stat, Error> {
         self.core.usable()?;
         let (windows, window_bytes) = self.core.ways.windows();
-        let allocator = self.core.allocator();
+        let usage = self.core.publish_usage();
         let layout = self.core.layout;
         Ok(Stat {
             server_bits: layout.server_bits().into(),
             block_bits: layout.block_bits().into(),
             cell_bits: layout.cell_bits().into(),
             reserved_bytes: self.core.ready.reserved,
-            allocated_bytes: allocator.in_use(),
-            committed_bytes: allocator.committed(),
+            allocated_bytes: usage.in_use,
+            committed_bytes: usage.committed,
             quota_bytes: self.core.ready.quota,
-            blocks: allocator.blocks(),
+            blocks: usage.blocks,
             windows,
             window_bytes,
             epoch: self.core.map.known(),

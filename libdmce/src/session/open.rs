@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex};
 
 use dmce_abi::limits::{BLOCK_IDS_MAX, COPIES_MAX, PAGE_BYTES, SESSION_NAME_BYTES_MAX};
@@ -92,6 +92,7 @@ fn assemble(
 
 fn finish(options: &Options, link: Link, parts: Parts) -> Result<Arc<Core>, Error> {
     let Parts { layout, ready, ways, map, operations, fork } = parts;
+    let (block_ids, fence) = (ready.block_ids, operations.fence());
     let core = Arc::new(Core {
         layout,
         cell_bits: layout.cell_bits(),
@@ -103,10 +104,11 @@ fn finish(options: &Options, link: Link, parts: Parts) -> Result<Arc<Core>, Erro
         ways,
         map,
         operations,
-        allocator: Mutex::new(Allocator::default()),
+        allocator: Allocator::new(block_ids, layout.cell_bits(), fence),
         growing: Turn::new(()),
         changing: Turn::new(()),
         pins: Mutex::new(BTreeMap::new()),
+        pinned: AtomicUsize::new(0),
         told: Mutex::default(),
         holders: Mutex::default(),
         regions: Mutex::new(BTreeMap::new()),

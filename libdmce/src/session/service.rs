@@ -29,6 +29,8 @@ use dmce_sys::process::without_signals;
 
 use super::core::Core;
 use super::link::Link;
+use super::memory::TakenOut;
+use crate::alloc::Moment;
 use crate::block::{Backing, SpanIds};
 use crate::error::Error;
 
@@ -264,32 +266,42 @@ impl Core {
         }
     }
 
-    /// Gives back blocks that have been empty for long enough; returns when to look again.
+    /// Has the allocator give back what threads keep, shows what is in use, and gives back blocks
+    /// that have been empty for long enough; returns when to look again.
     fn give_back_idle(&self) -> Option<Duration> {
         let idle_ms = u64::from(self.ready.idle_s) * 1_000;
         self.service.expects_idle.store(false, Ordering::SeqCst);
+        let next_look = self.allocator().look(Moment { now: monotonic_ms(), idle_ms });
+        self.publish_usage();
         if let Some(_turn) = self.growing.try_take() {
             let limit = monotonic_ms().checked_sub(idle_ms);
             let empty = limit.map(|limit| self.take_empty(limit)).unwrap_or_default();
-            for first in empty {
-                self.give_back(SpanIds { first, count: 1 });
+            for gone in empty {
+                self.give_back(gone);
             }
         }
-        let since = self.allocator().empty_since()?;
-        self.service.expects_idle.store(true, Ordering::SeqCst);
-        let due = (since + idle_ms).saturating_sub(monotonic_ms());
+        let now = monotonic_ms();
+        let in_ms = |due: u64| due.saturating_sub(now);
         // One that is due and still there is pinned, or somebody is growing: not at once again.
-        Some(Duration::from_millis(due.max(PAUSE_MAX_MS)))
+        let empty = self.allocator().empty_since();
+        let empty = empty.map(|since| in_ms(since + idle_ms).max(PAUSE_MAX_MS));
+        let pause = match (next_look.map(in_ms), empty) {
+            (Some(look), Some(empty)) => look.min(empty),
+            (look, empty) => look.or(empty)?,
+        };
+        self.service.expects_idle.store(next_look.is_some(), Ordering::SeqCst);
+        Some(Duration::from_millis(pause))
     }
 
-    fn take_empty(&self, limit: u64) -> Vec<BlockId> {
+    fn take_empty(&self, limit: u64) -> Vec<TakenOut> {
         let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes = self.layout.block_bytes();
         let is_pinned = |id: BlockId| {
             let addr = self.join(id, 0);
             addr.is_ok_and(|addr| super::mapping::is_pinned(&pins, addr.to_raw(), bytes))
         };
-        self.allocator().take_empty(limit, is_pinned)
+        let empty = self.allocator().take_empty(limit, is_pinned);
+        empty.into_iter().map(|first| self.take_out(SpanIds { first, count: 1 })).collect()
     }
 
     /// Ends the session for the application.
