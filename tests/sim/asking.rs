@@ -4,9 +4,11 @@ use dmce_abi::block::{BlockId, Guid};
 use dmce_abi::version::SEGMENT_VERSION;
 use dmce_abi::wire::admin::AdminRequest;
 use dmce_abi::wire::client::{
-    Changes, ClientRequest, Delete, Fetch, Grow, Malloc, MallocKind, Map, OpeningId, RegionCreate,
-    RegionList, RegionName, RegionOpen, Setup, Unmap,
+    Changes, ClientRequest, Delete, Fetch, Grow, Malloc, MallocKind, Map, OpeningId, Reach,
+    RegionCreate, RegionList, RegionName, RegionOpen, Setup, Unmap,
 };
+
+use dmce_abi::wire::data::{DataRequest, LinkId, Target};
 
 use crate::client::{View, members};
 use crate::random::Random;
@@ -62,7 +64,7 @@ pub fn setup(random: &mut Random, sizes: Sizes) -> ClientRequest {
 
 /// Any request of a client that has a session.
 pub fn request(random: &mut Random, view: &mut View, sizes: Sizes) -> ClientRequest {
-    match random.below(22) {
+    match random.below(24) {
         0..=4 => malloc(random, view, sizes),
         5 | 6 => grow(random, view, sizes),
         7..=9 => delete(random, view, sizes),
@@ -76,7 +78,9 @@ pub fn request(random: &mut Random, view: &mut View, sizes: Sizes) -> ClientRequ
             let opening = random.pick(view.openings.keys().copied());
             ClientRequest::RegionClose(opening.unwrap_or(NEVER_OPENED))
         }
-        _ => region_delete(random, view),
+        19..=21 => region_delete(random, view),
+        22 => reach(random, view, sizes),
+        _ => data(random, view, sizes),
     }
 }
 
@@ -113,6 +117,28 @@ fn delete(random: &mut Random, view: &View, sizes: Sizes) -> ClientRequest {
 fn fetch(random: &mut Random, view: &View, sizes: Sizes) -> ClientRequest {
     let block = some_block(random, view, sizes);
     ClientRequest::Fetch(Fetch { block, writable: random.once_in(2) })
+}
+
+/// A way to a block by message; perhaps the client says that its link is broken.
+fn reach(random: &mut Random, view: &View, sizes: Sizes) -> ClientRequest {
+    let broken = random.pick(view.links.iter().copied()).filter(|_| random.once_in(6));
+    ClientRequest::Reach(Reach {
+        block: some_block(random, view, sizes),
+        writable: random.once_in(2),
+        direct: !random.once_in(4),
+        broken: broken.unwrap_or(LinkId(0)),
+    })
+}
+
+fn data(random: &mut Random, view: &View, sizes: Sizes) -> ClientRequest {
+    let block = some_block(random, view, sizes);
+    let guid = view.spans.get(&block).map_or(Guid::default(), |span| span.guid);
+    let at = Target { block, guid, cell: random.below(4096) };
+    ClientRequest::Data(if random.once_in(2) {
+        DataRequest::Read { at, bytes: 1 + u32::try_from(random.below(60_000)).unwrap_or(0) }
+    } else {
+        DataRequest::Add64 { at, add: 1 }
+    })
 }
 
 fn map(random: &mut Random, view: &View, sizes: Sizes) -> ClientRequest {

@@ -155,8 +155,10 @@ impl World {
         let all_read = self.clients.iter().filter(|client| client.alive).all(|client| {
             client.inbox.is_empty() && client.outbox.is_empty() && client.pending.is_empty()
         });
+        let all_heard =
+            self.daemons.iter().all(|daemon| daemon.inbox.iter().all(|(number, _)| number.0 != 0));
         let only_sense = self.daemons.iter().all(|daemon| daemon.conn.is_some());
-        all_read && only_sense && broker.soon.is_empty()
+        all_read && all_heard && only_sense && broker.soon.is_empty()
     }
 
     fn check_promises(&mut self) -> Checked {
@@ -165,6 +167,7 @@ impl World {
         if snapshot.passing > 0 || !snapshot.complete {
             return Err(format!("blocks are still on their way: {snapshot:?}"));
         }
+        self.check_links(&snapshot)?;
         for client in self.clients.iter().filter(|client| client.alive) {
             let view = client.view.as_ref();
             let view = view.filter(|view| !self.truth.ended.contains(&view.guid));
@@ -204,6 +207,25 @@ impl World {
         Ok(())
     }
 
+    /// Daemons let nobody reach what the tables do not give: not a link of a session that is gone,
+    /// and over one of a session that there is, no block of another's.
+    fn check_links(&self, snapshot: &Snapshot) -> Checked {
+        for link in self.daemons.iter().flat_map(|daemon| daemon.links.values()) {
+            let session = link.session;
+            if !snapshot.sessions.contains_key(&session) {
+                return Err(format!("session {session} is gone and linked"));
+            }
+            let is_anothers = |id: &&BlockId| {
+                let block = snapshot.blocks.get(*id);
+                block.is_none_or(|block| block.session.is_some_and(|owner| owner != session))
+            };
+            if let Some(id) = link.grants.iter().find(is_anothers) {
+                return Err(format!("session {session} may reach block {id} by message"));
+            }
+        }
+        Ok(())
+    }
+
     /// A session has the openings that its client knows, and no others.
     fn check_openings_known(&self, view: &View, snapshot: &Snapshot) -> Checked {
         let session = view.session;
@@ -236,6 +258,11 @@ impl World {
         }
         if !self.host.records.is_empty() || !self.host.sessions.is_empty() {
             return Err(format!("objects of sessions are left: {:?}", self.host.records));
+        }
+        let mut links = self.daemons.iter().flat_map(|daemon| daemon.links.values());
+        if let Some(link) = links.next() {
+            let (session, grants) = (link.session, &link.grants);
+            return Err(format!("session {session} is gone and has granted {grants:?}"));
         }
         for (daemon, (_, reserved)) in &snapshot.charged {
             if *reserved > 0 {

@@ -6,8 +6,9 @@ use dmce_abi::Status;
 use dmce_abi::block::{BlockId, Guid, SessionId};
 use dmce_abi::wire::client::{
     Abandon, Attach, BlockInfo, Changed, ClientReply, ClientRequest, Delete, Granted, Opened,
-    Opening, OpeningId, Ready, RegionKey, RegionOpen, SpanKey, SpanList,
+    Opening, OpeningId, Reached, Ready, RegionKey, RegionOpen, SpanKey, SpanList,
 };
+use dmce_abi::wire::data::LinkId;
 use dmce_abi::wire::{Refusal, Reply};
 use dmce_broker::dispatcher::{ClientConn, Peer, RequestId};
 
@@ -54,6 +55,8 @@ pub struct View {
     pub keys: BTreeMap<Guid, RegionKey>,
     /// Regions whose deletion it has to ask for again.
     pub not_yet: Vec<RegionKey>,
+    /// Links that it was told of.
+    pub links: BTreeSet<LinkId>,
     /// OS addresses that it has mapped.
     pub mapped: BTreeSet<u64>,
     /// The generation that it has heard of.
@@ -301,6 +304,7 @@ impl Client {
             openings: BTreeMap::new(),
             keys: BTreeMap::new(),
             not_yet: Vec::new(),
+            links: BTreeSet::new(),
             mapped: BTreeSet::new(),
             generation: 0,
             ticket: 0,
@@ -428,6 +432,14 @@ impl View {
             (ClientRequest::Fetch(fetch), ClientReply::Fetched(info)) => {
                 self.fetched(fetch.block, info, known)
             }
+            (ClientRequest::Reach(reach), ClientReply::Reached(Reached { info, link })) => {
+                if info.block != reach.block || (!reach.direct && link.0 != 0) {
+                    return Err(format!("was answered {info:?} by {link:?}"));
+                }
+                self.links.extend((link.0 != 0).then_some(link));
+                Ok(())
+            }
+            (ClientRequest::Data(asked), ClientReply::Data(reply)) if asked.fits(&reply) => Ok(()),
             (ClientRequest::Map(map), ClientReply::Done) => {
                 self.mapped.insert(map.os_address);
                 Ok(())

@@ -1,14 +1,15 @@
 //! A daemon as a model: holds objects, answers, and misbehaves in every way that a daemon can.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use dmce_abi::Status;
-use dmce_abi::block::{BlockId, DaemonId};
+use dmce_abi::block::{BlockId, DaemonId, SessionId};
 use dmce_abi::version::SEGMENT_VERSION;
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::daemon::{
     DaemonAnswer, DaemonMessage, DaemonNotice, DaemonRequest, HeldBlock, Register,
 };
+use dmce_abi::wire::data::{Bytes, DataReply, DataRequest, LinkId};
 use dmce_broker::dispatcher::{DaemonConn, RequestId};
 
 use crate::host::{Header, Host, Object};
@@ -27,6 +28,16 @@ pub struct Manners {
     pub extra_pages: u64,
 }
 
+/// A link of a client.
+#[derive(Debug)]
+pub struct Linked {
+    /// Whose it is.
+    pub session: SessionId,
+    /// What may be reached over it.
+    pub grants: BTreeSet<BlockId>,
+    made_by: Option<DaemonConn>,
+}
+
 /// One daemon.
 #[derive(Debug)]
 pub struct Daemon {
@@ -40,6 +51,8 @@ pub struct Daemon {
     pub stopped: bool,
     /// Its connection, as it knows it.
     pub conn: Option<DaemonConn>,
+    /// Links of clients, with what is granted over each, and the connection that made them.
+    pub links: BTreeMap<LinkId, Linked>,
     /// What the broker sent.
     pub inbox: VecDeque<(RequestId, DaemonRequest)>,
     /// What the broker has yet to receive.
@@ -55,6 +68,7 @@ impl Daemon {
             alive: false,
             stopped: false,
             conn: None,
+            links: BTreeMap::new(),
             inbox: VecDeque::new(),
             outbox: VecDeque::new(),
         }
@@ -77,6 +91,7 @@ impl Daemon {
         self.alive = false;
         self.stopped = false;
         self.conn = None;
+        self.links.clear();
         self.inbox.clear();
         self.outbox.clear();
         host.locks.remove(&self.id);
@@ -107,8 +122,8 @@ impl Daemon {
     /// Does the oldest request and answers it.
     pub fn serve(&mut self, host: &mut Host, random: &mut Random, manners: Manners) {
         let Some((number, request)) = self.inbox.pop_front() else { return };
-        if request == DaemonRequest::Settled {
-            return;
+        if number.0 == 0 {
+            return self.hear(&request);
         }
         let mut answer = if refused(&request) && random.once_in(manners.refuses) {
             Err(Refusal::new(Status::NoSpace, "the file system is full"))
@@ -138,6 +153,30 @@ impl Daemon {
             _ => DaemonNotice::Excess { block, bytes: 1 << 40 },
         };
         self.say(DaemonMessage::Notice(notice));
+    }
+
+    /// Takes in what is not answered.
+    fn hear(&mut self, request: &DaemonRequest) {
+        let conn = self.conn;
+        match *request {
+            DaemonRequest::Settled => self.links.retain(|_, link| link.made_by == conn),
+            DaemonRequest::Link { link, session, grant } => {
+                let grants = BTreeSet::from([grant.block]);
+                self.links.insert(link, Linked { session, made_by: conn, grants });
+            }
+            DaemonRequest::Unlink { link } => _ = self.links.remove(&link),
+            DaemonRequest::Grant { link, grant } => {
+                if let Some(link) = self.links.get_mut(&link) {
+                    link.grants.insert(grant.block);
+                }
+            }
+            DaemonRequest::Revoke { link, block } => {
+                if let Some(link) = self.links.get_mut(&link) {
+                    link.grants.remove(&block);
+                }
+            }
+            _ => {}
+        }
     }
 
     fn say(&mut self, message: DaemonMessage) {
@@ -187,6 +226,11 @@ impl Daemon {
                 store.remove(block);
                 Ok(DaemonAnswer::Done)
             }
+            DaemonRequest::Data(DataRequest::Read { bytes, .. }) => {
+                let bytes = vec![0; usize::try_from(*bytes).unwrap_or(0)];
+                Ok(DaemonAnswer::Data(DataReply::Bytes(Bytes(bytes))))
+            }
+            DaemonRequest::Data(_) => Ok(DaemonAnswer::Data(DataReply::Word(1))),
             DaemonRequest::Sense => Ok(DaemonAnswer::Sensed { pool: 4096, headroom: 1 << 40 }),
             _ => Err(Refusal::new(Status::Unsupported, "what is that?")),
         }

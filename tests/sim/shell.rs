@@ -4,8 +4,11 @@
 use dmce_abi::Status;
 use dmce_abi::block::SessionId;
 use dmce_abi::wire::client::{BlockInfo, ClientReply};
+use dmce_abi::wire::daemon::DaemonRequest;
 use dmce_abi::wire::{Refusal, Reply};
-use dmce_broker::dispatcher::{Action, ClientConn, Descriptor, Event, RequestId, SessionRecord};
+use dmce_broker::dispatcher::{
+    Action, ClientConn, DaemonConn, Descriptor, Event, RequestId, SessionRecord,
+};
 
 use crate::client::Arrival;
 use crate::host::{Header, Record};
@@ -83,6 +86,10 @@ impl World {
         }
         let mut reply = reply;
         for descriptor in descriptors {
+            if let Descriptor::Link { conn, link, session, grant } = *descriptor {
+                self.link(conn, DaemonRequest::Link { link, session, grant });
+                continue;
+            }
             if let Some(refusal) = self.open(*descriptor, &reply)? {
                 reply = Err(refusal);
             }
@@ -103,6 +110,14 @@ impl World {
         Ok(())
     }
 
+    /// The daemon's end of a link travels to it.
+    fn link(&mut self, conn: DaemonConn, request: DaemonRequest) {
+        let Some(broker) = &self.broker else { return };
+        if let Some(&place) = broker.daemons.get(&conn) {
+            self.daemons[place].inbox.push_back((RequestId(0), request));
+        }
+    }
+
     /// Opens a descriptor. A block that is not there was harmed, and the client is told so.
     fn open(
         &mut self,
@@ -111,6 +126,7 @@ impl World {
     ) -> Result<Option<Refusal>, String> {
         let (daemon, block) = match descriptor {
             Descriptor::Block { daemon, block, .. } => (daemon, block),
+            Descriptor::Link { .. } => return Ok(None),
             Descriptor::SessionObject(session) | Descriptor::Doorbell(session) => {
                 let there = self.host.sessions.contains_key(&session);
                 return if there { Ok(None) } else { Err(format!("no session object {session}")) };

@@ -27,15 +27,18 @@ use super::mappings::Mapping;
 use super::requests::{Failure, Outcome, Served, refuse};
 
 /// A block that a session reaches.
-struct Reached<'a> {
+pub(super) struct Reached<'a> {
     id: BlockId,
-    block: &'a Block,
+    /// The block.
+    pub block: &'a Block,
     span: &'a Span,
-    rights: Rights,
+    /// What the session may do with it.
+    pub rights: Rights,
 }
 
 impl Reached<'_> {
-    fn info(&self, writable: bool) -> BlockInfo {
+    /// What the session is told of it.
+    pub(super) fn info(&self, writable: bool) -> BlockInfo {
         BlockInfo {
             block: self.id,
             guid: self.block.guid,
@@ -280,7 +283,8 @@ impl Dispatcher {
         if parts.server == 0 { Ok(parts) } else { Err(illegal(addr)) }
     }
 
-    fn reach(&self, session: SessionId, id: BlockId) -> Result<Reached<'_>, Failure> {
+    /// A block that a session may use.
+    pub(super) fn reach(&self, session: SessionId, id: BlockId) -> Result<Reached<'_>, Failure> {
         let reached = self.blocks.get(id).and_then(|block| {
             let span = self.blocks.span(block.span)?;
             let stands = span.state == SpanState::Standing;

@@ -13,6 +13,7 @@ use dmce_abi::block::{BlockId, DaemonId, SessionId};
 use dmce_abi::wire;
 use dmce_abi::wire::client::ClientReply;
 use dmce_abi::wire::daemon::DaemonRequest;
+use dmce_abi::wire::data::{LinkGrant, LinkId};
 
 use super::event::{ClientConn, DaemonConn, Grant, InspectId, Millis, RequestId, SessionRecord};
 
@@ -33,6 +34,18 @@ pub enum Descriptor {
     SessionObject(SessionId),
     /// The session's eventfd; the shell makes it at the first use.
     Doorbell(SessionId),
+    /// The client's end of a new link. The shell sends the other end to the daemon with a
+    /// [`DaemonRequest::Link`], or refuses the request with `BUSY`.
+    Link {
+        /// The daemon's connection.
+        conn: DaemonConn,
+        /// The link's number.
+        link: LinkId,
+        /// Whose it is.
+        session: SessionId,
+        /// The first grant.
+        grant: LinkGrant,
+    },
 }
 
 /// How grave a log line is.

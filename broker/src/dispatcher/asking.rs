@@ -84,6 +84,9 @@ impl Dispatcher {
         if number > self.number {
             return Err(format!("it answered request {number}, the last was {}", self.number));
         }
+        if self.relay_answered(daemon, number, &answer)? {
+            return Ok(());
+        }
         let Some(server) = self.daemons.servers.get(&daemon) else { return Ok(()) };
         if let Some(op) = server.in_flight(number) {
             self.check_answer(op, &answer)?;

@@ -10,7 +10,7 @@ use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
 use super::Dispatcher;
 use super::blocks::{BlockState, SpanOwner, SpanState};
 use super::clients::ReplyTo;
-use super::daemons::Link;
+use super::daemons::{Link, Server};
 use super::event::{ClientConn, RequestId};
 use super::sessions::SessionLink;
 
@@ -111,6 +111,7 @@ impl Dispatcher {
         self.audit_sessions()?;
         self.audit_patients()?;
         self.audit_rates()?;
+        self.audit_links()?;
         self.audit_requests()
     }
 
@@ -219,6 +220,22 @@ impl Dispatcher {
         Ok(())
     }
 
+    /// What is granted over a link its session may use, and its daemon holds.
+    fn audit_links(&self) -> Result<(), String> {
+        for (session, daemon, grants) in self.links.granted() {
+            let known = self.sessions.get(session).is_some();
+            check(known, || format!("session {session} is gone and linked to daemon {daemon}"))?;
+            let hears = self.daemons.servers.get(&daemon).is_some_and(Server::hears);
+            check(hears, || format!("daemon {daemon} is away and linked to session {session}"))?;
+            for block in grants {
+                let reached = self.reach(session, *block).ok();
+                let is_there = reached.is_some_and(|reached| reached.block.daemon == Some(daemon));
+                check(is_there, || format!("block {block} is granted to session {session}"))?;
+            }
+        }
+        check(self.relays.is_sound(), || "bytes under way are counted wrong".to_owned())
+    }
+
     /// What waits for room is a session's, and is not made already.
     fn audit_patients(&self) -> Result<(), String> {
         for patient in self.patients.all() {
@@ -237,12 +254,13 @@ impl Dispatcher {
             _ => None,
         });
         let makings = self.makings.values().map(|making| making.to);
-        let grows = self.daemons.servers.values().flat_map(super::daemons::Server::grow_replies);
+        let grows = self.daemons.servers.values().flat_map(Server::grow_replies);
         let deletions = self.deletions.values().filter_map(|deletion| deletion.to);
+        let relays = self.relays.owed();
         let queues = self.deferred.owed().chain(self.parked.owed());
         let mut waiting: BTreeMap<ClientConn, Vec<RequestId>> = BTreeMap::new();
         for ReplyTo { conn, request_id } in
-            opening.chain(makings).chain(grows).chain(queues).chain(deletions)
+            opening.chain(makings).chain(grows).chain(queues).chain(deletions).chain(relays)
         {
             waiting.entry(conn).or_default().push(request_id);
         }

@@ -20,6 +20,7 @@ use dmce_abi::wire::client::{
 use super::Dispatcher;
 use super::event::ClientConn;
 use super::opening::check_copies;
+use super::relay::check_data;
 use super::requests::refuse;
 
 impl Dispatcher {
@@ -53,6 +54,7 @@ impl Dispatcher {
             }
             ClientRequest::Delete(Delete { addr, .. }) => self.parts(*addr).map(|_| ()),
             ClientRequest::Map(map) => self.check_map(map),
+            ClientRequest::Data(request) => check_data(request),
             ClientRequest::RegionCreate(create) => self.check_create(create),
             ClientRequest::RegionOpen(RegionOpen { read: false, write: false, .. }) => {
                 refuse(Status::Invalid, "a region is opened to read or to write")

@@ -242,6 +242,7 @@ impl Dispatcher {
         for to in server.map(Server::take_grow_replies).unwrap_or_default() {
             self.reply(to, Err(away(daemon)), Vec::new());
         }
+        self.drop_relays_of(daemon);
         self.put_deleters_off(daemon);
     }
 
@@ -306,6 +307,7 @@ impl Dispatcher {
         let Some(server) = server.filter(|server| server.conn() == Some(conn)) else { return };
         let orphans = server.go_away();
         server.overdue = self.daemons.unconfirmed.contains(&daemon);
+        self.forget_links_of(daemon);
         self.timers.cancel(Timer::Sense(daemon));
         if !self.daemons.expected.contains(&daemon) {
             self.timers.cancel(Timer::Report(daemon));

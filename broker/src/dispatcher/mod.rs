@@ -14,6 +14,7 @@
 //! | tables of a session | `mappings`, `changes`, `opens` |
 //! | clients' requests | `requests` (which), `checking`, `opening`, `access`, `admin` |
 //! | those on regions | `region_requests`, `region_deletes` |
+//! | bytes by message | `links`, `relay` |
 //! | how spans are made | `policies`, `planning`, `placement`, `making` |
 //! | who waits for room, and who is told | `patience`, `notices` |
 //! | how often a user may ask | `rates` |
@@ -50,6 +51,7 @@ mod guid;
 mod history;
 mod ids;
 mod link;
+mod links;
 mod making;
 mod mappings;
 mod notices;
@@ -63,6 +65,7 @@ mod rates;
 mod region_deletes;
 mod region_requests;
 mod regions;
+mod relay;
 mod requests;
 mod restart;
 mod sessions;
@@ -131,6 +134,10 @@ pub struct Dispatcher {
     history: History,
     rates: Rates,
     timers: Timers,
+    /// Links of clients that map nothing.
+    links: links::Links,
+    /// What is done to bytes for clients through this broker.
+    relays: relay::Relays,
 
     /// Spans that daemons are asked for, by their first block.
     makings: BTreeMap<BlockId, Making>,
@@ -177,6 +184,8 @@ impl Dispatcher {
             history: History::default(),
             rates: Rates::default(),
             timers: Timers::default(),
+            links: links::Links::default(),
+            relays: relay::Relays::default(),
             makings: BTreeMap::new(),
             deferred: Waiting::default(),
             parked: Waiting::default(),

@@ -204,6 +204,7 @@ impl Dispatcher {
         self.moved.remove(&id);
         self.notices.forget(id);
         self.forget_patients_of(id);
+        self.unlink_session(id);
         self.out.push(Action::EndSession { session: id });
         for first in session.making_regions.iter().chain(&session.spans) {
             self.makings.remove(first);

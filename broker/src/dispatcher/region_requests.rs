@@ -176,6 +176,7 @@ impl Dispatcher {
     /// An opening of a session has ended.
     fn closed(&mut self, id: SessionId, Closed { first, place }: Closed) {
         self.out.push(Action::RevokeGrant { session: id, place });
+        self.revoke_span(id, first);
         if !self.sessions.get(id).is_some_and(|session| session.opens.rights(first).any()) {
             self.unmap_span(id, first);
             if let Some(region) = self.regions.get_mut(first) {

@@ -200,6 +200,8 @@ impl Dispatcher {
             ClientRequest::RegionDelete(key) => self.region_delete(to, session, *key),
             ClientRequest::RegionList(list) => Ok(self.region_list(session, list)),
             ClientRequest::Spans(list) => Ok(self.span_list(session, *list)),
+            ClientRequest::Reach(reach) => self.way_to(session, *reach),
+            ClientRequest::Data(request) => self.relay(to, session, request),
             _ => refuse(Status::Unsupported, "this broker does not know the request"),
         }
     }

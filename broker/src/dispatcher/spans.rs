@@ -20,6 +20,7 @@ use super::event::InspectId;
 impl Dispatcher {
     /// The owner has given a span up, whatever became of it until now. A region goes with it.
     pub(super) fn give_up(&mut self, first: BlockId) {
+        self.revoke_all(first);
         let Some(span) = self.blocks.span(first) else { return };
         if span.owner == SpanOwner::Region {
             self.doom_all_but_first(first);
@@ -158,6 +159,7 @@ impl Dispatcher {
         let place = block.daemon.map_or(String::new(), |daemon| format!(" on daemon {daemon}"));
         self.blocks.set_state(id, BlockState::Lost);
         self.log(LogLevel::Error, format!("block {id}{place} is lost: {why}"));
+        self.revoke_block(first, id);
         self.tell_holders(first, id);
         self.tell_lost(first, id, bytes);
     }

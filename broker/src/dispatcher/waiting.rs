@@ -142,6 +142,7 @@ fn text_bytes(request: &ClientRequest) -> usize {
         ClientRequest::RegionCreate(create) => name_bytes(&create.region),
         ClientRequest::RegionOpen(open) => name_bytes(&open.region),
         ClientRequest::RegionFind(region) => name_bytes(region),
+        ClientRequest::Data(request) => request.data_bytes(),
         ClientRequest::RegionList(list) => list.volume.len() + list.after.len(),
         _ => 0,
     }

@@ -8,7 +8,7 @@
 //!    at.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use dmce_abi::limits::FRAME_BYTES_MAX;
@@ -31,7 +31,7 @@ const FRAMES_A_TURN: usize = 64;
 
 struct Connection {
     socket: Socket,
-    waiting: VecDeque<Vec<u8>>,
+    waiting: VecDeque<(Vec<u8>, Option<OwnedFd>)>,
     waiting_bytes: usize,
 }
 
@@ -120,11 +120,39 @@ impl Daemons {
         request_id: RequestId,
         request: &DaemonRequest,
     ) -> bool {
+        self.send_with(poller, conn, (request_id, request), None)
+    }
+
+    /// Makes a link and sends the daemon its end; the client's, if the connection is there.
+    pub fn link(
+        &mut self,
+        poller: &Poller,
+        conn: DaemonConn,
+        request: &DaemonRequest,
+    ) -> Result<OwnedFd, SocketError> {
+        if !self.is_open(conn) {
+            return Err(SocketError::Closed);
+        }
+        let (client, daemon) = Socket::pair()?;
+        if self.send_with(poller, conn, (RequestId(0), request), Some(daemon.into_fd())) {
+            Ok(client.into_fd())
+        } else {
+            Err(SocketError::Closed)
+        }
+    }
+
+    fn send_with(
+        &mut self,
+        poller: &Poller,
+        conn: DaemonConn,
+        (request_id, request): (RequestId, &DaemonRequest),
+        fd: Option<OwnedFd>,
+    ) -> bool {
         let Some(connection) = self.open.get_mut(&conn) else { return true };
-        let header = FrameHeader { request: request_id.0, fds: 0 };
+        let header = FrameHeader { request: request_id.0, fds: u16::from(fd.is_some()) };
         let frame = wire::encode(header, request).expect("every request to a daemon fits a frame");
         connection.waiting_bytes += frame.len();
-        connection.waiting.push_back(frame);
+        connection.waiting.push_back((frame, fd));
         if connection.waiting_bytes > QUEUE_BYTES_MAX {
             warn!(connection = conn.0, "a daemon takes no requests: dropped");
             self.open.remove(&conn);
@@ -137,8 +165,9 @@ impl Daemons {
     fn flush(&mut self, poller: &Poller, conn: DaemonConn) -> bool {
         let Some(connection) = self.open.get_mut(&conn) else { return true };
         let mut sent = Ok(());
-        while let Some(frame) = connection.waiting.front() {
-            sent = connection.socket.try_send(frame, &[]);
+        while let Some((frame, fd)) = connection.waiting.front() {
+            let fds: Vec<_> = fd.iter().map(AsFd::as_fd).collect();
+            sent = connection.socket.try_send(frame, &fds);
             if sent.is_err() {
                 break;
             }

@@ -27,22 +27,27 @@ use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::time::Duration;
 
+use dmce_abi::Status;
 use dmce_abi::block::{BlockId, DaemonId};
 use dmce_abi::name::Instance;
-use dmce_broker::dispatcher::{Action, Dispatcher, Event, InspectId, LogLevel, Millis, Now};
+use dmce_abi::wire::Refusal;
+use dmce_abi::wire::daemon::DaemonRequest;
+use dmce_broker::dispatcher::{
+    Action, Descriptor, Dispatcher, Event, InspectId, LogLevel, Millis, Now,
+};
 use dmce_config::Config;
 use dmce_sys::lock::{LockError, OfdLock};
 use dmce_sys::object::{ObjectDir, ObjectError};
 use dmce_sys::poll::{Interest, Notice, Poller, Ready, SignalFd};
 use dmce_sys::socket::SocketError;
 use dmce_sys::{clock, limits, process, random};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use tracing::{debug, error, info, warn};
 
 use crate::args::Place;
 use clients::Clients;
 use daemons::Daemons;
-use objects::Objects;
+use objects::{Objects, OpenFailure};
 use sessions::Sessions;
 
 /// Copies of a block that this release keeps.
@@ -331,7 +336,10 @@ impl Server {
     fn act(&mut self, action: Action) {
         match action {
             Action::Reply { conn, request_id, reply, descriptors } => {
-                let opened = self.objects.open_all(&mut self.sessions, &descriptors);
+                let opened = match descriptors[..] {
+                    [link @ Descriptor::Link { .. }] => self.link(link).map(|fd| vec![fd]),
+                    _ => self.objects.open_all(&mut self.sessions, &descriptors),
+                };
                 let (reply, fds) = opened.map_or_else(
                     |failure| {
                         let event = |(daemon, block)| Event::OpenFailed { daemon, block };
@@ -368,6 +376,21 @@ impl Server {
             Action::WakeAt(at) => self.wake_at = Some(at),
             other => self.act_on_session(other),
         }
+    }
+
+    /// Connects a client with a daemon; the client's end.
+    fn link(&mut self, descriptor: Descriptor) -> Result<OwnedFd, OpenFailure> {
+        let Descriptor::Link { conn, link, session, grant } = descriptor else {
+            unreachable!("only links are made here");
+        };
+        let request = DaemonRequest::Link { link, session, grant };
+        self.daemons.link(&self.poller, conn, &request).map_err(|error| {
+            if matches!(error, SocketError::Closed) {
+                self.events.push_back(Event::DaemonHungUp { conn });
+            }
+            let text = format!("no link to the daemon of block {}: {error}", grant.block);
+            OpenFailure { refusal: Refusal::new(Status::Busy, text), block: None }
+        })
     }
 
     /// Executes an action that concerns the objects or the process of a session.

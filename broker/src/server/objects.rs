@@ -192,6 +192,7 @@ impl Objects {
                 sessions.object(session).map_err(|e| no_session(&e))
             }
             Descriptor::Doorbell(session) => sessions.doorbell(session).map_err(|e| no_session(&e)),
+            Descriptor::Link { .. } => unreachable!("a link is no object"),
         };
         descriptors.iter().map(open_one).collect()
     }

@@ -2,6 +2,7 @@
 
 mod access;
 mod daemons;
+mod links;
 mod making;
 mod names;
 mod notices;

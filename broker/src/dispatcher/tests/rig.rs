@@ -11,6 +11,7 @@ use dmce_abi::wire::client::{
     RegionKey, RegionName, RegionOpen, Setup,
 };
 use dmce_abi::wire::daemon::{DaemonAnswer, DaemonMessage, DaemonRequest, HeldBlock, Register};
+use dmce_abi::wire::data::{Bytes, DataReply, DataRequest};
 use dmce_abi::wire::{Refusal, Reply};
 
 use crate::dispatcher::{
@@ -261,7 +262,8 @@ impl Rig {
             daemon.created.push(description.clone());
         }
         let answer = match (daemon.mood, &request) {
-            (_, DaemonRequest::Settled) => return,
+            // Settled, and what concerns links.
+            _ if number.0 == 0 => return,
             (Mood::Waits, _) => {
                 daemon.asked.push((number, request));
                 return;
@@ -284,6 +286,11 @@ fn answer_to(daemon: &mut FakeDaemon, request: &DaemonRequest) -> DaemonAnswer {
             daemon.destroyed.push(*block);
             DaemonAnswer::Done
         }
+        DaemonRequest::Data(DataRequest::Read { bytes, .. }) => {
+            let bytes = vec![7; usize::try_from(*bytes).unwrap()];
+            DaemonAnswer::Data(DataReply::Bytes(Bytes(bytes)))
+        }
+        DaemonRequest::Data(_) => DaemonAnswer::Data(DataReply::Done),
         _ => DaemonAnswer::Sensed { pool: 0, headroom: GIB },
     }
 }
