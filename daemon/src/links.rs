@@ -205,6 +205,7 @@ impl Links {
 
     fn end(&mut self, poller: &Poller, token: u64) {
         let Some(link) = self.open.remove(&token) else { return };
+        link.farewell();
         debug!(link = link.id.0, session = %link.session, "unlinked");
         self.by_id.remove(&link.id);
         if let Err(error) = poller.remove(link.socket.as_fd()) {
@@ -275,6 +276,20 @@ impl ClientLink {
                 Err(Refusal::new(Status::Denied, text))
             }
             Some(_) => Ok(()),
+        }
+    }
+
+    /// Tells the client that what has no answer was not done, if that is so and takes no waiting.
+    fn farewell(&self) {
+        if self.waiting.is_some() {
+            return;
+        }
+        let text = format!("link {} ends", self.id.0);
+        let answer: DataAnswer = Err(Refusal::new(Status::Closed, text));
+        if let Ok(frame) = wire::encode(FrameHeader { request: 0, fds: 0 }, &answer)
+            && let Err(error) = self.socket.try_send(&frame, &[])
+        {
+            debug!(link = self.id.0, %error, "a client is not told of the end of its link");
         }
     }
 

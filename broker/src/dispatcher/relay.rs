@@ -8,8 +8,8 @@
 //! # Invariants
 //!
 //! 1. The rights of a session are looked at for each request. The daemon looks at the range.
-//! 2. Nobody waits for a daemon that does not answer: who is waiting is told `BUSY`, and asks
-//!    again.
+//! 2. Nobody waits for a daemon that does not answer: who asks is told `BUSY`, and who was waiting
+//!    `UNAVAILABLE`, since the daemon may do it yet. Both ask again.
 //! 3. What is under way is bounded: of a connection by [`CONNECTION_BYTES_MAX`], of a user by
 //!    [`USER_BYTES_MAX`], to a daemon by [`DAEMON_BYTES_MAX`].
 
@@ -211,7 +211,9 @@ impl Dispatcher {
         let its: Vec<u64> = its.map(|(number, _)| *number).collect();
         for number in its {
             if let Some(Relayed { to, .. }) = self.relays.take(number) {
-                self.reply(to, Err(silent(daemon)), Vec::new());
+                // Another status than before it was sent: the daemon may do it yet.
+                let refusal = Refusal { status: Status::Unavailable, ..silent(daemon) };
+                self.reply(to, Err(refusal), Vec::new());
             }
         }
     }

@@ -7,7 +7,7 @@
 //! 2. At most [`FDS_PER_FRAME`] descriptors travel with a frame. What a peer sends beyond that
 //!    is received with the rest, since to close it may take time ([`crate::closing`]), and reported
 //!    as truncated. Received descriptors are close-on-exec from the first moment.
-//! 3. A dead peer is [`SocketError::Closed`], never SIGPIPE.
+//! 3. A dead peer is [`SocketError::Closed`] or [`SocketError::Reset`], never SIGPIPE.
 //! 4. Who the peer is comes from the kernel as of the moment of `connect`, never from the peer.
 //! 5. A socket file is unlinked only if it is a socket that nobody listens on. Two starters at once
 //!    could still race; the OFD lock of the instance ([`crate::lock`]) keeps them apart.
@@ -51,6 +51,9 @@ pub enum SocketError {
     /// The peer has closed the connection or is dead.
     #[error("the peer has closed the connection")]
     Closed,
+    /// The peer has closed the connection or is dead, and has not read all that was sent.
+    #[error("the peer has closed the connection with frames unread")]
+    Reset,
     /// Nobody listens at the path (or there is no such path).
     #[error("nobody listens at {}", path.display())]
     NobodyListens { path: PathBuf },
@@ -81,7 +84,8 @@ impl SocketError {
     fn of(action: &'static str, errno: Errno) -> Self {
         match errno {
             Errno::AGAIN => Self::WouldBlock { action },
-            Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN => Self::Closed,
+            Errno::PIPE | Errno::NOTCONN => Self::Closed,
+            Errno::CONNRESET => Self::Reset,
             other => Self::Io { action, source: other.into() },
         }
     }
@@ -286,7 +290,7 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// [`SocketError::Closed`], [`SocketError::Io`].
+    /// [`SocketError::Closed`], [`SocketError::Reset`], [`SocketError::Io`].
     pub fn recv(&self, buf: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<Received, SocketError> {
         self.recv_with(buf, fds, RecvFlags::empty())
     }

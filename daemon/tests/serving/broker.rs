@@ -224,14 +224,21 @@ impl LinkEnd {
         self.socket.send(&frame, &[]).unwrap();
     }
 
-    /// The next answer; `None` if the daemon has ended the link.
+    /// The next answer; `None` if the daemon has ended the link, and has said so.
     pub fn receive(&self) -> Option<DataAnswer> {
         assert!(poll::wait_readable(self.socket.as_fd(), Some(WATCHDOG)).unwrap(), "no answer");
         let (mut buffer, mut fds) = (vec![0; FRAME_BYTES_MAX], Vec::new());
         let received = self.socket.recv(&mut buffer, &mut fds).ok()?;
         let frame = &buffer[..received.bytes];
-        assert_eq!(wire::decode_header(frame, 0).unwrap().request, 7);
-        Some(wire::decode_body(frame).unwrap())
+        let answer: DataAnswer = wire::decode_body(frame).unwrap();
+        match wire::decode_header(frame, 0).unwrap().request {
+            7 => Some(answer),
+            request => {
+                assert_eq!((request, answer.unwrap_err().status), (0, Status::Closed));
+                assert!(self.socket.recv(&mut buffer, &mut fds).is_err(), "it has ended");
+                None
+            }
+        }
     }
 
     pub fn ask(&self, request: &DataRequest) -> DataAnswer {

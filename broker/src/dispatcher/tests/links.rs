@@ -147,7 +147,7 @@ fn a_daemon_that_does_not_answer_keeps_nobody_waiting() {
     let number = rig.ask_later(conn, read(at, 1));
     rig.wait(10_000);
     let (reply, _) = rig.answer(conn, number).expect("an answer");
-    assert_eq!(reply.unwrap_err().status, Status::Busy);
+    assert_eq!(reply.unwrap_err().status, Status::Unavailable);
     assert_eq!(rig.status(conn, read(at, 1)), Status::Busy);
     assert_eq!(rig.status(conn, reach(first.block, true)), Status::Busy);
     rig.daemon_dies(1);
@@ -187,7 +187,7 @@ fn what_is_under_way_is_bounded_and_a_lie_ends_the_daemons_connection() {
     rig.tell(1, waiting[1], answer(DataReply::Bytes(Bytes(vec![1]))));
     for number in &asked[1..] {
         let (reply, _) = rig.answer(conn, *number).expect("an answer");
-        assert_eq!(reply.unwrap_err().status, Status::Busy);
+        assert_eq!(reply.unwrap_err().status, Status::Unavailable);
     }
     assert!(rig.actions.iter().any(|action| matches!(action, Action::CloseDaemon { .. })));
 }

@@ -256,3 +256,22 @@ fn a_shutdown_is_seen_by_the_other_end() {
     let (mut buf, mut fds) = ([0; 8], Vec::new());
     assert!(matches!(b.recv(&mut buf, &mut fds), Err(SocketError::Closed)));
 }
+
+/// Who asked, and gets no answer, knows then that nobody has read what was asked.
+#[test]
+fn a_peer_that_ends_before_it_has_read_all_is_told_from_one_that_ends_after() {
+    let (mut buf, mut fds) = ([0; 8], Vec::new());
+    for (reads, is_reset) in [(1, true), (2, false)] {
+        let (a, b) = Socket::pair().unwrap();
+        for frame in [b"1", b"2"] {
+            a.send(frame, &[]).unwrap();
+        }
+        for _ in 0..reads {
+            b.recv(&mut buf, &mut fds).unwrap();
+        }
+        drop(b);
+        let ended = a.recv(&mut buf, &mut fds).unwrap_err();
+        assert_eq!(matches!(ended, SocketError::Reset), is_reset, "{ended}");
+        assert!(is_reset || matches!(ended, SocketError::Closed));
+    }
+}
