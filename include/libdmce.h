@@ -171,29 +171,37 @@ typedef struct dmce_attrs dmce_attrs_t;
 #define DMCE_PM_BOTH 3
 
 /**
- * `kind` of an event: the turn of a queued pointer has come.
+ * `kind` of an event: the turn of a queued pointer has come. Not in this release.
  */
 #define DMCE_EVENT_GRANTED 1
 
 /**
- * `kind` of an event: the daemons are short of memory.
+ * `kind` of an event: a daemon, or all together, are nearly full. `bytes`: what all have left;
+ * `addr` is 0.
  */
 #define DMCE_EVENT_PRESSURE 2
 
 /**
- * `kind` of an event: memory has one copy fewer.
+ * `kind` of an event: memory has one copy fewer. Not in this release.
  */
 #define DMCE_EVENT_COPY_LOST 3
 
 /**
- * `kind` of an event: memory has all its copies again.
+ * `kind` of an event: memory has all its copies again. Not in this release.
  */
 #define DMCE_EVENT_COPY_RESTORED 4
 
 /**
- * `kind` of an event: the last copy is lost.
+ * `kind` of an event: the last copy is lost, of memory of the session or of a region that it has
+ * open.
  */
 #define DMCE_EVENT_LOST 5
+
+/**
+ * `kind` of an event: after a refusal for want of memory there is room again. `bytes`: what the
+ * session could have in one piece; `addr` is 0.
+ */
+#define DMCE_EVENT_AVAILABLE 6
 
 /**
  * The outcome of a call: `DMCE_OK`, or one of `DMCE_E_..`. Codes are never reused.
@@ -281,12 +289,14 @@ typedef struct {
      */
     uint32_t timeout_ms;
     /**
-     * `DMCE_WAIT`: until there is space on the daemon of every copy, or `DMCE_E_TIMEOUT`. Without
-     * it the answer is immediate.
+     * `DMCE_WAIT`: until there is space on the daemon of every copy, or `DMCE_E_TIMEOUT`. Other
+     * calls of the session go on meanwhile. Without it the answer is immediate, unless the policy
+     * waits.
      */
     uint32_t flags;
     /**
-     * 0: by size from the configured table; else a number of that table.
+     * 0: by size from the configured table; else a number of that table, or `DMCE_E_NOTFOUND`.
+     * What else is said here comes first.
      */
     uint32_t policy;
     /**
@@ -437,11 +447,12 @@ typedef struct {
      */
     uint32_t size;
     /**
-     * `DMCE_EVENT_GRANTED`, `_PRESSURE`, `_COPY_LOST`, `_COPY_RESTORED`, `_LOST`.
+     * `DMCE_EVENT_GRANTED`, `_PRESSURE`, `_COPY_LOST`, `_COPY_RESTORED`, `_LOST`, `_AVAILABLE`.
+     * Take other values for events of a later release.
      */
     uint32_t kind;
     /**
-     * The first byte of the range.
+     * The first byte of the range. 0 where an event speaks of no range.
      */
     dmce_addr_t addr;
     /**
@@ -998,12 +1009,16 @@ dmce_status_t dmce_context_delete(dmce_session_t *session, const char *name);
 
 /**
  * A descriptor that is readable while an event waits: fits `poll` and `epoll`. It belongs to the
- * session; do not close it.
+ * session; do not close it, and do not use it after `dmce_close`.
+ *
+ * Events are told from the first call of this or of `dmce_event_next` on. A session with
+ * `DMCE_NO_THREAD` takes them in by `dmce_poll`.
  */
 dmce_status_t dmce_event_fd(dmce_session_t *session, int *fd);
 
 /**
- * Takes the next event; `DMCE_E_NOTFOUND` when none waits. `event->size` must be set.
+ * Takes the oldest event; `DMCE_E_NOTFOUND` when none waits. `event->size` must be set. Of more
+ * than 256 that wait the oldest are forgotten.
  */
 dmce_status_t dmce_event_next(dmce_session_t *session, dmce_event_t *event);
 

@@ -81,10 +81,12 @@ pub struct dmce_alloc_options_t {
     pub align: u32,
     /// How long `DMCE_WAIT` waits. 0: for ever.
     pub timeout_ms: u32,
-    /// `DMCE_WAIT`: until there is space on the daemon of every copy, or `DMCE_E_TIMEOUT`. Without
-    /// it the answer is immediate.
+    /// `DMCE_WAIT`: until there is space on the daemon of every copy, or `DMCE_E_TIMEOUT`. Other
+    /// calls of the session go on meanwhile. Without it the answer is immediate, unless the policy
+    /// waits.
     pub flags: u32,
-    /// 0: by size from the configured table; else a number of that table.
+    /// 0: by size from the configured table; else a number of that table, or `DMCE_E_NOTFOUND`.
+    /// What else is said here comes first.
     pub policy: u32,
     /// The node to prefer. 0: no preference.
     pub numa_node: u32,

@@ -24,6 +24,7 @@ mod block;
 pub mod connection;
 #[cfg(not(loom))]
 mod error;
+mod events;
 #[cfg(not(loom))]
 mod locate;
 #[cfg(not(loom))]
@@ -52,6 +53,7 @@ mod turn;
 pub use dmce_abi::{AddrLayout, DmceAddr, Status};
 #[cfg(not(loom))]
 pub use error::Error;
+pub use events::Event;
 #[cfg(not(loom))]
 pub use options::{AllocOptions, Mirror, Options, Prot, RegionOptions};
 #[cfg(not(loom))]

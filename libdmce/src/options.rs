@@ -69,11 +69,11 @@ pub struct AllocOptions {
     pub page_size: u32,
     /// A power of two up to [`AllocOptions::ALIGN_MAX`]; 0 for 16, or a page from 4 KiB up.
     pub align: u32,
-    /// With `wait`: for how long.
+    /// With `wait`: for how long; 0 for ever.
     pub timeout_ms: u32,
-    /// Wait until there is space. Not in this release.
+    /// Wait until there is space (002 FIG. 5). Other calls of the session go on meanwhile.
     pub wait: bool,
-    /// A number of the policy table; 0 by size. Others are not in this release.
+    /// A number of the configured policy table; 0 by size. What else is said here comes first.
     pub policy: u32,
     /// A node to prefer. Others than 0 are not in this release.
     pub numa_node: u32,

@@ -137,7 +137,8 @@ fn sizes_and_options_that_cannot_be_are_refused_as_such() {
     assert_eq!(with(AllocOptions { page_size: 5000, ..default.clone() }), Status::Invalid);
     assert_eq!(with(AllocOptions { copies: 2, ..default.clone() }), Status::Unsupported);
     assert_eq!(with(AllocOptions { copies: 9, ..default.clone() }), Status::Invalid);
-    assert_eq!(with(AllocOptions { wait: true, ..default.clone() }), Status::Unsupported);
+    assert_eq!(with(AllocOptions { policy: 1, ..default.clone() }), Status::NotFound);
+    assert_eq!(with(AllocOptions { numa_node: 1, ..default.clone() }), Status::Unsupported);
     for align in [1, 16, 64, 4096, 65_536, 2 << 20] {
         let options = AllocOptions { align, ..default.clone() };
         let addr = session.malloc_with(100, &options).unwrap();
@@ -216,6 +217,111 @@ fn without_a_thread_poll_does_what_it_would_do() {
     assert_eq!(fake.state().blocks.len(), 1);
     session.poll().unwrap();
     assert_eq!(fake.state().blocks.len(), 0);
+}
+
+#[test]
+fn more_than_a_thread_keeps_is_freed_once_as_well() {
+    Fake::with_each_mode(|_fake, session| {
+        for bytes in [64, 512, 4096, 32_768] {
+            let addrs: Vec<_> = (0..1000).map(|_| session.malloc(bytes).unwrap()).collect();
+            assert_eq!(session.stat().unwrap().allocated_bytes, 1000 * bytes);
+            for &addr in &addrs {
+                assert_eq!(session.free(addr), Ok(()), "{bytes} bytes at {addr:?}");
+            }
+            assert_eq!(session.stat().unwrap().allocated_bytes, 0);
+            assert!(addrs.iter().all(|&addr| status(session.free(addr)) == Status::Address));
+        }
+    });
+}
+
+#[test]
+fn of_threads_that_free_the_same_addresses_each_is_freed_by_one() {
+    Fake::with_each_mode(|_fake, session| {
+        for round in 0..20 {
+            let bytes = [16, 100, 4096, 40_000][round % 4];
+            let addrs: Vec<_> = (0..100).map(|_| session.malloc(bytes).unwrap()).collect();
+            let free_all = || {
+                let freed = addrs.iter().map(|&addr| session.free(addr));
+                let refused = |freed: &Result<(), _>| freed.is_err();
+                let (refused, freed): (Vec<_>, Vec<_>) = freed.partition(refused);
+                assert!(refused.into_iter().all(|refused| status(refused) == Status::Address));
+                freed.len()
+            };
+            let all = std::thread::scope(|scope| {
+                let others = [scope.spawn(free_all), scope.spawn(free_all)];
+                let own = free_all();
+                own + others.map(|other| other.join().unwrap()).iter().sum::<usize>()
+            });
+            assert_eq!(all, addrs.len());
+        }
+        assert_eq!(session.stat().unwrap().allocated_bytes, 0);
+    });
+}
+
+#[test]
+fn of_a_free_and_a_map_of_the_same_address_exactly_one_succeeds() {
+    Fake::with_each_mode(|_fake, session| {
+        for round in 0..200 {
+            let addr = session.malloc([64, 100_000][round % 2]).unwrap();
+            let begin = std::sync::Barrier::new(2);
+            let (freed, mapped) = std::thread::scope(|scope| {
+                let map = scope.spawn(|| {
+                    begin.wait();
+                    let mapped = session.map(addr, 64, Prot::READ);
+                    mapped.map(|pointer| pointer.expose_provenance())
+                });
+                begin.wait();
+                (0..round * 100).for_each(|_| std::hint::spin_loop());
+                (session.free(addr), map.join().unwrap())
+            });
+            match mapped {
+                Ok(pointer) => {
+                    assert_eq!(status(freed), Status::Busy);
+                    session.unmap(std::ptr::with_exposed_provenance(pointer)).unwrap();
+                    session.free(addr).unwrap();
+                }
+                refused => {
+                    assert_eq!(freed, Ok(()));
+                    assert_eq!(status(refused), Status::Address);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn what_a_thread_that_ended_kept_is_used_by_others() {
+    Fake::with_each_mode(|_fake, session| {
+        let committed = |session: &Session| session.stat().unwrap().committed_bytes;
+        let allocate = || (0..256).map(|_| session.malloc(4096).unwrap()).collect::<Vec<_>>();
+        let free = |addrs: Vec<DmceAddr>| addrs.iter().for_each(|&a| session.free(a).unwrap());
+        free(allocate());
+        let before = committed(&session);
+        for _ in 0..20 {
+            std::thread::scope(|scope| scope.spawn(|| free(allocate())).join().unwrap());
+        }
+        assert!(committed(&session) <= before + (4 << 20), "{}", committed(&session));
+    });
+}
+
+#[test]
+fn what_threads_keep_is_given_back_before_an_allocation_is_refused() {
+    let fake = Fake::start();
+    fake.state().capacity = 6 << 20;
+    let session = fake.open();
+    std::thread::scope(|scope| {
+        let keep = || {
+            let addrs: Vec<_> = (0..60).map(|_| session.malloc(16_384).unwrap()).collect();
+            addrs.iter().for_each(|&addr| session.free(addr).unwrap());
+        };
+        scope.spawn(keep).join().unwrap();
+        keep();
+    });
+    let refused = std::iter::repeat_with(|| session.malloc(300_000)).find(Result::is_err);
+    assert_eq!(status(refused.unwrap()), Status::NoSpace);
+    // Each thread kept a MiB; of what those leave some is too short for one more.
+    let allocated = session.stat().unwrap().allocated_bytes;
+    assert!(allocated > 5 << 20, "{allocated}");
 }
 
 #[test]

@@ -219,8 +219,8 @@ static void later_calls_are_there_and_say_so(dmce_session_t *session)
     IS(DMCE_E_UNSUPPORTED, dmce_write_ptr(session, 1, 1, 0, &pointer));
     IS(DMCE_E_UNSUPPORTED, dmce_vmalloc(session, 1, NULL, &pointer));
     IS(DMCE_E_INVALID, dmce_vmalloc(session, 1, NULL, NULL));
-    IS(DMCE_E_UNSUPPORTED, dmce_event_fd(session, &fd));
-    IS(DMCE_E_UNSUPPORTED, dmce_event_next(session, &event));
+    IS(DMCE_E_INVALID, dmce_event_fd(session, NULL));
+    IS(DMCE_E_NOTFOUND, dmce_event_next(session, &event));
     event.size = 1;
     IS(DMCE_E_INVALID, dmce_event_next(session, &event));
     IS(DMCE_E_UNSUPPORTED, dmce_region_attrs(session, "volume", "name", &attrs));

@@ -11,6 +11,7 @@ mod limits;
 mod memory;
 mod regions;
 mod rights;
+mod room;
 mod threads;
 mod widths;
 mod words;

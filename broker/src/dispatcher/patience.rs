@@ -147,7 +147,7 @@ impl Dispatcher {
         let Some(session) = self.sessions.get(id) else { return Ok(Outcome::Later) };
         let ticket = (session.record.guid, with.malloc.ticket);
         let wanted = self.wanted(with)?;
-        let Some(wait_ms) = with.wait_ms.or(wanted.policy.told.wait_ms) else {
+        let Some(wait_ms) = with.wait_ms else {
             self.forget_patient(ticket);
             return self.malloc(to, id, &wanted);
         };

@@ -76,6 +76,8 @@ pub(crate) struct Kind {
     pub page_size: u32,
     /// 0 for the default.
     pub copies: u32,
+    /// A number of the policy table; 0 for none.
+    pub policy: u32,
 }
 
 /// An allocation on blocks of its own.

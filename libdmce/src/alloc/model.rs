@@ -96,7 +96,7 @@ struct Harness {
     clock: u64,
 }
 
-const OTHER: Kind = Kind { page_size: 65_536, copies: 0 };
+const OTHER: Kind = Kind { page_size: 65_536, copies: 0, policy: 0 };
 
 impl Harness {
     fn new() -> Self {

@@ -18,11 +18,11 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use dmce_abi::block::BlockId;
 use dmce_abi::wire::client::{
-    Abandon, BlockInfo, Changes, ClientReply, ClientRequest, Fetch, Ready,
+    Abandon, BlockInfo, Changes, ClientReply, ClientRequest, Fetch, Policy, Ready,
 };
 use dmce_abi::{AddrLayout, DmceAddr, Status};
 use dmce_shm::session::map::SessionMap;
@@ -40,6 +40,7 @@ use crate::alloc::Allocator;
 use crate::block::{Backing, Block, Obstacle, check_info};
 use crate::connection::{Answer, Deadline};
 use crate::error::Error;
+use crate::events::Events;
 use crate::operations::Operations;
 use crate::options::Options;
 use crate::reach::Trouble;
@@ -79,6 +80,14 @@ pub(crate) struct Core {
     pub operations: Operations,
     /// What is allocated. Its lock is taken after `pins`, and held over no message.
     pub allocator: Allocator,
+    /// The policy table, once it was asked for.
+    pub policies: OnceLock<Vec<Policy>>,
+    /// Whether a size may have a policy: then no small allocation is made the quick way.
+    pub sizes_matter: AtomicBool,
+    /// What happened, and who waits for news.
+    pub events: Events,
+    /// Whether there is a service thread, which takes news in.
+    pub is_threaded: bool,
     /// The right to ask for more memory.
     pub growing: Turn<()>,
     /// The right to change what is known of blocks.
@@ -238,6 +247,9 @@ impl Core {
         match request {
             ClientRequest::Malloc(malloc) => {
                 self.chores().abandons.push(Abandon { ticket: malloc.ticket });
+            }
+            ClientRequest::MallocWith(with) => {
+                self.chores().abandons.push(Abandon { ticket: with.malloc.ticket });
             }
             ClientRequest::RegionCreate(create) => {
                 self.chores().abandons.push(Abandon { ticket: create.ticket });

@@ -92,7 +92,10 @@ impl State {
     /// A request was done. Nobody else has had the turn since, so no broker was told less.
     fn done(&mut self, request: &ClientRequest, reply: &ClientReply) {
         match (request, reply) {
-            (ClientRequest::Malloc(_), ClientReply::Granted(granted)) => {
+            (
+                ClientRequest::Malloc(_) | ClientRequest::MallocWith(_),
+                ClientReply::Granted(granted),
+            ) => {
                 self.spans.insert(granted.first.guid);
             }
             (ClientRequest::RegionOpen(open), ClientReply::Opened(opened)) => {
@@ -324,15 +327,19 @@ impl Link {
         let _ = self.wake.signal();
     }
 
-    /// Takes the signals of [`Link::wake`] and of the broker back.
-    pub(super) fn drain(&self) {
+    /// Takes the signals of [`Link::wake`] and of the broker back. Whether the broker rang.
+    pub(super) fn drain(&self) -> bool {
         let doorbell = Arc::clone(&self.doorbell.lock().unwrap_or_else(PoisonError::into_inner));
         let drained = self.wake.drain().and(doorbell.drain());
-        if let Err(error) = drained {
-            // What is no eventfd would be reported for ever.
-            tracing::warn!(error = %error, "the doorbell cannot be read");
-            let _ = self.poller.remove(doorbell.as_fd());
-        }
+        drained.map_or_else(
+            |error| {
+                // What is no eventfd would be reported for ever.
+                tracing::warn!(error = %error, "the doorbell cannot be read");
+                let _ = self.poller.remove(doorbell.as_fd());
+                false
+            },
+            |rings| rings > 0,
+        )
     }
 
     fn connection<'a>(

@@ -18,12 +18,13 @@ use std::sync::atomic::Ordering;
 use dmce_abi::block::{BlockId, Guid, is_page_size};
 use dmce_abi::limits::{COPIES_MAX, PAGE_BYTES};
 use dmce_abi::wire::client::{
-    BlockInfo, ClientReply, ClientRequest, Delete, Granted, Grow, Malloc, MallocKind,
+    BlockInfo, ClientReply, ClientRequest, Delete, Granted, Grow, Malloc, MallocKind, MallocWith,
 };
 use dmce_abi::{DmceAddr, Status};
 use dmce_sys::clock::monotonic_ms;
 
 use super::core::{Core, busy};
+use super::patience::{Patience, Terms};
 use super::service::can_be_later;
 use crate::alloc::{Found, Grown, Growth, Kind, Place, Shape, SpanAllocation, Taken, Usage};
 use crate::block::{Block, SpanIds, check_info};
@@ -48,16 +49,17 @@ struct Wish {
     bytes: u64,
     kind: Kind,
     align: u64,
+    patience: Option<Patience>,
 }
 
 impl Wish {
-    fn new(bytes: u64, options: &AllocOptions) -> Result<Self, Error> {
+    fn new(core: &Core, bytes: u64, options: &AllocOptions) -> Result<Self, Error> {
         let AllocOptions { copies, page_size, align, .. } = *options;
         if bytes == 0 {
             return Err(Error::invalid("an allocation of no bytes"));
         }
-        if options.wait || options.policy != 0 || options.numa_node != 0 {
-            return Err(Error::unsupported("waiting, policies and nodes are not in this release"));
+        if options.numa_node != 0 {
+            return Err(Error::unsupported("nodes are not in this release"));
         }
         if align != 0 && (!align.is_power_of_two() || align > AllocOptions::ALIGN_MAX) {
             let max = AllocOptions::ALIGN_MAX;
@@ -70,9 +72,9 @@ impl Wish {
         if copies > COPIES_MAX {
             return Err(Error::invalid(format!("{copies} copies, limit {COPIES_MAX}")));
         }
+        let Terms { kind, align, patience } = core.terms(bytes, options)?;
         let natural = if bytes >= PAGE_BYTES { PAGE_BYTES } else { ALIGN };
-        let align = natural.max(align.into());
-        Ok(Self { bytes, kind: Kind { page_size, copies }, align })
+        Ok(Self { bytes, kind, align: natural.max(align.into()), patience })
     }
 }
 
@@ -84,7 +86,7 @@ impl Core {
         options: &AllocOptions,
     ) -> Result<DmceAddr, Error> {
         self.usable()?;
-        Ok(self.make(&Wish::new(bytes, options)?)?.addr)
+        Ok(self.make(&Wish::new(self, bytes, options)?)?.addr)
     }
 
     pub(crate) fn calloc(&self, count: u64, bytes: u64) -> Result<DmceAddr, Error> {
@@ -93,7 +95,7 @@ impl Core {
         let all = all.ok_or_else(|| impossible(&format!("{count} times {bytes} bytes")))?;
         let made = match self.take_quickly(all) {
             Some(taken) => self.made(taken)?,
-            None => self.make(&Wish::new(all, &AllocOptions::default())?)?,
+            None => self.make(&Wish::new(self, all, &AllocOptions::default())?)?,
         };
         if !made.zeroed
             && let Err(error) = self.fill(made.addr, 0, all)
@@ -106,7 +108,7 @@ impl Core {
 
     pub(crate) fn realloc(&self, old: DmceAddr, bytes: u64) -> Result<DmceAddr, Error> {
         self.usable()?;
-        let (place, wish) = (self.place(old)?, Wish::new(bytes, &AllocOptions::default())?);
+        let (place, wish) = (self.place(old)?, Wish::new(self, bytes, &AllocOptions::default())?);
         let (kind, held) = {
             let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
             let (found, kind) = self.allocator().find(place).ok_or_else(|| not_allocated(old))?;
@@ -199,17 +201,46 @@ impl Core {
     }
 
     fn make(&self, wish: &Wish) -> Result<Made, Error> {
-        let shape = if wish.bytes > self.ready.block_bytes_max / 2 {
+        let shape = if wish.bytes > self.block_bytes_of(wish.kind) / 2 {
             None
         } else {
             Shape::of(wish.bytes, wish.align)
         };
         let made = match shape {
-            Some(shape) => self.made(self.allocate(wish.kind, shape)?)?,
+            Some(shape) => self.allocate_waiting(wish, shape).and_then(|taken| self.made(taken)),
             // A block begins at a multiple of every alignment, and fresh ones are zero.
-            None => Made { addr: self.allocate_span(wish)?, zeroed: true },
+            None => self.allocate_span(wish).map(|addr| Made { addr, zeroed: true }),
         };
-        Ok(made)
+        made.inspect_err(|error| {
+            if is_short(error.status()) {
+                self.events.note_refused();
+            }
+        })
+    }
+
+    /// Allocates from the blocks there are; if there is no room for more, waits for a block as long
+    /// as is wished. That is done without the right to ask for more, so that others may.
+    fn allocate_waiting(&self, wish: &Wish, shape: Shape) -> Result<Taken, Error> {
+        loop {
+            match (self.allocate(wish.kind, shape), wish.patience) {
+                (Err(error), Some(patience)) if is_short(error.status()) => {
+                    let at_least = self.fresh_bytes(wish.kind, shape)?;
+                    self.add_block(wish.kind, (at_least, at_least), Some(patience))?;
+                }
+                (allocated, _) => return allocated,
+            }
+        }
+    }
+
+    /// Bytes that a fresh block needs for a shape.
+    fn fresh_bytes(&self, kind: Kind, shape: Shape) -> Result<u64, Error> {
+        let mut full = Vec::new();
+        loop {
+            match self.allocator().growth(kind, shape, &full).ok_or_else(too_many_kinds)? {
+                Growth::Block { block, .. } => full.push(block),
+                Growth::Fresh { at_least, .. } => return Ok(at_least),
+            }
+        }
     }
 
     fn made(&self, taken: Taken) -> Result<Made, Error> {
@@ -229,9 +260,12 @@ impl Core {
                 return Ok(made);
             }
             let growth = self.allocator().growth(kind, shape, &full);
-            let growth = growth.ok_or_else(|| Error::invalid("too many kinds of blocks"))?;
+            let growth = growth.ok_or_else(too_many_kinds)?;
             let grown = match growth {
-                Growth::Fresh { at_least, wanted } => self.add_block(kind, at_least, wanted),
+                Growth::Fresh { at_least, wanted } => {
+                    let wanted = wanted.min(self.block_bytes_of(kind)).max(at_least);
+                    self.add_block(kind, (at_least, wanted), None)
+                }
                 Growth::Block { block, at_least, wanted } => {
                     match self.grow(kind, block, at_least, wanted) {
                         Err(error) if can_go_elsewhere(error.status()) => {
@@ -283,9 +317,14 @@ impl Core {
     }
 
     /// Adds a block to the heap of a kind.
-    fn add_block(&self, kind: Kind, at_least: u64, wanted: u64) -> Result<(), Error> {
+    fn add_block(
+        &self,
+        kind: Kind,
+        (at_least, wanted): (u64, u64),
+        patience: Option<Patience>,
+    ) -> Result<(), Error> {
         let ask = |committed| {
-            let granted = self.ask_for(MallocKind::Heap { committed }, kind)?;
+            let granted = self.ask_for(MallocKind::Heap { committed }, kind, patience)?;
             if granted.0.first.committed < at_least {
                 return Err(Error::unexpected_reply("Malloc"));
             }
@@ -306,7 +345,7 @@ impl Core {
         if blocks >= self.ready.block_ids.into() {
             return Err(impossible(&format!("{bytes} bytes")));
         }
-        let (granted, fd) = self.ask_for(MallocKind::Span { bytes }, wish.kind)?;
+        let (granted, fd) = self.ask_for(MallocKind::Span { bytes }, wish.kind, wish.patience)?;
         let info = granted.first;
         let whole = u64::from(info.span_count - 1).checked_mul(self.layout.block_bytes());
         let usable = whole.and_then(|whole| whole.checked_add(granted.last_committed));
@@ -336,9 +375,19 @@ impl Core {
     }
 
     /// Asks the broker for blocks.
-    fn ask_for(&self, kind: MallocKind, Kind { page_size, copies }: Kind) -> Result<Grant, Error> {
+    fn ask_for(
+        &self,
+        kind: MallocKind,
+        Kind { page_size, copies, policy }: Kind,
+        patience: Option<Patience>,
+    ) -> Result<Grant, Error> {
         let malloc = Malloc { ticket: self.ticket(), kind, page_size, copies };
-        let (reply, mut fds) = self.ask(&ClientRequest::Malloc(malloc))?;
+        let with = MallocWith { malloc, policy, wait_ms: None };
+        let (reply, mut fds) = match (patience, policy) {
+            (Some(patience), _) => self.ask_patiently(with, patience)?,
+            (None, 0) => self.ask(&ClientRequest::Malloc(malloc))?,
+            (None, _) => self.ask(&ClientRequest::MallocWith(with))?,
+        };
         match (reply, fds.pop()) {
             (ClientReply::Granted(granted), Some(fd)) => {
                 check_info(&granted.first, self.layout, self.ready.block_ids)?;
@@ -436,6 +485,11 @@ fn check_unpinned(
         return Err(Error::new(Status::Busy, format!("{:#x} is mapped", addr.to_raw())));
     }
     Ok(())
+}
+
+#[cold]
+fn too_many_kinds() -> Error {
+    Error::invalid("too many kinds of blocks")
 }
 
 #[cold]

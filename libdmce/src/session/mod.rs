@@ -19,10 +19,12 @@ mod mapping;
 mod memory;
 mod objects;
 mod open;
+mod patience;
 mod region;
 mod service;
 
 use std::cmp::Ordering;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 #[expect(unused_imports, reason = "the documentation names it")]
@@ -31,6 +33,7 @@ use dmce_abi::{AddrLayout, DmceAddr};
 
 use self::core::Core;
 use crate::error::Error;
+use crate::events::Event;
 use crate::options::{AllocOptions, Options, Prot, RegionOptions};
 use crate::reach::word::Change;
 use crate::stat::Stat;
@@ -134,7 +137,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// As [`Session::malloc`], and [`Status::Unsupported`].
+    /// As [`Session::malloc`]; [`Status::NotFound`] for a policy that is not there;
+    /// [`Status::Timeout`] if it waited for room and there was none in time.
     pub fn malloc_with(&self, bytes: u64, options: &AllocOptions) -> Result<DmceAddr, Error> {
         self.core.malloc_with(bytes, options)
     }
@@ -387,6 +391,26 @@ impl Session {
             window_bytes,
             epoch: self.core.map.known(),
         })
+    }
+
+    /// A descriptor that is readable exactly while an event waits: fits `poll` and `epoll`. The
+    /// broker tells of events from the first call of this or of [`Session::next_event`] on; without
+    /// a service thread they come in by [`Session::poll`].
+    ///
+    /// # Errors
+    ///
+    /// As every call; [`Status::NoMem`] without a descriptor.
+    pub fn event_fd(&self) -> Result<BorrowedFd<'_>, Error> {
+        self.core.event_fd()
+    }
+
+    /// Takes the oldest event; `None` if none waits. Of more than 256 the oldest are forgotten.
+    ///
+    /// # Errors
+    ///
+    /// As every call.
+    pub fn next_event(&self) -> Result<Option<Event>, Error> {
+        self.core.next_event()
     }
 
     /// Creates a region (004).

@@ -37,9 +37,11 @@ impl Core {
     #[inline]
     pub(crate) fn free(&self, addr: DmceAddr) -> Result<(), Error> {
         if let Some(heap) = self.own_heap() {
-            let may_free = || self.is_unpinned();
-            if self.allocator().give(heap, addr.to_raw(), may_free) == Some(Given::Done) {
-                return Ok(());
+            match self.allocator().give(heap, addr.to_raw(), || self.is_unpinned()) {
+                Some(Given::Done) => return Ok(()),
+                Some(Given::Surplus) => return self.drain(heap),
+                // Nothing has been done yet.
+                _ => {}
             }
         }
         self.free_slowly(addr)
@@ -48,6 +50,9 @@ impl Core {
     /// An object of this thread's slabs, if there is one and nothing is in the way.
     #[inline]
     pub(super) fn take_quickly(&self, bytes: u64) -> Option<Taken> {
+        if self.sizes_matter.load(Ordering::Relaxed) {
+            return None;
+        }
         let class = Class::natural(bytes)?;
         self.allocator().take(self.own_heap()?, class)
     }
@@ -64,16 +69,20 @@ impl Core {
         loop {
             match self.allocator().give(heap, addr.to_raw(), &may_free) {
                 Some(Given::Done) => return Some(Ok(())),
-                Some(Given::Surplus) => {
-                    self.allocator().drain(heap, monotonic_ms());
-                    return Some(Ok(()));
-                }
+                Some(Given::Surplus) => return Some(self.drain(heap)),
                 Some(Given::Refused) => return Some(Err(not_allocated(addr))),
                 Some(Given::Biased) => self.allocator().share(addr.to_raw()),
                 None if may_free() => self.heed(heap),
                 Some(Given::Elsewhere) | None => return None,
             }
         }
+    }
+
+    /// Gives the slabs back that a free found the thread's heap to have too many.
+    #[cold]
+    fn drain(&self, heap: &Heap) -> Result<(), Error> {
+        self.allocator().drain(heap, monotonic_ms());
+        Ok(())
     }
 
     /// Waits until the thread's gate is open, and has the service thread look at the sums again.

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use dmce_abi::limits::{BLOCK_IDS_MAX, COPIES_MAX, PAGE_BYTES, SESSION_NAME_BYTES_MAX};
 use dmce_abi::version::SEGMENT_VERSION;
@@ -28,6 +28,7 @@ use super::service::{Chores, Service};
 use crate::alloc::Allocator;
 use crate::connection::Deadline;
 use crate::error::Error;
+use crate::events::Events;
 use crate::locate::{self, Found};
 use crate::operations::Operations;
 use crate::options::Options;
@@ -105,6 +106,10 @@ fn finish(options: &Options, link: Link, parts: Parts) -> Result<Arc<Core>, Erro
         map,
         operations,
         allocator: Allocator::new(block_ids, layout.cell_bits(), fence),
+        policies: OnceLock::new(),
+        sizes_matter: AtomicBool::new(false),
+        events: Events::default(),
+        is_threaded: !options.no_thread,
         growing: Turn::new(()),
         changing: Turn::new(()),
         pins: Mutex::new(BTreeMap::new()),

@@ -123,7 +123,9 @@ impl Core {
 
     /// Does what is to be done now. Returns how long nothing will be, if nothing happens.
     pub(crate) fn tend(&self) -> Option<Duration> {
-        self.link.drain();
+        if self.link.drain() {
+            self.events.note_rung();
+        }
         self.link.tend();
         if !self.link.is_attached()
             && let Err(error) = self.link.reattach(self.deadline())
@@ -132,7 +134,8 @@ impl Core {
             tracing::debug!(error = %error, "the broker is away");
         }
         if self.is_closed() {
-            // Nothing is left to do but to end.
+            // Nothing is left to do but to end. Who waits for news is to see that.
+            self.events.note_rung();
             return None;
         }
         let retry = self.retry_pause().or_else(|| {
@@ -155,11 +158,14 @@ impl Core {
         }
         if self.link.take_renewed() {
             self.service.spans_unsure.store(true, Ordering::SeqCst);
+            // This broker knows nothing of who watches or waits.
+            self.events.note_rung();
             self.announce_again();
         }
         let announced = self.settle_spans() && self.announce_pins();
         self.do_chores();
-        announced && self.chores().is_empty() && !self.map.has_moved()
+        let told = self.take_news();
+        announced && told && self.chores().is_empty() && !self.map.has_moved()
     }
 
     /// How long to wait before the next try to attach; `None` if the session is attached.
@@ -318,6 +324,7 @@ impl Core {
         }
         let broker_knows = self.shut();
         self.link.interrupt();
+        self.events.note_rung();
         self.service.end(&self.link);
         self.operations.wait();
         if broker_knows {

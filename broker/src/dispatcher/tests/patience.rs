@@ -49,25 +49,6 @@ fn who_waits_is_rung_when_memory_came_back_and_is_granted_it_by_the_same_ticket(
 }
 
 #[test]
-fn the_request_of_a_policy_that_waits_waits_and_a_full_table_says_so() {
-    let mut config = config();
-    config.policies = vec![crate::dispatcher::Policy {
-        told: dmce_abi::wire::client::Policy {
-            up_to: 4 * MIB,
-            wait_ms: Some(500),
-            ..Default::default()
-        },
-        placement: None,
-    }];
-    let mut rig = Rig::started(config, Started::default());
-    rig.daemon(1, MIB);
-    let (conn, _) = rig.session(1000);
-    assert_eq!(rig.done(conn, with(1, 2 * MIB, None)), ClientReply::Queued);
-    assert_eq!(rig.status(conn, with(2, 8 * MIB, None)), Status::NoSpace);
-    assert_eq!(rig.status(conn, span(3, 2 * MIB)), Status::NoSpace);
-}
-
-#[test]
 fn a_wait_ends_with_its_time_with_abandon_and_with_its_session() {
     let (mut rig, _, waiter, _) = full();
     assert_eq!(rig.done(waiter, with(1, MIB, Some(300))), ClientReply::Queued);
