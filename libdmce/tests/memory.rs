@@ -267,8 +267,7 @@ fn of_a_free_and_a_map_of_the_same_address_exactly_one_succeeds() {
             let (freed, mapped) = std::thread::scope(|scope| {
                 let map = scope.spawn(|| {
                     begin.wait();
-                    let mapped = session.map(addr, 64, Prot::READ);
-                    mapped.map(|pointer| pointer.expose_provenance())
+                    session.map(addr, 64, Prot::READ).map(<*mut u8>::expose_provenance)
                 });
                 begin.wait();
                 (0..round * 100).for_each(|_| std::hint::spin_loop());
@@ -312,7 +311,9 @@ fn what_threads_keep_is_given_back_before_an_allocation_is_refused() {
     std::thread::scope(|scope| {
         let keep = || {
             let addrs: Vec<_> = (0..60).map(|_| session.malloc(16_384).unwrap()).collect();
-            addrs.iter().for_each(|&addr| session.free(addr).unwrap());
+            for addr in addrs {
+                session.free(addr).unwrap();
+            }
         };
         scope.spawn(keep).join().unwrap();
         keep();

@@ -39,7 +39,10 @@ impl Core {
         if let Some(heap) = self.own_heap() {
             match self.allocator().give(heap, addr.to_raw(), || self.is_unpinned()) {
                 Some(Given::Done) => return Ok(()),
-                Some(Given::Surplus) => return self.drain(heap),
+                Some(Given::Surplus) => {
+                    self.drain(heap);
+                    return Ok(());
+                }
                 // Nothing has been done yet.
                 _ => {}
             }
@@ -69,7 +72,10 @@ impl Core {
         loop {
             match self.allocator().give(heap, addr.to_raw(), &may_free) {
                 Some(Given::Done) => return Some(Ok(())),
-                Some(Given::Surplus) => return Some(self.drain(heap)),
+                Some(Given::Surplus) => {
+                    self.drain(heap);
+                    return Some(Ok(()));
+                }
                 Some(Given::Refused) => return Some(Err(not_allocated(addr))),
                 Some(Given::Biased) => self.allocator().share(addr.to_raw()),
                 None if may_free() => self.heed(heap),
@@ -80,9 +86,8 @@ impl Core {
 
     /// Gives the slabs back that a free found the thread's heap to have too many.
     #[cold]
-    fn drain(&self, heap: &Heap) -> Result<(), Error> {
+    fn drain(&self, heap: &Heap) {
         self.allocator().drain(heap, monotonic_ms());
-        Ok(())
     }
 
     /// Waits until the thread's gate is open, and has the service thread look at the sums again.
