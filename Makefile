@@ -50,7 +50,8 @@ link_soname = ln -sfn libdmce.so "$(1)/$(SONAME)"
 # $(call test_env,OTHER): the servers are 64-bit ones in both runs of the tests; OTHER is where the
 # client of the other width was built, for tests in which both widths share memory.
 test_env = DMCE_TEST_PROGRAMS="$(TARGET_DIR)/debug" \
-	DMCE_TEST_OTHER_CLIENT="$(1)/debug/dmce-test-client"
+	DMCE_TEST_OTHER_CLIENT="$(1)/debug/dmce-test-client" \
+	DMCE_TEST_SQLITE32="$$(scripts/sqlite-i386.sh "$(TARGET_DIR)/sqlite-i386")"
 
 ## build         the command, both servers and the C library, in target/release
 .PHONY: build
@@ -64,6 +65,12 @@ build:
 demo: build
 	scripts/requirements.sh demo
 	scripts/demo.sh
+
+## demo-sqlite   the stock 32-bit sqlite3 shell fills a database that is larger than it can address
+.PHONY: demo-sqlite
+demo-sqlite: build i386
+	scripts/requirements.sh sqlite
+	scripts/demo-sqlite.sh
 
 ## i386          the C library for 32-bit programs, in target/i686-unknown-linux-gnu/release
 .PHONY: i386
@@ -83,6 +90,7 @@ test: test-requirements test-native test-i386 test-loom test-header
 test-requirements:
 	scripts/requirements.sh test
 	scripts/i386-toolchain.sh
+	scripts/sqlite-i386.sh "$(TARGET_DIR)/sqlite-i386" >/dev/null
 
 ## test-native   the tests of the whole workspace as 64-bit programs
 .PHONY: test-native
@@ -116,6 +124,12 @@ build-debug:
 build-debug-i386:
 	scripts/i386-cargo.sh build $(CARGO_FLAGS) -p dmce-ffi -p dmce-tests -p dmce-examples
 	$(call link_soname,$(I386_BUILT)/debug)
+
+## bench-sqlite  SQLite on DMCE against SQLite on the shared memory file system
+.PHONY: bench-sqlite
+bench-sqlite: build
+	scripts/requirements.sh sqlite
+	scripts/bench-sqlite.sh $(BENCH_ARGS)
 
 ## bench         a table of ratios, kept in docs/benchmarks.md; BENCH_ARGS chooses rows, or --quick
 .PHONY: bench

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks what a make target needs on this host, and installs what is missing where it may:
 #
-#   scripts/requirements.sh build|demo|test
+#   scripts/requirements.sh build|demo|sqlite|test
 #
 # Says nothing when all is there. Where it may not install, it prints the command that does and
 # returns 3. What i386 programs need is checked by scripts/i386-toolchain.sh.
@@ -13,9 +13,9 @@ source "$root/scripts/apt.sh"
 
 purpose=${1:-build}
 case $purpose in
-    build | demo | test) ;;
+    build | demo | sqlite | test) ;;
     *)
-        echo "usage: $0 build|demo|test" >&2
+        echo "usage: $0 build|demo|sqlite|test" >&2
         exit 2
         ;;
 esac
@@ -49,6 +49,11 @@ compiles() {
 
 need make make
 compiles cc c || missing+=(gcc libc6-dev)
+if [[ $purpose == sqlite || $purpose == test ]]; then
+    need sqlite3 sqlite3
+    echo '#include <sqlite3ext.h>' | cc -x c -fsyntax-only - 2>/dev/null ||
+        missing+=(libsqlite3-dev)
+fi
 if [[ $purpose == test ]]; then
     need nm binutils
     need pkg-config pkg-config

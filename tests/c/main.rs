@@ -4,6 +4,7 @@
 mod examples;
 mod install;
 mod spawn;
+mod sqlite;
 mod toolchain;
 
 use std::process::Command;

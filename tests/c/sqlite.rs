@@ -1,0 +1,310 @@
+//! `examples/c/sqlite_vfs.c` under the stock sqlite3 shells of both widths.
+
+use std::env;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use dmce_sys::pidfd::{self, Signal};
+use dmce_tests::programs::{folder_of, other_client};
+use dmce_tests::{Instance, cannot_run};
+
+use crate::toolchain::{self, SONAME, Scratch, root};
+
+/// A shell that is installed, and the extension for its width.
+struct Shell {
+    command: Vec<String>,
+    extension: PathBuf,
+}
+
+impl Shell {
+    /// The shell for programs of 32 or 64 bits, if there is one.
+    fn of(bits: u32, libraries: &Path, scratch: &Scratch) -> Option<Self> {
+        let command = match bits {
+            64 => "sqlite3".to_owned(),
+            _ => env::var("DMCE_TEST_SQLITE32").ok()?,
+        };
+        let folder = scratch.path().join(format!("{bits}"));
+        fs::create_dir_all(&folder).expect("the folder is ours");
+        for name in ["libdmce.so", SONAME] {
+            symlink(libraries.join("libdmce.so"), folder.join(name)).expect("the folder is new");
+        }
+        let extension = folder.join("sqlite_vfs.so");
+        let mut build = Command::new(root().join("scripts/sqlite-vfs.sh"));
+        build.arg(&folder).arg(&extension).args(["-Werror", "-pedantic"]);
+        build.args((bits == 32).then_some("-m32"));
+        toolchain::succeed(&mut build);
+        let command = command.split_whitespace().map(str::to_owned).collect();
+        Some(Self { command, extension })
+    }
+
+    /// The shell with an empty database open that only memory has.
+    fn start(&self, instance: &Instance) -> Command {
+        let mut command = Command::new(&self.command[0]);
+        command.args(&self.command[1..]).args(["-batch", "-bail"]);
+        command.env("DMCE_SOCKET", instance.socket());
+        command
+    }
+
+    /// What brings a shell to a database in DMCE memory.
+    fn opening(&self, database: &str) -> String {
+        let separator = if database.ends_with('&') { "" } else { "?" };
+        format!(
+            ".load {}\n.open file:{database}{separator}vfs=dmce\n.timeout 60000\n",
+            self.extension.display()
+        )
+    }
+
+    /// Runs SQL on a database in DMCE memory; what it prints, or its complaint.
+    fn try_run(&self, instance: &Instance, database: &str, sql: &str) -> Result<String, String> {
+        finish(self.start(instance), &format!("{}{sql}\n", self.opening(database)))
+    }
+
+    fn run(&self, instance: &Instance, database: &str, sql: &str) -> String {
+        self.try_run(instance, database, sql).unwrap_or_else(|text| panic!("{sql}: {text}"))
+    }
+}
+
+/// The shell of this test's own width, and that of the other.
+struct Shells {
+    own: Shell,
+    other: Option<Shell>,
+    scratch: Scratch,
+}
+
+fn shells() -> Option<Shells> {
+    let scratch = Scratch::new();
+    let own_bits = if cfg!(target_pointer_width = "32") { 32 } else { 64 };
+    let Some(own) = Shell::of(own_bits, &folder_of("dmce-ffi"), &scratch) else {
+        cannot_run("DMCE_TEST_SQLITE32 names no 32-bit sqlite3 shell");
+        return None;
+    };
+    // The library of the other width lies beside its test client.
+    let libraries = other_client().and_then(|client| client.parent().map(Path::to_path_buf));
+    let other = libraries.and_then(|libraries| Shell::of(96 - own_bits, &libraries, &scratch));
+    if other.is_none() {
+        cannot_run("there is no sqlite3 shell of the other width");
+    }
+    Some(Shells { own, other, scratch })
+}
+
+/// Gives a shell its input; what it prints, or its complaint.
+fn finish(mut shell: Command, input: &str) -> Result<String, String> {
+    let mut child = piped(&mut shell);
+    let mut stdin = child.stdin.take().expect("it was piped");
+    // A shell that gives up closes its input.
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    let output = child.wait_with_output().expect("the shell ends");
+    let text = |bytes| String::from_utf8(bytes).expect("the shell prints text");
+    if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+}
+
+fn piped(shell: &mut Command) -> Child {
+    shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    shell.spawn().expect("the sqlite3 shell is installed, as scripts/requirements.sh sees to")
+}
+
+/// A shell that is in the middle of something.
+struct Session {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Session {
+    fn open(shell: &Shell, instance: &Instance, database: &str) -> Self {
+        let mut child = piped(&mut shell.start(instance));
+        let input = child.stdin.take().expect("it was piped");
+        let output = BufReader::new(child.stdout.take().expect("it was piped"));
+        let mut session = Self { child, input, output };
+        session.tell(&shell.opening(database));
+        session
+    }
+
+    fn tell(&mut self, sql: &str) {
+        writeln!(self.input, "{sql}").expect("the shell reads");
+    }
+
+    /// Runs SQL that prints one line.
+    fn line(&mut self, sql: &str) -> String {
+        self.tell(sql);
+        let mut line = String::new();
+        self.output.read_line(&mut line).expect("the shell prints text");
+        line.trim_end().to_owned()
+    }
+
+    fn signal(&self, signal: Signal) {
+        let process = pidfd::open(self.child.id()).expect("the shell is a process");
+        pidfd::signal(process.as_fd(), signal).expect("it is ours");
+    }
+
+    fn kill(mut self) {
+        self.signal(Signal::KILL);
+        self.child.wait().expect("a killed process ends");
+    }
+
+    /// Lets it come to its end; what else it printed.
+    fn end(self) -> String {
+        let Self { mut child, input, mut output } = self;
+        drop(input);
+        let mut rest = String::new();
+        output.read_to_string(&mut rest).expect("the shell prints text");
+        assert!(child.wait().expect("the shell ends").success());
+        rest
+    }
+}
+
+/// Tables, indexes, sorting beyond the cache, temporary tables, and all kinds of changes.
+const WORK: &str = "
+    pragma cache_size = 20;
+    create table t(a integer primary key, b integer, c text);
+    with recursive n(i) as (select 1 union all select i + 1 from n where i < 20000)
+        insert into t select i, i * 7919 % 10007, printf('%0200d', i * 31 % 997) from n;
+    create index tb on t(b);
+    create temp table u as select c, count(*) k from t group by c order by k desc, c;
+    select count(*), sum(k), max(c) from u;
+    update t set c = c || b where b % 3 = 0;
+    begin; delete from t where a % 2 = 0; savepoint s; update t set b = -b;
+    rollback to s; commit;
+    begin; update t set c = ''; delete from t where b > 100; rollback;
+    select count(*), sum(b), sum(length(c)) from t;
+    select a, b from t order by c desc, b limit 5;
+    drop index tb; vacuum;
+    select count(*) from t x join t y on x.b = y.a;
+    pragma page_count;
+    pragma integrity_check;
+    select a from t where b between 500 and 510 order by a;";
+
+#[test]
+fn a_database_in_dmce_answers_as_one_in_a_file_does() {
+    let Some(shells) = shells() else { return };
+    let instance = Instance::start(2);
+    let file = shells.scratch.path().join("t.db");
+    let expected =
+        finish(shells.own.start(&instance), &format!(".open {}\n{WORK}\n", file.display()));
+    let answers = shells.own.run(&instance, "t.db", WORK);
+    assert!(answers.contains("\nok\n"), "{answers}");
+    assert_eq!(Ok(answers), expected);
+    // It is there for whoever comes later, of whatever width.
+    for shell in shells.other.iter().chain([&shells.own]) {
+        assert_eq!(shell.run(&instance, "t.db", "select count(*) from t;"), "10000\n");
+    }
+}
+
+#[test]
+fn names_are_flat_and_what_is_not_there_is_not_made_by_readers() {
+    let Some(shells) = shells() else { return };
+    let own = &shells.own;
+    let instance = Instance::start(1);
+    own.run(&instance, "a%2fb.db", "create table t(x); insert into t values(1);");
+    assert_eq!(own.run(&instance, "a%2fb.db", "select * from t;"), "1\n");
+    own.try_run(&instance, "missing.db?mode=ro&", "select 1 from t;").unwrap_err();
+    let names: Vec<_> = instance.regions().into_iter().map(|row| row.region.name).collect();
+    assert!(names.iter().any(|name| name == "a%2fb.db"), "{names:?}");
+    assert!(names.iter().all(|name| !name.starts_with("missing")), "{names:?}");
+    // The shell goes on with a database in its own memory.
+    let opened = own.try_run(&instance, &"x".repeat(200), "pragma database_list;");
+    assert_eq!(opened, Ok("0|main|\n".to_owned()));
+}
+
+const ACCOUNTS: &str = "create table account(id integer primary key, amount integer, pad text);
+    with recursive n(i) as (select 0 union all select i + 1 from n where i < 999)
+        insert into account select i, 1000, printf('%0300d', i) from n;";
+const SUM: &str = "select count(*), sum(amount) from account;";
+const UNCHANGED: &str = "1000|1000000";
+
+/// A transaction that touches so many pages that some are written before it is committed.
+fn transfer(from: u32, to: u32) -> String {
+    format!(
+        "pragma cache_size = 5; begin immediate;
+         update account set amount = amount - 5, pad = printf('%0300d', {from})
+             where id between {from} and {from} + 99;
+         update account set amount = amount + 500 where id = {to};"
+    )
+}
+
+#[test]
+fn shells_of_both_widths_write_and_read_the_same_database() {
+    let Some(shells) = shells() else { return };
+    let Shells { own, other: Some(other), .. } = &shells else { return };
+    let instance = Instance::start(2);
+    own.run(&instance, "bank.db", ACCOUNTS);
+    let mut writers = [own, other].map(|shell| Session::open(shell, &instance, "bank.db"));
+    for round in 0..100 {
+        for (place, writer) in (0..).zip(&mut writers) {
+            writer.tell(&transfer(round * 9 % 900, (round * 31 + place) % 1000));
+            writer.tell("commit;");
+        }
+    }
+    let mut readers = [other, own].map(|shell| Session::open(shell, &instance, "bank.db"));
+    for _ in 0..100 {
+        for reader in &mut readers {
+            assert_eq!(reader.line(SUM), UNCHANGED);
+        }
+    }
+    for session in writers.into_iter().chain(readers) {
+        assert_eq!(session.end(), "");
+    }
+    let after = own.run(&instance, "bank.db", &format!("{SUM} pragma integrity_check;"));
+    assert_eq!(after, format!("{UNCHANGED}\nok\n"));
+}
+
+#[test]
+fn a_writer_that_is_killed_is_undone_and_holds_nobody_up() {
+    let Some(shells) = shells() else { return };
+    let Shells { own, other, .. } = &shells;
+    let instance = Instance::start(2);
+    own.run(&instance, "bank.db", ACCOUNTS);
+    for round in 0..5 {
+        let mut writer = Session::open(own, &instance, "bank.db");
+        writer.tell(&transfer(round * 100, 7));
+        assert_eq!(writer.line("select 'changed';"), "changed");
+        writer.kill();
+        for shell in other.iter().chain([own]) {
+            let after = shell.run(&instance, "bank.db", &format!("{SUM} pragma integrity_check;"));
+            assert_eq!(after, format!("{UNCHANGED}\nok\n"));
+        }
+        // And the next one writes.
+        own.run(&instance, "bank.db", &format!("{} commit;", transfer(round * 100, 8)));
+    }
+}
+
+#[test]
+fn a_writer_that_is_stopped_is_waited_for_and_readers_are_not_held_up() {
+    let Some(shells) = shells() else { return };
+    let own = &shells.own;
+    let instance = Instance::start(1);
+    own.run(&instance, "bank.db", ACCOUNTS);
+    let mut writer = Session::open(own, &instance, "bank.db");
+    writer.tell("begin immediate; update account set amount = amount + 1 where id = 1;");
+    assert_eq!(writer.line("select 'changed';"), "changed");
+    writer.signal(Signal::STOP);
+    assert_eq!(own.run(&instance, "bank.db", SUM), format!("{UNCHANGED}\n"));
+    let refused = own.try_run(&instance, "bank.db", ".timeout 50\nupdate account set amount = 0;");
+    assert!(refused.is_err_and(|text| text.contains("locked")));
+    writer.signal(Signal::CONT);
+    writer.tell("commit;");
+    assert_eq!(writer.end(), "");
+    assert_eq!(own.run(&instance, "bank.db", SUM), "1000|1000001\n");
+}
+
+#[test]
+fn what_programs_leave_that_were_killed_is_removed() {
+    let Some(shells) = shells() else { return };
+    let own = &shells.own;
+    let instance = Instance::start(1);
+    own.run(&instance, "bank.db", ACCOUNTS);
+    // More than have a place at one time.
+    for _ in 0..45 {
+        let mut reader = Session::open(own, &instance, "bank.db");
+        assert_eq!(reader.line(&format!("begin; {SUM}")), UNCHANGED);
+        reader.kill();
+    }
+    own.run(&instance, "bank.db", "update account set amount = 0;");
+    let regions = instance.regions();
+    assert!(regions.iter().all(|region| !region.region.name.starts_with(".owner-")), "{regions:?}");
+}
