@@ -52,6 +52,8 @@ pub enum Command {
     Sessions(Listing),
     /// List the regions
     Regions(Listing),
+    /// Show what each daemon held over time, and what it did
+    Usage(Listing),
     /// Decode an address: whose it is, and who has it mapped where
     Map(Map),
     /// Say what on this host would make DMCE fail or slow, with the fix

@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 
 use dmce_abi::Status;
 use dmce_abi::wire::admin::{
-    AdminReply, AdminRequest, BlockRow, DaemonRow, Location, RegionRow, SessionRow, StatusReport,
+    AdminReply, AdminRequest, BlockRow, DaemonRow, Location, RegionRow, SampleKey, SessionRow,
+    StatusReport, UsageRow,
 };
 use dmce_abi::wire::client::{ClientReply, ClientRequest, RegionName};
 use dmce_sys::identity::effective_uid;
@@ -204,6 +205,23 @@ impl Broker {
                 _ => None,
             },
             key: |row: &RegionRow| row.region.clone(),
+        })
+    }
+
+    /// The usage history of all daemons, by daemon and age.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`].
+    pub fn usage(&mut self) -> Result<Vec<UsageRow>, BrokerError> {
+        self.list(Pages {
+            before_first: SampleKey { daemon: 0, sample: 0 },
+            request: |after| AdminRequest::Usage { after },
+            rows: |reply| match reply {
+                AdminReply::Usage { rows, more } => Some((rows, more)),
+                _ => None,
+            },
+            key: |row: &UsageRow| row.key,
         })
     }
 

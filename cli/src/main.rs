@@ -66,6 +66,10 @@ fn run(args: Args) -> Result<Outcome, Error> {
         Command::Blocks(listing) => list::<_, show::Block>(broker()?.blocks()?, listing.json),
         Command::Sessions(listing) => list::<_, show::Session>(broker()?.sessions()?, listing.json),
         Command::Regions(listing) => list::<_, show::Region>(broker()?.regions()?, listing.json),
+        Command::Usage(listing) => {
+            let usage = show::Usage::of(broker()?.usage()?);
+            Ok(show::print(&usage, listing.json).map(done)?)
+        }
         Command::Map(map) => {
             let location = show::Location::new(map.address, broker()?.locate(map.address)?);
             Ok(show::print(&location, map.listing.json).map(done)?)

@@ -11,6 +11,9 @@ use libdmce::{AllocOptions, DmceAddr, Event, Options, Session};
 
 const MIB: u64 = 1 << 20;
 
+/// Nothing takes so long but what never comes.
+const LONG: Duration = Duration::from_secs(60);
+
 fn waiting(timeout_ms: u32) -> AllocOptions {
     AllocOptions { wait: true, timeout_ms, ..AllocOptions::default() }
 }
@@ -183,7 +186,7 @@ fn a_policy_is_chosen_by_size_or_by_number() {
 /// The next event; the descriptor tells that it is there.
 fn next(session: &Session) -> Event {
     let fd = session.event_fd().unwrap();
-    assert!(wait_readable(fd, Some(Duration::from_mins(1))).unwrap(), "no event came");
+    assert!(wait_readable(fd, Some(LONG)).unwrap(), "no event came");
     session.next_event().unwrap().expect("the descriptor was readable")
 }
 

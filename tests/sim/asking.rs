@@ -4,8 +4,8 @@ use dmce_abi::block::{BlockId, Guid};
 use dmce_abi::version::SEGMENT_VERSION;
 use dmce_abi::wire::admin::AdminRequest;
 use dmce_abi::wire::client::{
-    Changes, ClientRequest, Delete, Fetch, Grow, Malloc, MallocKind, Map, OpeningId, Reach,
-    RegionCreate, RegionList, RegionName, RegionOpen, Setup, Unmap,
+    Changes, ClientRequest, Delete, Fetch, Grow, Malloc, MallocKind, MallocWith, Map, OpeningId,
+    Reach, RegionCreate, RegionList, RegionName, RegionOpen, Setup, Unmap,
 };
 
 use dmce_abi::wire::data::{DataRequest, LinkId, Target};
@@ -15,6 +15,9 @@ use crate::random::Random;
 
 /// No opening has this number: tickets and openings are counted up from 1.
 const NEVER_OPENED: OpeningId = OpeningId(u64::MAX);
+
+/// Entries of the policy table.
+pub const POLICIES: u64 = 3;
 
 /// Sizes that requests are made of.
 #[derive(Clone, Copy, Debug)]
@@ -97,7 +100,18 @@ fn malloc(random: &mut Random, view: &mut View, sizes: Sizes) -> ClientRequest {
         _ => 0,
     };
     let copies = if random.once_in(40) { 2 } else { 0 };
-    ClientRequest::Malloc(Malloc { ticket: view.ticket, kind, page_size, copies })
+    let malloc = Malloc { ticket: view.ticket, kind, page_size, copies };
+    if random.once_in(2) {
+        return ClientRequest::Malloc(malloc);
+    }
+    let wait_ms = match random.below(3) {
+        0 => None,
+        1 => Some(0),
+        _ => Some(1 + u32::try_from(random.below(3000)).unwrap_or(0)),
+    };
+    // One more than there are.
+    let policy = u32::try_from(random.below(POLICIES + 2)).unwrap_or(0);
+    ClientRequest::MallocWith(MallocWith { malloc, policy, wait_ms })
 }
 
 fn grow(random: &mut Random, view: &View, sizes: Sizes) -> ClientRequest {
@@ -191,8 +205,10 @@ fn region_delete(random: &mut Random, view: &mut View) -> ClientRequest {
 fn small(random: &mut Random, view: &View, sizes: Sizes) -> ClientRequest {
     let none = || RegionName { volume: String::new(), name: String::new() };
     let addr = sizes.address(some_block(random, view, sizes));
-    match random.below(12) {
+    match random.below(15) {
         0 => ClientRequest::Disconnect,
+        10 => ClientRequest::Policies,
+        11 | 12 => ClientRequest::Events,
         1 => ClientRequest::Damaged(some_block(random, view, sizes)),
         2 => ClientRequest::RegionList(RegionList { volume: "a".into(), after: String::new() }),
         3 => ClientRequest::Admin(AdminRequest::Status),

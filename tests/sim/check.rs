@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
-use dmce_abi::wire::client::{BlockInfo, ClientRequest, OpeningId, RegionOpen};
+use dmce_abi::wire::client::{BlockInfo, ClientRequest, MallocWith, OpeningId, RegionOpen};
 use dmce_broker::dispatcher::{Millis, Snapshot};
 
 use crate::client::{Client, OwnSpan, View, members};
@@ -120,6 +120,7 @@ impl World {
         }
         self.settle(LONG)?;
         self.check_promises()?;
+        self.check_waiting()?;
         for place in 0..self.clients.len() {
             if self.clients[place].alive {
                 self.kill_client(place);
@@ -185,6 +186,38 @@ impl World {
             }
             self.check_blocks_known(view, &snapshot)?;
             self.check_openings_known(view, &snapshot)?;
+        }
+        Ok(())
+    }
+
+    /// Who waits for room has no room: one of them asks for the same at once, and does not get it.
+    fn check_waiting(&mut self) -> Checked {
+        let Some(broker) = &self.broker else { return Ok(()) };
+        let queued = broker.dispatcher.snapshot().waiting;
+        let of = |place: usize| self.clients[place].view.as_ref();
+        let lives = |place: usize| {
+            let ended = of(place).is_some_and(|view| self.truth.ended.contains(&view.guid));
+            self.clients[place].alive && !ended
+        };
+        let waiting = (0..self.clients.len()).filter(|place| lives(*place)).flat_map(|place| {
+            let view = of(place).into_iter();
+            view.flat_map(move |v| v.waiting.values().map(move |with| (place, v.session, *with)))
+        });
+        let waiting: Vec<_> = waiting.collect();
+        for (_, session, with) in &waiting {
+            let ticket = with.malloc.ticket;
+            if !queued.contains(&(*session, ticket)) {
+                return Err(format!("session {session} waits for {with:?}, and nobody knows"));
+            }
+        }
+        let Some((place, session, with)) = self.random.pick(waiting) else { return Ok(()) };
+        let blocks = |world: &Self| world.clients[place].own_blocks().count();
+        let before = blocks(self);
+        let at_once = MallocWith { wait_ms: None, ..with };
+        self.clients[place].ask(ClientRequest::MallocWith(at_once));
+        self.settle(SHORT)?;
+        if blocks(self) > before {
+            return Err(format!("session {session} waited for {with:?}, and there was room"));
         }
         Ok(())
     }

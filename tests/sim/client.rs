@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use dmce_abi::Status;
 use dmce_abi::block::{BlockId, Guid, SessionId};
+use dmce_abi::limits::EVENTS_QUEUED;
 use dmce_abi::wire::client::{
-    Abandon, Attach, BlockInfo, Changed, ClientReply, ClientRequest, Delete, Granted, Opened,
-    Opening, OpeningId, Reached, Ready, RegionKey, RegionOpen, SpanKey, SpanList,
+    Abandon, Attach, BlockInfo, Changed, ClientReply, ClientRequest, Delete, Granted, MallocWith,
+    Opened, Opening, OpeningId, Reached, Ready, RegionKey, RegionOpen, SpanKey, SpanList,
 };
 use dmce_abi::wire::data::LinkId;
 use dmce_abi::wire::{Refusal, Reply};
@@ -65,6 +66,8 @@ pub struct View {
     pub ticket: u64,
     /// Requests whose answer it missed and that it repeats.
     pub again: Vec<ClientRequest>,
+    /// What waits for room at the broker, by ticket.
+    pub waiting: BTreeMap<u64, MallocWith>,
 }
 
 /// What the world knows when a client reads.
@@ -81,6 +84,8 @@ pub struct Known<'a> {
 pub enum Arrival {
     /// An answer.
     Reply(RequestId, Reply<ClientReply>),
+    /// The doorbell.
+    Ring,
     /// The end.
     Closed,
 }
@@ -161,6 +166,7 @@ impl Client {
             matches!(
                 request,
                 ClientRequest::Malloc(_)
+                    | ClientRequest::MallocWith(_)
                     | ClientRequest::RegionCreate(_)
                     | ClientRequest::RegionOpen(_)
                     | ClientRequest::RegionDelete(_)
@@ -173,6 +179,11 @@ impl Client {
             ClientRequest::Malloc(malloc) => {
                 self.ask(ClientRequest::Abandon(Abandon { ticket: malloc.ticket }));
             }
+            ClientRequest::MallocWith(with) => {
+                let ticket = with.malloc.ticket;
+                self.stop_waiting(ticket);
+                self.ask(ClientRequest::Abandon(Abandon { ticket }));
+            }
             ClientRequest::RegionCreate(create) => {
                 self.ask(ClientRequest::Abandon(Abandon { ticket: create.ticket }));
             }
@@ -182,6 +193,30 @@ impl Client {
             _ => {}
         }
         self.given_up.insert(number, request);
+    }
+
+    /// Asks again for what waits: the broker has rung. Who does not wait for ever asks once more,
+    /// and waits no longer.
+    fn ask_again(&mut self) {
+        let Some(view) = &self.view else { return };
+        let is_asked = |ticket: u64| {
+            self.pending.values().any(|request| match request {
+                ClientRequest::MallocWith(with) => with.malloc.ticket == ticket,
+                _ => false,
+            })
+        };
+        let waiting = view.waiting.values().filter(|with| !is_asked(with.malloc.ticket));
+        let again: Vec<MallocWith> = waiting.copied().collect();
+        for with in again {
+            let wait_ms = with.wait_ms.filter(|ms| *ms == 0);
+            self.ask(ClientRequest::MallocWith(MallocWith { wait_ms, ..with }));
+        }
+    }
+
+    fn stop_waiting(&mut self, ticket: u64) {
+        if let Some(view) = &mut self.view {
+            view.waiting.remove(&ticket);
+        }
     }
 
     /// A request of this connection without an answer, be it awaited or not.
@@ -202,6 +237,10 @@ impl Client {
         match arrival {
             Arrival::Closed => {
                 self.disconnected();
+                Ok(())
+            }
+            Arrival::Ring => {
+                self.ask_again();
                 Ok(())
             }
             Arrival::Reply(number, reply) => {
@@ -233,6 +272,7 @@ impl Client {
         for request in missed.into_values() {
             match request {
                 ClientRequest::Malloc(_)
+                | ClientRequest::MallocWith(_)
                 | ClientRequest::Abandon(_)
                 | ClientRequest::RegionCreate(_)
                 | ClientRequest::RegionOpen(_)
@@ -293,6 +333,7 @@ impl Client {
             for request in std::mem::take(&mut view.again) {
                 self.ask(request);
             }
+            self.ask_again();
             // Behind what is repeated: what that was granted is known when the answer comes.
             self.ask(ClientRequest::Spans(SpanList { after: 0 }));
             return;
@@ -309,6 +350,7 @@ impl Client {
             generation: 0,
             ticket: 0,
             again: Vec::new(),
+            waiting: BTreeMap::new(),
         });
     }
 
@@ -361,6 +403,21 @@ impl Client {
             self.ask(ClientRequest::Abandon(Abandon { ticket: malloc.ticket }));
             return Ok(());
         }
+        if let ClientRequest::MallocWith(with) = request {
+            let ticket = with.malloc.ticket;
+            if *status == Status::Lost {
+                self.ask(ClientRequest::Abandon(Abandon { ticket }));
+            }
+            // It still waits if the broker was too busy to look.
+            if *status != Status::Busy {
+                self.stop_waiting(ticket);
+            } else if self.view.as_ref().is_some_and(|view| view.waiting.contains_key(&ticket)) {
+                self.ask(request.clone());
+            }
+            if *status == Status::Lost {
+                return Ok(());
+            }
+        }
         if let (ClientRequest::RegionOpen(open), Status::Lost) = (request, status) {
             // So was this.
             self.ask(ClientRequest::RegionClose(open.opening));
@@ -371,6 +428,13 @@ impl Client {
             ClientRequest::Malloc(_) => {
                 &[Status::NoSpace, Status::Quota, Status::Invalid, Status::Unsupported]
             }
+            ClientRequest::MallocWith(_) => &[
+                Status::NoSpace,
+                Status::Quota,
+                Status::Invalid,
+                Status::Unsupported,
+                Status::NotFound,
+            ],
             ClientRequest::Fetch(fetch) => {
                 let view = self.view.as_ref();
                 if view.is_some_and(|view| view.may_read(fetch.block, known.harmed_ids)) {
@@ -420,6 +484,24 @@ impl View {
     ) -> Result<(), String> {
         match (request, reply) {
             (ClientRequest::Malloc(_), ClientReply::Granted(granted)) => self.granted(granted),
+            (ClientRequest::MallocWith(with), ClientReply::Granted(granted)) => {
+                self.waiting.remove(&with.malloc.ticket);
+                self.granted(granted)
+            }
+            (ClientRequest::MallocWith(with), ClientReply::Queued) if with.wait_ms.is_some() => {
+                self.waiting.insert(with.malloc.ticket, *with);
+                Ok(())
+            }
+            (ClientRequest::Policies, ClientReply::Policies(table))
+                if table.len() as u64 == crate::asking::POLICIES =>
+            {
+                Ok(())
+            }
+            (ClientRequest::Events, ClientReply::Events(events))
+                if events.len() <= EVENTS_QUEUED =>
+            {
+                Ok(())
+            }
             (ClientRequest::Grow(grow), ClientReply::Grown { committed }) => {
                 if committed < grow.committed {
                     return Err(format!("has {committed} bytes"));
@@ -461,6 +543,8 @@ impl View {
                 Ok(())
             }
             (ClientRequest::RegionDelete(key), ClientReply::Done) => {
+                // The broker does not remember for ever who deleted it.
+                self.keys.remove(&key.guid);
                 self.openings.retain(|_, region| region.guid != key.guid);
                 Ok(())
             }

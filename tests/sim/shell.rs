@@ -33,6 +33,17 @@ pub fn act(world: &mut World, action: Action) -> Checked {
     }
     let Some(broker) = &mut world.broker else { return Ok(()) };
     match action {
+        Action::HoldClient { conn } => _ = broker.held.insert(conn),
+        Action::ReadClient { conn } => _ = broker.held.remove(&conn),
+        Action::Ring { session } => {
+            let record = world.host.records.get(&session);
+            let pid = record.map(|record| record.record.pid);
+            for (conn, place) in &broker.clients {
+                if Some(world.clients[*place].peer.pid) == pid {
+                    world.clients[*place].inbox.push_back((*conn, Arrival::Ring));
+                }
+            }
+        }
         Action::CloseClient { conn, .. } => {
             broker.asked.remove(&conn);
             if let Some(place) = broker.clients.remove(&conn) {

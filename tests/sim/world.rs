@@ -10,10 +10,11 @@ use std::fmt::Display;
 use dmce_abi::AddrLayout;
 use dmce_abi::block::{DaemonId, SessionId};
 use dmce_abi::name::Instance;
+use dmce_abi::wire::client;
 use dmce_abi::wire::daemon::{DaemonMessage, DaemonNotice};
 use dmce_broker::dispatcher::{
     Action, ClientConn, DaemonConn, Dispatcher, DispatcherConfig, Event, Limits, Millis, Now, Peer,
-    Placement, Quota, RequestId,
+    Placement, Policy, Quota, RequestId,
 };
 
 use crate::asking::{self, Sizes};
@@ -40,6 +41,8 @@ pub struct Broker {
     pub daemons: BTreeMap<DaemonConn, usize>,
     /// Requests that were delivered and not answered.
     pub asked: BTreeMap<ClientConn, BTreeSet<RequestId>>,
+    /// Connections that are not read.
+    pub held: BTreeSet<ClientConn>,
     /// Events that the shell will deliver.
     pub soon: VecDeque<Event>,
     /// Processes that are watched.
@@ -224,7 +227,10 @@ impl World {
     pub fn deliver_request(&mut self) -> Checked {
         let Some(broker) = &self.broker else { return Ok(()) };
         let clients = &self.clients;
-        let ready = broker.clients.iter().filter(|(_, place)| !clients[**place].outbox.is_empty());
+        let is_ready = |conn: &ClientConn, place: usize| {
+            !clients[place].outbox.is_empty() && !broker.held.contains(conn)
+        };
+        let ready = broker.clients.iter().filter(|(conn, place)| is_ready(conn, **place));
         let Some((conn, place)) = self.random.pick(ready.map(|(conn, place)| (*conn, *place)))
         else {
             return Ok(());
@@ -399,6 +405,7 @@ impl World {
             clients: BTreeMap::new(),
             daemons: BTreeMap::new(),
             asked: BTreeMap::new(),
+            held: BTreeSet::new(),
             soon: VecDeque::new(),
             watched: BTreeMap::new(),
             locks: BTreeSet::new(),
@@ -485,7 +492,15 @@ fn config(random: &mut Random, layout: AddrLayout) -> DispatcherConfig {
     let instance = Instance::new("test").expect("a plain name");
     let mut config = DispatcherConfig::new(instance, 999);
     config.layout = layout;
-    config.placement = if random.once_in(2) { Placement::RoundRobin } else { Placement::LeastUsed };
+    let placements =
+        [Placement::RoundRobin, Placement::LeastUsed, Placement::PowerOfTwo, Placement::Weighted];
+    config.placement = random.pick(placements).unwrap_or_default();
+    config.weights = [(1, 3), (2, 0)]
+        .map(|(id, weight)| (DaemonId::try_from(id).expect("a small id"), weight))
+        .into();
+    config.policies = policies(random, layout, placements);
+    config.usage_ms = 300;
+    config.usage_samples = 4;
     config.static_reservation = !random.once_in(5);
     config.reattach_ms = 4000;
     config.suspect_ms = random.pick([200, 2000]).unwrap_or(2000);
@@ -502,5 +517,25 @@ fn config(random: &mut Random, layout: AddrLayout) -> DispatcherConfig {
         let bytes = layout.block_bytes() * (1 + random.below(6));
         config.quota = Quota { bytes, sessions: 3, blocks: 12, regions: 3, ..Quota::UNLIMITED };
     }
+    if random.once_in(3) {
+        config.quota.requests_per_s = 50 + random.below(200);
+        config.quota.requests_burst = 1 + random.below(40);
+    }
     config
+}
+
+/// As many as clients believe there are.
+fn policies(random: &mut Random, layout: AddrLayout, placements: [Placement; 4]) -> Vec<Policy> {
+    let full = layout.block_bytes();
+    let up_to = [full / 64, 0, full];
+    let policy = |up_to| {
+        let told = client::Policy {
+            up_to,
+            page_size: random.pick([0, 4096, 16384]).unwrap_or(0),
+            block_bytes: random.pick([0, full / 2]).unwrap_or(0),
+            ..client::Policy::default()
+        };
+        Policy { told, placement: random.pick(placements) }
+    };
+    up_to.map(policy).into()
 }

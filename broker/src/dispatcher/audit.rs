@@ -44,6 +44,8 @@ pub struct Snapshot {
     pub regions: BTreeSet<BlockId>,
     /// Requests that wait for an answer, by connection.
     pub outstanding: BTreeMap<ClientConn, usize>,
+    /// What waits for room, by session and ticket.
+    pub waiting: BTreeSet<(SessionId, u64)>,
     /// Bytes charged and reserved, by daemon.
     pub charged: BTreeMap<DaemonId, (u64, u64)>,
     /// Blocks and regions that contradict others: nobody may use them.
@@ -89,6 +91,8 @@ impl Dispatcher {
             self.sessions.all().map(|s| (s.record.session, attached(s.link))).collect();
         snapshot.openings =
             self.sessions.all().map(|s| (s.record.session, s.opens.numbers())).collect();
+        let waiting = self.patients.all();
+        snapshot.waiting = waiting.map(|patient| (patient.session, patient.ticket.1)).collect();
         snapshot.regions = self.regions.all().map(|(first, _)| first).collect();
         snapshot.outstanding =
             self.clients.iter().map(|(conn, client)| (*conn, client.outstanding)).collect();

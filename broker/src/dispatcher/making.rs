@@ -122,7 +122,12 @@ impl Dispatcher {
             return refuse(Status::Invalid, text);
         }
         if span.state == SpanState::Making {
-            return self.wait_for(to, first);
+            let served = self.wait_for(to, first)?;
+            // Whether it waits for room is what it says now.
+            if let Some(making) = self.makings.get_mut(&first) {
+                making.request = wanted.request.clone();
+            }
+            return Ok(served);
         }
         // Who repeats a ticket has not had its answer, so nothing was written there yet.
         if span.lost > 0 {

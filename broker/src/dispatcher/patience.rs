@@ -148,7 +148,12 @@ impl Dispatcher {
         let ticket = (session.record.guid, with.malloc.ticket);
         let wanted = self.wanted(with)?;
         let Some(wait_ms) = with.wait_ms else {
+            // It waited before, and does no more.
             self.forget_patient(ticket);
+            let making = self.made_by(ticket).and_then(|first| self.makings.get_mut(&first));
+            if let Some(patient) = making.and_then(|making| making.patient.take()) {
+                self.patience_ends(&patient);
+            }
             return self.malloc(to, id, &wanted);
         };
         if ticket.1 == 0 {

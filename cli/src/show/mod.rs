@@ -15,6 +15,7 @@ mod regions;
 mod sessions;
 mod status;
 mod table;
+mod usage;
 
 use std::io::{self, Write};
 
@@ -27,6 +28,7 @@ pub use regions::Region;
 pub use sessions::Session;
 pub use status::Status;
 pub use table::{Align, Table};
+pub use usage::Usage;
 
 /// Something that can be shown both ways.
 pub trait Show: Serialize {
