@@ -3,15 +3,17 @@
 //! The other process does nothing but send back what it gets, over a packet socket as the broker's.
 
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
-use dmce_sys::socket::{Socket, SocketError};
+use dmce_sys::poll::{Interest, Poller};
+use dmce_sys::socket::{Listener, Socket, SocketError};
 
 use crate::{Error, Result};
 
 /// Bytes of a frame: a request of the protocol is about as long.
-const FRAME_BYTES: usize = 64;
+pub const FRAME_BYTES: usize = 64;
 
 /// A process that echoes. It ends with the value.
 #[derive(Debug)]
@@ -83,6 +85,92 @@ pub fn serve() -> Result<()> {
             Ok(received) => socket.send(&frame[..received.bytes], &[]).map_err(failed)?,
             Err(SocketError::Closed) => return Ok(()),
             Err(error) => return Err(failed(error)),
+        }
+    }
+}
+
+/// A process that echoes on any number of connections, as a server with an event loop does.
+#[derive(Debug)]
+pub struct Switchboard {
+    child: Child,
+    path: PathBuf,
+}
+
+impl Switchboard {
+    /// Starts `worker` as one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`].
+    pub fn start(worker: &Path) -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("dmce-bench-echo-{}", std::process::id()));
+        let listener = Listener::bind(&path, 0o600).map_err(failed)?;
+        let input = listener.as_fd().try_clone_to_owned();
+        let child = Command::new(worker)
+            .arg("switchboard")
+            .stdin(input.map_err(Error::system("passing a socket on"))?)
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(Error::system(format!("starting {}", worker.display())))?;
+        Ok(Self { child, path })
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// So many connections to it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`].
+    pub fn connect(&self, count: usize) -> Result<Vec<Socket>> {
+        let connect = || Socket::connect(&self.path).map_err(failed);
+        std::iter::repeat_with(connect).take(count).collect()
+    }
+}
+
+impl Drop for Switchboard {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// The other process: echoes on all connections to the socket on its standard input, for ever.
+///
+/// # Errors
+///
+/// [`Error::System`].
+pub fn serve_many() -> Result<()> {
+    let input = std::io::stdin().as_fd().try_clone_to_owned();
+    let input = input.map_err(Error::system("taking the standard input"))?;
+    let listener = Listener::from_fd(input).map_err(failed)?;
+    let waiting = Error::system;
+    let poller = Poller::new().map_err(waiting("waiting"))?;
+    poller.add(listener.as_fd(), 0, Interest::READ).map_err(waiting("waiting"))?;
+    let mut sockets: Vec<Option<Socket>> = vec![None];
+    let (mut ready, mut frame, mut fds) = (Vec::new(), [0; FRAME_BYTES], Vec::new());
+    loop {
+        poller.wait(None::<Duration>, &mut ready).map_err(waiting("waiting"))?;
+        for event in &ready {
+            let place = usize::try_from(event.token).unwrap_or(usize::MAX);
+            if place == 0 {
+                let socket = listener.accept_nonblocking().map_err(failed)?;
+                let token = sockets.len() as u64;
+                poller.add(socket.as_fd(), token, Interest::READ).map_err(waiting("waiting"))?;
+                sockets.push(Some(socket));
+                continue;
+            }
+            let Some(Some(socket)) = sockets.get(place) else { continue };
+            match socket.try_recv(&mut frame, &mut fds) {
+                Ok(received) => socket.try_send(&frame[..received.bytes], &[]).map_err(failed)?,
+                Err(SocketError::WouldBlock { .. }) => {}
+                Err(_) => sockets[place] = None,
+            }
         }
     }
 }

@@ -74,6 +74,12 @@ pub fn median(values: &[f64]) -> f64 {
 }
 
 impl Pair {
+    /// Two figures that were taken once.
+    #[must_use]
+    pub fn of_one(ours: f64, theirs: f64) -> Self {
+        Self { ours: vec![ours], theirs: vec![theirs] }
+    }
+
     /// Seconds of one operation of DMCE.
     #[must_use]
     pub fn ours(&self) -> f64 {

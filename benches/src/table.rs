@@ -15,6 +15,8 @@ pub enum Goal {
     Added(f64),
     /// At most so many round trips.
     RoundTrips(f64),
+    /// At most so many seconds, whatever the other side takes.
+    Within(f64),
     /// Shown beside the others, without a goal of its own.
     None,
 }
@@ -26,6 +28,8 @@ pub enum Unit {
     Time,
     /// As bytes a second, for operations of so many bytes.
     Rate(u64),
+    /// As bytes: no time is measured.
+    Bytes,
 }
 
 /// What a row compares.
@@ -71,7 +75,7 @@ impl Row {
     pub fn new(subject: Subject, pair: &Pair) -> Self {
         let goal = subject.goal;
         let (ratio, spread) = match goal {
-            Goal::AtLeast(_) | Goal::MoreThan(_) | Goal::None => {
+            Goal::AtLeast(_) | Goal::MoreThan(_) | Goal::Within(_) | Goal::None => {
                 let speed = pair.speed();
                 (times(speed.median), range(speed, times))
             }
@@ -150,6 +154,7 @@ impl Goal {
             Self::RoundTrips(most) => {
                 (most / pair.duration().median, pair.duration().median <= most)
             }
+            Self::Within(most) => (most / pair.ours(), pair.ours() <= most),
             Self::None => return None,
         };
         Some(match is_met {
@@ -165,6 +170,7 @@ impl Goal {
             Self::MoreThan(least) => format!("> {}", times(least)),
             Self::Added(most) => format!("+ <= {}", duration(most)),
             Self::RoundTrips(most) => format!("<= {most:.0} trips"),
+            Self::Within(most) => format!("<= {}", duration(most)),
             Self::None => String::new(),
         }
     }
@@ -175,6 +181,7 @@ impl Unit {
     fn text(self, seconds: f64) -> String {
         match self {
             Self::Time => duration(seconds),
+            Self::Bytes => format!("{} MiB", digits(seconds / f64::from(1 << 20))),
             Self::Rate(bytes) => format!("{} GB/s", digits(bytes as f64 / seconds / 1e9)),
         }
     }

@@ -9,9 +9,12 @@ fn main() -> ExitCode {
     let served = match std::env::args().nth(1).as_deref() {
         Some("client") => worker::serve(),
         Some("echo") => echo::serve(),
+        Some("switchboard") => echo::serve_many(),
         Some("janitor") => janitor::serve(),
         _ => {
-            eprintln!("usage: dmce-bench-worker client|echo|janitor (dmce-bench starts it)");
+            eprintln!(
+                "usage: dmce-bench-worker client|echo|switchboard|janitor (dmce-bench starts it)"
+            );
             return ExitCode::from(2);
         }
     };
