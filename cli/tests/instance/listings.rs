@@ -56,19 +56,18 @@ fn sessions_blocks_and_regions_are_listed_with_their_owners() {
 fn the_usage_of_daemons_is_kept_for_a_while() {
     let home = Home::new("usage");
     let named = std::fs::read_to_string(home.config()).unwrap();
-    let text = format!("{named}\n[broker]\nusage_ms = 100\nusage_samples = 5\n");
+    let text = format!("{named}\n[broker]\nusage_ms = 100\nusage_samples = 30\n");
     std::fs::write(home.config(), text).unwrap();
-    home.up(&["--daemons", "2"]).done();
+    home.up(&[]).done();
     let mut client = Client::open(&home.socket(), "busy");
-    for _ in 0..3 {
-        client.malloc(1 << 20);
-    }
+    client.malloc(1 << 20);
+    client.create_region("r", 8192);
     let number = |value: &Value| value.as_u64().unwrap();
     let sum = |usage: &Value, key: &str| -> u64 {
         let samples = usage.as_array().unwrap().iter().flat_map(|of| of["samples"].as_array());
         samples.flatten().map(|sample| number(&sample[key])).sum()
     };
-    wait_until("the samples tell of it", || sum(&home.json("usage"), "creates") == 3);
+    wait_until("the samples tell of it", || sum(&home.json("usage"), "creates") == 2);
     wait_until("the oldest samples are gone", || {
         let usage = home.json("usage");
         let first = &usage[0]["samples"][0];
@@ -78,13 +77,13 @@ fn the_usage_of_daemons_is_kept_for_a_while() {
     assert_eq!((&usage[0]["daemon"], &usage[1]["daemon"]), (&json!(1), &json!(2)));
     for of in usage.as_array().unwrap() {
         let samples = of["samples"].as_array().unwrap();
-        assert_eq!(samples.len(), 5);
+        assert_eq!(samples.len(), 30);
         let numbers: Vec<u64> = samples.iter().map(|sample| number(&sample["number"])).collect();
         assert!(numbers.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{numbers:?}");
     }
-    let last = |of: &Value, key: &str| number(&of["samples"][4][key]);
+    let last = |of: &Value, key: &str| number(&of["samples"][29][key]);
     let held = usage.as_array().unwrap().iter().map(|of| last(of, "committed")).sum::<u64>();
-    assert_eq!(held, 3 << 20);
+    assert_eq!(held, (1 << 20) + 8192);
     assert_eq!(home.ask(&["usage"]).done().stdout.lines().count(), 3);
     home.down(&[]).done();
 }
