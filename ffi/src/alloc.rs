@@ -7,7 +7,7 @@ use crate::boundary::{self, Outcome};
 use crate::failure::Failure;
 use crate::options::{self, dmce_alloc_options_t};
 use crate::session::dmce_session_t;
-use crate::version::dmce_status_t;
+use crate::version::{DMCE_OK, dmce_status_t};
 
 /// The location of one byte of memory, in every process. 0: none. Plain arithmetic is right inside
 /// an allocation.
@@ -27,7 +27,34 @@ pub unsafe extern "C" fn dmce_malloc(
     bytes: u64,
     addr: *mut dmce_addr_t,
 ) -> dmce_status_t {
+    if !addr.is_null() {
+        let quickly = |session: &Session| session.malloc_quickly(bytes);
+        match boundary::session_quickly(session, quickly) {
+            Some(Ok(found)) => {
+                // SAFETY: the C contract: a place for an address, as it is not NULL. Unaligned, as
+                // in `Out`.
+                unsafe { addr.write_unaligned(found.to_raw()) };
+                return DMCE_OK;
+            }
+            Some(Err(status)) => return status,
+            None => {}
+        }
+    }
     // SAFETY: the C contract: NULL, or a place for an address.
+    unsafe { malloc_slowly(session, bytes, addr) }
+}
+
+/// # Safety
+///
+/// As [`allocate`].
+#[cold]
+#[inline(never)]
+unsafe fn malloc_slowly(
+    session: *mut dmce_session_t,
+    bytes: u64,
+    addr: *mut dmce_addr_t,
+) -> dmce_status_t {
+    // SAFETY: the same contract.
     unsafe { allocate(session, addr, |session| session.malloc(bytes)) }
 }
 
@@ -85,6 +112,17 @@ pub unsafe extern "C" fn dmce_free(
     session: *mut dmce_session_t,
     addr: dmce_addr_t,
 ) -> dmce_status_t {
+    let quickly = |session: &Session| session.free_quickly(addr).then_some(());
+    match boundary::session_quickly(session, quickly) {
+        Some(Ok(())) => DMCE_OK,
+        Some(Err(status)) => status,
+        None => free_slowly(session, addr),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn free_slowly(session: *mut dmce_session_t, addr: dmce_addr_t) -> dmce_status_t {
     boundary::session(session, |session| match addr {
         0 => Ok(session.check()?),
         _ => Ok(session.free(self::addr(session, addr)?)?),

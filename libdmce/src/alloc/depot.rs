@@ -90,12 +90,12 @@ impl Depot {
 
     /// Has the owner's heap have room for a class: gives it a slab of the depot, or a new one.
     /// False if there are no pages for one.
-    pub(crate) fn stock(&mut self, heap: &Heap, class: Class, at: At<'_>) -> bool {
-        if heap.renew(class, at.heaps, at.held) {
+    pub(crate) fn stock(&mut self, heap: &Heap, class: Class, now: u64, at: At<'_>) -> bool {
+        if self.renew(heap, class, now, at) {
             return true;
         }
         let pool = at.heaps.of_kind(0);
-        if pool.renew(class, at.heaps, at.held)
+        if self.renew(pool, class, now, at)
             && let Some(slab) = pool.first(class, at.held)
         {
             pool.release(slab, at.held);
@@ -107,13 +107,19 @@ impl Depot {
     }
 
     /// Allocates in blocks of a kind, if there is room, without a thread's heap.
-    pub(crate) fn allocate(&mut self, kind: Kind, shape: Shape, at: At<'_>) -> Option<Taken> {
+    pub(crate) fn allocate(
+        &mut self,
+        kind: Kind,
+        shape: Shape,
+        now: u64,
+        at: At<'_>,
+    ) -> Option<Taken> {
         let kind = self.kind(kind)?;
         match shape {
             Shape::Object(class) => {
                 self.was_used = true;
                 let pool = at.heaps.of_kind(kind);
-                let has_room = pool.renew(class, at.heaps, at.held);
+                let has_room = self.renew(pool, class, now, at);
                 if !has_room && !self.add_slab(kind, pool, class, at) {
                     return None;
                 }
@@ -332,6 +338,13 @@ impl Depot {
     /// How many kinds there are.
     pub(crate) fn kinds(&self) -> usize {
         self.kinds.len()
+    }
+
+    /// Looks for room among what a heap has, and gives back what it then has too much.
+    fn renew(&mut self, heap: &Heap, class: Class, now: u64, at: At<'_>) -> bool {
+        let has_room = heap.renew(class, at.heaps, at.held);
+        self.drain(heap, now, at);
+        has_room
     }
 
     /// Adds a slab to a heap.

@@ -135,26 +135,33 @@ impl fmt::Debug for Gate {
 pub(crate) fn heavy(fence: Fence) {
     while fence.heavy_process().is_err() {
         // Out of kernel memory for a moment.
-        pause();
+        std::thread::yield_now();
     }
 }
 
 /// Waits until who was inside a gate at a moment before the last heavy fence has left it.
 pub(crate) fn wait_outside(gate: &Gate) {
     let before = gate.mark();
+    let mut looks = 0;
     while !before.has_left(gate.mark()) {
-        pause();
+        looks += 1;
+        pause(looks);
     }
 }
 
+/// Waits for a moment, for the `looks`th time in a row: inside a gate nobody stays, but a thread
+/// may have to be scheduled first.
 #[cfg(not(loom))]
-fn pause() {
-    // Inside a gate nobody waits, but a thread may have to be scheduled first; a real-time thread
-    // cedes its processor to one of lower priority by sleeping alone.
-    std::thread::sleep(std::time::Duration::from_micros(1));
+fn pause(looks: u32) {
+    match looks {
+        ..100 => std::hint::spin_loop(),
+        100..1_000 => std::thread::yield_now(),
+        // A real-time thread cedes its processor to one of lower priority so alone.
+        _ => std::thread::sleep(std::time::Duration::from_micros(50)),
+    }
 }
 
 #[cfg(loom)]
-fn pause() {
+fn pause(_looks: u32) {
     loom::thread::yield_now();
 }

@@ -100,7 +100,8 @@ impl Heap {
     }
 
     /// Takes an object, if the slab in use has one.
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
     pub(crate) fn take(&self, class: Class, held: Held<'_>) -> Option<Taken> {
         let bin = &self.bins[class.index()];
         let taken = bin.first.get(held)?.take()?;
@@ -124,7 +125,8 @@ impl Heap {
     }
 
     /// Frees the object that begins at an address.
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
     pub(crate) fn give(&self, addr: u64, heaps: &Heaps, held: Held<'_>) -> Given {
         let recent = self.recent.get(held).filter(|slab| slab.contains(addr));
         let Some(slab) = recent else { return self.give_anywhere(addr, heaps, held) };
@@ -151,7 +153,8 @@ impl Heap {
         Given::Done
     }
 
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
     fn give_home(&self, slab: &Slab, addr: u64, held: Held<'_>) -> Given {
         if !slab.index_at(addr).is_some_and(|index| slab.give(index)) {
             return Given::Refused;

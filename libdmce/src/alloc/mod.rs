@@ -158,14 +158,16 @@ impl Allocator {
     }
 
     /// Allocates from the thread's own slabs, if one of them has room and the gate is open.
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
     pub(crate) fn take(&self, heap: &Heap, class: Class) -> Option<Taken> {
         let inside = heap.gate.enter(self.fence)?;
         heap.take(class, Held::inside(&inside))
     }
 
     /// Frees an object. `None` if the gate is shut, or `may_free` says no: it is asked inside.
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
     pub(crate) fn give(
         &self,
         heap: &Heap,
@@ -198,14 +200,20 @@ impl Allocator {
 
     /// Allocates by way of the depot, if there is room: for `heap`, the thread's own, if objects of
     /// the kind are for that.
-    pub(crate) fn allocate(&self, heap: Option<&Heap>, kind: Kind, shape: Shape) -> Option<Taken> {
+    pub(crate) fn allocate(
+        &self,
+        heap: Option<&Heap>,
+        kind: Kind,
+        shape: Shape,
+        now: u64,
+    ) -> Option<Taken> {
         let heap = heap.filter(|_| kind == Kind::default());
         self.lock(|locked, at| match (heap, shape) {
             (Some(heap), Shape::Object(class)) => {
-                let is_stocked = locked.depot.stock(heap, class, at);
+                let is_stocked = locked.depot.stock(heap, class, now, at);
                 is_stocked.then(|| heap.take(class, at.held)).flatten()
             }
-            _ => locked.depot.allocate(kind, shape, at),
+            _ => locked.depot.allocate(kind, shape, now, at),
         })
     }
 

@@ -144,6 +144,7 @@ impl Slab {
         Some(Taken { addr: self.addr_of(index), zeroed: false })
     }
 
+    #[inline(never)]
     fn take_fresh(&self) -> Option<Taken> {
         let index = self.fresh.load(Ordering::Relaxed);
         let word = self.words.get(usize::from(index))?;

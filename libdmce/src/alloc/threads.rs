@@ -34,7 +34,7 @@ impl World {
         }
         let _ = self.allocator.heed(heap);
         loop {
-            if let Some(taken) = self.allocator.allocate(Some(heap), Kind::default(), shape) {
+            if let Some(taken) = self.allocator.allocate(Some(heap), Kind::default(), shape, 0) {
                 return taken.addr;
             }
             self.grow(shape);

@@ -80,6 +80,7 @@ impl Wish {
 
 impl Core {
     /// Allocates as the options say.
+    #[cold]
     pub(crate) fn malloc_with(
         &self,
         bytes: u64,
@@ -100,7 +101,7 @@ impl Core {
         if !made.zeroed
             && let Err(error) = self.fill(made.addr, 0, all)
         {
-            let _ = self.free(made.addr);
+            let _ = self.free_slowly(made.addr);
             return Err(error);
         }
         Ok(made.addr)
@@ -120,9 +121,9 @@ impl Core {
             (kind, found.bytes())
         };
         let made = self.make(&Wish { kind, ..wish })?;
-        let moved = self.copy(made.addr, old, held.min(bytes)).and_then(|()| self.free(old));
+        let moved = self.copy(made.addr, old, held.min(bytes)).and_then(|()| self.free_slowly(old));
         if let Err(error) = moved {
-            let _ = self.free(made.addr);
+            let _ = self.free_slowly(made.addr);
             return Err(error);
         }
         Ok(made.addr)
@@ -295,7 +296,7 @@ impl Core {
         if matches!(shape, Shape::Run { .. }) {
             self.service.expect_idle(&self.link);
         }
-        self.allocator().allocate(heap, kind, shape)
+        self.allocator().allocate(heap, kind, shape, monotonic_ms())
     }
 
     /// Has a block grow by what is wanted, else by what is needed.

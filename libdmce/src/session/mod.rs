@@ -129,8 +129,23 @@ impl Session {
     ///
     /// [`Status::NoSpace`], [`Status::Quota`]; [`Status::Invalid`] for 0 bytes; [`Status::NoMem`]
     /// if this process cannot reach another block.
+    #[inline]
     pub fn malloc(&self, bytes: u64) -> Result<DmceAddr, Error> {
-        self.core.malloc(bytes)
+        match self.malloc_quickly(bytes) {
+            Some(addr) => Ok(addr),
+            None => self.core.malloc_with(bytes, &AllocOptions::default()),
+        }
+    }
+
+    /// [`Session::malloc`] where that needs nothing but the thread's own memory. `None`: nothing
+    /// has been done.
+    #[doc(hidden)]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
+    #[must_use]
+    pub fn malloc_quickly(&self, bytes: u64) -> Option<DmceAddr> {
+        let taken = self.core.take_quickly(bytes)?;
+        DmceAddr::from_raw(self.core.layout, taken.addr).ok()
     }
 
     /// [`Session::malloc`] with options.
@@ -167,8 +182,22 @@ impl Session {
     ///
     /// [`Status::Address`] if none begins there: freed before, inside of one, or not of this
     /// session. [`Status::Busy`] while a pointer of [`Session::map`] is into it.
+    #[inline]
     pub fn free(&self, addr: DmceAddr) -> Result<(), Error> {
-        self.core.free(addr)
+        if self.free_quickly(addr.to_raw()) {
+            return Ok(());
+        }
+        self.core.free_slowly(addr)
+    }
+
+    /// [`Session::free`] where that needs nothing but the thread's own memory; of any number.
+    /// False: nothing has been done.
+    #[doc(hidden)]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
+    #[must_use]
+    pub fn free_quickly(&self, addr: u64) -> bool {
+        self.core.free_quickly(addr)
     }
 
     /// The bytes of an allocation that may be used: at least those asked for.

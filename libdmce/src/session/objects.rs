@@ -19,45 +19,33 @@ use super::core::Core;
 use super::memory::not_allocated;
 use crate::alloc::{Class, Given, Heap, Taken};
 use crate::error::Error;
-use crate::options::AllocOptions;
 
 impl Core {
-    /// Allocates, as [`Core::malloc_with`] does by default.
-    #[inline]
-    pub(crate) fn malloc(&self, bytes: u64) -> Result<DmceAddr, Error> {
-        if let Some(taken) = self.take_quickly(bytes)
-            && let Ok(addr) = DmceAddr::from_raw(self.layout, taken.addr)
-        {
-            return Ok(addr);
-        }
-        self.malloc_with(bytes, &AllocOptions::default())
-    }
-
-    /// Frees the allocation that begins at an address.
-    #[inline]
-    pub(crate) fn free(&self, addr: DmceAddr) -> Result<(), Error> {
-        if let Some(heap) = self.own_heap() {
-            match self.allocator().give(heap, addr.to_raw(), || self.is_unpinned()) {
-                Some(Given::Done) => return Ok(()),
-                Some(Given::Surplus) => {
-                    self.drain(heap);
-                    return Ok(());
-                }
-                // Nothing has been done yet.
-                _ => {}
-            }
-        }
-        self.free_slowly(addr)
-    }
-
     /// An object of this thread's slabs, if there is one and nothing is in the way.
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
     pub(super) fn take_quickly(&self, bytes: u64) -> Option<Taken> {
         if self.sizes_matter.load(Ordering::Relaxed) {
             return None;
         }
         let class = Class::natural(bytes)?;
         self.allocator().take(self.own_heap()?, class)
+    }
+
+    /// Frees the object that begins at an address, if nothing is in the way. Otherwise nothing has
+    /// been done.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
+    pub(super) fn free_quickly(&self, addr: u64) -> bool {
+        let Some(heap) = self.own_heap() else { return false };
+        match self.allocator().give(heap, addr, || self.is_unpinned()) {
+            Some(Given::Done) => true,
+            Some(Given::Surplus) => {
+                self.drain(heap);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Frees an object of a slab, if nothing but `may_free` is in the way. `None` if it is, and if
@@ -86,6 +74,7 @@ impl Core {
 
     /// Gives the slabs back that a free found the thread's heap to have too many.
     #[cold]
+    #[inline(never)]
     fn drain(&self, heap: &Heap) {
         self.allocator().drain(heap, monotonic_ms());
     }
