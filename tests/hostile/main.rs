@@ -8,6 +8,7 @@
 )]
 
 mod descriptors;
+mod flood;
 mod frames;
 mod names;
 mod words;

@@ -85,7 +85,7 @@ pub enum Action {
     },
 
     /// Does not read a client's connection any more, until [`Action::ReadClient`]. What was read of
-    /// it before is delivered, and so is its hang-up.
+    /// it before is delivered, and so is its hang-up; what was not read then is lost with it.
     HoldClient {
         /// The connection.
         conn: ClientConn,

@@ -8,7 +8,7 @@
 //! 3. Nothing that a client has passed, and no connection over which it could, is closed here: that
 //!    may take as long as the client likes ([`Closer`]).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::chown;
 use std::path::Path;
@@ -39,6 +39,8 @@ const ACCEPTS_A_TURN: usize = 64;
 pub struct Clients {
     door: Door,
     open: BTreeMap<ClientConn, Socket>,
+    /// Those that are not read for a while.
+    held: BTreeSet<ClientConn>,
     next: u64,
     buffer: Vec<u8>,
     closer: Closer,
@@ -63,7 +65,14 @@ impl Clients {
         }
         let door = Door::open(poller, listener, Source::ClientListener.token(0))?;
         let buffer = vec![0; FRAME_BYTES_MAX + 1];
-        Ok(Self { door, open: BTreeMap::new(), next: 1, buffer, closer: Closer::start()? })
+        Ok(Self {
+            door,
+            open: BTreeMap::new(),
+            held: BTreeSet::new(),
+            next: 1,
+            buffer,
+            closer: Closer::start()?,
+        })
     }
 
     /// Where they come from.
@@ -95,6 +104,11 @@ impl Clients {
     /// Takes in what a client has sent.
     pub fn receive(&mut self, poller: &Poller, number: u64, events: &mut VecDeque<Event>) {
         let conn = ClientConn(number);
+        if self.held.contains(&conn) {
+            // Only a hang-up is told of it. Who sends too much is read no sooner for going.
+            self.end(poller, conn);
+            return events.push_back(Event::HungUp { conn });
+        }
         for _ in 0..FRAMES_A_TURN {
             let Some(socket) = self.open.get(&conn) else { return };
             let mut fds = Vec::new();
@@ -157,8 +171,20 @@ impl Clients {
         sent.is_ok()
     }
 
-    /// Reads a connection, or leaves what comes with the kernel. A hang-up is told all the same.
-    pub fn poll(&self, poller: &Poller, conn: ClientConn, interest: Interest) {
+    /// Does not read a connection until [`Clients::read`]: what comes stays with the kernel, and
+    /// goes with a hang-up.
+    pub fn hold(&mut self, poller: &Poller, conn: ClientConn) {
+        self.poll(poller, conn, Interest::NONE);
+        self.held.insert(conn);
+    }
+
+    /// Reads a connection again.
+    pub fn read(&mut self, poller: &Poller, conn: ClientConn) {
+        self.poll(poller, conn, Interest::READ);
+        self.held.remove(&conn);
+    }
+
+    fn poll(&self, poller: &Poller, conn: ClientConn, interest: Interest) {
         let Some(socket) = self.open.get(&conn) else { return };
         if let Err(error) = poller.modify(socket.as_fd(), Source::Client.token(conn.0), interest) {
             warn!(connection = conn.0, "it is polled as before: {error}");
@@ -174,6 +200,7 @@ impl Clients {
 
     fn end(&mut self, poller: &Poller, conn: ClientConn) -> bool {
         let Some(socket) = self.open.remove(&conn) else { return false };
+        self.held.remove(&conn);
         if let Err(error) = poller.remove(socket.as_fd()) {
             debug!(connection = conn.0, "it was not polled any more: {error}");
         }

@@ -353,8 +353,8 @@ impl Server {
                 }
             }
             Action::CloseClient { conn, reason } => self.clients.close(&self.poller, conn, &reason),
-            Action::HoldClient { conn } => self.clients.poll(&self.poller, conn, Interest::NONE),
-            Action::ReadClient { conn } => self.clients.poll(&self.poller, conn, Interest::READ),
+            Action::HoldClient { conn } => self.clients.hold(&self.poller, conn),
+            Action::ReadClient { conn } => self.clients.read(&self.poller, conn),
             Action::ToDaemon { conn, request_id, request } => {
                 if !self.daemons.send(&self.poller, conn, request_id, &request) {
                     self.events.push_back(Event::DaemonHungUp { conn });
