@@ -240,11 +240,15 @@ typedef struct {
      */
     uint32_t copies;
     /**
-     * How long a call waits for a broker that is away. 0: 10,000.
+     * How long a call waits for a broker that is away, and on the message path for a daemon. 0:
+     * 10,000.
      */
     uint32_t timeout_ms;
     /**
      * `DMCE_ACCEPT_PARTIAL`, `DMCE_SPAWN`, `DMCE_MESSAGE_PATH`, `DMCE_VERIFY`, `DMCE_NO_THREAD`.
+     * With `DMCE_MESSAGE_PATH` nothing is mapped: daemons are asked for bytes, over connections
+     * that the broker passes, or through it where the environment says
+     * `DMCE_MESSAGE_ROUTE=broker`.
      */
     uint32_t flags;
     /**

@@ -52,9 +52,13 @@ pub struct dmce_options_t {
     pub cache_bytes: u64,
     /// Copies of each allocation. 0: as the instance is configured.
     pub copies: u32,
-    /// How long a call waits for a broker that is away. 0: 10,000.
+    /// How long a call waits for a broker that is away, and on the message path for a daemon. 0:
+    /// 10,000.
     pub timeout_ms: u32,
     /// `DMCE_ACCEPT_PARTIAL`, `DMCE_SPAWN`, `DMCE_MESSAGE_PATH`, `DMCE_VERIFY`, `DMCE_NO_THREAD`.
+    /// With `DMCE_MESSAGE_PATH` nothing is mapped: daemons are asked for bytes, over connections
+    /// that the broker passes, or through it where the environment says
+    /// `DMCE_MESSAGE_ROUTE=broker`.
     pub flags: u32,
     /// `DMCE_CACHE_NONE`, `DMCE_CACHE_THROUGH`, `DMCE_CACHE_BACK`: for memory that is not mapped.
     pub cache_mode: u32,

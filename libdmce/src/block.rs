@@ -15,6 +15,7 @@ use dmce_abi::{AddrLayout, Status};
 
 use crate::error::Error;
 use crate::reach::mapped::MappedBlock;
+use crate::reach::message::AskedBlock;
 use crate::reach::windowed::WindowedBlock;
 use crate::reach::word::{Change, Watch};
 use crate::reach::{Piece, Reach, Trouble};
@@ -69,6 +70,8 @@ pub(crate) enum Backing {
     Mapped(MappedBlock),
     /// Through windows.
     Windowed(WindowedBlock),
+    /// By message.
+    Asked(AskedBlock),
     /// It has to be fetched first.
     Absent,
     /// Not at all: its bytes are gone, until the broker says otherwise.
@@ -145,6 +148,17 @@ impl Block {
         }
     }
 
+    /// The same absent block, to be fetched for reading.
+    pub(crate) fn read_only(&self) -> Self {
+        Self { writable: false, ..self.without_bytes(Backing::Absent) }
+    }
+
+    /// Whether its bytes are asked for, which nobody does inside an operation.
+    #[inline]
+    pub(crate) const fn is_asked(&self) -> bool {
+        matches!(self.backing, Backing::Asked(_))
+    }
+
     /// Bytes that may be used.
     #[inline]
     pub(crate) fn committed(&self) -> u64 {
@@ -177,6 +191,8 @@ impl Block {
             Backing::Mapped(mapped) => Ok(unsafe { mapped.read(piece, buffer) }?),
             // SAFETY: as the caller promises.
             Backing::Windowed(windowed) => Ok(unsafe { windowed.read(piece, buffer) }?),
+            // SAFETY: as the caller promises.
+            Backing::Asked(asked) => Ok(unsafe { asked.read(piece, buffer) }?),
             other => Err(other.obstacle()),
         }
     }
@@ -193,6 +209,8 @@ impl Block {
             Backing::Mapped(mapped) => Ok(unsafe { mapped.write(piece, data) }?),
             // SAFETY: as the caller promises.
             Backing::Windowed(windowed) => Ok(unsafe { windowed.write(piece, data) }?),
+            // SAFETY: as the caller promises.
+            Backing::Asked(asked) => Ok(unsafe { asked.write(piece, data) }?),
             other => Err(other.obstacle()),
         }
     }
@@ -202,6 +220,7 @@ impl Block {
         match &self.backing {
             Backing::Mapped(mapped) => Ok(mapped.fill(piece, byte)?),
             Backing::Windowed(windowed) => Ok(windowed.fill(piece, byte)?),
+            Backing::Asked(asked) => Ok(asked.fill(piece, byte)?),
             other => Err(other.obstacle()),
         }
     }
@@ -221,6 +240,8 @@ impl Block {
             Backing::Mapped(mapped) => Ok(unsafe { mapped.compare(piece, data) }?),
             // SAFETY: as the caller promises.
             Backing::Windowed(windowed) => Ok(unsafe { windowed.compare(piece, data) }?),
+            // SAFETY: as the caller promises.
+            Backing::Asked(asked) => Ok(unsafe { asked.compare(piece, data) }?),
             other => Err(other.obstacle()),
         }
     }
@@ -231,6 +252,7 @@ impl Block {
         match &self.backing {
             Backing::Mapped(mapped) => Ok(mapped.change(piece, change)?),
             Backing::Windowed(windowed) => Ok(windowed.change(piece, change)?),
+            Backing::Asked(asked) => Ok(asked.change(piece, change)?),
             other => Err(other.obstacle()),
         }
     }
@@ -240,6 +262,7 @@ impl Block {
         match &self.backing {
             Backing::Mapped(mapped) => Ok(mapped.wake(piece, count)?),
             Backing::Windowed(windowed) => Ok(windowed.wake(piece, count)?),
+            Backing::Asked(asked) => Ok(asked.wake(piece, count)?),
             other => Err(other.obstacle()),
         }
     }
@@ -249,13 +272,14 @@ impl Block {
         match &self.backing {
             Backing::Mapped(mapped) => Ok(mapped.watch(piece)?),
             Backing::Windowed(windowed) => Ok(windowed.watch(piece)?),
+            Backing::Asked(asked) => Ok(asked.watch(piece)?),
             other => Err(other.obstacle()),
         }
     }
 }
 
 impl Backing {
-    /// Why bytes behind this cannot be reached, if it is neither mapped nor windowed.
+    /// Why bytes behind this cannot be reached, if they cannot.
     #[cold]
     fn obstacle(&self) -> Obstacle {
         if matches!(self, Self::Absent) { Obstacle::Absent } else { Obstacle::Lost }

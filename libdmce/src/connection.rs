@@ -1,4 +1,4 @@
-//! A connection to the broker: one request, one reply, with a time limit.
+//! A connection to a broker or a daemon: one request, one reply, with a time limit.
 //!
 //! # Invariants
 //!
@@ -8,6 +8,7 @@
 //!    connection is of no more use; a refusal or a timeout leaves it whole.
 //! 3. Nothing here waits longer than the deadline, or when it is interrupted.
 
+use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -20,6 +21,8 @@ use dmce_abi::wire::{self, FrameHeader, Refusal, Reply, WireError};
 use dmce_sys::clock::monotonic_ns;
 use dmce_sys::poll::{EventFd, Interest, wait_readable, wait_unless, wait_writable};
 use dmce_sys::socket::{Socket, SocketError};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::error::Error;
 use crate::options::Options;
@@ -27,10 +30,13 @@ use crate::options::Options;
 /// What came with a reply.
 pub type Answer = (ClientReply, Vec<OwnedFd>);
 
-/// A connection to a broker.
+/// A connection, by default to a broker.
 #[derive(Debug)]
-pub struct Connection {
+pub struct Connection<Q = ClientRequest, A = ClientReply> {
     socket: Socket,
+    messages: PhantomData<fn(&Q) -> A>,
+    /// Whether the last request was sent whole.
+    was_sent: bool,
     next_request: u64,
     frame: Vec<u8>,
     /// Requests that were given up, and whose answer is still to come.
@@ -39,11 +45,11 @@ pub struct Connection {
     interrupt: Option<Arc<EventFd>>,
 }
 
-/// A frame from the broker.
-struct Received {
+/// A frame from the other end.
+struct Received<A> {
     request: u64,
     /// `None` if the descriptors did not fit into this process.
-    reply: Option<(Reply<ClientReply>, Vec<OwnedFd>)>,
+    reply: Option<(Reply<A>, Vec<OwnedFd>)>,
 }
 
 impl Connection {
@@ -56,11 +62,19 @@ impl Connection {
         Ok(Self::over(Socket::connect(path)?))
     }
 
-    /// A connection over a socket that is connected already.
+    /// A connection to a broker over a socket that is connected already.
     #[must_use]
     pub fn over(socket: Socket) -> Self {
+        Self::to(socket)
+    }
+}
+
+impl<Q: Serialize, A: DeserializeOwned> Connection<Q, A> {
+    /// A connection to whoever answers `A` to `Q`.
+    pub(crate) fn to(socket: Socket) -> Self {
         let frame = vec![0; FRAME_BYTES_MAX];
-        Self { socket, next_request: 1, frame, owed: 0, interrupt: None }
+        let (messages, was_sent) = (PhantomData, false);
+        Self { socket, messages, was_sent, next_request: 1, frame, owed: 0, interrupt: None }
     }
 
     /// Asks, and waits for the answer as long as [`Options::DEFAULT_TIMEOUT_MS`].
@@ -69,7 +83,7 @@ impl Connection {
     ///
     /// [`ConnectionError::Refused`] with the broker's reason; else the request may or may not have
     /// been done.
-    pub fn request(&mut self, request: &ClientRequest) -> Result<Answer, ConnectionError> {
+    pub fn request(&mut self, request: &Q) -> Result<(A, Vec<OwnedFd>), ConnectionError> {
         self.request_until(request, Deadline::after_ms(Options::DEFAULT_TIMEOUT_MS))
     }
 
@@ -80,12 +94,14 @@ impl Connection {
     /// As [`Connection::request`].
     pub fn request_until(
         &mut self,
-        request: &ClientRequest,
+        request: &Q,
         deadline: Deadline,
-    ) -> Result<Answer, ConnectionError> {
+    ) -> Result<(A, Vec<OwnedFd>), ConnectionError> {
         let id = self.next_request;
         self.next_request += 1;
+        self.was_sent = false;
         self.send(id, request, deadline)?;
+        self.was_sent = true;
         loop {
             let received = match self.receive(deadline) {
                 Err(error) => {
@@ -98,8 +114,18 @@ impl Connection {
                 let (reply, fds) = received.reply.ok_or(ConnectionError::NoDescriptor)?;
                 return Ok((reply.map_err(ConnectionError::Refused)?, fds));
             }
+            if received.request == 0 {
+                return Err(ConnectionError::Ended);
+            }
             self.owed = self.owed.saturating_sub(1);
         }
+    }
+
+    /// Whether the last request may have been done, although it ended with this error.
+    pub(crate) const fn may_be_done(&self, error: &ConnectionError) -> bool {
+        let is_undone =
+            matches!(error, ConnectionError::Ended | ConnectionError::Socket(SocketError::Reset));
+        self.was_sent && !is_undone
     }
 
     /// Tells the broker something that it does not answer.
@@ -107,11 +133,7 @@ impl Connection {
     /// # Errors
     ///
     /// As [`Connection::request`], but for a refusal.
-    pub fn notice(
-        &mut self,
-        notice: &ClientRequest,
-        deadline: Deadline,
-    ) -> Result<(), ConnectionError> {
+    pub fn notice(&mut self, notice: &Q, deadline: Deadline) -> Result<(), ConnectionError> {
         self.send(0, notice, deadline)
     }
 
@@ -152,12 +174,7 @@ impl Connection {
         if interrupted { Err(ConnectionError::Interrupted) } else { Ok(()) }
     }
 
-    fn send(
-        &mut self,
-        id: u64,
-        request: &ClientRequest,
-        deadline: Deadline,
-    ) -> Result<(), ConnectionError> {
+    fn send(&mut self, id: u64, request: &Q, deadline: Deadline) -> Result<(), ConnectionError> {
         let frame = wire::encode(FrameHeader { request: id, fds: 0 }, request)?;
         loop {
             match self.socket.try_send(&frame, &[]) {
@@ -169,7 +186,7 @@ impl Connection {
         }
     }
 
-    fn receive(&mut self, deadline: Deadline) -> Result<Received, ConnectionError> {
+    fn receive(&mut self, deadline: Deadline) -> Result<Received<A>, ConnectionError> {
         let mut fds = Vec::new();
         let received = loop {
             match self.socket.try_recv(&mut self.frame, &mut fds) {
@@ -188,7 +205,7 @@ impl Connection {
     }
 }
 
-impl AsFd for Connection {
+impl<Q, A> AsFd for Connection<Q, A> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
@@ -222,6 +239,9 @@ pub enum ConnectionError {
     /// The broker's own answer.
     #[error("{}", .0.text)]
     Refused(Refusal),
+    /// The other end has said that it ends the connection: the request was not done.
+    #[error("the other end closes the connection")]
+    Ended,
     /// No answer in time; one that comes later is dropped.
     #[error("the broker did not answer in time")]
     Timeout,

@@ -33,7 +33,9 @@ pub struct Options {
     pub accept_partial: bool,
     /// Start a private instance if no broker is found.
     pub spawn: bool,
-    /// Read and write by message instead of mapping. Not in this release.
+    /// Read and write by message instead of mapping (FIG. 2, 3): over links to the daemons, or,
+    /// with `DMCE_MESSAGE_ROUTE=broker` in the environment, through the broker. Pointers are
+    /// [`crate::Status::Unsupported`] then.
     pub message_path: bool,
     /// Compare what was written with what was to be written [0088].
     pub verify: bool,

@@ -562,10 +562,6 @@ fn what_is_no_broker_or_not_there_is_unavailable() {
     assert_eq!(status(Session::open(&options)), Status::Unavailable);
     mute.unlink().unwrap();
     assert_eq!(
-        status(Session::open(&Options { message_path: true, ..fake.options() })),
-        Status::Unsupported
-    );
-    assert_eq!(
         status(Session::open(&Options { name: "a/b".into(), ..fake.options() })),
         Status::Invalid
     );

@@ -9,6 +9,7 @@
 
 mod limits;
 mod memory;
+mod messages;
 mod regions;
 mod rights;
 mod room;

@@ -212,8 +212,9 @@ impl Churn<'_> {
         let Piece { addr, bytes, .. } = self.pieces[place];
         let Ok(length) = usize::try_from(bytes) else { return Ok(()) };
         let mapped = self.session.map(addr, length, Prot::READ_WRITE);
-        // A 32-bit process may have no address space for a pointer.
-        let Some(pointer) = unless(mapped, &[Status::NoMem], "map")? else {
+        // A 32-bit process may have no address space for a pointer, and the message path has none.
+        let impossible = [Status::NoMem, Status::Unsupported];
+        let Some(pointer) = unless(mapped, &impossible, "map")? else {
             return Ok(());
         };
         let mut piece = self.pieces.swap_remove(place);

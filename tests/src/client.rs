@@ -15,6 +15,15 @@ pub use dmce_sys::pidfd::Signal;
 
 use crate::Instance;
 
+/// The environment variable that puts a client on the message path.
+pub const MESSAGE_PATH: &str = "DMCE_TEST_MESSAGE_PATH";
+
+/// The environments of clients on the message path: over links, and through the broker.
+pub const ROUTES: [[(&str, &str); 2]; 2] = [
+    [(MESSAGE_PATH, "1"), ("DMCE_MESSAGE_ROUTE", "direct")],
+    [(MESSAGE_PATH, "1"), ("DMCE_MESSAGE_ROUTE", "broker")],
+];
+
 /// A client process. Dropped, it is killed.
 #[derive(Debug)]
 pub struct Client {

@@ -1,4 +1,4 @@
-//! What both ways to reach a block must do alike, on real objects.
+//! What all ways to reach a block must do alike, on real objects.
 
 use std::cmp::Ordering;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,6 +16,7 @@ use dmce_shm::session::map::SessionMap;
 use dmce_shm::session::object::SessionObject;
 
 use super::mapped::MappedBlock;
+use super::message::{AskedBlock, fake};
 use super::windowed::{BUDGET_MAX, WINDOW_BYTES, WindowCache, WindowedBlock};
 use super::word::{Change, WORD_BYTES, Watch};
 use super::{Piece, Reach, Trouble};
@@ -103,6 +104,19 @@ impl Kind for Windowed {
     }
     fn session(&self) -> &Session {
         &self.1
+    }
+}
+
+struct Asked(Session);
+
+impl Kind for Asked {
+    type Reach = AskedBlock;
+    const LABEL: &'static str = "asked";
+    fn open(&self, fd: BorrowedFd<'_>, _bytes_max: u64, _protection: Protection) -> AskedBlock {
+        fake::asked(fd.try_clone_to_owned().unwrap())
+    }
+    fn session(&self) -> &Session {
+        &self.0
     }
 }
 
@@ -383,6 +397,9 @@ macro_rules! conform {
         }
         mod windowed_blocks {
             $(#[test] fn $test() { super::$test(&super::windowed(6)); })+
+        }
+        mod blocks_that_are_asked_for {
+            $(#[test] fn $test() { super::$test(&super::Asked(super::Session::new())); })+
         }
         mod blocks_behind_two_windows {
             $(#[test] fn $test() { super::$test(&super::windowed(2)); })+

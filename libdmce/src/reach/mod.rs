@@ -1,9 +1,9 @@
-//! How the bytes of a block are reached: mapped whole, or through windows.
+//! How the bytes of a block are reached: mapped whole, through windows, or by message.
 //!
-//! Both are the same to who asks: one conformance suite runs against each ([`Reach`]).
+//! All are the same to who asks: one conformance suite runs against each ([`Reach`]).
 //!
-//! | | [`mapped`] | [`windowed`] |
-//! |---|---|---|
+//! | | [`mapped`] | [`windowed`] | [`message`] |
+//! |---|---|---|---|
 //! | address space | all that the block may grow to | a share of a budget |
 //! | access | load and store | load and store in a window; `pread` and `pwrite` beside it |
 //! | for | 64-bit processes | 32-bit ones, and whoever sets a budget |
@@ -12,11 +12,13 @@
 //!
 //! 1. No access raises a signal because of what another process did: what is gone is
 //!    [`Trouble::Lost`].
-//! 2. The caller has marked its slot, and has checked the range against what is committed.
+//! 2. The caller has checked the range against what is committed. For what is mapped it has marked
+//!    its slot; for what is asked for it has not.
 
 #[cfg(test)]
 mod conformance;
 pub(crate) mod mapped;
+pub(crate) mod message;
 mod store;
 pub(crate) mod ways;
 pub(crate) mod windowed;
@@ -24,6 +26,7 @@ pub(crate) mod word;
 
 use std::cmp::Ordering;
 
+use dmce_abi::Status;
 use dmce_sys::transfer::Gone;
 
 use word::{Change, Watch};
@@ -58,6 +61,15 @@ pub(crate) enum Trouble {
     /// This process has no address space left for it.
     #[error("no address space is left")]
     NoAddressSpace,
+    /// The way to its daemon is gone: the broker knows another.
+    #[error("the link to its daemon has ended")]
+    Unlinked,
+    /// Its daemon, or who was to pass the request on, does not do it.
+    #[error("it is not done: {0}")]
+    Refused(Status),
+    /// The daemon is gone after it was asked to change a word, and before it has answered.
+    #[error("its daemon died over a change of a word, which may have been done")]
+    Unsure,
     /// The kernel answered with an error that means none of these.
     #[error("input or output failed")]
     Io,

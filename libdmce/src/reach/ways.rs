@@ -2,7 +2,8 @@
 //!
 //! # Invariants
 //!
-//! 1. A block is mapped whole where the process has the address space; behind windows where the
+//! 1. A session on the message path maps nothing.
+//! 2. A block is mapped whole where the process has the address space; behind windows where the
 //!    session has a budget, and where mapping it whole failed for lack of space.
 #![forbid(unsafe_code)]
 
@@ -15,6 +16,7 @@ use dmce_abi::wire::client::BlockInfo;
 use dmce_sys::map::{MapError, Protection};
 
 use super::mapped::MappedBlock;
+use super::message::LinkTable;
 use super::windowed::{WindowCache, WindowedBlock};
 use crate::block::Backing;
 use crate::error::Error;
@@ -23,12 +25,24 @@ use crate::options::Options;
 use crate::size;
 
 const BUDGET_VARIABLE: &str = "DMCE_WINDOW_BUDGET";
+const ROUTE_VARIABLE: &str = "DMCE_MESSAGE_ROUTE";
+
+/// How the daemons of a session on the message path are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// Over links (FIG. 3), and through the broker where there is none.
+    Direct,
+    /// Through the broker (FIG. 2).
+    Broker,
+}
 
 /// How blocks are to be reached.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     budget: u64,
     maps_whole: bool,
+    /// Set on the message path.
+    route: Option<Route>,
 }
 
 /// How blocks of a session are reached.
@@ -38,6 +52,7 @@ pub(crate) struct Ways {
     operations: Operations,
     /// Made when the first block needs it.
     cache: Mutex<Option<Arc<WindowCache>>>,
+    links: LinkTable,
 }
 
 impl Plan {
@@ -45,7 +60,8 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// [`Status::Invalid`] for a budget in the environment that is no size.
+    /// [`Status::Invalid`] for a budget in the environment that is no size, and for a route that is
+    /// none.
     pub(crate) fn new(options: &Options) -> Result<Self, Error> {
         let budget = match options.window_budget {
             0 => budget_of_environment()?,
@@ -53,22 +69,36 @@ impl Plan {
         };
         let maps_whole = budget.is_none() && cfg!(target_pointer_width = "64");
         let budget = budget.unwrap_or(Options::DEFAULT_WINDOW_BUDGET);
-        Ok(Self { budget, maps_whole })
+        let route = options.message_path.then(route_of_environment).transpose()?;
+        Ok(Self { budget, maps_whole, route })
     }
 }
 
 impl Ways {
     /// Those of a plan, for accesses inside operations.
-    pub(crate) const fn new(plan: Plan, operations: Operations) -> Self {
-        Self { plan, operations, cache: Mutex::new(None) }
+    pub(crate) fn new(plan: Plan, operations: Operations) -> Self {
+        Self { plan, operations, cache: Mutex::new(None), links: LinkTable::default() }
     }
 
-    /// Makes a block's bytes reachable.
+    /// How daemons are asked, on the message path.
+    pub(crate) const fn route(&self) -> Option<Route> {
+        self.plan.route
+    }
+
+    /// The links to daemons.
+    pub(crate) const fn links(&self) -> &LinkTable {
+        &self.links
+    }
+
+    /// Makes a block's bytes reachable; on the message path, when they are used.
     ///
     /// # Errors
     ///
     /// [`Status::NoMem`] if there is no address space for it, not even for windows.
     pub(crate) fn admit(&self, info: &BlockInfo, fd: OwnedFd) -> Result<Backing, Error> {
+        if self.plan.route.is_some() {
+            return Ok(Backing::Absent);
+        }
         let protection = if info.writable { Protection::ReadWrite } else { Protection::Read };
         if self.plan.maps_whole {
             match MappedBlock::new(fd.as_fd(), info.bytes_max, protection) {
@@ -95,7 +125,7 @@ impl Ways {
         let made = self.made();
         match made {
             Some(cache) => (cache.mapped(), cache.budget()),
-            None if self.plan.maps_whole => (0, 0),
+            None if self.plan.maps_whole || self.plan.route.is_some() => (0, 0),
             None => (0, self.plan.budget),
         }
     }
@@ -125,6 +155,21 @@ pub(crate) fn of_map(error: &MapError) -> Error {
         _ => Status::Io,
     };
     Error::new(status, error.to_string())
+}
+
+fn route_of_environment() -> Result<Route, Error> {
+    let Some(text) = env::var_os(ROUTE_VARIABLE).filter(|text| !text.is_empty()) else {
+        return Ok(Route::Direct);
+    };
+    match text.to_str() {
+        Some("direct") => Ok(Route::Direct),
+        Some("broker") => Ok(Route::Broker),
+        _ => {
+            let text = text.to_string_lossy();
+            let text = format!("{ROUTE_VARIABLE} is {text:?}, neither direct nor broker");
+            Err(Error::invalid(text))
+        }
+    }
 }
 
 fn budget_of_environment() -> Result<Option<u64>, Error> {

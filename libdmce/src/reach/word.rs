@@ -3,15 +3,20 @@
 //! # Invariants
 //!
 //! 1. A change is done once or not at all: one that ends with an error was not done.
-//! 2. Nobody waits inside an operation: who waits has a page of the object mapped for that alone.
+//! 2. Nobody waits inside an operation: who waits has a page of the object mapped for that alone,
+//!    or asks for the word again and again.
 
 use dmce_sys::futex::wide::{self, Heard};
-use dmce_sys::futex::{FutexError, WaitOutcome};
+use std::time::Duration;
+
+use dmce_sys::clock::monotonic_ns;
+use dmce_sys::futex::{self, FutexError, WaitOutcome};
 use dmce_sys::map::{MapError, MappedRange, Mapping, page_bytes};
 pub(crate) use dmce_sys::transfer::word::WORD_BYTES;
 use dmce_sys::transfer::word::Word;
 
 use super::Trouble;
+use super::message::AskedBlock;
 
 /// What is done to a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,11 +65,19 @@ pub(super) fn wake(word: Word<'_>, count: u32) -> Result<(), Trouble> {
     wide::wake(word, count).map(|_| ()).map_err(|error| of_futex(&error))
 }
 
-/// A word that is waited for, mapped on its own.
+/// How long who waits for a word by message sleeps before it is asked for again: no daemon tells.
+const ASK_AGAIN: Duration = Duration::from_millis(2);
+
+/// A word that is waited for.
 #[derive(Debug)]
-pub(crate) struct Watch {
-    page: Mapping,
-    offset: u64,
+pub(crate) struct Watch(Watched);
+
+#[derive(Debug)]
+enum Watched {
+    /// Its page, mapped on its own.
+    Mapped { page: Mapping, offset: u64 },
+    /// Its daemon is asked for it.
+    Asked { block: AskedBlock, cell: u64 },
 }
 
 impl Watch {
@@ -74,12 +87,20 @@ impl Watch {
         // SAFETY: an object's mapping consists of whole pages, and so contains that of the word.
         let page = unsafe { MappedRange::new(word.as_ptr().wrapping_sub(offset), page_bytes()) };
         let page = Mapping::again(page).map_err(|error| of_map(&error))?;
-        Ok(Self { page, offset: offset as u64 })
+        Ok(Self(Watched::Mapped { page, offset: offset as u64 }))
+    }
+
+    /// A word that is asked for.
+    pub(super) const fn asked(block: AskedBlock, cell: u64) -> Self {
+        Self(Watched::Asked { block, cell })
     }
 
     /// What the word is.
     pub(crate) fn look(&self) -> Result<u64, Trouble> {
-        Ok(self.word()?.load()?)
+        match &self.0 {
+            Watched::Mapped { page, offset } => Ok(word_in(page, *offset)?.load()?),
+            Watched::Asked { block, cell } => block.look(*cell, 0),
+        }
     }
 
     /// Sleeps while the word is `expected` and the bell as it was, until a moment of the monotonic
@@ -90,14 +111,26 @@ impl Watch {
         heard: Heard<'_>,
         deadline_ns: Option<u64>,
     ) -> Result<WaitOutcome, Trouble> {
-        let ended = wide::wait(self.word()?, expected, heard, deadline_ns);
+        let ended = match &self.0 {
+            Watched::Mapped { page, offset } => {
+                wide::wait(word_in(page, *offset)?, expected, heard, deadline_ns)
+            }
+            Watched::Asked { .. } => nap(heard, deadline_ns),
+        };
         ended.map_err(|error| of_futex(&error))
     }
+}
 
-    fn word(&self) -> Result<Word<'_>, Trouble> {
-        let range = self.page.range(self.offset, WORD_BYTES as u64);
-        word_of(range.map_err(|error| of_map(&error))?)
-    }
+fn word_in(page: &Mapping, offset: u64) -> Result<Word<'_>, Trouble> {
+    let range = page.range(offset, WORD_BYTES as u64);
+    word_of(range.map_err(|error| of_map(&error))?)
+}
+
+/// Sleeps until a word is to be asked for again, or the bell rings.
+fn nap(heard: Heard<'_>, deadline_ns: Option<u64>) -> Result<WaitOutcome, FutexError> {
+    let left = deadline_ns.map(|at| Duration::from_nanos(at.saturating_sub(monotonic_ns())));
+    let pause = left.map_or(ASK_AGAIN, |left| left.min(ASK_AGAIN));
+    futex::wait(heard.bell, heard.value, Some(pause))
 }
 
 /// What keeps a word from being mapped.

@@ -109,7 +109,7 @@ pub(crate) struct Core {
     /// The service thread.
     pub service: Service,
     /// The connection.
-    pub link: Link,
+    pub link: Arc<Link>,
     /// Wakes those of this process who wait for words.
     pub bell: Bell,
     /// Numbers the requests that must not be done twice.
@@ -264,6 +264,7 @@ impl Core {
     pub(super) fn of_link(&self, error: LinkError) -> Error {
         match error {
             LinkError::Failed(error) | LinkError::GivenUp(error) => error,
+            LinkError::Unsure => Error::new(Status::Io, "the broker died over a request"),
             LinkError::Over(reason) => {
                 if self.shut() {
                     tracing::warn!(reason = %reason, "the broker has ended the session");
@@ -336,6 +337,14 @@ impl Core {
                 self.take_damaged(id);
                 Err(lost(id))
             }
+            Obstacle::Trouble(Trouble::Unlinked) => {
+                self.drop_way(id);
+                Ok(())
+            }
+            Obstacle::Trouble(Trouble::Refused(Status::Closed)) => Err(Error::closed()),
+            Obstacle::Trouble(trouble @ Trouble::Refused(status)) => {
+                Err(Error::new(status, format!("block {id}: {trouble}")))
+            }
             Obstacle::Trouble(trouble) => {
                 let is_ours = trouble == Trouble::NoAddressSpace;
                 let status = if is_ours { Status::NoMem } else { Status::Io };
@@ -350,6 +359,9 @@ impl Core {
     ///
     /// As [`Core::ask`]; [`Status::Address`] if the session has it no more; [`Status::NoMem`].
     pub(crate) fn fetch(&self, id: BlockId) -> Result<(), Error> {
+        if let Some(route) = self.ways.route() {
+            return self.fetch_way(id, route);
+        }
         let _turn = self.changing.take(self.deadline()).ok_or_else(busy)?;
         let Some(absent) = self.table.find(id) else { return Err(unknown(id)) };
         if !matches!(absent.backing, Backing::Absent) {
@@ -362,13 +374,18 @@ impl Core {
                 self.retire(self.table.remove_same(&absent));
                 return Err(error);
             }
+            Err(error) if error.status() == Status::Denied && self.fetch_to_read(&absent) => {
+                return Ok(());
+            }
             answer => answer?,
         };
         let ClientReply::Fetched(info) = reply else {
             return Err(Error::unexpected_reply("Fetch"));
         };
         check_info(&info, self.layout, self.ready.block_ids)?;
-        self.put_fetched(&absent, &info, fds.pop())
+        let fd = fds.pop();
+        let admit = || self.ways.admit(&info, fd.ok_or_else(no_descriptor)?);
+        self.put_fetched(&absent, &info, admit)
     }
 
     /// Takes in what came along with another answer, if the block is still to be fetched. What
@@ -381,18 +398,18 @@ impl Core {
         };
         if let Some(absent) = absent.filter(is_wanted) {
             self.limit_descriptors();
-            if let Err(error) = self.put_fetched(&absent, info, Some(fd)) {
+            if let Err(error) = self.put_fetched(&absent, info, || self.ways.admit(info, fd)) {
                 tracing::debug!(block = %info.block, %error, "to be fetched again");
             }
         }
     }
 
     /// Puts a block in the place of the absent one, whose info was checked.
-    fn put_fetched(
+    pub(super) fn put_fetched(
         &self,
         absent: &Arc<Block>,
         info: &BlockInfo,
-        fd: Option<OwnedFd>,
+        admit: impl FnOnce() -> Result<Backing, Error>,
     ) -> Result<(), Error> {
         let id = absent.id;
         let is_other = absent.guid.is_some_and(|guid| guid != info.guid);
@@ -402,11 +419,7 @@ impl Core {
             self.retire(self.table.remove_same(absent));
             return Err(unknown(id));
         }
-        let backing = match fd {
-            _ if info.lost => Backing::Lost,
-            Some(fd) => self.ways.admit(info, fd)?,
-            None => return Err(Error::unexpected_reply("Fetch")),
-        };
+        let backing = if info.lost { Backing::Lost } else { admit()? };
         if info.lost {
             self.allocator().freeze(id, monotonic_ms());
         }
@@ -423,7 +436,7 @@ impl Core {
     /// Calls a block lost whose bytes could not be reached, and has the broker look at it.
     fn take_damaged(&self, id: BlockId) {
         let Some(block) = self.table.find(id) else { return };
-        if !matches!(block.backing, Backing::Mapped(_) | Backing::Windowed(_)) {
+        if matches!(block.backing, Backing::Absent | Backing::Lost) {
             return;
         }
         let lost = block.without_bytes(Backing::Lost);
@@ -524,8 +537,13 @@ fn lost(id: BlockId) -> Error {
 }
 
 #[cold]
-fn unknown(id: BlockId) -> Error {
+pub(super) fn unknown(id: BlockId) -> Error {
     Error::address(format!("block {id} is not this session's"))
+}
+
+#[cold]
+fn no_descriptor() -> Error {
+    Error::unexpected_reply("Fetch")
 }
 
 #[cold]

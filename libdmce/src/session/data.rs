@@ -12,6 +12,7 @@
 
 use std::cmp::Ordering;
 use std::ops::Range;
+use std::ptr;
 
 use dmce_abi::block::BlockId;
 use dmce_abi::{DmceAddr, Status};
@@ -196,6 +197,9 @@ impl Core {
         let Some(inside) = self.enter_quickly() else { return false };
         let (id, cell) = self.split(addr);
         let Some(block) = self.table.get(id, &inside) else { return false };
+        if block.is_asked() {
+            return false;
+        }
         let Some(piece) = block.piece(cell, bytes) else { return false };
         (intent == Intent::Read || block.writable) && act(block, piece).is_ok()
     }
@@ -234,8 +238,17 @@ impl Core {
         for _ in 0..TRIES_MAX {
             let inside = self.enter()?;
             let (block, piece) = self.look_up(raw, bytes, intent, &inside)?;
-            let (id, met) = (block.id, act(block, piece));
-            drop(inside);
+            let id = block.id;
+            let met = if block.is_asked() {
+                // Who is asked for its bytes may have to be waited for: not inside an operation.
+                let kept = self.table.find(id).filter(|kept| ptr::eq(&raw const **kept, block));
+                drop(inside);
+                kept.map_or(Err(Obstacle::Replaced), |block| act(&block, piece))
+            } else {
+                let met = act(block, piece);
+                drop(inside);
+                met
+            };
             match met {
                 Ok(()) => return Ok(()),
                 Err(obstacle) => self.overcome(id, obstacle)?,

@@ -118,6 +118,8 @@ pub(super) enum LinkError {
     Failed(Error),
     /// Nobody waits for the answer any more. The request may have been done, or be done yet.
     GivenUp(Error),
+    /// The broker died over a request that must not be done twice, and may have been done.
+    Unsure,
     /// The broker does not know the session any more.
     Over(Error),
 }
@@ -126,7 +128,7 @@ impl LinkError {
     /// Whether the request may have been done.
     pub(super) const fn may_be_done(&self) -> bool {
         match self {
-            Self::GivenUp(_) => true,
+            Self::GivenUp(_) | Self::Unsure => true,
             // It was done, and the broker had no descriptor for the answer.
             Self::Failed(error) => matches!(error.status(), Status::Lost | Status::Internal),
             Self::Over(_) => false,
@@ -215,7 +217,11 @@ impl Link {
                 }
                 Err(error) if error.is_broken() => {
                     tracing::debug!(error = %error, "the connection to the broker has ended");
+                    let is_unsure = counts(request) && connection.may_be_done(&error);
                     self.detach(&mut state);
+                    if is_unsure {
+                        return Err(LinkError::Unsure);
+                    }
                     if deadline.left().is_none() {
                         return Err(LinkError::GivenUp(unavailable(&error)));
                     }
@@ -304,6 +310,11 @@ impl Link {
             }
         }
         self.detach(&mut state);
+    }
+
+    /// What is readable from the moment that the session is being closed.
+    pub(super) fn interrupt_fd(&self) -> Arc<EventFd> {
+        Arc::clone(&self.interrupt)
     }
 
     /// Whether there is a connection, as far as is known.
@@ -438,6 +449,14 @@ impl Link {
 fn inode_of(object: &OwnedFd) -> Result<u64, Error> {
     let stat = object::stat(object.as_fd());
     stat.map(|stat| stat.inode).map_err(|error| Error::new(Status::Io, error.to_string()))
+}
+
+/// Whether a request must not be done twice, and has no number that would keep it from being.
+const fn counts(request: &ClientRequest) -> bool {
+    match request {
+        ClientRequest::Data(request) => request.counts(),
+        _ => false,
+    }
 }
 
 /// Whether a refused Attach means that the session is over, and not that it may succeed later.

@@ -207,6 +207,7 @@ impl Core {
             _ if !fits => return Ok(None),
             Backing::Mapped(mapped) => mapped.pointer(cell),
             Backing::Windowed(_) => return Ok(None),
+            Backing::Asked(_) => return Err(not_mapped().into()),
             Backing::Absent => return Err(Hindrance::Met(block.id, Obstacle::Absent)),
             Backing::Lost => return Err(Hindrance::Met(block.id, Obstacle::Lost)),
         };
@@ -320,6 +321,7 @@ impl Core {
                 let fd = copied.map_err(|error| Error::new(Status::NoMem, error.to_string()))?;
                 return Ok((guid, fd));
             }
+            Backing::Asked(_) => return Err(not_mapped().into()),
             Backing::Mapped(_) => {}
         }
         let fetch = Fetch { block: id, writable };
@@ -345,6 +347,11 @@ impl Core {
     fn told(&self) -> MutexGuard<'_, Told> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+#[cold]
+fn not_mapped() -> Error {
+    Error::unsupported("a session on the message path maps nothing")
 }
 
 /// Why a range is not mapped, or not yet.

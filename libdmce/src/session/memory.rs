@@ -368,6 +368,10 @@ impl Core {
     /// Fetches the first blocks of a span before they are used, so that work in them needs no
     /// broker any more. What fails here is told by the access that needs it.
     pub(super) fn fetch_ahead(&self, span: SpanIds) {
+        if self.ways.route().is_some() {
+            // Work by message needs somebody to ask anyway.
+            return;
+        }
         for id in span.ids().take(BLOCKS_FETCHED_AHEAD) {
             if self.fetch(id).is_err() {
                 return;

@@ -17,6 +17,7 @@ mod holders;
 mod link;
 mod mapping;
 mod memory;
+mod message;
 mod objects;
 mod open;
 mod patience;

@@ -119,7 +119,7 @@ fn finish(options: &Options, link: Link, parts: Parts) -> Result<Arc<Core>, Erro
         regions: Mutex::new(BTreeMap::new()),
         chores: Mutex::new(Chores::default()),
         service: Service::default(),
-        link,
+        link: Arc::new(link),
         bell: Bell::default(),
         tickets: AtomicU64::new(1),
         fork,
@@ -138,9 +138,6 @@ fn finish(options: &Options, link: Link, parts: Parts) -> Result<Arc<Core>, Erro
 }
 
 fn check_options(options: &Options) -> Result<(), Error> {
-    if options.message_path {
-        return Err(Error::unsupported("the message path is not in this release"));
-    }
     if options.copies > COPIES_MAX {
         let text = format!("{} copies, limit {COPIES_MAX}", options.copies);
         return Err(Error::invalid(text));

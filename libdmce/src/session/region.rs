@@ -511,6 +511,20 @@ impl Core {
         if self.link.is_attached() { self.ask(request) } else { Err(busy()) }
     }
 
+    /// The right to write a region went with the handle that had it: the block that was to be
+    /// fetched to be written is fetched to be read. False if it was to be so before.
+    pub(super) fn fetch_to_read(&self, absent: &Arc<Block>) -> bool {
+        if !absent.writable {
+            return false;
+        }
+        if let Some(region) = self.regions().get_mut(&absent.span.first) {
+            region.writable = false;
+        }
+        let read_only = absent.read_only();
+        self.retire(self.table.replace(absent, read_only).unwrap_or_default());
+        true
+    }
+
     fn regions(&self) -> MutexGuard<'_, OpenRegions> {
         self.regions.lock().unwrap_or_else(PoisonError::into_inner)
     }

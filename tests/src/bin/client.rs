@@ -1,7 +1,7 @@
 //! `dmce-test-client`: does to DMCE what a test tells it, one command a line.
 //!
 //! ```text
-//! open                            malloc BYTES -> ADDR            free ADDR
+//! open [spawn] [TIMEOUT_MS]       malloc BYTES -> ADDR            free ADDR
 //! close                           realloc ADDR BYTES -> ADDR      usable ADDR -> BYTES
 //! fill ADDR SEED BYTES            check ADDR SEED BYTES           stat -> WINDOWS BLOCKS
 //! create VOLUME NAME BYTES MODE   ropen VOLUME NAME r|rw          rclose
@@ -10,6 +10,8 @@
 //! churn SEED [STEPS]              hold MIB -> ADDR..
 //! count ADDR N add|cas            turns ADDR FIRST STEP N         raise ADDR BY -> VALUE
 //! ```
+//!
+//! Where `DMCE_TEST_MESSAGE_PATH` is set, the session is one on the message path.
 //!
 //! `churn` does what `dmce_tests::churn` says. It works for ever, and answers only if something is
 //! wrong, unless it is told for how many steps. `raise` answers what the word was; `count` raises
@@ -20,6 +22,7 @@ use std::io::{self, BufRead, Write};
 
 use dmce_abi::DmceAddr;
 use dmce_tests::churn::{self, ChurnError, pattern};
+use dmce_tests::client::MESSAGE_PATH;
 use libdmce::{Error, Mirror, Options, Prot, Region, RegionOptions, Session};
 
 #[derive(Default)]
@@ -67,8 +70,11 @@ fn run(state: &mut State, words: &[&str]) -> Answer {
     let (command, rest) = words.split_first().ok_or_else(|| wrong("an empty command"))?;
     match *command {
         "open" => {
-            let spawn = rest.first() == Some(&"spawn");
-            state.session = Some(Session::open(&Options { spawn, ..Options::default() })?);
+            let spawn = rest.contains(&"spawn");
+            let message_path = std::env::var_os(MESSAGE_PATH).is_some();
+            let timeout_ms = rest.iter().find_map(|word| word.parse().ok()).unwrap_or(0);
+            let options = Options { spawn, message_path, timeout_ms, ..Options::default() };
+            state.session = Some(Session::open(&options)?);
             Ok(String::new())
         }
         "close" => {

@@ -1,0 +1,277 @@
+//! A block that is not mapped: whoever holds it is asked for its bytes (FIG. 2, 3).
+//!
+//! ```text
+//!   piece -> messages of 60 KiB, one after the other
+//!              |
+//!              +-- direct: a link to the daemon
+//!              +-- relay:  the session's connection to the broker
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. Nothing here is done inside an operation: it may have to wait, and nothing is mapped that
+//!    somebody could take away.
+//! 2. A change of a word is asked for once. What may have been done is not asked for again.
+//! 3. Who waits for an answer does so until the session's time limit is over, or it is closed.
+
+#[cfg(test)]
+pub(super) mod fake;
+mod link;
+
+use std::cmp::Ordering;
+use std::fmt::Debug;
+use std::ptr;
+use std::sync::Arc;
+
+use dmce_abi::Status;
+use dmce_abi::block::{BlockId, Guid};
+use dmce_abi::limits::DATA_BYTES_MAX;
+use dmce_abi::wire::data::{Bytes, DataReply, DataRequest, Target};
+
+use super::word::{Change, Watch};
+use super::{Piece, Reach, Trouble};
+use crate::connection::Deadline;
+pub(crate) use link::{DaemonLink, LinkTable};
+
+/// Asks a daemon by way of the broker.
+pub(crate) trait Relay: Debug + Send + Sync {
+    /// The answer to a request, which fits it.
+    fn relay(&self, request: &DataRequest, deadline: Deadline) -> Result<DataReply, Trouble>;
+}
+
+/// How the daemon of a block is asked.
+#[derive(Clone, Debug)]
+pub(crate) enum Carrier {
+    /// Over a link (FIG. 3).
+    Direct(Arc<DaemonLink>),
+    /// Through the broker (FIG. 2).
+    Relay(Arc<dyn Relay>),
+}
+
+/// A block whose bytes are asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct AskedBlock {
+    block: BlockId,
+    guid: Guid,
+    carrier: Carrier,
+    timeout_ms: u32,
+}
+
+impl AskedBlock {
+    /// The block of that GUID. An access waits for answers as long as `timeout_ms`.
+    pub(crate) const fn new(block: BlockId, guid: Guid, carrier: Carrier, timeout_ms: u32) -> Self {
+        Self { block, guid, carrier, timeout_ms }
+    }
+
+    /// What a word is.
+    pub(super) fn look(&self, cell: u64, while_equal: u64) -> Result<u64, Trouble> {
+        self.ask_word(&DataRequest::Wait64 { at: self.at(cell), while_equal })
+    }
+
+    const fn at(&self, cell: u64) -> Target {
+        Target { block: self.block, guid: self.guid, cell }
+    }
+
+    fn ask(&self, request: &DataRequest, deadline: Deadline) -> Result<DataReply, Trouble> {
+        match &self.carrier {
+            Carrier::Direct(link) => link.ask(request, deadline),
+            Carrier::Relay(relay) => relay.relay(request, deadline),
+        }
+    }
+
+    fn ask_word(&self, request: &DataRequest) -> Result<u64, Trouble> {
+        match self.ask(request, self.deadline())? {
+            DataReply::Word(word) => Ok(word),
+            _ => Err(Trouble::Unlinked),
+        }
+    }
+
+    fn read_part(&self, cell: u64, bytes: usize, deadline: Deadline) -> Result<Vec<u8>, Trouble> {
+        // A part is no longer than a message's bytes.
+        let bytes = u32::try_from(bytes).map_err(|_| Trouble::Io)?;
+        match self.ask(&DataRequest::Read { at: self.at(cell), bytes }, deadline)? {
+            DataReply::Bytes(Bytes(data)) => Ok(data),
+            _ => Err(Trouble::Unlinked),
+        }
+    }
+
+    fn write_part(&self, cell: u64, data: Vec<u8>, deadline: Deadline) -> Result<(), Trouble> {
+        let request = DataRequest::Write { at: self.at(cell), data: Bytes(data) };
+        self.ask(&request, deadline).map(|_| ())
+    }
+
+    fn deadline(&self) -> Deadline {
+        Deadline::after_ms(self.timeout_ms)
+    }
+}
+
+/// The parts of so many bytes: where each begins, and how long it is.
+fn parts(bytes: usize) -> impl Iterator<Item = (usize, usize)> {
+    let starts = (0..bytes).step_by(DATA_BYTES_MAX);
+    starts.map(move |start| (start, DATA_BYTES_MAX.min(bytes - start)))
+}
+
+impl Reach for AskedBlock {
+    unsafe fn read(&self, piece: Piece, buffer: *mut u8) -> Result<(), Trouble> {
+        let deadline = self.deadline();
+        for (start, bytes) in parts(piece.bytes) {
+            let data = self.read_part(piece.cell + start as u64, bytes, deadline)?;
+            debug_assert_eq!(data.len(), bytes, "an answer fits its request");
+            // SAFETY: the buffer is writable for the piece, of which this is a part; the data is a
+            // vector of this function's own, and as long.
+            unsafe { ptr::copy(data.as_ptr(), buffer.wrapping_add(start), bytes.min(data.len())) };
+        }
+        Ok(())
+    }
+
+    unsafe fn write(&self, piece: Piece, data: *const u8) -> Result<(), Trouble> {
+        let deadline = self.deadline();
+        for (start, bytes) in parts(piece.bytes) {
+            let mut copy = vec![0; bytes];
+            // SAFETY: the data is readable for the piece, of which this is a part; the copy is this
+            // function's own, and as long.
+            unsafe { ptr::copy(data.wrapping_add(start), copy.as_mut_ptr(), bytes) };
+            self.write_part(piece.cell + start as u64, copy, deadline)?;
+        }
+        Ok(())
+    }
+
+    fn fill(&self, piece: Piece, byte: u8) -> Result<(), Trouble> {
+        let deadline = self.deadline();
+        for (start, bytes) in parts(piece.bytes) {
+            self.write_part(piece.cell + start as u64, vec![byte; bytes], deadline)?;
+        }
+        Ok(())
+    }
+
+    unsafe fn compare(&self, piece: Piece, data: *const u8) -> Result<Ordering, Trouble> {
+        let deadline = self.deadline();
+        for (start, bytes) in parts(piece.bytes) {
+            let found = self.read_part(piece.cell + start as u64, bytes, deadline)?;
+            // SAFETY: readable for the piece, of which this is a part, and written by nobody.
+            let expected = unsafe { std::slice::from_raw_parts(data.wrapping_add(start), bytes) };
+            match found.as_slice().cmp(expected) {
+                Ordering::Equal => {}
+                other => return Ok(other),
+            }
+        }
+        Ok(Ordering::Equal)
+    }
+
+    fn change(&self, piece: Piece, change: Change) -> Result<u64, Trouble> {
+        let at = self.at(piece.cell);
+        match change {
+            Change::None => self.look(piece.cell, 0),
+            Change::Exchange { expected, desired } => {
+                self.ask_word(&DataRequest::Cas64 { at, expected, desired })
+            }
+            Change::Add(add) => self.ask_word(&DataRequest::Add64 { at, add }),
+        }
+    }
+
+    fn wake(&self, piece: Piece, count: u32) -> Result<(), Trouble> {
+        let request = DataRequest::Wake { at: self.at(piece.cell), count };
+        self.ask(&request, self.deadline()).map(|_| ())
+    }
+
+    fn watch(&self, piece: Piece) -> Result<Watch, Trouble> {
+        Ok(Watch::asked(self.clone(), piece.cell))
+    }
+}
+
+/// What a daemon's refusal means to an access.
+pub(crate) const fn of_refusal(status: Status) -> Trouble {
+    match status {
+        // What was granted is not any more, or not yet: the broker knows.
+        Status::NotFound | Status::Address | Status::Closed => Trouble::Unlinked,
+        Status::Lost => Trouble::Lost,
+        // No refusal says so.
+        Status::Ok => Trouble::Refused(Status::Internal),
+        status => Trouble::Refused(status),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+    use dmce_abi::wire::Refusal;
+
+    use super::*;
+
+    const WORD: Piece = Piece { cell: 0, bytes: 8, committed: 4096 };
+
+    fn get(block: &AskedBlock) -> Result<[u8; 8], Trouble> {
+        let mut buffer = [0; 8];
+        // SAFETY: the buffer is as long as the piece.
+        unsafe { block.read(WORD, buffer.as_mut_ptr()) }?;
+        Ok(buffer)
+    }
+
+    /// A daemon that lies ends its link, and nothing of what it sent is used.
+    #[test]
+    fn what_is_no_answer_to_the_request_ends_the_link() {
+        for lie in [
+            DataReply::Done,
+            DataReply::Word(1),
+            DataReply::Bytes(Bytes(vec![1; 7])),
+            DataReply::Bytes(Bytes(vec![1; 9])),
+            DataReply::Bytes(Bytes(Vec::new())),
+        ] {
+            let asked = Arc::new(AtomicU32::new(0));
+            let (count, answer) = (Arc::clone(&asked), lie.clone());
+            let block = fake::linked(move |_| {
+                count.fetch_add(1, SeqCst);
+                Some(Ok(answer.clone()))
+            });
+            assert_eq!(get(&block), Err(Trouble::Unlinked), "{lie:?}");
+            assert_eq!(get(&block), Err(Trouble::Unlinked), "{lie:?}");
+            assert_eq!(asked.load(SeqCst), 1);
+        }
+    }
+
+    #[test]
+    fn a_refusal_leaves_the_link_and_says_what_is_to_be_done() {
+        for (status, trouble) in [
+            (Status::NotFound, Trouble::Unlinked),
+            (Status::Address, Trouble::Unlinked),
+            (Status::Lost, Trouble::Lost),
+            (Status::Denied, Trouble::Refused(Status::Denied)),
+            (Status::Io, Trouble::Refused(Status::Io)),
+            (Status::Ok, Trouble::Refused(Status::Internal)),
+        ] {
+            let mut refuses = true;
+            let block = fake::linked(move |_| {
+                let answer = Ok(DataReply::Bytes(Bytes(vec![7; 8])));
+                let refusal = Err(Refusal::new(status, ""));
+                Some(if std::mem::take(&mut refuses) { refusal } else { answer })
+            });
+            assert_eq!(get(&block), Err(trouble), "{status:?}");
+            assert_eq!(get(&block), Ok([7; 8]));
+        }
+    }
+
+    /// Done twice, a change of a word is another.
+    #[test]
+    fn a_change_of_a_word_whose_answer_is_missing_is_not_called_undone() {
+        let block = fake::linked(|_| None);
+        assert_eq!(block.change(WORD, Change::Add(1)), Err(Trouble::Unsure));
+        // This one was certainly not sent.
+        assert_eq!(block.change(WORD, Change::Add(1)), Err(Trouble::Unlinked));
+        let block = fake::linked(|_| None);
+        assert_eq!(block.change(WORD, Change::None), Err(Trouble::Unlinked));
+    }
+
+    #[test]
+    fn who_gets_no_answer_in_time_has_the_link_closed() {
+        let (sender, receiver) = std::sync::mpsc::channel::<()>();
+        let mut block = fake::linked(move |_| {
+            let _ = receiver.recv();
+            Some(Ok(DataReply::Done))
+        });
+        block.timeout_ms = 1;
+        assert_eq!(get(&block), Err(Trouble::Refused(Status::Timeout)));
+        assert_eq!(get(&block), Err(Trouble::Unlinked));
+        drop(sender);
+    }
+}

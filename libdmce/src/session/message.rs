@@ -1,0 +1,157 @@
+//! The message path: ways to daemons instead of mappings.
+//!
+//! ```text
+//!   fetch:  Reach -> a new link's socket, a link that is here, or none: through the broker
+//!             | BUSY: its daemon does not answer; again, until the deadline
+//!   access: no grant, the link has ended -> absent, and fetched again
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. Nothing is mapped, and no descriptor of a block is kept.
+//! 2. Who waits for a daemon does not keep others from fetching blocks of the rest.
+#![forbid(unsafe_code)]
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dmce_abi::Status;
+use dmce_abi::block::BlockId;
+use dmce_abi::wire::client::{ClientReply, ClientRequest, Reach, Reached};
+use dmce_abi::wire::data::{DataReply, DataRequest, LinkId};
+
+use super::core::{Core, busy, unknown};
+use super::link::{Link, LinkError};
+use crate::block::{Backing, check_info};
+use crate::connection::Deadline;
+use crate::error::Error;
+use crate::reach::Trouble;
+use crate::reach::message::{AskedBlock, Carrier, DaemonLink, Relay, of_refusal};
+use crate::reach::ways::Route;
+
+/// No link.
+const NONE: LinkId = LinkId(0);
+
+/// How long to wait before a daemon that does not answer is asked for again.
+const PAUSE_MIN: Duration = Duration::from_millis(1);
+const PAUSE_MAX: Duration = Duration::from_millis(50);
+
+impl Core {
+    /// Finds a way to the daemon of a block whose bytes are not reached.
+    pub(super) fn fetch_way(&self, id: BlockId, route: Route) -> Result<(), Error> {
+        let deadline = self.deadline();
+        let mut pause = PAUSE_MIN;
+        loop {
+            let error = match self.try_fetch_way(id, route, deadline) {
+                Err(error) if error.status() == Status::Busy => error,
+                done => return done,
+            };
+            let left = deadline.left();
+            let left = left.ok_or_else(|| Error::new(Status::Timeout, error.text()))?;
+            self.link.pause(pause.min(left)).map_err(|error| self.of_link(error))?;
+            self.usable()?;
+            pause = PAUSE_MAX.min(pause * 2);
+        }
+    }
+
+    fn try_fetch_way(&self, id: BlockId, route: Route, deadline: Deadline) -> Result<(), Error> {
+        let _turn = self.changing.take(deadline).ok_or_else(busy)?;
+        let Some(absent) = self.table.find(id) else { return Err(unknown(id)) };
+        if !matches!(absent.backing, Backing::Absent) {
+            return Ok(());
+        }
+        let direct = route == Route::Direct;
+        let mut broken = NONE;
+        loop {
+            let reach = Reach { block: id, writable: absent.writable, direct, broken };
+            let (reply, mut fds) = match self.ask_until(&ClientRequest::Reach(reach), deadline) {
+                Err(error) if error.status() == Status::Address => {
+                    self.retire(self.table.remove_same(&absent));
+                    return Err(error);
+                }
+                Err(error) if error.status() == Status::Denied && self.fetch_to_read(&absent) => {
+                    return Ok(());
+                }
+                answer => answer?,
+            };
+            let ClientReply::Reached(Reached { info, link }) = reply else {
+                return Err(Error::unexpected_reply("Reach"));
+            };
+            check_info(&info, self.layout, self.ready.block_ids)?;
+            let Some(carrier) = self.carrier(link, fds.pop())? else {
+                // Its socket went to somebody who is here no more.
+                if broken == link {
+                    return Err(Error::unexpected_reply("Reach"));
+                }
+                broken = link;
+                continue;
+            };
+            let asked = AskedBlock::new(id, info.guid, carrier, self.timeout_ms);
+            return self.put_fetched(&absent, &info, || Ok(Backing::Asked(asked)));
+        }
+    }
+
+    /// How the daemon of a block is asked; `None` if the link is not here.
+    fn carrier(&self, link: LinkId, fd: Option<OwnedFd>) -> Result<Option<Carrier>, Error> {
+        let links = self.ways.links();
+        match (link, fd) {
+            (NONE, _) => {
+                let relay: Arc<dyn Relay> = Arc::clone(&self.link) as Arc<dyn Relay>;
+                Ok(Some(Carrier::Relay(relay)))
+            }
+            (link, Some(fd)) => {
+                let made = DaemonLink::new(fd, self.link.interrupt_fd());
+                let made = made.map_err(|error| Error::new(Status::Internal, error.to_string()))?;
+                let made = Arc::new(made);
+                links.add(link, &made);
+                Ok(Some(Carrier::Direct(made)))
+            }
+            (link, None) => Ok(links.get(link).map(Carrier::Direct)),
+        }
+    }
+
+    /// The way to a block has ended: another is found at its next use.
+    pub(super) fn drop_way(&self, id: BlockId) {
+        let Some(block) = self.table.find(id).filter(|block| block.is_asked()) else { return };
+        let absent = block.without_bytes(Backing::Absent);
+        let retired = self.table.replace(&block, absent).unwrap_or_default();
+        drop(block);
+        self.retire(retired);
+    }
+}
+
+impl Relay for Link {
+    fn relay(&self, request: &DataRequest, deadline: Deadline) -> Result<DataReply, Trouble> {
+        let wrapped = ClientRequest::Data(request.clone());
+        let mut pause = PAUSE_MIN;
+        loop {
+            let error = match self.ask(&wrapped, deadline) {
+                Ok((ClientReply::Data(reply), _)) if request.fits(&reply) => return Ok(reply),
+                Ok(_) if request.counts() => return Err(Trouble::Unsure),
+                Ok(_) => return Err(Trouble::Refused(Status::Internal)),
+                Err(LinkError::Failed(error)) => error,
+                Err(LinkError::GivenUp(error)) if error.status() == Status::Closed => {
+                    return Err(Trouble::Refused(Status::Closed));
+                }
+                Err(LinkError::GivenUp(_)) => return Err(Trouble::Refused(Status::Timeout)),
+                Err(LinkError::Unsure) => return Err(Trouble::Unsure),
+                Err(LinkError::Over(_)) => return Err(Trouble::Refused(Status::Closed)),
+            };
+            let left = deadline.left();
+            match (error.status(), left) {
+                (Status::Busy, None) => return Err(Trouble::Refused(Status::Timeout)),
+                // It was passed on, and the daemon does not answer: it may do it yet.
+                (Status::Unavailable, Some(_)) if request.counts() => {
+                    return Err(Trouble::Unsure);
+                }
+                (Status::Busy | Status::Unavailable, Some(left)) => {
+                    self.pause(pause.min(left)).map_err(|_| Trouble::Io)?;
+                    pause = PAUSE_MAX.min(pause * 2);
+                }
+                (Status::Closed, _) => return Err(Trouble::Refused(Status::Closed)),
+                (status, _) => return Err(of_refusal(status)),
+            }
+        }
+    }
+}
