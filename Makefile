@@ -134,6 +134,8 @@ bench-sqlite: build
 ## bench         a table of ratios, kept in docs/benchmarks.md; BENCH_ARGS chooses rows, or --quick
 .PHONY: bench
 bench: build
+	scripts/requirements.sh bench
+	$(CXX) -O2 -std=c++17 -pthread -o "$(RELEASE)/dmce-bench-interprocess" benches/peers/interprocess.cpp -lrt
 	scripts/i386-cargo.sh build --release $(CARGO_FLAGS) -p dmce-benches --bin dmce-bench-worker
 	cargo build --release $(CARGO_FLAGS) -p dmce-benches
 	DMCE_TEST_PROGRAMS="$(RELEASE)" "$(RELEASE)/dmce-bench" \

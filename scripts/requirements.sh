@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks what a make target needs on this host, and installs what is missing where it may:
 #
-#   scripts/requirements.sh build|demo|sqlite|test
+#   scripts/requirements.sh build|demo|sqlite|test|bench
 #
 # Says nothing when all is there. Where it may not install, it prints the command that does and
 # returns 3. What i386 programs need is checked by scripts/i386-toolchain.sh.
@@ -13,9 +13,9 @@ source "$root/scripts/apt.sh"
 
 purpose=${1:-build}
 case $purpose in
-    build | demo | sqlite | test) ;;
+    build | demo | sqlite | test | bench) ;;
     *)
-        echo "usage: $0 build|demo|sqlite|test" >&2
+        echo "usage: $0 build|demo|sqlite|test|bench" >&2
         exit 2
         ;;
 esac
@@ -57,7 +57,16 @@ fi
 if [[ $purpose == test ]]; then
     need nm binutils
     need pkg-config pkg-config
+fi
+if [[ $purpose == test || $purpose == bench ]]; then
     compiles c++ c++ || missing+=(g++)
+fi
+# What DMCE is measured beside.
+if [[ $purpose == bench ]]; then
+    [[ -e /usr/include/boost/interprocess/managed_shared_memory.hpp ]] || missing+=(libboost-dev)
+    /sbin/ldconfig -p | grep -q 'libmimalloc\.so\.2 ' || missing+=(libmimalloc2.0)
+    need redis-server redis-server
+    need memcached memcached
 fi
 
 [[ ${#missing[@]} -eq 0 ]] || apt_install "${missing[@]}"

@@ -59,6 +59,7 @@ calls! {
     dmce_alloc_options_init_sized of options (*mut dmce_alloc_options_t, usize) -> ();
     dmce_open of session (*const dmce_options_t, *mut *mut dmce_session_t) -> dmce_status_t;
     dmce_close of session (*mut dmce_session_t) -> dmce_status_t;
+    dmce_malloc of alloc (*mut dmce_session_t, u64, *mut dmce_addr_t) -> dmce_status_t;
     dmce_malloc_ex of alloc
         (*mut dmce_session_t, u64, *const dmce_alloc_options_t, *mut dmce_addr_t) -> dmce_status_t;
     dmce_free of alloc (*mut dmce_session_t, dmce_addr_t) -> dmce_status_t;
@@ -102,7 +103,8 @@ impl Calls {
     }
 }
 
-fn load(path: &Path) -> Result<*mut c_void> {
+/// Loads a library for good.
+pub(crate) fn load(path: &Path) -> Result<*mut c_void> {
     let name = CString::new(path.as_os_str().as_bytes());
     let name = name.map_err(|error| Error::of("naming a library", error))?;
     // SAFETY: a C string; what the library runs when it is loaded is this project's own.
@@ -110,8 +112,8 @@ fn load(path: &Path) -> Result<*mut c_void> {
     if library.is_null() { Err(loader_error()) } else { Ok(library) }
 }
 
-/// `name` ends with its NUL.
-fn symbol(library: *mut c_void, name: &'static str) -> Result<*mut c_void> {
+/// The function of a name that ends with its NUL.
+pub(crate) fn symbol(library: *mut c_void, name: &'static str) -> Result<*mut c_void> {
     // SAFETY: a library that is loaded, and a text that the macro has ended with a NUL.
     let symbol = unsafe { libc::dlsym(library, name.as_ptr().cast()) };
     if symbol.is_null() { Err(loader_error()) } else { Ok(symbol) }

@@ -26,6 +26,7 @@ pub mod janitor;
 pub mod machine;
 pub mod measure;
 pub mod memory;
+pub mod peers;
 pub mod places;
 pub mod report;
 pub mod rows;

@@ -68,8 +68,13 @@ impl Session {
     /// # Errors
     ///
     /// [`Error::Call`].
+    #[inline]
     pub fn malloc(&self, bytes: u64) -> Result<u64> {
-        self.malloc_in(bytes, 0)
+        let mut addr = 0;
+        // SAFETY: an open handle and a place for the address.
+        let status = unsafe { (self.calls.dmce_malloc)(self.handle, bytes, &raw mut addr) };
+        self.calls.check("dmce_malloc", status)?;
+        Ok(addr)
     }
 
     /// Allocates in a block with pages of `page_size`; 0 for the default.
@@ -99,6 +104,7 @@ impl Session {
     /// # Errors
     ///
     /// [`Error::Call`].
+    #[inline]
     pub fn free(&self, addr: u64) -> Result<()> {
         // SAFETY: an open handle.
         self.calls.check("dmce_free", unsafe { (self.calls.dmce_free)(self.handle, addr) })

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use dmce_tests::{Builder, Instance};
 
 use crate::affinity::Allowed;
+use crate::calls::Calls;
 use crate::janitor::Janitor;
 use crate::{Error, Result};
 
@@ -41,6 +42,8 @@ pub struct Setting {
     pub i386_worker: Option<PathBuf>,
     /// `libdmce.so`; without it the rows of the shared library are left out.
     pub library: Option<PathBuf>,
+    /// The peer program of Boost.Interprocess; without it its rows are left out.
+    pub interprocess: Option<PathBuf>,
     janitor: Janitor,
 }
 
@@ -65,8 +68,21 @@ impl Setting {
             None => existing(beside.join(I386_WORKER)),
         };
         let library = existing(beside.join("libdmce.so"));
+        let interprocess = existing(beside.join("dmce-bench-interprocess"));
         let (allowed, janitor) = (Allowed::at_first()?, Janitor::start(&worker)?);
-        Ok(Self { effort, allowed, worker, i386_worker, library, janitor })
+        Ok(Self { effort, allowed, worker, i386_worker, library, interprocess, janitor })
+    }
+
+    /// The functions of DMCE as programs get them, with what the table calls them: of a shared
+    /// library they cost more, which shows where a call does little.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`].
+    pub fn libraries(&self) -> Result<Vec<(Calls, &'static str)>> {
+        let shared = self.library.as_deref().map(Calls::of_library).transpose()?;
+        let shared = shared.map(|calls| (calls, "libdmce.so"));
+        Ok(shared.into_iter().chain([(Calls::linked(), "static")]).collect())
     }
 
     /// Starts an instance. It ends with the value, or at the latest with the run.

@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! open                                      opens a session with the broker of DMCE_SOCKET
+//! malloc BYTES                              allocates
 //! region NAME                               opens a region
 //! objects PATH..                            opens its blocks by name, for pread64
 //! write BYTES, read BYTES -> SECONDS        all of the region in order, a MiB a call
@@ -46,21 +47,30 @@ impl Worker {
     /// # Errors
     ///
     /// [`Error::System`], [`Error::Worker`].
-    ///
-    /// # Panics
-    ///
-    /// Never: the process has an output, since it is given one.
     pub fn open(program: &Path, socket: &Path) -> Result<Self> {
         let mut command = Command::new(program);
         command.arg("client").env("DMCE_SOCKET", socket);
-        let started = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
-        let mut child =
-            started.map_err(Error::system(format!("starting {}", program.display())))?;
-        let commands = child.stdin.take();
-        let answers = BufReader::new(child.stdout.take().expect("it was piped"));
-        let mut worker = Self { child, commands, answers };
+        let mut worker = Self::run(&mut command)?;
         worker.ask("open")?;
         Ok(worker)
+    }
+
+    /// Starts another program that answers commands as a worker does.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`].
+    pub fn start(program: &Path) -> Result<Self> {
+        Self::run(&mut Command::new(program))
+    }
+
+    fn run(command: &mut Command) -> Result<Self> {
+        let started = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let program = command.get_program().to_string_lossy();
+        let mut child = started.map_err(Error::system(format!("starting {program}")))?;
+        let commands = child.stdin.take();
+        let answers = BufReader::new(child.stdout.take().expect("it was piped"));
+        Ok(Self { child, commands, answers })
     }
 
     /// Its process.
@@ -162,6 +172,7 @@ impl Client {
                 self.session = Some(Session::open(Calls::linked(), &socket, 0)?);
                 Ok(String::new())
             }
+            ["malloc", bytes] => Ok(self.session()?.malloc(number(bytes)?)?.to_string()),
             ["region", name] => {
                 let region = self.session()?.region_open(&RegionName::new(name)?)?;
                 let first = region.first()?;

@@ -7,7 +7,6 @@
 use std::hint::black_box;
 use std::ptr;
 
-use crate::calls::Calls;
 use crate::measure::{alternate, time};
 use crate::memory::{Anonymous, Area, OwnObject};
 use crate::places::Places;
@@ -72,7 +71,7 @@ pub fn measure(setting: &mut Setting) -> Result<Vec<Row>> {
     let own = OwnObject::new(bytes)?;
     let buffer = Anonymous::new(BUFFER_BYTES)?;
     let mut rows = Vec::new();
-    for (calls, library) in libraries(setting)? {
+    for (calls, library) in setting.libraries()? {
         let session = Session::open(calls, &instance.socket(), 0)?;
         let addr = session.malloc(bytes as u64)?;
         let huge = settle(&session, addr, &own)?;
@@ -91,13 +90,6 @@ pub fn measure(setting: &mut Setting) -> Result<Vec<Row>> {
         session.free(addr)?;
     }
     Ok(rows)
-}
-
-/// The shared library, then the linked code, of which only small copies are worth a second row.
-fn libraries(setting: &Setting) -> Result<Vec<(Calls, &'static str)>> {
-    let shared = setting.library.as_deref().map(Calls::of_library).transpose()?;
-    let shared = shared.map(|calls| (calls, "libdmce.so"));
-    Ok(shared.into_iter().chain([(Calls::linked(), "static")]).collect())
 }
 
 /// Waits for the huge pages of DMCE's memory, and gives the other side as many.

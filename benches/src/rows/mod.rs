@@ -1,9 +1,12 @@
 //! The rows, in groups: each has an instance of its own, so that its memory is free again after it.
 
+pub mod alloc;
 pub mod copied;
+pub mod load;
 pub mod mapped;
 pub mod narrow;
 pub mod requests;
+pub mod store;
 
 use clap::ValueEnum;
 
@@ -18,15 +21,29 @@ pub enum Group {
     Mapped,
     /// `dmce_read` and `dmce_write`.
     Copied,
+    /// `dmce_malloc` and `dmce_free`.
+    Alloc,
     /// Setup, grants and regions.
     Requests,
+    /// A crowd of clients.
+    Load,
+    /// Small values, against servers that keep such.
+    Store,
     /// A 32-bit process.
     I386,
 }
 
 impl Group {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Mapped, Self::Copied, Self::Requests, Self::I386];
+    pub const ALL: [Self; 7] = [
+        Self::Mapped,
+        Self::Copied,
+        Self::Alloc,
+        Self::Requests,
+        Self::Load,
+        Self::Store,
+        Self::I386,
+    ];
 
     /// Measures the rows of the group.
     ///
@@ -37,7 +54,10 @@ impl Group {
         match self {
             Self::Mapped => mapped::measure(setting),
             Self::Copied => copied::measure(setting),
+            Self::Alloc => alloc::measure(setting),
             Self::Requests => requests::measure(setting),
+            Self::Load => load::measure(setting),
+            Self::Store => store::measure(setting),
             Self::I386 => narrow::measure(setting),
         }
     }
