@@ -10,11 +10,12 @@
  *
  * What is where, in the volume DMCE_SQLITE_VOLUME ("sqlite" if that is not set):
  *
- *     NAME            one page: the locks, and the sizes of the database and of its journal
- *     NAME.d0, .d1..  the bytes of the database: extents of 1, 2, 4 .. 256, 256 .. MiB
- *     NAME.j0, .j1..  the bytes of its rollback journal
- *     .owner-NONCE    open in the program that has this nonce, as long as it lives
+ *     NAME                    one page: the locks, and the sizes of the database and its journal
+ *     .d0-NAME, .d1-NAME ..   the bytes of the database: extents of 1, 2, 4 .. 256, 256 .. MiB
+ *     .j0-NAME, .j1-NAME ..   the bytes of its rollback journal
+ *     .owner-NONCE            open in the program that has this nonce, as long as it lives
  *
+ * In a NAME, what regions cannot have in theirs and a dot at the beginning are written as in URIs.
  * Temporary files are memory of the session, which goes with the program.
  *
  * Locks. One 64-bit word holds all locks of a database, so each step from one state to the next is
@@ -181,12 +182,13 @@ static uint64_t now_ns(void)
 
 /* ---- regions ---- */
 
-/* The name of a region; false if it is too long. A `/` cannot be part of one. */
+/* The name of a region for a file; false if it is too long. */
 static bool region_name(char *name, size_t room, const char *file)
 {
     size_t used = 0;
     for (const char *from = file; *from != '\0'; from++) {
-        bool plain = *from != '/' && *from != '%' && (unsigned char)*from >= ' ';
+        bool plain = *from != '/' && *from != '%' && (unsigned char)*from >= ' ' &&
+                     (from != file || *from != '.');
         int wrote = snprintf(name + used, room - used, plain ? "%c" : "%%%02x",
                              (unsigned char)*from);
         used += (size_t)wrote;
@@ -430,8 +432,8 @@ static int extent_at(uint64_t offset, uint64_t *inside)
 
 static void extent_name(char *name, const struct store *store, enum part part, int place)
 {
-    snprintf(name, NAME_BYTES, "%s.%c%u", store->name, part == JOURNAL ? 'j' : 'd',
-             (unsigned)place % EXTENTS);
+    snprintf(name, NAME_BYTES, ".%c%u-%s", part == JOURNAL ? 'j' : 'd',
+             (unsigned)place % EXTENTS, store->name);
 }
 
 static int extent_open(struct store *store, enum part part, int place, bool create,

@@ -202,6 +202,13 @@ fn names_are_flat_and_what_is_not_there_is_not_made_by_readers() {
     let instance = Instance::start(1);
     own.run(&instance, "a%2fb.db", "create table t(x); insert into t values(1);");
     assert_eq!(own.run(&instance, "a%2fb.db", "select * from t;"), "1\n");
+    // Names that look like those of the extension's own regions are as good as others.
+    for name in [".d0-t.db", ".owner-1", "t.db"] {
+        own.run(&instance, name, &format!("create table t(x); insert into t values('{name}');"));
+    }
+    for name in [".d0-t.db", ".owner-1", "t.db"] {
+        assert_eq!(own.run(&instance, name, "select * from t;"), format!("{name}\n"));
+    }
     own.try_run(&instance, "missing.db?mode=ro&", "select 1 from t;").unwrap_err();
     let names: Vec<_> = instance.regions().into_iter().map(|row| row.region.name).collect();
     assert!(names.iter().any(|name| name == "a%2fb.db"), "{names:?}");
