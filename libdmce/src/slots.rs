@@ -1,7 +1,8 @@
 //! Which thread marks which slot of the session object.
 //!
 //! A thread takes a slot at its first operation and gives it back when it ends. The last slot is
-//! shared, under a mutex, by threads that find none.
+//! shared, under a mutex, by threads that find none. A slot below the last also has a heap
+//! ([`crate::alloc`]), which its next thread goes on with.
 //!
 //! # Invariants
 //!

@@ -66,8 +66,10 @@ fn more_threads_than_slots_still_work() {
                 .spawn_scoped(scope, || {
                     let mut found = [0; 64];
                     session.read(addr, &mut found).unwrap();
+                    let own = session.malloc(100).unwrap();
                     begin.wait();
                     session.read(addr, &mut found).unwrap();
+                    session.free(own).unwrap();
                 })
                 .unwrap();
         }

@@ -33,7 +33,8 @@ use super::slab::{Slab, Taken};
 const KEPT_BYTES: u64 = 1 << 20;
 /// Slabs of a class that it may have in any case.
 const KEPT_MIN: usize = 4;
-/// After so many slabs of a class were freed from by others, new ones are shared from the first.
+/// After so many slabs of a class were freed from by others since it was tidied, new ones are
+/// shared from the first.
 const ENDED_MAX: usize = 4;
 
 /// The slabs of one owner.
@@ -60,7 +61,7 @@ struct Bin {
     listed: AtomicUsize,
     /// Objects that were allocated here less those that were freed here.
     live: AtomicUsize,
-    /// How many slabs of it lost their bias.
+    /// How many slabs of it lost their bias of late. Under the depot's lock.
     ended: AtomicUsize,
 }
 
@@ -264,6 +265,11 @@ impl Heap {
     /// Counts a slab that lost its bias.
     pub(crate) fn count_ended(&self, class: Class) {
         self.bins[class.index()].ended.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts them anew.
+    pub(crate) fn forget_ended(&self, class: Class) {
+        self.bins[class.index()].ended.store(0, Ordering::Relaxed);
     }
 
     /// Whether a new slab of a class is to be this heap's alone until others free from it.

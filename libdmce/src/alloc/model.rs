@@ -356,6 +356,30 @@ fn what_others_free_is_allocated_again() {
 }
 
 #[test]
+fn where_others_free_often_slabs_are_shared_from_the_first_for_a_while() {
+    let mut harness = Harness::new();
+    let is_biased = |harness: &mut Harness| {
+        let slab: Vec<Place> = (0..8).map(|_| harness.malloc(0, 32_000, 16)).collect();
+        // The last one is in the newest slab.
+        let (allocator, start) = (&harness.allocator, addr(slab[7]));
+        let given = allocator.give(allocator.heap(1), start, || false);
+        assert_eq!(given, None, "it may not");
+        let _ = allocator.heed(allocator.heap(1));
+        let is_biased = allocator.give(allocator.heap(1), start, || true) == Some(Given::Biased);
+        if is_biased {
+            assert!(free_as(allocator, 1, start, 0));
+        }
+        harness.model.remove(&start).unwrap();
+        is_biased
+    };
+    let biased: Vec<bool> = (0..6).map(|_| is_biased(&mut harness)).collect();
+    assert_eq!(biased, [true, true, true, true, false, false]);
+    settle(&mut harness);
+    // What the older slabs have left is used first.
+    assert!((0..3).any(|_| is_biased(&mut harness)));
+}
+
+#[test]
 fn a_heap_keeps_a_bounded_number_of_empty_slabs() {
     let mut harness = Harness::new();
     let many = (8 << 20) / 512;

@@ -125,6 +125,7 @@ impl Depot {
 fn tidy(heap: &Heap, is_idle: bool, at: At<'_>) {
     let pool = at.heaps.of_kind(0);
     for class in Class::all() {
+        heap.forget_ended(class);
         let mut next = heap.first(class, at.held);
         while let Some(slab) = next {
             next = slab.next.get(at.held);
