@@ -271,7 +271,8 @@ impl Dispatcher {
         if !self.config.static_reservation || setup.bytes == 0 {
             return Ok(BTreeMap::new());
         }
-        let wanted = setup.bytes.checked_next_multiple_of(PAGE_BYTES).unwrap_or(u64::MAX);
+        let most = u64::MAX - u64::MAX % PAGE_BYTES;
+        let wanted = setup.bytes.checked_next_multiple_of(PAGE_BYTES).unwrap_or(most);
         let quota = self.ledger.quota_left(peer.uid);
         let quota = quota - quota % PAGE_BYTES;
         let pieces = self.place_reservation(wanted);

@@ -21,6 +21,9 @@ fn a_reservation_is_whole_or_partial_where_that_is_accepted_or_refused() {
         assert_eq!(reserved(1, partial), Ok(4096));
     }
     assert_eq!(reserved(7 * GIB, true), Ok(6 * GIB));
+    assert_eq!(reserved(u64::MAX, true), Ok(6 * GIB));
+    let refused = reserved(u64::MAX, false).unwrap_err();
+    assert_eq!(refused.0, Status::NoSpace, "{}", refused.1);
     let text = "7516192768 bytes wanted, the daemons have 6442450944 left".to_owned();
     assert_eq!(reserved(7 * GIB, false), Err((Status::NoSpace, text)));
 }
