@@ -5,5 +5,6 @@ mod brokers;
 mod clients;
 mod daemons;
 mod everything;
+mod messages;
 mod objects;
 mod silent;

@@ -42,13 +42,20 @@ impl Core {
     pub(super) fn fetch_way(&self, id: BlockId, route: Route) -> Result<(), Error> {
         let deadline = self.deadline();
         let mut pause = PAUSE_MIN;
+        let mut silence = None;
         loop {
-            let error = match self.try_fetch_way(id, route, deadline) {
-                Err(error) if error.status() == Status::Busy => error,
-                done => return done,
-            };
+            let tried = self.try_fetch_way(id, route, deadline);
             let left = deadline.left();
-            let left = left.ok_or_else(|| Error::new(Status::Timeout, error.text()))?;
+            match tried {
+                Err(error) if error.status() == Status::Busy => silence = Some(error),
+                // There was no time left for the broker to say it again.
+                Err(error) if silence.is_some() && left.is_none() && is_away(&error) => {}
+                done => return done,
+            }
+            let Some(left) = left else {
+                let text = silence.map_or_else(String::new, |error| error.text().to_owned());
+                return Err(Error::new(Status::Timeout, text));
+            };
             self.link.pause(pause.min(left)).map_err(|error| self.of_link(error))?;
             self.usable()?;
             pause = PAUSE_MAX.min(pause * 2);
@@ -124,7 +131,7 @@ impl Core {
 impl Relay for Link {
     fn relay(&self, request: &DataRequest, deadline: Deadline) -> Result<DataReply, Trouble> {
         let wrapped = ClientRequest::Data(request.clone());
-        let mut pause = PAUSE_MIN;
+        let (mut pause, mut is_silent) = (PAUSE_MIN, false);
         loop {
             let error = match self.ask(&wrapped, deadline) {
                 Ok((ClientReply::Data(reply), _)) if request.fits(&reply) => return Ok(reply),
@@ -141,11 +148,15 @@ impl Relay for Link {
             let left = deadline.left();
             match (error.status(), left) {
                 (Status::Busy, None) => return Err(Trouble::Refused(Status::Timeout)),
+                (Status::Unavailable, None) if is_silent => {
+                    return Err(Trouble::Refused(Status::Timeout));
+                }
                 // It was passed on, and the daemon does not answer: it may do it yet.
                 (Status::Unavailable, Some(_)) if request.counts() => {
                     return Err(Trouble::Unsure);
                 }
                 (Status::Busy | Status::Unavailable, Some(left)) => {
+                    is_silent = true;
                     self.pause(pause.min(left)).map_err(|_| Trouble::Io)?;
                     pause = PAUSE_MAX.min(pause * 2);
                 }
@@ -154,4 +165,9 @@ impl Relay for Link {
             }
         }
     }
+}
+
+/// Whether there was no answer of the broker.
+fn is_away(error: &Error) -> bool {
+    error.status() == Status::Unavailable
 }

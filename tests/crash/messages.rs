@@ -1,0 +1,204 @@
+//! Deaths under clients that map nothing, over links and through the broker.
+
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use dmce_tests::client::{ROUTES, Signal, own_client, send};
+use dmce_tests::{Client, Instance, wait_until};
+use libdmce::{Options, Session, Status};
+
+const BYTES: u64 = 1 << 20;
+
+/// A client on each route, with memory that it has filled.
+fn clients(instance: &Instance) -> Vec<(Client, u64)> {
+    ROUTES
+        .iter()
+        .map(|route| {
+            let mut client = Client::open_with(&own_client(), instance, route);
+            let addr = client.number(format!("malloc {BYTES}")).unwrap();
+            client.ask(format!("fill {addr} 0 {BYTES}")).unwrap();
+            (client, addr)
+        })
+        .collect()
+}
+
+/// Sockets that a process has open.
+fn sockets(pid: u32) -> usize {
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let targets = open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    targets.filter(|target| target.to_string_lossy().starts_with("socket:")).count()
+}
+
+#[test]
+fn a_daemon_that_comes_back_is_asked_again_and_no_call_fails() {
+    let mut instance = Instance::builder().daemons(1).capacity("512MiB").start();
+    let mut clients = clients(&instance);
+    for round in 0..4 {
+        instance.kill_daemon(1);
+        for (client, addr) in &mut clients {
+            client.tell(format!("check {addr} {round} {BYTES}"));
+            client.tell(format!("fill {addr} {} {BYTES}", round + 1));
+        }
+        instance.start_daemon(1);
+        for (client, _) in &mut clients {
+            client.answer().unwrap();
+            client.answer().unwrap();
+        }
+    }
+    // In the middle of it, too.
+    for round in 4..10 {
+        for (client, addr) in &mut clients {
+            for _ in 0..20 {
+                client.tell(format!("check {addr} {round} {BYTES}"));
+            }
+            client.tell(format!("fill {addr} {} {BYTES}", round + 1));
+        }
+        instance.kill_daemon(1);
+        instance.start_daemon(1);
+        for (client, _) in &mut clients {
+            for _ in 0..21 {
+                client.answer().unwrap();
+            }
+        }
+    }
+    instance.wait_serving();
+    drop(clients);
+    instance.wait_empty();
+}
+
+#[test]
+fn links_work_without_a_broker_and_with_the_next_one() {
+    let mut instance = Instance::builder().daemons(2).capacity("512MiB").start();
+    let mut clients = clients(&instance);
+    for round in 0..4 {
+        instance.kill_broker();
+        let (direct, addr) = &mut clients[0];
+        direct.ask(format!("check {addr} {round} {BYTES}")).unwrap();
+        direct.ask(format!("fill {addr} {} {BYTES}", round + 1)).unwrap();
+        direct.ask(format!("check {addr} {} {BYTES}", round + 1)).unwrap();
+        let (relayed, addr) = &mut clients[1];
+        relayed.tell(format!("check {addr} {round} {BYTES}"));
+        relayed.tell(format!("fill {addr} {} {BYTES}", round + 1));
+        instance.start_broker();
+        relayed.answer().unwrap();
+        relayed.answer().unwrap();
+        instance.wait_serving();
+        for (client, addr) in &mut clients {
+            client.ask(format!("check {addr} {} {BYTES}", round + 1)).unwrap();
+        }
+    }
+    for (client, addr) in &mut clients {
+        client.ask(format!("free {addr}")).unwrap();
+    }
+    drop(clients);
+    instance.wait_empty();
+}
+
+#[test]
+fn all_servers_die_and_come_back_under_working_clients() {
+    let mut instance = Instance::builder().daemons(2).capacity("512MiB").start();
+    let mut clients = clients(&instance);
+    for round in 0..5 {
+        for (client, addr) in &mut clients {
+            for _ in 0..10 {
+                client.tell(format!("check {addr} {round} {BYTES}"));
+            }
+            client.tell(format!("fill {addr} {} {BYTES}", round + 1));
+        }
+        instance.kill_all();
+        instance.start_all();
+        for (client, _) in &mut clients {
+            for _ in 0..11 {
+                client.answer().unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn the_links_of_a_client_go_with_it() {
+    let instance = Instance::builder().daemons(1).start();
+    let daemon = instance.daemon_pid(1).unwrap();
+    let before = sockets(daemon);
+    for is_killed in [true, false] {
+        let mut all = clients(&instance);
+        assert_eq!(sockets(daemon), before + 1, "one is linked, the other asks the broker");
+        if is_killed {
+            drop(all);
+        } else {
+            for (client, _) in &mut all {
+                client.ask("close").unwrap();
+            }
+            wait_until("the closed session is unlinked", || sockets(daemon) == before);
+        }
+        wait_until("the links have ended", || sockets(daemon) == before);
+        instance.wait_empty();
+    }
+}
+
+#[test]
+fn a_stopped_daemon_is_waited_for_until_the_time_is_over() {
+    let config = "broker.sense_ms = 50\nbroker.suspect_ms = 200\n";
+    let instance = Instance::builder().daemons(1).config(config).start();
+    let daemon = instance.daemon_pid(1).unwrap();
+    for timeout_ms in [100, 1000] {
+        for route in &ROUTES {
+            let mut client = Client::start(&own_client(), &instance, route);
+            client.ask(format!("open {timeout_ms}")).unwrap();
+            let addr = client.number("malloc 100000").unwrap();
+            client.ask(format!("fill {addr} 1 100000")).unwrap();
+            send(daemon, Signal::STOP);
+            for _ in 0..2 {
+                assert_eq!(client.ask(format!("check {addr} 1 100000")), Err(Status::Timeout));
+            }
+            // Who goes on in time makes the call succeed.
+            client.ask("close").unwrap();
+            send(daemon, Signal::CONT);
+            instance.wait_empty();
+        }
+    }
+    for (mut client, addr) in clients(&instance) {
+        send(daemon, Signal::STOP);
+        client.tell(format!("check {addr} 0 {BYTES}"));
+        send(daemon, Signal::CONT);
+        client.answer().unwrap();
+    }
+}
+
+/// A change whose answer is missing is either made or not, never twice, and its caller is told.
+#[test]
+fn additions_over_a_daemons_deaths_are_counted_once() {
+    let mut instance = Instance::builder().daemons(1).start();
+    let options = Options { message_path: true, ..instance.options() };
+    let session = Session::open(&options).unwrap();
+    let word = session.calloc(1, 8).unwrap();
+    let is_over = AtomicBool::new(false);
+    let (done, doubtful) = std::thread::scope(|scope| {
+        let adding = scope.spawn(|| {
+            let (mut done, mut doubtful) = (0, 0);
+            while !is_over.load(SeqCst) {
+                match session.add64(word, 1) {
+                    Ok(_) => done += 1,
+                    Err(error) => {
+                        assert_eq!(error.status(), Status::Io, "{error}");
+                        doubtful += 1;
+                    }
+                }
+            }
+            (done, doubtful)
+        });
+        for round in 0..12 {
+            if round % 3 == 0 {
+                instance.kill_broker();
+                instance.start_broker();
+            } else {
+                instance.kill_daemon(1);
+                instance.start_daemon(1);
+            }
+            instance.wait_serving();
+        }
+        is_over.store(true, SeqCst);
+        adding.join().unwrap()
+    });
+    let sum = session.add64(word, 0).unwrap();
+    assert!((done..=done + doubtful).contains(&sum), "{done} done, {doubtful} doubtful, {sum}");
+}
