@@ -10,5 +10,6 @@
 mod descriptors;
 mod flood;
 mod frames;
+mod links;
 mod names;
 mod words;
