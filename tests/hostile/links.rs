@@ -162,7 +162,7 @@ fn noise_ends_its_own_link_and_others_go_on() {
             0 => frame.truncate(random.below(frame.len() as u64) as usize + 1),
             1 => frame[random.below(16) as usize] ^= 1 << random.below(8),
             2 => frame.extend(std::iter::repeat_n(0xee, 1 + random.below(5000) as usize)),
-            _ => frame = (0..random.below(300) + 1).map(|_| random.below(256) as u8).collect(),
+            _ => frame = (0..=random.below(300)).map(|_| random.below(256) as u8).collect(),
         }
         // It is understood as something harmless, or the link ends.
         let answered = link.exchange(&frame);
