@@ -289,6 +289,25 @@ fn of_a_free_and_a_map_of_the_same_address_exactly_one_succeeds() {
 }
 
 #[test]
+fn what_is_in_use_is_shown_when_the_session_is_quiet_whoever_allocated_and_freed() {
+    Fake::with_each_mode(|fake, session| {
+        let addrs: Vec<_> = (0..100).map(|_| session.malloc(64).unwrap()).collect();
+        let large = session.malloc(100_000).unwrap();
+        let shown = (100 * 64 + 102_400, (2 << 20) - 100 * 64 - 102_400, 101);
+        wait_until("what was allocated is shown", || fake.usage() == shown);
+        std::thread::scope(|scope| {
+            scope.spawn(|| addrs[1..].iter().for_each(|&addr| session.free(addr).unwrap()));
+        });
+        wait_until("what another thread freed is shown", || {
+            fake.usage() == (102_464, (2 << 20) - 102_464, 2)
+        });
+        session.free(large).unwrap();
+        session.free(addrs[0]).unwrap();
+        wait_until("nothing is shown", || fake.usage() == (0, 2 << 20, 0));
+    });
+}
+
+#[test]
 fn what_a_thread_that_ended_kept_is_used_by_others() {
     Fake::with_each_mode(|_fake, session| {
         let committed = |session: &Session| session.stat().unwrap().committed_bytes;

@@ -67,7 +67,7 @@ use link::Held;
 use pages::Run;
 pub(crate) use slab::Taken;
 use tidy::Calendar;
-pub(crate) use tidy::Moment;
+pub(crate) use tidy::{LOOK_MS, Moment};
 
 /// What tells blocks apart that do not serve each other's allocations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

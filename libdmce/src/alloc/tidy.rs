@@ -22,7 +22,7 @@ use super::gate::{self, Mark, SHUT, SUMMED};
 use super::heap::Heap;
 
 /// How long after a look the next one is at the earliest.
-const LOOK_MS: u64 = 100;
+pub(crate) const LOOK_MS: u64 = 100;
 
 /// When was looked and tidied last.
 #[derive(Debug, Default)]

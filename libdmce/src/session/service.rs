@@ -30,7 +30,7 @@ use dmce_sys::process::without_signals;
 use super::core::Core;
 use super::link::Link;
 use super::memory::TakenOut;
-use crate::alloc::Moment;
+use crate::alloc::{LOOK_MS, Moment};
 use crate::block::{Backing, SpanIds};
 use crate::error::Error;
 
@@ -68,7 +68,7 @@ impl Chores {
 pub(crate) struct Service {
     thread: Mutex<Option<JoinHandle<()>>>,
     stop: AtomicBool,
-    /// Whether a look at idle blocks is due at some time already.
+    /// Whether a look at what threads keep is due shortly already.
     expects_idle: AtomicBool,
     /// Whether the broker may know of spans that this side does not.
     spans_unsure: AtomicBool,
@@ -76,7 +76,7 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Has idle blocks looked at in time.
+    /// Has what threads keep, and idle blocks, looked at in time.
     pub(crate) fn expect_idle(&self, link: &Link) {
         if !self.expects_idle.swap(true, Ordering::SeqCst) {
             link.wake();
@@ -291,11 +291,14 @@ impl Core {
         // One that is due and still there is pinned, or somebody is growing: not at once again.
         let empty = self.allocator().empty_since();
         let empty = empty.map(|since| in_ms(since + idle_ms).max(PAUSE_MAX_MS));
-        let pause = match (next_look.map(in_ms), empty) {
+        let next_look = next_look.map(in_ms);
+        // Who changes the sums before a look that is far away wakes this thread for an earlier one.
+        let is_soon = next_look.is_some_and(|look| look <= LOOK_MS);
+        self.service.expects_idle.store(is_soon, Ordering::SeqCst);
+        let pause = match (next_look, empty) {
             (Some(look), Some(empty)) => look.min(empty),
             (look, empty) => look.or(empty)?,
         };
-        self.service.expects_idle.store(next_look.is_some(), Ordering::SeqCst);
         Some(Duration::from_millis(pause))
     }
 

@@ -188,6 +188,12 @@ impl Fake {
         Session::open(&self.options()).unwrap()
     }
 
+    /// What the session says that it uses: bytes, bytes free and allocations.
+    pub fn usage(&self) -> (u64, u64, u64) {
+        let usage = self.state().session.as_ref().unwrap().object.usage().unwrap();
+        (usage.bytes_in_use, usage.bytes_free, usage.allocations)
+    }
+
     /// The bytes of a block's object, by another way than the client's.
     pub fn bytes_of(&self, block: u32, offset: u64, bytes: usize) -> Vec<u8> {
         let mut found = vec![0; bytes];
