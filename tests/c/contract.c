@@ -5,6 +5,7 @@
 #define _DEFAULT_SOURCE
 
 #include <dirent.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <string.h>
@@ -204,29 +205,52 @@ static void words_are_changed_atomically(dmce_session_t *session)
     CHECK(word == 77);
 }
 
+/* ---- waiting, policies and events ---- */
+
+static void waits_policies_and_events_are_there(dmce_session_t *session)
+{
+    dmce_alloc_options_t options;
+    dmce_event_t event;
+    dmce_addr_t addr = 77;
+    int fd = 77;
+    dmce_alloc_options_init(&options);
+    options.policy = 65;
+    IS(DMCE_E_NOTFOUND, dmce_malloc_ex(session, 64, &options, &addr));
+    CHECK(addr == 77);
+    options.policy = 0;
+    options.flags = DMCE_WAIT;
+    options.timeout_ms = 1;
+    IS(DMCE_E_NOSPACE, dmce_malloc_ex(session, UINT64_MAX, &options, &addr));
+    OK(dmce_malloc_ex(session, 64, &options, &addr));
+    OK(dmce_free(session, addr));
+
+    event.size = sizeof event;
+    IS(DMCE_E_INVALID, dmce_event_fd(session, NULL));
+    OK(dmce_event_fd(session, &fd));
+    struct pollfd readable = {.fd = fd, .events = POLLIN};
+    CHECK(fd != 77 && poll(&readable, 1, 0) == 0);
+    IS(DMCE_E_NOTFOUND, dmce_event_next(session, &event));
+    event.size = 1;
+    IS(DMCE_E_INVALID, dmce_event_next(session, &event));
+    IS(DMCE_E_INVALID, dmce_event_next(session, NULL));
+}
+
 /* ---- what this release does not do ---- */
 
 static void later_calls_are_there_and_say_so(dmce_session_t *session)
 {
     int word = 77;
-    int fd = 77;
     void *pointer = &word;
     const void *read_pointer = &word;
     dmce_attrs_t *attrs = NULL;
-    dmce_event_t event;
-    event.size = sizeof event;
     IS(DMCE_E_UNSUPPORTED, dmce_read_ptr(session, 1, 1, 0, &read_pointer));
     IS(DMCE_E_UNSUPPORTED, dmce_write_ptr(session, 1, 1, 0, &pointer));
     IS(DMCE_E_UNSUPPORTED, dmce_vmalloc(session, 1, NULL, &pointer));
     IS(DMCE_E_INVALID, dmce_vmalloc(session, 1, NULL, NULL));
-    IS(DMCE_E_INVALID, dmce_event_fd(session, NULL));
-    IS(DMCE_E_NOTFOUND, dmce_event_next(session, &event));
-    event.size = 1;
-    IS(DMCE_E_INVALID, dmce_event_next(session, &event));
     IS(DMCE_E_UNSUPPORTED, dmce_region_attrs(session, "volume", "name", &attrs));
     IS(DMCE_E_INVALID, dmce_region_attrs(session, "volume", NULL, &attrs));
     IS(DMCE_E_UNSUPPORTED, dmce_context_save(session, "name", NULL, 0));
-    CHECK(word == 77 && fd == 77 && pointer == &word && read_pointer == &word && attrs == NULL);
+    CHECK(word == 77 && pointer == &word && read_pointer == &word && attrs == NULL);
     dmce_attrs_free(attrs);
 }
 
@@ -407,6 +431,7 @@ int main(void)
     addresses_that_are_not_legal_are_told(session);
     sizes_that_cannot_be_are_told(session);
     words_are_changed_atomically(session);
+    waits_policies_and_events_are_there(session);
     later_calls_are_there_and_say_so(session);
     a_child_is_told_and_opens_its_own(session);
     threads_share_a_handle_but_not_their_errors(session);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use dmce_abi::Status;
 use dmce_abi::wire::admin::BlockRow;
 use dmce_sys::poll::wait_readable;
-use dmce_tests::{Instance, wait_for, wait_until};
+use dmce_tests::{Instance, wait_for};
 use libdmce::{AllocOptions, DmceAddr, Event, Options, Session};
 
 const MIB: u64 = 1 << 20;
@@ -38,12 +38,6 @@ fn fill(session: &Session) -> Vec<DmceAddr> {
     }
 }
 
-/// Nobody is asked any more who waits: the broker has queued it.
-fn wait_until_queued(instance: &Instance, sessions: usize) {
-    // A session that waits has asked for its policies and is quiet since.
-    wait_until("the sessions are there", || instance.sessions().len() >= sessions);
-}
-
 #[test]
 fn who_waits_is_served_when_another_session_frees() {
     let instance = instance_of(2, "");
@@ -54,7 +48,6 @@ fn who_waits_is_served_when_another_session_frees() {
     thread::scope(|scope| {
         let small = scope.spawn(|| waiter.malloc_with(64, &waiting(0)));
         let large = scope.spawn(|| waiter.malloc_with(8 * MIB, &waiting(60_000)));
-        wait_until_queued(&instance, 2);
         for addr in held {
             holder.free(addr).unwrap();
         }
@@ -113,7 +106,6 @@ fn close_and_the_end_of_a_process_end_a_wait() {
     let waiter = instance.open();
     thread::scope(|scope| {
         let waits = scope.spawn(|| waiter.malloc_with(8 * MIB, &waiting(0)));
-        wait_until_queued(&instance, 2);
         waiter.close().unwrap();
         assert_eq!(waits.join().unwrap().unwrap_err().status(), Status::Closed);
     });
@@ -129,7 +121,6 @@ fn a_wait_outlives_the_broker() {
     let waiter = instance.open();
     thread::scope(|scope| {
         let waits = scope.spawn(|| waiter.malloc_with(8 * MIB, &waiting(0)));
-        wait_until_queued(&instance, 2);
         instance.kill_broker();
         instance.start_broker();
         instance.wait_serving();
@@ -192,7 +183,8 @@ fn next(session: &Session) -> Event {
 
 #[test]
 fn pressure_and_room_are_told_by_a_descriptor() {
-    let instance = Instance::builder().daemons(1).capacity("64MiB").start();
+    let config = "broker.idle_s = 0\n";
+    let instance = Instance::builder().daemons(1).capacity("64MiB").config(config).start();
     let watcher = instance.open();
     assert!(!wait_readable(watcher.event_fd().unwrap(), Some(Duration::ZERO)).unwrap());
     assert_eq!(watcher.next_event().unwrap(), None);

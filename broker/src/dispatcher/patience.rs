@@ -14,10 +14,13 @@
 //!    there is no room does not hold up those behind it.
 //! 2. A step tries [`TRIES_A_STEP`] of them at most; a timer brings the next step, so no change is
 //!    missed by those behind.
-//! 3. The oldest one that lacks room and was passed over [`PASSES_MAX`] times is *due*: what comes
-//!    free where it could lie is set aside for it, and counts as its user's. So it is not starved,
-//!    and nobody is kept from memory by a request that could not have it at once as well.
-//! 4. A session and a user have no more waiting requests than [`OF_USER_MAX`], and all together no
+//! 3. Who lacks room and was passed over [`PASSES_MAX`] times is *due*: what comes free where it
+//!    could lie is set aside for it, and counts as its user's. So it is not starved, and nobody is
+//!    kept from memory by a request that could not have it at once as well.
+//! 4. One that is due has its turn at a time, for [`TURN_GRANTS`] grants to others or [`TURN_MS`];
+//!    then it has to be passed over again. So memory does not lie idle for one that cannot be
+//!    served. Who could not have it if all were free, or lacks quota, has no turn.
+//! 5. A session and a user have no more waiting requests than [`OF_USER_MAX`], and all together no
 //!    more than [`ALL_MAX`].
 
 use std::cmp::Reverse;
@@ -25,6 +28,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dmce_abi::Status;
 use dmce_abi::block::{DaemonId, SessionId};
+use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::client::{ClientReply, ClientRequest, MallocKind, MallocWith};
 
@@ -41,6 +45,12 @@ const TRIES_A_STEP: usize = 32;
 
 /// How often others are granted something before what comes free is kept for the oldest.
 const PASSES_MAX: u64 = 64;
+
+/// Grants to others, after which nothing is set aside any more for the one whose turn it was.
+const TURN_GRANTS: u64 = 4 * PASSES_MAX;
+
+/// How long that is done at most.
+const TURN_MS: u64 = 5_000;
 
 /// How long a request rests whose daemon had no room although it should have had.
 const REST_MS: u64 = 100;
@@ -67,12 +77,21 @@ pub(super) struct Patient {
     pub uid: u32,
     /// What is wanted.
     pub request: MallocWith,
-    /// What had been granted to all when it came.
+    /// What had been granted to all when it came, or had its turn.
     came_at: u64,
     /// It is not tried before.
     rests_until: Millis,
-    /// Whether room is what it lacks, and not quota.
-    lacks_room: bool,
+    /// What it lacks.
+    lacks: Lack,
+}
+
+/// What a request waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lack {
+    /// Memory that others hold.
+    Room,
+    /// Something of its own user's, or daemons that are not here.
+    Else,
 }
 
 impl Patient {
@@ -91,10 +110,24 @@ pub(super) struct Patients {
     by_ticket: BTreeMap<TicketKey, u64>,
     by_session: BTreeSet<(SessionId, u64)>,
     by_user: BTreeMap<u32, usize>,
-    lacking_room: BTreeSet<u64>,
+    /// By when they came, or had their turn.
+    lacking_room: BTreeSet<(u64, u64)>,
     places: u64,
     /// From which place the present round goes on, if there is one.
     round: Option<u64>,
+    /// Whether another has to follow it.
+    again: bool,
+    /// Whose turn it is.
+    turn: Option<Turn>,
+}
+
+/// Room is set aside for a request.
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    place: u64,
+    /// What had been granted when it began.
+    since: u64,
+    until: Millis,
 }
 
 impl Patients {
@@ -103,8 +136,8 @@ impl Patients {
         self.by_ticket.insert(patient.ticket, place);
         self.by_session.insert((patient.session, place));
         *self.by_user.entry(patient.uid).or_default() += 1;
-        if patient.lacks_room {
-            self.lacking_room.insert(place);
+        if patient.lacks == Lack::Room {
+            self.lacking_room.insert((patient.came_at, place));
         }
         self.by_place.insert(place, patient);
     }
@@ -113,7 +146,7 @@ impl Patients {
         let patient = self.by_place.remove(&place)?;
         self.by_ticket.remove(&patient.ticket);
         self.by_session.remove(&(patient.session, place));
-        self.lacking_room.remove(&place);
+        self.lacking_room.remove(&(patient.came_at, place));
         if let Some(own) = self.by_user.get_mut(&patient.uid) {
             *own -= 1;
             if *own == 0 {
@@ -128,11 +161,25 @@ impl Patients {
         own.map(|(_, place)| *place).collect()
     }
 
-    /// The oldest that lacks room, if it was passed over often enough.
-    fn due(&self, granted: u64, now: Millis) -> Option<u64> {
-        let oldest = self.by_place.get(self.lacking_room.first()?)?;
-        let is_due = granted - oldest.came_at >= PASSES_MAX && oldest.rests_until <= now;
-        is_due.then_some(oldest.place)
+    /// Who is due, if anybody is.
+    fn due(&self, granted: u64) -> Option<u64> {
+        let (came_at, place) = *self.lacking_room.first()?;
+        (granted - came_at >= PASSES_MAX).then_some(place)
+    }
+
+    /// Begins a turn of one that is due, or goes on with it. `None` if its turn is over.
+    fn go_on_with_turn(&mut self, place: u64, granted: u64, now: Millis) -> Option<Turn> {
+        let begun = self.turn.filter(|turn| turn.place == place);
+        let turn = begun.unwrap_or(Turn { place, since: granted, until: now.after(TURN_MS) });
+        if granted - turn.since < TURN_GRANTS && now < turn.until {
+            self.turn = Some(turn);
+            return Some(turn);
+        }
+        self.turn = None;
+        if let Some(patient) = self.take(place) {
+            self.put(Patient { came_at: granted, ..patient });
+        }
+        None
     }
 
     /// Those that wait, for tests.
@@ -172,13 +219,12 @@ impl Dispatcher {
             request: with,
             came_at: self.granted,
             rests_until: Millis(0),
-            lacks_room: true,
+            lacks: Lack::Else,
         };
         let wanted = Wanted { patient: Some(patient), ..wanted };
         match self.malloc(to, id, &wanted) {
-            Err(Failure::NoRoom(refusal)) => self.let_wait(patient, wait_ms, refusal),
-            Err(Failure::OverQuota(refusal)) => {
-                self.let_wait(Patient { lacks_room: false, ..patient }, wait_ms, refusal)
+            Err(Failure::NoRoom(refusal) | Failure::OverQuota(refusal)) => {
+                self.let_wait(patient, wait_ms, refusal)
             }
             served => served,
         }
@@ -210,7 +256,7 @@ impl Dispatcher {
             );
             return refuse(Status::Busy, text);
         }
-        self.patients.put(patient);
+        self.put_patient(patient);
         self.limit_patience(patient.place, wait_ms);
         Ok(ClientReply::Queued.into())
     }
@@ -230,7 +276,7 @@ impl Dispatcher {
             return;
         }
         let rests_until = if rest { self.now.millis.after(REST_MS) } else { Millis(0) };
-        self.patients.put(Patient { rests_until, lacks_room: true, ..patient });
+        self.put_patient(Patient { rests_until, ..patient });
         if rest {
             self.timers.set(Timer::Rested(patient.place), rests_until);
         }
@@ -276,12 +322,18 @@ impl Dispatcher {
     /// Room came back, or quota: all are to be tried, oldest first.
     pub(super) fn begin_patience_round(&mut self) {
         self.ledger.take_back_aside();
-        if let Some(place) = self.patients.due(self.granted, self.now.millis)
+        if let Some(place) = self.patients.due(self.granted)
             && !self.try_patient(place)
+            && let Some(turn) = self.patients.go_on_with_turn(place, self.granted, self.now.millis)
         {
             self.set_aside(place);
+            self.timers.set(Timer::Rested(place), turn.until);
         }
-        self.patients.round = Some(0);
+        // One that is under way is not begun anew, or those at its end would never be tried.
+        match self.patients.round {
+            Some(_) => self.patients.again = true,
+            None => self.patients.round = Some(0),
+        }
     }
 
     /// Goes on with the round. Whether there is more to do.
@@ -290,8 +342,10 @@ impl Dispatcher {
             let Some(from) = self.patients.round else { return false };
             let next = self.patients.by_place.range(from..).next().map(|(place, _)| *place);
             self.patients.round = next.map(|place| place + 1);
-            if let Some(place) = next {
-                self.try_patient(place);
+            match next {
+                Some(place) => _ = self.try_patient(place),
+                None if std::mem::take(&mut self.patients.again) => self.patients.round = Some(0),
+                None => {}
             }
         }
         self.patients.round.is_some()
@@ -308,12 +362,8 @@ impl Dispatcher {
         let wanted = wanted.map(|wanted| Wanted { patient: Some(patient), ..wanted });
         match wanted.and_then(|wanted| self.malloc(NOBODY, patient.session, &wanted)) {
             Ok(_) => true,
-            Err(Failure::NoRoom(_)) => {
-                self.patients.put(Patient { lacks_room: true, ..patient });
-                false
-            }
-            Err(Failure::OverQuota(_)) => {
-                self.patients.put(Patient { lacks_room: false, ..patient });
+            Err(Failure::NoRoom(_) | Failure::OverQuota(_)) => {
+                self.put_patient(patient);
                 false
             }
             Err(Failure::Refused(_)) => {
@@ -324,12 +374,28 @@ impl Dispatcher {
         }
     }
 
+    /// Lets a request wait that was tried in vain.
+    fn put_patient(&mut self, patient: Patient) {
+        let has_quota = self.ledger.quota_left(patient.uid) >= patient.bytes();
+        let (each, blocks) = self.blocks_of(&patient);
+        let could_hold = self.daemons.up_in_turn().map(|id| self.ledger.store(id).capacity / each);
+        let lacks_room = has_quota && could_hold.sum::<u64>() >= blocks;
+        let lacks = if lacks_room { Lack::Room } else { Lack::Else };
+        self.patients.put(Patient { lacks, ..patient });
+    }
+
+    /// Bytes of each block of a request but the last, and how many there are.
+    fn blocks_of(&self, patient: &Patient) -> (u64, u64) {
+        let full = self.config.layout.block_bytes();
+        let bytes = patient.bytes().max(1).next_multiple_of(PAGE_BYTES);
+        (bytes.min(full), bytes.div_ceil(full))
+    }
+
     /// Sets aside what is free where a request that is due could lie.
     fn set_aside(&mut self, place: u64) {
         let Some(patient) = self.patients.by_place.get(&place) else { return };
-        let (uid, full) = (patient.uid, self.config.layout.block_bytes());
-        let bytes = patient.bytes().max(1).next_multiple_of(dmce_abi::limits::PAGE_BYTES);
-        let (each, mut blocks) = (bytes.min(full), bytes.div_ceil(full));
+        let uid = patient.uid;
+        let (each, mut blocks) = self.blocks_of(patient);
         let mut daemons: Vec<DaemonId> = self.daemons.up_in_turn().collect();
         daemons.sort_by_key(|daemon| Reverse(self.ledger.store(*daemon).free()));
         let mut allowed = self.ledger.quota_left(uid);
@@ -344,9 +410,6 @@ impl Dispatcher {
             allowed -= piece;
             blocks -= fit;
         }
-        // What does not fit the daemons that are here has nothing kept for it.
-        if blocks == 0 {
-            self.ledger.set_aside(uid, pieces);
-        }
+        self.ledger.set_aside(uid, pieces);
     }
 }

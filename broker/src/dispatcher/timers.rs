@@ -24,7 +24,7 @@ pub(super) enum Timer {
     Usage,
     /// The time of the request is over that waits for room in that place.
     Patience(u64),
-    /// That request may be tried again.
+    /// That request may be tried again, or its turn is over.
     Rested(u64),
     /// There is more to do of what is done a part at a time.
     GoOn,

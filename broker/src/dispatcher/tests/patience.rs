@@ -124,6 +124,63 @@ fn a_large_request_is_not_starved_by_small_ones() {
     assert_eq!((refused, held.len()), (16, 32));
 }
 
+/// A request that nobody could serve waits, and keeps nobody else from being served.
+#[test]
+fn a_request_that_no_daemon_could_hold_is_not_due() {
+    let mut rig = Rig::new(1);
+    let (small, _) = rig.session(1000);
+    let (large, _) = rig.session(1001);
+    let (huge, _) = rig.session(1002);
+    let mut held: std::collections::VecDeque<_> =
+        (0..48).map(|ticket| rig.granted(small, span(ticket + 1, 64 * MIB))).collect();
+    assert_eq!(rig.done(huge, with(1, 100 * GIB, Some(0))), ClientReply::Queued);
+    assert_eq!(rig.done(large, with(1, GIB, Some(0))), ClientReply::Queued);
+    for ticket in 100..400 {
+        let oldest = held.pop_front().unwrap();
+        delete(&mut rig, small, &oldest);
+        if rings(&rig) > 0 {
+            break;
+        }
+        held.extend(match rig.ask(small, span(ticket, 64 * MIB)).unwrap() {
+            Ok(ClientReply::Granted(granted)) => Some(granted),
+            _ => None,
+        });
+    }
+    assert!(matches!(rig.done(large, with(1, GIB, Some(0))), ClientReply::Granted(_)));
+    assert_eq!(rig.done(huge, with(1, 100 * GIB, Some(0))), ClientReply::Queued);
+}
+
+/// The first of them cannot be served while somebody keeps what it lacks; the second could be.
+#[test]
+fn those_that_are_due_have_their_turns() {
+    let mut rig = Rig::new(1);
+    let (keeper, _) = rig.session(1000);
+    let (small, _) = rig.session(1000);
+    let kept = rig.granted(keeper, span(1, GIB));
+    let mut held: std::collections::VecDeque<_> =
+        (0..32).map(|ticket| rig.granted(small, span(ticket + 1, 64 * MIB))).collect();
+    let conns = [rig.session(1001).0, rig.session(1002).0];
+    for (conn, bytes) in conns.into_iter().zip([3 * GIB, GIB]) {
+        assert_eq!(rig.done(conn, with(1, bytes, Some(0))), ClientReply::Queued);
+    }
+    let mut served = false;
+    for ticket in 100..400 {
+        if let Some(oldest) = held.pop_front() {
+            delete(&mut rig, small, &oldest);
+        }
+        if let Some(Ok(ClientReply::Granted(granted))) = rig.ask(small, span(ticket, 64 * MIB)) {
+            held.push_back(granted);
+        }
+        rig.wait(100);
+        served = matches!(rig.done(conns[1], with(1, GIB, Some(0))), ClientReply::Granted(_));
+        if served {
+            break;
+        }
+    }
+    assert!(served, "the second had no turn");
+    delete(&mut rig, keeper, &kept);
+}
+
 #[test]
 fn what_is_set_aside_is_the_users_who_waits_and_goes_back_with_the_wait() {
     let (mut rig, holder, waiter, last) = full();
