@@ -248,7 +248,8 @@ typedef struct {
      * `DMCE_ACCEPT_PARTIAL`, `DMCE_SPAWN`, `DMCE_MESSAGE_PATH`, `DMCE_VERIFY`, `DMCE_NO_THREAD`.
      * With `DMCE_MESSAGE_PATH` nothing is mapped: daemons are asked for bytes, over connections
      * that the broker passes, or through it where the environment says
-     * `DMCE_MESSAGE_ROUTE=broker`.
+     * `DMCE_MESSAGE_ROUTE=broker`. A write that ends with `DMCE_E_TIMEOUT` may then be done yet,
+     * and a word for which a call ended with `DMCE_E_IO` may have been changed.
      */
     uint32_t flags;
     /**
@@ -747,7 +748,8 @@ dmce_status_t dmce_wake(dmce_session_t *session, dmce_addr_t at, uint32_t count)
 
 /**
  * Maps a range at consecutive OS addresses. It is pinned until it is unmapped: it can neither be
- * freed nor moved. `prot` is `DMCE_READ`, or `DMCE_READ | DMCE_WRITE`.
+ * freed nor moved. `prot` is `DMCE_READ`, or `DMCE_READ | DMCE_WRITE`. A session on the message
+ * path maps nothing: `DMCE_E_UNSUPPORTED`.
  */
 dmce_status_t dmce_map(dmce_session_t *session,
                        dmce_addr_t addr,

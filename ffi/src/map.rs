@@ -26,7 +26,8 @@ pub(crate) fn prot(bits: u32) -> Result<Prot, Failure> {
 }
 
 /// Maps a range at consecutive OS addresses. It is pinned until it is unmapped: it can neither be
-/// freed nor moved. `prot` is `DMCE_READ`, or `DMCE_READ | DMCE_WRITE`.
+/// freed nor moved. `prot` is `DMCE_READ`, or `DMCE_READ | DMCE_WRITE`. A session on the message
+/// path maps nothing: `DMCE_E_UNSUPPORTED`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_map(
     session: *mut dmce_session_t,

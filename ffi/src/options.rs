@@ -58,7 +58,8 @@ pub struct dmce_options_t {
     /// `DMCE_ACCEPT_PARTIAL`, `DMCE_SPAWN`, `DMCE_MESSAGE_PATH`, `DMCE_VERIFY`, `DMCE_NO_THREAD`.
     /// With `DMCE_MESSAGE_PATH` nothing is mapped: daemons are asked for bytes, over connections
     /// that the broker passes, or through it where the environment says
-    /// `DMCE_MESSAGE_ROUTE=broker`.
+    /// `DMCE_MESSAGE_ROUTE=broker`. A write that ends with `DMCE_E_TIMEOUT` may then be done yet,
+    /// and a word for which a call ended with `DMCE_E_IO` may have been changed.
     pub flags: u32,
     /// `DMCE_CACHE_NONE`, `DMCE_CACHE_THROUGH`, `DMCE_CACHE_BACK`: for memory that is not mapped.
     pub cache_mode: u32,

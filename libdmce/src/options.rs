@@ -35,7 +35,9 @@ pub struct Options {
     pub spawn: bool,
     /// Read and write by message instead of mapping (FIG. 2, 3): over links to the daemons, or,
     /// with `DMCE_MESSAGE_ROUTE=broker` in the environment, through the broker. Pointers are
-    /// [`crate::Status::Unsupported`] then.
+    /// [`crate::Status::Unsupported`] then; a write that ends with [`crate::Status::Timeout`] may
+    /// be done yet, and a word for which a call ended with [`crate::Status::Io`] may have been
+    /// changed.
     pub message_path: bool,
     /// Compare what was written with what was to be written [0088].
     pub verify: bool,

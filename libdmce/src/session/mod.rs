@@ -384,7 +384,7 @@ impl Session {
     ///
     /// As [`Session::read`]; [`Status::Denied`] for a pointer that is to write what may only be
     /// read; [`Status::NoMem`] without the address space; [`Status::Invalid`] for no bytes, or
-    /// without [`Prot::READ`].
+    /// without [`Prot::READ`]; [`Status::Unsupported`] on the message path, which maps nothing.
     pub fn map(&self, addr: DmceAddr, bytes: usize, prot: Prot) -> Result<*mut u8, Error> {
         self.core.map_range(addr, bytes, prot)
     }
