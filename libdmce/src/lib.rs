@@ -16,7 +16,7 @@
 //!
 //! Under `--cfg loom` there is the allocator alone, whose gates and slabs are then explored.
 
-#[cfg_attr(loom, expect(dead_code, reason = "the model uses a part of it"))]
+#[cfg_attr(loom, expect(dead_code, unused_imports, reason = "the model uses a part of it"))]
 mod alloc;
 #[cfg(not(loom))]
 mod block;
@@ -24,6 +24,7 @@ mod block;
 pub mod connection;
 #[cfg(not(loom))]
 mod error;
+#[cfg(not(loom))]
 mod events;
 #[cfg(not(loom))]
 mod locate;
