@@ -106,6 +106,9 @@ pub fn decode_header(frame: &[u8], fds: usize) -> Result<FrameHeader, WireError>
     if u64::from(length) != frame.len() as u64 {
         return Err(WireError::Length { claimed: length, bytes: frame.len() as u64 });
     }
+    if frame.len() > FRAME_BYTES_MAX {
+        return Err(WireError::TooLong { bytes: frame.len() as u64 });
+    }
     if usize::from(claimed) != fds || fds > FRAME_FDS_MAX {
         return Err(WireError::Fds { claimed, came: fds as u64 });
     }

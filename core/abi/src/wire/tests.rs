@@ -99,6 +99,18 @@ fn each_cut_and_each_lie_is_refused() {
     assert_eq!(decode_body::<ClientRequest>(&unknown), Err(WireError::Body));
 }
 
+/// Whoever reads with a larger buffer than needed, to see what was cut, must not take more either.
+#[test]
+fn a_frame_that_is_longer_than_frames_may_be_is_refused_whatever_it_says() {
+    let mut frame = encode(PLAIN, &setup()).unwrap();
+    for (bytes, fits) in [(FRAME_BYTES_MAX, true), (FRAME_BYTES_MAX + 1, false)] {
+        frame.resize(bytes, 0);
+        frame[..4].copy_from_slice(&u32::try_from(bytes).unwrap().to_le_bytes());
+        let too_long = Err(WireError::TooLong { bytes: bytes as u64 });
+        assert_eq!(decode_header(&frame, 0), if fits { Ok(PLAIN) } else { too_long });
+    }
+}
+
 /// A length inside the body must not make the decoder allocate what it claims.
 #[test]
 fn a_claimed_length_beyond_the_frame_is_refused() {
