@@ -54,6 +54,7 @@ mod turn;
 pub use dmce_abi::{AddrLayout, DmceAddr, Status};
 #[cfg(not(loom))]
 pub use error::Error;
+#[cfg(not(loom))]
 pub use events::Event;
 #[cfg(not(loom))]
 pub use options::{AllocOptions, Mirror, Options, Prot, RegionOptions};
