@@ -14,10 +14,10 @@
 //!    at the broker then misses none.
 #![forbid(unsafe_code)]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -63,6 +63,30 @@ pub(crate) struct Events {
     refused: AtomicBool,
     news: Mutex<u64>,
     told: Condvar,
+    /// How often the session was attached anew.
+    renewals: AtomicU64,
+    /// The requests that wait for room, by ticket; of each, the renewal in which it was asked last.
+    waiting: Mutex<BTreeMap<u64, u64>>,
+}
+
+/// A request waits for room, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Waiting<'a> {
+    events: &'a Events,
+    ticket: u64,
+}
+
+impl Waiting<'_> {
+    /// The broker of that renewal has answered it.
+    pub(crate) fn asked_in(&self, renewal: u64) {
+        self.events.waiting().insert(self.ticket, renewal);
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.events.waiting().remove(&self.ticket);
+    }
 }
 
 impl Events {
@@ -152,6 +176,30 @@ impl Events {
         self.rung.swap(false, Ordering::SeqCst)
     }
 
+    /// A request begins to wait.
+    pub(crate) fn begin_waiting(&self, ticket: u64) -> Waiting<'_> {
+        self.waiting().insert(ticket, self.renewal());
+        Waiting { events: self, ticket }
+    }
+
+    /// How often the session was attached anew.
+    pub(crate) fn renewal(&self) -> u64 {
+        self.renewals.load(Ordering::SeqCst)
+    }
+
+    /// The session was attached anew: who waits has to ask again.
+    pub(crate) fn note_renewed(&self) {
+        self.renewals.fetch_add(1, Ordering::SeqCst);
+        self.note_rung();
+    }
+
+    /// Whether all that wait have asked the present broker: what that has of the session and nobody
+    /// here knows of is none of theirs.
+    pub(crate) fn have_all_asked(&self) -> bool {
+        let renewal = self.renewal();
+        self.waiting().values().all(|asked| *asked >= renewal)
+    }
+
     /// How many news there were.
     pub(crate) fn count(&self) -> u64 {
         *self.news()
@@ -171,6 +219,10 @@ impl Events {
 
     fn queue(&self) -> MutexGuard<'_, VecDeque<Event>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn news(&self) -> MutexGuard<'_, u64> {
@@ -236,6 +288,24 @@ mod tests {
         events.push(room);
         assert_eq!(events.next().unwrap(), Some(room));
         assert_eq!(events.next().unwrap(), None);
+    }
+
+    #[test]
+    fn who_waits_is_known_to_have_asked_only_after_the_last_renewal() {
+        let events = Events::default();
+        assert!(events.have_all_asked());
+        let first = events.begin_waiting(1);
+        assert!(events.have_all_asked(), "nobody can have made anything for it");
+        let seen = events.renewal();
+        events.note_renewed();
+        assert!(!events.have_all_asked());
+        first.asked_in(seen);
+        assert!(!events.have_all_asked(), "that was asked of the broker before");
+        first.asked_in(events.renewal());
+        assert!(events.have_all_asked());
+        events.note_renewed();
+        drop(first);
+        assert!(events.have_all_asked());
     }
 
     #[test]

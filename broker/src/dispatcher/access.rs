@@ -138,14 +138,16 @@ impl Dispatcher {
         self.unmake(first);
     }
 
-    /// The spans of a session that stand. One whose first block is lost is not told: if an earlier
+    /// The spans of a session that stand, but for those that it waited for and has yet to ask for:
+    /// it would take them for nobody's. One whose first block is lost is not told: if an earlier
     /// broker granted it, its GUID may be unknown here, and the session could not know it again.
     pub(super) fn span_list(&self, id: SessionId, list: SpanList) -> Outcome {
         let Some(session) = self.sessions.get(id) else { return Outcome::Later };
         let firsts = session.spans.iter().filter(|first| first.get() > list.after);
         let mut stands = firsts.filter_map(|&first| {
             let block = self.blocks.get(first)?;
-            let is_there = self.stands(first) && block.state == BlockState::Held;
+            let is_known = self.blocks.span(first).is_some_and(|span| !span.unclaimed);
+            let is_there = is_known && self.stands(first) && block.state == BlockState::Held;
             is_there.then_some(SpanKey { first, guid: block.guid })
         });
         let spans = stands.by_ref().take(SPANS_LISTED).collect();

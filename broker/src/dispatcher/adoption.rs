@@ -74,7 +74,9 @@ impl Dispatcher {
     pub(super) fn adopt(&mut self, daemon: DaemonId, held: &HeldBlock) {
         let HeldBlock { description, committed } = held;
         let payer = self.payer_of(&description.owner);
-        if payer.is_some() && self.fits(description) {
+        // Another daemon may say that it has the same block.
+        let is_new = self.blocks.get(description.block).is_none();
+        if payer.is_some() && is_new && self.fits(description) {
             let charge = self.ledger.force_charge(payer, daemon, *committed);
             self.enter_adopted(daemon, description, charge);
             return;
@@ -86,12 +88,12 @@ impl Dispatcher {
         let home = self.blocks.span_at(id).and_then(|first| self.blocks.span(first));
         let is_dying = home.map(|span| span.state == SpanState::Dying);
         let has_id = is_dying.is_none() && self.take_id(id);
-        if !is_region && (has_id || is_dying == Some(true)) {
+        if !is_region && is_new && (has_id || is_dying == Some(true)) {
             self.enter_orphan(daemon, description, charge);
         } else {
             let text = format!("block {id} on daemon {daemon} contradicts what is known");
             self.log(LogLevel::Error, format!("{text}: it is quarantined"));
-            self.restart.quarantined.insert(id, Quarantined { has_id, charge });
+            self.restart.quarantined.insert((daemon, id), Quarantined { has_id, charge });
         }
     }
 
@@ -188,6 +190,7 @@ impl Dispatcher {
             present: 0,
             lost: 0,
             untold: BTreeSet::new(),
+            unclaimed: false,
         };
         self.blocks.add_span(first, span);
     }
@@ -210,6 +213,7 @@ impl Dispatcher {
                 present: 0,
                 lost: 0,
                 untold: BTreeSet::new(),
+                unclaimed: false,
             };
             self.blocks.add_span(id, span);
             self.blocks.disown(id);

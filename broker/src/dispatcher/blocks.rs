@@ -117,6 +117,8 @@ pub(super) struct Span {
     pub lost: u32,
     /// Sessions that have not been told yet that it is gone.
     pub untold: BTreeSet<SessionId>,
+    /// Whether it was made for a session that waited, and has not asked for it since.
+    pub unclaimed: bool,
 }
 
 /// All blocks and spans.
@@ -330,6 +332,7 @@ mod tests {
             present: 0,
             lost: 0,
             untold: BTreeSet::new(),
+            unclaimed: false,
         }
     }
 

@@ -31,7 +31,7 @@ use super::charge::Payer;
 use super::clients::ReplyTo;
 use super::config::Policy;
 use super::event::ClientConn;
-use super::patience::Patient;
+use super::patience::{NOBODY, Patient};
 use super::placement::Need;
 use super::planning::Order;
 use super::policies::Terms;
@@ -133,6 +133,9 @@ impl Dispatcher {
         if span.lost > 0 {
             self.delete_span(id, first);
             return self.malloc(to, id, wanted);
+        }
+        if let Some(span) = self.blocks.span_mut(first) {
+            span.unclaimed = false;
         }
         match self.granted(first) {
             Some((reply, descriptor)) => Ok(Outcome::Reply(Box::new(reply), vec![descriptor])),
@@ -370,6 +373,7 @@ impl Dispatcher {
         let Some(making) = self.makings.remove(&first) else { return };
         if let Some(span) = self.blocks.span_mut(first) {
             span.state = SpanState::Standing;
+            span.unclaimed = making.to == NOBODY;
         }
         self.granted += 1;
         if let Some(patient) = &making.patient {

@@ -176,6 +176,7 @@ impl Dispatcher {
             present: 0,
             lost: 0,
             untold: BTreeSet::new(),
+            unclaimed: false,
         };
         self.blocks.add_span(first, span);
         // A block by itself is its span, and has one GUID with it.

@@ -68,7 +68,7 @@ pub(super) struct Restart {
     /// Spans that are assembled, with the attributes of regions.
     pub assembling: BTreeMap<BlockId, Option<Region>>,
     /// Blocks that fit to nothing, with what they cost their daemon.
-    pub quarantined: BTreeMap<BlockId, Quarantined>,
+    pub quarantined: BTreeMap<(DaemonId, BlockId), Quarantined>,
 }
 
 /// How the broker learned what a daemon holds.
@@ -285,7 +285,7 @@ impl Dispatcher {
                     self.remove_block(id);
                     self.adopt(daemon, &block);
                 }
-                None if self.restart.quarantined.contains_key(&id) => {}
+                None if self.restart.quarantined.contains_key(&(daemon, id)) => {}
                 None => self.adopt(daemon, &block),
             }
         }

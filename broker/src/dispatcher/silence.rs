@@ -43,6 +43,7 @@ impl Dispatcher {
         held: &BTreeMap<BlockId, HeldBlock>,
     ) -> BTreeSet<BlockId> {
         let known = self.daemons.servers.get(&daemon).map(|server| &server.strays);
+        let quarantined = &self.restart.quarantined;
         let is_first_word = self.daemons.unconfirmed.contains(&daemon);
         let is_stray = |(id, block): (&BlockId, &HeldBlock)| {
             let in_table = self.blocks.get(*id).is_some_and(|here| match here.daemon {
@@ -50,7 +51,7 @@ impl Dispatcher {
                 None => true,
             });
             let was_named =
-                self.restart.names.contains(id) || self.restart.quarantined.contains_key(id);
+                self.restart.names.contains(id) || quarantined.contains_key(&(daemon, *id));
             let is_new = is_first_word && !was_named;
             let was_stray = known.is_some_and(|strays| strays.contains_key(id));
             (!in_table && (is_new || was_stray)).then_some(*id)

@@ -135,15 +135,19 @@ impl Core {
         patience: Patience,
     ) -> Result<Answer, Error> {
         let mut is_queued = false;
+        let waiting = self.events.begin_waiting(with.malloc.ticket);
         let asked = loop {
-            let seen = self.events.count();
+            let (seen, renewal) = (self.events.count(), self.events.renewal());
             let Some(wait_ms) = patience.left_ms() else {
                 let text = "there was no room in time";
                 break Err(Error::new(Status::Timeout, text));
             };
             let with = MallocWith { wait_ms: Some(wait_ms), ..with };
             match self.ask(&ClientRequest::MallocWith(with)) {
-                Ok((ClientReply::Queued, _)) => is_queued = true,
+                Ok((ClientReply::Queued, _)) => {
+                    is_queued = true;
+                    waiting.asked_in(renewal);
+                }
                 asked => break asked,
             }
             self.wait_for_news(seen, patience.left());

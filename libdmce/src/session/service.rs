@@ -158,8 +158,8 @@ impl Core {
         }
         if self.link.take_renewed() {
             self.service.spans_unsure.store(true, Ordering::SeqCst);
-            // This broker knows nothing of who watches or waits.
-            self.events.note_rung();
+            // This broker may know nothing of who watches or waits.
+            self.events.note_renewed();
             self.announce_again();
         }
         let announced = self.settle_spans() && self.announce_pins();
@@ -182,6 +182,10 @@ impl Core {
     /// Gives back what only the broker knows of: what an earlier one was to destroy, or granted
     /// while nobody listened any more. False if it has to be done again.
     fn settle_spans(&self) -> bool {
+        // What was made for who waits is to be asked for before it is taken for nobody's.
+        if self.service.spans_unsure.load(Ordering::SeqCst) && !self.events.have_all_asked() {
+            return false;
+        }
         if !self.service.spans_unsure.swap(false, Ordering::SeqCst) {
             return true;
         }

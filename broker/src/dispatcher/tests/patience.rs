@@ -1,7 +1,7 @@
 use dmce_abi::Status;
 use dmce_abi::addr::AddrLayout;
 use dmce_abi::wire::client::{
-    Abandon, ClientReply, ClientRequest, Delete, Granted, Malloc, MallocKind, MallocWith,
+    Abandon, ClientReply, ClientRequest, Delete, Granted, Malloc, MallocKind, MallocWith, SpanList,
 };
 
 use super::rig::{GIB, MIB, Mood, Rig, config, heap, span};
@@ -46,6 +46,19 @@ fn who_waits_is_rung_when_memory_came_back_and_is_granted_it_by_the_same_ticket(
     let granted = rig.granted(waiter, with(1, MIB, Some(0)));
     assert_eq!(granted.first.committed, MIB);
     assert_eq!(rig.granted(waiter, with(1, MIB, None)), granted);
+}
+
+/// It would give back what it does not know, and be granted it at the same time.
+#[test]
+fn what_was_made_for_who_waited_is_listed_when_it_was_asked_for() {
+    let (mut rig, holder, waiter, last) = full();
+    assert_eq!(rig.done(waiter, with(1, MIB, Some(0))), ClientReply::Queued);
+    delete(&mut rig, holder, &last);
+    let listed = rig.done(waiter, ClientRequest::Spans(SpanList { after: 0 }));
+    assert!(matches!(listed, ClientReply::Spans { spans, .. } if spans.is_empty()));
+    rig.granted(waiter, with(1, MIB, Some(0)));
+    let listed = rig.done(waiter, ClientRequest::Spans(SpanList { after: 0 }));
+    assert!(matches!(listed, ClientReply::Spans { spans, .. } if spans.len() == 1));
 }
 
 #[test]

@@ -331,6 +331,23 @@ fn what_contradicts_itself_is_kept_from_everybody_and_the_rest_starts() {
     rig.granted(conn, heap(1, MIB));
 }
 
+/// One block of two daemons is what somebody forged or copied: it must not keep the broker from
+/// starting.
+#[test]
+fn a_block_that_another_daemon_has_as_well_is_quarantined() {
+    let daemons = vec![expected(1, &[8]), expected(2, &[8]), expected(3, &[8])];
+    let mut rig = Rig::started(config(), Started { sessions: vec![], daemons });
+    for daemon in 1..=3 {
+        rig.daemon_with(daemon, 3 * GIB, vec![held_region(8, 0, 1, 30)]);
+    }
+    assert_eq!(rig.dispatcher.snapshot().quarantined, 2);
+    let destroyed = |daemon| rig.daemons[&daemon].destroyed.len();
+    assert_eq!([1, 2, 3].map(destroyed), [0; 3]);
+    let (conn, _) = rig.session(1000);
+    let ClientReply::Opened(opened) = rig.done(conn, open(1, "r", true)) else { panic!() };
+    assert_eq!(opened.first.block, block_id(8));
+}
+
 #[test]
 fn a_reservation_is_there_again_less_what_is_used_of_it() {
     let sessions = vec![believed(100 * MIB, vec![])];
