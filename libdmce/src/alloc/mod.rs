@@ -27,7 +27,7 @@
 //! Why it is quick: a thread's heap and its slabs are its own until another thread frees from one
 //! of them or somebody shuts the gate, and who does that pays for the barrier.
 //!
-//! What it costs: two bytes an object, some hundred a slab, and a pointer and five bytes a page.
+//! What it costs: two bytes an object, some hundred a slab, and a pointer and four bytes a page.
 
 mod blocks;
 mod class;
