@@ -27,6 +27,7 @@ use dmce_abi::limits::FRAME_BYTES_MAX;
 use dmce_abi::wire::data::{DataAnswer, DataRequest, LinkGrant, LinkId};
 use dmce_abi::wire::{self, FrameHeader, Refusal, WireError};
 use dmce_sys::closing::Closer;
+use dmce_sys::limits;
 use dmce_sys::poll::{Interest, Poller, Ready, is_hung_up};
 use dmce_sys::socket::{Socket, SocketError};
 use tracing::{debug, info, warn};
@@ -36,8 +37,8 @@ use crate::store::Store;
 /// Requests of one link that are done before the others have their turn: 240 KiB at most.
 const FRAMES_PER_TURN: usize = 4;
 
-/// Links at one time. A session has one at most.
-const LINKS_MAX: usize = 65_536;
+/// Links at one time, where there are descriptors enough. A session has one at most.
+const LINKS_MAX: u64 = 65_536;
 
 /// Tokens of links begin here.
 pub const FIRST_TOKEN: u64 = 16;
@@ -61,6 +62,8 @@ pub struct Links {
     open: BTreeMap<u64, ClientLink>,
     by_id: BTreeMap<LinkId, u64>,
     next: u64,
+    /// No more than this many: half of the descriptors are for the blocks, and what comes.
+    limit: usize,
     buffer: Vec<u8>,
     closer: Closer,
 }
@@ -94,7 +97,10 @@ impl Links {
     ///
     /// The kernel gives no thread.
     pub fn new() -> std::io::Result<Self> {
+        let descriptors = limits::open_files().unwrap_or(u64::MAX) / 2;
+        let limit = usize::try_from(descriptors.min(LINKS_MAX)).unwrap_or(usize::MAX);
         Ok(Self {
+            limit,
             open: BTreeMap::new(),
             by_id: BTreeMap::new(),
             next: FIRST_TOKEN,
@@ -112,8 +118,9 @@ impl Links {
         (grant, socket): (LinkGrant, OwnedFd),
     ) {
         self.remove(poller, id);
-        if self.open.len() >= LINKS_MAX {
-            return warn!(link = id.0, "there are {LINKS_MAX} links, limit {LINKS_MAX}");
+        let limit = self.limit;
+        if self.open.len() >= limit {
+            return warn!(link = id.0, "there are {limit} links, limit {limit}");
         }
         let token = self.next;
         let socket = match Socket::from_fd(socket) {

@@ -27,7 +27,7 @@ use crate::block::{Backing, check_info};
 use crate::connection::Deadline;
 use crate::error::Error;
 use crate::reach::Trouble;
-use crate::reach::message::{AskedBlock, Carrier, DaemonLink, Relay, of_refusal};
+use crate::reach::message::{AskedBlock, Carrier, Relay, of_refusal};
 use crate::reach::ways::Route;
 
 /// No link.
@@ -68,7 +68,7 @@ impl Core {
         if !matches!(absent.backing, Backing::Absent) {
             return Ok(());
         }
-        let direct = route == Route::Direct;
+        let direct = route == Route::Direct && self.ways.links().are_of_use();
         let mut broken = NONE;
         loop {
             let reach = Reach { block: id, writable: absent.writable, direct, broken };
@@ -108,10 +108,8 @@ impl Core {
                 Ok(Some(Carrier::Relay(relay)))
             }
             (link, Some(fd)) => {
-                let made = DaemonLink::new(fd, self.link.interrupt_fd());
+                let made = links.add(link, fd, self.link.interrupt_fd());
                 let made = made.map_err(|error| Error::new(Status::Internal, error.to_string()))?;
-                let made = Arc::new(made);
-                links.add(link, &made);
                 Ok(Some(Carrier::Direct(made)))
             }
             (link, None) => Ok(links.get(link).map(Carrier::Direct)),

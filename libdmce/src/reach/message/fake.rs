@@ -8,14 +8,14 @@ use std::thread;
 use dmce_abi::Status;
 use dmce_abi::block::{BlockId, Guid};
 use dmce_abi::limits::FRAME_BYTES_MAX;
-use dmce_abi::wire::data::{Bytes, DataAnswer, DataReply, DataRequest};
+use dmce_abi::wire::data::{Bytes, DataAnswer, DataReply, DataRequest, LinkId};
 use dmce_abi::wire::{self, FrameHeader, Refusal};
 use dmce_sys::object;
 use dmce_sys::object::word::ObjectWord;
 use dmce_sys::poll::EventFd;
 use dmce_sys::socket::Socket;
 
-use super::{AskedBlock, Carrier, DaemonLink};
+use super::{AskedBlock, Carrier, LinkTable};
 
 const TIMEOUT_MS: u32 = 60_000;
 
@@ -41,10 +41,15 @@ pub(crate) fn linked(
             }
         }
     });
+    link_to(&LinkTable::default(), ours)
+}
+
+/// A block over a link whose other end a test has.
+pub(crate) fn link_to(links: &LinkTable, socket: Socket) -> AskedBlock {
     let interrupt = Arc::new(EventFd::new().unwrap());
-    let link = DaemonLink::new(ours.into_fd(), interrupt).unwrap();
+    let link = links.add(LinkId(1), socket.into_fd(), interrupt).unwrap();
     let block = BlockId::try_from(1).unwrap();
-    AskedBlock::new(block, Guid([1; 16]), Carrier::Direct(Arc::new(link)), TIMEOUT_MS)
+    AskedBlock::new(block, Guid([1; 16]), Carrier::Direct(link), TIMEOUT_MS)
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "this daemon never ends a link")]

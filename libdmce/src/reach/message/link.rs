@@ -5,14 +5,17 @@
 //! 1. One request is under way over a link at a time.
 //! 2. A link over which something came that is no answer, or nothing in time, is of no more use:
 //!    it is closed, so that its daemon does nothing more for who gave up.
+//! 3. Where links end before they were of any use, the broker is asked instead, for a while.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use dmce_abi::Status;
 use dmce_abi::wire::data::{DataReply, DataRequest, LinkId};
+use dmce_sys::clock::monotonic_ms;
 use dmce_sys::poll::EventFd;
 use dmce_sys::socket::{Socket, SocketError};
 
@@ -23,24 +26,41 @@ use crate::turn::Turn;
 /// A connection over which data is asked for.
 type DataConnection = Connection<DataRequest, DataReply>;
 
+/// Links that end before a first answer, one after the other, after which the broker is asked.
+const FAILURES_MAX: u32 = 3;
+
+/// For how long.
+const AVOID_MS: u64 = 1_000;
+
 /// A link to a daemon.
 #[derive(Debug)]
 pub(crate) struct DaemonLink {
     connection: Turn<Option<DataConnection>>,
+    has_answered: AtomicBool,
+    luck: Arc<Luck>,
+}
+
+/// How well the links of a session do: a daemon may have no room for more of them.
+#[derive(Debug, Default)]
+struct Luck {
+    failures: AtomicU32,
+    avoid_until_ms: AtomicU64,
+}
+
+impl Luck {
+    fn answered(&self) {
+        self.failures.store(0, Ordering::Relaxed);
+    }
+
+    fn failed(&self) {
+        if self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES_MAX {
+            self.failures.store(0, Ordering::Relaxed);
+            self.avoid_until_ms.store(monotonic_ms() + AVOID_MS, Ordering::Relaxed);
+        }
+    }
 }
 
 impl DaemonLink {
-    /// The link of a socket that the broker has sent. Waiting ends when `interrupt` is readable.
-    ///
-    /// # Errors
-    ///
-    /// [`SocketError`] for what is no socket.
-    pub(crate) fn new(fd: OwnedFd, interrupt: Arc<EventFd>) -> Result<Self, SocketError> {
-        let mut connection = DataConnection::to(Socket::from_fd(fd)?);
-        connection.set_interrupt(Some(interrupt));
-        Ok(Self { connection: Turn::new(Some(connection)) })
-    }
-
     /// The daemon's answer, which fits the request.
     pub(super) fn ask(
         &self,
@@ -50,7 +70,12 @@ impl DaemonLink {
         let turn = self.connection.take(deadline);
         let mut turn = turn.ok_or(Trouble::Refused(Status::Timeout))?;
         let Some(connection) = &mut *turn else { return Err(Trouble::Unlinked) };
-        let trouble = match connection.request_until(request, deadline) {
+        let asked = connection.request_until(request, deadline);
+        if matches!(asked, Ok(_) | Err(ConnectionError::Refused(_))) {
+            self.has_answered.store(true, Ordering::Relaxed);
+            self.luck.answered();
+        }
+        let trouble = match asked {
             Ok((reply, fds)) if fds.is_empty() && request.fits(&reply) => return Ok(reply),
             Err(ConnectionError::Refused(refusal)) => return Err(of_refusal(refusal.status)),
             Err(error) if request.counts() && connection.may_be_done(&error) => {
@@ -68,6 +93,9 @@ impl DaemonLink {
             }
         };
         *turn = None;
+        if !self.has_answered.load(Ordering::Relaxed) {
+            self.luck.failed();
+        }
         Err(trouble)
     }
 
@@ -92,14 +120,38 @@ fn unanswered(error: &ConnectionError) -> Option<Trouble> {
 #[derive(Debug, Default)]
 pub(crate) struct LinkTable {
     links: Mutex<BTreeMap<LinkId, Weak<DaemonLink>>>,
+    luck: Arc<Luck>,
 }
 
 impl LinkTable {
-    /// Takes in a new link.
-    pub(crate) fn add(&self, id: LinkId, link: &Arc<DaemonLink>) {
+    /// Takes in the link of a socket that the broker has sent. Waiting ends when `interrupt` is
+    /// readable.
+    ///
+    /// # Errors
+    ///
+    /// [`SocketError`] for what is no socket.
+    pub(crate) fn add(
+        &self,
+        id: LinkId,
+        fd: OwnedFd,
+        interrupt: Arc<EventFd>,
+    ) -> Result<Arc<DaemonLink>, SocketError> {
+        let mut connection = DataConnection::to(Socket::from_fd(fd)?);
+        connection.set_interrupt(Some(interrupt));
+        let link = Arc::new(DaemonLink {
+            connection: Turn::new(Some(connection)),
+            has_answered: AtomicBool::new(false),
+            luck: Arc::clone(&self.luck),
+        });
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         links.retain(|_, link| link.strong_count() > 0);
-        links.insert(id, Arc::downgrade(link));
+        links.insert(id, Arc::downgrade(&link));
+        Ok(link)
+    }
+
+    /// Whether it is worth to ask for links now.
+    pub(crate) fn are_of_use(&self) -> bool {
+        self.luck.avoid_until_ms.load(Ordering::Relaxed) <= monotonic_ms()
     }
 
     /// The link of that number, if it is here and of use.

@@ -262,6 +262,20 @@ mod tests {
         assert_eq!(block.change(WORD, Change::None), Err(Trouble::Unlinked));
     }
 
+    /// A daemon that has no room for a link closes it: its bytes are asked for through the broker.
+    #[test]
+    fn links_that_are_never_of_use_are_not_asked_for_again_and_again() {
+        let links = LinkTable::default();
+        for place in 0..3 {
+            assert!(links.are_of_use(), "after {place}");
+            let (ours, theirs) = dmce_sys::socket::Socket::pair().unwrap();
+            let block = fake::link_to(&links, ours);
+            drop(theirs);
+            assert_eq!(get(&block), Err(Trouble::Unlinked));
+        }
+        assert!(!links.are_of_use());
+    }
+
     #[test]
     fn who_gets_no_answer_in_time_has_the_link_closed() {
         let (sender, receiver) = std::sync::mpsc::channel::<()>();
