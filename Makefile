@@ -28,7 +28,7 @@ TEST_FLAGS := $(CARGO_FLAGS) $(if $(CI),--no-fail-fast)
 # The product alone: the tests switch on features of it that are not for users.
 PRODUCT := -p dmce -p dmce-broker -p dmce-daemon -p dmce-ffi
 # What runs inside a client, and the tests that start one.
-CLIENT_SIDE := -p dmce-abi -p dmce-sys -p dmce-shm -p libdmce -p dmce-ffi -p dmce-tests
+CLIENT_SIDE := -p dmce-abi -p dmce-sys -p dmce-shm -p libdmce -p dmce-ffi -p dmce-tests -p dmce-fuzz
 
 PREFIX ?= /usr/local
 BINDIR ?= $(PREFIX)/bin
@@ -107,6 +107,12 @@ test-i386: build-debug build-debug-i386
 test-loom:
 	CARGO_TARGET_DIR="$(TARGET_DIR)/loom" RUSTFLAGS="--cfg loom" \
 		cargo test $(TEST_FLAGS) -p dmce-shm -p libdmce --release --lib
+
+## fuzz          new inputs for what reads messages and shared memory, for SECONDS (60) a TARGET (all)
+.PHONY: fuzz
+fuzz:
+	scripts/requirements.sh fuzz
+	scripts/fuzz.sh "$(TARGET_DIR)/fuzz" $(or $(SECONDS),60) $(TARGET)
 
 ## test-header   include/libdmce.h and ffi/symbols.txt are up to date, and compilers take them
 .PHONY: test-header

@@ -87,6 +87,19 @@ impl Config {
         Self::parse(path.unwrap_or(Path::new("")), &text, variables)
     }
 
+    /// The same with the text of the file that the caller has read; `path` is for errors alone.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Wrong`].
+    pub fn of_text(
+        path: &Path,
+        text: &str,
+        variables: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, ConfigError> {
+        Self::parse(path, text, variables)
+    }
+
     /// Divides addresses as a flag says. What does not fit that layout and was meant for the one
     /// before, the most blocks and the bytes of a pool object, becomes as small as it has to be.
     pub fn set_layout(&mut self, layout: AddrLayout) {

@@ -117,6 +117,12 @@ pub enum LockError {
 }
 
 impl PageLock {
+    /// A word with these bits, as somebody may have left it: no bits are wrong (invariant 4).
+    #[must_use]
+    pub fn of_words(half: u32, sequence: u32) -> Self {
+        Self { half: AtomicU32::new(half), sequence: AtomicU32::new(sequence) }
+    }
+
     /// Takes the lock, or says at once that it is held.
     ///
     /// # Errors

@@ -1,0 +1,129 @@
+//! Daemons that serve, refuse, lie, or say what nobody asked.
+
+use arbitrary::{Result, Unstructured};
+use dmce_abi::Status;
+use dmce_abi::block::DaemonId;
+use dmce_abi::version::SEGMENT_VERSION;
+use dmce_abi::wire::Refusal;
+use dmce_abi::wire::daemon::{DaemonAnswer, DaemonMessage, DaemonRequest, HeldBlock, Register};
+use dmce_abi::wire::data::{Bytes, DataReply, DataRequest};
+use dmce_broker::dispatcher::{DaemonConn, Event, RequestId};
+
+use super::claims;
+use super::requests::message;
+use super::world::{World, pick};
+
+/// A daemon that has connected says who it is and what it holds, all or a part of it.
+pub fn register(world: &mut World, conn: DaemonConn, bytes: &mut Unstructured<'_>) -> Result<()> {
+    let daemon = claims::daemon(bytes)?;
+    if bytes.ratio(1, 8)? {
+        world.forge(daemon, bytes)?;
+    }
+    let register = Register {
+        daemon,
+        instance: "test".into(),
+        segment_version: SEGMENT_VERSION,
+        capacity: 1 << bytes.int_in_range(14..=19)?,
+        pool_object_bytes: 0,
+    };
+    world.serving.insert(conn, daemon);
+    say(world, conn, 0, DaemonMessage::Register(register));
+    let held = world.stores.entry(daemon).or_default().values().cloned().collect();
+    say(world, conn, 0, DaemonMessage::Holds { blocks: held, last: bytes.ratio(7, 8)? });
+    Ok(())
+}
+
+/// A daemon does its oldest request, or not.
+pub fn serve(world: &mut World, bytes: &mut Unstructured<'_>) -> Result<()> {
+    let busy = world.daemons.iter().filter(|(_, inbox)| !inbox.is_empty());
+    let busy: Vec<DaemonConn> = busy.map(|(conn, _)| *conn).collect();
+    let Some(conn) = pick(bytes, busy)? else { return Ok(()) };
+    let inbox = world.daemons.get_mut(&conn).expect("it was picked of these");
+    let Some((number, request)) = inbox.pop_front() else { return Ok(()) };
+    if number.0 == 0 {
+        return Ok(());
+    }
+    let Some(&daemon) = world.serving.get(&conn) else { return Ok(()) };
+    let answer = match bytes.int_in_range(0..=15)? {
+        0 => Err(refusal(bytes)?),
+        1 => match message(bytes)? {
+            Some(answer) => answer,
+            None => return Ok(()),
+        },
+        _ => obey(world, daemon, &request),
+    };
+    say(world, conn, number.0, DaemonMessage::Reply(answer));
+    Ok(())
+}
+
+/// A daemon says what nobody asked.
+pub fn say_anything(world: &mut World, bytes: &mut Unstructured<'_>) -> Result<()> {
+    let Some(conn) = pick(bytes, world.daemons.keys().copied())? else { return Ok(()) };
+    let number = bytes.int_in_range(0..=31)?;
+    let message = if bytes.arbitrary()? {
+        let mut blocks = Vec::new();
+        for _ in 0..bytes.int_in_range(0..=3)? {
+            blocks.push(world.claim(bytes)?);
+        }
+        DaemonMessage::Holds { blocks, last: bytes.arbitrary()? }
+    } else {
+        match message(bytes)? {
+            Some(message) => message,
+            None => return Ok(()),
+        }
+    };
+    say(world, conn, number, message);
+    Ok(())
+}
+
+fn say(world: &mut World, conn: DaemonConn, number: u64, message: DaemonMessage) {
+    // The broker may have ended the connection meanwhile.
+    if world.daemons.contains_key(&conn) {
+        world.event(Event::DaemonMessage { conn, request_id: RequestId(number), message });
+    }
+}
+
+fn refusal(bytes: &mut Unstructured<'_>) -> Result<Refusal> {
+    let status = *bytes.choose(&[Status::NoSpace, Status::Exists, Status::NotFound, Status::Io])?;
+    Ok(Refusal::new(status, "as the bytes say"))
+}
+
+fn obey(
+    world: &mut World,
+    daemon: DaemonId,
+    request: &DaemonRequest,
+) -> std::result::Result<DaemonAnswer, Refusal> {
+    let store = world.stores.entry(daemon).or_default();
+    match request {
+        DaemonRequest::Create { description, committed } => {
+            let there = store.get(&description.block);
+            if there.is_some_and(|held| held.description.guid != description.guid) {
+                return Err(Refusal::new(Status::Exists, "there is another"));
+            }
+            let held = HeldBlock { description: description.clone(), committed: *committed };
+            store.insert(description.block, held);
+            Ok(DaemonAnswer::Committed { committed: *committed })
+        }
+        DaemonRequest::Grow { block, committed } => match store.get_mut(block) {
+            Some(held) => {
+                held.committed = held.committed.max(*committed);
+                Ok(DaemonAnswer::Committed { committed: held.committed })
+            }
+            None => Err(Refusal::new(Status::NotFound, "no such block")),
+        },
+        DaemonRequest::Destroy { block } => {
+            store.remove(block);
+            Ok(DaemonAnswer::Done)
+        }
+        DaemonRequest::Sense => Ok(DaemonAnswer::Sensed { pool: 0, headroom: 1 << 30 }),
+        DaemonRequest::Data(DataRequest::Read { bytes, .. }) => {
+            let count = usize::try_from(*bytes).unwrap_or(0);
+            Ok(DaemonAnswer::Data(DataReply::Bytes(Bytes(vec![0; count]))))
+        }
+        DaemonRequest::Data(DataRequest::Write { .. } | DataRequest::Wake { .. }) => {
+            Ok(DaemonAnswer::Data(DataReply::Done))
+        }
+        DaemonRequest::Data(_) => Ok(DaemonAnswer::Data(DataReply::Word(0))),
+        other => panic!("{other:?} has a number and wants no answer"),
+    }
+}
