@@ -63,6 +63,28 @@ fn halves_that_are_not_there_are_named_as_such() {
 }
 
 #[test]
+fn the_right_to_write_goes_with_the_last_handle_that_has_it() {
+    Fake::with_each_mode(|_fake, session| {
+        session.region_create("v", "r", 2 * BLOCK_BYTES, &RegionOptions::default()).unwrap();
+        let reader = session.region_open("v", "r", Prot::READ).unwrap();
+        let addr = reader.addr(BASE + 8).unwrap();
+        let writers =
+            [(); 2].map(|()| session.region_open("v", "r", Prot::READ | Prot::WRITE).unwrap());
+        session.write(addr, b"here").unwrap();
+        writers[0].close().unwrap();
+        session.write(addr, b"here").unwrap();
+        writers[1].close().unwrap();
+        assert_eq!(status(session.write(addr, b"gone")), Status::Denied);
+        assert_eq!(status(session.fill(addr, 0, BLOCK_BYTES)), Status::Denied);
+        assert_eq!(session.compare(addr, b"here"), Ok(Ordering::Equal));
+        let again = session.region_open("v", "r", Prot::READ | Prot::WRITE).unwrap();
+        session.write(addr, b"back").unwrap();
+        again.close().unwrap();
+        reader.close().unwrap();
+    });
+}
+
+#[test]
 fn who_may_only_read_cannot_write_by_any_call() {
     Fake::with_each_mode(|_fake, session| {
         session.region_create("v", "r", 8192, &RegionOptions::default()).unwrap();

@@ -46,6 +46,9 @@ pub(crate) struct OpenRegion {
     guid: Guid,
     span: SpanIds,
     handles: u32,
+    /// Those of them that may write.
+    writers: u32,
+    /// Whether its blocks are in the table to be written.
     writable: bool,
     /// Shared with the handles: whether the session has deleted the region.
     is_gone: Arc<AtomicBool>,
@@ -441,6 +444,7 @@ impl Core {
         let known = regions.get_mut(&span.first).filter(|known| known.guid == opened.guid);
         let is_gone = if let Some(known) = known {
             known.handles += 1;
+            known.writers += u32::from(writable);
             if known.writable || !writable {
                 return Ok(Arc::clone(&known.is_gone));
             }
@@ -450,7 +454,8 @@ impl Core {
             let is_gone = Arc::new(AtomicBool::new(false));
             let shared = Arc::clone(&is_gone);
             let guid = opened.guid;
-            let region = OpenRegion { guid, span, handles: 1, writable, is_gone: shared };
+            let writers = u32::from(writable);
+            let region = OpenRegion { guid, span, handles: 1, writers, writable, is_gone: shared };
             regions.insert(span.first, region);
             is_gone
         };
@@ -483,10 +488,15 @@ impl Core {
                     return Err(closed());
                 }
                 known.handles -= 1;
+                known.writers -= u32::from(region.prot.contains(Prot::WRITE));
+                let span = known.span;
                 if is_last {
-                    let span = known.span;
                     regions.remove(&region.first);
                     span.ids().for_each(|id| retired.extend(self.table.remove(id)));
+                } else if known.writers == 0 && known.writable {
+                    // The right to write goes with the last handle that has it.
+                    known.writable = false;
+                    span.ids().for_each(|id| retired.extend(self.make_read_only(id)));
                 }
             } else if region.is_closed.swap(true, Ordering::SeqCst) {
                 return Err(closed());
@@ -504,6 +514,17 @@ impl Core {
             }
             asked => asked.map(|_| ()),
         }
+    }
+
+    /// Takes the right to write a block from the operations that begin from now on.
+    fn make_read_only(&self, id: BlockId) -> Retired {
+        while let Some(block) = self.table.find(id).filter(|block| block.writable) {
+            // Who fetches it at the moment may come before.
+            if let Some(retired) = self.table.replace(&block, block.read_only()) {
+                return retired;
+            }
+        }
+        Retired::default()
     }
 
     /// Asks the broker if it is there; a call that can be done later need not wait for it.
