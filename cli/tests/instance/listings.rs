@@ -64,7 +64,7 @@ fn the_usage_of_daemons_is_kept_for_a_while() {
     client.create_region("r", 8192);
     let number = |value: &Value| value.as_u64().unwrap();
     let sum = |usage: &Value, key: &str| -> u64 {
-        let samples = usage.as_array().unwrap().iter().flat_map(|of| of["samples"].as_array());
+        let samples = usage.as_array().unwrap().iter().filter_map(|of| of["samples"].as_array());
         samples.flatten().map(|sample| number(&sample[key])).sum()
     };
     wait_until("the samples tell of it", || sum(&home.json("usage"), "creates") == 2);
