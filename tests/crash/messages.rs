@@ -164,6 +164,28 @@ fn a_stopped_daemon_is_waited_for_until_the_time_is_over() {
     }
 }
 
+#[test]
+fn a_close_ends_calls_that_wait_for_a_daemon() {
+    let instance = Instance::builder().daemons(1).start();
+    let daemon = instance.daemon_pid(1).unwrap();
+    let options = Options { message_path: true, timeout_ms: 600_000, ..instance.options() };
+    let session = Session::open(&options).unwrap();
+    let addr = session.calloc(1, 8).unwrap();
+    std::thread::scope(|scope| {
+        let sleeping = scope.spawn(|| session.wait64(addr, 0, 0));
+        send(daemon, Signal::STOP);
+        let reading = scope.spawn(|| session.read(addr, &mut [0; 8]));
+        // Nothing tells that a call waits; closed a moment before, it ends the same way.
+        std::thread::yield_now();
+        session.close().unwrap();
+        for ended in [sleeping.join().unwrap(), reading.join().unwrap()] {
+            assert_eq!(ended.unwrap_err().status(), Status::Closed);
+        }
+    });
+    send(daemon, Signal::CONT);
+    instance.wait_empty();
+}
+
 /// A change whose answer is missing is either made or not, never twice, and its caller is told.
 #[test]
 fn additions_over_a_daemons_deaths_are_counted_once() {
