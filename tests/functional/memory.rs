@@ -188,3 +188,22 @@ fn a_reservation_is_kept_free_and_goes_back_with_the_session() {
     other.close().unwrap();
     instance.wait_empty();
 }
+
+/// Where a block is smaller than what small allocations share.
+#[test]
+fn every_size_is_allocated_in_the_smallest_blocks() {
+    let instance = Instance::builder().layout("24/24/16").capacity("64MiB").start();
+    let session = instance.open();
+    let mut all = Vec::new();
+    for bytes in [1, 100, 4_095, 4_096, 5_000, 20_000, 32_768, 32_769, 40_000, 65_536, 1 << 20] {
+        let addr = session.malloc(bytes).unwrap();
+        assert!(session.usable_size(addr).unwrap() >= bytes);
+        session.fill(addr, 7, bytes).unwrap();
+        all.push(session.realloc(addr, bytes + 1).unwrap());
+    }
+    for addr in all {
+        session.free(addr).unwrap();
+    }
+    session.close().unwrap();
+    instance.wait_empty();
+}

@@ -40,9 +40,20 @@ pub(crate) enum Shape {
 impl Shape {
     /// The shape for `bytes` at a multiple of `align`; `None` if no block has so many pages.
     pub(crate) fn of(bytes: u64, align: u64) -> Option<Self> {
-        if let Some(class) = Class::of(bytes, align) {
-            return Some(Self::Object(class));
+        Class::of(bytes, align).map(Self::Object).or_else(|| Self::run(bytes, align))
+    }
+
+    /// The shape in blocks of at most `block_bytes`; `None` for what is better off in blocks of its
+    /// own. Where a block is too small for a slab, an object is a run.
+    pub(crate) fn within(bytes: u64, align: u64, block_bytes: u64) -> Option<Self> {
+        if bytes > block_bytes / 2 {
+            return None;
         }
+        let fits = |shape: &Self| shape.bytes_needed() <= block_bytes;
+        Self::of(bytes, align).filter(fits).or_else(|| Self::run(bytes, align).filter(fits))
+    }
+
+    fn run(bytes: u64, align: u64) -> Option<Self> {
         let pages = u32::try_from(bytes.div_ceil(PAGE_BYTES)).ok()?;
         let align = u32::try_from(align.div_ceil(PAGE_BYTES)).ok()?;
         (pages <= PAGES_MAX).then_some(Self::Run { pages, align })

@@ -202,12 +202,8 @@ impl Core {
     }
 
     fn make(&self, wish: &Wish) -> Result<Made, Error> {
-        let shape = if wish.bytes > self.block_bytes_of(wish.kind) / 2 {
-            None
-        } else {
-            Shape::of(wish.bytes, wish.align)
-        };
-        let made = match shape {
+        let block_bytes = self.block_bytes_of(wish.kind);
+        let made = match Shape::within(wish.bytes, wish.align, block_bytes) {
             Some(shape) => self.allocate_waiting(wish, shape).and_then(|taken| self.made(taken)),
             // A block begins at a multiple of every alignment, and fresh ones are zero.
             None => self.allocate_span(wish).map(|addr| Made { addr, zeroed: true }),
