@@ -62,9 +62,9 @@ fn who_waits_is_served_when_another_session_frees() {
 /// The call that waits has no turn: otherwise the free that it waits for could not be told.
 #[test]
 fn who_waits_is_served_when_its_own_session_frees() {
-    for no_thread in [false, true] {
+    for (no_thread, message_path) in [(false, false), (true, false), (false, true), (true, true)] {
         let instance = instance_of(1, "");
-        let options = Options { no_thread, ..instance.options() };
+        let options = Options { no_thread, message_path, ..instance.options() };
         let session = Session::open(&options).unwrap();
         let held = fill(&session);
         thread::scope(|scope| {
