@@ -74,7 +74,7 @@ impl Dispatcher {
     pub(super) fn adopt(&mut self, daemon: DaemonId, held: &HeldBlock) {
         let HeldBlock { description, committed } = held;
         let payer = self.payer_of(&description.owner);
-        // Another daemon may say that it has the same block.
+        // Another daemon may say that it has the same block, or one that a span misses.
         let is_new = self.blocks.get(description.block).is_none();
         if payer.is_some() && is_new && self.fits(description) {
             let charge = self.ledger.force_charge(payer, daemon, *committed);
@@ -95,6 +95,12 @@ impl Dispatcher {
             self.log(LogLevel::Error, format!("{text}: it is quarantined"));
             self.restart.quarantined.insert((daemon, id), Quarantined { has_id, charge });
         }
+    }
+
+    /// Whether a block is another than the one that a standing span misses.
+    pub(super) fn contradicts(&mut self, found: &BlockDescription) -> bool {
+        let stands = self.blocks.span_at(found.block).is_some_and(|first| self.stands(first));
+        stands && !(self.payer_of(&found.owner).is_some() && self.fits(found))
     }
 
     /// Who pays for a block that is found: its region's owner, or its session if that is known.

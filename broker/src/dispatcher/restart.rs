@@ -278,14 +278,16 @@ impl Dispatcher {
         for (id, block) in held {
             let known = self.blocks.get(id).map(|block| (block.state, block.daemon.is_some()));
             match known {
+                _ if self.restart.quarantined.contains_key(&(daemon, id)) => {}
                 Some((BlockState::Held, _)) => self.refresh(id, block.committed),
                 Some((_, true)) => {}
                 Some((_, false)) => {
                     // It was missing until now: a daemon that nobody knew of has it.
-                    self.remove_block(id);
+                    if !self.contradicts(&block.description) {
+                        self.remove_block(id);
+                    }
                     self.adopt(daemon, &block);
                 }
-                None if self.restart.quarantined.contains_key(&(daemon, id)) => {}
                 None => self.adopt(daemon, &block),
             }
         }

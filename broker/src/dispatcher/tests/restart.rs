@@ -331,6 +331,24 @@ fn what_contradicts_itself_is_kept_from_everybody_and_the_rest_starts() {
     rig.granted(conn, heap(1, MIB));
 }
 
+/// The span that misses it goes on to miss it, and what it costs its daemon is counted once.
+#[test]
+fn what_contradicts_itself_still_does_so_when_its_daemon_is_back() {
+    let first = held_region(8, 0, 2, 3);
+    let mut other = held_region(8, 1, 2, 3);
+    let Owner::Region(region) = &mut other.description.owner else { panic!() };
+    region.mode = 0o666;
+    let daemons = vec![expected(1, &[8]), expected(2, &[9])];
+    let mut rig = Rig::started(config(), Started { sessions: vec![], daemons });
+    rig.daemon_with(1, 3 * GIB, vec![first]);
+    for _ in 0..2 {
+        rig.daemon_with(2, 3 * GIB, vec![other.clone()]);
+        let snapshot = rig.dispatcher.snapshot();
+        assert_eq!((snapshot.quarantined, snapshot.blocks[&block_id(9)].lost), (1, true));
+        rig.daemon_dies(2);
+    }
+}
+
 /// One block of two daemons is what somebody forged or copied: it must not keep the broker from
 /// starting.
 #[test]
