@@ -15,22 +15,10 @@ target=${CARGO_TARGET_DIR:-$root/target}
 dmce=$target/release/dmce
 rounds=${1:-7}
 
-scratch=$(mktemp -d)
+# shellcheck source=scripts/scratch.sh
+source "$root/scripts/scratch.sh"
 shared=$(mktemp -d -p /dev/shm dmce-bench-sqlite.XXXXXX)
-instance=$scratch/instance
-clean_up() {
-    local status=$?
-    trap - EXIT
-    if [[ -d $instance ]]; then
-        "$dmce" down --dir "$instance" >/dev/null || status=1
-    fi
-    rm -rf "$scratch" "$shared"
-    exit "$status"
-}
-trap clean_up EXIT
-trap 'exit 129' HUP
-trap 'exit 130' INT
-trap 'exit 143' TERM
+folders+=("$shared")
 
 # One statement or script a step; each is timed as a whole.
 steps() {

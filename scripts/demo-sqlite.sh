@@ -22,33 +22,11 @@ wanted=$(awk -v gib="$gib" 'BEGIN { printf "%.0f", gib * 1024 * 1024 * 1024 }')
 DAEMONS=3
 CAPACITY=3GiB
 
-scratch=$(mktemp -d)
-instance=$scratch/instance
+# shellcheck source=scripts/scratch.sh
+source "$root/scripts/scratch.sh"
 mkdir -p "${DMCE_DEMO_DISK:-/tmp}"
 disk=$(mktemp -d -p "${DMCE_DEMO_DISK:-/tmp}")
-writer=
-
-clean_up() {
-    local status=$?
-    trap - EXIT
-    if [[ -n $writer ]] && kill "$writer" 2>/dev/null; then
-        wait "$writer" || true
-    fi
-    if [[ -d $instance ]]; then
-        "$dmce" down --dir "$instance" >/dev/null || status=1
-    fi
-    rm -rf "$scratch" "$disk"
-    exit "$status"
-}
-trap clean_up EXIT
-# A signal ends the script through the trap above.
-trap 'exit 129' HUP
-trap 'exit 130' INT
-trap 'exit 143' TERM
-
-title() {
-    printf '\n== %s\n' "$*"
-}
+folders+=("$disk")
 
 die() {
     echo "demo-sqlite: $*" >&2
@@ -158,18 +136,18 @@ title "the 32-bit shell writes on, and a 64-bit shell reads at the same time"
     # Of the shell itself, which is the parent of the command.
     echo ".shell grep -e VmPeak -e VmHWM /proc/\$PPID/status"
 } | "${shell32[@]}" >"$scratch/written" &
-writer=$!
+background=$!
 began=$(date +%s)
 # Each look is a transaction of its own: a round is there as a whole, or not at all.
 {
     in_dmce vfs64.so
-    while kill -0 "$writer" 2>/dev/null; do
+    while kill -0 "$background" 2>/dev/null; do
         echo "select max(round), (select count(*) from package p where p.round =" \
             "(select max(round) from package)) from package;"
     done
 } | "${shell64[@]}" >"$scratch/seen"
-wait "$writer"
-writer=
+wait "$background"
+background=
 took=$(($(date +%s) - began))
 mapfile -t written <"$scratch/written"
 awk -F'|' -v packages="$packages" '

@@ -22,31 +22,8 @@ DAEMONS=3
 CAPACITY=3GiB
 ADDRESS_SPACE_KIB=$((3 * 1024 * 1024))
 
-scratch=$(mktemp -d)
-instance=$scratch/instance
-hold_pid=
-
-clean_up() {
-    local status=$?
-    trap - EXIT
-    if [[ -n $hold_pid ]] && kill "$hold_pid" 2>/dev/null; then
-        wait "$hold_pid" || true
-    fi
-    if [[ -d $instance ]]; then
-        "$dmce" down --dir "$instance" >/dev/null || status=1
-    fi
-    rm -rf "$scratch"
-    exit "$status"
-}
-trap clean_up EXIT
-# A signal ends the script through the trap above.
-trap 'exit 129' HUP
-trap 'exit 130' INT
-trap 'exit 143' TERM
-
-title() {
-    printf '\n== %s\n' "$*"
-}
+# shellcheck source=scripts/scratch.sh
+source "$root/scripts/scratch.sh"
 
 # compile LIBRARIES FLAG..: builds hold against the shared library in that folder.
 compile() {
@@ -72,9 +49,9 @@ check_room() {
 hold() {
     local look="echo; '$dmce' blocks; echo; '$dmce' daemons"
     ("${limits[@]}" && exec "$scratch/hold" --gib "$gib" --then "$look" "$files") &
-    hold_pid=$!
-    wait "$hold_pid"
-    hold_pid=
+    background=$!
+    wait "$background"
+    background=
 }
 
 check_room
