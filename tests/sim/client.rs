@@ -113,6 +113,8 @@ pub struct Client {
     pub view: Option<View>,
     /// Whether the broker has a reason to end its session.
     pub excused: bool,
+    /// Tickets of the requests that were asked, and may wait, when the doorbell rang last.
+    rung: BTreeSet<u64>,
     /// Width of a cell.
     cell_bits: u8,
     last_request: u64,
@@ -132,6 +134,7 @@ impl Client {
             given_up: BTreeMap::new(),
             view: None,
             excused: false,
+            rung: BTreeSet::new(),
             cell_bits,
             last_request: 0,
         }
@@ -240,6 +243,11 @@ impl Client {
                 Ok(())
             }
             Arrival::Ring => {
+                let asked = self.pending.values().filter_map(|request| match request {
+                    ClientRequest::MallocWith(with) => Some(with.malloc.ticket),
+                    _ => None,
+                });
+                self.rung.extend(asked);
                 self.ask_again();
                 Ok(())
             }
@@ -320,6 +328,15 @@ impl Client {
             }
             (ClientRequest::Spans(list), ClientReply::Spans { spans, more }) => {
                 self.listed(list.after, &spans, more)
+            }
+            (ClientRequest::MallocWith(with), ClientReply::Queued)
+                if self.rung.remove(&with.malloc.ticket) =>
+            {
+                // It may have rung for this one, which was asked before.
+                let Some(view) = &mut self.view else { return Ok(()) };
+                view.answered(request, ClientReply::Queued, known)?;
+                self.ask_again();
+                Ok(())
             }
             (request, reply) => {
                 let Some(view) = &mut self.view else { return Ok(()) };

@@ -39,8 +39,14 @@ pub fn act(world: &mut World, action: Action) -> Checked {
             let record = world.host.records.get(&session);
             let pid = record.map(|record| record.record.pid);
             for (conn, place) in &broker.clients {
-                if Some(world.clients[*place].peer.pid) == pid {
-                    world.clients[*place].inbox.push_back((*conn, Arrival::Ring));
+                let client = &mut world.clients[*place];
+                // An eventfd that has rung and was not read does not ring again.
+                let is_ring = |(of, arrival): &(ClientConn, Arrival)| {
+                    of == conn && matches!(arrival, Arrival::Ring)
+                };
+                let has_rung = client.inbox.iter().any(is_ring);
+                if Some(client.peer.pid) == pid && !has_rung {
+                    client.inbox.push_back((*conn, Arrival::Ring));
                 }
             }
         }

@@ -343,12 +343,26 @@ impl Dispatcher {
             let next = self.patients.by_place.range(from..).next().map(|(place, _)| *place);
             self.patients.round = next.map(|place| place + 1);
             match next {
+                Some(place) if !self.has_chance(place) => {}
                 Some(place) => _ = self.try_patient(place),
                 None if std::mem::take(&mut self.patients.again) => self.patients.round = Some(0),
                 None => {}
             }
         }
         self.patients.round.is_some()
+    }
+
+    /// Whether it is worth to try a request: not if no daemon has room for one block of it. Where
+    /// very many wait, this is what each of them costs.
+    fn has_chance(&self, place: u64) -> bool {
+        let Some(patient) = self.patients.by_place.get(&place) else { return false };
+        let session = self.sessions.get(patient.session);
+        let account = session.map(|session| session.account);
+        if patient.lacks == Lack::Else || self.ledger.reservation(account).is_some() {
+            return true;
+        }
+        let (each, _) = self.blocks_of(patient);
+        self.daemons.up_in_turn().any(|daemon| self.ledger.store(daemon).free() >= each)
     }
 
     /// Tries to serve a request that waits. Whether it waits no more.
