@@ -369,6 +369,11 @@ impl Server {
                 let headers = self.objects.read_headers(daemon);
                 self.events.push_back(Event::HeadersRead { daemon, headers });
             }
+            // One is looked at now: who just met it may ask again before anything else is done.
+            Action::Inspect { inspect, daemon, blocks } if blocks.len() == 1 => {
+                let found = self.objects.inspect(daemon, &blocks);
+                self.events.push_back(Event::Inspected { inspect, daemon, found });
+            }
             Action::Inspect { inspect, daemon, blocks } => {
                 self.inspections.push_back(Inspection { inspect, daemon, blocks });
             }
