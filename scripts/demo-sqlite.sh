@@ -98,8 +98,9 @@ select count(*), count(distinct round), sum(length(stanza)) from package;
 select section, count(*), sum(installed_kib), max(bytes) from package where round in (1, 7)
     group by section order by section;
 select name, version, bytes from package where round = 3 order by bytes desc, name limit 20;
-select a.section, count(*) from package a join package b on b.round = 2 and b.section = a.section
-    and b.name = 'lib' || a.name where a.round = 5 group by a.section order by 1;
+select section, a.n, b.n from (select section, count(*) n from package where round = 5 group by 1) a
+    join (select section, sum(bytes) n from package where round = 2 group by 1) b using (section)
+    order by 1;
 select priority, avg(length(stanza)) from package where stanza like '%sqlite%'
     group by priority order by 1;
 SQL
