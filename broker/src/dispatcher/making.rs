@@ -79,6 +79,9 @@ impl Dispatcher {
             MallocKind::Span { bytes } => Some(bytes),
         };
         let policy = self.policy(0, bytes)?;
+        if let Some(session) = self.sessions.get(id) {
+            self.wait_no_more((session.record.guid, malloc.ticket));
+        }
         let request = ClientRequest::Malloc(malloc);
         self.malloc(to, id, &Wanted { request, malloc, policy, patient: None })
     }

@@ -195,12 +195,7 @@ impl Dispatcher {
         let ticket = (session.record.guid, with.malloc.ticket);
         let wanted = self.wanted(with)?;
         let Some(wait_ms) = with.wait_ms else {
-            // It waited before, and does no more.
-            self.forget_patient(ticket);
-            let making = self.made_by(ticket).and_then(|first| self.makings.get_mut(&first));
-            if let Some(patient) = making.and_then(|making| making.patient.take()) {
-                self.patience_ends(&patient);
-            }
+            self.wait_no_more(ticket);
             return self.malloc(to, id, &wanted);
         };
         if ticket.1 == 0 {
@@ -303,6 +298,15 @@ impl Dispatcher {
     pub(super) fn forget_patient(&mut self, ticket: TicketKey) {
         if let Some(&place) = self.patients.by_ticket.get(&ticket) {
             self.patience_is_over(place);
+        }
+    }
+
+    /// A ticket is asked for without waiting: if it waited before, it does no more.
+    pub(super) fn wait_no_more(&mut self, ticket: TicketKey) {
+        self.forget_patient(ticket);
+        let making = self.made_by(ticket).and_then(|first| self.makings.get_mut(&first));
+        if let Some(patient) = making.and_then(|making| making.patient.take()) {
+            self.patience_ends(&patient);
         }
     }
 

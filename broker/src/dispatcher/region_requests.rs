@@ -72,6 +72,7 @@ impl Dispatcher {
             created_by: Ticket { session: ticket.0, number: ticket.1 },
         };
         region.validate().map_err(|error| Refusal::new(Status::Invalid, error.to_string()))?;
+        self.wait_no_more(ticket);
         if let Some(made) = self.made_by(ticket) {
             return self.region_again(to, made, &create.region);
         }

@@ -1,10 +1,11 @@
 use dmce_abi::Status;
 use dmce_abi::addr::AddrLayout;
 use dmce_abi::wire::client::{
-    Abandon, ClientReply, ClientRequest, Delete, Granted, Malloc, MallocKind, MallocWith, SpanList,
+    Abandon, ClientReply, ClientRequest, Delete, Granted, Malloc, MallocKind, MallocWith,
+    RegionCreate, SpanList,
 };
 
-use super::rig::{GIB, MIB, Mood, Rig, config, heap, span};
+use super::rig::{GIB, MIB, Mood, Rig, config, heap, region, span};
 use crate::dispatcher::{Action, ClientConn, Quota, Started};
 
 fn with(ticket: u64, bytes: u64, wait_ms: Option<u32>) -> ClientRequest {
@@ -59,6 +60,21 @@ fn what_was_made_for_who_waited_is_listed_when_it_was_asked_for() {
     rig.granted(waiter, with(1, MIB, Some(0)));
     let listed = rig.done(waiter, ClientRequest::Spans(SpanList { after: 0 }));
     assert!(matches!(listed, ClientReply::Spans { spans, .. } if spans.len() == 1));
+}
+
+/// Else its ticket would make two spans.
+#[test]
+fn a_wait_ends_when_its_ticket_is_asked_for_without_waiting() {
+    let ClientRequest::RegionCreate(create) = region("r", MIB, 0o600) else { panic!() };
+    let create = ClientRequest::RegionCreate(RegionCreate { ticket: 1, ..create });
+    for impatient in [with(1, MIB, None), span(1, MIB), create] {
+        let (mut rig, holder, waiter, last) = full();
+        assert_eq!(rig.done(waiter, with(1, 2 * GIB, Some(0))), ClientReply::Queued);
+        delete(&mut rig, holder, &last);
+        assert_eq!(rig.dispatcher.patients.all().count(), 1);
+        rig.done(waiter, impatient);
+        assert_eq!(rig.dispatcher.patients.all().count(), 0);
+    }
 }
 
 #[test]
