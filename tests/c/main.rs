@@ -65,6 +65,18 @@ fn bytes_come_back_through_windows() {
 }
 
 #[test]
+fn bytes_come_back_by_message_by_both_ways() {
+    let program = toolchain::build("tests/c/messages.c", "c99", Shared);
+    let instance = Instance::start(2);
+    for route in ["direct", "broker"] {
+        let route = [("DMCE_MESSAGE_ROUTE", route)];
+        let output = toolchain::run_with(&program.path, &instance, &[], &route);
+        toolchain::text_of_success("messages.c", &output);
+        instance.wait_empty();
+    }
+}
+
+#[test]
 fn the_contract_holds_through_the_shared_library() {
     passes("contract.c", "c99", Shared);
 }
