@@ -237,6 +237,7 @@ impl Dispatcher {
             quota: self.ledger.quota(session.record.uid).bytes,
             copies: session.record.copies,
             idle_s: self.config.idle_s,
+            has_policies: !self.config.policies.is_empty(),
         };
         let descriptors = vec![Descriptor::SessionObject(id), Descriptor::Doorbell(id)];
         self.reply(to, Ok(ClientReply::Ready(ready)), descriptors);

@@ -107,6 +107,9 @@ impl Core {
     }
 
     fn policies(&self) -> Result<&[Policy], Error> {
+        if !self.ready.has_policies {
+            return Ok(&[]);
+        }
         if let Some(table) = self.policies.get() {
             return Ok(table);
         }

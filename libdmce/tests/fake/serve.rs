@@ -273,6 +273,7 @@ impl State {
             quota: u64::MAX,
             copies: 1,
             idle_s: self.idle_s,
+            has_policies: true,
         };
         let fds = [&session.fd, &session.doorbell].map(|fd| fd.try_clone().unwrap());
         (ClientReply::Ready(ready), fds.into())

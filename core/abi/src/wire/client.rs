@@ -207,6 +207,8 @@ pub struct Ready {
     pub copies: u32,
     /// Seconds that a block may lie empty before it goes back.
     pub idle_s: u32,
+    /// Whether there is a table of policies, to be asked for before the first allocation.
+    pub has_policies: bool,
 }
 
 /// Asks for blocks.
