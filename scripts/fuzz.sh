@@ -42,7 +42,8 @@ for target in "${targets[@]}"; do
     run=("$dir/$host/fuzz/dmce-fuzz" -timeout=10 -max_len=4096 "-artifact_prefix=$dir/failed/$target-")
     if "${run[@]}" "-max_total_time=$seconds" -print_final_stats=1 "$found" "$kept/$target" \
         >"$log" 2>&1; then
-        "${run[@]}" -merge=1 "$kept/$target" "$found" >>"$log" 2>&1
+        # By code that is reached, not by how often: a corpus is for clones to carry.
+        "${run[@]}" -set_cover_merge=1 -use_counters=0 "$kept/$target" "$found" >>"$log" 2>&1
     else
         status=1
         echo "$target failed: the input is in $dir/failed, the trace in $log" >&2

@@ -8,7 +8,7 @@ use std::path::Path;
 use dmce_fuzz::mutation::Mutator;
 use dmce_fuzz::{TARGETS, Target, corpus};
 
-const RUNS: u32 = 5_000;
+const RUNS: u32 = 2_000;
 const SEED: u64 = 4;
 
 /// All kept inputs of all targets together: a corpus is for clones to carry.

@@ -13,24 +13,37 @@ use super::claims;
 use super::requests::message;
 use super::world::{World, pick};
 
+/// Requests that a daemon does at once.
+const REQUESTS_AT_ONCE: usize = 8;
+
 /// A daemon that has connected says who it is and what it holds, all or a part of it.
 pub fn register(world: &mut World, conn: DaemonConn, bytes: &mut Unstructured<'_>) -> Result<()> {
     let daemon = claims::daemon(bytes)?;
     if bytes.ratio(1, 8)? {
         world.forge(daemon, bytes)?;
     }
+    register_as(world, conn, daemon, 1 << bytes.int_in_range(14..=19)?);
+    report(world, conn, daemon, bytes.ratio(7, 8)?);
+    Ok(())
+}
+
+/// A daemon says who it is.
+pub fn register_as(world: &mut World, conn: DaemonConn, daemon: DaemonId, capacity: u64) {
     let register = Register {
         daemon,
         instance: "test".into(),
         segment_version: SEGMENT_VERSION,
-        capacity: 1 << bytes.int_in_range(14..=19)?,
+        capacity,
         pool_object_bytes: 0,
     };
     world.serving.insert(conn, daemon);
     say(world, conn, 0, DaemonMessage::Register(register));
-    let held = world.stores.entry(daemon).or_default().values().cloned().collect();
-    say(world, conn, 0, DaemonMessage::Holds { blocks: held, last: bytes.ratio(7, 8)? });
-    Ok(())
+}
+
+/// A daemon says what it holds.
+pub fn report(world: &mut World, conn: DaemonConn, daemon: DaemonId, last: bool) {
+    let blocks = world.stores.entry(daemon).or_default().values().cloned().collect();
+    say(world, conn, 0, DaemonMessage::Holds { blocks, last });
 }
 
 /// A daemon does its oldest request, or not.
@@ -38,15 +51,25 @@ pub fn serve(world: &mut World, bytes: &mut Unstructured<'_>) -> Result<()> {
     let busy = world.daemons.iter().filter(|(_, inbox)| !inbox.is_empty());
     let busy: Vec<DaemonConn> = busy.map(|(conn, _)| *conn).collect();
     let Some(conn) = pick(bytes, busy)? else { return Ok(()) };
-    let inbox = world.daemons.get_mut(&conn).expect("it was picked of these");
+    // Mostly all that it was asked: what is made of it needs many answers.
+    let most = if bytes.ratio(3, 4)? { REQUESTS_AT_ONCE } else { 1 };
+    for _ in 0..most {
+        serve_one(world, conn, bytes)?;
+    }
+    Ok(())
+}
+
+fn serve_one(world: &mut World, conn: DaemonConn, bytes: &mut Unstructured<'_>) -> Result<()> {
+    let Some(inbox) = world.daemons.get_mut(&conn) else { return Ok(()) };
     let Some((number, request)) = inbox.pop_front() else { return Ok(()) };
     if number.0 == 0 {
         return Ok(());
     }
     let Some(&daemon) = world.serving.get(&conn) else { return Ok(()) };
+    // Zeros, which are what there is behind the last byte, are the honest answer.
     let answer = match bytes.int_in_range(0..=15)? {
-        0 => Err(refusal(bytes)?),
-        1 => match message(bytes)? {
+        14 => Err(refusal(bytes)?),
+        15 => match message(bytes)? {
             Some(answer) => answer,
             None => return Ok(()),
         },

@@ -73,6 +73,27 @@ pub fn request(seen: &Seen, bytes: &mut Unstructured<'_>) -> Result<Option<Clien
     }))
 }
 
+/// What a connection without a session needs first.
+pub fn opening(seen: &Seen, bytes: &mut Unstructured<'_>) -> Result<ClientRequest> {
+    if bytes.arbitrary()? {
+        Ok(ClientRequest::Attach(attach(seen, bytes)?))
+    } else {
+        Ok(ClientRequest::Setup(setup(bytes)?))
+    }
+}
+
+/// A setup that nothing is wrong with.
+pub fn sound_setup() -> Setup {
+    Setup {
+        segment_version: SEGMENT_VERSION,
+        pointer_bits: 64,
+        bytes: 0,
+        accept_partial: true,
+        copies: 1,
+        name: "fuzz".into(),
+    }
+}
+
 /// Whatever the next bytes are, if they are a message.
 pub fn message<T: DeserializeOwned>(bytes: &mut Unstructured<'_>) -> Result<Option<T>> {
     let count = bytes.int_in_range(0..=63)?.min(bytes.len());

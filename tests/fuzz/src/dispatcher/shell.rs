@@ -179,12 +179,8 @@ impl World {
 
     /// Something that the shell was asked for has come.
     pub fn deliver(&mut self, bytes: &mut Unstructured<'_>) -> Result<()> {
-        if let Some(session) = self.to_make.pop_front() {
-            let fails = bytes.ratio(1, 8)?;
-            self.kept(session).made = !fails;
-            let refusal = Refusal::new(Status::NoSpace, "no room for a session object");
-            let result = if fails { Err(refusal) } else { Ok(()) };
-            self.event(Event::SessionCreated { session, result });
+        if !self.to_make.is_empty() {
+            self.make_session(!bytes.ratio(1, 8)?);
         } else if let Some((inspect, daemon, blocks)) = self.inspections.pop_front() {
             let store = self.stores.get(&daemon);
             let bytes_of = |block| store.and_then(|store| store.get(block)).map(|b| b.committed);
@@ -199,6 +195,15 @@ impl World {
             self.event(Event::LockFree { daemon, headers });
         }
         Ok(())
+    }
+
+    /// The objects of a session are made, or there is no room for them.
+    pub fn make_session(&mut self, made: bool) {
+        let Some(session) = self.to_make.pop_front() else { return };
+        self.kept(session).made = made;
+        let refusal = Refusal::new(Status::NoSpace, "no room for a session object");
+        let result = if made { Ok(()) } else { Err(refusal) };
+        self.event(Event::SessionCreated { session, result });
     }
 }
 

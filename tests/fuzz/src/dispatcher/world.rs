@@ -6,7 +6,7 @@ use arbitrary::{Result, Unstructured};
 use dmce_abi::AddrLayout;
 use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
 use dmce_abi::name::Instance;
-use dmce_abi::wire::client;
+use dmce_abi::wire::client::{self, ClientRequest};
 use dmce_abi::wire::daemon::{DaemonRequest, HeldBlock};
 use dmce_broker::dispatcher::{
     ClientConn, DaemonConn, Dispatcher, DispatcherConfig, Event, Grant, InspectId, Limits, Millis,
@@ -97,7 +97,25 @@ impl World {
             starts: 0,
         };
         world.start();
+        if bytes.ratio(7, 8)? {
+            world.settle();
+        }
         Ok(world)
+    }
+
+    /// Daemons that serve and clients with sessions: what most of the code needs to be reached.
+    fn settle(&mut self) {
+        for id in 1..DAEMONS {
+            let conn = self.enter_daemon(process(50, SERVICE_UID));
+            let daemon = DaemonId::try_from(id).expect("a small id");
+            daemons::register_as(self, conn, daemon, 1 << 19);
+            daemons::report(self, conn, daemon, true);
+        }
+        for (pid, uid) in [(100, 1000), (102, 1001)] {
+            let conn = self.enter_client(process(pid, uid));
+            self.request(conn, RequestId(1), ClientRequest::Setup(requests::sound_setup()));
+            self.make_session(true);
+        }
     }
 
     /// Something happens.
@@ -160,11 +178,16 @@ impl World {
         if self.clients.len() >= CONNECTIONS_MAX {
             return Ok(());
         }
+        self.enter_client(peer(bytes)?);
+        Ok(())
+    }
+
+    fn enter_client(&mut self, peer: Peer) -> ClientConn {
         self.conns += 1;
         let conn = ClientConn(self.conns);
         self.clients.insert(conn, Client::default());
-        self.event(Event::Connected { conn, peer: peer(bytes)? });
-        Ok(())
+        self.event(Event::Connected { conn, peer });
+        conn
     }
 
     fn leave(&mut self, bytes: &mut Unstructured<'_>) -> Result<()> {
@@ -180,27 +203,46 @@ impl World {
         let read = self.clients.iter().filter(|(_, client)| !client.held);
         let conns: Vec<ClientConn> = read.map(|(conn, _)| *conn).collect();
         let Some(conn) = pick(bytes, conns)? else { return Ok(()) };
-        let request_id = RequestId(bytes.int_in_range(0..=15)?);
-        let Some(request) = requests::request(&self.seen, bytes)? else { return Ok(()) };
-        if request_id.0 != 0 {
-            let client = self.clients.get_mut(&conn).expect("it was picked of these");
+        let number: u64 = bytes.int_in_range(0..=15)?;
+        let has_session = self.clients[&conn].session.is_some();
+        let request = if has_session || bytes.ratio(1, 4)? {
+            requests::request(&self.seen, bytes)?
+        } else {
+            Some(requests::opening(&self.seen, bytes)?)
+        };
+        let Some(request) = request else { return Ok(()) };
+        // Whose answer tells which session the connection has is always answered.
+        let opens = matches!(request, ClientRequest::Setup(_) | ClientRequest::Attach(_));
+        let request_id = RequestId(if opens { number.max(1) } else { number });
+        self.request(conn, request_id, request);
+        Ok(())
+    }
+
+    fn request(&mut self, conn: ClientConn, request_id: RequestId, request: ClientRequest) {
+        if request_id.0 != 0
+            && let Some(client) = self.clients.get_mut(&conn)
+        {
             *client.asked.entry(request_id).or_default() += 1;
         }
         self.event(Event::Request { conn, request_id, request });
-        Ok(())
     }
 
     fn connect_daemon(&mut self, bytes: &mut Unstructured<'_>) -> Result<()> {
         if self.daemons.len() >= CONNECTIONS_MAX {
             return Ok(());
         }
+        let stranger = bytes.ratio(1, 16)?;
+        let conn =
+            self.enter_daemon(if stranger { peer(bytes)? } else { process(50, SERVICE_UID) });
+        daemons::register(self, conn, bytes)
+    }
+
+    fn enter_daemon(&mut self, peer: Peer) -> DaemonConn {
         self.conns += 1;
         let conn = DaemonConn(self.conns);
         self.daemons.insert(conn, VecDeque::new());
-        let stranger = bytes.ratio(1, 16)?;
-        let peer = if stranger { peer(bytes)? } else { process(50, SERVICE_UID) };
         self.event(Event::DaemonConnected { conn, peer });
-        daemons::register(self, conn, bytes)
+        conn
     }
 
     fn daemon_leaves(&mut self, bytes: &mut Unstructured<'_>) -> Result<()> {
