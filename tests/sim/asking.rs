@@ -10,8 +10,8 @@ use dmce_abi::wire::client::{
 
 use dmce_abi::wire::data::{DataRequest, LinkId, Target};
 
-use crate::client::{View, members};
 use crate::random::Random;
+use crate::view::{View, members};
 
 /// No opening has this number: tickets and openings are counted up from 1.
 const NEVER_OPENED: OpeningId = OpeningId(u64::MAX);

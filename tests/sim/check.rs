@@ -6,8 +6,9 @@ use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
 use dmce_abi::wire::client::{BlockInfo, ClientRequest, MallocWith, OpeningId, RegionOpen};
 use dmce_broker::dispatcher::{Millis, Snapshot};
 
-use crate::client::{Client, OwnSpan, View, members};
+use crate::client::Client;
 use crate::host::{Header, Object};
+use crate::view::{OwnSpan, View, members};
 use crate::world::{Checked, Faults, World};
 
 /// Quiet moves, of 20 ms, after which sessions without a client have ended and daemons were heard.

@@ -19,6 +19,7 @@ mod random;
 mod shell;
 mod trouble;
 mod truth;
+mod view;
 mod world;
 
 use std::env;

@@ -18,11 +18,12 @@ use dmce_broker::dispatcher::{
 };
 
 use crate::asking::{self, Sizes};
-use crate::client::{Arrival, Client, Known};
+use crate::client::{Arrival, Client};
 use crate::daemon::{Daemon, Manners};
 use crate::host::Host;
 use crate::random::Random;
 use crate::truth::Truth;
+use crate::view::Known;
 
 /// Lines of the history that a failure shows.
 const HISTORY: u64 = 60;
