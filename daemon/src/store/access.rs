@@ -18,6 +18,7 @@ use dmce_abi::wire::Refusal;
 use dmce_abi::wire::data::{Bytes, DataAnswer, DataReply, DataRequest, Target};
 use dmce_sys::object::word::{ObjectWord, WordError};
 use dmce_sys::object::{self, ObjectError};
+use dmce_sys::transfer::word::WORD_BYTES;
 
 use super::folder::{Found, Own};
 use super::requests::{lost, no_such_block};
@@ -28,9 +29,6 @@ const OPEN_MAX: usize = 512;
 
 /// How often a write is tried whose bytes another process writes at the same time.
 const WRITES_MAX: u32 = 3;
-
-/// Bytes of a word.
-const WORD_BYTES: u64 = 8;
 
 /// The objects that were reached of late, by block.
 #[derive(Debug, Default)]
@@ -57,7 +55,7 @@ impl Store {
         let bytes = match request {
             DataRequest::Read { bytes, .. } => u64::from(*bytes),
             DataRequest::Write { data, .. } => data.0.len() as u64,
-            _ => WORD_BYTES,
+            _ => WORD_BYTES as u64,
         };
         let end = self.end_of(at, bytes)?;
         let object = self.reached(at)?;
