@@ -54,7 +54,7 @@ pub struct Host {
     pub sessions: BTreeMap<SessionId, u64>,
     /// Session records.
     pub records: BTreeMap<SessionId, Record>,
-    /// Processes that live: pid and start time.
+    /// Processes that live: pid, and when they started.
     pub processes: BTreeMap<u32, u64>,
     /// Daemons whose lock is held.
     pub locks: BTreeSet<DaemonId>,
@@ -191,12 +191,16 @@ impl Host {
         }
     }
 
+    /// Whether the process of a session lives.
+    pub fn lives(&self, record: &SessionRecord) -> bool {
+        lives(&self.processes, record)
+    }
+
     /// What a broker finds that starts now. Objects of sessions that are not believed are removed.
     pub fn found(&mut self) -> Started {
-        let processes = self.processes.clone();
-        self.records.retain(|_, Record { record, .. }| {
-            processes.get(&record.pid) == Some(&record.start_time)
-        });
+        let processes = std::mem::take(&mut self.processes);
+        self.records.retain(|_, Record { record, .. }| lives(&processes, record));
+        self.processes = processes;
         let records = &self.records;
         self.sessions.retain(|session, _| records.contains_key(session));
         let believed = self.records.values().map(|Record { record, grants }| BelievedSession {
@@ -217,6 +221,11 @@ impl Host {
         });
         Started { sessions: believed.collect(), daemons: found.collect() }
     }
+}
+
+/// Whether the process of a record is there: who has its pid later started after it lived.
+fn lives(processes: &BTreeMap<u32, u64>, record: &SessionRecord) -> bool {
+    processes.get(&record.pid).is_some_and(|started| *started <= record.lived_at)
 }
 
 fn named_as(region: &Region, name: &RegionName) -> bool {

@@ -56,9 +56,9 @@ pub fn act(world: &mut World, action: Action) -> Checked {
                 world.clients[place].inbox.push_back((conn, Arrival::Closed));
             }
         }
-        Action::WatchProcess { session, pid, start_time, .. } => {
-            broker.watched.insert(session, (pid, start_time));
-            if world.host.processes.get(&pid) != Some(&start_time) {
+        Action::WatchProcess { session, pid, lived_at, .. } => {
+            broker.watched.insert(session, pid);
+            if world.host.processes.get(&pid).is_none_or(|started| *started > lived_at) {
                 broker.soon.push_back(Event::Died { session });
             }
         }
@@ -204,7 +204,7 @@ impl World {
         let Some(Record { record, .. }) = self.host.records.remove(&session) else {
             return Ok(());
         };
-        let lives = self.host.processes.get(&record.pid) == Some(&record.start_time);
+        let lives = self.host.lives(&record);
         let client = self.clients.iter_mut().find(|client| client.peer.pid == record.pid);
         let patience = self.config.reattach_ms;
         let late = self.truth.is_late(session, self.now.millis, patience);

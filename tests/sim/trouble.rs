@@ -134,7 +134,7 @@ impl World {
         let pid = client.peer.pid;
         self.host.processes.remove(&pid);
         let Some(broker) = &mut self.broker else { return };
-        let watched = broker.watched.iter().filter(|(_, (watched, _))| *watched == pid);
+        let watched = broker.watched.iter().filter(|(_, watched)| **watched == pid);
         let sessions: BTreeSet<_> = watched.map(|(session, _)| *session).collect();
         for session in sessions {
             broker.soon.push_back(Event::Died { session });

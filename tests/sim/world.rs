@@ -10,7 +10,7 @@ use std::fmt::Display;
 use dmce_abi::AddrLayout;
 use dmce_abi::block::{DaemonId, SessionId};
 use dmce_abi::name::Instance;
-use dmce_abi::wire::client;
+use dmce_abi::wire::client::{self, ClientRequest};
 use dmce_abi::wire::daemon::{DaemonMessage, DaemonNotice};
 use dmce_broker::dispatcher::{
     Action, ClientConn, DaemonConn, Dispatcher, DispatcherConfig, Event, Limits, Millis, Now, Peer,
@@ -47,7 +47,7 @@ pub struct Broker {
     /// Events that the shell will deliver.
     pub soon: VecDeque<Event>,
     /// Processes that are watched.
-    pub watched: BTreeMap<SessionId, (u32, u64)>,
+    pub watched: BTreeMap<SessionId, u32>,
     /// Locks that are watched.
     pub locks: BTreeSet<DaemonId>,
     /// When to tick.
@@ -238,8 +238,12 @@ impl World {
         };
         let client = &mut self.clients[place];
         let Some((request_id, request)) = client.outbox.pop_front() else { return Ok(()) };
-        if request == dmce_abi::wire::client::ClientRequest::Disconnect {
+        if request == ClientRequest::Disconnect {
             client.excused = true;
+        }
+        let pid = client.peer.pid;
+        if let (ClientRequest::Attach(_), Some(&at)) = (&request, self.host.processes.get(&pid)) {
+            self.event(Event::ProcessStarted { conn, at })?;
         }
         if let Some(broker) = &mut self.broker {
             broker.asked.entry(conn).or_default().insert(request_id);
@@ -371,7 +375,7 @@ impl World {
         let Some(broker) = &mut self.broker else { return Ok(()) };
         broker.daemons.insert(conn, place);
         let uid = self.config.service_uid;
-        let peer = Peer { pid: 50, start_time: 1, uid, gid: 0, groups: Vec::new() };
+        let peer = Peer { pid: 50, lived_at: 1, uid, gid: 0, groups: Vec::new() };
         self.event(Event::DaemonConnected { conn, peer })
     }
 
@@ -389,9 +393,10 @@ impl World {
     pub fn add_client(&mut self) {
         self.pids += 1;
         let uid = [0, 1000, 1000, 1001][usize::try_from(self.random.below(4)).unwrap_or(0)];
-        let start_time = self.random.next();
-        let peer = Peer { pid: self.pids, start_time, uid, gid: uid, groups: vec![100] };
-        self.host.processes.insert(peer.pid, peer.start_time);
+        let started = self.random.next();
+        let lived_at = started.saturating_add(self.random.below(3));
+        let peer = Peer { pid: self.pids, lived_at, uid, gid: uid, groups: vec![100] };
+        self.host.processes.insert(peer.pid, started);
         self.clients.push(Client::new(peer, self.sizes.cell_bits));
     }
 

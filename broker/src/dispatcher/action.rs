@@ -103,14 +103,14 @@ pub enum Action {
         record: SessionRecord,
     },
     /// Watches the process by a pidfd until `EndSession`: [`super::Event::Died`]. If the process
-    /// is gone, or its start time is another, that event comes at once.
+    /// is gone, or who has its pid started later, that event comes at once.
     WatchProcess {
         /// The session whose process it is.
         session: SessionId,
         /// The process.
         pid: u32,
-        /// When it started.
-        start_time: u64,
+        /// When it lived, in clock ticks since boot.
+        lived_at: u64,
         /// Its connection, where there is one: the socket may know the pidfd.
         conn: Option<ClientConn>,
     },

@@ -30,7 +30,7 @@ impl Dispatcher {
         }
         let deadline = self.now.millis.after(self.config.reattach_ms);
         let account = self.ledger.force_account(record.uid);
-        let (pid, start_time) = (record.pid, record.start_time);
+        let (pid, lived_at) = (record.pid, record.lived_at);
         let mut session = Session::restored(record, deadline, account, generation);
         for grant in grants {
             if !session.opens.adopt(grant) {
@@ -40,7 +40,7 @@ impl Dispatcher {
         }
         self.sessions.add(session);
         self.timers.set(Timer::Reattach(id), deadline);
-        self.out.push(Action::WatchProcess { session: id, pid, start_time, conn: None });
+        self.out.push(Action::WatchProcess { session: id, pid, lived_at, conn: None });
     }
 
     /// Takes in what all have reported, the youngest first. What is older and has an id of another

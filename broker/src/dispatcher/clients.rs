@@ -25,6 +25,8 @@ pub(super) struct ReplyTo {
 pub(super) struct Client {
     /// Who it is.
     pub peer: Peer,
+    /// When its process started, in clock ticks since boot, if that was asked.
+    pub started: Option<u64>,
     /// Its session, also while that is being opened.
     pub session: Option<SessionId>,
     /// Requests without an answer.

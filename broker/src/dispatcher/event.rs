@@ -49,13 +49,14 @@ pub struct RequestId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InspectId(pub u64);
 
-/// Who a peer is, as the kernel says (`SO_PEERCRED`, `SO_PEERGROUPS`, `/proc`).
+/// Who a peer is, as the kernel says (`SO_PEERCRED`, `SO_PEERGROUPS`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// Its process.
     pub pid: u32,
-    /// When the process started, in clock ticks since boot: with the pid, it names the process.
-    pub start_time: u64,
+    /// When it was taken in, in clock ticks since boot. The process had started by then; another
+    /// that gets the pid later starts later.
+    pub lived_at: u64,
     /// Its user.
     pub uid: u32,
     /// Its primary group.
@@ -105,8 +106,8 @@ pub struct SessionRecord {
     pub guid: Guid,
     /// Its process.
     pub pid: u32,
-    /// When that process started.
-    pub start_time: u64,
+    /// A moment at which that process lived, in clock ticks since boot.
+    pub lived_at: u64,
     /// Its user.
     pub uid: u32,
     /// Its primary group.
@@ -135,7 +136,7 @@ pub struct Grant {
 }
 
 /// A session that lived under the broker before this one, and whose process still lives (the same
-/// boot id, a process of that pid with that start time).
+/// boot id, and a process of that pid that had started by then).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BelievedSession {
     /// Its record.
@@ -199,6 +200,14 @@ pub enum Event {
         conn: ClientConn,
         /// Who it is.
         peer: Peer,
+    },
+    /// When the process of a client started, in clock ticks since boot. It comes before a request
+    /// to attach, if the process is there.
+    ProcessStarted {
+        /// The client's connection.
+        conn: ClientConn,
+        /// The time.
+        at: u64,
     },
     /// A client asked for something.
     Request {

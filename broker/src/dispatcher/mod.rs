@@ -222,6 +222,11 @@ impl Dispatcher {
                 self.started(started);
             }
             Event::Connected { conn, peer } => self.connected(conn, peer),
+            Event::ProcessStarted { conn, at } => {
+                if let Some(client) = self.clients.get_mut(&conn) {
+                    client.started = Some(at);
+                }
+            }
             Event::Request { conn, request_id, request } => {
                 self.request(ReplyTo { conn, request_id }, &request);
             }

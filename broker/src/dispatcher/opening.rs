@@ -52,7 +52,7 @@ impl Dispatcher {
             session: id,
             guid: self.guids.next(),
             pid: peer.pid,
-            start_time: peer.start_time,
+            lived_at: peer.lived_at,
             uid: peer.uid,
             gid: peer.gid,
             reserved: bytes,
@@ -97,9 +97,9 @@ impl Dispatcher {
             "session {id} of user {}, process {}, {} bytes reserved, name {:?}",
             record.uid, record.pid, record.reserved, record.name
         );
-        let (pid, start_time) = (record.pid, record.start_time);
+        let (pid, lived_at) = (record.pid, record.lived_at);
         let conn = Some(to.conn);
-        self.out.push(Action::WatchProcess { session: id, pid, start_time, conn });
+        self.out.push(Action::WatchProcess { session: id, pid, lived_at, conn });
         self.log(LogLevel::Info, text);
         self.reply_ready(to, id);
     }
@@ -134,15 +134,16 @@ impl Dispatcher {
         if let Some(session) = client.session {
             return refuse(Status::Invalid, format!("this connection has session {session}"));
         }
-        let peer = client.peer.clone();
+        let (peer, started) = (client.peer.clone(), client.started);
         let id = attach.session;
         let known = self.sessions.get(id).filter(|session| session.record.guid == attach.guid);
         let Some(session) = known else {
             return refuse(Status::NotFound, format!("there is no session {id} of that guid"));
         };
         let record = &session.record;
-        let owner = (record.pid, record.start_time, record.uid);
-        if owner != (peer.pid, peer.start_time, peer.uid) {
+        // Who has the pid of a process that died has started after it lived.
+        let is_that_process = started.is_some_and(|at| at <= record.lived_at);
+        if (record.pid, record.uid) != (peer.pid, peer.uid) || !is_that_process {
             return refuse(Status::Denied, format!("session {id} is another process's"));
         }
         match session.link {

@@ -75,7 +75,8 @@ impl Dispatcher {
             self.out.push(Action::CloseClient { conn, reason: error.to_string() });
             return;
         }
-        self.clients.insert(conn, Client { peer, session: None, outstanding: 0, held: false });
+        let client = Client { peer, started: None, session: None, outstanding: 0, held: false };
+        self.clients.insert(conn, client);
         self.spend(conn, uid);
     }
 

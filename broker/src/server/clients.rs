@@ -21,9 +21,8 @@ use dmce_broker::dispatcher::{ClientConn, Event, Peer, RequestId};
 use dmce_config::BrokerSection;
 use dmce_sys::closing::Closer;
 use dmce_sys::poll::{Interest, Poller};
-use dmce_sys::process::ProcessError;
 use dmce_sys::socket::{Listener, Socket, SocketError};
-use dmce_sys::{identity, process};
+use dmce_sys::{clock, identity, process};
 use tracing::{debug, info, warn};
 
 use super::door::Door;
@@ -126,6 +125,9 @@ impl Clients {
             self.closer.close(fds);
             match read {
                 Ok((request_id, request)) => {
+                    if let ClientRequest::Attach(_) = request {
+                        events.extend(self.process_started(conn));
+                    }
                     events.push_back(Event::Request { conn, request_id, request });
                 }
                 Err(error) => {
@@ -214,12 +216,23 @@ impl Clients {
     }
 
     /// The process at the other end, where the kernel tells by the socket.
-    pub fn pidfd(&self, conn: ClientConn) -> Option<OwnedFd> {
-        self.open.get(&conn)?.peer_pidfd().ok()?
+    ///
+    /// # Errors
+    ///
+    /// That process is gone.
+    pub fn pidfd(&self, conn: ClientConn) -> Result<Option<OwnedFd>, SocketError> {
+        self.open.get(&conn).map_or(Ok(None), Socket::peer_pidfd)
+    }
+
+    /// When the process started that has the pid of the one at the other end.
+    fn process_started(&self, conn: ClientConn) -> Option<Event> {
+        let peer = self.open.get(&conn)?.peer().ok()?;
+        let at = process::start_time(peer.pid).ok()?;
+        Some(Event::ProcessStarted { conn, at })
     }
 }
 
-/// Who is at the other end; `None` if that process is gone, or cannot be told from a later one.
+/// Who is at the other end; `None` if its process cannot be seen from here.
 pub fn peer_of(socket: &Socket) -> Option<Peer> {
     let peer = match socket.peer() {
         Ok(peer) => peer,
@@ -228,19 +241,12 @@ pub fn peer_of(socket: &Socket) -> Option<Peer> {
             return None;
         }
     };
-    let start_time = match process::start_time(peer.pid) {
-        Ok(start_time) => start_time,
-        Err(ProcessError::Gone { pid }) => {
-            info!(pid, "a peer was not taken in: its process is gone, or of a namespace not seen");
-            return None;
-        }
-        Err(error) => {
-            warn!(pid = peer.pid, "a peer was not taken in: {error}");
-            return None;
-        }
-    };
     let (pid, uid, gid, groups) = (peer.pid, peer.uid, peer.gid, peer.groups);
-    Some(Peer { pid, start_time, uid, gid, groups })
+    if pid == 0 {
+        info!(uid, "a peer was not taken in: its process is of a namespace that is not seen");
+        return None;
+    }
+    Some(Peer { pid, lived_at: clock::boot_ticks(), uid, gid, groups })
 }
 
 /// Reads a request. The syntax alone is looked at here.

@@ -406,10 +406,19 @@ impl Server {
                 let result = self.sessions.create(&self.objects, &record);
                 self.events.push_back(Event::SessionCreated { session, result });
             }
-            Action::WatchProcess { session, pid, start_time, conn } => {
-                let pidfd = conn.and_then(|conn| self.clients.pidfd(conn));
-                let who = sessions::Who { pid, start_time, pidfd };
-                if !self.sessions.watch(&self.poller, session, who) {
+            Action::WatchProcess { session, pid, lived_at, conn } => {
+                let told = conn.map_or(Ok(None), |conn| self.clients.pidfd(conn));
+                let pidfd = match told {
+                    Ok(Some(pidfd)) => Some(pidfd),
+                    Ok(None) => sessions::find(pid, lived_at),
+                    Err(error) => {
+                        debug!(pid, "no process to watch: {error}");
+                        None
+                    }
+                };
+                let is_watched =
+                    pidfd.is_some_and(|fd| self.sessions.watch(&self.poller, session, fd));
+                if !is_watched {
                     self.events.push_back(Event::Died { session });
                 }
             }

@@ -5,7 +5,8 @@
 //! 1. Made in the order object, record; removed in the order object, record. So a record without an
 //!    object, or the other way round, belongs to nobody and is removed at the next start.
 //! 2. What a client can write is read by `pread` and written by `pwrite` alone ([`SessionObject`]).
-//! 3. A process is watched by a pidfd that was checked against its start time.
+//! 3. A process is watched by a pidfd that its socket told, or that was found by its pid and then
+//!    checked against a moment at which it lived ([`find`]).
 //! 4. What a client adds to its session object is found by [`Sessions::check`], which looks at a
 //!    few objects a second, each in its turn, and takes it away again.
 
@@ -50,16 +51,6 @@ pub struct Sessions {
     /// The last session that was checked, if there may be others after it.
     checked: Option<SessionId>,
     check_at: Millis,
-}
-
-/// A process to watch.
-pub struct Who {
-    /// Its pid.
-    pub pid: u32,
-    /// When it started.
-    pub start_time: u64,
-    /// What its socket told, where the kernel can.
-    pub pidfd: Option<OwnedFd>,
 }
 
 impl Sessions {
@@ -110,7 +101,7 @@ impl Sessions {
             return Err(format!("its record is that of session {session}"));
         }
         let who = record.process;
-        let alive = process::is_alive(who.pid, who.start_time).map_err(|error| text(&error))?;
+        let alive = process::is_alive(who.pid, who.lived_at).map_err(|error| text(&error))?;
         if who.boot_id != self.boot_id || !alive {
             return Err(format!("process {} is gone", who.pid));
         }
@@ -130,11 +121,8 @@ impl Sessions {
             Refusal::new(Status::NoSpace, text)
         };
         let identity = SessionIdentity { session: record.session, guid: record.guid };
-        let process = ProcessIdentity {
-            pid: record.pid,
-            start_time: record.start_time,
-            boot_id: self.boot_id,
-        };
+        let process =
+            ProcessIdentity { pid: record.pid, lived_at: record.lived_at, boot_id: self.boot_id };
         let id = record.session.get();
         let new = |kind| {
             let create = || objects.folder().create(&objects.name(BROKER, kind));
@@ -163,14 +151,10 @@ impl Sessions {
         Ok(())
     }
 
-    /// Watches the process of a session. `false`: it is gone already.
-    pub fn watch(&mut self, poller: &Poller, id: SessionId, who: Who) -> bool {
+    /// Watches the process of a session. `false`: that cannot be done. One that is gone already is
+    /// reported like one that goes.
+    pub fn watch(&mut self, poller: &Poller, id: SessionId, fd: OwnedFd) -> bool {
         let Some(session) = self.all.get_mut(&id) else { return false };
-        let Some(fd) = who.pidfd.or_else(|| pidfd::open(who.pid).ok()) else { return false };
-        // Looked at with the pidfd in hand, the answer cannot be about a later process.
-        if !process::is_alive(who.pid, who.start_time).unwrap_or(false) {
-            return false;
-        }
         let token = Source::Process.token(id.get().into());
         if let Err(error) = poller.add(fd.as_fd(), token, Interest::READ) {
             error!(session = id.get(), "its process cannot be watched: {error}");
@@ -296,6 +280,13 @@ impl Sessions {
     }
 }
 
+/// The process that has a pid and lived at that moment, if it does still.
+pub fn find(pid: u32, lived_at: u64) -> Option<OwnedFd> {
+    let fd = pidfd::open(pid).ok()?;
+    // Looked at with the pidfd in hand, the answer cannot be about a later process.
+    process::is_alive(pid, lived_at).unwrap_or(false).then_some(fd)
+}
+
 /// The objects of a session, in the order in which they are removed: a session object without a
 /// record belongs to nobody.
 const fn kinds(id: u32) -> [ObjectKind; 2] {
@@ -340,7 +331,7 @@ fn to_record(of: record::SessionRecord) -> SessionRecord {
         session: of.identity.session,
         guid: of.identity.guid,
         pid: of.process.pid,
-        start_time: of.process.start_time,
+        lived_at: of.process.lived_at,
         uid: of.uid,
         gid: of.gid,
         reserved: of.reserved,
@@ -366,5 +357,43 @@ fn from_record(
         pointer_bits: of.pointer_bits.into(),
         copies: of.copies,
         name: of.name.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+
+    use dmce_sys::clock::boot_ticks;
+
+    use super::*;
+
+    /// A process that runs until it is dropped.
+    struct Sleeper(Child);
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    #[test]
+    fn a_process_is_found_by_its_pid_unless_it_has_the_pid_of_one_that_lived_before() {
+        let mut sleeper = Sleeper(Command::new("sleep").arg("1000").spawn().unwrap());
+        let pid = sleeper.0.id();
+        assert!(find(pid, boot_ticks()).is_some());
+        let started = process::start_time(pid).unwrap();
+        assert!(find(pid, started).is_some(), "it was taken in within the tick of its start");
+        assert!(find(pid, started - 1).is_none(), "the pid was another's then");
+        sleeper.0.kill().unwrap();
+        let mut ended = Vec::new();
+        let fd = pidfd::open(pid).unwrap();
+        let poller = Poller::new().unwrap();
+        poller.add(fd.as_fd(), 0, Interest::READ).unwrap();
+        while ended.is_empty() {
+            poller.wait(None, &mut ended).unwrap();
+        }
+        assert!(find(pid, boot_ticks()).is_none(), "it is a zombie");
     }
 }

@@ -60,31 +60,20 @@ pub struct SessionRecord {
 pub struct ProcessIdentity {
     /// Its pid, as the broker's namespace numbers it.
     pub pid: u32,
-    /// When it started, in clock ticks since boot.
-    pub start_time: u64,
+    /// A moment at which it lived, in clock ticks since boot: who has the pid later, started later.
+    pub lived_at: u64,
     /// The boot.
     pub boot_id: [u8; 16],
 }
 
 impl ProcessIdentity {
-    /// The process that has this pid now. Who holds a pidfd of it, and asks that afterwards whether
-    /// the process still lives, knows that it is the same.
-    ///
-    /// # Errors
-    ///
-    /// [`ProcessError`].
-    pub fn of(pid: u32) -> Result<Self, ProcessError> {
-        let start_time = process::start_time(pid)?;
-        Ok(Self { pid, start_time, boot_id: process::boot_id()? })
-    }
-
     /// Whether it still runs.
     ///
     /// # Errors
     ///
     /// [`ProcessError`] if that cannot be found out.
     pub fn is_alive(&self) -> Result<bool, ProcessError> {
-        Ok(process::boot_id()? == self.boot_id && process::is_alive(self.pid, self.start_time)?)
+        Ok(process::boot_id()? == self.boot_id && process::is_alive(self.pid, self.lived_at)?)
     }
 }
 
@@ -243,7 +232,7 @@ layout! {
         28 => pid: U32,
         32 => guid: [u8; 16],
         48 => boot_id: [u8; 16],
-        64 => start_time: U64,
+        64 => lived_at: U64,
         72 => uid: U32,
         76 => gid: U32,
         80 => reserved_bytes: U64,
@@ -285,7 +274,7 @@ impl RecordPage {
         page.guid = record.identity.guid.0;
         page.pid = record.process.pid.into();
         page.boot_id = record.process.boot_id;
-        page.start_time = record.process.start_time.into();
+        page.lived_at = record.process.lived_at.into();
         page.uid = record.uid.into();
         page.gid = record.gid.into();
         page.reserved_bytes = record.reserved.into();
@@ -307,7 +296,7 @@ impl RecordPage {
             identity: SessionIdentity { session, guid: Guid(self.guid) },
             process: ProcessIdentity {
                 pid: self.pid.get(),
-                start_time: self.start_time.get(),
+                lived_at: self.lived_at.get(),
                 boot_id: self.boot_id,
             },
             uid: self.uid.get(),

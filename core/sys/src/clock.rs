@@ -3,7 +3,9 @@
 //! # Invariants
 //!
 //! 1. The monotonic clock is the same in every process of the host and never goes back.
-//! 2. 64-bit seconds: 32-bit processes see the right time after 2038.
+//! 2. Clock ticks since boot are those of the start times in `/proc`, as this process reads them:
+//!    the same clock, the same time namespace, rounded in the same way.
+//! 3. 64-bit seconds: 32-bit processes see the right time after 2038.
 
 use std::time::Duration;
 
@@ -23,6 +25,15 @@ pub fn monotonic_ns() -> u64 {
 #[must_use]
 pub fn monotonic_ms() -> u64 {
     monotonic_ns() / NS_PER_MS
+}
+
+/// Clock ticks since boot, with the time spent suspended: what `/proc` tells the start of a process
+/// in.
+#[must_use]
+pub fn boot_ticks() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    let tick_ns = NS_PER_S / rustix::param::clock_ticks_per_second();
+    (seconds(now) * NS_PER_S + u64::try_from(now.tv_nsec).unwrap_or(0)) / tick_ns
 }
 
 /// Seconds since 1970, UTC; 0 if the clock is set before that.
@@ -55,6 +66,16 @@ mod tests {
         assert!(first > 0);
         assert!(second >= first);
         assert!(monotonic_ms() >= first / NS_PER_MS);
+    }
+
+    #[test]
+    fn ticks_since_boot_are_those_of_the_start_of_processes() {
+        let before = boot_ticks();
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let started = crate::process::start_time(child.id()).unwrap();
+        let after = boot_ticks();
+        child.wait().unwrap();
+        assert!((before..=after).contains(&started), "{before} {started} {after}");
     }
 
     #[test]

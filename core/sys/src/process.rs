@@ -2,7 +2,8 @@
 //!
 //! # Invariants
 //!
-//! 1. (boot id, pid, start time) names one process; a pid alone does not.
+//! 1. (boot id, pid, a moment at which it lived) names one process; a pid alone does not. Who has
+//!    the pid later has started later ([`is_alive`]).
 //! 2. A zombie is not alive: it has lost its memory and its descriptors.
 //! 3. What a process says of itself ([`command_line`]) is a claim.
 
@@ -42,14 +43,15 @@ pub fn start_time(pid: u32) -> Result<u64, ProcessError> {
     Ok(read_stat(pid)?.start_time)
 }
 
-/// Whether the process that had this pid and start time still runs.
+/// Whether the process still runs that had this pid at `lived_at`, in clock ticks since boot
+/// ([`crate::clock::boot_ticks`]). Another that has the pid now has started after that.
 ///
 /// # Errors
 ///
 /// [`ProcessError::Format`], [`ProcessError::Io`].
-pub fn is_alive(pid: u32, start_time: u64) -> Result<bool, ProcessError> {
+pub fn is_alive(pid: u32, lived_at: u64) -> Result<bool, ProcessError> {
     match read_stat(pid) {
-        Ok(stat) => Ok(stat.start_time == start_time && !stat.has_ended),
+        Ok(stat) => Ok(stat.start_time <= lived_at && !stat.has_ended),
         Err(ProcessError::Gone { .. }) => Ok(false),
         Err(error) => Err(error),
     }
@@ -341,7 +343,8 @@ mod tests {
         let pid = child.0.id();
         let started = start_time(pid).unwrap();
         assert!(is_alive(pid, started).unwrap());
-        assert!(!is_alive(pid, started + 1).unwrap(), "another process had the pid");
+        assert!(is_alive(pid, crate::clock::boot_ticks()).unwrap());
+        assert!(!is_alive(pid, started - 1).unwrap(), "another process had the pid");
         let fd = pidfd::open(pid).unwrap();
         assert!(!wait_readable(fd.as_fd(), Some(Duration::ZERO)).unwrap());
 
@@ -349,7 +352,7 @@ mod tests {
         assert!(wait_readable(fd.as_fd(), Some(Duration::from_secs(60))).unwrap());
         assert!(!is_alive(pid, started).unwrap(), "a zombie is not alive");
         child.0.wait().unwrap();
-        assert!(!is_alive(pid, started).unwrap());
+        assert!(!is_alive(pid, u64::MAX).unwrap());
         assert!(matches!(pidfd::signal(fd.as_fd(), Signal::TERM), Err(ProcessError::Ended)));
         assert!(matches!(start_time(pid), Err(ProcessError::Gone { .. })));
         assert!(matches!(pidfd::open(0), Err(ProcessError::Gone { pid: 0 })));

@@ -57,7 +57,7 @@ fn plain() -> SessionRecord {
     let session = SessionId::try_from(7).expect("a small id");
     SessionRecord {
         identity: SessionIdentity { session, guid: Guid([9; 16]) },
-        process: ProcessIdentity { pid: 1, start_time: 2, boot_id: [3; 16] },
+        process: ProcessIdentity { pid: 1, lived_at: 2, boot_id: [3; 16] },
         uid: 1000,
         gid: 1000,
         reserved: 0,

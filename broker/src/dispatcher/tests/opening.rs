@@ -87,6 +87,14 @@ fn only_the_process_that_opened_a_session_takes_it_up_again() {
     // The same ticket gives the same block.
     assert_eq!(rig.granted(again, heap(1, 4096)).first.block, block);
 
+    // Its pid is another process's by now, or nobody's: that one may know the GUID.
+    let recycled = rig.connect(77, 1000);
+    for started in [Some(6), None] {
+        rig.started = started;
+        assert_eq!(rig.status(recycled, attach(ready.guid)), Status::Denied);
+    }
+    rig.started = Some(5);
+
     // A newer connection of the process takes the session over.
     let newest = rig.connect(77, 1000);
     assert!(matches!(rig.done(newest, attach(ready.guid)), ClientReply::Ready(_)));

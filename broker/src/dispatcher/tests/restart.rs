@@ -23,7 +23,7 @@ pub fn believed(reserved: u64, grants: Vec<Grant>) -> BelievedSession {
         session: session_id(4),
         guid: guid(4),
         pid: PID,
-        start_time: 5,
+        lived_at: 5,
         uid: 1000,
         gid: 1000,
         reserved,

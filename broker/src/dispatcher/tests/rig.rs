@@ -51,6 +51,8 @@ pub struct Rig {
     pub actions: Vec<Action>,
     /// Session ids below this one have names that somebody else took.
     pub session_names_taken: u32,
+    /// When the processes started that attach; none if they are gone.
+    pub started: Option<u64>,
     replies: BTreeMap<(ClientConn, RequestId), (Reply<ClientReply>, Vec<Descriptor>)>,
     numbers: u64,
 }
@@ -74,6 +76,7 @@ impl Rig {
             actions: Vec::new(),
             session_names_taken: 0,
             replies: BTreeMap::new(),
+            started: Some(5),
             numbers: 0,
         };
         rig.event(Event::Started(started));
@@ -164,6 +167,9 @@ impl Rig {
     pub fn ask_later(&mut self, conn: ClientConn, request: ClientRequest) -> RequestId {
         self.numbers += 1;
         let request_id = RequestId(self.numbers);
+        if let (ClientRequest::Attach(_), Some(at)) = (&request, self.started) {
+            self.event(Event::ProcessStarted { conn, at });
+        }
         self.event(Event::Request { conn, request_id, request });
         request_id
     }
@@ -300,7 +306,7 @@ pub fn config() -> DispatcherConfig {
 }
 
 pub fn peer(pid: u32, uid: u32) -> Peer {
-    Peer { pid, start_time: 5, uid, gid: uid, groups: vec![100] }
+    Peer { pid, lived_at: 5, uid, gid: uid, groups: vec![100] }
 }
 
 pub fn daemon_id(id: u32) -> DaemonId {

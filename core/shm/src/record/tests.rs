@@ -1,12 +1,14 @@
 use std::os::fd::AsFd;
 
+use dmce_sys::clock;
+
 use super::*;
 use crate::testing::object;
 
 fn record() -> SessionRecord {
     SessionRecord {
         identity: SessionIdentity { session: SessionId::try_from(7).unwrap(), guid: Guid([5; 16]) },
-        process: ProcessIdentity { pid: 1234, start_time: 99_999, boot_id: [6; 16] },
+        process: ProcessIdentity { pid: 1234, lived_at: 99_999, boot_id: [6; 16] },
         uid: 1000,
         gid: 100,
         reserved: 5 << 30,
@@ -120,10 +122,12 @@ fn rights_are_never_nothing() {
 
 #[test]
 fn a_process_is_not_another_of_its_pid_and_not_one_of_another_boot() {
-    let this = ProcessIdentity::of(process::own_pid()).unwrap();
+    let (pid, boot_id) = (process::own_pid(), process::boot_id().unwrap());
+    let this = ProcessIdentity { pid, lived_at: clock::boot_ticks(), boot_id };
     assert!(this.is_alive().unwrap());
-    let later = ProcessIdentity { start_time: this.start_time + 1, ..this };
-    assert!(!later.is_alive().unwrap());
+    // Who had the pid before lived before this one started.
+    let earlier = ProcessIdentity { lived_at: process::start_time(pid).unwrap() - 1, ..this };
+    assert!(!earlier.is_alive().unwrap());
     let other_boot = ProcessIdentity { boot_id: [0; 16], ..this };
     assert!(!other_boot.is_alive().unwrap());
 }

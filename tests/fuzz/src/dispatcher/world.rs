@@ -37,6 +37,8 @@ pub struct Client {
     pub asked: BTreeMap<RequestId, usize>,
     pub session: Option<SessionId>,
     pub held: bool,
+    /// When its process started.
+    pub started: u64,
 }
 
 /// What a hostile peer has seen, to say again.
@@ -185,7 +187,8 @@ impl World {
     fn enter_client(&mut self, peer: Peer) -> ClientConn {
         self.conns += 1;
         let conn = ClientConn(self.conns);
-        self.clients.insert(conn, Client::default());
+        let started = u64::from(peer.pid);
+        self.clients.insert(conn, Client { started, ..Client::default() });
         self.event(Event::Connected { conn, peer });
         conn
     }
@@ -223,6 +226,10 @@ impl World {
             && let Some(client) = self.clients.get_mut(&conn)
         {
             *client.asked.entry(request_id).or_default() += 1;
+        }
+        if let (ClientRequest::Attach(_), Some(client)) = (&request, self.clients.get(&conn)) {
+            let at = client.started;
+            self.event(Event::ProcessStarted { conn, at });
         }
         self.event(Event::Request { conn, request_id, request });
     }
@@ -316,7 +323,7 @@ fn peer(bytes: &mut Unstructured<'_>) -> Result<Peer> {
 }
 
 fn process(pid: u32, uid: u32) -> Peer {
-    Peer { pid, start_time: u64::from(pid), uid, gid: uid, groups: vec![100] }
+    Peer { pid, lived_at: u64::from(pid), uid, gid: uid, groups: vec![100] }
 }
 
 fn config(bytes: &mut Unstructured<'_>) -> Result<DispatcherConfig> {
