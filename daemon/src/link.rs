@@ -26,6 +26,7 @@ use dmce_abi::limits::FRAME_BYTES_MAX;
 use dmce_abi::wire::daemon::{DaemonMessage, DaemonRequest};
 use dmce_abi::wire::{self, FrameHeader, WireError};
 use dmce_sys::identity;
+use dmce_sys::object::ObjectError;
 use dmce_sys::poll::{Interest, Poller, is_hung_up};
 use dmce_sys::socket::{Socket, SocketError};
 use tracing::{debug, info, warn};
@@ -70,6 +71,9 @@ pub enum LinkError {
     /// The broker asks for more than can wait.
     #[error(transparent)]
     TooManyWaiting(#[from] TooManyWaiting),
+    /// What there is to report could not be looked at.
+    #[error("the objects could not be looked at")]
+    Objects(#[from] ObjectError),
     /// The connection cannot be waited for.
     #[error("the connection cannot be polled")]
     Poll(#[from] io::Error),

@@ -6,7 +6,7 @@
 //! 2. What is done for a connection that has ended is answered to nobody, and undone.
 //! 3. What is done for a client by message is one frame's bytes at a time, in turn with the rest.
 //! 4. A connection begins with Register, all of Holds, then notices; what the daemon learned while
-//!    the broker was away is among them.
+//!    the broker was away is among them, and what is lent.
 
 use std::collections::VecDeque;
 use std::io;
@@ -39,8 +39,16 @@ const WATCH: u64 = 3;
 /// Blocks that one Holds frame lists. One takes at most 351 bytes of a frame's 65,520.
 const HOLDS_PER_FRAME: usize = 128;
 
+/// The same of damaged ones, of which there is nothing but the id: at most 5 bytes.
+const DAMAGED_PER_FRAME: usize = 4096;
+
 /// Frames that are read before the others get their turn.
 const FRAMES_PER_TURN: usize = 64;
+
+/// How long the pool is left short before it is filled again. Who was granted an object is at work
+/// then, and often wants the next: to look for room and fill pages takes the processor's and the
+/// kernel's time from it, at whatever priority.
+const REFILL_PAUSE_MS: u64 = 5;
 
 /// Notices that are kept for a broker that is away.
 const NOTICES_MAX: usize = 4096;
@@ -75,6 +83,7 @@ pub struct Server {
     signals: SignalFd,
     watch: Option<Watch>,
     tick_at_ms: u64,
+    refill_at_ms: Option<u64>,
 }
 
 impl Server {
@@ -109,6 +118,7 @@ impl Server {
             signals,
             watch,
             tick_at_ms: clock::monotonic_ms(),
+            refill_at_ms: None,
         };
         info!(
             %daemon,
@@ -143,8 +153,9 @@ impl Server {
     /// Until something is due.
     fn pause(&self) -> Duration {
         let now = clock::monotonic_ms();
-        let tick = Duration::from_millis(self.tick_at_ms.saturating_sub(now));
-        self.link.pause(now).map_or(tick, |retry| retry.min(tick))
+        let due = self.refill_at_ms.map_or(self.tick_at_ms, |refill| refill.min(self.tick_at_ms));
+        let due = Duration::from_millis(due.saturating_sub(now));
+        self.link.pause(now).map_or(due, |retry| retry.min(due))
     }
 
     /// Does what is due.
@@ -153,6 +164,10 @@ impl Server {
         if self.tick_at_ms <= now {
             self.store.tick();
             self.tick_at_ms = now.saturating_add(self.section.check_ms);
+        }
+        if self.refill_at_ms.is_some_and(|at| at <= now) {
+            self.refill_at_ms = None;
+            self.store.refill();
         }
         if self.link.connect(now, &self.poller)
             && let Err(error) = self.introduce()
@@ -311,16 +326,19 @@ impl Server {
 
     /// Says who this is and what it holds.
     fn introduce(&mut self) -> Result<(), LinkError> {
+        self.store.look_again()?;
         self.link.send(0, &DaemonMessage::Register(self.register.clone()))?;
-        let mut held = self.store.held().peekable();
-        loop {
-            let blocks: Vec<_> = held.by_ref().take(HOLDS_PER_FRAME).collect();
-            let last = held.peek().is_none();
-            self.link.send(0, &DaemonMessage::Holds { blocks, last })?;
-            if last {
-                break;
-            }
+        let held: Vec<_> = self.store.held().collect();
+        for blocks in held.chunks(HOLDS_PER_FRAME) {
+            let (blocks, damaged) = (blocks.to_vec(), Vec::new());
+            self.link.send(0, &DaemonMessage::Holds { blocks, damaged, last: false })?;
         }
+        for damaged in self.store.damaged().chunks(DAMAGED_PER_FRAME) {
+            let (blocks, damaged) = (Vec::new(), damaged.to_vec());
+            self.link.send(0, &DaemonMessage::Holds { blocks, damaged, last: false })?;
+        }
+        let (blocks, damaged) = (Vec::new(), Vec::new());
+        self.link.send(0, &DaemonMessage::Holds { blocks, damaged, last: true })?;
         for foreign in self.store.foreign().iter().take(NOTICES_MAX) {
             let (object, reason) = (foreign.object.clone(), foreign.reason.clone());
             let notice = DaemonNotice::Foreign { object, reason };
@@ -350,6 +368,9 @@ impl Server {
 
     /// Hands out what the store wants done and told.
     fn hand_out(&mut self) {
+        if self.store.is_refill_due() && self.refill_at_ms.is_none() {
+            self.refill_at_ms = Some(clock::monotonic_ms().saturating_add(REFILL_PAUSE_MS));
+        }
         self.workers.prepare(self.store.take_tasks());
         self.notices.extend(self.store.take_notices());
         let surplus = self.notices.len().saturating_sub(NOTICES_MAX);
@@ -357,7 +378,8 @@ impl Server {
         if self.link.connection().is_none() {
             return;
         }
-        while let Some(notice) = self.notices.pop_front() {
+        let notices: Vec<_> = self.notices.drain(..).chain(self.store.lend()).collect();
+        for notice in notices {
             if let Err(error) = self.link.send(0, &DaemonMessage::Notice(notice)) {
                 return self.disconnect(&error);
             }
@@ -379,7 +401,6 @@ fn register(instance: &Instance, daemon: DaemonId, section: &DaemonSection) -> R
         instance: instance.as_str().to_owned(),
         segment_version: SEGMENT_VERSION,
         capacity: section.capacity.get(),
-        pool_object_bytes: section.pool_object_bytes.get(),
     }
 }
 
@@ -402,7 +423,9 @@ fn watch(store: &Store, poller: &Poller) -> Option<Watch> {
 fn block_of(request: &DaemonRequest) -> Option<BlockId> {
     match request {
         DaemonRequest::Create { description, .. } => Some(description.block),
-        DaemonRequest::Grow { block, .. } | DaemonRequest::Destroy { block } => Some(*block),
+        DaemonRequest::Grow { block, .. }
+        | DaemonRequest::Destroy { block }
+        | DaemonRequest::Taken { block, .. } => Some(*block),
         _ => None,
     }
 }

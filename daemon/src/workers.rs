@@ -24,7 +24,6 @@ use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
 
 use dmce_sys::map::MapError;
 use dmce_sys::poll::EventFd;
@@ -38,11 +37,6 @@ const COMMITTERS: u32 = 2;
 
 /// Blocks whose pages wait to be prepared. Beyond it the oldest is left to its users.
 const PREPARATIONS_MAX: usize = 1024;
-
-/// How long the pool is left short before it is filled again. Who was granted an object is at work
-/// then, and often wants the next: filling pages takes the memory's and the kernel's time from it,
-/// at whatever priority.
-const PAUSE: Duration = Duration::from_millis(5);
 
 /// What a worker has done.
 #[derive(Debug)]
@@ -167,9 +161,6 @@ fn prepare(queue: &Queue<Task>, folder: &Folder, preparer: &Preparer, reporter: 
     loop {
         if stack.is_empty() {
             stack.push(queue.take());
-            if let Some(Task::Refill { .. }) = stack.last() {
-                thread::sleep(PAUSE);
-            }
         }
         stack.extend(queue.take_all());
         for left in trim(&mut stack) {
@@ -257,6 +248,7 @@ mod tests {
     use std::fs::File;
     use std::os::fd::AsFd;
     use std::path::Path;
+    use std::time::Duration;
 
     use dmce_abi::block::{BlockId, DaemonId};
     use dmce_abi::name::Instance;

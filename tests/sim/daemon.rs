@@ -7,13 +7,16 @@ use dmce_abi::block::{BlockId, DaemonId, SessionId};
 use dmce_abi::version::SEGMENT_VERSION;
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::daemon::{
-    DaemonAnswer, DaemonMessage, DaemonNotice, DaemonRequest, HeldBlock, Register,
+    DaemonAnswer, DaemonMessage, DaemonNotice, DaemonRequest, HeldBlock, PoolPlace, Register,
 };
 use dmce_abi::wire::data::{Bytes, DataReply, DataRequest, LinkId};
 use dmce_broker::dispatcher::{DaemonConn, RequestId};
 
 use crate::host::{Header, Host, Object};
 use crate::random::Random;
+
+/// Objects of a pool.
+const POOL_MAX: usize = 3;
 
 /// How a daemon misbehaves: each of these once in so many times.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +60,8 @@ pub struct Daemon {
     pub inbox: VecDeque<(RequestId, DaemonRequest)>,
     /// What the broker has yet to receive.
     pub outbox: VecDeque<(RequestId, DaemonMessage)>,
+    /// The last place of its pool.
+    places: u32,
 }
 
 impl Daemon {
@@ -71,6 +76,7 @@ impl Daemon {
             links: BTreeMap::new(),
             inbox: VecDeque::new(),
             outbox: VecDeque::new(),
+            places: 0,
         }
     }
 
@@ -79,8 +85,8 @@ impl Daemon {
         self.alive = true;
         self.stopped = false;
         host.locks.insert(self.id);
-        let store = host.stores.entry(self.id).or_default();
-        store.retain(|_, object| object.header != Header::Missing);
+        host.pools.remove(&self.id);
+        host.adopt(self.id);
     }
 
     /// Kills the process. What it was asked last may be half done.
@@ -97,8 +103,16 @@ impl Daemon {
         host.locks.remove(&self.id);
     }
 
-    /// Connects, and reports.
-    pub fn connect(&mut self, conn: DaemonConn, instance: &str, host: &Host, random: &mut Random) {
+    /// Connects, and reports what there is: also what a broker that is no more made of what was
+    /// lent to it.
+    pub fn connect(
+        &mut self,
+        conn: DaemonConn,
+        instance: &str,
+        host: &mut Host,
+        random: &mut Random,
+    ) {
+        host.adopt(self.id);
         self.conn = Some(conn);
         self.inbox.clear();
         self.outbox.clear();
@@ -107,23 +121,37 @@ impl Daemon {
             instance: instance.to_owned(),
             segment_version: SEGMENT_VERSION,
             capacity: self.capacity,
-            pool_object_bytes: 0,
         };
         self.say(DaemonMessage::Register(register));
         let mut held: Vec<HeldBlock> = host.held(self.id);
         while !held.is_empty() {
             let page = usize::try_from(1 + random.below(4)).unwrap_or(1).min(held.len());
             let blocks = held.drain(..page).collect();
-            self.say(DaemonMessage::Holds { blocks, last: false });
+            self.say(DaemonMessage::Holds { blocks, damaged: Vec::new(), last: false });
         }
-        self.say(DaemonMessage::Holds { blocks: Vec::new(), last: true });
+        let damaged = host.headers(self.id).damaged;
+        self.say(DaemonMessage::Holds { blocks: Vec::new(), damaged, last: true });
+        for (&place, &bytes) in host.pools.get(&self.id).into_iter().flatten() {
+            self.say(DaemonMessage::Notice(DaemonNotice::Lent { place, bytes }));
+        }
+    }
+
+    /// Makes an object for its pool, and lends it.
+    pub fn lend(&mut self, host: &mut Host, bytes: u64) {
+        let pool = host.pools.entry(self.id).or_default();
+        if pool.len() < POOL_MAX && self.conn.is_some() {
+            self.places += 1;
+            let place = PoolPlace(self.places);
+            pool.insert(place, bytes);
+            self.say(DaemonMessage::Notice(DaemonNotice::Lent { place, bytes }));
+        }
     }
 
     /// Does the oldest request and answers it.
     pub fn serve(&mut self, host: &mut Host, random: &mut Random, manners: Manners) {
         let Some((number, request)) = self.inbox.pop_front() else { return };
         if number.0 == 0 {
-            return self.hear(&request);
+            return self.hear(&request, host);
         }
         let mut answer = if refused(&request) && random.once_in(manners.refuses) {
             Err(Refusal::new(Status::NoSpace, "the file system is full"))
@@ -156,9 +184,13 @@ impl Daemon {
     }
 
     /// Takes in what is not answered.
-    fn hear(&mut self, request: &DaemonRequest) {
+    fn hear(&mut self, request: &DaemonRequest, host: &mut Host) {
         let conn = self.conn;
         match *request {
+            // What could not be used is not used again.
+            DaemonRequest::Taken { place, .. } => {
+                host.pools.get_mut(&self.id).and_then(|pool| pool.remove(&place));
+            }
             DaemonRequest::Settled => self.links.retain(|_, link| link.made_by == conn),
             DaemonRequest::Link { link, session, grant } => {
                 let grants = BTreeSet::from([grant.block]);

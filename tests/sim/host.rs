@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, Owner, Region, SessionId};
 use dmce_abi::wire::client::RegionName;
-use dmce_abi::wire::daemon::HeldBlock;
+use dmce_abi::wire::daemon::{HeldBlock, PoolPlace};
 use dmce_broker::dispatcher::{
     BelievedSession, FoundContent, FoundDaemon, Grant, Headers, SessionRecord, Started,
 };
@@ -50,6 +50,8 @@ pub struct Record {
 pub struct Host {
     /// Blocks, by daemon.
     pub stores: BTreeMap<DaemonId, BTreeMap<BlockId, Object>>,
+    /// Pool objects by daemon, with their bytes.
+    pub pools: BTreeMap<DaemonId, BTreeMap<PoolPlace, u64>>,
     /// Generation words of session objects.
     pub sessions: BTreeMap<SessionId, u64>,
     /// Session records.
@@ -92,6 +94,12 @@ impl Host {
                 store.remove(&block);
             }
         }
+    }
+
+    /// A daemon looks through its names: what has no header yet, nobody was told of.
+    pub fn adopt(&mut self, daemon: DaemonId) {
+        let store = self.stores.entry(daemon).or_default();
+        store.retain(|_, object| object.header != Header::Missing);
     }
 
     /// Another user takes the name of a block that a daemon does not have.

@@ -2,16 +2,16 @@
 //! said.
 
 use dmce_abi::Status;
-use dmce_abi::block::SessionId;
+use dmce_abi::block::{BlockDescription, DaemonId, SessionId};
 use dmce_abi::wire::client::{BlockInfo, ClientReply};
 use dmce_abi::wire::daemon::DaemonRequest;
 use dmce_abi::wire::{Refusal, Reply};
 use dmce_broker::dispatcher::{
-    Action, ClientConn, DaemonConn, Descriptor, Event, RequestId, SessionRecord,
+    Action, ClientConn, DaemonConn, Descriptor, Event, Lent, Made, RequestId, SessionRecord,
 };
 
 use crate::client::Arrival;
-use crate::host::{Header, Record};
+use crate::host::{Header, Host, Object, Record};
 use crate::world::{Checked, World};
 
 /// Does one action.
@@ -71,6 +71,14 @@ pub fn act(world: &mut World, action: Action) -> Checked {
                 world.daemons[place].conn = None;
             }
         }
+        Action::MakeBlock { daemon, conn, request_id, lent, description, committed } => {
+            // Its hang-up is on its way.
+            if !broker.daemons.contains_key(&conn) {
+                return Ok(());
+            }
+            let made = make(&mut world.host, daemon, lent, (*description, committed))?;
+            broker.soon.push_back(Event::BlockMade { daemon, request_id, made });
+        }
         Action::AwaitLock { daemon } => _ = broker.locks.insert(daemon),
         Action::ForgetLock { daemon } => _ = broker.locks.remove(&daemon),
         Action::ReadHeaders { daemon } => {
@@ -86,6 +94,47 @@ pub fn act(world: &mut World, action: Action) -> Checked {
         _ => {}
     }
     Ok(())
+}
+
+/// Begins an action, and does not live to end it.
+pub fn begin(world: &mut World, action: Action) {
+    let Action::MakeBlock { daemon, conn, lent, description, committed, .. } = action else {
+        return;
+    };
+    let is_there = world.broker.as_ref().is_some_and(|broker| broker.daemons.contains_key(&conn));
+    let id = description.block;
+    let made = is_there.then(|| make(&mut world.host, daemon, lent, (*description, committed)));
+    let object = world.host.stores.get_mut(&daemon).and_then(|store| store.get_mut(&id));
+    if let (Some(Ok(Made::Whole)), Some(object)) = (made, object)
+        && world.random.once_in(2)
+    {
+        object.header = Header::Missing;
+    }
+}
+
+/// Makes a block of what a daemon has lent.
+///
+/// # Errors
+///
+/// What was not lent, or is too small.
+fn make(
+    host: &mut Host,
+    daemon: DaemonId,
+    lent: Lent,
+    (description, bytes): (BlockDescription, u64),
+) -> Result<Made, String> {
+    let id = description.block;
+    let pool = host.pools.entry(daemon).or_default();
+    if pool.get(&lent.place) != Some(&lent.bytes) || bytes > lent.bytes {
+        return Err(format!("{bytes} bytes of {lent:?} of daemon {daemon}, which has {pool:?}"));
+    }
+    let store = host.stores.entry(daemon).or_default();
+    if store.contains_key(&id) || host.squatted.contains(&(daemon, id)) {
+        return Ok(Made::NameTaken { reason: "somebody else has an object of that name".into() });
+    }
+    pool.remove(&lent.place);
+    store.insert(id, Object { description, bytes, header: Header::Valid });
+    Ok(Made::Whole)
 }
 
 impl World {

@@ -346,6 +346,10 @@ impl World {
         let places = (0..self.daemons.len()).filter(|place| able(&self.daemons[*place]));
         if let Some(place) = self.random.pick(places) {
             self.daemons[place].serve(&mut self.host, &mut self.random, self.manners);
+            if self.random.once_in(6) {
+                let bytes = self.config.layout.block_bytes() >> self.random.below(4);
+                self.daemons[place].lend(&mut self.host, bytes);
+            }
         }
     }
 
@@ -371,7 +375,7 @@ impl World {
         self.conns += 1;
         let conn = DaemonConn(self.conns);
         let instance = self.config.instance.as_str();
-        self.daemons[place].connect(conn, instance, &self.host, &mut self.random);
+        self.daemons[place].connect(conn, instance, &mut self.host, &mut self.random);
         let Some(broker) = &mut self.broker else { return Ok(()) };
         broker.daemons.insert(conn, place);
         let uid = self.config.service_uid;
@@ -452,6 +456,8 @@ impl World {
         let last = self.random.below(actions.len() as u64 + 1);
         for (index, action) in (0..).zip(actions) {
             if dies && index == last {
+                // In the middle of an action that has steps.
+                crate::shell::begin(self, action);
                 break;
             }
             self.act(action)?;

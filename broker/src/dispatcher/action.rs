@@ -9,13 +9,15 @@
 //!    blocks are destroyed.
 //! 3. An action on a connection that has hung up meanwhile does nothing.
 
-use dmce_abi::block::{BlockId, DaemonId, SessionId};
+use dmce_abi::block::{BlockDescription, BlockId, DaemonId, SessionId};
 use dmce_abi::wire;
 use dmce_abi::wire::client::ClientReply;
 use dmce_abi::wire::daemon::DaemonRequest;
 use dmce_abi::wire::data::{LinkGrant, LinkId};
 
-use super::event::{ClientConn, DaemonConn, Grant, InspectId, Millis, RequestId, SessionRecord};
+use super::event::{
+    ClientConn, DaemonConn, Grant, InspectId, Lent, Millis, RequestId, SessionRecord,
+};
 
 /// A descriptor that travels with a reply. The shell opens it by name, at the time of the reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +134,23 @@ pub enum Action {
         session: SessionId,
         /// The place.
         place: u32,
+    },
+    /// Makes a block of an object that a daemon has lent: its name, its size, its header (section
+    /// 2 of `docs/shared-memory.md`). Then [`super::Event::BlockMade`], unless the daemon's
+    /// connection has ended by then: its hang-up is on its way.
+    MakeBlock {
+        /// Whose object it is.
+        daemon: DaemonId,
+        /// That daemon's connection.
+        conn: DaemonConn,
+        /// What the event repeats.
+        request_id: RequestId,
+        /// The object.
+        lent: Lent,
+        /// What the header is to say.
+        description: Box<BlockDescription>,
+        /// Bytes that the block is to have; at most those of the object.
+        committed: u64,
     },
     /// Stores the generation word of a session object, issues the `membarrier`, rings the doorbell.
     Publish {

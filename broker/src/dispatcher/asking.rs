@@ -35,13 +35,17 @@ impl Dispatcher {
             let Some(conn) = server.conn() else { return };
             let Some(op) = server.pop() else { return };
             let request = match &op {
-                Op::Create { block } => {
-                    let Some(request) = self.create_request(*block) else {
+                Op::Create { block, .. } => {
+                    let Some((description, committed)) = self.description(*block) else {
                         // It was given up while it waited: nobody has made it.
                         self.remove_block(*block);
                         continue;
                     };
-                    request
+                    if let Some(lent) = self.borrow(daemon, committed) {
+                        self.make_of((daemon, conn), lent, description, committed);
+                        continue;
+                    }
+                    DaemonRequest::Create { description, committed }
                 }
                 Op::Grow { block, committed, .. } => {
                     DaemonRequest::Grow { block: *block, committed: *committed }
@@ -65,7 +69,7 @@ impl Dispatcher {
         let Some(daemon) = self.blocks.get(id).and_then(|block| block.daemon) else { return };
         if let Some(server) = self.daemons.servers.get_mut(&daemon) {
             server.blocks.insert(id);
-            server.push(Op::Create { block: id });
+            server.push(Op::Create { block: id, lent: None });
         }
         self.pump(daemon);
     }
@@ -98,7 +102,7 @@ impl Dispatcher {
             return Ok(());
         };
         match (op, answer) {
-            (Op::Create { block }, answer) => self.create_answered(daemon, block, answer),
+            (Op::Create { block, .. }, answer) => self.create_answered(daemon, block, answer),
             (Op::Grow { block, guid, reply, .. }, answer) => {
                 self.history.note(daemon, |operations| match &answer {
                     Ok(_) => operations.grows += 1,
@@ -135,9 +139,12 @@ impl Dispatcher {
 
     /// Whether `answer` can be one to `op`. If not, what was asked is as if it were not answered.
     fn check_answer(&self, op: &Op, answer: &Answer) -> Result<(), String> {
+        if let Op::Create { lent: Some(_), .. } = op {
+            return Err(format!("it answered {answer:?} to what it was not asked"));
+        }
         let Ok(said) = answer else { return Ok(()) };
         let possible = match (op, said) {
-            (Op::Create { block }, DaemonAnswer::Committed { committed }) => {
+            (Op::Create { block, .. }, DaemonAnswer::Committed { committed }) => {
                 self.blocks.get(*block).is_none_or(|block| {
                     let asked = block.charge.as_ref().map_or(0, Charge::bytes);
                     is_possible(*committed, asked, block.bytes_max)
@@ -154,7 +161,7 @@ impl Dispatcher {
         if possible { Ok(()) } else { Err(format!("it answered {said:?} to {op:?}")) }
     }
 
-    fn create_answered(&mut self, daemon: DaemonId, id: BlockId, answer: Answer) {
+    pub(super) fn create_answered(&mut self, daemon: DaemonId, id: BlockId, answer: Answer) {
         let stamp = self.next_number();
         let Some(block) = self.blocks.get_mut(id) else { return };
         let given_up = block.state == BlockState::Dying;
@@ -235,8 +242,8 @@ impl Dispatcher {
         }
     }
 
-    /// The request for a block that is still wanted.
-    fn create_request(&self, id: BlockId) -> Option<DaemonRequest> {
+    /// What a block that is still wanted is to be, and the bytes that it is to have at first.
+    fn description(&self, id: BlockId) -> Option<(BlockDescription, u64)> {
         let block = self.blocks.get(id).filter(|block| block.state == BlockState::Asked)?;
         let span = self.blocks.span(block.span)?;
         let committed = block.charge.as_ref()?.bytes();
@@ -249,7 +256,7 @@ impl Dispatcher {
             span: block::Span { first: block.span, count: span.count, guid: span.guid },
             owner: self.owner(block, span)?,
         };
-        Some(DaemonRequest::Create { description, committed })
+        Some((description, committed))
     }
 
     fn owner(&self, block: &Block, span: &Span) -> Option<Owner> {

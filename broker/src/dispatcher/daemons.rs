@@ -23,7 +23,7 @@ use dmce_abi::wire::admin::DaemonState;
 use dmce_abi::wire::daemon::HeldBlock;
 
 use super::clients::ReplyTo;
-use super::event::{DaemonConn, Millis};
+use super::event::{DaemonConn, Lent, Millis};
 
 /// Creates and grows that a daemon has not answered.
 const ASKED_MAX: usize = 64;
@@ -34,8 +34,8 @@ const DESTROYS_MAX: usize = 8;
 /// What a daemon is asked.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Op {
-    /// A block, as the block table describes it.
-    Create { block: BlockId },
+    /// A block, as the block table describes it. What is lent, the shell makes it of.
+    Create { block: BlockId, lent: Option<Lent> },
     /// More bytes for the block of that GUID. `reply` is empty once the client was answered.
     Grow { block: BlockId, guid: Guid, committed: u64, reply: Option<ReplyTo> },
     /// The end of a block.
@@ -74,6 +74,8 @@ pub(super) struct Server {
     pub pid: u32,
     /// Bytes in its pool, as it said last.
     pub pool: u64,
+    /// What it has lent on this connection and was not used yet, the oldest first.
+    pub lent: VecDeque<Lent>,
     /// When it was last heard.
     pub heard: Millis,
     /// Its blocks, in any state but planned elsewhere.
@@ -195,6 +197,7 @@ impl Server {
             self.failed_reports = self.failed_reports.saturating_add(1);
         }
         self.link = Link::Away;
+        self.lent.clear();
         self.pid = 0;
         self.sensed = false;
         self.destroys_in_flight = 0;
@@ -245,7 +248,7 @@ impl Server {
     pub(super) fn creates(&self) -> Vec<BlockId> {
         let asked = self.in_flight.values().chain(&self.urgent);
         let creates = asked.filter_map(|op| match op {
-            Op::Create { block } => Some(*block),
+            Op::Create { block, .. } => Some(*block),
             _ => None,
         });
         creates.collect()
@@ -328,10 +331,10 @@ mod tests {
             server.push(Op::Destroy { block: block(id) });
         }
         assert_eq!(send_all(&mut server, &mut number).len(), DESTROYS_MAX);
-        server.push(Op::Create { block: block(99) });
+        server.push(Op::Create { block: block(99), lent: None });
         let create = send_all(&mut server, &mut number);
         assert_eq!(create.len(), 1);
-        assert_eq!(server.answered(create[0]), Some(Op::Create { block: block(99) }));
+        assert_eq!(server.answered(create[0]), Some(Op::Create { block: block(99), lent: None }));
         assert_eq!(server.answered(create[0]), None);
         assert_eq!(server.answered(1), Some(Op::Destroy { block: block(1) }));
         assert_eq!(send_all(&mut server, &mut number).len(), 1);
@@ -344,13 +347,13 @@ mod tests {
         for id in 1..=10 {
             server.push(Op::Destroy { block: block(id) });
         }
-        server.push(Op::Create { block: block(50) });
+        server.push(Op::Create { block: block(50), lent: None });
         send_all(&mut server, &mut number);
         let grow =
             || Op::Grow { block: block(51), guid: Guid::default(), committed: 1, reply: None };
         server.push(grow());
         let orphans = server.go_away();
-        assert_eq!(orphans, [(Op::Create { block: block(50) }, true), (grow(), false)]);
+        assert_eq!(orphans, [(Op::Create { block: block(50), lent: None }, true), (grow(), false)]);
         assert!(server.pop().is_none() && !server.owes());
         assert!(server.destroying().eq((1..=10).map(block)));
     }

@@ -10,7 +10,7 @@
 use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::client::ClientRequest;
-use dmce_abi::wire::daemon::{DaemonMessage, HeldBlock};
+use dmce_abi::wire::daemon::{DaemonMessage, HeldBlock, PoolPlace};
 
 /// Milliseconds of a clock that never goes back. Its start means nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -147,6 +147,32 @@ pub struct BelievedSession {
     pub grants: Vec<Grant>,
 }
 
+/// An object of a daemon's pool that the broker may make a block of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lent {
+    /// Which of the daemon's.
+    pub place: PoolPlace,
+    /// Bytes that are committed.
+    pub bytes: u64,
+}
+
+/// What became of an [`super::Action::MakeBlock`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Made {
+    /// The block was whole while its daemon lived.
+    Whole,
+    /// Something else has its name.
+    NameTaken {
+        /// What was found, for the log.
+        reason: String,
+    },
+    /// The object cannot be used. Nothing of the block is there.
+    Unusable {
+        /// Why, for the log.
+        reason: String,
+    },
+}
+
 /// What the names in the shared memory folder say about one daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FoundDaemon {
@@ -277,6 +303,15 @@ pub enum Event {
     DaemonHungUp {
         /// The connection.
         conn: DaemonConn,
+    },
+    /// Answers [`super::Action::MakeBlock`].
+    BlockMade {
+        /// The daemon that has lent the object.
+        daemon: DaemonId,
+        /// The number of the action.
+        request_id: RequestId,
+        /// What became of it.
+        made: Made,
     },
     /// Answers [`super::Action::AwaitLock`]: nobody serves the daemon, and this is what it left.
     LockFree {

@@ -21,7 +21,7 @@ use super::Dispatcher;
 use super::action::{Action, LogLevel};
 use super::blocks::{Block, BlockState, SpanOwner};
 use super::daemons::{Link, Op, Server};
-use super::event::{DaemonConn, Peer, RequestId};
+use super::event::{DaemonConn, Lent, Peer, RequestId};
 use super::restart::Told;
 use super::sessions::SessionLink;
 use super::timers::Timer;
@@ -77,7 +77,9 @@ impl Dispatcher {
     ) -> Result<(), String> {
         match message {
             DaemonMessage::Register(_) => Err("it registered twice".to_owned()),
-            DaemonMessage::Holds { blocks, last } => self.holds(daemon, blocks, last),
+            DaemonMessage::Holds { blocks, damaged, last } => {
+                self.holds(daemon, (blocks, damaged), last)
+            }
             DaemonMessage::Reply(answer) => self.answered(daemon, request_id.0, answer),
             DaemonMessage::Notice(notice) => {
                 self.noticed(daemon, notice);
@@ -126,10 +128,16 @@ impl Dispatcher {
     fn holds(
         &mut self,
         daemon: DaemonId,
-        blocks: Vec<HeldBlock>,
+        (blocks, damaged): (Vec<HeldBlock>, Vec<BlockId>),
         last: bool,
     ) -> Result<(), String> {
         let limit = self.config.limits.blocks_max;
+        if self.restart.found.is_some() {
+            self.restart.damaged.extend(damaged);
+        }
+        if self.restart.damaged.len() > limit {
+            return Err(format!("more blocks are damaged than there can be, limit {limit}"));
+        }
         let server = self.daemons.servers.get_mut(&daemon);
         let Some(Link::Joining { conn, held }) = server.map(|server| &mut server.link) else {
             return Err("it reported blocks after the last".to_owned());
@@ -253,6 +261,7 @@ impl Dispatcher {
             }
             DaemonNotice::Lost { block } => self.inspect(daemon, vec![block]),
             DaemonNotice::Excess { block, bytes } => self.excess(daemon, block, bytes),
+            DaemonNotice::Lent { place, bytes } => self.lent(daemon, Lent { place, bytes }),
             DaemonNotice::Foreign { object, reason } => {
                 let text = format!("daemon {daemon} leaves {object:?} as it is: {reason:?}");
                 self.log(LogLevel::Warn, text);
@@ -332,8 +341,8 @@ impl Dispatcher {
     fn orphaned(&mut self, daemon: DaemonId, op: &Op, sent: bool) {
         match *op {
             // It may have made the block, and is told at its return to destroy it.
-            Op::Create { block } if sent => self.destroy(block, daemon),
-            Op::Create { block } => {
+            Op::Create { block, .. } if sent => self.destroy(block, daemon),
+            Op::Create { block, .. } => {
                 // Nobody was asked. If it is wanted still, the span is planned again as a whole.
                 match self.blocks.get(block).map(|block| block.state) {
                     Some(BlockState::Asked) => self.blocks.set_state(block, BlockState::Planned),
@@ -363,7 +372,7 @@ impl Dispatcher {
 
 const fn created(op: &Op) -> Option<BlockId> {
     match op {
-        Op::Create { block } => Some(*block),
+        Op::Create { block, .. } => Some(*block),
         _ => None,
     }
 }

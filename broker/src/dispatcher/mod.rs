@@ -18,7 +18,8 @@
 //! | how spans are made | `policies`, `planning`, `placement`, `making` |
 //! | who waits for room, and who is told | `patience`, `notices` |
 //! | how often a user may ask | `rates` |
-//! | daemons | `link` (messages), `asking` (requests), `spans` (what becomes of blocks) |
+//! | daemons | `link` (messages), `asking` (requests), `lending` (their pools) |
+//! | what becomes of blocks | `spans` |
 //! | a broker that comes back | `restart`, `adoption`, `silence` |
 //!
 //! # Invariants
@@ -50,6 +51,7 @@ mod draws;
 mod guid;
 mod history;
 mod ids;
+mod lending;
 mod link;
 mod links;
 mod making;
@@ -87,7 +89,7 @@ pub use audit::{Snapshot, SnapshotBlock};
 pub use config::{DispatcherConfig, Limits, Placement, Policy, Pressure, Quota};
 pub use event::{
     BelievedSession, ClientConn, DaemonConn, Event, FoundContent, FoundDaemon, Grant, Headers,
-    InspectId, Millis, Now, Peer, RequestId, Rights, SessionRecord, Started,
+    InspectId, Lent, Made, Millis, Now, Peer, RequestId, Rights, SessionRecord, Started,
 };
 
 use blocks::Blocks;
@@ -241,6 +243,9 @@ impl Dispatcher {
             }
             Event::DaemonHostile { conn, reason } => self.close_daemon(conn, &reason),
             Event::DaemonHungUp { conn } => self.daemon_hung_up(conn),
+            Event::BlockMade { daemon, request_id, made } => {
+                self.block_made(daemon, request_id.0, made);
+            }
             Event::LockFree { daemon, headers } => self.lock_free(daemon, headers),
             Event::HeadersRead { daemon, headers } => self.headers_read(daemon, headers),
             Event::Inspected { inspect, daemon, found } => self.inspected(inspect, daemon, &found),

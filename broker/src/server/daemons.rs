@@ -15,7 +15,7 @@ use dmce_abi::limits::FRAME_BYTES_MAX;
 use dmce_abi::wire::daemon::{DaemonMessage, DaemonRequest};
 use dmce_abi::wire::{self, FrameHeader, WireError};
 use dmce_broker::dispatcher::{DaemonConn, Event, RequestId};
-use dmce_sys::poll::{Interest, Poller, Ready};
+use dmce_sys::poll::{Interest, Poller, Ready, is_hung_up};
 use dmce_sys::socket::{Listener, Socket, SocketError};
 use tracing::{info, warn};
 
@@ -189,6 +189,12 @@ impl Daemons {
         if self.open.remove(&conn).is_some() {
             info!(connection = conn.0, "daemon closed: {reason}");
         }
+    }
+
+    /// Whether the other end of the connection is there: then its daemon has been there until now.
+    pub fn lives(&self, conn: DaemonConn) -> bool {
+        let connection = self.open.get(&conn);
+        connection.is_some_and(|c| !is_hung_up(c.socket.as_fd()).unwrap_or(true))
     }
 
     /// Whether the connection is there.

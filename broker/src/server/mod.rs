@@ -33,7 +33,7 @@ use dmce_abi::name::Instance;
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::daemon::DaemonRequest;
 use dmce_broker::dispatcher::{
-    Action, Descriptor, Dispatcher, Event, InspectId, LogLevel, Millis, Now,
+    Action, Descriptor, Dispatcher, Event, InspectId, LogLevel, Made, Millis, Now,
 };
 use dmce_config::Config;
 use dmce_sys::lock::{LockError, OfdLock};
@@ -368,6 +368,16 @@ impl Server {
             Action::ReadHeaders { daemon } => {
                 let headers = self.objects.read_headers(daemon);
                 self.events.push_back(Event::HeadersRead { daemon, headers });
+            }
+            Action::MakeBlock { daemon, conn, request_id, lent, description, committed } => {
+                // Its hang-up is on its way, if it is not there any more.
+                if !self.daemons.is_open(conn) {
+                    return;
+                }
+                let made = self.objects.make_block(daemon, lent, *description, committed);
+                if made != Made::Whole || self.daemons.lives(conn) {
+                    self.events.push_back(Event::BlockMade { daemon, request_id, made });
+                }
             }
             // One is looked at now: who just met it may ask again before anything else is done.
             Action::Inspect { inspect, daemon, blocks } if blocks.len() == 1 => {

@@ -9,13 +9,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 
-use dmce_abi::block::{BlockId, DaemonId};
+use dmce_abi::block::{BlockDescription, BlockId, DaemonId};
 use dmce_abi::name::{Instance, ObjectKind, ObjectName};
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::daemon::HeldBlock;
 use dmce_abi::{AddrLayout, Status};
-use dmce_broker::dispatcher::{Descriptor, Headers};
-use dmce_shm::header::{self, HeaderError};
+use dmce_broker::dispatcher::{Descriptor, Headers, Lent, Made};
+use dmce_shm::header::{self, BlockHeader, HeaderError, Role};
 use dmce_sys::lock::{LockError, OfdLock};
 use dmce_sys::object::{self, ObjectDir, ObjectError, ObjectStat};
 use dmce_sys::{identity, lock};
@@ -173,6 +173,44 @@ impl Objects {
         if ours && stat.links == 1 { Ok((fd, stat)) } else { Err(ObjectFailure::Foreign { name }) }
     }
 
+    /// Makes a block of an object that a daemon has lent, or nothing. As long as that daemon lives,
+    /// nobody else has the object, or makes anything of the block's names.
+    pub fn make_block(
+        &self,
+        daemon: DaemonId,
+        lent: Lent,
+        description: BlockDescription,
+        committed: u64,
+    ) -> Made {
+        let id = description.block.get();
+        let name = |kind| self.name(daemon.get(), kind);
+        let (pool, data) = (name(ObjectKind::Pool(lent.place.0)), name(ObjectKind::Data(id)));
+        if let Err(error) = self.folder.rename_new(&pool, &data) {
+            return failed_to_make(&error);
+        }
+        let header = BlockHeader { daemon, role: Role::Primary, peers: Vec::new(), description };
+        let made = self
+            .cut(&data, lent, committed)
+            .map_err(HeaderError::from)
+            .and_then(|()| header::make(&self.folder, &name(ObjectKind::Header(id)), &header));
+        let Err(error) = made else { return Made::Whole };
+        if let Err(error) = self.folder.unlink(&data) {
+            warn!(object = data, "it stays behind: {error}");
+        }
+        match error {
+            HeaderError::Object(error) => failed_to_make(&error),
+            error => Made::Unusable { reason: error.to_string() },
+        }
+    }
+
+    /// Gives back what a block does not need of an object.
+    fn cut(&self, name: &str, lent: Lent, committed: u64) -> Result<(), ObjectError> {
+        if committed < lent.bytes {
+            object::truncate(self.folder.open_read_write(name)?.as_fd(), committed)?;
+        }
+        Ok(())
+    }
+
     /// Opens what travels with a reply, all or nothing.
     pub fn open_all(
         &self,
@@ -218,6 +256,14 @@ impl Objects {
             warn!(%daemon, "{unseen} objects could not be looked at");
         }
         found
+    }
+}
+
+fn failed_to_make(error: &ObjectError) -> Made {
+    let reason = error.to_string();
+    match error {
+        ObjectError::Exists { .. } => Made::NameTaken { reason },
+        _ => Made::Unusable { reason },
     }
 }
 

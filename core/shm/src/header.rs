@@ -14,9 +14,9 @@
 //! 3. What is read is copied first, and every field of the copy is checked before it becomes a
 //!    type.
 //!
-//! The daemon writes headers and nobody maps them: everything here is `pread` and `pwrite`.
+//! Servers write headers and nobody maps them: everything here is `pread` and `pwrite`.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -26,7 +26,7 @@ use dmce_abi::block::{
     BlockDescription, BlockId, DaemonId, Guid, IdError, Owner, Region, SessionId, Span, Ticket,
 };
 use dmce_abi::version::SEGMENT_VERSION;
-use dmce_sys::object::{self, ObjectError};
+use dmce_sys::object::{self, ObjectDir, ObjectError};
 
 use crate::layout::{Field, fingerprint, layout};
 use crate::preamble::{self, Flaw, Kind, Seal, Step};
@@ -100,6 +100,21 @@ impl From<Flaw> for HeaderError {
             Flaw::Damaged { why } => Self::damaged(why),
         }
     }
+}
+
+/// Makes the header object of a block whose data has its name, or none. The last write makes the
+/// block whole.
+///
+/// # Errors
+///
+/// As [`create`]. [`ObjectError::Exists`]: what has that name is left.
+pub fn make(dir: &ObjectDir, name: &str, header: &BlockHeader) -> Result<(), HeaderError> {
+    let fd = dir.create(name)?;
+    let written = create(fd.as_fd(), header);
+    if written.is_err() {
+        dir.unlink(name)?;
+    }
+    written
 }
 
 /// Writes the first header of a block into a new, empty object. The last write makes it ready.

@@ -1,5 +1,6 @@
-//! What a daemon that starts makes of the objects that are there: section 7 of
-//! `docs/shared-memory.md`.
+//! What a daemon makes of objects that are there and that it did not make: section 7 of
+//! `docs/shared-memory.md`. It looks when it starts, before each report, and when the broker has
+//! made a block of what it was lent.
 //!
 //! # Invariants
 //!
@@ -32,6 +33,9 @@ pub struct Adopted {
     pub excess: Vec<(BlockId, u64)>,
     /// What was left as it is.
     pub foreign: Vec<Foreign>,
+    /// Blocks that were made once: they have a header, or something under its name, and not both
+    /// objects as they should be.
+    pub damaged: Vec<BlockId>,
 }
 
 /// An object that was left as it is.
@@ -49,37 +53,89 @@ const ANY_LAYOUT: AddrLayout = match AddrLayout::new(8, 8, 48) {
     Err(_) => panic!("the widths sum to 64"),
 };
 
-/// Looks at every object of this daemon.
+/// Looks at every object of this daemon, which has none yet.
 ///
 /// # Errors
 ///
 /// [`ObjectError`] if one could not be looked at or removed.
 pub fn adopt(folder: &Folder) -> Result<Adopted, ObjectError> {
     let mut adopted = Adopted::default();
-    let mut blocks = BTreeSet::new();
     for name in folder.names()? {
-        match folder.kind_of(&name) {
-            Some(ObjectKind::Lock) => {}
-            Some(kind @ ObjectKind::Pool(_)) => match folder.look(kind)? {
+        if let Some(kind @ ObjectKind::Pool(_)) = folder.kind_of(&name) {
+            match folder.look(kind)? {
                 Found::Own(_) => folder.unlink(kind)?,
                 found => adopted.leave(folder, kind, &found, ""),
-            },
-            Some(kind @ (ObjectKind::Data(id) | ObjectKind::Header(id))) => {
-                match BlockId::try_from(id) {
-                    Ok(block) => _ = blocks.insert(block),
-                    Err(error) => adopted.report(folder.name(kind), error.to_string()),
-                }
             }
-            _ => adopted.report(name, "no daemon makes an object of this name"),
         }
     }
-    for block in blocks {
-        adopted.take(folder, block)?;
-    }
+    adopted.take_others(folder, |_| false)?;
     Ok(adopted)
 }
 
+/// Looks at the objects of blocks that are not known: a broker that is no more may have made them
+/// of what it was lent.
+///
+/// # Errors
+///
+/// As [`adopt`].
+pub fn adopt_unknown(
+    folder: &Folder,
+    is_known: impl Fn(BlockId) -> bool,
+) -> Result<Adopted, ObjectError> {
+    let mut adopted = Adopted::default();
+    adopted.take_others(folder, is_known)?;
+    Ok(adopted)
+}
+
+/// Looks at the objects of a block that the broker says it has made.
+///
+/// # Errors
+///
+/// As [`adopt`].
+pub fn adopt_one(folder: &Folder, block: BlockId) -> Result<Adopted, ObjectError> {
+    let mut adopted = Adopted::default();
+    adopted.take(folder, block)?;
+    Ok(adopted)
+}
+
+/// Removes a block that is not known, whole or not. What is damaged is left.
+///
+/// # Errors
+///
+/// As [`adopt`].
+pub fn remove_unknown(folder: &Folder, block: BlockId) -> Result<(), ObjectError> {
+    if adopt_one(folder, block)?.blocks.contains_key(&block) {
+        let (data_kind, head_kind) = kinds(block);
+        folder.unlink(head_kind)?;
+        remove(folder, block, &folder.look(data_kind)?)?;
+    }
+    Ok(())
+}
+
 impl Adopted {
+    /// Decides about all objects but those of the pool, and those of blocks that are known.
+    fn take_others(
+        &mut self,
+        folder: &Folder,
+        is_known: impl Fn(BlockId) -> bool,
+    ) -> Result<(), ObjectError> {
+        let mut blocks = BTreeSet::new();
+        for name in folder.names()? {
+            match folder.kind_of(&name) {
+                Some(ObjectKind::Lock | ObjectKind::Pool(_)) => {}
+                Some(kind @ (ObjectKind::Data(id) | ObjectKind::Header(id))) => {
+                    match BlockId::try_from(id) {
+                        Ok(block) => _ = blocks.insert(block),
+                        Err(error) => self.report(folder.name(kind), error.to_string()),
+                    }
+                }
+                _ => self.report(name, "no daemon makes an object of this name"),
+            }
+        }
+        blocks.retain(|block| !is_known(*block));
+        blocks.into_iter().try_for_each(|block| self.take(folder, block))
+    }
+
     /// Decides about the objects of one block.
     fn take(&mut self, folder: &Folder, block: BlockId) -> Result<(), ObjectError> {
         let (data_kind, head_kind) = kinds(block);
@@ -94,6 +150,7 @@ impl Adopted {
                         remove(folder, block, &data)
                     }
                     Err(error) => {
+                        self.damaged.push(block);
                         self.leave(folder, head_kind, &Found::Own(head), &error.to_string());
                         self.leave(folder, data_kind, &data, "its header cannot be used");
                         Ok(())
@@ -101,6 +158,9 @@ impl Adopted {
                 }
             }
             (data, head) => {
+                if !matches!(head, Found::Missing) {
+                    self.damaged.push(block);
+                }
                 self.leave(folder, head_kind, &head, "its data is not ours");
                 self.leave(folder, data_kind, &data, "its header is not ours");
                 Ok(())
@@ -117,6 +177,7 @@ impl Adopted {
     ) -> Result<(), ObjectError> {
         let block = header.description.block;
         let Found::Own(data) = data else {
+            self.damaged.push(block);
             return folder.unlink(ObjectKind::Header(block.get()));
         };
         let found = data.stat.bytes;

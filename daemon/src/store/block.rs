@@ -7,6 +7,7 @@
 //! Spare::make    pool-   committed            a pool object: removed by the next adoption
 //! Spare::name    pool- -> data-               data without a header: removed
 //! write_header   head-, ready last            not ready: both removed; ready: a whole block
+//!                (of a lent object the broker does these two)
 //!
 //! unlink head-                                data without a header: removed
 //! clear          data- emptied, unlinked      the same; gone
@@ -23,6 +24,7 @@ use std::sync::atomic::AtomicBool;
 
 use dmce_abi::block::BlockId;
 use dmce_abi::name::ObjectKind;
+use dmce_abi::wire::daemon::PoolPlace;
 use dmce_shm::header::{self, BlockHeader, HeaderError};
 use dmce_sys::object::{self, ObjectError};
 
@@ -32,8 +34,9 @@ use super::folder::{Folder, Found, Own};
 /// A committed object that nobody has seen, under a name of the pool.
 #[derive(Debug)]
 pub struct Spare {
-    place: u32,
+    place: PoolPlace,
     fd: OwnedFd,
+    inode: u64,
     bytes: u64,
     has_pages: bool,
 }
@@ -56,14 +59,15 @@ impl Spare {
     pub fn make(folder: &Folder, bytes: u64, cancelled: &AtomicBool) -> Result<Self, CommitError> {
         let (place, fd) = loop {
             let place = folder.next_place();
-            match folder.dir().create(&folder.name(ObjectKind::Pool(place))) {
+            match folder.dir().create(&folder.name(ObjectKind::Pool(place.0))) {
                 Ok(fd) => break (place, fd),
                 // A foreign object that adoption has left.
                 Err(ObjectError::Exists { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
         };
-        let spare = Self { place, fd, bytes, has_pages: false };
+        let inode = object::stat(fd.as_fd())?.inode;
+        let spare = Self { place, fd, inode, bytes, has_pages: false };
         match commit::commit(spare.fd.as_fd(), Growth { from: 0, to: bytes }, cancelled) {
             Ok(()) => Ok(spare),
             Err(error) => {
@@ -78,17 +82,14 @@ impl Spare {
         self.bytes
     }
 
-    /// Gives back what is beyond `bytes`.
-    ///
-    /// # Errors
-    ///
-    /// As [`object::truncate`].
-    pub fn cut(&mut self, bytes: u64) -> Result<(), ObjectError> {
-        if bytes < self.bytes {
-            object::truncate(self.fd.as_fd(), bytes)?;
-            self.bytes = bytes;
-        }
-        Ok(())
+    /// Tells it from another object.
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// Its number among the names of the pool.
+    pub fn place(&self) -> PoolPlace {
+        self.place
     }
 
     /// Says that its pages are there already.
@@ -102,9 +103,15 @@ impl Spare {
         self.has_pages
     }
 
-    /// Whether the object still has its name: someone may have removed it.
-    pub fn is_named(&self) -> bool {
-        object::stat(self.fd.as_fd()).is_ok_and(|stat| stat.links == 1)
+    /// Whether the object still has its name: the broker may have made a block of it, or someone
+    /// have removed it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Folder::look`].
+    pub fn has_its_name(&self, folder: &Folder) -> Result<bool, ObjectError> {
+        let found = folder.look(ObjectKind::Pool(self.place.0))?;
+        Ok(matches!(found, Found::Own(own) if own.stat.inode == self.inode))
     }
 
     /// Makes it the data of `block`.
@@ -113,10 +120,9 @@ impl Spare {
     ///
     /// [`ObjectError::Exists`] if there is something of that name; it is a spare still.
     pub fn name(&self, folder: &Folder, block: BlockId) -> Result<Data, ObjectError> {
-        let stat = object::stat(self.fd.as_fd())?;
-        let pool = folder.name(ObjectKind::Pool(self.place));
+        let pool = folder.name(ObjectKind::Pool(self.place.0));
         folder.dir().rename_new(&pool, &folder.name(ObjectKind::Data(block.get())))?;
-        Ok(Data { inode: stat.inode, bytes: self.bytes })
+        Ok(Data { inode: self.inode, bytes: self.bytes })
     }
 
     /// Removes it.
@@ -125,7 +131,7 @@ impl Spare {
     ///
     /// As [`Folder::unlink`].
     pub fn discard(&self, folder: &Folder) -> Result<(), ObjectError> {
-        folder.unlink(ObjectKind::Pool(self.place))
+        folder.unlink(ObjectKind::Pool(self.place.0))
     }
 
     /// The object alone; it keeps its name.
@@ -144,15 +150,10 @@ impl AsFd for Spare {
 ///
 /// # Errors
 ///
-/// [`HeaderError`]: there is no header. An object of that name that was there before is left.
+/// As [`header::make`].
 pub fn write_header(folder: &Folder, header: &BlockHeader) -> Result<(), HeaderError> {
     let kind = ObjectKind::Header(header.description.block.get());
-    let fd = folder.dir().create(&folder.name(kind))?;
-    let written = header::create(fd.as_fd(), header);
-    if written.is_err() {
-        folder.unlink(kind)?;
-    }
-    written
+    header::make(folder.dir(), &folder.name(kind), header)
 }
 
 /// Makes a block of a spare object: its name, then its header.

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use dmce_abi::block::DaemonId;
 use dmce_abi::name::{Instance, ObjectKind, ObjectName};
+use dmce_abi::wire::daemon::PoolPlace;
 use dmce_sys::identity;
 use dmce_sys::lock::{LockError, OfdLock};
 use dmce_sys::object::{self, ObjectDir, ObjectError, ObjectStat};
@@ -127,8 +128,8 @@ impl Folder {
     }
 
     /// A place in the pool that this process has not named before; an object may be there still.
-    pub fn next_place(&self) -> u32 {
-        self.next_place.fetch_add(1, Ordering::Relaxed)
+    pub fn next_place(&self) -> PoolPlace {
+        PoolPlace(self.next_place.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Whose objects are meant.

@@ -5,7 +5,7 @@
 //! 1. Bytes are promised before anyone begins to commit them, and every promise ends in exactly one
 //!    of [`Ledger::keep`] and [`Ledger::release`]. So two requests never count on the same bytes.
 //! 2. The blocks of a daemon never exceed its capacity through requests; adoption counts what it
-//!    finds.
+//!    finds, be it at the start or what the broker made of lent objects.
 //!
 //! Who pays: the blocks are counted against the capacity. The pool is the daemon's own, bounded by
 //! configuration, and like all else leaves the margin free in the file system and on the host; its
@@ -125,16 +125,6 @@ impl Ledger {
             return Err(Shortage::Memory { wanted, left: Bytes(left), margin, place });
         }
         Ok(self.give(bytes, purpose))
-    }
-
-    /// Promises a block bytes that are committed already: those of the pool.
-    ///
-    /// # Errors
-    ///
-    /// [`Shortage::Capacity`]: nothing is promised.
-    pub fn promise_ready(&mut self, bytes: u64) -> Result<Promise, Shortage> {
-        self.check_capacity(bytes)?;
-        Ok(self.give(bytes, Purpose::Block))
     }
 
     /// The bytes are committed, and a block has them.
@@ -263,7 +253,10 @@ mod tests {
     fn no_two_requests_count_on_the_same_bytes() {
         let mut ledger = ledger();
         let first = ledger.promise_in(&room(200, 200), 60 * MIB, Purpose::Block).unwrap();
-        assert!(matches!(ledger.promise_ready(41 * MIB), Err(Shortage::Capacity { .. })));
+        assert!(matches!(
+            ledger.promise_in(&room(200, 200), 41 * MIB, Purpose::Block),
+            Err(Shortage::Capacity { .. })
+        ));
         let pool = ledger.promise_in(&room(200, 200), 60 * MIB, Purpose::Upkeep).unwrap();
         assert_eq!(ledger.headroom_in(&room(200, 200)), 70 * MIB);
         assert!(matches!(
@@ -280,10 +273,10 @@ mod tests {
     fn the_pool_is_not_part_of_the_capacity() {
         let mut ledger = ledger();
         let pool = ledger.promise_in(&room(900, 900), 500 * MIB, Purpose::Upkeep).unwrap();
-        let block = ledger.promise_ready(100 * MIB).unwrap();
+        let block = ledger.promise_in(&room(900, 900), 100 * MIB, Purpose::Block).unwrap();
         ledger.release(pool);
         ledger.keep(block);
-        assert!(ledger.promise_ready(1).is_err());
+        assert!(ledger.promise_in(&room(900, 900), 1, Purpose::Block).is_err());
         ledger.refund(100 * MIB);
         assert_eq!(ledger.committed(), 0);
     }

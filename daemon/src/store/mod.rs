@@ -48,6 +48,7 @@ use dmce_sys::lock::OfdLock;
 use dmce_sys::object::{ObjectDir, ObjectError};
 use tracing::warn;
 
+use adopt::Adopted;
 use ledger::Ledger;
 use pool::Pool;
 
@@ -99,6 +100,7 @@ pub struct Store {
     folder: Arc<Folder>,
     blocks: BTreeMap<BlockId, Held>,
     foreign: Vec<Foreign>,
+    damaged: Vec<BlockId>,
     ledger: Ledger,
     pool: Pool,
     /// Whether to look if the pool is short: after use, and by the clock.
@@ -151,7 +153,8 @@ impl Store {
         let mut store = Self {
             folder: Arc::new(folder),
             blocks: BTreeMap::new(),
-            foreign: adopted.foreign,
+            foreign: Vec::new(),
+            damaged: Vec::new(),
             ledger: Ledger::new(&section),
             pool: Pool::new(&section),
             refill_due: true,
@@ -162,17 +165,48 @@ impl Store {
             checked: None,
             _lock: lock,
         };
-        for Foreign { object, reason } in &store.foreign {
-            warn!(%object, %reason, "an object of our name is left as it is");
+        store.take_in(adopted);
+        Ok(store)
+    }
+
+    fn take_in(&mut self, adopted: Adopted) {
+        for foreign in adopted.foreign {
+            if !self.foreign.contains(&foreign) {
+                let Foreign { object, reason } = &foreign;
+                warn!(%object, %reason, "an object of our name is left as it is");
+                self.foreign.push(foreign);
+            }
         }
+        self.damaged.extend(adopted.damaged);
+        self.damaged.sort_unstable();
+        self.damaged.dedup();
         for (block, (header, data)) in adopted.blocks {
-            store.ledger.adopt(data.bytes);
-            store.blocks.insert(block, Held::new(header, data));
+            self.ledger.adopt(data.bytes);
+            self.blocks.insert(block, Held::new(header, data));
         }
         for (block, bytes) in adopted.excess {
-            store.notice_excess(block, bytes);
+            self.notice_excess(block, bytes);
         }
-        Ok(store)
+    }
+
+    /// Prepares for a report to another broker: takes in what the one before made of lent objects,
+    /// and lends the rest anew.
+    ///
+    /// # Errors
+    ///
+    /// [`ObjectError`] if an object could not be looked at.
+    pub fn look_again(&mut self) -> Result<(), ObjectError> {
+        self.pool.lend_anew(&self.folder)?;
+        let adopted = adopt::adopt_unknown(&self.folder, |block| self.blocks.contains_key(&block))?;
+        self.take_in(adopted);
+        self.refill_due = true;
+        Ok(())
+    }
+
+    /// What the broker may make blocks of and has not been told yet.
+    pub fn lend(&mut self) -> impl Iterator<Item = DaemonNotice> {
+        let lent = self.pool.lend().into_iter();
+        lent.map(|(place, bytes)| DaemonNotice::Lent { place, bytes })
     }
 
     /// The folder, for those who carry out jobs.
@@ -194,6 +228,11 @@ impl Store {
         })
     }
 
+    /// Blocks that were made once, and whose objects are not right.
+    pub fn damaged(&self) -> &[BlockId] {
+        &self.damaged
+    }
+
     /// What was left as it is.
     pub fn foreign(&self) -> &[Foreign] {
         &self.foreign
@@ -211,10 +250,12 @@ impl Store {
 
     /// What is to be done when there is time, since the last call.
     pub fn take_tasks(&mut self) -> Vec<Task> {
-        if std::mem::take(&mut self.refill_due) {
-            self.refill();
-        }
         std::mem::take(&mut self.tasks)
+    }
+
+    /// Whether to call [`Store::refill`] before long; says so once.
+    pub fn is_refill_due(&mut self) -> bool {
+        std::mem::take(&mut self.refill_due)
     }
 }
 

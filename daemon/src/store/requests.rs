@@ -13,12 +13,14 @@ use dmce_abi::Status;
 use dmce_abi::block::{BlockDescription, BlockId};
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::name::ObjectKind;
-use dmce_abi::wire::daemon::{DaemonAnswer, DaemonRequest};
+use dmce_abi::wire::daemon::{DaemonAnswer, DaemonRequest, PoolPlace};
 use dmce_abi::wire::{Refusal, Reply};
 use dmce_config::Bytes;
 use dmce_shm::header::{BlockHeader, HeaderError, Role};
 use dmce_sys::object::{self, ObjectError};
+use tracing::warn;
 
+use super::adopt;
 use super::block::{self, Spare};
 use super::commit::{CommitError, Growth};
 use super::ledger::{Promise, Purpose, Shortage};
@@ -29,12 +31,17 @@ use super::{Begun, Condition, Held, Store};
 const BLOCK_BYTES_MAX: u64 = 1 << 48;
 
 impl Store {
-    /// Begins with a request. [`DaemonRequest::Settled`] asks for nothing and is done.
+    /// Begins with a request. [`DaemonRequest::Settled`] and [`DaemonRequest::Taken`] ask for
+    /// nothing and are done.
     pub fn begin(&mut self, request: DaemonRequest) -> Begun {
         let begun = match request {
             DaemonRequest::Create { description, committed } => self.create(description, committed),
             DaemonRequest::Grow { block, committed } => self.grow(block, committed),
             DaemonRequest::Destroy { block } => self.destroy(block),
+            DaemonRequest::Taken { place, block, committed } => {
+                self.taken(place, block, committed);
+                Ok(Begun::Answered(Ok(DaemonAnswer::Done)))
+            }
             DaemonRequest::Sense => self.sense().map(|answer| Begun::Answered(Ok(answer))),
             DaemonRequest::Settled => Ok(Begun::Answered(Ok(DaemonAnswer::Done))),
             _ => Err(Refusal::new(Status::Unsupported, "this daemon does not know the request")),
@@ -83,31 +90,8 @@ impl Store {
         if let Some(held) = self.blocks.get(&block) {
             return held.repeated(&description).map(|answer| Begun::Answered(Ok(answer)));
         }
-        if let Some(spare) = self.pool.take(committed) {
-            let answer = self.create_of(spare, description, committed)?;
-            return Ok(Begun::Answered(Ok(answer)));
-        }
         let promise = self.promise(block, committed)?;
         Ok(Begun::Working(Job::Make { description: Box::new(description), committed, promise }))
-    }
-
-    /// A block of an object of the pool: nothing is to be committed.
-    fn create_of(
-        &mut self,
-        mut spare: Spare,
-        description: BlockDescription,
-        committed: u64,
-    ) -> Reply<DaemonAnswer> {
-        let promise = match self.ledger.promise_ready(committed) {
-            Ok(promise) => promise,
-            Err(shortage) => {
-                self.pool.put_back(spare);
-                return Err(refusal_of_shortage(description.block, &shortage));
-            }
-        };
-        self.refill_due = true;
-        let spare = spare.cut(committed).map(|()| spare).map_err(CommitError::from);
-        self.finish_create(description, spare, promise, true)
     }
 
     fn finish_create(
@@ -202,6 +186,9 @@ impl Store {
         // Whoever made it larger is to be known before the evidence goes.
         self.check_and_log(block);
         let Some(held) = self.blocks.get(&block) else {
+            // The broker may have made it of what it was lent, and have thought us dead.
+            adopt::remove_unknown(&self.folder, block)
+                .map_err(|error| refusal_of_object(block, &error))?;
             return Ok(Begun::Answered(Ok(DaemonAnswer::Done)));
         };
         self.folder
@@ -212,6 +199,51 @@ impl Store {
         self.blocks.remove(&block);
         self.open_objects.close(block);
         Ok(Begun::Working(Job::Clear { remains }))
+    }
+
+    /// The broker has made a block of what it was lent, or found that it cannot.
+    fn taken(&mut self, place: PoolPlace, block: BlockId, committed: u64) {
+        self.refill_due = true;
+        let Some(spare) = self.pool.take(place) else {
+            return warn!(%block, place = place.0, "nothing was lent from this place");
+        };
+        if self.blocks.contains_key(&block) {
+            return warn!(%block, "a block that is there was made again");
+        }
+        if let Err(error) = self.take_made(spare, block, committed) {
+            warn!(%block, %error, "what the broker made is found at the next report");
+        }
+    }
+
+    fn take_made(
+        &mut self,
+        spare: Spare,
+        block: BlockId,
+        committed: u64,
+    ) -> Result<(), ObjectError> {
+        let mut adopted = adopt::adopt_one(&self.folder, block)?;
+        let Some((_, data)) = adopted.blocks.get_mut(&block) else {
+            self.take_in(adopted);
+            return if spare.has_its_name(&self.folder)? {
+                spare.discard(&self.folder)
+            } else {
+                Ok(())
+            };
+        };
+        let found = data.bytes;
+        if data.inode == spare.inode() {
+            // Its client may have changed the size already: what counts is what was granted.
+            data.bytes = committed.min(spare.bytes());
+        }
+        self.take_in(adopted);
+        if found != committed {
+            self.check_and_log(block);
+        }
+        let gone = self.blocks.get(&block).map(|held| Arc::clone(&held.gone));
+        if let Some(gone) = gone.filter(|_| !spare.has_pages()) {
+            self.prepare(block, spare.into_fd(), Growth { from: 0, to: committed }, &gone);
+        }
+        Ok(())
     }
 
     fn sense(&mut self) -> Result<DaemonAnswer, Refusal> {

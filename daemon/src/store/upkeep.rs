@@ -60,7 +60,7 @@ impl Store {
     }
 
     /// Has as many objects made as the pool is short of, and there is room for.
-    pub(super) fn refill(&mut self) {
+    pub fn refill(&mut self) {
         while self.pool.is_short() {
             let bytes = self.pool.object_bytes();
             match self.ledger.promise(bytes, Purpose::Upkeep, self.folder.dir()) {

@@ -11,7 +11,9 @@ use dmce_abi::Status;
 use dmce_abi::block::SessionId;
 use dmce_abi::limits::FRAME_BYTES_MAX;
 use dmce_abi::name::{Instance, ObjectKind, ObjectName};
-use dmce_abi::wire::daemon::{DaemonAnswer, DaemonMessage, DaemonRequest, HeldBlock, Register};
+use dmce_abi::wire::daemon::{
+    DaemonAnswer, DaemonMessage, DaemonNotice, DaemonRequest, HeldBlock, PoolPlace, Register,
+};
 use dmce_abi::wire::data::{DataAnswer, DataRequest, LinkGrant, LinkId};
 use dmce_abi::wire::{self, FrameHeader, Reply};
 use dmce_sys::object::ObjectDir;
@@ -32,6 +34,8 @@ pub struct Broker {
     connection: Option<Socket>,
     requests: u64,
     daemons: Vec<Child>,
+    /// What the daemon has lent on this connection, and the broker was told.
+    pub lent: Vec<PoolPlace>,
 }
 
 /// What a daemon says of itself when it connects.
@@ -49,7 +53,8 @@ impl Broker {
         std::fs::create_dir(&dir).unwrap();
         let instance = Instance::new(&name).unwrap();
         let (listener, connection, requests, daemons) = (None, None, 0, Vec::new());
-        let mut broker = Self { instance, dir, listener, connection, requests, daemons };
+        let lent = Vec::new();
+        let mut broker = Self { instance, dir, listener, connection, requests, daemons, lent };
         broker.listen();
         broker
     }
@@ -116,13 +121,14 @@ impl Broker {
         let listener = self.listener.as_ref().expect("the broker listens");
         assert!(poll::wait_readable(listener.as_fd(), Some(WATCHDOG)).unwrap(), "nobody connects");
         self.connection = Some(listener.accept_nonblocking().unwrap());
+        self.lent.clear();
         let DaemonMessage::Register(register) = self.receive().1 else {
             panic!("the first message is not Register");
         };
         let mut all = Vec::new();
         loop {
             match self.receive().1 {
-                DaemonMessage::Holds { blocks, last } => {
+                DaemonMessage::Holds { blocks, last, .. } => {
                     all.extend(blocks);
                     if last {
                         break;
@@ -166,7 +172,31 @@ impl Broker {
         self.requests
     }
 
-    pub fn receive(&self) -> (u64, DaemonMessage) {
+    /// The next message but for what is lent, which is kept.
+    pub fn receive(&mut self) -> (u64, DaemonMessage) {
+        loop {
+            match self.receive_any() {
+                (0, DaemonMessage::Notice(DaemonNotice::Lent { place, .. })) => {
+                    self.lent.push(place);
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Waits until the daemon has lent so many objects on this connection, and says nothing else.
+    pub fn receive_lent(&mut self, count: usize) {
+        while self.lent.len() < count {
+            match self.receive_any() {
+                (0, DaemonMessage::Notice(DaemonNotice::Lent { place, .. })) => {
+                    self.lent.push(place);
+                }
+                other => panic!("{other:?} came before {count} objects were lent"),
+            }
+        }
+    }
+
+    fn receive_any(&self) -> (u64, DaemonMessage) {
         let socket = self.connection();
         assert!(poll::wait_readable(socket.as_fd(), Some(WATCHDOG)).unwrap(), "nothing comes");
         let (mut buffer, mut fds) = (vec![0; FRAME_BYTES_MAX], Vec::new());
@@ -176,7 +206,7 @@ impl Broker {
         (header.request, wire::decode_body(frame).unwrap())
     }
 
-    pub fn receive_reply(&self) -> (u64, Reply<DaemonAnswer>) {
+    pub fn receive_reply(&mut self) -> (u64, Reply<DaemonAnswer>) {
         match self.receive() {
             (request, DaemonMessage::Reply(reply)) => (request, reply),
             other => panic!("a reply was awaited, and {other:?} came"),

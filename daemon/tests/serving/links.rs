@@ -201,7 +201,7 @@ fn links_outlive_their_broker_until_the_next_has_settled() {
 
 #[test]
 fn an_object_that_was_cut_or_removed_is_lost_and_not_made_longer() {
-    let broker = serving(2);
+    let mut broker = serving(2);
     let link = broker.link(5, grant(1, true));
     broker.tell(&DaemonRequest::Grant { link: LinkId(5), grant: grant(2, true) });
     let mapped = broker.open_data(1);

@@ -3,6 +3,7 @@
 
 mod broker;
 mod deaths;
+mod lending;
 mod links;
 
 use std::os::fd::AsFd;

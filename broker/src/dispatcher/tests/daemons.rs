@@ -57,7 +57,7 @@ fn nonsense_ends_a_daemons_connection() {
         },
         |rig, _| {
             rig.daemon(2, GIB);
-            rig.tell(2, 0, DaemonMessage::Holds { blocks: vec![], last: true });
+            rig.tell(2, 0, DaemonMessage::Holds { blocks: vec![], damaged: vec![], last: true });
         },
         |rig, _| {
             rig.daemon(2, GIB);

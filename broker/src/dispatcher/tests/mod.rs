@@ -2,6 +2,7 @@
 
 mod access;
 mod daemons;
+mod lending;
 mod links;
 mod making;
 mod names;

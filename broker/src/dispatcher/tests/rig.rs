@@ -10,13 +10,15 @@ use dmce_abi::wire::client::{
     ClientReply, ClientRequest, Granted, Malloc, MallocKind, OpeningId, Ready, RegionCreate,
     RegionKey, RegionName, RegionOpen, Setup,
 };
-use dmce_abi::wire::daemon::{DaemonAnswer, DaemonMessage, DaemonRequest, HeldBlock, Register};
+use dmce_abi::wire::daemon::{
+    DaemonAnswer, DaemonMessage, DaemonNotice, DaemonRequest, HeldBlock, PoolPlace, Register,
+};
 use dmce_abi::wire::data::{Bytes, DataReply, DataRequest};
 use dmce_abi::wire::{Refusal, Reply};
 
 use crate::dispatcher::{
-    Action, ClientConn, DaemonConn, Descriptor, Dispatcher, DispatcherConfig, Event, Millis, Now,
-    Peer, RequestId, Started,
+    Action, ClientConn, DaemonConn, Descriptor, Dispatcher, DispatcherConfig, Event, Made, Millis,
+    Now, Peer, RequestId, Started,
 };
 
 pub const MIB: u64 = 1 << 20;
@@ -51,6 +53,8 @@ pub struct Rig {
     pub actions: Vec<Action>,
     /// Session ids below this one have names that somebody else took.
     pub session_names_taken: u32,
+    /// What becomes of blocks that are made of what was lent; never, if there is nothing.
+    pub makes: Option<Made>,
     /// When the processes started that attach; none if they are gone.
     pub started: Option<u64>,
     replies: BTreeMap<(ClientConn, RequestId), (Reply<ClientReply>, Vec<Descriptor>)>,
@@ -75,6 +79,7 @@ impl Rig {
             daemons: BTreeMap::new(),
             actions: Vec::new(),
             session_names_taken: 0,
+            makes: Some(Made::Whole),
             replies: BTreeMap::new(),
             started: Some(5),
             numbers: 0,
@@ -91,13 +96,13 @@ impl Rig {
     /// Connects a daemon that reports what it holds.
     pub fn daemon_with(&mut self, id: u32, capacity: u64, held: Vec<HeldBlock>) {
         self.register(id, capacity);
-        self.tell(id, 0, DaemonMessage::Holds { blocks: held, last: true });
+        self.tell(id, 0, DaemonMessage::Holds { blocks: held, damaged: vec![], last: true });
     }
 
     /// Connects a daemon that holds nothing, as a process of the service's user.
     pub fn register_as(&mut self, id: u32, capacity: u64, service_uid: u32) {
         self.register_of(id, capacity, service_uid);
-        self.tell(id, 0, DaemonMessage::Holds { blocks: Vec::new(), last: true });
+        self.tell(id, 0, DaemonMessage::Holds { blocks: vec![], damaged: vec![], last: true });
     }
 
     pub fn register(&mut self, id: u32, capacity: u64) {
@@ -121,9 +126,14 @@ impl Rig {
             instance: "test".into(),
             segment_version: SEGMENT_VERSION,
             capacity,
-            pool_object_bytes: 0,
         };
         self.tell(id, 0, DaemonMessage::Register(register));
+    }
+
+    /// A daemon lends an object.
+    pub fn lend(&mut self, id: u32, place: u32, bytes: u64) {
+        let notice = DaemonNotice::Lent { place: PoolPlace(place), bytes };
+        self.tell(id, 0, DaemonMessage::Notice(notice));
     }
 
     /// A daemon sends something.
@@ -253,6 +263,11 @@ impl Rig {
                     Ok(())
                 };
                 self.event(Event::SessionCreated { session, result });
+            }
+            Action::MakeBlock { daemon, request_id, .. } => {
+                if let Some(made) = self.makes.clone() {
+                    self.event(Event::BlockMade { daemon, request_id, made });
+                }
             }
             Action::ToDaemon { conn, request_id, request } => {
                 self.daemon_is_asked(conn, request_id, request);

@@ -165,7 +165,7 @@ fn it_is_waited_for_as_long_as_it_reports_and_its_death_is_known_by_its_lock() {
     rig.register(1, GIB);
     for _ in 0..4 {
         rig.wait(config().suspect_ms - 100);
-        rig.tell(1, 0, DaemonMessage::Holds { blocks: vec![], last: false });
+        rig.tell(1, 0, DaemonMessage::Holds { blocks: vec![], damaged: vec![], last: false });
         assert!(!rig.actions.contains(&READ_HEADERS(1)));
     }
     give_up_waiting(&mut rig, read(vec![held(7, 0, 1, 1)]));

@@ -7,16 +7,28 @@
 //!   | <------------- Create, Grow, .. ---- |    from here on, requests with ids
 //!   | -- Reply --------------------------> |    with the request's id
 //!   | -- Notice -------------------------> |    id 0, at any time
+//!   | <---------------------- Taken, .. -- |    id 0, at any time from there on
 //! ```
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use super::Refusal;
 use super::data::{DataReply, DataRequest, LinkGrant, LinkId};
 use crate::block::{BlockDescription, BlockId, DaemonId, SessionId};
+
+/// The number in the name of a pool object. No two that a daemon lends have the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PoolPlace(pub u32);
+
+impl fmt::Display for PoolPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
 
 /// What the broker asks of a daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +90,16 @@ pub enum DaemonRequest {
     /// What a client asks for through the broker, which has checked its rights (FIG. 2). Answered
     /// by [`DaemonAnswer::Data`].
     Data(DataRequest),
+    /// What was lent is not in the pool any more: it is a block, or it could not be used. Not
+    /// answered.
+    Taken {
+        /// Which of the objects that were lent.
+        place: PoolPlace,
+        /// The block that it was to become.
+        block: BlockId,
+        /// Bytes of it that the block has.
+        committed: u64,
+    },
 }
 
 /// What a daemon tells the broker.
@@ -90,6 +112,8 @@ pub enum DaemonMessage {
     Holds {
         /// Some of them.
         blocks: Vec<HeldBlock>,
+        /// Blocks that were made once, and whose objects are not right: they are not served.
+        damaged: Vec<BlockId>,
         /// Whether these are the last.
         last: bool,
     },
@@ -110,8 +134,6 @@ pub struct Register {
     pub segment_version: u32,
     /// Bytes that it may hold.
     pub capacity: u64,
-    /// Bytes of one pool object: a first commitment of at most these is fast.
-    pub pool_object_bytes: u64,
 }
 
 /// A block as its daemon found it.
@@ -167,5 +189,12 @@ pub enum DaemonNotice {
         object: String,
         /// Why.
         reason: String,
+    },
+    /// An object of the pool. The broker may make a block of it, as long as this connection lasts.
+    Lent {
+        /// Which.
+        place: PoolPlace,
+        /// Bytes that are committed.
+        bytes: u64,
     },
 }

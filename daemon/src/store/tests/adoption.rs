@@ -249,6 +249,7 @@ fn a_damaged_block_is_neither_served_nor_removed() {
             store.foreign()
         );
         assert_eq!(fixture.names(), ["data-00000001", "head-00000001"]);
+        assert_eq!(store.damaged(), [id(1)]);
         let refused = ask(&mut store, create(1, 64 * KIB)).unwrap_err();
         assert_eq!(refused.status, Status::Exists);
         assert_eq!(ask(&mut store, destroy(1)), Ok(DaemonAnswer::Done));

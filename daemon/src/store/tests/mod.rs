@@ -2,6 +2,7 @@
 //! adoption makes of it.
 
 mod adoption;
+mod lending;
 mod requests;
 mod upkeep;
 
@@ -177,6 +178,9 @@ fn ask(store: &mut Store, request: DaemonRequest) -> Reply<DaemonAnswer> {
 /// Carries out all tasks; how many there were.
 fn run_tasks(store: &mut Store) -> usize {
     let preparer = Preparer::new(true).unwrap();
+    if store.is_refill_due() {
+        store.refill();
+    }
     let tasks = store.take_tasks();
     let count = tasks.len();
     for task in tasks {

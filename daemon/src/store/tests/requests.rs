@@ -127,53 +127,6 @@ fn a_block_that_takes_an_old_id_has_nothing_of_the_old_one() {
 }
 
 #[test]
-fn the_pool_makes_a_block_of_what_is_ready() {
-    let fixture = Fixture::with_pool(2);
-    let mut store = fixture.open();
-    assert_eq!(run_tasks(&mut store), 2);
-    let pool = store.pool.bytes();
-    assert_eq!(pool, 4 * MIB);
-    let first = fixture.folder().look(ObjectKind::Pool(0)).unwrap();
-    let Found::Own(first) = first else { panic!("{first:?}") };
-    assert_eq!(ask(&mut store, create(1, 2 * MIB)), committed(2 * MIB));
-    assert_eq!(open_data(&store, 1).stat.inode, first.stat.inode);
-    // Less than an object is cut to size; more is made anew.
-    assert_eq!(ask(&mut store, create(2, 64 * KIB)), committed(64 * KIB));
-    assert_eq!(object::stat(open_data(&store, 2).as_fd()).unwrap().allocated_bytes, 64 * KIB);
-    assert_eq!(store.pool.bytes(), 0);
-    assert_eq!(store.committed(), 2 * MIB + 64 * KIB);
-    // Both are replaced, and nothing else is to do: their pages were there.
-    assert_eq!(run_tasks(&mut store), 2);
-    assert_eq!(store.pool.bytes(), pool);
-    ask(&mut store, create(3, 3 * MIB)).unwrap();
-    assert_eq!(store.pool.bytes(), pool);
-}
-
-#[test]
-fn a_full_daemon_keeps_its_pool() {
-    let fixture = Fixture::with_pool(1);
-    let mut store = fixture.open();
-    run_tasks(&mut store);
-    ask(&mut store, create(1, 64 * MIB)).unwrap();
-    let refusal = ask(&mut store, create(2, 4096)).unwrap_err();
-    assert_eq!(refusal.status, Status::NoSpace);
-    assert_eq!(store.pool.bytes(), 2 * MIB);
-    ask(&mut store, destroy(1)).unwrap();
-    assert_eq!(ask(&mut store, create(2, 4096)), committed(4096));
-}
-
-#[test]
-fn a_pool_object_that_somebody_removed_is_not_used() {
-    let fixture = Fixture::with_pool(2);
-    let mut store = fixture.open();
-    run_tasks(&mut store);
-    fixture.folder().unlink(ObjectKind::Pool(0)).unwrap();
-    fixture.folder().unlink(ObjectKind::Pool(1)).unwrap();
-    assert_eq!(ask(&mut store, create(1, 2 * MIB)), committed(2 * MIB));
-    assert_eq!(fixture.names(), ["data-00000001", "head-00000001"]);
-}
-
-#[test]
 fn a_job_that_nobody_waits_for_is_undone() {
     let fixture = Fixture::new();
     let mut store = fixture.open();

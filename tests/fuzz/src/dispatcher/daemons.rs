@@ -5,7 +5,9 @@ use dmce_abi::Status;
 use dmce_abi::block::DaemonId;
 use dmce_abi::version::SEGMENT_VERSION;
 use dmce_abi::wire::Refusal;
-use dmce_abi::wire::daemon::{DaemonAnswer, DaemonMessage, DaemonRequest, HeldBlock, Register};
+use dmce_abi::wire::daemon::{
+    DaemonAnswer, DaemonMessage, DaemonNotice, DaemonRequest, HeldBlock, PoolPlace, Register,
+};
 use dmce_abi::wire::data::{Bytes, DataReply, DataRequest};
 use dmce_broker::dispatcher::{DaemonConn, Event, RequestId};
 
@@ -24,18 +26,23 @@ pub fn register(world: &mut World, conn: DaemonConn, bytes: &mut Unstructured<'_
     }
     register_as(world, conn, daemon, 1 << bytes.int_in_range(14..=19)?);
     report(world, conn, daemon, bytes.ratio(7, 8)?);
+    for _ in 0..bytes.int_in_range(0..=3)? {
+        let place = PoolPlace(bytes.int_in_range(0..=3)?);
+        lend(world, conn, place, 4096 << bytes.int_in_range(0..=6)?);
+    }
     Ok(())
+}
+
+/// A daemon lends an object of its pool.
+pub fn lend(world: &mut World, conn: DaemonConn, place: PoolPlace, bytes: u64) {
+    let notice = DaemonNotice::Lent { place, bytes };
+    say(world, conn, 0, DaemonMessage::Notice(notice));
 }
 
 /// A daemon says who it is.
 pub fn register_as(world: &mut World, conn: DaemonConn, daemon: DaemonId, capacity: u64) {
-    let register = Register {
-        daemon,
-        instance: "test".into(),
-        segment_version: SEGMENT_VERSION,
-        capacity,
-        pool_object_bytes: 0,
-    };
+    let register =
+        Register { daemon, instance: "test".into(), segment_version: SEGMENT_VERSION, capacity };
     world.serving.insert(conn, daemon);
     say(world, conn, 0, DaemonMessage::Register(register));
 }
@@ -43,7 +50,7 @@ pub fn register_as(world: &mut World, conn: DaemonConn, daemon: DaemonId, capaci
 /// A daemon says what it holds.
 pub fn report(world: &mut World, conn: DaemonConn, daemon: DaemonId, last: bool) {
     let blocks = world.stores.entry(daemon).or_default().values().cloned().collect();
-    say(world, conn, 0, DaemonMessage::Holds { blocks, last });
+    say(world, conn, 0, DaemonMessage::Holds { blocks, damaged: Vec::new(), last });
 }
 
 /// A daemon does its oldest request, or not.
@@ -88,7 +95,9 @@ pub fn say_anything(world: &mut World, bytes: &mut Unstructured<'_>) -> Result<(
         for _ in 0..bytes.int_in_range(0..=3)? {
             blocks.push(world.claim(bytes)?);
         }
-        DaemonMessage::Holds { blocks, last: bytes.arbitrary()? }
+        let damaged = world.seen.blocks.last().map(|(block, _)| *block);
+        let damaged = damaged.filter(|_| blocks.is_empty()).into_iter().collect();
+        DaemonMessage::Holds { blocks, damaged, last: bytes.arbitrary()? }
     } else {
         match message(bytes)? {
             Some(message) => message,

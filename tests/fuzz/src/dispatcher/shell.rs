@@ -7,11 +7,11 @@ use dmce_abi::Status;
 use dmce_abi::block::{BlockId, SessionId};
 use dmce_abi::limits::{FRAME_FDS_MAX, GRANTS};
 use dmce_abi::wire::client::{BlockInfo, ClientReply};
-use dmce_abi::wire::daemon::DaemonRequest;
+use dmce_abi::wire::daemon::{DaemonRequest, HeldBlock};
 use dmce_abi::wire::{self, FrameHeader, Refusal, Reply};
-use dmce_broker::dispatcher::{Action, ClientConn, Descriptor, Event, RequestId};
+use dmce_broker::dispatcher::{Action, ClientConn, Descriptor, Event, Made, RequestId};
 
-use super::world::{Kept, World, pick};
+use super::world::{BlockToMake, Kept, World, pick};
 
 impl World {
     /// The dispatcher takes in an event, and the shell does what it says.
@@ -92,6 +92,12 @@ impl World {
                 if let Some(inbox) = self.daemons.get_mut(&conn) {
                     inbox.push_back((request_id, request));
                 }
+            }
+            Action::MakeBlock { daemon, conn, request_id, lent, description, committed } => {
+                assert!(request_id.0 != 0 && committed <= lent.bytes, "{committed} of {lent:?}");
+                assert_eq!(self.serving.get(&conn), Some(&daemon));
+                let block = HeldBlock { description: *description, committed };
+                self.blocks_to_make.push_back((conn, daemon, request_id, block));
             }
             Action::CloseDaemon { conn, .. } => {
                 self.daemons.remove(&conn);
@@ -181,6 +187,8 @@ impl World {
     pub fn deliver(&mut self, bytes: &mut Unstructured<'_>) -> Result<()> {
         if !self.to_make.is_empty() {
             self.make_session(!bytes.ratio(1, 8)?);
+        } else if let Some(making) = self.blocks_to_make.pop_front() {
+            self.make_block(making, bytes)?;
         } else if let Some((inspect, daemon, blocks)) = self.inspections.pop_front() {
             let store = self.stores.get(&daemon);
             let bytes_of = |block| store.and_then(|store| store.get(block)).map(|b| b.committed);
@@ -193,6 +201,25 @@ impl World {
             self.locks.remove(&daemon);
             let headers = self.headers_of(daemon, bytes)?;
             self.event(Event::LockFree { daemon, headers });
+        }
+        Ok(())
+    }
+
+    /// A block is made of what was lent, or cannot be; if its daemon is gone, nobody knows.
+    fn make_block(&mut self, making: BlockToMake, bytes: &mut Unstructured<'_>) -> Result<()> {
+        let (conn, daemon, request_id, block) = making;
+        let reason = || "as the bytes say".to_owned();
+        let made = match bytes.int_in_range(0..=7)? {
+            0 => Made::NameTaken { reason: reason() },
+            1 => Made::Unusable { reason: reason() },
+            _ => Made::Whole,
+        };
+        if made == Made::Whole {
+            let store = self.stores.entry(daemon).or_default();
+            store.insert(block.description.block, block);
+        }
+        if self.daemons.contains_key(&conn) {
+            self.event(Event::BlockMade { daemon, request_id, made });
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use dmce_abi::AddrLayout;
 use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
 use dmce_abi::name::Instance;
 use dmce_abi::wire::client::{self, ClientRequest};
-use dmce_abi::wire::daemon::{DaemonRequest, HeldBlock};
+use dmce_abi::wire::daemon::{DaemonRequest, HeldBlock, PoolPlace};
 use dmce_broker::dispatcher::{
     ClientConn, DaemonConn, Dispatcher, DispatcherConfig, Event, Grant, InspectId, Limits, Millis,
     Now, Peer, Placement, Policy, Quota, RequestId, SessionRecord,
@@ -41,6 +41,9 @@ pub struct Client {
     pub started: u64,
 }
 
+/// A block that the shell is to make: for whom, of what number, and what it is to be.
+pub type BlockToMake = (DaemonConn, DaemonId, RequestId, HeldBlock);
+
 /// What a hostile peer has seen, to say again.
 #[derive(Default)]
 pub struct Seen {
@@ -65,6 +68,8 @@ pub struct World {
     pub locks: BTreeSet<DaemonId>,
     pub headers: VecDeque<DaemonId>,
     pub inspections: VecDeque<(InspectId, DaemonId, Vec<BlockId>)>,
+    /// Blocks that are to be made of what was lent.
+    pub blocks_to_make: VecDeque<BlockToMake>,
     /// Descriptors that the shell is to find missing.
     pub opened: VecDeque<(DaemonId, BlockId)>,
     pub seen: Seen,
@@ -92,6 +97,7 @@ impl World {
             locks: BTreeSet::new(),
             headers: VecDeque::new(),
             inspections: VecDeque::new(),
+            blocks_to_make: VecDeque::new(),
             opened: VecDeque::new(),
             seen: Seen::default(),
             guids: 0,
@@ -112,6 +118,7 @@ impl World {
             let daemon = DaemonId::try_from(id).expect("a small id");
             daemons::register_as(self, conn, daemon, 1 << 19);
             daemons::report(self, conn, daemon, true);
+            daemons::lend(self, conn, PoolPlace(id), 1 << 16);
         }
         for (pid, uid) in [(100, 1000), (102, 1001)] {
             let conn = self.enter_client(process(pid, uid));
@@ -162,6 +169,7 @@ impl World {
         self.watched.clear();
         self.headers.clear();
         self.inspections.clear();
+        self.blocks_to_make.clear();
         self.opened.clear();
         // The records of these were not made ready, so nobody believes in them.
         self.to_make.clear();
@@ -222,14 +230,14 @@ impl World {
     }
 
     fn request(&mut self, conn: ClientConn, request_id: RequestId, request: ClientRequest) {
+        if let (ClientRequest::Attach(_), Some(client)) = (&request, self.clients.get(&conn)) {
+            let at = client.started;
+            self.event(Event::ProcessStarted { conn, at });
+        }
         if request_id.0 != 0
             && let Some(client) = self.clients.get_mut(&conn)
         {
             *client.asked.entry(request_id).or_default() += 1;
-        }
-        if let (ClientRequest::Attach(_), Some(client)) = (&request, self.clients.get(&conn)) {
-            let at = client.started;
-            self.event(Event::ProcessStarted { conn, at });
         }
         self.event(Event::Request { conn, request_id, request });
     }
