@@ -1,6 +1,6 @@
 //! Allocation.
 
-use libdmce::{DmceAddr, Session};
+use libdmce::{DmceAddr, Session, quick};
 
 use crate::arguments::Out;
 use crate::boundary::{self, Outcome};
@@ -28,16 +28,12 @@ pub unsafe extern "C" fn dmce_malloc(
     addr: *mut dmce_addr_t,
 ) -> dmce_status_t {
     if !addr.is_null() {
-        let quickly = |session: &Session| session.malloc_quickly(bytes);
-        match boundary::session_quickly(session, quickly) {
-            Some(Ok(found)) => {
-                // SAFETY: the C contract: a place for an address, as it is not NULL. Unaligned, as
-                // in `Out`.
-                unsafe { addr.write_unaligned(found.to_raw()) };
-                return DMCE_OK;
-            }
-            Some(Err(status)) => return status,
-            None => {}
+        let found = quick::malloc(session.addr(), bytes);
+        if found != 0 {
+            // SAFETY: the C contract: a place for an address, as it is not NULL. Unaligned, as in
+            // `Out`.
+            unsafe { addr.write_unaligned(found) };
+            return DMCE_OK;
         }
     }
     // SAFETY: the C contract: NULL, or a place for an address.
@@ -55,7 +51,7 @@ unsafe fn malloc_slowly(
     addr: *mut dmce_addr_t,
 ) -> dmce_status_t {
     // SAFETY: the same contract.
-    unsafe { allocate(session, addr, |session| session.malloc(bytes)) }
+    unsafe { allocate(session, addr, |session| session.malloc_slowly(bytes)) }
 }
 
 /// Allocates as the options say; NULL means the defaults.
@@ -112,12 +108,10 @@ pub unsafe extern "C" fn dmce_free(
     session: *mut dmce_session_t,
     addr: dmce_addr_t,
 ) -> dmce_status_t {
-    let quickly = |session: &Session| session.free_quickly(addr).then_some(());
-    match boundary::session_quickly(session, quickly) {
-        Some(Ok(())) => DMCE_OK,
-        Some(Err(status)) => status,
-        None => free_slowly(session, addr),
+    if quick::free(session.addr(), addr) {
+        return DMCE_OK;
     }
+    free_slowly(session, addr)
 }
 
 #[cold]
@@ -125,7 +119,7 @@ pub unsafe extern "C" fn dmce_free(
 fn free_slowly(session: *mut dmce_session_t, addr: dmce_addr_t) -> dmce_status_t {
     boundary::session(session, |session| match addr {
         0 => Ok(session.check()?),
-        _ => Ok(session.free(self::addr(session, addr)?)?),
+        _ => Ok(session.free_slowly(self::addr(session, addr)?)?),
     })
 }
 

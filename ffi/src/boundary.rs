@@ -1,5 +1,6 @@
 //! The one way from C into Rust and back. Every function of the interface is a call of one of
-//! [`call`], [`session`], [`region`] and [`closing`], some after a [`session_quickly`].
+//! [`call`], [`session`], [`region`] and [`closing`]; two of them after [`libdmce::quick`], which
+//! takes handles as they are, and cannot panic.
 //!
 //! # Invariants
 //!
@@ -50,24 +51,6 @@ pub(crate) fn session(
     body: impl FnOnce(&libdmce::Session) -> Outcome,
 ) -> dmce_status_t {
     on(handle.addr(), |session: &OpenSession| body(&session.session))
-}
-
-/// The part of a call on a session that most calls get by with: `None` if the handle is not open or
-/// the body says so; then nothing has been done, and the whole call begins. `Err` is a status.
-#[inline]
-pub(crate) fn session_quickly<T>(
-    handle: *const dmce_session_t,
-    body: impl FnOnce(&libdmce::Session) -> Option<T>,
-) -> Option<Result<T, dmce_status_t>> {
-    let visit = handles::visit_quickly::<OpenSession>(handle.addr())?;
-    match panic::catch_unwind(AssertUnwindSafe(|| body(&visit.session))) {
-        Ok(done) => done.map(Ok),
-        Err(payload) => {
-            // Before the session ends, or that would wait for this very call.
-            drop(visit);
-            Some(Err(end_of_defect(handle.addr(), &payload)))
-        }
-    }
 }
 
 /// A call on a region.

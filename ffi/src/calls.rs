@@ -2,6 +2,8 @@
 //!
 //! Each thread has a [`Record`] with one word: the handle of the call that it is in, or 0. A call
 //! costs its thread two plain stores and two loads; whoever closes a handle pays for the barrier.
+//! What [`libdmce::quick`] does with a handle is not a call here: it has marks of its own, for
+//! which the end of the session waits.
 //!
 //! ```text
 //!   a call                               the closer
@@ -114,36 +116,6 @@ impl Drop for Call {
             self.record().taken.store(false, Ordering::Release);
         }
         light_barrier();
-        if CLOSERS.load(Ordering::Relaxed) != 0 {
-            announce_departure();
-        }
-    }
-}
-
-/// A [`Call`] of a thread that has a record and is in no other call, where the barriers cost
-/// nothing: what it mostly is.
-pub(crate) struct QuickCall(&'static Record);
-
-impl QuickCall {
-    /// Announces a call on `handle`. `None` if it takes a [`Call`].
-    #[inline]
-    pub(crate) fn begin(handle: usize) -> Option<Self> {
-        let own = own_record().filter(|record| record.inside.load(Ordering::Relaxed) == 0)?;
-        if !ASYMMETRIC.load(Ordering::Relaxed) {
-            return None;
-        }
-        own.inside.store(handle, Ordering::Relaxed);
-        compiler_fence(Ordering::SeqCst);
-        Some(Self(own))
-    }
-}
-
-impl Drop for QuickCall {
-    #[inline]
-    fn drop(&mut self) {
-        // As at the end of a `Call`.
-        self.0.inside.store(0, Ordering::Release);
-        compiler_fence(Ordering::SeqCst);
         if CLOSERS.load(Ordering::Relaxed) != 0 {
             announce_departure();
         }

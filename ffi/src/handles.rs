@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use dmce_abi::Status;
 
-use crate::calls::{self, Call, QuickCall};
+use crate::calls::{self, Call};
 use crate::failure::Failure;
 
 const KIND_BITS: u32 = 2;
@@ -99,27 +99,16 @@ fn claim() -> Option<(usize, &'static Slot, usize)> {
 }
 
 /// A call on an open handle. The object lives as long as this does.
-pub(crate) struct Visit<T, C = Call> {
+pub(crate) struct Visit<T> {
     object: NonNull<T>,
-    _call: C,
+    _call: Call,
 }
 
 /// Begins a call on `handle`; none if it is not open. [`refusal`] tells why, apart from this, so
 /// that what every call passes through fits two registers.
 #[inline]
 pub(crate) fn visit<T: Object>(handle: usize) -> Option<Visit<T>> {
-    visit_in(handle, Call::begin(handle))
-}
-
-/// [`visit`], unless it is more than the few instructions that it mostly is.
-#[inline]
-pub(crate) fn visit_quickly<T: Object>(handle: usize) -> Option<Visit<T, QuickCall>> {
-    visit_in(handle, QuickCall::begin(handle)?)
-}
-
-/// The object of `handle`, in a call that was announced before.
-#[inline]
-fn visit_in<T: Object, C>(handle: usize, call: C) -> Option<Visit<T, C>> {
+    let call = Call::begin(handle);
     let slot = slot_of(handle);
     // Pairs with the Release in `open`: whoever sees the handle sees its object.
     if slot.live.load(Ordering::Acquire) != handle || kind_of(handle) != T::KIND {
@@ -138,7 +127,7 @@ pub(crate) fn enter<T: Object>(handle: usize) -> Result<Visit<T>, Failure> {
     visit(handle).ok_or_else(|| refusal::<T>(handle))
 }
 
-impl<T, C> Deref for Visit<T, C> {
+impl<T> Deref for Visit<T> {
     type Target = T;
 
     #[inline]

@@ -90,6 +90,7 @@ pub unsafe extern "C" fn dmce_open(
             let _ = unused.session.close();
             failure
         })?;
+        handles::enter::<OpenSession>(handle)?.session.set_key(handle);
         out.set(ptr::without_provenance_mut(handle));
         Ok(())
     })

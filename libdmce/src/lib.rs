@@ -51,6 +51,9 @@ pub mod thread;
 mod turn;
 
 #[cfg(not(loom))]
+#[doc(hidden)]
+pub use alloc::quick;
+#[cfg(not(loom))]
 pub use dmce_abi::{AddrLayout, DmceAddr, Status};
 #[cfg(not(loom))]
 pub use error::Error;

@@ -2,14 +2,17 @@
 //!
 //! A thread takes a slot at its first operation and gives it back when it ends. The last slot is
 //! shared, under a mutex, by threads that find none. A slot below the last also has a heap
-//! ([`crate::alloc`]), which its next thread goes on with.
+//! ([`crate::alloc`]), which its next thread goes on with. With its first slot a thread gets the
+//! gates that lead to its heaps.
 //!
 //! # Invariants
 //!
 //! 1. A slot below [`SHARED_SLOT`] belongs to one thread at a time.
 //! 2. A thread that is ending has no slot of its own any more: what its other thread-locals do in
 //!    their destructors goes through the shared one.
-//! 3. A thread that marks a slot does not block SIGBUS, unless it has begun to since its first
+//! 3. The gates of a thread that is ending are shut before its slots are another's, and it has none
+//!    any more.
+//! 4. A thread that marks a slot does not block SIGBUS, unless it has begun to since its first
 //!    operation.
 #![forbid(unsafe_code)]
 
@@ -20,6 +23,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use dmce_abi::limits::SLOTS;
 use dmce_sys::fault;
 
+use crate::alloc::KIND_BITS;
+use crate::alloc::gates::Set;
 use crate::thread::{self, RECENT_MAX};
 
 /// The slot of all threads that have none.
@@ -46,11 +51,17 @@ struct TakenSlots {
 thread_local! {
     /// Whether SIGBUS was unblocked in this thread.
     static IS_UNBLOCKED: Cell<bool> = const { Cell::new(false) };
-    /// Every slot that this thread has.
-    static OWN: RefCell<OwnSlots> = const { RefCell::new(OwnSlots(Vec::new())) };
+    /// Every slot that this thread has, and its gates.
+    static OWN: RefCell<OwnSlots> = const {
+        RefCell::new(OwnSlots { slots: Vec::new(), gates: None })
+    };
 }
 
-struct OwnSlots(Vec<(Weak<TakenSlots>, usize)>);
+struct OwnSlots {
+    slots: Vec<(Weak<TakenSlots>, usize)>,
+    /// `None` before the first slot, and where there was no memory.
+    gates: Option<&'static Set>,
+}
 
 impl Slots {
     /// All free.
@@ -62,6 +73,16 @@ impl Slots {
         #[expect(clippy::cast_possible_truncation, reason = "a small remainder")]
         let place = (key % RECENT_MAX as u64) as usize;
         Self { key, place, taken: Arc::new(TakenSlots { bits }), shared: Mutex::new(()) }
+    }
+
+    /// What gates know the session by at first: no number that another library makes up, as the
+    /// bits of a kind are 0. On 32 bits it comes again after 2^30 sessions, of which the first has
+    /// ended by then and shut its gates.
+    pub(crate) const fn own_key(&self) -> usize {
+        #[expect(clippy::cast_possible_truncation, reason = "as said above")]
+        let key = (self.key << KIND_BITS) as usize;
+        // Never the key of none.
+        if key == 0 { 1 << KIND_BITS } else { key }
     }
 
     /// This thread's own slot; `None` if there is none for it.
@@ -96,13 +117,17 @@ impl Slots {
 
 impl OwnSlots {
     fn find_or_take(&mut self, taken: &Arc<TakenSlots>) -> Option<usize> {
-        self.0.retain(|(session, _)| session.strong_count() > 0);
-        let mine = self.0.iter().find(|(session, _)| session.as_ptr() == Arc::as_ptr(taken));
+        self.slots.retain(|(session, _)| session.strong_count() > 0);
+        let mine = self.slots.iter().find(|(session, _)| session.as_ptr() == Arc::as_ptr(taken));
         if let Some((_, slot)) = mine {
             return Some(*slot);
         }
         let slot = taken.take()?;
-        self.0.push((Arc::downgrade(taken), slot));
+        self.slots.push((Arc::downgrade(taken), slot));
+        if self.gates.is_none() {
+            self.gates = Set::take();
+            thread::set_gates(self.gates.map(Set::gates));
+        }
         Some(slot)
     }
 }
@@ -110,7 +135,11 @@ impl OwnSlots {
 impl Drop for OwnSlots {
     fn drop(&mut self) {
         thread::recent(|recent| recent.iter().for_each(|place| place.set((0, 0))));
-        for (session, slot) in self.0.drain(..) {
+        thread::set_gates(None);
+        if let Some(gates) = self.gates.take() {
+            gates.give();
+        }
+        for (session, slot) in self.slots.drain(..) {
             if let Some(session) = session.upgrade() {
                 session.give(slot);
             }

@@ -4,6 +4,9 @@
 
 use std::cell::Cell;
 
+use crate::alloc::gates::Gates;
+use crate::alloc::{Gate, Key};
+
 /// Sessions that a thread can use in turn without looking for its slot.
 pub(crate) const RECENT_MAX: usize = 4;
 
@@ -11,12 +14,14 @@ thread_local! {
     /// Without a destructor and a constructor.
     static OWN: OwnOfThread = const { OwnOfThread {
         recent: [const { Cell::new((0, 0)) }; RECENT_MAX],
+        gates: Cell::new(None),
         binding: Cell::new(0),
     } };
 }
 
 struct OwnOfThread {
     recent: [Cell<(u64, usize)>; RECENT_MAX],
+    gates: Cell<Option<&'static Gates>>,
     binding: Cell<usize>,
 }
 
@@ -25,6 +30,17 @@ struct OwnOfThread {
 #[inline]
 pub(crate) fn recent<R>(body: impl FnOnce(&[Cell<(u64, usize)>; RECENT_MAX]) -> R) -> R {
     OWN.with(|own| body(&own.recent))
+}
+
+/// This thread's gate for the session that has a key, if it has gates.
+#[inline]
+pub(crate) fn gate(key: Key) -> Option<&'static Gate> {
+    OWN.with(|own| own.gates.get()).map(|gates| gates.of(key))
+}
+
+/// Gives this thread gates, or takes them away.
+pub(crate) fn set_gates(gates: Option<&'static Gates>) {
+    OWN.with(|own| own.gates.set(gates));
 }
 
 /// A word of this thread for whoever makes this library's calls available to another language; 0 at

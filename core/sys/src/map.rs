@@ -28,7 +28,7 @@ mod fork;
 mod reservation;
 
 pub use advice::{collapse, huge, populate_read, populate_write};
-pub use fork::WipeOnForkPage;
+pub use fork::{WipeOnForkPage, WipedPage};
 pub use reservation::Reservation;
 
 use advice::advise;

@@ -130,7 +130,7 @@ impl Divider {
     #[allow(clippy::cast_possible_truncation, reason = "a slab has fewer than 2^16 objects")]
     pub(crate) const fn object_at(self, offset: u32) -> (u16, bool) {
         let index = ((offset as u64 * self.factor) >> FACTOR_BITS) as u32;
-        (index as u16, index * self.bytes == offset)
+        (index as u16, index.wrapping_mul(self.bytes) == offset)
     }
 }
 

@@ -56,10 +56,17 @@ impl At<'_> {
         slab.end_bias();
         gate::heavy(self.fence);
         if let Some(home) = self.heaps.at(slab.home()) {
-            gate::wait_outside(&home.gate);
+            home.wait_outside();
             home.count_ended(slab.class());
         }
         slab.share();
+    }
+
+    /// Shuts the gates of all threads, and waits until nobody is inside.
+    pub(crate) fn shut_all(self) {
+        self.heaps.threads().for_each(Heap::shut);
+        gate::heavy(self.fence);
+        self.heaps.threads().for_each(Heap::wait_outside);
     }
 
     /// Makes a slab that its home has let go of, and whose gate is shut, one of the depot.
@@ -268,10 +275,8 @@ impl Depot {
             return;
         };
         let pool = at.heaps.of_kind(kind);
-        at.heaps.threads().for_each(|heap| heap.gate.raise(gate::SHUT));
-        gate::heavy(at.fence);
+        at.shut_all();
         for heap in at.heaps.threads() {
-            gate::wait_outside(&heap.gate);
             self.drain(heap, now, at);
         }
         self.drain(pool, now, at);
@@ -284,9 +289,6 @@ impl Depot {
             }
             slab.freeze();
             at.take_home(slab, pool);
-        }
-        for heap in at.heaps.threads() {
-            heap.gate.lower(gate::SHUT);
         }
         self.drain(pool, now, at);
     }

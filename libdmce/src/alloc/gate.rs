@@ -1,45 +1,127 @@
 //! A door that one thread passes with plain stores, and that others can shut.
 //!
-//! ```text
-//!   owner                                  who shuts it, under the depot's lock
+//! A gate leads to one heap at a time, and is open for those who name its session by the right
+//! key. So one comparison stands for all that a small allocation or a free has to know: that the
+//! session is neither closed nor a parent's, that nobody works on the heap, and that nothing else
+//! is in the way of this kind of call.
 //!
-//!   mark := odd          (release, a)      signals |= SHUT
-//!   light fence          (A)               heavy fence                             (B)
-//!   signals = 0?         (acquire, b)      mark: even, or another one than before  (acquire)
-//!     no:  mark := even, wait for the lock   no:  later, or wait
-//!     yes: use what is behind the gate       yes: use what is behind the gate
-//!   mark := even         (release, c)      signals &= !SHUT                        (release, d)
+//! ```text
+//!   states of a gate's word for an errand:   0 shut          a key: open for that session
+//!
+//!   owner, to pass                         who shuts it, under the lock of the heap's depot
+//!
+//!   mark := odd          (release, a)      why it is shut is stored before, for who opens it
+//!   light fence          (A)               words := 0
+//!   word = the caller's key?               heavy fence                             (B)
+//!     no:  mark := even, the slow way      mark: even, or another one than before  (acquire)
+//!     yes: use the heap                      no:  later, or wait
+//!   mark := even         (release, c)        yes: use the heap
+//!
+//!   owner, to open it, under that lock:    words := 0, heap := its own, word := key
 //! ```
+//!
+//! What an owner outside sees of it, and one inside:
+//!
+//! - *Somebody shuts the gate.* Outside, it finds the word 0 and waits for the lock. Inside, it is
+//!   waited for, or left alone.
+//! - *The session is closed, or ends.* The same, and who opens gates refuses from then on.
+//! - *The process forks.* The child finds all words 0, and the session refuses. Who forked inside,
+//!   in a signal handler, goes on with its own copy of the heap, and is outside then.
+//! - *The thread ends.* It has shut its gates before another may have its slot.
+//! - *The thread turns to another session*, whose gate this is as well. It opens it for that one,
+//!   and so shuts it for the first.
 //!
 //! # Invariants
 //!
-//! 1. *One of the two sees the other.* (A) pairs with (B): the owner sees the signal, or the other
+//! 1. *One of the two sees the other.* (A) pairs with (B): the owner sees the word 0, or the other
 //!    side sees the mark.
 //! 2. What the owner did inside happens before what is done behind the shut gate ((a), (c)), and
-//!    that before what the owner does next ((d), (b)).
-//! 3. A gate has one owner at a time. Whoever hands it on orders the two.
-//! 4. Nobody waits inside a gate: it is left after some hundred instructions. A thread that holds
+//!    that before what the owner does next, since it takes the lock to open the gate.
+//! 3. A gate belongs to one thread at a time. The owner alone stores marks, heaps and keys; anybody
+//!    may store 0 to a word, at any time: a gate that is shut for nothing is opened again.
+//! 4. A heap has the owner of one slot, and a gate that is open leads to its owner's heap. Who
+//!    gives a slot back shuts the gates first. A heap is freed when no gate leads to it any more.
+//! 5. Nobody waits inside a gate: it is left after some hundred instructions. A thread that holds
 //!    the depot's lock is inside none, or it would wait for itself.
 //!
 //! A mark also tells who frees things that threads inside of gates may have found: what was
 //! unpublished before a heavy fence is found by nobody who enters after it.
+//!
+//! The words of a process lie in pages that the kernel wipes in a forked child ([`super::gates`]).
 
 use std::fmt;
+use std::num::NonZeroUsize;
 
 use dmce_shm::Fence;
-use dmce_shm::atomic::{AtomicU32, Ordering};
+use dmce_shm::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
-/// Somebody has shut the gate.
-pub(crate) const SHUT: u32 = 1;
-/// What is behind the gate has been summed up since its owner was there.
-pub(crate) const SUMMED: u32 = 2;
+use super::heap::Heap;
 
-/// The gate of a thread.
+/// What tells the sessions of this process apart to who passes gates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Key(NonZeroUsize);
+
+impl Key {
+    /// Of a number; 0 is none.
+    #[inline]
+    pub(crate) const fn new(number: usize) -> Option<Self> {
+        match NonZeroUsize::new(number) {
+            Some(number) => Some(Self(number)),
+            None => None,
+        }
+    }
+
+    /// The number that it was made of.
+    #[inline]
+    pub(crate) const fn number(self) -> usize {
+        self.0.get()
+    }
+
+    /// Bits by which keys of sessions that are open at the same time mostly differ.
+    #[inline]
+    pub(super) const fn low_bits(self) -> usize {
+        self.0.get() >> KIND_BITS
+    }
+}
+
+/// The lowest bits of a key tell who has made it, so that no two are the same.
+pub(crate) const KIND_BITS: u32 = 2;
+
+/// What somebody passes a gate for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Errand {
+    /// To allocate.
+    Take,
+    /// To free.
+    Give,
+}
+
+/// What an owner may pass a gate for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Permits {
+    /// To allocate.
+    pub take: bool,
+    /// To free.
+    pub give: bool,
+}
+
+/// The words of a gate, one for each errand.
+struct Words {
+    take: AtomicUsize,
+    give: AtomicUsize,
+}
+
+/// A gate of a thread. On a cache line of its own.
+#[repr(align(64))]
 pub(crate) struct Gate {
     /// Odd while the owner is inside. Written by the owner alone.
     mark: AtomicU32,
-    /// Why the owner has to stay outside. Written by anybody.
-    signals: AtomicU32,
+    /// For owners whose light fence is for the compiler alone.
+    words: Words,
+    /// For those whose light fence is a full one, so that nobody passes without it.
+    fenced: Words,
+    /// Where it leads. Written by the owner alone.
+    heap: AtomicPtr<Heap>,
 }
 
 /// The mark of a gate at some moment.
@@ -66,48 +148,77 @@ impl Mark {
 #[must_use = "the gate is left when this is dropped"]
 pub(crate) struct Inside<'a> {
     gate: &'a Gate,
-    odd: u32,
+    even: u32,
+}
+
+impl Words {
+    #[cfg(all(test, loom))]
+    fn shut() -> Self {
+        Self { take: AtomicUsize::new(0), give: AtomicUsize::new(0) }
+    }
+
+    #[inline]
+    const fn of(&self, errand: Errand) -> &AtomicUsize {
+        match errand {
+            Errand::Take => &self.take,
+            Errand::Give => &self.give,
+        }
+    }
 }
 
 impl Gate {
-    /// One that is open, with signals that the owner is to see at first.
-    pub(crate) fn new(signals: u32) -> Self {
-        Self { mark: AtomicU32::new(0), signals: AtomicU32::new(signals) }
+    /// One that is shut, as one of zeros is.
+    #[cfg(all(test, loom))]
+    pub(crate) fn new() -> Self {
+        Self {
+            mark: AtomicU32::new(0),
+            words: Words::shut(),
+            fenced: Words::shut(),
+            heap: AtomicPtr::new(std::ptr::null_mut()),
+        }
     }
 
-    /// Goes inside. For the owner. `None` while there are signals.
-    ///
-    /// # Panics
-    ///
-    /// If somebody is inside already: the gate has two owners, or a call began inside another.
+    /// Goes inside. For the owner. `None` if the gate is not open for the key, or the owner is
+    /// inside already: a signal handler interrupted it there.
     #[inline]
-    pub(crate) fn enter(&self, fence: Fence) -> Option<Inside<'_>> {
+    pub(crate) fn enter(&self, key: Key, errand: Errand, fence: Fence) -> Option<Inside<'_>> {
         let even = self.mark.load(Ordering::Relaxed);
-        assert!(even & 1 == 0, "a call is inside this gate already");
-        let inside = Inside { gate: self, odd: even.wrapping_add(1) };
+        if even & 1 != 0 {
+            return None;
+        }
+        let inside = Inside { gate: self, even: even.wrapping_add(2) };
         // Release (a): whoever sees this mark in place of an earlier one has what was done inside
         // at that one behind it.
-        self.mark.store(inside.odd, Ordering::Release);
+        self.mark.store(even | 1, Ordering::Release);
         fence.light();
-        // Acquire (b) pairs with the release of `lower`.
-        (self.signals.load(Ordering::Acquire) == 0).then_some(inside)
+        // Relaxed: keys are stored by this thread.
+        let word = self.words_for(fence).of(errand).load(Ordering::Relaxed);
+        (word == key.number()).then_some(inside)
     }
 
-    /// Gives the owner signals to see. Those who entered before do not: a heavy fence, then a look
-    /// at the mark, tell whether anybody is still inside.
-    pub(crate) fn raise(&self, signals: u32) {
-        self.signals.fetch_or(signals, Ordering::Relaxed);
+    /// Opens it for those with the key. For the owner, under the depot's lock, to its own heap
+    /// there.
+    pub(crate) fn open(&self, key: Key, heap: *const Heap, permits: Permits, fence: Fence) {
+        self.shut();
+        self.heap.store(heap.cast_mut(), Ordering::Relaxed);
+        let words = self.words_for(fence);
+        let word = |is_permitted| if is_permitted { key.number() } else { 0 };
+        words.take.store(word(permits.take), Ordering::Relaxed);
+        words.give.store(word(permits.give), Ordering::Relaxed);
     }
 
-    /// Takes signals back; true if one of them was raised.
-    pub(crate) fn lower(&self, signals: u32) -> bool {
-        // Release (d): what was done behind the gate is before it.
-        self.signals.fetch_and(!signals, Ordering::Release) & signals != 0
+    /// Lets the owner no longer pass. Who passed before is not held up: a heavy fence, then a look
+    /// at the mark, tell whether it is still inside.
+    pub(crate) fn shut(&self) {
+        for words in [&self.words, &self.fenced] {
+            words.take.store(0, Ordering::Relaxed);
+            words.give.store(0, Ordering::Relaxed);
+        }
     }
 
-    /// Whether a signal is raised.
-    pub(crate) fn is_raised(&self, signal: u32) -> bool {
-        self.signals.load(Ordering::Relaxed) & signal != 0
+    /// Whether the owner, who asks, is inside.
+    pub(crate) fn is_inside(&self) -> bool {
+        self.mark.load(Ordering::Relaxed) & 1 != 0
     }
 
     /// The mark of this moment.
@@ -115,13 +226,29 @@ impl Gate {
         // Acquire pairs with (a) and (c).
         Mark(self.mark.load(Ordering::Acquire))
     }
+
+    #[inline]
+    fn words_for(&self, fence: Fence) -> &Words {
+        if matches!(fence, Fence::Asymmetric) { &self.words } else { &self.fenced }
+    }
+}
+
+impl Inside<'_> {
+    /// The heap behind the gate.
+    #[inline]
+    pub(crate) fn heap(&self) -> &Heap {
+        let heap = self.gate.heap.load(Ordering::Relaxed);
+        // SAFETY: `open` stored it before the word that let this thread in, and the heap is freed
+        // only after its gate was shut and left (invariant 4).
+        unsafe { &*heap }
+    }
 }
 
 impl Drop for Inside<'_> {
     #[inline]
     fn drop(&mut self) {
         // Release (c): what was done inside is before it.
-        self.gate.mark.store(self.odd.wrapping_add(1), Ordering::Release);
+        self.gate.mark.store(self.even, Ordering::Release);
     }
 }
 

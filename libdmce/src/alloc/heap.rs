@@ -11,20 +11,25 @@
 //!
 //! # Invariants
 //!
-//! 1. But for the list of returned slabs and the sums, a heap is used by its owner inside its gate,
-//!    or under the depot's lock: by the owner, or while the gate is shut. A heap of the depot is
-//!    used under its lock alone.
+//! 1. But for the list of returned slabs and the sums, a heap is used by its owner inside a gate
+//!    that leads to it, or under the depot's lock: by the owner, or while the gate is shut. A heap
+//!    of the depot is used under its lock alone.
 //! 2. A slab that has room is listed in the bin of its home. Of those that have none, only the
 //!    first may be. A frozen one is not listed.
 //! 3. `recent` names a slab of this heap.
 //! 4. `live` of all heaps together, counted round and round, is what is allocated: who allocates
 //!    counts up and who frees counts down, each in its own heap.
+//! 5. A heap that is shut is used only by way of [`Heap::open`]: what `is_used` says then holds
+//!    until it is opened.
+
+use std::ptr;
 
 use dmce_abi::limits::SLOTS;
-use dmce_shm::atomic::{AtomicUsize, Ordering};
+use dmce_shm::Fence;
+use dmce_shm::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 
 use super::class::{CLASSES, Class};
-use super::gate::{Gate, SUMMED};
+use super::gate::{self, Gate, Key, Mark, Permits};
 use super::heaps::Heaps;
 use super::link::{Held, Link};
 use super::slab::{Slab, Taken};
@@ -42,8 +47,12 @@ const ENDED_MAX: usize = 4;
 pub(crate) struct Heap {
     /// Its place among all heaps.
     pub index: u32,
-    /// How its owner keeps others away.
-    pub gate: Gate,
+    /// The gate of its owner, or of an earlier one: null before it was opened. Stored under the
+    /// depot's lock.
+    gate: AtomicPtr<Gate>,
+    /// Whether it was opened since it was shut to be summed up, and since it was tidied: each 0 or
+    /// 1, under the depot's lock.
+    used: [AtomicU8; 2],
     /// The slab that the owner freed an object of last.
     recent: Link,
     /// Slabs with objects that others gave back. Pushed by anybody, taken by the owner.
@@ -63,6 +72,26 @@ struct Bin {
     live: AtomicUsize,
     /// How many slabs of it lost their bias of late. Under the depot's lock.
     ended: AtomicUsize,
+}
+
+/// A thread as the allocator of a session knows it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Owner<'a> {
+    /// Its heap.
+    pub heap: &'a Heap,
+    /// Its gate for the session.
+    pub gate: &'static Gate,
+    /// The session's key.
+    pub key: Key,
+}
+
+/// Since when a heap was used or not.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Since {
+    /// Since what is allocated was summed up.
+    SummedUp,
+    /// Since its slabs were tidied up.
+    Tidied,
 }
 
 /// What became of a free.
@@ -91,8 +120,8 @@ impl Heap {
         };
         Self {
             index,
-            // The first allocation is told, as one after a summing up.
-            gate: Gate::new(SUMMED),
+            gate: AtomicPtr::new(ptr::null_mut()),
+            used: std::array::from_fn(|_| AtomicU8::new(0)),
             recent: Link::none(),
             returned: Link::none(),
             surplus: Link::none(),
@@ -100,14 +129,74 @@ impl Heap {
         }
     }
 
-    /// Takes an object, if the slab in use has one.
+    /// Opens its owner's gate. Under the depot's lock. True if it is the first time since it was
+    /// shut to be summed up.
+    pub(crate) fn open(&self, owner: &Owner<'_>, permits: Permits, fence: Fence) -> bool {
+        self.gate.store(ptr::from_ref(owner.gate).cast_mut(), Ordering::Relaxed);
+        owner.gate.open(owner.key, self, permits, fence);
+        self.set_used(Since::Tidied, true);
+        !self.set_used(Since::SummedUp, true)
+    }
+
+    /// Shuts its owner's gate, as [`Gate::shut`] does. Under the depot's lock.
+    pub(crate) fn shut(&self) {
+        if let Some(gate) = self.gate() {
+            gate.shut();
+        }
+    }
+
+    /// Waits until its owner is outside, as [`gate::wait_outside`] does.
+    pub(crate) fn wait_outside(&self) {
+        if let Some(gate) = self.gate() {
+            gate::wait_outside(gate);
+        }
+    }
+
+    /// The mark of its owner's gate.
+    pub(crate) fn mark(&self) -> Mark {
+        self.gate().map_or(Mark::NEVER, Gate::mark)
+    }
+
+    fn gate(&self) -> Option<&'static Gate> {
+        // SAFETY: null, or a gate that `open` was given for ever.
+        unsafe { self.gate.load(Ordering::Relaxed).as_ref() }
+    }
+
+    /// Whether it was used since something. Under the depot's lock.
+    pub(crate) fn is_used(&self, since: Since) -> bool {
+        self.used[since as usize].load(Ordering::Relaxed) != 0
+    }
+
+    /// Says whether it was used since something, and returns what was said before. Under the
+    /// depot's lock.
+    pub(crate) fn set_used(&self, since: Since, is_used: bool) -> bool {
+        let before = self.is_used(since);
+        self.used[since as usize].store(is_used.into(), Ordering::Relaxed);
+        before
+    }
+
+    /// Takes an object, if the slab in use has one: what is inlined into the call of a program. No
+    /// function is called in it.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
-    pub(crate) fn take(&self, class: Class, held: Held<'_>) -> Option<Taken> {
-        let bin = &self.bins[class.index()];
+    pub(crate) fn take_at_once(&self, class: Class, held: Held<'_>) -> Option<Taken> {
+        let bin = self.bins.get(class.index())?;
         let taken = bin.first.get(held)?.take()?;
         bin.count(1);
         Some(taken)
+    }
+
+    /// Takes an object, if a slab has one that is listed.
+    pub(crate) fn take(&self, class: Class, held: Held<'_>) -> Option<Taken> {
+        let bin = &self.bins[class.index()];
+        while let Some(slab) = bin.first.get(held) {
+            if let Some(taken) = slab.take() {
+                bin.count(1);
+                return Some(taken);
+            }
+            bin.unlist(slab, held);
+        }
+        None
     }
 
     /// Looks for a slab with room: among those that others gave objects back to, and those that
@@ -125,17 +214,29 @@ impl Heap {
         false
     }
 
-    /// Frees the object that begins at an address.
+    /// Frees the object that begins at an address, if it is in the slab that the owner freed from
+    /// last, and the slab stays where it is: what is inlined into the call of a program. No
+    /// function is called in it. If it is false nothing has been done.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
-    pub(crate) fn give(&self, addr: u64, heaps: &Heaps, held: Held<'_>) -> Given {
-        let recent = self.recent.get(held).filter(|slab| slab.contains(addr));
-        let Some(slab) = recent else { return self.give_anywhere(addr, heaps, held) };
-        self.give_home(slab, addr, held)
+    #[must_use]
+    pub(crate) fn give_at_once(&self, addr: u64, held: Held<'_>) -> bool {
+        let Some(slab) = self.recent.get(held) else { return false };
+        let Some(bin) = self.bins.get(slab.class().index()) else { return false };
+        let stays = slab.is_listed() && (!slab.has_one() || bin.first.is(slab));
+        let is_done = stays && slab.give_plainly(addr);
+        if is_done {
+            bin.count(usize::MAX);
+        }
+        is_done
     }
 
-    #[inline(never)]
-    fn give_anywhere(&self, addr: u64, heaps: &Heaps, held: Held<'_>) -> Given {
+    /// Frees the object that begins at an address.
+    pub(crate) fn give(&self, addr: u64, heaps: &Heaps, held: Held<'_>) -> Given {
+        let recent = self.recent.get(held).filter(|slab| slab.contains(addr));
+        if let Some(slab) = recent {
+            return self.give_home(slab, addr, held);
+        }
         let Some(slab) = heaps.directory.find(addr, held) else { return Given::Elsewhere };
         if slab.home() == self.index {
             self.recent.set(Some(slab));
@@ -154,8 +255,6 @@ impl Heap {
         Given::Done
     }
 
-    #[inline(always)]
-    #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
     fn give_home(&self, slab: &Slab, addr: u64, held: Held<'_>) -> Given {
         if !slab.index_at(addr).is_some_and(|index| slab.give(index)) {
             return Given::Refused;
@@ -168,18 +267,11 @@ impl Heap {
     }
 
     /// Lists a slab that has room again; lets one go that is empty, if there are enough others.
-    #[inline]
     fn place(&self, slab: &Slab, held: Held<'_>) -> Given {
         let bin = &self.bins[slab.class().index()];
         if slab.is_listed() && bin.first.is(slab) {
             return Given::Done;
         }
-        self.place_behind(slab, held)
-    }
-
-    #[inline(never)]
-    fn place_behind(&self, slab: &Slab, held: Held<'_>) -> Given {
-        let bin = &self.bins[slab.class().index()];
         let is_superfluous = slab.is_empty() && bin.has_enough(slab.class());
         if slab.is_empty() && (slab.is_frozen() || is_superfluous) {
             self.discard(slab, held);

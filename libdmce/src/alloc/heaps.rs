@@ -67,7 +67,7 @@ impl Heaps {
 
     /// The marks of all threads' gates, each at its slot's place.
     pub(crate) fn marks(&self) -> Vec<Mark> {
-        let mark = |heap: &OnceLock<Box<Heap>>| heap.get().map_or(Mark::NEVER, |h| h.gate.mark());
+        let mark = |heap: &OnceLock<Box<Heap>>| heap.get().map_or(Mark::NEVER, |h| h.mark());
         self.all[..SLOTS].iter().map(mark).collect()
     }
 

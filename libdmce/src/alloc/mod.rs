@@ -11,8 +11,9 @@
 //!              depot, under a lock: blocks, their pages; runs, spans; slabs of nobody
 //! ```
 //!
-//! [`Allocator`] knows and decides; it asks nobody. What has to be asked of the broker it says as a
-//! [`Growth`], so that its lock is never held over a message.
+//! [`quick`] is all of that way that most calls need. [`Allocator`] knows and decides; it asks
+//! nobody. What has to be asked of the broker it says as a [`Growth`], so that its lock is never
+//! held over a message.
 //!
 //! # Invariants
 //!
@@ -25,7 +26,8 @@
 //! 4. Nobody waits inside a gate ([`gate`]), and whoever has the depot's lock is inside none.
 //!
 //! Why it is quick: a thread's heap and its slabs are its own until another thread frees from one
-//! of them or somebody shuts the gate, and who does that pays for the barrier.
+//! of them or somebody shuts the gate, and who does that pays for the barrier. All that could be in
+//! the way shuts the gate, so the gate is all that is looked at.
 //!
 //! What it costs: two bytes an object, some hundred a slab, and a pointer and four bytes a page.
 
@@ -34,6 +36,8 @@ mod class;
 mod depot;
 mod directory;
 mod gate;
+#[cfg(not(loom))]
+pub(crate) mod gates;
 mod heap;
 mod heaps;
 #[cfg(test)]
@@ -45,11 +49,16 @@ mod link;
 #[cfg(not(loom))]
 mod model;
 mod pages;
+#[cfg(not(loom))]
+pub mod quick;
 mod slab;
 #[cfg(test)]
 #[cfg(not(loom))]
 mod threads;
 mod tidy;
+#[cfg(test)]
+#[cfg(not(loom))]
+mod users;
 
 use std::sync::{Mutex, PoisonError};
 
@@ -62,8 +71,9 @@ pub(crate) use class::Class;
 pub(crate) use depot::Grown;
 use depot::{At, Depot};
 use directory::Directory;
-use gate::{SHUT, SUMMED};
-pub(crate) use heap::{Given, Heap};
+use gate::Errand;
+pub(crate) use gate::{Gate, KIND_BITS, Key, Permits};
+pub(crate) use heap::{Given, Heap, Owner};
 use heaps::Heaps;
 use link::Held;
 use pages::Run;
@@ -130,6 +140,24 @@ pub(crate) struct Usage {
     pub blocks: u64,
 }
 
+/// What came of an allocation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Allocated {
+    /// `None` if there is no room.
+    pub taken: Option<Taken>,
+    /// Whether somebody has to be told that the sums change.
+    pub is_news: bool,
+}
+
+/// What came of a free.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Freed {
+    /// Neither [`Given::Biased`] nor [`Given::Surplus`]: that was dealt with.
+    pub given: Given,
+    /// As in [`Allocated`].
+    pub is_news: bool,
+}
+
 /// All that a session has allocated.
 #[derive(Debug)]
 pub(crate) struct Allocator {
@@ -159,74 +187,77 @@ impl Allocator {
         self.heaps.of_slot(slot)
     }
 
-    /// Allocates from the thread's own slabs, if one of them has room and the gate is open.
-    #[inline(always)]
-    #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
-    pub(crate) fn take(&self, heap: &Heap, class: Class) -> Option<Taken> {
-        let inside = heap.gate.enter(self.fence)?;
-        heap.take(class, Held::inside(&inside))
+    /// Allocates from the slabs behind the gate, if one of them has room and the gate is open.
+    pub(crate) fn take(&self, gate: &Gate, key: Key, class: Class) -> Option<Taken> {
+        let inside = gate.enter(key, Errand::Take, self.fence)?;
+        inside.heap().take(class, Held::inside(&inside))
     }
 
-    /// Frees an object. `None` if the gate is shut, or `may_free` says no: it is asked inside.
-    #[inline(always)]
-    #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
-    pub(crate) fn give(
-        &self,
-        heap: &Heap,
-        addr: u64,
-        may_free: impl FnOnce() -> bool,
-    ) -> Option<Given> {
-        let inside = heap.gate.enter(self.fence)?;
-        if !may_free() {
-            return None;
-        }
-        Some(heap.give(addr, &self.heaps, Held::inside(&inside)))
+    /// Frees an object. `None` if the gate is shut.
+    pub(crate) fn give(&self, gate: &Gate, key: Key, addr: u64) -> Option<Given> {
+        let inside = gate.enter(key, Errand::Give, self.fence)?;
+        Some(inside.heap().give(addr, &self.heaps, Held::inside(&inside)))
     }
 
-    /// Waits until everybody has left a gate who is inside of it now. What was stored before, those
-    /// see who enter later.
-    pub(crate) fn wait_outside(&self) {
-        gate::heavy(self.fence);
-        self.heaps.threads().for_each(|heap| gate::wait_outside(&heap.gate));
+    /// Shuts the gates of all threads, and waits until nobody is inside. What was stored before,
+    /// those see who open them.
+    pub(crate) fn shut_gates(&self) {
+        self.lock(|_, at| at.shut_all());
     }
 
-    /// Waits until a heap's gate is open. True if somebody has to be told that the sums change.
-    #[must_use]
-    pub(crate) fn heed(&self, heap: &Heap) -> bool {
-        if heap.gate.is_raised(SHUT) {
-            // Whoever shuts gates opens them before giving the lock back.
-            self.lock(|_, _| ());
-        }
-        heap.gate.lower(SUMMED)
-    }
-
-    /// Allocates by way of the depot, if there is room: for `heap`, the thread's own, if objects of
-    /// the kind are for that.
+    /// Allocates by way of the depot, if there is room: from the owner's heap, if objects of the
+    /// kind are for that, whose gate is opened then as `permits` says.
     pub(crate) fn allocate(
         &self,
-        heap: Option<&Heap>,
-        kind: Kind,
-        shape: Shape,
+        owner: Option<Owner<'_>>,
+        (kind, shape): (Kind, Shape),
+        permits: impl FnOnce() -> Permits,
         now: u64,
-    ) -> Option<Taken> {
-        let heap = heap.filter(|_| kind == Kind::default());
-        self.lock(|locked, at| match (heap, shape) {
-            (Some(heap), Shape::Object(class)) => {
-                let is_stocked = locked.depot.stock(heap, class, now, at);
-                is_stocked.then(|| heap.take(class, at.held)).flatten()
+    ) -> Allocated {
+        let owner = owner.filter(|_| kind == Kind::default());
+        self.lock(|locked, at| match (owner, shape) {
+            (Some(owner), Shape::Object(class)) => {
+                let is_news = owner.heap.open(&owner, permits(), at.fence);
+                let is_stocked = locked.depot.stock(owner.heap, class, now, at);
+                let taken = is_stocked.then(|| owner.heap.take(class, at.held)).flatten();
+                Allocated { taken, is_news }
             }
-            _ => locked.depot.allocate(kind, shape, now, at),
+            _ => Allocated { taken: locked.depot.allocate(kind, shape, now, at), is_news: true },
+        })
+    }
+
+    /// Frees an object by way of the depot, and opens the owner's gate as `permits` says. `None` if
+    /// that does not permit to free, and `is_held` is not true: that what begins at the address may
+    /// be freed all the same, and will be so until this returns.
+    pub(crate) fn free_object(
+        &self,
+        owner: Owner<'_>,
+        (addr, is_held): (u64, bool),
+        permits: impl FnOnce() -> Permits,
+        now: u64,
+    ) -> Option<Freed> {
+        self.lock(|locked, at| {
+            let permits = permits();
+            let is_news = owner.heap.open(&owner, permits, at.fence);
+            if !permits.give && !is_held {
+                return None;
+            }
+            let give = || owner.heap.give(addr, at.heaps, at.held);
+            let given = match give() {
+                Given::Biased => {
+                    at.share(addr);
+                    give()
+                }
+                given => given,
+            };
+            locked.depot.drain(owner.heap, now, at);
+            Some(Freed { given, is_news })
         })
     }
 
     /// Gives the slabs back to their blocks that a heap, the thread's own, has too many.
     pub(crate) fn drain(&self, heap: &Heap, now: u64) {
         self.lock(|locked, at| locked.depot.drain(heap, now, at));
-    }
-
-    /// Lets anybody free from the slab that an address is in.
-    pub(crate) fn share(&self, addr: u64) {
-        self.lock(|_, at| at.share(addr));
     }
 
     /// Takes in a span that was granted.
@@ -320,5 +351,12 @@ impl Allocator {
         // SAFETY: `body` cannot keep what it is given beyond the lock: it takes any lifetime.
         let held = unsafe { Held::locked() };
         body(&mut locked, At { heaps: &self.heaps, fence: self.fence, held })
+    }
+}
+
+impl Drop for Allocator {
+    fn drop(&mut self) {
+        // A thread may still hold a gate that leads to a heap of this one.
+        self.shut_gates();
     }
 }

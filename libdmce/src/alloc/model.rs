@@ -6,90 +6,18 @@ use std::collections::BTreeMap;
 use dmce_abi::block::BlockId;
 use dmce_shm::Fence;
 
+use super::users::{ALL, BLOCK_BYTES_MAX, Seeded, Users, addr, new_allocator, place, seeds};
 use super::{
-    Allocator, Class, Found, Given, Grown, Growth, Kind, Moment, Place, Shape, SpanAllocation,
-    Usage,
+    Class, Found, Given, Grown, Growth, Kind, Moment, Permits, Place, Shape, SpanAllocation, Usage,
 };
 
-pub(super) const BLOCK_BYTES_MAX: u64 = 32 << 20;
-pub(super) const CELL_BITS: u8 = 25;
-
-/// Numbers that a seed decides (splitmix64).
-pub(super) struct Seeded(pub u64);
-
-impl Seeded {
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = self.0;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word ^ (word >> 31)
-    }
-
-    pub(super) fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    /// A place among so many.
-    pub(super) fn place(&mut self, count: usize) -> usize {
-        usize::try_from(self.below(count as u64)).unwrap()
-    }
-
-    /// Small sizes mostly, and every power of two now and then.
-    fn size(&mut self) -> u64 {
-        let bits_max = if self.below(8) == 0 { 23 } else { 12 };
-        let bits = 1 + self.below(bits_max);
-        1 + self.below(1 << bits)
-    }
-}
-
-/// How many seeds are tried: `DMCE_TEST_SEEDS`, or the given number.
-pub(super) fn seeds(default: u64) -> std::ops::Range<u64> {
-    let set = std::env::var("DMCE_TEST_SEEDS").ok();
-    0..set.and_then(|seeds| seeds.parse().ok()).unwrap_or(default)
-}
-
 const SLOTS: usize = 3;
-
-pub(super) fn new_allocator() -> Allocator {
-    Allocator::new(1 << 12, CELL_BITS, Fence::register())
-}
-
-pub(super) fn addr(place: Place) -> u64 {
-    u64::from(place.block.get()) << CELL_BITS | place.cell
-}
-
-pub(super) fn place(addr: u64) -> Place {
-    let block = u32::try_from(addr >> CELL_BITS).unwrap();
-    let block = BlockId::try_from(block).unwrap();
-    Place { block, cell: addr & ((1 << CELL_BITS) - 1) }
-}
-
-/// Frees as a thread with a slot does; false if nothing that is allocated begins there.
-pub(super) fn free_as(allocator: &Allocator, slot: usize, addr: u64, now: u64) -> bool {
-    let heap = allocator.heap(slot);
-    loop {
-        match allocator.give(heap, addr, || true) {
-            Some(Given::Done) => return true,
-            Some(Given::Surplus) => {
-                allocator.drain(heap, now);
-                return true;
-            }
-            Some(Given::Refused) => return false,
-            Some(Given::Biased) => allocator.share(addr),
-            Some(Given::Elsewhere) => return allocator.free(place(addr), now).is_some(),
-            None => {
-                let _ = allocator.heed(heap);
-            }
-        }
-    }
-}
 
 /// What is live, by its first byte: how many bytes, and of which kind.
 type Model = BTreeMap<u64, (u64, Kind)>;
 
 struct Harness {
-    allocator: Allocator,
+    users: Users,
     model: Model,
     committed: BTreeMap<BlockId, u64>,
     next_block: u32,
@@ -100,8 +28,12 @@ const OTHER: Kind = Kind { page_size: 65_536, copies: 0, policy: 0 };
 
 impl Harness {
     fn new() -> Self {
+        Self::with(Fence::register())
+    }
+
+    fn with(fence: Fence) -> Self {
         Self {
-            allocator: new_allocator(),
+            users: Users::with(fence),
             model: Model::new(),
             committed: BTreeMap::new(),
             next_block: 1,
@@ -116,23 +48,13 @@ impl Harness {
     fn malloc_of(&mut self, slot: Option<usize>, kind: Kind, bytes: u64, align: u64) -> Place {
         let shape = Shape::of(bytes, align).unwrap();
         let addr = loop {
-            let heap = slot.map(|slot| self.allocator.heap(slot));
-            let quick = match (heap, shape) {
-                (Some(heap), Shape::Object(class)) if kind == Kind::default() => {
-                    self.allocator.take(heap, class)
-                }
-                _ => None,
-            };
-            heap.map(|heap| self.allocator.heed(heap));
-            if let Some(taken) =
-                quick.or_else(|| self.allocator.allocate(heap, kind, shape, self.clock))
-            {
+            if let Some(taken) = self.users.try_malloc(slot, kind, shape, self.clock) {
                 break taken.addr;
             }
             self.grow(kind, shape);
         };
         let made = place(addr);
-        let found = self.allocator.find(made).unwrap();
+        let found = self.users.allocator.find(made).unwrap();
         assert_eq!(found.1, kind);
         assert!(found.0.bytes() >= bytes);
         assert!(made.cell.is_multiple_of(align), "{made:?} at {align}");
@@ -146,7 +68,7 @@ impl Harness {
 
     /// What the broker would do.
     fn grow(&mut self, kind: Kind, shape: Shape) {
-        let (block, committed) = match self.allocator.growth(kind, shape, &[]).unwrap() {
+        let (block, committed) = match self.users.allocator.growth(kind, shape, &[]).unwrap() {
             Growth::Block { block, at_least, wanted } => {
                 assert!(at_least <= wanted && wanted <= BLOCK_BYTES_MAX);
                 assert!(wanted > self.committed[&block]);
@@ -160,7 +82,7 @@ impl Harness {
         };
         self.committed.insert(block, committed);
         let grown = Grown { block, committed, bytes_max: BLOCK_BYTES_MAX };
-        self.allocator.commit(kind, grown, self.clock);
+        self.users.allocator.commit(kind, grown, self.clock);
     }
 
     /// Notes what is live, and that it overlaps nothing.
@@ -179,8 +101,8 @@ impl Harness {
         self.model.remove(&addr(place)).unwrap();
         self.clock += 1;
         let free = |slot: Option<usize>| match slot {
-            Some(slot) => free_as(&self.allocator, slot, addr(place), self.clock),
-            None => self.allocator.free(place, self.clock).is_some(),
+            Some(slot) => self.users.free(slot, addr(place), self.clock),
+            None => self.users.allocator.free(place, self.clock).is_some(),
         };
         assert!(free(slot));
         assert!(!free(slot), "{place:?} was freed twice");
@@ -189,7 +111,7 @@ impl Harness {
 
     fn resize(&mut self, place: Place, bytes: u64) {
         let (before, kind) = self.model.remove(&addr(place)).unwrap();
-        let now = match self.allocator.resize(place, bytes) {
+        let now = match self.users.allocator.resize(place, bytes) {
             Some(found) => {
                 assert!(found.bytes() >= bytes);
                 found.bytes()
@@ -197,19 +119,19 @@ impl Harness {
             None => before,
         };
         self.enter(place, now, kind);
-        assert_eq!(self.allocator.find(place).unwrap().0.bytes(), now);
+        assert_eq!(self.users.allocator.find(place).unwrap().0.bytes(), now);
     }
 
     /// Any address that is not the start of something live is refused and changes nothing.
     fn probe(&mut self, slot: usize, place: Place) {
         if !self.model.contains_key(&addr(place)) {
-            assert!(self.allocator.find(place).is_none(), "{place:?} is nothing live");
-            assert!(self.allocator.free(place, 0).is_none());
-            assert!(!free_as(&self.allocator, slot, addr(place), 0));
+            assert!(self.users.allocator.find(place).is_none(), "{place:?} is nothing live");
+            assert!(self.users.allocator.free(place, 0).is_none());
+            assert!(!self.users.free(slot, addr(place), 0));
         }
         let around = self.model.range(..=addr(place)).next_back();
         let inside = around.is_some_and(|(start, (bytes, _))| addr(place) < start + bytes);
-        assert_eq!(self.allocator.covers(place, 1), Some(inside), "{place:?}");
+        assert_eq!(self.users.allocator.covers(place, 1), Some(inside), "{place:?}");
     }
 
     fn check_sums(&self) {
@@ -219,7 +141,7 @@ impl Harness {
             committed: self.committed.values().sum(),
             blocks: self.committed.len() as u64,
         };
-        assert_eq!(self.allocator.usage(), usage);
+        assert_eq!(self.users.allocator.usage(), usage);
     }
 
     fn nth(&self, random: &mut Seeded) -> Place {
@@ -238,11 +160,11 @@ impl Harness {
                 let kind = if random.below(16) == 0 { OTHER } else { Kind::default() };
                 self.malloc_of(has_slot, kind, random.size(), align);
             }
-            30 => self.allocator.reclaim(self.clock),
+            30 => self.users.allocator.reclaim(self.clock),
             31 => {
                 self.clock += random.below(2_000);
                 let moment = Moment { now: self.clock, idle_ms: 1_000 };
-                self.allocator.look(moment);
+                self.users.allocator.look(moment);
             }
             32..50 if !is_empty => {
                 let place = self.nth(random);
@@ -268,7 +190,8 @@ impl Harness {
 fn keeps_apart_what_is_live_and_gives_everything_back() {
     for seed in seeds(24) {
         let mut random = Seeded(seed);
-        let mut harness = Harness::new();
+        let fences = [Fence::register(), Fence::Full];
+        let mut harness = Harness::with(fences[random.place(fences.len())]);
         for step in 0..4_000 {
             harness.step(&mut random);
             if step % 64 == 0 {
@@ -283,7 +206,7 @@ fn keeps_apart_what_is_live_and_gives_everything_back() {
         let empty = settle(&mut harness);
         let blocks: Vec<BlockId> = harness.committed.keys().copied().collect();
         assert_eq!(empty, blocks, "seed {seed}");
-        assert_eq!(harness.allocator.empty_since(), None);
+        assert_eq!(harness.users.allocator.empty_since(), None);
     }
 }
 
@@ -291,12 +214,14 @@ fn keeps_apart_what_is_live_and_gives_everything_back() {
 fn settle(harness: &mut Harness) -> Vec<BlockId> {
     let mut looks = 0;
     harness.clock += 1_000;
-    while let Some(next) = harness.allocator.look(Moment { now: harness.clock, idle_ms: 1_000 }) {
+    while let Some(next) =
+        harness.users.allocator.look(Moment { now: harness.clock, idle_ms: 1_000 })
+    {
         assert!(next > harness.clock);
         (harness.clock, looks) = (next, looks + 1);
         assert!(looks < 10, "it never ends");
     }
-    let mut empty = harness.allocator.take_empty(harness.clock, |_| false);
+    let mut empty = harness.users.allocator.take_empty(harness.clock, |_| false);
     empty.sort_unstable();
     empty
 }
@@ -306,13 +231,13 @@ fn an_empty_block_goes_back_only_when_it_has_been_empty_long_enough() {
     let mut harness = Harness::new();
     harness.clock = 10;
     let place = harness.malloc(0, 100_000, 16);
-    assert_eq!(harness.allocator.empty_since(), None);
+    assert_eq!(harness.users.allocator.empty_since(), None);
     harness.free(Some(0), place);
-    assert_eq!(harness.allocator.empty_since(), Some(11));
-    assert!(harness.allocator.take_empty(10, |_| false).is_empty());
-    assert!(harness.allocator.take_empty(11, |_| true).is_empty());
-    assert_eq!(harness.allocator.take_empty(11, |_| false), vec![place.block]);
-    assert!(harness.allocator.find(place).is_none());
+    assert_eq!(harness.users.allocator.empty_since(), Some(11));
+    assert!(harness.users.allocator.take_empty(10, |_| false).is_empty());
+    assert!(harness.users.allocator.take_empty(11, |_| true).is_empty());
+    assert_eq!(harness.users.allocator.take_empty(11, |_| false), vec![place.block]);
+    assert!(harness.users.allocator.find(place).is_none());
 }
 
 #[test]
@@ -322,7 +247,7 @@ fn objects_that_only_a_thread_keeps_hold_no_block() {
     let kept = harness.malloc(1, 100, 16);
     harness.free(Some(0), place);
     harness.free(Some(2), kept);
-    assert_eq!(harness.allocator.empty_since(), None, "the slabs are the threads' yet");
+    assert_eq!(harness.users.allocator.empty_since(), None, "the slabs are the threads' yet");
     assert_eq!(settle(&mut harness), [place.block]);
 }
 
@@ -361,13 +286,18 @@ fn where_others_free_often_slabs_are_shared_from_the_first_for_a_while() {
     let is_biased = |harness: &mut Harness| {
         let slab: Vec<Place> = (0..8).map(|_| harness.malloc(0, 32_000, 16)).collect();
         // The last one is in the newest slab.
-        let (allocator, start) = (&harness.allocator, addr(slab[7]));
-        let given = allocator.give(allocator.heap(1), start, || false);
-        assert_eq!(given, None, "it may not");
-        let _ = allocator.heed(allocator.heap(1));
-        let is_biased = allocator.give(allocator.heap(1), start, || true) == Some(Given::Biased);
+        let (users, start) = (&harness.users, addr(slab[7]));
+        let owner = users.owner(1);
+        let none = Permits { take: false, give: false };
+        let freed = users.allocator.free_object(owner, (start, false), || none, 0);
+        assert!(freed.is_none(), "it may not");
+        assert_eq!(users.allocator.give(owner.gate, owner.key, start), None, "it may not");
+        // To have the gate open.
+        users.allocator.free_object(owner, (0, false), || ALL, 0);
+        let given = users.allocator.give(owner.gate, owner.key, start);
+        let is_biased = given == Some(Given::Biased);
         if is_biased {
-            assert!(free_as(allocator, 1, start, 0));
+            assert!(users.free(1, start, 0));
         }
         harness.model.remove(&start).unwrap();
         is_biased
@@ -384,13 +314,13 @@ fn a_heap_keeps_a_bounded_number_of_empty_slabs() {
     let mut harness = Harness::new();
     let many = (8 << 20) / 512;
     let places: Vec<Place> = (0..many).map(|_| harness.malloc(0, 512, 16)).collect();
-    let committed = harness.allocator.usage().committed;
+    let committed = harness.users.allocator.usage().committed;
     for place in places {
         harness.free(Some(0), place);
     }
     // What it does not keep has room for a run, without anything being asked for.
     let shape = Shape::of(committed - (3 << 20), 16).unwrap();
-    assert!(harness.allocator.allocate(None, Kind::default(), shape, 0).is_some());
+    assert!(harness.users.try_malloc(None, Kind::default(), shape, 0).is_some());
 }
 
 #[test]
@@ -399,11 +329,12 @@ fn fresh_memory_is_known_to_be_zero_and_reused_memory_not() {
     for (bytes, align) in [(64, 16), (8192, 16), (300_000, 16)] {
         let shape = Shape::of(bytes, align).unwrap();
         harness.malloc(0, bytes, align);
-        let heap = harness.allocator.heap(0);
-        let first = harness.allocator.allocate(Some(heap), Kind::default(), shape, 0).unwrap();
+        let (users, wish) = (&harness.users, (Kind::default(), shape));
+        let malloc = || users.allocator.allocate(Some(users.owner(0)), wish, || ALL, 0).taken;
+        let first = malloc().unwrap();
         assert!(first.zeroed, "{bytes}");
-        assert!(free_as(&harness.allocator, 0, first.addr, 0));
-        let again = harness.allocator.allocate(Some(heap), Kind::default(), shape, 0).unwrap();
+        assert!(users.free(0, first.addr, 0));
+        let again = malloc().unwrap();
         assert_eq!(again.addr, first.addr);
         assert!(!again.zeroed, "{bytes}");
     }
@@ -414,11 +345,11 @@ fn an_object_stays_where_it_is_as_long_as_it_fits_well() {
     let mut harness = Harness::new();
     let place = harness.malloc(0, 200, 16);
     for (bytes, stays) in [(224, true), (112, true), (225, false), (111, false)] {
-        assert_eq!(harness.allocator.resize(place, bytes).is_some(), stays, "{bytes}");
+        assert_eq!(harness.users.allocator.resize(place, bytes).is_some(), stays, "{bytes}");
     }
     let page = harness.malloc(0, 8192, 16);
     assert_eq!(
-        harness.allocator.resize(page, 4096),
+        harness.users.allocator.resize(page, 4096),
         Some(Found::Object(Class::natural(8192).unwrap()))
     );
 }
@@ -428,7 +359,8 @@ fn a_block_that_can_get_no_more_is_passed_over() {
     let mut harness = Harness::new();
     let place = harness.malloc(0, 1 << 20, 16);
     let shape = Shape::of(4 << 20, 16).unwrap();
-    let growth = |full: &[BlockId]| harness.allocator.growth(Kind::default(), shape, full).unwrap();
+    let growth =
+        |full: &[BlockId]| harness.users.allocator.growth(Kind::default(), shape, full).unwrap();
     assert!(matches!(growth(&[]), Growth::Block { block, .. } if block == place.block));
     let fresh = Growth::Fresh { at_least: 4 << 20, wanted: 4 << 20 };
     assert_eq!(growth(&[place.block]), fresh);
@@ -458,7 +390,7 @@ fn nothing_more_is_allocated_in_a_block_that_is_lost() {
     let gone = harness.malloc(0, 2000, 16);
     harness.free(Some(0), gone);
     assert_eq!(small.block, large.block);
-    harness.allocator.freeze(small.block, harness.clock);
+    harness.users.allocator.freeze(small.block, harness.clock);
     for bytes in [100, 2000, 300_000] {
         assert_ne!(harness.malloc(0, bytes, 16).block, small.block);
     }

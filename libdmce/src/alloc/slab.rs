@@ -134,24 +134,29 @@ impl Slab {
     }
 
     /// Takes a free object. The home's alone.
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
     pub(crate) fn take(&self) -> Option<Taken> {
         let index = self.free.load(Ordering::Relaxed);
-        let Some(word) = self.words.get(usize::from(index)) else { return self.take_fresh() };
-        self.free.store(word.load(Ordering::Relaxed), Ordering::Relaxed);
-        word.store(LIVE, Ordering::Relaxed);
-        self.used.store(self.used.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        Some(Taken { addr: self.addr_of(index), zeroed: false })
-    }
-
-    #[inline(never)]
-    fn take_fresh(&self) -> Option<Taken> {
+        if let Some(word) = self.words.get(usize::from(index)) {
+            self.free.store(word.load(Ordering::Relaxed), Ordering::Relaxed);
+            return Some(self.taken(index, word, false));
+        }
         let index = self.fresh.load(Ordering::Relaxed);
         let word = self.words.get(usize::from(index))?;
-        self.fresh.store(index + 1, Ordering::Relaxed);
+        // One of a slab's objects, so the next number is at most their count.
+        self.fresh.store(index.wrapping_add(1), Ordering::Relaxed);
+        Some(self.taken(index, word, self.site.zeroed))
+    }
+
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
+    fn taken(&self, index: u16, word: &AtomicU16, zeroed: bool) -> Taken {
         word.store(LIVE, Ordering::Relaxed);
-        self.used.store(self.used.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        Some(Taken { addr: self.addr_of(index), zeroed: self.site.zeroed })
+        // At most the number of its objects.
+        let used = self.used.load(Ordering::Relaxed).wrapping_add(1);
+        self.used.store(used, Ordering::Relaxed);
+        Taken { addr: self.addr_of(index), zeroed }
     }
 
     /// Whether an address is in it.
@@ -178,8 +183,25 @@ impl Slab {
         self.words[usize::from(index)].load(Ordering::Relaxed) == LIVE
     }
 
+    /// Frees the object that begins at an address by plain stores, and puts it back. The home's
+    /// alone. If it is false nothing has been done: the slab is not biased, or no object that is
+    /// allocated begins there.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
+    #[must_use]
+    pub(crate) fn give_plainly(&self, addr: u64) -> bool {
+        let Some((index, true)) = self.index_of(addr) else { return false };
+        let Some(word) = self.words.get(usize::from(index)) else { return false };
+        // Relaxed: at the end of the bias the gate has ordered it.
+        let is_biased = self.bias.load(Ordering::Relaxed) == BIASED;
+        if !is_biased || word.load(Ordering::Relaxed) != LIVE {
+            return false;
+        }
+        self.put(index, word);
+        true
+    }
+
     /// Frees an object and puts it back. The home's alone. False if it is not allocated.
-    #[inline]
     pub(crate) fn give(&self, index: u16) -> bool {
         let word = &self.words[usize::from(index)];
         // Relaxed: at the end of the bias the gate has ordered it.
@@ -240,7 +262,9 @@ impl Slab {
     fn put(&self, index: u16, word: &AtomicU16) {
         word.store(self.free.load(Ordering::Relaxed), Ordering::Relaxed);
         self.free.store(index, Ordering::Relaxed);
-        self.used.store(self.used.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+        // It counts the object that is put.
+        let used = self.used.load(Ordering::Relaxed).wrapping_sub(1);
+        self.used.store(used, Ordering::Relaxed);
     }
 
     /// Lets the home no longer free by a plain store. Under the depot's lock; then a heavy fence,
@@ -283,6 +307,12 @@ impl Slab {
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.used.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether one object is taken, and no more. The home's alone.
+    #[inline]
+    pub(crate) fn has_one(&self) -> bool {
+        self.used.load(Ordering::Relaxed) == 1
     }
 
     /// Whether the home's list of slabs has it.
@@ -329,7 +359,8 @@ impl Slab {
 
     #[inline]
     fn addr_of(&self, index: u16) -> u64 {
-        self.start + u64::from(index) * u64::from(self.divider.bytes)
+        // A slab is less than 1 MiB.
+        self.start.wrapping_add(u64::from(u32::from(index).wrapping_mul(self.divider.bytes)))
     }
 }
 

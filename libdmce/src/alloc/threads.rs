@@ -7,34 +7,27 @@ use std::thread;
 
 use dmce_abi::block::BlockId;
 
-use super::model::{BLOCK_BYTES_MAX, Seeded, addr, free_as, new_allocator, place, seeds};
-use super::{Allocator, Grown, Growth, Kind, Moment, Shape};
+use super::users::{BLOCK_BYTES_MAX, Seeded, Users, addr, place, seeds};
+use super::{Grown, Growth, Kind, Moment, Shape};
 
 const THREADS: usize = 3;
 
 /// An allocator with who would ask the broker.
 struct World {
-    allocator: Allocator,
+    users: Users,
     growing: Mutex<u32>,
     clock: AtomicU64,
 }
 
 impl World {
     fn new() -> Self {
-        Self { allocator: new_allocator(), growing: Mutex::new(1), clock: AtomicU64::new(0) }
+        Self { users: Users::new(), growing: Mutex::new(1), clock: AtomicU64::new(0) }
     }
 
     fn malloc(&self, slot: usize, bytes: u64) -> u64 {
         let shape = Shape::of(bytes, 16).unwrap();
-        let heap = self.allocator.heap(slot);
-        if let Shape::Object(class) = shape
-            && let Some(taken) = self.allocator.take(heap, class)
-        {
-            return taken.addr;
-        }
-        let _ = self.allocator.heed(heap);
         loop {
-            if let Some(taken) = self.allocator.allocate(Some(heap), Kind::default(), shape, 0) {
+            if let Some(taken) = self.users.try_malloc(Some(slot), Kind::default(), shape, 0) {
                 return taken.addr;
             }
             self.grow(shape);
@@ -43,24 +36,25 @@ impl World {
 
     fn grow(&self, shape: Shape) {
         let mut last = self.growing.lock().unwrap();
-        let (block, committed) = match self.allocator.growth(Kind::default(), shape, &[]).unwrap() {
-            Growth::Block { block, wanted, .. } => (block, wanted),
-            Growth::Fresh { wanted, .. } => {
-                *last += 1;
-                (BlockId::try_from(*last).unwrap(), wanted)
-            }
-        };
+        let (block, committed) =
+            match self.users.allocator.growth(Kind::default(), shape, &[]).unwrap() {
+                Growth::Block { block, wanted, .. } => (block, wanted),
+                Growth::Fresh { wanted, .. } => {
+                    *last += 1;
+                    (BlockId::try_from(*last).unwrap(), wanted)
+                }
+            };
         let grown = Grown { block, committed, bytes_max: BLOCK_BYTES_MAX };
-        self.allocator.commit(Kind::default(), grown, 0);
+        self.users.allocator.commit(Kind::default(), grown, 0);
     }
 
     /// What a service thread does, and now and then somebody who is short of memory.
     fn tend(&self, stop: &AtomicBool) {
         while !stop.load(Ordering::Relaxed) {
             let now = self.clock.fetch_add(100, Ordering::Relaxed);
-            self.allocator.look(Moment { now, idle_ms: 400 });
+            self.users.allocator.look(Moment { now, idle_ms: 400 });
             if now.is_multiple_of(1_000) {
-                self.allocator.reclaim(now);
+                self.users.allocator.reclaim(now);
             }
             thread::yield_now();
         }
@@ -128,17 +122,17 @@ fn threads_that_free_what_others_allocated_never_share_a_byte() {
                     let start = world.malloc(slot, bytes);
                     live.enter(start, bytes);
                 } else if let Some(start) = live.leave(random.below(BLOCK_BYTES_MAX * 2)) {
-                    assert!(free_as(&world.allocator, slot, start, 0), "{start:#x}");
+                    assert!(world.users.free(slot, start, 0), "{start:#x}");
                 }
             }
         });
         while let Some(start) = live.leave(0) {
-            assert!(free_as(&world.allocator, 0, start, 0));
+            assert!(world.users.free(0, start, 0));
         }
-        let usage = world.allocator.usage();
+        let usage = world.users.allocator.usage();
         assert_eq!((usage.live, usage.in_use), (0, 0), "seed {seed}");
-        world.allocator.reclaim(1);
-        assert_eq!(world.allocator.take_empty(1, |_| false).len() as u64, usage.blocks);
+        world.users.allocator.reclaim(1);
+        assert_eq!(world.users.allocator.take_empty(1, |_| false).len() as u64, usage.blocks);
     }
 }
 
@@ -157,13 +151,13 @@ fn of_all_who_free_an_address_at_once_exactly_one_succeeds() {
             let turn = own.place(8);
             for at in 0..starts.len() {
                 let start = starts[(at + turn) % starts.len()];
-                let freed = free_as(&world.allocator, slot, start, 0);
+                let freed = world.users.free(slot, start, 0);
                 wins.fetch_add(u64::from(freed), Ordering::Relaxed);
             }
         });
         assert_eq!(wins.into_inner(), starts.len() as u64, "seed {seed}");
-        assert_eq!(world.allocator.usage().live, 0);
-        assert!(starts.iter().all(|&start| world.allocator.find(place(start)).is_none()));
+        assert_eq!(world.users.allocator.usage().live, 0);
+        assert!(starts.iter().all(|&start| world.users.allocator.find(place(start)).is_none()));
         assert!(starts.iter().all(|&start| addr(place(start)) == start));
     }
 }

@@ -1,8 +1,9 @@
 //! Giving memory back that heaps keep for their threads, and telling what is allocated.
 //!
 //! ```text
-//!   a call --> the gate says SUMMED --> the service thread is woken, once
-//!   the service thread, or dmce_poll:  a look, at most every 100 ms:  take returned objects in
+//!   a call --> the gate is shut, and opened --> the service thread is woken, once
+//!   the service thread, or dmce_poll:  a look, at most every 100 ms:  shut the gates, and take
+//!                                      returned objects in
 //!                                      tidying, at most every half of the idle time:
 //!       heap that was used since the last one    its empty slabs go back to their blocks
 //!       heap that was not, or has no thread      all slabs with room go to the depot
@@ -11,15 +12,15 @@
 //! # Invariants
 //!
 //! 1. A look waits for nobody: a heap whose owner is inside at that moment is left for the next.
-//! 2. After a look that passed every heap the sums are right, or some gate's SUMMED was lowered
-//!    since, and the service thread is woken again.
+//! 2. After a look that passed every heap the sums are right, or some gate was opened since, and
+//!    the service thread is woken again.
 //! 3. When a session has been quiet for two tidyings, no heap of a thread has a slab with room, and
 //!    no block has an empty slab.
 
 use super::class::Class;
 use super::depot::{At, Depot};
-use super::gate::{self, Mark, SHUT, SUMMED};
-use super::heap::Heap;
+use super::gate;
+use super::heap::{Heap, Since};
 
 /// How long after a look the next one is at the earliest.
 pub(crate) const LOOK_MS: u64 = 100;
@@ -30,8 +31,6 @@ pub(crate) struct Calendar {
     /// On the caller's clock.
     looked: Option<u64>,
     tidied: Option<u64>,
-    /// The marks of the threads' gates when it was tidied.
-    marks: Vec<Mark>,
     /// Whether nothing had been used since the tidying before.
     was_quiet: bool,
     /// Whether a heap was passed over at the last look.
@@ -58,12 +57,12 @@ impl Calendar {
         }
         let tidies = due(self.tidied, LOOK_MS.max(idle_ms / 2)) <= now;
         self.looked = Some(now);
+        let is_quiet = !at.heaps.threads().any(|heap| heap.is_used(Since::Tidied));
+        let is_quiet = is_quiet && !std::mem::take(&mut depot.was_used);
         self.visit(depot, tidies, now, at);
-        let marks = at.heaps.marks();
-        let is_quiet = self.marks == marks && !std::mem::take(&mut depot.was_used);
         self.was_quiet = is_quiet && (tidies || self.was_quiet);
         if tidies {
-            (self.tidied, self.marks) = (Some(now), marks);
+            self.tidied = Some(now);
         }
         if !depot.limbo.settle(at.heaps, at.fence) || self.has_missed {
             return Some(now + LOOK_MS);
@@ -73,23 +72,20 @@ impl Calendar {
 
     /// Passes every heap whose owner is outside.
     fn visit(&mut self, depot: &mut Depot, tidies: bool, now: u64, at: At<'_>) {
-        at.heaps.threads().for_each(|heap| heap.gate.raise(SHUT | SUMMED));
+        at.heaps.threads().for_each(Heap::shut);
         gate::heavy(at.fence);
         self.has_missed = false;
         for heap in at.heaps.threads() {
-            let mark = heap.gate.mark();
-            if !mark.is_outside() {
+            if !heap.mark().is_outside() {
                 self.has_missed = true;
-                heap.gate.lower(SHUT | SUMMED);
                 continue;
             }
+            heap.set_used(Since::SummedUp, false);
             heap.collect(at.heaps, at.held);
             if tidies {
-                let before = self.marks.get(heap.index as usize);
-                tidy(heap, before == Some(&mark), at);
+                tidy(heap, !heap.set_used(Since::Tidied, false), at);
             }
             depot.drain(heap, now, at);
-            heap.gate.lower(SHUT);
         }
         for pool in (0..depot.kinds()).map(|kind| at.heaps.of_kind(kind)) {
             pool.collect(at.heaps, at.held);
@@ -104,14 +100,11 @@ impl Calendar {
 impl Depot {
     /// Has every heap give back what it keeps, whoever uses it: memory is short.
     pub(crate) fn reclaim(&mut self, now: u64, at: At<'_>) {
-        at.heaps.threads().for_each(|heap| heap.gate.raise(SHUT));
-        gate::heavy(at.fence);
+        at.shut_all();
         for heap in at.heaps.threads() {
-            gate::wait_outside(&heap.gate);
             heap.collect(at.heaps, at.held);
             tidy(heap, true, at);
             self.drain(heap, now, at);
-            heap.gate.lower(SHUT);
         }
         for pool in (0..self.kinds()).map(|kind| at.heaps.of_kind(kind)) {
             pool.collect(at.heaps, at.held);

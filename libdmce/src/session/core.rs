@@ -36,7 +36,7 @@ use super::link::{Link, LinkError};
 use super::mapping::{Pinned, Told};
 use super::region::OpenRegions;
 use super::service::{Chores, Service};
-use crate::alloc::Allocator;
+use crate::alloc::{Allocator, Key};
 use crate::block::{Backing, Block, Obstacle, check_info};
 use crate::connection::{Answer, Deadline};
 use crate::error::Error;
@@ -82,7 +82,8 @@ pub(crate) struct Core {
     pub allocator: Allocator,
     /// The policy table, once it was asked for.
     pub policies: OnceLock<Vec<Policy>>,
-    /// Whether a size may have a policy: then no small allocation is made the quick way.
+    /// Whether a size may have a policy: then no small allocation is made the quick way. Gates are
+    /// shut after it was stored.
     pub sizes_matter: AtomicBool,
     /// What happened, and who waits for news.
     pub events: Events,
@@ -95,7 +96,7 @@ pub(crate) struct Core {
     /// The pointers that the application has.
     pub pins: Mutex<BTreeMap<usize, Vec<Pinned>>>,
     /// How many those are, for who frees. Counted up under the lock of `pins` before a pointer is
-    /// given, and then every free is waited for that may not have seen it.
+    /// given; then gates are shut, so that every free has seen it or is waited for.
     pub pinned: AtomicUsize,
     /// What the broker was told of them. Taken before `pins`, and held over notices, which wait for
     /// nothing.
@@ -116,6 +117,8 @@ pub(crate) struct Core {
     pub tickets: AtomicU64,
     pub(super) fork: WipeOnForkPage,
     pub(super) slots: Slots,
+    /// What gates know the session by.
+    pub(super) key: AtomicUsize,
     /// Set by close, and when the broker has ended the session.
     pub(super) closed: AtomicBool,
     /// Set by close alone.
@@ -204,6 +207,7 @@ impl Core {
     pub(crate) fn shut(&self) -> bool {
         let was_closed = self.closed.swap(true, Ordering::SeqCst);
         self.map.settle(NEVER);
+        self.allocator.shut_gates();
         self.bell.ring();
         !was_closed
     }
@@ -510,6 +514,11 @@ impl Core {
         let raw = u64::from(block.get()) << self.layout.cell_bits() | cell;
         DmceAddr::from_raw(self.layout, raw)
             .map_err(|error| Error::new(Status::Internal, error.to_string()))
+    }
+
+    /// What gates know the session by.
+    pub(crate) fn key(&self) -> Key {
+        Key::new(self.key.load(Ordering::Relaxed)).expect("none is 0")
     }
 
     /// Whether this process is a child of the one that opened the session.

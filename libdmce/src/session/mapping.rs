@@ -259,7 +259,7 @@ impl Core {
     /// Keeps a range from being freed, under the lock of the pins, if it still is allocated.
     fn pin(&self, range: PinnedRange, record: PinId) -> Result<PinId, Error> {
         if self.pinned.fetch_add(1, atomic::Ordering::Relaxed) == 0 {
-            self.allocator().wait_outside();
+            self.allocator().shut_gates();
         }
         let addr = DmceAddr::from_raw(self.layout, range.addr)?;
         match self.check_allocated(addr, range.bytes) {

@@ -79,6 +79,15 @@ impl Wish {
 }
 
 impl Core {
+    /// Allocates where [`crate::alloc::quick`] did not.
+    #[cold]
+    pub(crate) fn malloc(&self, bytes: u64) -> Result<DmceAddr, Error> {
+        match self.take_inside(bytes) {
+            Some(taken) => Ok(self.made(taken)?.addr),
+            None => self.malloc_with(bytes, &AllocOptions::default()),
+        }
+    }
+
     /// Allocates as the options say.
     #[cold]
     pub(crate) fn malloc_with(
@@ -94,7 +103,7 @@ impl Core {
         self.usable()?;
         let all = count.checked_mul(bytes);
         let all = all.ok_or_else(|| impossible(&format!("{count} times {bytes} bytes")))?;
-        let made = match self.take_quickly(all) {
+        let made = match self.take_inside(all) {
             Some(taken) => self.made(taken)?,
             None => self.make(&Wish::new(self, all, &AllocOptions::default())?)?,
         };
@@ -134,14 +143,14 @@ impl Core {
     pub(super) fn free_slowly(&self, addr: DmceAddr) -> Result<(), Error> {
         self.usable()?;
         let place = self.place(addr)?;
-        if let Some(freed) = self.give_object(addr, || self.is_unpinned()) {
+        if let Some(freed) = self.free_object(addr, false) {
             return freed;
         }
         let gone = {
             let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
             let found = self.allocator().find(place).ok_or_else(|| not_allocated(addr))?.0;
             check_unpinned(&pins, addr, found.bytes())?;
-            if let Some(freed) = self.give_object(addr, || true) {
+            if let Some(freed) = self.free_object(addr, true) {
                 return freed;
             }
             match self.allocator().free(place, monotonic_ms()) {
@@ -247,13 +256,13 @@ impl Core {
     }
 
     fn allocate(&self, kind: Kind, shape: Shape) -> Result<Taken, Error> {
-        if let Some(made) = self.try_allocate(kind, shape) {
+        if let Some(made) = self.try_allocate(kind, shape)? {
             return Ok(made);
         }
         let _turn = self.growing.take(self.deadline()).ok_or_else(busy)?;
         let (mut full, mut has_reclaimed) = (Vec::new(), false);
         loop {
-            if let Some(made) = self.try_allocate(kind, shape) {
+            if let Some(made) = self.try_allocate(kind, shape)? {
                 return Ok(made);
             }
             let growth = self.allocator().growth(kind, shape, &full);
@@ -281,18 +290,6 @@ impl Core {
                 grown => grown?,
             }
         }
-    }
-
-    fn try_allocate(&self, kind: Kind, shape: Shape) -> Option<Taken> {
-        let heap = self.slots.own().map(|slot| self.allocator().heap(slot));
-        match heap {
-            Some(heap) => self.heed(heap),
-            None => self.service.expect_idle(&self.link),
-        }
-        if matches!(shape, Shape::Run { .. }) {
-            self.service.expect_idle(&self.link);
-        }
-        self.allocator().allocate(heap, kind, shape, monotonic_ms())
     }
 
     /// Has a block grow by what is wanted, else by what is needed.

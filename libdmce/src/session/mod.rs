@@ -27,12 +27,14 @@ mod service;
 use std::cmp::Ordering;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering as MemoryOrdering;
 
 #[expect(unused_imports, reason = "the documentation names it")]
 use dmce_abi::Status;
 use dmce_abi::{AddrLayout, DmceAddr};
 
 use self::core::Core;
+use crate::alloc::quick;
 use crate::error::Error;
 use crate::events::Event;
 use crate::options::{AllocOptions, Options, Prot, RegionOptions};
@@ -132,21 +134,23 @@ impl Session {
     /// if this process cannot reach another block.
     #[inline]
     pub fn malloc(&self, bytes: u64) -> Result<DmceAddr, Error> {
-        match self.malloc_quickly(bytes) {
-            Some(addr) => Ok(addr),
-            None => self.core.malloc_with(bytes, &AllocOptions::default()),
+        match quick::malloc(self.core.key().number(), bytes) {
+            0 => self.core.malloc(bytes),
+            addr => Ok(DmceAddr::from_raw(self.core.layout, addr)?),
         }
     }
 
-    /// [`Session::malloc`] where that needs nothing but the thread's own memory. `None`: nothing
-    /// has been done.
+    /// Has the session answer to a key of the caller's, in place of its own: a number that is not
+    /// 0, with lowest bits that are not both 0, and no other session's of this process.
     #[doc(hidden)]
-    #[inline(always)]
-    #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
-    #[must_use]
-    pub fn malloc_quickly(&self, bytes: u64) -> Option<DmceAddr> {
-        let taken = self.core.take_quickly(bytes)?;
-        DmceAddr::from_raw(self.core.layout, taken.addr).ok()
+    pub fn set_key(&self, key: usize) {
+        self.core.key.store(key, MemoryOrdering::Relaxed);
+    }
+
+    /// [`Session::malloc`], after [`quick::malloc`] has done nothing.
+    #[doc(hidden)]
+    pub fn malloc_slowly(&self, bytes: u64) -> Result<DmceAddr, Error> {
+        self.core.malloc(bytes)
     }
 
     /// [`Session::malloc`] with options.
@@ -185,20 +189,16 @@ impl Session {
     /// session. [`Status::Busy`] while a pointer of [`Session::map`] is into it.
     #[inline]
     pub fn free(&self, addr: DmceAddr) -> Result<(), Error> {
-        if self.free_quickly(addr.to_raw()) {
+        if quick::free(self.core.key().number(), addr.to_raw()) {
             return Ok(());
         }
         self.core.free_slowly(addr)
     }
 
-    /// [`Session::free`] where that needs nothing but the thread's own memory; of any number.
-    /// False: nothing has been done.
+    /// [`Session::free`], after [`quick::free`] has done nothing.
     #[doc(hidden)]
-    #[inline(always)]
-    #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
-    #[must_use]
-    pub fn free_quickly(&self, addr: u64) -> bool {
-        self.core.free_quickly(addr)
+    pub fn free_slowly(&self, addr: DmceAddr) -> Result<(), Error> {
+        self.core.free_slowly(addr)
     }
 
     /// The bytes of an allocation that may be used: at least those asked for.

@@ -1,104 +1,108 @@
-//! The quick way of small allocations: from the slabs of the calling thread, and back.
+//! Small allocations on their way past the gate of the calling thread, and what opens it.
 //!
 //! # Invariants
 //!
-//! 1. But for what is marked cold, nothing here takes a lock or asks anybody. Whatever is in the
-//!    way is left to [`super::memory`].
-//! 2. A free is done inside the thread's gate, where it has seen that nothing is pinned, or under
-//!    the lock of the pins. Who pins something counts it, waits until all gates have been left,
-//!    and then looks whether it is allocated: so of a free and a map of the same bytes one sees the
-//!    other.
+//! 1. What [`crate::alloc::quick`] does, a call of it may do: [`Core::permits`] says so under the
+//!    depot's lock, and whoever changes what that says shuts the gates afterwards.
+//! 2. A free is done inside the thread's gate, or under the depot's lock by who has seen there that
+//!    nothing is pinned, or under the lock of the pins. Who pins something counts it, shuts the
+//!    gates, and then looks whether it is allocated: so of a free and a map of the same bytes one
+//!    sees the other.
 #![forbid(unsafe_code)]
 
 use std::sync::atomic::Ordering;
 
-use dmce_abi::DmceAddr;
+use dmce_abi::{DmceAddr, Status};
 use dmce_sys::clock::monotonic_ms;
 
 use super::core::Core;
 use super::memory::not_allocated;
-use crate::alloc::{Class, Given, Heap, Taken};
+use crate::alloc::{Class, Freed, Given, Kind, Owner, Permits, Shape, Taken};
 use crate::error::Error;
+use crate::thread;
 
 impl Core {
-    /// An object of this thread's slabs, if there is one and nothing is in the way.
-    #[inline(always)]
-    #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
-    pub(super) fn take_quickly(&self, bytes: u64) -> Option<Taken> {
-        if self.sizes_matter.load(Ordering::Relaxed) {
-            return None;
-        }
-        let class = Class::natural(bytes)?;
-        self.allocator().take(self.own_heap()?, class)
+    /// An object of this thread's slabs, if its gate is open and one of them has room.
+    pub(super) fn take_inside(&self, bytes: u64) -> Option<Taken> {
+        let (class, key) = (Class::natural(bytes)?, self.key());
+        self.allocator().take(thread::gate(key)?, key, class)
     }
 
-    /// Frees the object that begins at an address, if nothing is in the way. Otherwise nothing has
-    /// been done.
-    #[inline(always)]
-    #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
-    pub(super) fn free_quickly(&self, addr: u64) -> bool {
-        let Some(heap) = self.own_heap() else { return false };
-        match self.allocator().give(heap, addr, || self.is_unpinned()) {
-            Some(Given::Done) => true,
+    /// Allocates in blocks of a kind, if there is room.
+    ///
+    /// # Errors
+    ///
+    /// As [`Core::owner`].
+    pub(super) fn try_allocate(&self, kind: Kind, shape: Shape) -> Result<Option<Taken>, Error> {
+        let (owner, now) = (self.owner()?, monotonic_ms());
+        let permits = || self.permits();
+        let allocated = self.allocator().allocate(owner, (kind, shape), permits, now);
+        self.tell_if(allocated.is_news);
+        Ok(allocated.taken)
+    }
+
+    /// Frees an object of a slab, if that is permitted, or `is_held`: the caller keeps it from
+    /// being pinned. `None` if it is neither, and if the address is in no slab.
+    pub(super) fn free_object(&self, addr: DmceAddr, is_held: bool) -> Option<Result<(), Error>> {
+        let owner = match self.owner() {
+            Ok(owner) => owner?,
+            Err(error) => return Some(Err(error)),
+        };
+        let now = monotonic_ms();
+        let given = match self.allocator().give(owner.gate, owner.key, addr.to_raw()) {
             Some(Given::Surplus) => {
-                self.drain(heap);
-                true
+                self.allocator().drain(owner.heap, now);
+                Given::Done
             }
-            _ => false,
+            Some(given @ (Given::Done | Given::Refused | Given::Elsewhere)) => given,
+            Some(Given::Biased) | None => {
+                let permits = || self.permits();
+                let object = (addr.to_raw(), is_held);
+                let Freed { given, is_news } =
+                    self.allocator().free_object(owner, object, permits, now)?;
+                self.tell_if(is_news);
+                given
+            }
+        };
+        match given {
+            Given::Refused => Some(Err(not_allocated(addr))),
+            Given::Elsewhere => None,
+            _ => Some(Ok(())),
         }
     }
 
-    /// Frees an object of a slab, if nothing but `may_free` is in the way. `None` if it is, and if
-    /// the address is in no slab.
-    #[cold]
-    pub(super) fn give_object(
-        &self,
-        addr: DmceAddr,
-        may_free: impl Fn() -> bool,
-    ) -> Option<Result<(), Error>> {
-        let heap = self.allocator().heap(self.slots.own()?);
-        loop {
-            match self.allocator().give(heap, addr.to_raw(), &may_free) {
-                Some(Given::Done) => return Some(Ok(())),
-                Some(Given::Surplus) => {
-                    self.drain(heap);
-                    return Some(Ok(()));
-                }
-                Some(Given::Refused) => return Some(Err(not_allocated(addr))),
-                Some(Given::Biased) => self.allocator().share(addr.to_raw()),
-                None if may_free() => self.heed(heap),
-                Some(Given::Elsewhere) | None => return None,
-            }
+    /// This thread to the allocator. `None` if there is no slot or no gate for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Busy`] in a signal handler that interrupted an allocation or a free.
+    fn owner(&self) -> Result<Option<Owner<'_>>, Error> {
+        let Some(slot) = self.slots.own() else { return Ok(None) };
+        let key = self.key();
+        let Some(gate) = thread::gate(key) else { return Ok(None) };
+        if gate.is_inside() {
+            return Err(interrupted());
+        }
+        Ok(Some(Owner { heap: self.allocator().heap(slot), gate, key }))
+    }
+
+    /// What threads may do past their gates. Under the depot's lock.
+    fn permits(&self) -> Permits {
+        let is_open = !self.is_closed();
+        Permits {
+            take: is_open && !self.sizes_matter.load(Ordering::Relaxed),
+            give: is_open && self.pinned.load(Ordering::Relaxed) == 0,
         }
     }
 
-    /// Gives the slabs back that a free found the thread's heap to have too many.
-    #[cold]
-    #[inline(never)]
-    fn drain(&self, heap: &Heap) {
-        self.allocator().drain(heap, monotonic_ms());
-    }
-
-    /// Waits until the thread's gate is open, and has the service thread look at the sums again.
-    #[cold]
-    pub(super) fn heed(&self, heap: &Heap) {
-        if self.allocator().heed(heap) {
+    fn tell_if(&self, is_news: bool) {
+        if is_news {
             self.service.expect_idle(&self.link);
         }
     }
+}
 
-    /// Whether the application has no pointers.
-    #[inline]
-    pub(super) fn is_unpinned(&self) -> bool {
-        self.pinned.load(Ordering::Relaxed) == 0
-    }
-
-    /// This thread's heap, if it used the session of late and may go on.
-    #[inline]
-    fn own_heap(&self) -> Option<&Heap> {
-        if self.fork.is_forked() || self.is_closed() {
-            return None;
-        }
-        self.slots.recent().map(|slot| self.allocator().heap(slot))
-    }
+#[cold]
+fn interrupted() -> Error {
+    Error::new(Status::Busy, "the call of this thread that a signal interrupted allocates or frees")
 }

@@ -94,6 +94,7 @@ fn assemble(
 fn finish(options: &Options, link: Link, parts: Parts) -> Result<Arc<Core>, Error> {
     let Parts { layout, ready, ways, map, operations, fork } = parts;
     let (block_ids, fence) = (ready.block_ids, operations.fence());
+    let slots = Slots::new();
     let core = Arc::new(Core {
         layout,
         cell_bits: layout.cell_bits(),
@@ -123,7 +124,8 @@ fn finish(options: &Options, link: Link, parts: Parts) -> Result<Arc<Core>, Erro
         bell: Bell::default(),
         tickets: AtomicU64::new(1),
         fork,
-        slots: Slots::new(),
+        key: AtomicUsize::new(slots.own_key()),
+        slots,
         closed: AtomicBool::new(false),
         torn_down: AtomicBool::new(false),
     });

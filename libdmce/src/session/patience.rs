@@ -123,7 +123,10 @@ impl Core {
             return Err(Error::unexpected_reply("Policies"));
         }
         let by_size = table.iter().any(|policy| policy.up_to > 0);
-        self.sizes_matter.store(by_size, Ordering::Relaxed);
+        if by_size {
+            self.sizes_matter.store(true, Ordering::Relaxed);
+            self.allocator().shut_gates();
+        }
         Ok(self.policies.get_or_init(|| table))
     }
 

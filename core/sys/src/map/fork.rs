@@ -2,17 +2,49 @@
 //!
 //! # Invariants
 //!
-//! 1. The kernel zeroes the page in a child before the child runs; nobody else changes it.
+//! 1. The kernel zeroes such a page in a child before the child runs. That of a [`WipeOnForkPage`]
+//!    nobody else changes.
 
 use rustix::mm::Advice;
 
 use super::advice::advise;
 use super::{MapError, Mapping, page_bytes};
 
+/// A page of zeros that the kernel makes zero again in every forked child. Written by its owner.
+#[derive(Debug)]
+pub struct WipedPage {
+    page: Mapping,
+}
+
+impl WipedPage {
+    /// Maps the page.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::AddressSpace`], [`MapError::Unsupported`] before Linux 4.14, [`MapError::Io`].
+    pub fn new() -> Result<Self, MapError> {
+        let page = Mapping::private(page_bytes() as u64)?;
+        advise(page.whole(), Advice::LinuxWipeOnFork, "wiping on fork")?;
+        Ok(Self { page })
+    }
+
+    /// Its first byte.
+    #[must_use]
+    pub const fn as_ptr(&self) -> *mut u8 {
+        self.page.as_ptr()
+    }
+
+    /// How many bytes it has.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.page.len()
+    }
+}
+
 /// A page that tells a forked child from its parent.
 #[derive(Debug)]
 pub struct WipeOnForkPage {
-    page: Mapping,
+    page: WipedPage,
 }
 
 impl WipeOnForkPage {
@@ -22,10 +54,9 @@ impl WipeOnForkPage {
     ///
     /// # Errors
     ///
-    /// [`MapError::AddressSpace`], [`MapError::Unsupported`] before Linux 4.14, [`MapError::Io`].
+    /// As [`WipedPage::new`].
     pub fn new() -> Result<Self, MapError> {
-        let page = Mapping::private(page_bytes() as u64)?;
-        advise(page.whole(), Advice::LinuxWipeOnFork, "wiping on fork")?;
+        let page = WipedPage::new()?;
         // SAFETY: the page is ours alone, writable, and aligned for any word.
         unsafe { word_of(&page).write_volatile(Self::MAGIC) };
         Ok(Self { page })
@@ -44,6 +75,6 @@ impl WipeOnForkPage {
 
 #[inline]
 #[allow(clippy::cast_ptr_alignment, reason = "a page is aligned for any word")]
-fn word_of(page: &Mapping) -> *mut u64 {
+fn word_of(page: &WipedPage) -> *mut u64 {
     page.as_ptr().cast()
 }
