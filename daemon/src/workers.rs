@@ -111,9 +111,11 @@ impl Workers {
         self.jobs.put([Assignment { job, cancelled }]);
     }
 
-    /// Hands tasks over.
+    /// Hands tasks over, if there are any.
     pub fn prepare(&self, tasks: Vec<Task>) {
-        self.tasks.put(tasks);
+        if !tasks.is_empty() {
+            self.tasks.put(tasks);
+        }
     }
 
     /// Readable when something is finished.

@@ -1,7 +1,7 @@
 //! Daemons die and come back.
 
 use dmce_abi::wire::admin::{DaemonState, Health};
-use dmce_tests::client::{Signal, send};
+use dmce_tests::client::{Signal, send, stop};
 use dmce_tests::{Client, Instance, wait_until};
 use libdmce::{Prot, RegionOptions, Status};
 
@@ -66,7 +66,7 @@ fn a_delete_waits_for_its_daemon_and_other_calls_of_its_session_go_on() {
         if is_killed {
             instance.kill_daemon(daemon);
         } else {
-            send(pid, Signal::STOP);
+            stop(pid);
         }
         std::thread::scope(|scope| {
             let deleting = scope.spawn(|| session.region_delete("vol", "r"));
@@ -97,7 +97,7 @@ fn a_stopped_daemon_is_suspected_and_mapped_work_goes_on() {
     let session = instance.open();
     let addr = session.malloc(4 << 20).unwrap();
     let pid = instance.daemon_pid(1).unwrap();
-    send(pid, Signal::STOP);
+    stop(pid);
     wait_until("daemon 1 is suspected", || instance.daemons()[0].state == DaemonState::Suspected);
     assert_eq!(instance.status().state, Health::Degraded);
     session.fill(addr, 3, 4 << 20).unwrap();

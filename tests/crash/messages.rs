@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use dmce_tests::client::{ROUTES, Signal, own_client, send};
+use dmce_tests::client::{ROUTES, Signal, own_client, send, stop};
 use dmce_tests::{Client, Instance, wait_until};
 use libdmce::{Options, Session, Status};
 
@@ -146,7 +146,7 @@ fn a_stopped_daemon_is_waited_for_until_the_time_is_over() {
             client.ask(format!("open {timeout_ms}")).unwrap();
             let addr = client.number("malloc 100000").unwrap();
             client.ask(format!("fill {addr} 1 100000")).unwrap();
-            send(daemon, Signal::STOP);
+            stop(daemon);
             for _ in 0..2 {
                 assert_eq!(client.ask(format!("check {addr} 1 100000")), Err(Status::Timeout));
             }
@@ -157,7 +157,7 @@ fn a_stopped_daemon_is_waited_for_until_the_time_is_over() {
         }
     }
     for (mut client, addr) in clients(&instance) {
-        send(daemon, Signal::STOP);
+        stop(daemon);
         client.tell(format!("check {addr} 0 {BYTES}"));
         send(daemon, Signal::CONT);
         client.answer().unwrap();
@@ -173,7 +173,7 @@ fn a_close_ends_calls_that_wait_for_a_daemon() {
     let addr = session.calloc(1, 8).unwrap();
     std::thread::scope(|scope| {
         let sleeping = scope.spawn(|| session.wait64(addr, 0, 0));
-        send(daemon, Signal::STOP);
+        stop(daemon);
         let reading = scope.spawn(|| session.read(addr, &mut [0; 8]));
         // Nothing tells that a call waits; closed a moment before, it ends the same way.
         std::thread::yield_now();

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use dmce_abi::Status;
 use dmce_abi::wire::admin::{BlockState, Health};
-use dmce_tests::client::{Signal, send};
+use dmce_tests::client::{Signal, send, stop};
 use dmce_tests::{Client, Instance, wait_until};
 use libdmce::{Mirror, Options, Prot, RegionOptions, Session};
 
@@ -150,7 +150,7 @@ fn every_object_of_a_daemon_that_died_is_looked_at() {
     // One of them stays, in the middle.
     let kept = data[REGIONS / 2];
     // Stopped first, so that nothing but the broker's look can find the losses.
-    send(instance.daemon_pid(1).expect("the daemon runs"), Signal::STOP);
+    stop(instance.daemon_pid(1).expect("the daemon runs"));
     for name in data.iter().filter(|name| **name != kept) {
         std::fs::remove_file(instance.object(name)).unwrap();
     }
@@ -170,7 +170,7 @@ fn a_region_whose_first_block_is_gone_unnoticed_is_opened_for_the_others() {
     assert_eq!(names.len(), 2);
     // Stopped first, so that nobody tells the broker.
     let daemon = instance.daemon_pid(1).expect("the daemon runs");
-    send(daemon, Signal::STOP);
+    stop(daemon);
     std::fs::remove_file(instance.object(&names[0])).unwrap();
     let region = session.region_open("vol", "wide", Prot::READ_WRITE);
     send(daemon, Signal::CONT);

@@ -1,7 +1,7 @@
 //! A broker that comes back while a daemon lives and says nothing.
 
 use dmce_abi::wire::admin::{BlockRow, DaemonState, Health};
-use dmce_tests::client::{Signal, send};
+use dmce_tests::client::{Signal, send, stop};
 use dmce_tests::{Client, Instance, wait_until};
 
 const CONFIG: &str = "broker.sense_ms = 50\nbroker.suspect_ms = 300\n";
@@ -37,7 +37,7 @@ fn a_stopped_daemon_holds_up_nobody_and_its_blocks_are_all_there_when_it_goes_on
     assert!(blocks.iter().filter(on_first).count() > 1, "daemon 1 has a part of all");
 
     let daemon = instance.daemon_pid(1).unwrap();
-    send(daemon, Signal::STOP);
+    stop(daemon);
     instance.kill_broker();
     instance.start_broker();
 
@@ -88,7 +88,7 @@ fn a_daemon_that_goes_on_with_requests_of_a_dead_broker_does_no_harm() {
     for round in 0..8 {
         let daemon = 1 + round % 2;
         let pid = instance.daemon_pid(daemon).unwrap();
-        send(pid, Signal::STOP);
+        stop(pid);
         let mut others: Vec<Client> = (0..4).map(|_| Client::open(&instance)).collect();
         for (number, other) in others.iter_mut().enumerate() {
             other.tell(format!("create vol r{round}-{number} 100000 0600"));
@@ -123,7 +123,7 @@ fn what_a_dead_broker_asked_for_takes_nothing_from_what_the_next_one_granted() {
     let mut client = Client::open(&instance);
     for round in 0..6 {
         let pid = instance.daemon_pid(1 + round % 2).unwrap();
-        send(pid, Signal::STOP);
+        stop(pid);
         let mut other = Client::open(&instance);
         other.tell(format!("create vol r{round} 100000 0600"));
         client.tell("malloc 30000000");

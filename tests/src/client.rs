@@ -173,6 +173,18 @@ pub fn send(pid: u32, signal: Signal) {
     dmce_sys::pidfd::signal(pidfd.as_fd(), signal).expect("an own child takes signals");
 }
 
+/// Stops a process that the test started, and waits until it does nothing more.
+///
+/// # Panics
+///
+/// If it cannot be stopped.
+pub fn stop(pid: u32) {
+    send(pid, Signal::STOP);
+    crate::wait_for("a process is stopped", || {
+        dmce_sys::process::is_stopped(pid).expect("an own child is looked at").then_some(())
+    });
+}
+
 impl Drop for Client {
     fn drop(&mut self) {
         let _ = self.child.kill();

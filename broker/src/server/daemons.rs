@@ -8,6 +8,7 @@
 //!    at.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -33,6 +34,8 @@ struct Connection {
     socket: Socket,
     waiting: VecDeque<(Vec<u8>, Option<OwnedFd>)>,
     waiting_bytes: usize,
+    /// Whether the poller tells when it takes more.
+    blocked: bool,
 }
 
 /// All connections of daemons, and where they come from.
@@ -41,6 +44,19 @@ pub struct Daemons {
     open: BTreeMap<DaemonConn, Connection>,
     next: u64,
     buffer: Vec<u8>,
+}
+
+impl Connection {
+    /// Has the poller tell when the daemon takes more, if something waits for it.
+    fn watch(&mut self, poller: &Poller, conn: DaemonConn) -> io::Result<()> {
+        let blocked = !self.waiting.is_empty();
+        if self.blocked == blocked {
+            return Ok(());
+        }
+        self.blocked = blocked;
+        let interest = if blocked { Interest::BOTH } else { Interest::READ };
+        poller.modify(self.socket.as_fd(), Source::Daemon.token(conn.0), interest)
+    }
 }
 
 impl Daemons {
@@ -68,7 +84,8 @@ impl Daemons {
                 continue;
             }
             self.next += 1;
-            let connection = Connection { socket, waiting: VecDeque::new(), waiting_bytes: 0 };
+            let (waiting, waiting_bytes, blocked) = (VecDeque::new(), 0, false);
+            let connection = Connection { socket, waiting, waiting_bytes, blocked };
             self.open.insert(conn, connection);
             events.push_back(Event::DaemonConnected { conn, peer });
         }
@@ -174,9 +191,7 @@ impl Daemons {
             connection.waiting_bytes -= frame.len();
             connection.waiting.pop_front();
         }
-        let interest = if connection.waiting.is_empty() { Interest::READ } else { Interest::BOTH };
-        let watched =
-            poller.modify(connection.socket.as_fd(), Source::Daemon.token(conn.0), interest);
+        let watched = connection.watch(poller, conn);
         if matches!(sent, Ok(()) | Err(SocketError::WouldBlock { .. })) && watched.is_ok() {
             return true;
         }

@@ -124,9 +124,13 @@ pub fn make(dir: &ObjectDir, name: &str, header: &BlockHeader) -> Result<(), Hea
 /// [`HeaderError::Unfit`] for a description that contradicts itself or does not fit;
 /// [`HeaderError::Object`], with no space among them.
 pub fn create(fd: BorrowedFd<'_>, header: &BlockHeader) -> Result<(), HeaderError> {
-    object::commit(fd, 0, HEADER_BYTES)?;
     let slot = HeaderSlot::encode(header, 1)?;
-    carry_out(fd, preamble::steps(0, slot.as_bytes()))
+    let mut page: HeaderPage = [0; SLOTS * SLOT_BYTES];
+    page[..SLOT_BYTES].copy_from_slice(slot.as_bytes());
+    // Nothing in an empty object is ready, and to write the whole page is to commit it.
+    object::write_at(fd, &page, 0)?;
+    let [_, _, ready] = preamble::steps(0, slot.as_bytes());
+    Ok(object::write_at(fd, ready.bytes, ready.offset)?)
 }
 
 /// Replaces the header. Until the last write the earlier one is in force, whoever dies when.

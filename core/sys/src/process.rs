@@ -57,6 +57,27 @@ pub fn is_alive(pid: u32, lived_at: u64) -> Result<bool, ProcessError> {
     }
 }
 
+/// Whether every thread of a process is stopped. A signal that stops one is sent long before that.
+///
+/// # Errors
+///
+/// [`ProcessError::Gone`], [`ProcessError::Format`], [`ProcessError::Io`].
+pub fn is_stopped(pid: u32) -> Result<bool, ProcessError> {
+    const ACTION: &str = "listing the threads of a process";
+    let failed = |error| of_proc(pid, ACTION, error);
+    for entry in std::fs::read_dir(format!("/proc/{pid}/task")).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let Some(thread) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+        match read_stat(thread) {
+            Ok(stat) if !stat.is_stopped => return Ok(false),
+            // It has ended meanwhile.
+            Ok(_) | Err(ProcessError::Gone { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}
+
 /// The pid of this process.
 #[must_use]
 pub fn own_pid() -> u32 {
@@ -177,6 +198,7 @@ impl Drop for Masked {
 struct Stat {
     start_time: u64,
     has_ended: bool,
+    is_stopped: bool,
 }
 
 fn read_stat(pid: u32) -> Result<Stat, ProcessError> {
@@ -221,7 +243,8 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
     let mut fields = rest.split_ascii_whitespace();
     let state = fields.next()?;
     let start_time = fields.nth(18)?.parse().ok()?;
-    Some(Stat { start_time, has_ended: matches!(state, "Z" | "X" | "x") })
+    let (has_ended, is_stopped) = (matches!(state, "Z" | "X" | "x"), matches!(state, "T" | "t"));
+    Some(Stat { start_time, has_ended, is_stopped })
 }
 
 fn parse_uuid(text: &str) -> Option<[u8; 16]> {
@@ -281,12 +304,32 @@ mod tests {
     #[test]
     fn a_name_with_spaces_and_parentheses_hides_no_field() {
         let stat = b"7 (a) R (\xff b)) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20";
-        assert_eq!(parse_stat(stat), Some(Stat { start_time: 4711, has_ended: false }));
+        assert_eq!(
+            parse_stat(stat),
+            Some(Stat { start_time: 4711, has_ended: false, is_stopped: false })
+        );
         let zombie = b"7 (a) Z 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711";
-        assert_eq!(parse_stat(zombie), Some(Stat { start_time: 4711, has_ended: true }));
+        assert_eq!(
+            parse_stat(zombie),
+            Some(Stat { start_time: 4711, has_ended: true, is_stopped: false })
+        );
         for broken in [&b""[..], b"7 (a", b"7 (a)", b"7 (a) S 1 2", b"7 (a) S \xff"] {
             assert_eq!(parse_stat(broken), None);
         }
+    }
+
+    #[test]
+    fn a_stopped_process_is_told_from_one_that_runs() {
+        let child = sleeper();
+        let pid = child.0.id();
+        assert!(!is_stopped(pid).unwrap());
+        let fd = pidfd::open(pid).unwrap();
+        pidfd::signal(fd.as_fd(), Signal::STOP).unwrap();
+        while !is_stopped(pid).unwrap() {
+            std::thread::yield_now();
+        }
+        drop(child);
+        assert!(matches!(is_stopped(pid), Err(ProcessError::Gone { .. })));
     }
 
     #[test]

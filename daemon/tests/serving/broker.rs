@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dmce_abi::Status;
 use dmce_abi::block::SessionId;
@@ -19,6 +19,7 @@ use dmce_abi::wire::{self, FrameHeader, Reply};
 use dmce_sys::object::ObjectDir;
 use dmce_sys::pidfd::{self, Signal};
 use dmce_sys::poll;
+use dmce_sys::process;
 use dmce_sys::socket::{Listener, Socket};
 
 const OBJECTS: &str = "/dev/shm";
@@ -101,6 +102,16 @@ impl Broker {
     pub fn signal(&mut self, signal: Signal) {
         let pidfd = pidfd::open(self.daemon().id()).unwrap();
         pidfd::signal(pidfd.as_fd(), signal).unwrap();
+    }
+
+    /// Stops the daemon, and waits until it does nothing more.
+    pub fn stop(&mut self) {
+        self.signal(Signal::STOP);
+        let (pid, begin) = (self.daemon().id(), Instant::now());
+        while !process::is_stopped(pid).unwrap() {
+            assert!(begin.elapsed() < WATCHDOG, "it does not stop");
+            std::thread::yield_now();
+        }
     }
 
     /// `SIGKILL`, and the end of the process.

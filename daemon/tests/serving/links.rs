@@ -110,7 +110,7 @@ fn a_grant_that_the_broker_has_sent_is_never_missed() {
     let mut broker = serving(40);
     let link = broker.link(5, grant(1, true));
     for block in 2..=40 {
-        broker.signal(Signal::STOP);
+        broker.stop();
         link.send(&read(at(block, 0), 1));
         broker.tell(&DaemonRequest::Grant { link: LinkId(5), grant: grant(block, false) });
         broker.signal(Signal::CONT);
