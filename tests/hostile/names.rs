@@ -11,6 +11,9 @@ const STRANGER: u32 = 65_534;
 /// Blocks and sessions of ours are named after small numbers.
 const NAMES_TAKEN: u32 = 12;
 
+/// The first sessions have their objects before anybody asks for one.
+const SESSIONS_AHEAD: u32 = 16;
+
 #[test]
 fn names_that_another_user_took_cost_nobody_a_request() {
     let instance = Instance::start(1);
@@ -20,11 +23,20 @@ fn names_that_another_user_took_cost_nobody_a_request() {
         File::create_new(&path).unwrap();
         chown(&path, Some(STRANGER), Some(STRANGER)).map(|()| path)
     };
+    let last = format!("record-{SESSIONS_AHEAD:08x}");
+    wait_until("sessions are made ahead", || {
+        instance.objects().iter().any(|name| name.ends_with(&last))
+    });
     let mut taken = Vec::new();
     for number in 1..=NAMES_TAKEN {
-        let kinds = [(1, "data"), (1, "head"), (0, "session"), (0, "record")];
-        let (daemon, kind) = kinds[number as usize % kinds.len()];
-        match take(daemon, kind, number) {
+        let kinds = [
+            (1, "data", 0),
+            (1, "head", 0),
+            (0, "session", SESSIONS_AHEAD),
+            (0, "record", SESSIONS_AHEAD),
+        ];
+        let (daemon, kind, ahead) = kinds[number as usize % kinds.len()];
+        match take(daemon, kind, ahead + number) {
             Ok(path) => taken.push(path),
             Err(_) => return cannot_run("only root can make files of another user"),
         }
@@ -35,6 +47,7 @@ fn names_that_another_user_took_cost_nobody_a_request() {
         client.ask("hold 2").unwrap();
     }
     drop(clients);
+    // The next sessions were made under the names that are free.
     let mut last = Client::open(&instance);
     for number in 0..4 {
         last.ask(format!("delete vol r{number}")).unwrap();

@@ -54,6 +54,8 @@ pub struct Host {
     pub pools: BTreeMap<DaemonId, BTreeMap<PoolPlace, u64>>,
     /// Generation words of session objects.
     pub sessions: BTreeMap<SessionId, u64>,
+    /// Those that nobody has yet: their records are not ready.
+    pub prepared: BTreeMap<SessionId, Guid>,
     /// Session records.
     pub records: BTreeMap<SessionId, Record>,
     /// Processes that live: pid, and when they started.
@@ -209,6 +211,7 @@ impl Host {
         let processes = std::mem::take(&mut self.processes);
         self.records.retain(|_, Record { record, .. }| lives(&processes, record));
         self.processes = processes;
+        self.prepared.clear();
         let records = &self.records;
         self.sessions.retain(|session, _| records.contains_key(session));
         let believed = self.records.values().map(|Record { record, grants }| BelievedSession {

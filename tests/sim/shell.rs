@@ -2,7 +2,7 @@
 //! said.
 
 use dmce_abi::Status;
-use dmce_abi::block::{BlockDescription, DaemonId, SessionId};
+use dmce_abi::block::{BlockDescription, DaemonId, Guid, SessionId};
 use dmce_abi::wire::client::{BlockInfo, ClientReply};
 use dmce_abi::wire::daemon::DaemonRequest;
 use dmce_abi::wire::{Refusal, Reply};
@@ -24,6 +24,7 @@ pub fn act(world: &mut World, action: Action) -> Checked {
         Action::Reply { conn, request_id, reply, descriptors } => {
             return world.reply(conn, request_id, reply, &descriptors);
         }
+        Action::PrepareSession { session, guid } => return world.prepare_session(session, guid),
         Action::CreateSession { record } => return world.create_session(record),
         Action::EndSession { session } => return world.end_session(session),
         Action::StoreGrant { session, grant } => return world.host.store_grant(session, grant),
@@ -225,12 +226,34 @@ impl World {
         Ok(Some(Refusal::new(Status::Lost, "no such object")))
     }
 
-    fn create_session(&mut self, record: SessionRecord) -> Checked {
-        let session = record.session;
+    /// The object is there then, be the record too or not.
+    fn prepare_session(&mut self, session: SessionId, guid: Guid) -> Checked {
         if self.host.records.contains_key(&session) || self.host.sessions.contains_key(&session) {
             return Err(format!("session {session} is made twice"));
         }
         self.host.sessions.insert(session, 0);
+        let result = if self.random.once_in(self.faults.no_session) {
+            Err(Refusal::new(Status::NoSpace, "no room for a record"))
+        } else {
+            self.host.prepared.insert(session, guid);
+            Ok(())
+        };
+        if let Some(broker) = &mut self.broker {
+            broker.soon.push_back(Event::SessionPrepared { session, result });
+        }
+        Ok(())
+    }
+
+    fn create_session(&mut self, record: SessionRecord) -> Checked {
+        let session = record.session;
+        let is_there =
+            self.host.records.contains_key(&session) || self.host.sessions.contains_key(&session);
+        match self.host.prepared.remove(&session) {
+            Some(guid) if guid == record.guid => {}
+            Some(guid) => return Err(format!("session {session} was prepared with {guid}")),
+            None if is_there => return Err(format!("session {session} is made twice")),
+            None => _ = self.host.sessions.insert(session, 0),
+        }
         let result = if self.random.once_in(self.faults.no_session) {
             Err(Refusal::new(Status::NoSpace, "no room for a record"))
         } else {
@@ -250,6 +273,7 @@ impl World {
             broker.watched.remove(&session);
         }
         self.host.sessions.remove(&session);
+        self.host.prepared.remove(&session);
         let Some(Record { record, .. }) = self.host.records.remove(&session) else {
             return Ok(());
         };

@@ -369,12 +369,34 @@ impl Instance {
         wait_until("nothing of a session is left", || {
             let status = self.status();
             let tables = (status.sessions, status.blocks, status.committed, status.reserved);
-            tables == (0, 0, 0, 0)
-                && !self.objects().iter().any(|name| {
-                    ["data-", "head-", "session-", "record-"].iter().any(|kind| name.contains(kind))
-                })
+            tables == (0, 0, 0, 0) && !self.has_objects_of_sessions()
         });
         assert!(self.status().state != Health::Damaged);
+    }
+
+    /// Whether there are objects of a session, or more of those that are made for nobody yet than
+    /// the broker keeps.
+    fn has_objects_of_sessions(&self) -> bool {
+        const PREPARED_MAX: usize = 16;
+        let names = self.objects();
+        if names.iter().any(|name| name.contains("data-") || name.contains("head-")) {
+            return true;
+        }
+        let of = |kind: &str| -> Vec<&String> {
+            names.iter().filter(|name| name.contains(kind)).collect()
+        };
+        let (sessions, records) = (of("session-"), of("record-"));
+        let is_alone = |name: &&String| !names.contains(&name.replace("session-", "record-"));
+        records.len() > PREPARED_MAX
+            || sessions.len() > PREPARED_MAX
+            || sessions.iter().any(is_alone)
+            || records.iter().any(|name| self.is_ready(name))
+    }
+
+    /// Whether a record is somebody's.
+    fn is_ready(&self, record: &str) -> bool {
+        let page = fs::read(self.object(record)).unwrap_or_default();
+        page.get(16..20).is_some_and(|ready| ready != [0; 4])
     }
 
     /// What a server has logged.

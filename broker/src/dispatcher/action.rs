@@ -9,7 +9,7 @@
 //!    blocks are destroyed.
 //! 3. An action on a connection that has hung up meanwhile does nothing.
 
-use dmce_abi::block::{BlockDescription, BlockId, DaemonId, SessionId};
+use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, SessionId};
 use dmce_abi::wire;
 use dmce_abi::wire::client::ClientReply;
 use dmce_abi::wire::daemon::DaemonRequest;
@@ -98,8 +98,18 @@ pub enum Action {
         conn: ClientConn,
     },
 
+    /// Makes the session object (generation 0) and a record that is not ready, of a session that
+    /// nobody has yet; then delivers [`super::Event::SessionPrepared`]. What failed half-way is
+    /// removed by `EndSession`.
+    PrepareSession {
+        /// The session.
+        session: SessionId,
+        /// Its GUID.
+        guid: Guid,
+    },
     /// Makes the session object (generation 0), then the record, then delivers
-    /// [`super::Event::SessionCreated`]. What failed half-way is removed by `EndSession`.
+    /// [`super::Event::SessionCreated`]. Of a session that was prepared only the record is left to
+    /// be written. What failed half-way is removed by `EndSession`.
     CreateSession {
         /// What the record is to say.
         record: SessionRecord,
@@ -116,7 +126,8 @@ pub enum Action {
         /// Its connection, where there is one: the socket may know the pidfd.
         conn: Option<ClientConn>,
     },
-    /// Removes what there is of a session: watch, doorbell, record, then session object.
+    /// Ends what there is of a session: its watch, and its record, so that no broker believes in it
+    /// any more. Record, session object and doorbell are removed now or a little later.
     EndSession {
         /// The session.
         session: SessionId,

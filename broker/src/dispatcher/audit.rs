@@ -12,6 +12,7 @@ use super::blocks::{BlockState, SpanOwner, SpanState};
 use super::clients::ReplyTo;
 use super::daemons::{Link, Server};
 use super::event::{ClientConn, RequestId};
+use super::prepared::PREPARED_MAX;
 use super::sessions::SessionLink;
 
 /// A block that somebody may use.
@@ -113,6 +114,7 @@ impl Dispatcher {
         self.audit_spans()?;
         self.audit_blocks()?;
         self.audit_sessions()?;
+        self.audit_prepared()?;
         self.audit_patients()?;
         self.audit_rates()?;
         self.audit_links()?;
@@ -222,6 +224,17 @@ impl Dispatcher {
             check(made == Some(*ticket), || format!("ticket of span {first}"))?;
         }
         Ok(())
+    }
+
+    /// What is prepared is nobody's, and leaves room for what is asked for.
+    fn audit_prepared(&self) -> Result<(), String> {
+        let mut ids = self.sessions.all().map(|session| session.record.session);
+        let taken = ids.find(|id| self.prepared.has(*id));
+        check(taken.is_none(), || format!("session {taken:?} is prepared and somebody's"))?;
+        let (ready, sessions) = (self.prepared.ready(), self.sessions.len());
+        let fits = ready == 0 || ready + sessions <= self.config.limits.sessions_max;
+        let is_bounded = self.prepared.len() <= PREPARED_MAX;
+        check(fits && is_bounded, || format!("{ready} prepared beside {sessions}"))
     }
 
     /// What is granted over a link its session may use, and its daemon holds.

@@ -276,6 +276,14 @@ pub enum Event {
         result: Result<(), Refusal>,
     },
 
+    /// Answers [`super::Action::PrepareSession`].
+    SessionPrepared {
+        /// The session.
+        session: SessionId,
+        /// Why its objects could not be made.
+        result: Result<(), Refusal>,
+    },
+
     /// A daemon connected.
     DaemonConnected {
         /// Its connection.

@@ -18,6 +18,7 @@
 //! | how spans are made | `policies`, `planning`, `placement`, `making` |
 //! | who waits for room, and who is told | `patience`, `notices` |
 //! | how often a user may ask | `rates` |
+//! | what is made before it is asked for | `prepared` |
 //! | daemons | `link` (messages), `asking` (requests), `lending` (their pools) |
 //! | what becomes of blocks | `spans` |
 //! | a broker that comes back | `restart`, `adoption`, `silence` |
@@ -63,6 +64,7 @@ mod patience;
 mod placement;
 mod planning;
 mod policies;
+mod prepared;
 mod rates;
 mod region_deletes;
 mod region_requests;
@@ -103,6 +105,7 @@ use ids::BlockIds;
 use making::Making;
 use notices::Notices;
 use patience::Patients;
+use prepared::Prepared;
 use rates::Rates;
 use region_deletes::Deletion;
 use regions::Regions;
@@ -132,6 +135,7 @@ pub struct Dispatcher {
     daemons: Daemons,
     clients: Clients,
     sessions: Sessions,
+    prepared: Prepared,
     regions: Regions,
     history: History,
     rates: Rates,
@@ -182,6 +186,7 @@ impl Dispatcher {
             daemons: Daemons::default(),
             clients: Clients::default(),
             sessions: Sessions::default(),
+            prepared: Prepared::default(),
             regions: Regions::default(),
             history: History::default(),
             rates: Rates::default(),
@@ -222,6 +227,7 @@ impl Dispatcher {
             Event::Started(started) => {
                 self.take_samples();
                 self.started(started);
+                self.prepare_later();
             }
             Event::Connected { conn, peer } => self.connected(conn, peer),
             Event::ProcessStarted { conn, at } => {
@@ -237,6 +243,7 @@ impl Dispatcher {
             Event::Died { session } => self.died(session),
             Event::Misused { session, reason } => self.misused(session, &reason),
             Event::SessionCreated { session, result } => self.session_created(session, result),
+            Event::SessionPrepared { session, result } => self.session_prepared(session, result),
             Event::DaemonConnected { conn, peer } => self.daemon_connected(conn, &peer),
             Event::DaemonMessage { conn, request_id, message } => {
                 self.daemon_message(conn, request_id, message);
@@ -268,6 +275,7 @@ impl Dispatcher {
                 timers::Timer::Rested(_) => self.room_changed = true,
                 timers::Timer::GoOn => {}
                 timers::Timer::Rate(uid) => self.read_again(uid),
+                timers::Timer::Prepare => self.prepare(),
             }
         }
     }

@@ -44,13 +44,13 @@ impl Dispatcher {
         let pieces = self.reservable(&peer, setup)?;
         let (bytes, last) = (pieces.values().sum(), pieces.keys().next_back().copied());
         let account = self.ledger.open_account(peer.uid, pieces)?;
-        let Some(id) = self.sessions.next_id() else {
+        let Some((id, guid)) = self.next_session() else {
             self.ledger.close_account(account);
             return refuse(Status::NoSpace, "no session id is free");
         };
         let record = SessionRecord {
             session: id,
-            guid: self.guids.next(),
+            guid,
             pid: peer.pid,
             lived_at: peer.lived_at,
             uid: peer.uid,
@@ -111,7 +111,7 @@ impl Dispatcher {
         if tried >= NAMES_TRIED_MAX {
             return false;
         }
-        let Some(new) = self.sessions.next_id() else { return false };
+        let Some(new) = self.next_session_id() else { return false };
         let Some(mut session) = self.sessions.remove(old) else { return false };
         self.log(LogLevel::Warn, format!("session {old} cannot be named: it is {new} now"));
         self.out.push(Action::EndSession { session: old });

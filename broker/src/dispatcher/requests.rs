@@ -67,11 +67,13 @@ impl Dispatcher {
         let limit = self.config.limits.connections_max;
         if self.clients.len() >= limit {
             let reason = format!("there are {limit} connections, limit {limit}");
+            self.log(LogLevel::Info, format!("a client is not taken in: {reason}"));
             self.out.push(Action::CloseClient { conn, reason });
             return;
         }
         let uid = peer.uid;
         if let Err(error) = self.ledger.charge_connection(uid) {
+            self.log(LogLevel::Info, format!("a client is not taken in: {error}"));
             self.out.push(Action::CloseClient { conn, reason: error.to_string() });
             return;
         }
@@ -129,6 +131,10 @@ impl Dispatcher {
         self.clients.get(&conn).map_or(u32::MAX, |client| client.peer.uid)
     }
 
+    fn pid_of(&self, conn: ClientConn) -> u32 {
+        self.clients.get(&conn).map_or(0, |client| client.peer.pid)
+    }
+
     /// Answers a request with a refusal. A Setup that is refused ends its connection.
     fn refused(&mut self, to: ReplyTo, request: &ClientRequest, refusal: Refusal) {
         let session = self.clients.get(&to.conn).and_then(|client| client.session);
@@ -141,6 +147,7 @@ impl Dispatcher {
         let reason = format!("no session: {}", refusal.text);
         self.reply(to, Err(refusal), Vec::new());
         if no_session {
+            self.log(LogLevel::Info, format!("process {}: {reason}", self.pid_of(to.conn)));
             self.close_client(to.conn, reason);
         }
     }

@@ -30,6 +30,8 @@ pub(super) enum Timer {
     GoOn,
     /// The user has tokens again.
     Rate(u32),
+    /// Sessions are to be prepared, if it is quiet.
+    Prepare,
 }
 
 /// All timers.

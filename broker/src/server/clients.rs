@@ -5,7 +5,9 @@
 //! 1. A frame that cannot be read whole, or that brings a descriptor, is hostile: no request takes
 //!    one.
 //! 2. A client that does not read its answers is dropped at the first one that does not fit.
-//! 3. Nothing that a client has passed, and no connection over which it could, is closed here: that
+//! 3. One connection is taken in, and one frame of each is read, before all others have their turn:
+//!    what waits is reported again.
+//! 4. Nothing that a client has passed, and no connection over which it could, is closed here: that
 //!    may take as long as the client likes ([`Closer`]).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -26,13 +28,8 @@ use dmce_sys::{clock, identity, process};
 use tracing::{debug, info, warn};
 
 use super::door::Door;
+use super::objects::Passed;
 use super::{ServerError, Source, now};
-
-/// Frames taken from one connection before the others have their turn.
-const FRAMES_A_TURN: usize = 16;
-
-/// Connections taken in before those that are there have their turn.
-const ACCEPTS_A_TURN: usize = 64;
 
 /// All connections of clients, and where they come from.
 pub struct Clients {
@@ -81,23 +78,17 @@ impl Clients {
 
     /// Takes in who has connected.
     pub fn accept(&mut self, poller: &Poller, events: &mut VecDeque<Event>) {
-        for _ in 0..ACCEPTS_A_TURN {
-            let Some(socket) = self.door.accept(poller, now().millis) else { return };
-            let conn = ClientConn(self.next);
-            let token = Source::Client.token(conn.0);
-            let Some(peer) = peer_of(&socket) else {
-                self.closer.end(socket);
-                continue;
-            };
-            if let Err(error) = poller.add(socket.as_fd(), token, Interest::READ) {
-                warn!("a client was not taken in: {error}");
-                self.closer.end(socket);
-                continue;
-            }
-            self.next += 1;
-            self.open.insert(conn, socket);
-            events.push_back(Event::Connected { conn, peer });
+        let Some(socket) = self.door.accept(poller, now().millis) else { return };
+        let conn = ClientConn(self.next);
+        let token = Source::Client.token(conn.0);
+        let Some(peer) = peer_of(&socket) else { return self.closer.end(socket) };
+        if let Err(error) = poller.add(socket.as_fd(), token, Interest::READ) {
+            warn!("a client was not taken in: {error}");
+            return self.closer.end(socket);
         }
+        self.next += 1;
+        self.open.insert(conn, socket);
+        events.push_back(Event::Connected { conn, peer });
     }
 
     /// Takes in what a client has sent.
@@ -108,39 +99,37 @@ impl Clients {
             self.end(poller, conn);
             return events.push_back(Event::HungUp { conn });
         }
-        for _ in 0..FRAMES_A_TURN {
-            let Some(socket) = self.open.get(&conn) else { return };
-            let mut fds = Vec::new();
-            let received = match socket.try_recv(&mut self.buffer, &mut fds) {
-                Ok(received) => received,
-                Err(SocketError::WouldBlock { .. }) => return,
-                Err(_) => {
-                    self.closer.close(fds);
-                    self.end(poller, conn);
-                    return events.push_back(Event::HungUp { conn });
+        let Some(socket) = self.open.get(&conn) else { return };
+        let mut fds = Vec::new();
+        let received = match socket.try_recv(&mut self.buffer, &mut fds) {
+            Ok(received) => received,
+            Err(SocketError::WouldBlock { .. }) => return,
+            Err(_) => {
+                self.closer.close(fds);
+                self.end(poller, conn);
+                return events.push_back(Event::HungUp { conn });
+            }
+        };
+        let frame = &self.buffer[..received.bytes];
+        let read = read(frame, fds.len(), received.truncated);
+        self.closer.close(fds);
+        match read {
+            Ok((request_id, request)) => {
+                if let ClientRequest::Attach(_) = request {
+                    events.extend(self.process_started(conn));
                 }
-            };
-            let frame = &self.buffer[..received.bytes];
-            let read = read(frame, fds.len(), received.truncated);
-            self.closer.close(fds);
-            match read {
-                Ok((request_id, request)) => {
-                    if let ClientRequest::Attach(_) = request {
-                        events.extend(self.process_started(conn));
+                events.push_back(Event::Request { conn, request_id, request });
+            }
+            Err(error) => {
+                if let WireError::Version { .. } = error {
+                    let refusal = Refusal::new(Status::Version, error.to_string());
+                    let request_id = RequestId(peek_request(frame));
+                    if !self.reply(poller, conn, request_id, &Err(refusal), &[]) {
+                        return events.push_back(Event::HungUp { conn });
                     }
-                    events.push_back(Event::Request { conn, request_id, request });
                 }
-                Err(error) => {
-                    if let WireError::Version { .. } = error {
-                        let refusal = Refusal::new(Status::Version, error.to_string());
-                        let request_id = RequestId(peek_request(frame));
-                        if !self.reply(poller, conn, request_id, &Err(refusal), &[]) {
-                            return events.push_back(Event::HungUp { conn });
-                        }
-                    }
-                    let reason = format!("a frame that is none: {error}");
-                    return events.push_back(Event::Hostile { conn, reason });
-                }
+                let reason = format!("a frame that is none: {error}");
+                events.push_back(Event::Hostile { conn, reason });
             }
         }
     }
@@ -152,7 +141,7 @@ impl Clients {
         conn: ClientConn,
         request_id: RequestId,
         reply: &Reply<ClientReply>,
-        fds: &[OwnedFd],
+        fds: &[Passed<'_>],
     ) -> bool {
         let Some(socket) = self.open.get(&conn) else { return true };
         let count = u16::try_from(fds.len()).expect("a reply has few descriptors");
@@ -196,7 +185,7 @@ impl Clients {
     /// Ends a connection.
     pub fn close(&mut self, poller: &Poller, conn: ClientConn, reason: &str) {
         if self.end(poller, conn) {
-            info!(connection = conn.0, "closed: {reason}");
+            debug!(connection = conn.0, "closed: {reason}");
         }
     }
 

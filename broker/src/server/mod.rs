@@ -20,6 +20,7 @@ mod config;
 mod daemons;
 mod door;
 mod objects;
+mod session_objects;
 mod sessions;
 mod start;
 
@@ -36,6 +37,7 @@ use dmce_broker::dispatcher::{
     Action, Descriptor, Dispatcher, Event, InspectId, LogLevel, Made, Millis, Now,
 };
 use dmce_config::Config;
+use dmce_shm::session::SessionIdentity;
 use dmce_sys::lock::{LockError, OfdLock};
 use dmce_sys::object::{ObjectDir, ObjectError};
 use dmce_sys::poll::{Interest, Notice, Poller, Ready, SignalFd};
@@ -47,7 +49,7 @@ use tracing::{debug, error, info, warn};
 use crate::args::Place;
 use clients::Clients;
 use daemons::Daemons;
-use objects::{Objects, OpenFailure};
+use objects::{Objects, OpenFailure, Passed};
 use sessions::Sessions;
 
 /// Copies of a block that this release keeps.
@@ -225,6 +227,7 @@ impl Server {
             for one in ready.drain(..) {
                 if self.take_in(one)?.is_break() {
                     info!("the broker ends; what it served stays in place");
+                    self.sessions.leave(&self.objects);
                     self.clients.door().unlink();
                     self.daemons.door().unlink();
                     return Ok(());
@@ -255,9 +258,7 @@ impl Server {
         let now = now().millis;
         self.clients.door().wake(&self.poller, now);
         self.daemons.door().wake(&self.poller, now);
-        if self.sessions.check_at().is_some_and(|at| at <= now) {
-            self.sessions.check(now, &mut self.events);
-        }
+        self.sessions.tend(&self.objects, now, &mut self.events);
         if self.wake_at.is_some_and(|at| at <= now) {
             self.wake_at = None;
             self.events.push_back(Event::Tick);
@@ -294,7 +295,7 @@ impl Server {
         let lock = (!self.awaited_locks.is_empty()).then_some(now.after(LOCK_POLL_MS));
         let doors = [self.clients.door().rests_until(), self.daemons.door().rests_until()];
         let objects = (!self.inspections.is_empty()).then_some(now);
-        let due = [lock, objects, self.wake_at, self.sessions.check_at()].into_iter().chain(doors);
+        let due = [lock, objects, self.wake_at, self.sessions.due_at()].into_iter().chain(doors);
         due.flatten().min().map(|at| Duration::from_millis(at.0.saturating_sub(now.0)))
     }
 
@@ -337,8 +338,10 @@ impl Server {
         match action {
             Action::Reply { conn, request_id, reply, descriptors } => {
                 let opened = match descriptors[..] {
-                    [link @ Descriptor::Link { .. }] => self.link(link).map(|fd| vec![fd]),
-                    _ => self.objects.open_all(&mut self.sessions, &descriptors),
+                    [link @ Descriptor::Link { .. }] => {
+                        self.link(link).map(|fd| vec![Passed::Opened(fd)])
+                    }
+                    _ => self.objects.open_all(&self.sessions, &descriptors),
                 };
                 let (reply, fds) = opened.map_or_else(
                     |failure| {
@@ -411,6 +414,11 @@ impl Server {
     /// Executes an action that concerns the objects or the process of a session.
     fn act_on_session(&mut self, action: Action) {
         match action {
+            Action::PrepareSession { session, guid } => {
+                let identity = SessionIdentity { session, guid };
+                let result = self.sessions.prepare(&self.objects, identity);
+                self.events.push_back(Event::SessionPrepared { session, result });
+            }
             Action::CreateSession { record } => {
                 let session = record.session;
                 let result = self.sessions.create(&self.objects, &record);
@@ -433,7 +441,7 @@ impl Server {
                 }
             }
             Action::EndSession { session } => {
-                self.sessions.end(&self.poller, &self.objects, session);
+                self.sessions.end(&self.objects, session);
             }
             Action::StoreGrant { session, grant } => self.sessions.store_grant(session, grant),
             Action::RevokeGrant { session, place } => self.sessions.revoke_grant(session, place),

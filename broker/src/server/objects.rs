@@ -7,7 +7,7 @@
 //! 3. The bytes of clients are never read here; of data objects only the size is looked at.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use dmce_abi::block::{BlockDescription, BlockId, DaemonId};
 use dmce_abi::name::{Instance, ObjectKind, ObjectName};
@@ -41,6 +41,23 @@ pub struct OpenFailure {
     pub refusal: Refusal,
     /// The block that could not be opened: the dispatcher is told of it.
     pub block: Option<(DaemonId, BlockId)>,
+}
+
+/// A descriptor that travels with a reply.
+pub enum Passed<'a> {
+    /// It was opened for that.
+    Opened(OwnedFd),
+    /// It stays open here.
+    Kept(BorrowedFd<'a>),
+}
+
+impl AsFd for Passed<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Opened(fd) => fd.as_fd(),
+            Self::Kept(fd) => fd.as_fd(),
+        }
+    }
 }
 
 impl Objects {
@@ -212,24 +229,26 @@ impl Objects {
     }
 
     /// Opens what travels with a reply, all or nothing.
-    pub fn open_all(
+    pub fn open_all<'a>(
         &self,
-        sessions: &mut Sessions,
+        sessions: &'a Sessions,
         descriptors: &[Descriptor],
-    ) -> Result<Vec<OwnedFd>, OpenFailure> {
+    ) -> Result<Vec<Passed<'a>>, OpenFailure> {
         let open_one = |descriptor: &Descriptor| match *descriptor {
             Descriptor::Block { daemon, block, writable } => self
                 .open(daemon.get(), ObjectKind::Data(block.get()), writable)
-                .map(|(fd, _)| fd)
+                .map(|(fd, _)| Passed::Opened(fd))
                 .map_err(|failure| {
                     let status = if failure.is_absence() { Status::Lost } else { Status::Internal };
                     let refusal = Refusal::new(status, format!("block {block}: {failure}"));
                     OpenFailure { refusal, block: Some((daemon, block)) }
                 }),
             Descriptor::SessionObject(session) => {
-                sessions.object(session).map_err(|e| no_session(&e))
+                sessions.object(session).map(Passed::Kept).map_err(|e| no_session(&e))
             }
-            Descriptor::Doorbell(session) => sessions.doorbell(session).map_err(|e| no_session(&e)),
+            Descriptor::Doorbell(session) => {
+                sessions.doorbell(session).map(Passed::Kept).map_err(|e| no_session(&e))
+            }
             Descriptor::Link { .. } => unreachable!("a link is no object"),
         };
         descriptors.iter().map(open_one).collect()
@@ -308,7 +327,7 @@ pub enum ObjectFailure {
 impl ObjectFailure {
     /// Whether it says that there is no such object of ours. Anything else, such as no descriptor
     /// being left, says nothing about the object.
-    const fn is_absence(&self) -> bool {
+    pub const fn is_absence(&self) -> bool {
         use ObjectError::{Denied, NotFound};
         matches!(self, Self::Foreign { .. } | Self::Object(NotFound { .. } | Denied { .. }))
     }

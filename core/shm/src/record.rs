@@ -160,18 +160,42 @@ impl From<Flaw> for RecordError {
     }
 }
 
-/// Writes the record of a session, without grants, into a new, empty object. The last write makes
-/// it ready.
+/// Commits a record that is not ready, in a new, empty object: [`create`] cannot want for room
+/// then.
+///
+/// # Errors
+///
+/// [`RecordError::Object`], with no space among them.
+pub fn prepare(fd: BorrowedFd<'_>) -> Result<(), RecordError> {
+    object::write_at(fd, RecordPage::new_zeroed().as_bytes(), 0)?;
+    Ok(())
+}
+
+/// Writes the record of a session, without grants, into an object that is empty or [`prepare`]d.
+/// The last write makes it ready.
 ///
 /// # Errors
 ///
 /// [`RecordError::NameTooLong`]; [`RecordError::Object`], with no space among them.
 pub fn create(fd: BorrowedFd<'_>, record: &SessionRecord) -> Result<(), RecordError> {
-    object::commit(fd, 0, RECORD_BYTES)?;
     let page = RecordPage::encode(record)?;
-    for step in preamble::steps(0, page.as_bytes()) {
+    // `ready` was never set here, and the page leaves it clear.
+    let [_, body, ready] = preamble::steps(0, page.as_bytes());
+    for step in [body, ready] {
         object::write_at(fd, step.bytes, step.offset)?;
     }
+    Ok(())
+}
+
+/// Ends a record: nobody believes in the session any more, whatever becomes of its objects.
+///
+/// # Errors
+///
+/// [`RecordError::Object`].
+pub fn end(fd: BorrowedFd<'_>) -> Result<(), RecordError> {
+    let zeroed = RecordPage::new_zeroed();
+    let [clear, ..] = preamble::steps(0, zeroed.as_bytes());
+    object::write_at(fd, clear.bytes, clear.offset)?;
     Ok(())
 }
 

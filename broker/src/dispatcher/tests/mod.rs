@@ -10,6 +10,7 @@ mod notices;
 mod opening;
 mod patience;
 mod policies;
+mod prepared;
 mod rates;
 mod regions;
 mod restart;

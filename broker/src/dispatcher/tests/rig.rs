@@ -255,13 +255,13 @@ impl Rig {
                 let before = self.replies.insert((conn, request_id), (reply, descriptors));
                 assert!(before.is_none(), "{request_id:?} is answered twice");
             }
+            Action::PrepareSession { session, .. } => {
+                let result = self.can_be_named(session);
+                self.event(Event::SessionPrepared { session, result });
+            }
             Action::CreateSession { record } => {
                 let session = record.session;
-                let result = if session.get() < self.session_names_taken {
-                    Err(Refusal::new(Status::Exists, "its name is taken"))
-                } else {
-                    Ok(())
-                };
+                let result = self.can_be_named(session);
                 self.event(Event::SessionCreated { session, result });
             }
             Action::MakeBlock { daemon, request_id, .. } => {
@@ -274,6 +274,13 @@ impl Rig {
             }
             _ => {}
         }
+    }
+
+    fn can_be_named(&self, session: SessionId) -> Result<(), Refusal> {
+        if session.get() < self.session_names_taken {
+            return Err(Refusal::new(Status::Exists, "its name is taken"));
+        }
+        Ok(())
     }
 
     fn daemon_is_asked(&mut self, conn: DaemonConn, number: RequestId, request: DaemonRequest) {

@@ -43,6 +43,20 @@ fn a_name_that_does_not_fit_is_refused() {
 }
 
 #[test]
+fn a_prepared_record_is_nobodys_until_it_is_created_and_after_it_has_ended() {
+    let fd = object();
+    prepare(fd.as_fd()).unwrap();
+    assert_eq!(object::stat(fd.as_fd()).unwrap().bytes, RECORD_BYTES);
+    assert!(matches!(read(fd.as_fd()), Err(RecordError::NeverReady)));
+    create(fd.as_fd(), &record()).unwrap();
+    assert_eq!(read(fd.as_fd()).unwrap(), record());
+    grant(fd.as_fd(), 0, some_grant(1, Rights::Read)).unwrap();
+    end(fd.as_fd()).unwrap();
+    assert!(matches!(read(fd.as_fd()), Err(RecordError::NeverReady)));
+    assert!(matches!(grants(fd.as_fd()), Err(RecordError::NeverReady)));
+}
+
+#[test]
 fn a_death_anywhere_in_create_leaves_a_session_that_belongs_to_nobody() {
     let page = RecordPage::encode(&record()).unwrap();
     let steps = preamble::steps(0, page.as_bytes());

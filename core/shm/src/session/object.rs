@@ -74,8 +74,8 @@ pub enum SessionError {
 }
 
 impl SessionObject {
-    /// Writes the session object into a new, empty object. All of it is committed, so that no
-    /// store of the client can fail.
+    /// Writes the session object into a new, empty object. All of it is written, so all of it is
+    /// committed, and no store of the client can fail.
     ///
     /// `fence` is what the broker uses after [`SessionObject::publish`] for as long as the session
     /// lives; the client reads it from the object.
@@ -88,8 +88,10 @@ impl SessionObject {
         identity: SessionIdentity,
         fence: Fence,
     ) -> Result<Self, SessionError> {
-        object::commit(fd.as_fd(), 0, SESSION_BYTES)?;
-        object::write_at(fd.as_fd(), SessionPage::new(identity, fence).as_bytes(), 0)?;
+        let mut whole = vec![0; SESSION_END];
+        let page = SessionPage::new(identity, fence);
+        whole[..size_of::<SessionPage>()].copy_from_slice(page.as_bytes());
+        object::write_at(fd.as_fd(), &whole, 0)?;
         Ok(Self { fd })
     }
 

@@ -53,10 +53,18 @@ impl World {
             Action::CloseClient { conn, .. } => _ = self.clients.remove(&conn),
             Action::HoldClient { conn } => self.hold(conn, true),
             Action::ReadClient { conn } => self.hold(conn, false),
+            Action::PrepareSession { session, guid } => {
+                assert!(!self.sessions.contains_key(&session), "{session} is there");
+                assert!(self.prepared.insert(session, guid).is_none(), "{session} is there");
+                self.to_prepare.push_back(session);
+            }
             Action::CreateSession { record } => {
                 let session = record.session;
                 let kept = Kept { record, grants: BTreeMap::new(), generation: 0, made: false };
                 assert!(self.sessions.insert(session, kept).is_none(), "{session} is there");
+                let prepared = self.prepared.remove(&session);
+                let guid = self.sessions[&session].record.guid;
+                assert!(prepared.is_none_or(|drawn| drawn == guid), "{session} has another GUID");
                 self.to_make.push_back(session);
             }
             Action::WatchProcess { session, .. } => _ = self.watched.insert(session),
@@ -64,6 +72,7 @@ impl World {
                 self.sessions.remove(&session);
                 self.watched.remove(&session);
                 self.to_make.retain(|making| *making != session);
+                self.prepared.remove(&session);
             }
             Action::StoreGrant { session, grant } => {
                 assert!((grant.place as usize) < GRANTS && grant.rights.any());
@@ -189,6 +198,10 @@ impl World {
             self.make_session(!bytes.ratio(1, 8)?);
         } else if let Some(making) = self.blocks_to_make.pop_front() {
             self.make_block(making, bytes)?;
+        } else if let Some(session) = self.to_prepare.pop_front() {
+            let refusal = Refusal::new(Status::NoSpace, "no room for a session object");
+            let result = if bytes.ratio(1, 8)? { Err(refusal) } else { Ok(()) };
+            self.event(Event::SessionPrepared { session, result });
         } else if let Some((inspect, daemon, blocks)) = self.inspections.pop_front() {
             let store = self.stores.get(&daemon);
             let bytes_of = |block| store.and_then(|store| store.get(block)).map(|b| b.committed);

@@ -64,6 +64,10 @@ pub struct World {
     pub sessions: BTreeMap<SessionId, Kept>,
     /// Sessions whose objects are to be made.
     pub to_make: VecDeque<SessionId>,
+    /// Sessions that nobody has yet.
+    pub prepared: BTreeMap<SessionId, Guid>,
+    /// Those of them that the dispatcher was told nothing of.
+    pub to_prepare: VecDeque<SessionId>,
     pub watched: BTreeSet<SessionId>,
     pub locks: BTreeSet<DaemonId>,
     pub headers: VecDeque<DaemonId>,
@@ -93,6 +97,8 @@ impl World {
             serving: BTreeMap::new(),
             sessions: BTreeMap::new(),
             to_make: VecDeque::new(),
+            prepared: BTreeMap::new(),
+            to_prepare: VecDeque::new(),
             watched: BTreeSet::new(),
             locks: BTreeSet::new(),
             headers: VecDeque::new(),
@@ -173,6 +179,8 @@ impl World {
         self.opened.clear();
         // The records of these were not made ready, so nobody believes in them.
         self.to_make.clear();
+        self.prepared.clear();
+        self.to_prepare.clear();
         self.sessions.retain(|_, kept| kept.made);
         self.locks.clear();
         for daemon in self.stores.keys() {
