@@ -103,7 +103,9 @@ impl<Q: Serialize, A: DeserializeOwned> Connection<Q, A> {
         self.send(id, request, deadline)?;
         self.was_sent = true;
         loop {
-            let received = match self.receive(deadline) {
+            // The answer is hardly ever there yet: who waits first asks the kernel once less.
+            let waited = self.wait(Interest::READ, deadline);
+            let received = match waited.and_then(|()| self.receive(deadline)) {
                 Err(error) => {
                     self.owed += 1;
                     return Err(error);

@@ -85,23 +85,26 @@ pub(crate) fn connect(options: &Options, deadline: Deadline) -> Result<Found, Er
 fn connect_named(path: &Path, deadline: Deadline) -> Result<Found, ConnectionError> {
     let mut was_there = false;
     loop {
-        // Before the try: a broker that starts puts a new socket in the place of the old one.
-        was_there |= is_socket(path);
         let error = match try_path(path.to_owned()) {
-            Err(ConnectionError::Socket(error @ SocketError::NobodyListens { .. }))
-                if was_there =>
-            {
-                error
-            }
+            Err(ConnectionError::Socket(error)) => error,
             tried => return tried,
         };
+        let SocketError::NobodyListens { was_there: is_there, .. } = error else {
+            return Err(error.into());
+        };
+        // A broker that starts puts a new socket in the place of the old one: none for a moment.
+        was_there |= is_there && !is_other(path);
+        if !was_there {
+            return Err(error.into());
+        }
         let left = deadline.left().ok_or(error)?;
         thread::sleep(LOOK_AGAIN.min(left));
     }
 }
 
-fn is_socket(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|found| found.file_type().is_socket())
+/// Whether there is something that is no socket.
+fn is_other(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|found| !found.file_type().is_socket())
 }
 
 fn try_path(path: PathBuf) -> Result<Found, ConnectionError> {

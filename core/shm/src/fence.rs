@@ -8,7 +8,8 @@
 //!
 //! 1. [`Fence::light`] between a store and a load pairs with `heavy_*` between a store and a load:
 //!    at least one side sees the other's store. No other pairing is promised.
-//! 2. [`Fence::Asymmetric`] is only used after the process has registered ([`Fence::register`]).
+//! 2. [`Fence::Asymmetric`] is only used after the process has registered ([`Fence::register`]),
+//!    or the one that it was forked from.
 
 use std::io;
 
@@ -27,17 +28,23 @@ pub enum Fence {
 }
 
 impl Fence {
-    /// Registers this process for the barriers of others and of its own, and says what it can use.
+    /// Registers this process for the barriers of others and of its own, once, and says what it can
+    /// use. The registration goes with the memory that says so: a forked child has both, a program
+    /// that is executed neither.
     #[cfg(not(loom))]
     #[must_use]
     pub fn register() -> Self {
         use dmce_sys::membarrier;
-        let found = membarrier::probe();
-        let registered = found.global
-            && found.private
-            && membarrier::register_global().is_ok()
-            && membarrier::register_private().is_ok();
-        if registered { Self::Asymmetric } else { Self::Full }
+        use std::sync::OnceLock;
+        static OF_PROCESS: OnceLock<Fence> = OnceLock::new();
+        *OF_PROCESS.get_or_init(|| {
+            let found = membarrier::probe();
+            let registered = found.global
+                && found.private
+                && membarrier::register_global().is_ok()
+                && membarrier::register_private().is_ok();
+            if registered { Self::Asymmetric } else { Self::Full }
+        })
     }
 
     /// Between the store of a mark and the look. Free where the fence is asymmetric.

@@ -33,7 +33,8 @@ pub fn probe() -> Membarrier {
     }
 }
 
-/// Lets the barriers of other processes reach this one's threads. Lasts until exec.
+/// Lets the barriers of other processes reach this one's threads. Lasts until exec, also in a
+/// forked child.
 ///
 /// # Errors
 ///
@@ -42,7 +43,7 @@ pub fn register_global() -> io::Result<()> {
     run(MembarrierCommand::RegisterGlobalExpedited)
 }
 
-/// Allows [`private`] in this process. Lasts until exec.
+/// Allows [`private`] in this process. Lasts until exec, also in a forked child.
 ///
 /// # Errors
 ///
@@ -88,5 +89,24 @@ mod tests {
         assert_eq!(private().is_ok(), found.private);
         assert_eq!(register_global().is_ok(), found.global);
         assert_eq!(global().is_ok(), found.global);
+    }
+
+    #[test]
+    fn a_forked_child_is_registered_like_its_parent() {
+        if !probe().private {
+            return;
+        }
+        register_private().unwrap();
+        // SAFETY: the child makes two calls of the kernel and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let status = i32::from(private().is_err());
+            // SAFETY: it ends the process, without what runs at exit.
+            unsafe { libc::_exit(status) };
+        }
+        let mut status = -1;
+        // SAFETY: the pointer is to a local.
+        let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+        assert_eq!((waited, status), (child, 0));
     }
 }

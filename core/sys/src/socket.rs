@@ -56,7 +56,11 @@ pub enum SocketError {
     Reset,
     /// Nobody listens at the path (or there is no such path).
     #[error("nobody listens at {}", path.display())]
-    NobodyListens { path: PathBuf },
+    NobodyListens {
+        path: PathBuf,
+        /// Whether there was something at the path.
+        was_there: bool,
+    },
     /// Somebody listens at the path already.
     #[error("{} is in use", path.display())]
     InUse { path: PathBuf },
@@ -93,7 +97,8 @@ impl SocketError {
     fn of_path(action: &'static str, path: &Path, errno: Errno) -> Self {
         let path = path.to_owned();
         match errno {
-            Errno::CONNREFUSED | Errno::NOENT => Self::NobodyListens { path },
+            Errno::CONNREFUSED => Self::NobodyListens { path, was_there: true },
+            Errno::NOENT => Self::NobodyListens { path, was_there: false },
             Errno::ADDRINUSE => Self::InUse { path },
             Errno::ACCESS | Errno::PERM => Self::Denied { path },
             Errno::NAMETOOLONG => Self::PathTooLong { path },

@@ -309,7 +309,9 @@ impl Link {
                 tracing::debug!(error = %error, "the broker was not told of the session's end");
             }
         }
-        self.detach(&mut state);
+        // Nobody waits for it any more, so it need not be taken from the poller.
+        state.connection = None;
+        self.attached.store(false, Ordering::Release);
     }
 
     /// What is readable from the moment that the session is being closed.

@@ -108,14 +108,16 @@ impl Service {
 impl Core {
     fn serve(&self) {
         let mut ready = Vec::new();
+        // A new session has nothing to do; who gives it something wakes this thread.
+        let mut pause = None;
         loop {
-            let pause = self.tend();
-            // After the drain in `tend`: that may have swallowed the wake which came with this.
-            if self.service.stop.load(Ordering::SeqCst) {
-                return;
-            }
             if let Err(error) = self.link.poller().wait(pause, &mut ready) {
                 tracing::error!(error = %error, "the service thread cannot wait");
+                return;
+            }
+            pause = self.tend();
+            // After the drain in `tend`: that may have swallowed the wake which came with this.
+            if self.service.stop.load(Ordering::SeqCst) {
                 return;
             }
         }
