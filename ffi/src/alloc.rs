@@ -45,7 +45,7 @@ pub unsafe extern "C" fn dmce_malloc(
 /// As [`allocate`].
 #[cold]
 #[inline(never)]
-unsafe fn malloc_slowly(
+unsafe extern "C" fn malloc_slowly(
     session: *mut dmce_session_t,
     bytes: u64,
     addr: *mut dmce_addr_t,
@@ -116,7 +116,7 @@ pub unsafe extern "C" fn dmce_free(
 
 #[cold]
 #[inline(never)]
-fn free_slowly(session: *mut dmce_session_t, addr: dmce_addr_t) -> dmce_status_t {
+extern "C" fn free_slowly(session: *mut dmce_session_t, addr: dmce_addr_t) -> dmce_status_t {
     boundary::session(session, |session| match addr {
         0 => Ok(session.check()?),
         _ => Ok(session.free_slowly(self::addr(session, addr)?)?),

@@ -4,7 +4,7 @@
 
 use std::cell::Cell;
 
-use crate::alloc::gates::Gates;
+use crate::alloc::gates::{self, Gates};
 use crate::alloc::{Gate, Key};
 
 /// Sessions that a thread can use in turn without looking for its slot.
@@ -41,6 +41,7 @@ pub(crate) fn gate(key: Key) -> Option<&'static Gate> {
 /// Gives this thread gates, or takes them away.
 pub(crate) fn set_gates(gates: Option<&'static Gates>) {
     OWN.with(|own| own.gates.set(gates));
+    gates::say(gates);
 }
 
 /// A word of this thread for whoever makes this library's calls available to another language; 0 at

@@ -9,6 +9,8 @@
 //! 5. Conditions that a caller must tell apart (no space, would block, peer gone, memory lost) are
 //!    variants of an error enum; nothing panics on what the kernel or a peer answers.
 //!
+//! What the processor tells without a call is here as well ([`thread`]).
+//!
 //! There is no policy here: what to do about a lost page, a full file system or a dead peer is
 //! decided by the crates above.
 
@@ -29,6 +31,7 @@ pub mod priority;
 pub mod process;
 pub mod random;
 pub mod socket;
+pub mod thread;
 pub mod transfer;
 pub mod watch;
 

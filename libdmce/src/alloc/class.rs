@@ -11,6 +11,8 @@
 //!    by its size alone, since a slab begins at a page.
 //! 2. A slab holds at least 8 objects, so that less than an eighth of it is left over; small ones
 //!    hold more, so that slabs are made and given back seldom.
+//! 3. The number of a class is below their count: here alone classes are made, of what is in the
+//!    table of them, or counted.
 
 use dmce_abi::limits::PAGE_BYTES;
 
@@ -76,6 +78,8 @@ impl Class {
 
     /// Its place among all classes.
     pub(crate) const fn index(self) -> usize {
+        // SAFETY: invariant 3.
+        unsafe { std::hint::assert_unchecked((self.0 as usize) < CLASSES) };
         self.0 as usize
     }
 
@@ -124,6 +128,13 @@ pub(crate) struct Divider {
 const FACTOR_BITS: u32 = 36;
 
 impl Divider {
+    /// The object that begins so far behind the start of the slab, if one does: else any number.
+    #[inline]
+    #[allow(clippy::cast_possible_truncation, reason = "else it may be any number")]
+    pub(crate) const fn guess(self, offset: u64) -> usize {
+        (offset.wrapping_mul(self.factor) >> FACTOR_BITS) as usize
+    }
+
     /// The object that a byte of the slab is in, or the rest behind the last, and whether it is
     /// the object's first byte.
     #[inline]
@@ -197,6 +208,7 @@ mod tests {
                 let (index, begins) = divider.object_at(offset);
                 assert_eq!(u32::from(index), offset / bytes, "{offset} of {bytes}");
                 assert_eq!(begins, offset.is_multiple_of(bytes));
+                assert!(!begins || divider.guess(offset.into()) == usize::from(index));
             }
         }
     }

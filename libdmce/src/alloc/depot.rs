@@ -53,11 +53,13 @@ impl At<'_> {
     pub(crate) fn share(self, addr: u64) {
         let slab = self.heaps.directory.find(addr, self.held).filter(|slab| !slab.is_shared());
         let Some(slab) = slab else { return };
-        slab.end_bias();
-        gate::heavy(self.fence);
-        if let Some(home) = self.heaps.at(slab.home()) {
+        let home = self.heaps.at(slab.home());
+        if let Some(home) = home {
+            home.shut();
+            gate::heavy(self.fence);
             home.wait_outside();
             home.count_ended(slab.class());
+            home.forget(slab);
         }
         slab.share();
     }

@@ -4,7 +4,13 @@
 //!   page, wiped on fork:   | 4 gates of a thread | 4 gates | ..
 //!                               ^
 //!   ordinary memory:          [`Set`] -> [`Set`] -> ..     one for each, in a list
+//!
+//!   a thread, by its number -> place in a table: | number | gates |
 //! ```
+//!
+//! A thread has its gates as a thread-local as well. Those of a shared library are found by a call,
+//! though, before which a function has to save what it was given: half of what a small allocation
+//! would cost.
 //!
 //! # Invariants
 //!
@@ -12,11 +18,15 @@
 //!    list walked without a lock.
 //! 2. In a forked child all gates are shut: the words of all are 0. Its one thread goes on with its
 //!    own set; those of the other threads stay taken.
+//! 3. A place with the number of a running thread is that thread's: it alone has stored the number,
+//!    after the gates, and takes it away before it ends. The place of a thread that a forked child
+//!    does not have is there for a thread with the same number.
 
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 use dmce_sys::map::WipedPage;
+use dmce_sys::thread;
 
 use super::gate::{Gate, Key};
 
@@ -71,6 +81,70 @@ impl Set {
         // Release pairs with the acquire in `take_free`.
         self.taken.store(false, Ordering::Release);
     }
+}
+
+/// Where a thread says which gates are its own.
+struct Place {
+    /// The thread's number, or one of the two below.
+    thread: AtomicUsize,
+    gates: AtomicPtr<Gates>,
+}
+
+/// A place that nobody has.
+const FREE: usize = 0;
+/// A place whose thread is about to store its number.
+const CLAIMED: usize = 1;
+
+const PLACES_BITS: u32 = 10;
+
+static PLACES: [Place; 1 << PLACES_BITS] =
+    [const { Place { thread: AtomicUsize::new(FREE), gates: AtomicPtr::new(ptr::null_mut()) } };
+        1 << PLACES_BITS];
+
+/// The gates of this thread, if it said so and no other one has its place.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
+pub(super) fn of_this_thread() -> Option<&'static Gates> {
+    let thread = thread::pointer()?;
+    let place = place_of(thread);
+    if place.thread.load(Ordering::Relaxed) != thread {
+        return None;
+    }
+    let gates = place.gates.load(Ordering::Relaxed);
+    // SAFETY: invariant 3: this thread stored the address of a set.
+    unsafe { std::hint::assert_unchecked(!gates.is_null()) };
+    // SAFETY: as above, and sets are there for ever.
+    Some(unsafe { &*gates })
+}
+
+/// Says which gates are this thread's, if its place is free. `None`: none any more.
+pub(crate) fn say(gates: Option<&'static Gates>) {
+    let Some(thread) = thread::pointer() else { return };
+    let place = place_of(thread);
+    let claim = |before| {
+        // Acquire pairs with the release below, of who had the place before.
+        let claimed =
+            place.thread.compare_exchange(before, CLAIMED, Ordering::Acquire, Ordering::Relaxed);
+        claimed.is_ok()
+    };
+    if let Some(gates) = gates
+        && (claim(thread) || claim(FREE))
+    {
+        place.gates.store(ptr::from_ref(gates).cast_mut(), Ordering::Relaxed);
+        // Release: a signal handler of this thread finds the gates with the number.
+        place.thread.store(thread, Ordering::Release);
+    } else if gates.is_none() && place.thread.load(Ordering::Relaxed) == thread {
+        place.thread.store(FREE, Ordering::Release);
+    }
+}
+
+#[inline]
+fn place_of(thread: usize) -> &'static Place {
+    /// Fits an instruction.
+    const FACTOR: usize = 0x1e35_a7bd;
+    /// From here up all bits of a product tell, and below they tell neighbours apart.
+    const SHIFT: u32 = if usize::BITS == 64 { 36 } else { usize::BITS - PLACES_BITS };
+    &PLACES[thread.wrapping_mul(FACTOR) >> SHIFT & (PLACES.len() - 1)]
 }
 
 fn take_free() -> Option<&'static Set> {
@@ -141,6 +215,40 @@ mod tests {
         places.dedup();
         assert_eq!(places.len(), many.len());
         many.into_iter().for_each(Set::give);
+    }
+
+    #[test]
+    fn a_thread_finds_what_it_said_and_no_other_one_does() {
+        let of_thread = || of_this_thread().map(ptr::from_ref);
+        let sets = [Set::take().unwrap(), Set::take().unwrap()];
+        for set in sets {
+            let gates = set.gates();
+            say(Some(gates));
+            // Another thread of this process may have the place.
+            let found = of_thread();
+            assert!(found.is_none_or(|found| ptr::eq(found, gates)));
+            assert_eq!(of_thread(), found);
+            let elsewhere =
+                std::thread::scope(|scope| scope.spawn(|| of_this_thread().is_none()).join());
+            assert!(elsewhere.unwrap());
+        }
+        say(None);
+        assert!(of_this_thread().is_none());
+        for set in sets {
+            set.give();
+        }
+    }
+
+    #[test]
+    fn numbers_of_neighbouring_stacks_have_places_of_their_own() {
+        for distance in [0x80_1000, 0x80_0000, 0x2_1000, 0x1000] {
+            let starts = (0..64).map(|thread| 0x7f00_0000_usize + thread * distance);
+            let mut places: Vec<*const Place> =
+                starts.map(|at| ptr::from_ref(place_of(at))).collect();
+            places.sort_unstable();
+            places.dedup();
+            assert!(places.len() >= 56, "{} places at {distance:#x}", places.len());
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@
 //!    of the depot is used under its lock alone.
 //! 2. A slab that has room is listed in the bin of its home. Of those that have none, only the
 //!    first may be. A frozen one is not listed.
-//! 3. `recent` names a slab of this heap.
+//! 3. `recent` names a slab of this heap that is listed and biased.
 //! 4. `live` of all heaps together, counted round and round, is what is allocated: who allocates
 //!    counts up and who frees counts down, each in its own heap.
 //! 5. A heap that is shut is used only by way of [`Heap::open`]: what `is_used` says then holds
@@ -194,7 +194,7 @@ impl Heap {
                 bin.count(1);
                 return Some(taken);
             }
-            bin.unlist(slab, held);
+            self.unlist(slab, held);
         }
         None
     }
@@ -209,22 +209,22 @@ impl Heap {
             if slab.has_room() {
                 return true;
             }
-            bin.unlist(slab, held);
+            self.unlist(slab, held);
         }
         false
     }
 
     /// Frees the object that begins at an address, if it is in the slab that the owner freed from
-    /// last, and the slab stays where it is: what is inlined into the call of a program. No
-    /// function is called in it. If it is false nothing has been done.
+    /// last: what is inlined into the call of a program. No function is called in it. If it is
+    /// false nothing has been done. A slab that is empty now is dealt with by a later
+    /// [`Heap::give`].
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
     #[must_use]
     pub(crate) fn give_at_once(&self, addr: u64, held: Held<'_>) -> bool {
         let Some(slab) = self.recent.get(held) else { return false };
         let Some(bin) = self.bins.get(slab.class().index()) else { return false };
-        let stays = slab.is_listed() && (!slab.has_one() || bin.first.is(slab));
-        let is_done = stays && slab.give_plainly(addr);
+        let is_done = slab.give_plainly(addr);
         if is_done {
             bin.count(usize::MAX);
         }
@@ -233,13 +233,8 @@ impl Heap {
 
     /// Frees the object that begins at an address.
     pub(crate) fn give(&self, addr: u64, heaps: &Heaps, held: Held<'_>) -> Given {
-        let recent = self.recent.get(held).filter(|slab| slab.contains(addr));
-        if let Some(slab) = recent {
-            return self.give_home(slab, addr, held);
-        }
         let Some(slab) = heaps.directory.find(addr, held) else { return Given::Elsewhere };
         if slab.home() == self.index {
-            self.recent.set(Some(slab));
             return self.give_home(slab, addr, held);
         }
         if !slab.is_shared() {
@@ -260,16 +255,20 @@ impl Heap {
             return Given::Refused;
         }
         self.bins[slab.class().index()].count(usize::MAX);
-        if slab.is_listed() && !slab.is_empty() {
-            return Given::Done;
+        let before = self.recent.get(held).filter(|before| !ptr::eq(*before, slab));
+        self.recent.set(None);
+        let of_before = before.map_or(Given::Done, |before| self.place(before, held));
+        let given = self.place(slab, held);
+        if slab.is_listed() && slab.is_biased() {
+            self.recent.set(Some(slab));
         }
-        self.place(slab, held)
+        if of_before == Given::Surplus { of_before } else { given }
     }
 
     /// Lists a slab that has room again; lets one go that is empty, if there are enough others.
     fn place(&self, slab: &Slab, held: Held<'_>) -> Given {
         let bin = &self.bins[slab.class().index()];
-        if slab.is_listed() && bin.first.is(slab) {
+        if slab.is_listed() && (!slab.is_empty() || bin.first.is(slab)) {
             return Given::Done;
         }
         let is_superfluous = slab.is_empty() && bin.has_enough(slab.class());
@@ -308,8 +307,17 @@ impl Heap {
     /// Lets go of a slab of this heap, which stays at home here.
     pub(crate) fn release(&self, slab: &Slab, held: Held<'_>) {
         if slab.is_listed() {
-            self.bins[slab.class().index()].unlist(slab, held);
+            self.unlist(slab, held);
         }
+    }
+
+    fn unlist(&self, slab: &Slab, held: Held<'_>) {
+        self.bins[slab.class().index()].unlist(slab, held);
+        self.forget(slab);
+    }
+
+    /// Has the owner free from a slab by [`Heap::give`] alone.
+    pub(crate) fn forget(&self, slab: &Slab) {
         if self.recent.is(slab) {
             self.recent.set(None);
         }

@@ -38,6 +38,8 @@ struct World {
     slab: Slab,
     depot: Mutex<()>,
     pinned: AtomicU32,
+    /// Whether the home's heap knows the slab as one to free from by plain stores.
+    recent: AtomicU32,
 }
 
 fn world(biased: bool) -> Arc<World> {
@@ -54,6 +56,7 @@ fn world(biased: bool) -> Arc<World> {
         slab: Slab::new(site, Class::natural(32 << 10).unwrap(), 0, biased),
         depot: Mutex::new(()),
         pinned: AtomicU32::new(0),
+        recent: AtomicU32::new(biased.into()),
     })
 }
 
@@ -63,11 +66,14 @@ impl World {
         self.slab.index_at(taken.addr).unwrap()
     }
 
-    /// As the home's thread frees: at once, and if that does nothing, with a claim.
+    /// As the home's thread frees.
     fn free_at_home(&self, index: u16) -> bool {
         let addr = u64::from(index) * (32 << 10);
         if let Some(_inside) = enter(&self.gate, Errand::Give) {
-            return self.slab.give_plainly(addr) || self.slab.give(index);
+            if self.recent.load(Ordering::Relaxed) != 0 {
+                return self.slab.give_plainly(addr);
+            }
+            return self.slab.give(index);
         }
         let _depot = self.depot.lock().unwrap();
         open(&self.gate, ALL);
@@ -79,11 +85,12 @@ impl World {
         if !self.slab.is_shared() {
             let _depot = self.depot.lock().unwrap();
             if !self.slab.is_shared() {
-                self.slab.end_bias();
+                self.gate.shut();
                 gate::heavy(Fence::Full);
                 if waits {
                     gate::wait_outside(&self.gate);
                 }
+                self.recent.store(0, Ordering::Relaxed);
                 self.slab.share();
             }
         }

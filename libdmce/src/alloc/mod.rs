@@ -243,14 +243,15 @@ impl Allocator {
                 return None;
             }
             let give = || owner.heap.give(addr, at.heaps, at.held);
-            let given = match give() {
-                Given::Biased => {
-                    at.share(addr);
-                    give()
-                }
-                given => given,
-            };
-            locked.depot.drain(owner.heap, now, at);
+            let mut given = give();
+            if given == Given::Biased {
+                at.share(addr);
+                given = give();
+            }
+            if given == Given::Surplus {
+                locked.depot.drain(owner.heap, now, at);
+                given = Given::Done;
+            }
             Some(Freed { given, is_news })
         })
     }

@@ -2,7 +2,7 @@
 //! the way.
 //!
 //! ```text
-//!   thread-local -> gate of the key -> heap -> slab in use, or slab that was freed from last
+//!   thread -> its gate for the key -> heap -> slab in use, or slab that was freed from last
 //! ```
 //!
 //! The session is named by its key alone, and only the open gate tells that there is one. So these
@@ -18,8 +18,8 @@ use dmce_shm::Fence;
 
 use super::class::Class;
 use super::gate::{Errand, Gate, Key};
+use super::gates;
 use super::link::Held;
-use crate::thread;
 
 /// Allocates `bytes` in the session that has the key. 0: nothing has been done.
 #[doc(hidden)]
@@ -49,7 +49,7 @@ pub fn free(key: usize, addr: u64) -> bool {
 #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
 fn gate(key: usize) -> Option<(&'static Gate, Key)> {
     let key = Key::new(key)?;
-    Some((thread::gate(key)?, key))
+    Some((gates::of_this_thread()?.of(key), key))
 }
 
 #[cfg(test)]
@@ -58,6 +58,7 @@ mod tests {
     use super::super::users::{ALL, Users, add_block, new_allocator};
     use super::super::{KIND_BITS, Kind, Moment, Owner, Shape};
     use super::*;
+    use crate::thread;
 
     const BYTES: u64 = 48;
 

@@ -19,10 +19,9 @@
 //! # Invariants
 //!
 //! 1. Of all frees of one allocation exactly one wins. While the slab is *biased* only its home
-//!    frees, one after the other. The bias ends in two steps ([`Slab::end_bias`], a heavy fence and
-//!    a wait until the home has left its gate, [`Slab::share`]): from the first on the home claims,
-//!    and before the second nobody else does, so a plain store never meets a claim. It never comes
-//!    back.
+//!    frees, one after the other. The bias ends while the home's gate is shut and the home outside
+//!    of it ([`Slab::share`]): afterwards the home claims as all do, and before that nobody else
+//!    does, so a plain store never meets a claim. It never comes back.
 //! 2. LIVE becomes something else by a free alone, free becomes LIVE by the home alone. So a word
 //!    that says LIVE belongs to the application, and any other refuses a free.
 //! 3. `used` counts the objects that are not in the home's own list: also those that were returned
@@ -47,8 +46,7 @@ const LEAVING: u16 = u16::MAX - 1;
 const END: u16 = u16::MAX - 2;
 
 const BIASED: u8 = 0;
-const ENDING: u8 = 1;
-const SHARED: u8 = 2;
+const SHARED: u8 = 1;
 
 /// Where a slab lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +78,7 @@ pub(crate) struct Slab {
     listed: AtomicU8,
     /// Whether nothing more is to be allocated from it. Stored while the home's gate is shut.
     frozen: AtomicU8,
-    /// Stored under the depot's lock.
+    /// Stored under the depot's lock, while the home's gate is shut.
     bias: AtomicU8,
     /// The heap that it is at home in. Stored under the depot's lock while the gates of both are
     /// shut, or by their owner.
@@ -137,32 +135,26 @@ impl Slab {
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
     pub(crate) fn take(&self) -> Option<Taken> {
-        let index = self.free.load(Ordering::Relaxed);
-        if let Some(word) = self.words.get(usize::from(index)) {
+        let index = usize::from(self.free.load(Ordering::Relaxed));
+        if let Some(word) = self.words.get(index) {
             self.free.store(word.load(Ordering::Relaxed), Ordering::Relaxed);
             return Some(self.taken(index, word, false));
         }
-        let index = self.fresh.load(Ordering::Relaxed);
-        let word = self.words.get(usize::from(index))?;
-        // One of a slab's objects, so the next number is at most their count.
-        self.fresh.store(index.wrapping_add(1), Ordering::Relaxed);
+        let index = usize::from(self.fresh.load(Ordering::Relaxed));
+        let word = self.words.get(index)?;
+        #[expect(clippy::cast_possible_truncation, reason = "at most the number of its objects")]
+        self.fresh.store((index as u16).wrapping_add(1), Ordering::Relaxed);
         Some(self.taken(index, word, self.site.zeroed))
     }
 
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
-    fn taken(&self, index: u16, word: &AtomicU16, zeroed: bool) -> Taken {
+    fn taken(&self, index: usize, word: &AtomicU16, zeroed: bool) -> Taken {
         word.store(LIVE, Ordering::Relaxed);
         // At most the number of its objects.
         let used = self.used.load(Ordering::Relaxed).wrapping_add(1);
         self.used.store(used, Ordering::Relaxed);
         Taken { addr: self.addr_of(index), zeroed }
-    }
-
-    /// Whether an address is in it.
-    #[inline]
-    pub(crate) const fn contains(&self, addr: u64) -> bool {
-        addr.wrapping_sub(self.start) < self.bytes as u64
     }
 
     /// The object that begins at an address of this slab.
@@ -175,7 +167,7 @@ impl Slab {
     /// The allocated object that an address is inside of: its first byte.
     pub(crate) fn live_around(&self, addr: u64) -> Option<u64> {
         let (index, _) = self.index_of(addr)?;
-        self.is_live(index).then(|| self.addr_of(index))
+        self.is_live(index).then(|| self.addr_of(index.into()))
     }
 
     /// Whether an object is allocated.
@@ -184,28 +176,28 @@ impl Slab {
     }
 
     /// Frees the object that begins at an address by plain stores, and puts it back. The home's
-    /// alone. If it is false nothing has been done: the slab is not biased, or no object that is
-    /// allocated begins there.
+    /// alone, while the slab is biased. If it is false no object that is allocated begins there.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
     #[must_use]
     pub(crate) fn give_plainly(&self, addr: u64) -> bool {
-        let Some((index, true)) = self.index_of(addr) else { return false };
-        let Some(word) = self.words.get(usize::from(index)) else { return false };
-        // Relaxed: at the end of the bias the gate has ordered it.
-        let is_biased = self.bias.load(Ordering::Relaxed) == BIASED;
-        if !is_biased || word.load(Ordering::Relaxed) != LIVE {
-            return false;
+        let offset = addr.wrapping_sub(self.start);
+        let index = self.divider.guess(offset);
+        let Some(word) = self.words.get(index) else { return false };
+        // What is an object's number is right if it gives the offset, whatever led to it.
+        let begins = index as u64 * u64::from(self.divider.bytes) == offset;
+        let is_live = begins && word.load(Ordering::Relaxed) == LIVE;
+        if is_live {
+            #[expect(clippy::cast_possible_truncation, reason = "a slab has fewer than 2^16")]
+            self.put(index as u16, word);
         }
-        self.put(index, word);
-        true
+        is_live
     }
 
     /// Frees an object and puts it back. The home's alone. False if it is not allocated.
     pub(crate) fn give(&self, index: u16) -> bool {
         let word = &self.words[usize::from(index)];
-        // Relaxed: at the end of the bias the gate has ordered it.
-        if self.bias.load(Ordering::Relaxed) != BIASED {
+        if !self.is_biased() {
             if !self.claim(index) {
                 return false;
             }
@@ -267,13 +259,14 @@ impl Slab {
         self.used.store(used, Ordering::Relaxed);
     }
 
-    /// Lets the home no longer free by a plain store. Under the depot's lock; then a heavy fence,
-    /// and when the home has left its gate, [`Slab::share`].
-    pub(crate) fn end_bias(&self) {
-        self.bias.store(ENDING, Ordering::Relaxed);
+    /// Whether nobody but the home frees. The home's alone.
+    pub(crate) fn is_biased(&self) -> bool {
+        // Relaxed: the end of the bias is ordered by the gate.
+        self.bias.load(Ordering::Relaxed) == BIASED
     }
 
-    /// Lets anybody free. By the home itself, or when nobody can be in a plain free any more.
+    /// Lets anybody free, and the home no longer by a plain store: its gate is shut, and it is
+    /// outside of that, or it asks for it.
     pub(crate) fn share(&self) {
         // Release pairs with the acquire in `is_shared`: the last plain store before the first
         // claim.
@@ -307,12 +300,6 @@ impl Slab {
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.used.load(Ordering::Relaxed) == 0
-    }
-
-    /// Whether one object is taken, and no more. The home's alone.
-    #[inline]
-    pub(crate) fn has_one(&self) -> bool {
-        self.used.load(Ordering::Relaxed) == 1
     }
 
     /// Whether the home's list of slabs has it.
@@ -358,9 +345,8 @@ impl Slab {
     }
 
     #[inline]
-    fn addr_of(&self, index: u16) -> u64 {
-        // A slab is less than 1 MiB.
-        self.start.wrapping_add(u64::from(u32::from(index).wrapping_mul(self.divider.bytes)))
+    fn addr_of(&self, index: usize) -> u64 {
+        self.start.wrapping_add((index as u64).wrapping_mul(self.divider.bytes.into()))
     }
 }
 
