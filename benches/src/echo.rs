@@ -130,6 +130,21 @@ impl Switchboard {
         let connect = || Socket::connect(&self.path).map_err(failed);
         std::iter::repeat_with(connect).take(count).collect()
     }
+
+    /// Connects, sends a frame, waits for it, and closes, one time after the other.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`].
+    pub fn visits(&self, count: u64) -> Result<()> {
+        let (mut frame, mut fds) = ([0; FRAME_BYTES], Vec::new());
+        for _ in 0..count {
+            let socket = Socket::connect(&self.path).map_err(failed)?;
+            socket.send(&frame, &[]).map_err(failed)?;
+            socket.recv(&mut frame, &mut fds).map_err(failed)?;
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Switchboard {

@@ -1,5 +1,5 @@
 //! Setup of a session, the grant of a block, and the opening of a region, against a round trip of
-//! 64 bytes over a bare Unix socket.
+//! 64 bytes over a bare Unix socket; and setup against a bare connection that is made and closed.
 //!
 //! With all processes on one processor a round trip is two switches; on several it is two wake-ups
 //! of another processor, which cost much more in a virtual machine. Both are measured.
@@ -12,7 +12,7 @@ use dmce_tests::Instance;
 
 use crate::affinity::Cpus;
 use crate::calls::Calls;
-use crate::echo::Echo;
+use crate::echo::{Echo, Switchboard};
 use crate::measure::{Pair, alternate, time};
 use crate::session::{RegionName, Session};
 use crate::setting::{Setting, servers};
@@ -48,6 +48,15 @@ enum Request {
     RegionOpen,
 }
 
+/// What it is compared with.
+#[derive(Clone, Copy)]
+enum Against {
+    /// A round trip on a connection that stands.
+    RoundTrip,
+    /// A connection that is made, has one round trip, and is closed.
+    Connection,
+}
+
 const REQUESTS: [Request; 5] = [
     Request::Grant,
     Request::Open,
@@ -60,6 +69,7 @@ const REQUESTS: [Request; 5] = [
 struct Place {
     instance: Instance,
     echo: Echo,
+    switchboard: Switchboard,
     region: RegionName,
 }
 
@@ -76,7 +86,8 @@ pub fn measure(setting: &mut Setting) -> Result<Vec<Row>> {
     let session = Session::open(Calls::linked(), &instance.socket(), 0)?;
     session.region_create(&region, REGION_BYTES)?;
     session.close()?;
-    let place = Place { instance, echo: Echo::start(&setting.worker)?, region };
+    let (echo, switchboard) = (Echo::start(&setting.worker)?, Switchboard::start(&setting.worker)?);
+    let place = Place { instance, echo, switchboard, region };
     let mut rows = Vec::new();
     let count = setting.allowed.count();
     let mut layouts = vec![
@@ -90,8 +101,10 @@ pub fn measure(setting: &mut Setting) -> Result<Vec<Row>> {
     for (client, servers, state) in layouts {
         put(setting, &place, client, servers)?;
         for request in REQUESTS {
-            rows.push(row(setting, &place, request, &state)?);
+            rows.push(row(setting, &place, (request, Against::RoundTrip), &state)?);
         }
+        let bare = (Request::OpenAndCloseWithoutThread, Against::Connection);
+        rows.push(row(setting, &place, bare, &state)?);
     }
     setting.allowed.put(std::process::id(), Cpus::Any)?;
     Ok(rows)
@@ -101,30 +114,41 @@ pub fn measure(setting: &mut Setting) -> Result<Vec<Row>> {
 fn put(setting: &Setting, place: &Place, client: Cpus, servers: Cpus) -> Result<()> {
     setting.allowed.put(std::process::id(), client)?;
     let mut serving = self::servers(&place.instance);
-    serving.push(place.echo.pid());
+    serving.extend([place.echo.pid(), place.switchboard.pid()]);
     serving.into_iter().try_for_each(|pid| setting.allowed.put(pid, servers))
 }
 
-fn row(setting: &Setting, place: &Place, request: Request, state: &str) -> Result<Row> {
-    let pair = pair(setting, place, request)?;
+fn row(
+    setting: &Setting,
+    place: &Place,
+    (request, against): (Request, Against),
+    state: &str,
+) -> Result<Row> {
+    let pair = pair(setting, place, request, against)?;
     let quantity = match request {
         Request::Grant => "block grant: first dmce_malloc of its kind",
         Request::Open => "setup: dmce_open",
         Request::OpenAndClose => "setup and end: dmce_open, dmce_close",
-        Request::OpenAndCloseWithoutThread => "the same, DMCE_NO_THREAD",
+        Request::OpenAndCloseWithoutThread => "setup and end, DMCE_NO_THREAD",
         Request::RegionOpen => "region open: dmce_region_open",
     };
     let subject = Subject {
         quantity: quantity.to_owned(),
         state: state.to_owned(),
-        against: "Unix socket round trip",
+        against: match against {
+            Against::RoundTrip => "Unix socket round trip",
+            Against::Connection => "connect, a round trip, close",
+        },
         unit: Unit::Time,
-        goal: Goal::RoundTrips(3.0),
+        goal: match against {
+            Against::RoundTrip => Goal::RoundTrips(3.0),
+            Against::Connection => Goal::None,
+        },
     };
     Ok(super::told(Row::new(subject, &pair)))
 }
 
-fn pair(setting: &Setting, place: &Place, request: Request) -> Result<Pair> {
+fn pair(setting: &Setting, place: &Place, request: Request, against: Against) -> Result<Pair> {
     let trips = setting.effort.pick(500, 100);
     alternate(
         setting.effort.pick(15, 3),
@@ -142,7 +166,10 @@ fn pair(setting: &Setting, place: &Place, request: Request) -> Result<Pair> {
         },
         |_| {
             wait_for_pool(&place.instance)?;
-            time(trips, || place.echo.round_trips(trips))
+            time(trips, || match against {
+                Against::RoundTrip => place.echo.round_trips(trips),
+                Against::Connection => place.switchboard.visits(trips),
+            })
         },
     )
 }
