@@ -1,7 +1,14 @@
 //! The broker dies and comes back under working clients.
 
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
 use crate::clients::delete_all;
 use dmce_abi::Status;
+use dmce_sys::pidfd;
+use dmce_sys::poll::wait_readable;
 use dmce_tests::churn::VOLUME;
 use dmce_tests::{Client, Instance, wait_until};
 use libdmce::{Mirror, Options, Prot, RegionOptions, Session};
@@ -31,6 +38,32 @@ fn mapped_work_never_notices_and_calls_that_need_it_go_on_after_it_is_back() {
     assert_eq!(instance.status().sessions, 1);
     session.close().unwrap();
     instance.wait_empty();
+}
+
+/// The files of sessions, by their inodes: names come again.
+fn inodes_of_sessions(instance: &Instance) -> BTreeSet<u64> {
+    let names = instance.objects().into_iter();
+    let of_sessions = names.filter(|name| name.contains("session-") || name.contains("record-"));
+    of_sessions.filter_map(|name| Some(instance.object(&name).metadata().ok()?.ino())).collect()
+}
+
+#[test]
+fn what_was_made_for_nobody_goes_with_the_broker_or_is_removed_by_the_next() {
+    let mut instance = Instance::start(1);
+    wait_until("sessions are made ahead", || inodes_of_sessions(&instance).len() == 32);
+    instance.kill_broker();
+    let left = inodes_of_sessions(&instance);
+    assert_eq!(left.len(), 32);
+    instance.start_broker();
+    instance.wait_serving();
+    let session = instance.open();
+    assert!(inodes_of_sessions(&instance).is_disjoint(&left));
+    session.close().unwrap();
+
+    let broker = pidfd::open(instance.broker_pid().unwrap()).unwrap();
+    pidfd::signal(broker.as_fd(), pidfd::Signal::TERM).unwrap();
+    assert!(wait_readable(broker.as_fd(), Some(Duration::from_secs(60))).unwrap());
+    assert_eq!(inodes_of_sessions(&instance), BTreeSet::new());
 }
 
 #[test]
