@@ -3,7 +3,7 @@
 use dmce_abi::wire::admin::{DaemonState, Health};
 use dmce_tests::client::{Signal, send, stop};
 use dmce_tests::{Client, Instance, wait_until};
-use libdmce::{Prot, RegionOptions, Status};
+use libdmce::{AllocOptions, Prot, RegionOptions, Status};
 
 #[test]
 fn a_daemon_that_comes_back_adopts_its_blocks_and_no_call_fails() {
@@ -107,6 +107,47 @@ fn a_stopped_daemon_is_suspected_and_mapped_work_goes_on() {
     }
     send(pid, Signal::CONT);
     wait_until("daemon 1 is back", || instance.daemons()[0].state == DaemonState::Up);
+    session.close().unwrap();
+    instance.wait_empty();
+}
+
+/// The broker makes blocks of what is lent, and the daemon finds them when it goes on.
+#[test]
+fn a_grant_from_the_pool_waits_for_no_daemon_and_outlives_the_broker() {
+    let config = "broker.sense_ms = 50\nbroker.suspect_ms = 400\n";
+    let mut instance = Instance::builder().daemons(1).config(config).start();
+    let session = instance.open();
+    wait_until("the pool is lent", || instance.daemons()[0].pool == 8 << 20);
+    let pid = instance.daemon_pid(1).unwrap();
+    stop(pid);
+    // Each page size has blocks of its own.
+    let blocks = [4096, 8192, 16384, 32768].map(|page_size| {
+        let options = AllocOptions { page_size, ..AllocOptions::default() };
+        session.malloc_with(100_000, &options).unwrap()
+    });
+    let check = |byte: u8| {
+        for addr in blocks {
+            let same = session.compare(addr, &vec![byte; 100_000]).unwrap();
+            assert_eq!(same, std::cmp::Ordering::Equal);
+        }
+    };
+    for addr in blocks {
+        session.fill(addr, 7, 100_000).unwrap();
+    }
+    assert_eq!(instance.blocks().len(), 4);
+
+    instance.kill_broker();
+    instance.start_broker();
+    wait_until("the headers were read", || instance.blocks().len() == 4);
+    check(7);
+    send(pid, Signal::CONT);
+    wait_until("daemon 1 is back", || instance.daemons()[0].state == DaemonState::Up);
+    assert_eq!(instance.blocks().len(), 4);
+    check(7);
+    // It has them: they grow.
+    let options = AllocOptions { page_size: 4096, ..AllocOptions::default() };
+    let grown = session.malloc_with(3 << 20, &options).unwrap();
+    session.fill(grown, 9, 3 << 20).unwrap();
     session.close().unwrap();
     instance.wait_empty();
 }
