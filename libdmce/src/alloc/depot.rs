@@ -132,7 +132,7 @@ impl Depot {
                 if !has_room && !self.add_slab(kind, pool, class, at) {
                     return None;
                 }
-                pool.take(class, at.held)
+                pool.take_at_once(class, at.held)
             }
             Shape::Run { pages, align } => {
                 let run = self.kinds[kind].1.take(pages, align)?;

@@ -24,7 +24,7 @@
 
 use std::ptr;
 
-use dmce_abi::limits::SLOTS;
+use dmce_abi::limits::{PAGE_BYTES, SLOTS};
 use dmce_shm::Fence;
 use dmce_shm::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 
@@ -187,7 +187,15 @@ impl Heap {
     }
 
     /// Takes an object, if a slab has one that is listed.
-    pub(crate) fn take(&self, class: Class, held: Held<'_>) -> Option<Taken> {
+    pub(crate) fn take(&self, class: Class, heaps: &Heaps, held: Held<'_>) -> Option<Taken> {
+        if let Some(taken) = self.take_at_once(class, held) {
+            return Some(taken);
+        }
+        // A heap keeps few slabs of large objects. Many that others gave back, and that it took in
+        // later all at once, it would give back to their blocks, and need new ones soon.
+        if u64::from(class.object_bytes()) >= PAGE_BYTES {
+            self.collect(heaps, held);
+        }
         let bin = &self.bins[class.index()];
         while let Some(slab) = bin.first.get(held) {
             if let Some(taken) = slab.take() {
@@ -201,7 +209,6 @@ impl Heap {
 
     /// Looks for a slab with room: among those that others gave objects back to, and those that
     /// are listed. False if there is none.
-    #[cold]
     pub(crate) fn renew(&self, class: Class, heaps: &Heaps, held: Held<'_>) -> bool {
         self.collect(heaps, held);
         let bin = &self.bins[class.index()];

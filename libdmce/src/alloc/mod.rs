@@ -190,7 +190,7 @@ impl Allocator {
     /// Allocates from the slabs behind the gate, if one of them has room and the gate is open.
     pub(crate) fn take(&self, gate: &Gate, key: Key, class: Class) -> Option<Taken> {
         let inside = gate.enter(key, Errand::Take, self.fence)?;
-        inside.heap().take(class, Held::inside(&inside))
+        inside.heap().take(class, &self.heaps, Held::inside(&inside))
     }
 
     /// Frees an object. `None` if the gate is shut.
@@ -219,7 +219,7 @@ impl Allocator {
             (Some(owner), Shape::Object(class)) => {
                 let is_news = owner.heap.open(&owner, permits(), at.fence);
                 let is_stocked = locked.depot.stock(owner.heap, class, now, at);
-                let taken = is_stocked.then(|| owner.heap.take(class, at.held)).flatten();
+                let taken = is_stocked.then(|| owner.heap.take_at_once(class, at.held)).flatten();
                 Allocated { taken, is_news }
             }
             _ => Allocated { taken: locked.depot.allocate(kind, shape, now, at), is_news: true },

@@ -48,18 +48,17 @@ impl Core {
             Ok(owner) => owner?,
             Err(error) => return Some(Err(error)),
         };
-        let now = monotonic_ms();
         let given = match self.allocator().give(owner.gate, owner.key, addr.to_raw()) {
             Some(Given::Surplus) => {
-                self.allocator().drain(owner.heap, now);
+                self.allocator().drain(owner.heap, monotonic_ms());
                 Given::Done
             }
             Some(given @ (Given::Done | Given::Refused | Given::Elsewhere)) => given,
             Some(Given::Biased) | None => {
                 let permits = || self.permits();
-                let object = (addr.to_raw(), is_held);
-                let Freed { given, is_news } =
-                    self.allocator().free_object(owner, object, permits, now)?;
+                let (object, now) = ((addr.to_raw(), is_held), monotonic_ms());
+                let freed = self.allocator().free_object(owner, object, permits, now)?;
+                let Freed { given, is_news } = freed;
                 self.tell_if(is_news);
                 given
             }
