@@ -2,7 +2,8 @@
 
 mod fake;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Barrier;
 
 use fake::{BLOCK_BYTES, Fake, Seeded, status, wait_until};
 use libdmce::{AllocOptions, DmceAddr, Options, Prot, Session, Status};
@@ -319,6 +320,55 @@ fn what_a_thread_that_ended_kept_is_used_by_others() {
             std::thread::scope(|scope| scope.spawn(|| free(allocate())).join().unwrap());
         }
         assert!(committed(&session) <= before + (4 << 20), "{}", committed(&session));
+    });
+}
+
+#[test]
+fn small_allocations_stop_when_their_session_is_closed() {
+    Fake::with_each_mode(|_fake, session| {
+        let begun = Barrier::new(5);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let mut kept = vec![session.malloc(48).unwrap()];
+                    begun.wait();
+                    let ended = loop {
+                        let (freed, made) = (session.free(kept.remove(0)), session.malloc(48));
+                        match (freed, made) {
+                            (Ok(()), Ok(addr)) => kept.push(addr),
+                            (Err(error), _) | (_, Err(error)) => break error,
+                        }
+                    };
+                    assert_eq!(ended.status(), Status::Closed);
+                    assert_eq!(status(session.malloc(48)), Status::Closed);
+                });
+            }
+            begun.wait();
+            session.close().unwrap();
+            assert_eq!(status(session.malloc(48)), Status::Closed);
+        });
+    });
+}
+
+#[test]
+fn a_thread_allocates_in_more_sessions_than_it_has_gates() {
+    Fake::with_each_mode(|fake, _session| {
+        let sessions: Vec<Session> = (0..6).map(|_| fake.open()).collect();
+        let mut live = vec![Vec::new(); sessions.len()];
+        for turn in 0..600 {
+            let at = turn % sessions.len();
+            live[at].push(sessions[at].malloc(48).unwrap());
+            if turn % 5 == 0 {
+                let addr = live[at].remove(0);
+                sessions[at].free(addr).unwrap();
+                assert_eq!(status(sessions[at].free(addr)), Status::Address);
+            }
+        }
+        for (session, live) in sessions.iter().zip(live) {
+            let apart: BTreeSet<DmceAddr> = live.iter().copied().collect();
+            assert_eq!(apart.len(), live.len());
+            live.into_iter().for_each(|addr| session.free(addr).unwrap());
+        }
     });
 }
 
