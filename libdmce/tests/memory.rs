@@ -367,7 +367,9 @@ fn a_thread_allocates_in_more_sessions_than_it_has_gates() {
         for (session, live) in sessions.iter().zip(live) {
             let apart: BTreeSet<DmceAddr> = live.iter().copied().collect();
             assert_eq!(apart.len(), live.len());
-            live.into_iter().for_each(|addr| session.free(addr).unwrap());
+            for addr in live {
+                session.free(addr).unwrap();
+            }
         }
     });
 }

@@ -19,8 +19,8 @@
 //! 3. `recent` names a slab of this heap that is listed and biased.
 //! 4. `live` of all heaps together, counted round and round, is what is allocated: who allocates
 //!    counts up and who frees counts down, each in its own heap.
-//! 5. A heap that is shut is used only by way of [`Heap::open`]: what `is_used` says then holds
-//!    until it is opened.
+//! 5. While the gate is shut the owner uses its heap only after [`Heap::open`], which says so in
+//!    `used`: who shuts the gate, and finds the owner outside, can tell later whether it came back.
 
 use std::ptr;
 
