@@ -153,6 +153,129 @@ fn a_region_that_another_session_deleted_answers_closed() {
 }
 
 #[test]
+fn handles_that_a_broker_does_not_know_are_closed_and_no_others() {
+    Fake::with_and_without_thread(|fake, session| {
+        session.region_create("v", "r", 2 * BLOCK_BYTES, &RegionOptions::default()).unwrap();
+        let open = |prot| session.region_open("v", "r", prot).unwrap();
+        let reader = open(Prot::READ);
+        let addr = reader.addr(BASE).unwrap();
+        let writer = open(Prot::READ_WRITE);
+        writer.write(BASE, b"here", Mirror::Both).unwrap();
+        let pointer = session.map(addr, 4, Prot::READ).unwrap();
+        fake.die();
+        // Of the two, the one that may write.
+        fake.state().openings.pop_last().unwrap();
+        fake.restart();
+        // The broker is needed for this, so it is attached to by now.
+        let later = open(Prot::READ);
+        assert_eq!(status(writer.info()), Status::Closed);
+        assert_eq!(status(writer.write(BASE, b"gone", Mirror::Both)), Status::Closed);
+        assert_eq!(status(writer.close()), Status::Closed);
+        assert_eq!(status(session.write(addr, b"gone")), Status::Denied);
+        assert_eq!(session.compare(addr, b"here"), Ok(Ordering::Equal));
+        session.unmap(pointer).unwrap();
+        reader.close().unwrap();
+        later.close().unwrap();
+        assert_eq!(status(session.read(addr, &mut [0])), Status::Address);
+        // Nothing is left to be closed, or told to the next broker.
+        assert_eq!(fake.state().closes.len(), 2);
+        fake.die();
+        fake.restart();
+        session.region_list("v").unwrap();
+        assert_eq!(fake.state().attached.as_ref().unwrap().openings, []);
+    });
+}
+
+#[test]
+fn a_handle_that_is_over_does_not_come_back_with_its_region() {
+    Fake::with_and_without_thread(|fake, session| {
+        session.region_create("v", "r", 2 * BLOCK_BYTES, &RegionOptions::default()).unwrap();
+        let open = || session.region_open("v", "r", Prot::READ_WRITE).unwrap();
+        let old = open();
+        let addr = old.addr(BASE).unwrap();
+        old.write(BASE, b"kept", Mirror::Both).unwrap();
+        let pointer = session.map(addr, 4, Prot::READ).unwrap();
+        fake.die();
+        fake.state().openings.clear();
+        fake.restart();
+        let new = open();
+        assert_eq!(status(old.read(BASE, &mut [0], Mirror::Any)), Status::Closed);
+        assert_eq!(session.compare(addr, b"kept"), Ok(Ordering::Equal));
+        // SAFETY: what a pointer is into stays mapped until it is given back.
+        assert_eq!(unsafe { pointer.read() }, b'k');
+        session.unmap(pointer).unwrap();
+        drop(old);
+        new.read(BASE, &mut [0], Mirror::Any).unwrap();
+        new.close().unwrap();
+        assert_eq!(status(session.read(addr, &mut [0])), Status::Address);
+    });
+}
+
+/// With a thread nobody has to ask for anything.
+#[test]
+fn a_session_looks_by_itself_what_a_broker_that_came_back_has_open() {
+    let mut fake = Fake::start();
+    let session = fake.open();
+    session.region_create("v", "r", 8192, &RegionOptions::default()).unwrap();
+    let region = session.region_open("v", "r", Prot::READ).unwrap();
+    fake.die();
+    fake.state().openings.clear();
+    fake.restart();
+    wait_until("the handle is told", || region.info().is_err());
+    assert_eq!(status(region.info()), Status::Closed);
+}
+
+#[test]
+fn a_deletion_that_has_begun_ends_the_handles_whatever_becomes_of_it() {
+    let fake = Fake::start();
+    let session = fake.open();
+    session.region_create("v", "r", 8192, &RegionOptions::default()).unwrap();
+    let region = session.region_open("v", "r", Prot::READ).unwrap();
+    fake.state().postpones_begun = Some(false);
+    std::thread::scope(|scope| {
+        let deleting = scope.spawn(|| session.region_delete("v", "r"));
+        let asked = fake.asked("RegionDelete");
+        wait_until("nothing has begun", || fake.asked("RegionDelete") > asked + 1);
+        region.info().unwrap();
+        fake.state().postpones_begun = Some(true);
+        wait_until("it is told", || region.info().is_err());
+        // As if a broker had come back that knows nothing of it.
+        fake.state().postpones_begun = Some(false);
+        wait_until("it has not begun any more", || fake.asked("RegionDelete") > asked + 3);
+        fake.state().postpones_begun = None;
+        deleting.join().unwrap().unwrap();
+    });
+    assert_eq!(status(region.read(BASE, &mut [0], Mirror::Any)), Status::Closed);
+    assert_eq!(status(region.close()), Status::Closed);
+}
+
+/// The answer to an open is on its way when another thread deletes the region.
+#[test]
+fn a_region_that_is_deleted_while_it_is_opened_gives_a_handle_that_is_closed() {
+    let mut fake = Fake::start();
+    let session = fake.open();
+    session.region_create("v", "r", 8192, &RegionOptions::default()).unwrap();
+    for round in 0..20 {
+        let name = format!("r{round}");
+        session.region_create("v", &name, 2 * BLOCK_BYTES, &RegionOptions::default()).unwrap();
+        let opened = std::thread::scope(|scope| {
+            let opening = scope.spawn(|| session.region_open("v", &name, Prot::READ));
+            let deleting = scope.spawn(|| session.region_delete("v", &name));
+            deleting.join().unwrap().unwrap();
+            opening.join().unwrap()
+        });
+        match opened {
+            Ok(region) => assert_eq!(status(region.info()), Status::Closed),
+            Err(error) => assert_eq!(error.status(), Status::NotFound),
+        }
+    }
+    fake.die();
+    fake.restart();
+    session.region_list("v").unwrap();
+    assert_eq!(fake.state().attached.as_ref().unwrap().openings, []);
+}
+
+#[test]
 fn names_come_sorted_and_all_of_them() {
     let fake = Fake::start();
     let session = fake.open();

@@ -1,8 +1,10 @@
 //! A broker that comes back while a daemon lives and says nothing.
 
+use dmce_abi::Status;
 use dmce_abi::wire::admin::{BlockRow, DaemonState, Health};
 use dmce_tests::client::{Signal, send, stop};
 use dmce_tests::{Client, Instance, wait_until};
+use libdmce::{Mirror, Options, Prot, Region, RegionOptions, Session};
 
 const CONFIG: &str = "broker.sense_ms = 50\nbroker.suspect_ms = 300\n";
 
@@ -151,4 +153,55 @@ fn what_a_dead_broker_asked_for_takes_nothing_from_what_the_next_one_granted() {
     client.kill();
     wait_until("all sessions have ended", || instance.status().sessions == 0);
     instance.wait_empty();
+}
+
+fn status<T>(done: Result<T, libdmce::Error>) -> Status {
+    done.err().expect("it fails").status()
+}
+
+fn open(session: &Session) -> Region {
+    session.region_open("vol", "r", Prot::READ_WRITE).expect("the region is there")
+}
+
+/// A broker begins a deletion, and dies before the daemon has heard of it. Those handles of the
+/// session that were open at that moment are not open for the next broker.
+#[test]
+fn a_region_whose_deletion_died_with_the_broker_is_there_again_and_its_handles_are_not() {
+    for no_thread in [false, true] {
+        let config = "broker.sense_ms = 50\nbroker.suspect_ms = 60000\n";
+        let mut instance = Instance::builder().daemons(1).config(config).start();
+        let options = Options { timeout_ms: 2_000, no_thread, ..instance.options() };
+        let session = Session::open(&options).unwrap();
+        session.region_create("vol", "r", 1 << 20, &RegionOptions::default()).unwrap();
+        let old = [open(&session), open(&session)];
+        old[0].write(0, b"kept", Mirror::Both).unwrap();
+        let addr = old[0].addr(0).unwrap();
+
+        let daemon = instance.daemon_pid(1).unwrap();
+        stop(daemon);
+        assert_eq!(status(session.region_delete("vol", "r")), Status::Unavailable);
+        instance.kill_broker();
+        send(daemon, Signal::CONT);
+        instance.start_broker();
+        instance.wait_serving();
+
+        let new = open(&session);
+        for gone in &old {
+            assert_eq!(status(gone.info()), Status::Closed);
+            assert_eq!(status(gone.read(0, &mut [0; 4], Mirror::Any)), Status::Closed);
+            assert_eq!(status(gone.write(0, b"lost", Mirror::Both)), Status::Closed);
+            assert_eq!(status(gone.close()), Status::Closed);
+        }
+        let mut found = [0; 4];
+        new.read(0, &mut found, Mirror::Any).unwrap();
+        assert_eq!(&found, b"kept");
+        let mut other = Client::open(&instance);
+        assert_eq!(other.ask("delete vol r"), Err(Status::Busy));
+        new.close().unwrap();
+        assert_eq!(status(session.read(addr, &mut found)), Status::Address);
+        other.ask("delete vol r").unwrap();
+        other.kill();
+        session.close().unwrap();
+        instance.wait_empty();
+    }
 }

@@ -253,9 +253,9 @@ impl Client {
             Err(refusal) => return self.refused(request, &refusal, known),
         };
         match (request, reply) {
-            (ClientRequest::Setup(_) | ClientRequest::Attach(_), ClientReply::Ready(ready)) => {
-                self.ready(&ready);
-                Ok(())
+            (ClientRequest::Setup(_), ClientReply::Ready(ready)) => self.ready(&ready, &[]),
+            (ClientRequest::Attach(attach), ClientReply::Ready(ready)) => {
+                self.ready(&ready, &attach.openings)
             }
             (ClientRequest::Disconnect, ClientReply::Done) => {
                 self.view = None;
@@ -280,15 +280,22 @@ impl Client {
         }
     }
 
-    fn ready(&mut self, ready: &Ready) {
+    /// The session is there, or there again; of what was told to be open, the rest is not.
+    fn ready(&mut self, ready: &Ready, told: &[Opening]) -> Result<(), String> {
+        let unknown = &ready.unknown_openings;
+        let was_told = |number: &OpeningId| told.iter().any(|opening| opening.opening == *number);
+        if !unknown.iter().all(was_told) {
+            return Err(format!("was answered that it does not have {unknown:?} open"));
+        }
         if let Some(view) = &mut self.view {
+            view.openings.retain(|opening, _| !unknown.contains(opening));
             for request in std::mem::take(&mut view.again) {
                 self.ask(request);
             }
             self.ask_again();
             // Behind what is repeated: what that was granted is known when the answer comes.
             self.ask(ClientRequest::Spans(SpanList { after: 0 }));
-            return;
+            return Ok(());
         }
         self.view = Some(View {
             session: ready.session,
@@ -304,6 +311,7 @@ impl Client {
             again: Vec::new(),
             waiting: BTreeMap::new(),
         });
+        Ok(())
     }
 
     /// The spans that the broker believes to be the client's: those that are not are deleted.

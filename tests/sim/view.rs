@@ -155,7 +155,10 @@ impl View {
                 self.openings.retain(|_, region| region.guid != key.guid);
                 Ok(())
             }
-            (ClientRequest::RegionDelete(key), ClientReply::NotYet { .. }) => {
+            (ClientRequest::RegionDelete(key), ClientReply::NotYet { begun, .. }) => {
+                if begun {
+                    self.openings.retain(|_, region| region.guid != key.guid);
+                }
                 self.not_yet.push(*key);
                 Ok(())
             }

@@ -8,13 +8,13 @@
 //! 3. A session ends in one step. Its record goes before its blocks: a broker that comes back in
 //!    between does not believe in the session, and destroys what is left of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dmce_abi::Status;
 use dmce_abi::block::{DaemonId, SessionId};
 use dmce_abi::limits::{COPIES_MAX, PAGE_BYTES};
 use dmce_abi::wire::Refusal;
-use dmce_abi::wire::client::{Attach, ClientReply, Ready, Setup};
+use dmce_abi::wire::client::{Attach, ClientReply, OpeningId, Ready, Setup};
 
 use super::Dispatcher;
 use super::action::{Action, Descriptor, LogLevel};
@@ -101,7 +101,7 @@ impl Dispatcher {
         let conn = Some(to.conn);
         self.out.push(Action::WatchProcess { session: id, pid, lived_at, conn });
         self.log(LogLevel::Info, text);
-        self.reply_ready(to, id);
+        self.reply_ready(to, id, BTreeSet::new());
     }
 
     /// Something has the name of a session's object: the session gets another id. `false` if that
@@ -128,7 +128,8 @@ impl Dispatcher {
         true
     }
 
-    /// Takes up a session again. Of its openings it has those that its client knows.
+    /// Takes up a session again. Of its openings it has those that its client knows; which of them
+    /// it does not have, its client is told.
     pub(super) fn attach(&mut self, to: ReplyTo, attach: &Attach) -> Served {
         let Some(client) = self.clients.get(&to.conn) else { return Ok(Outcome::Later) };
         if let Some(session) = client.session {
@@ -163,9 +164,9 @@ impl Dispatcher {
         if let Some(client) = self.clients.get_mut(&to.conn) {
             client.session = Some(id);
         }
-        self.settle_openings(id, &attach.openings);
+        let unknown = self.settle_openings(id, &attach.openings);
         self.log(LogLevel::Info, format!("session {id} is attached again"));
-        self.reply_ready(to, id);
+        self.reply_ready(to, id, unknown);
         Ok(Outcome::Later)
     }
 
@@ -224,7 +225,7 @@ impl Dispatcher {
         self.log(LogLevel::Info, format!("session {id} ends: {reason}"));
     }
 
-    fn reply_ready(&mut self, to: ReplyTo, id: SessionId) {
+    fn reply_ready(&mut self, to: ReplyTo, id: SessionId, unknown: BTreeSet<OpeningId>) {
         let Some(session) = self.sessions.get(id) else { return };
         let layout = self.config.layout;
         let ready = Ready {
@@ -239,6 +240,7 @@ impl Dispatcher {
             copies: session.record.copies,
             idle_s: self.config.idle_s,
             has_policies: !self.config.policies.is_empty(),
+            unknown_openings: unknown.into_iter().collect(),
         };
         let descriptors = vec![Descriptor::SessionObject(id), Descriptor::Doorbell(id)];
         self.reply(to, Ok(ClientReply::Ready(ready)), descriptors);

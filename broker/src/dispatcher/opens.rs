@@ -37,6 +37,15 @@ pub(super) struct Closed {
     pub place: u32,
 }
 
+/// How what the client knows differs from what there is.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Settled {
+    /// The openings that it does not know, which have ended.
+    pub closed: Vec<Closed>,
+    /// The numbers that it told and no opening has, each once.
+    pub unknown: BTreeSet<OpeningId>,
+}
+
 /// The openings of a session.
 #[derive(Debug, Default)]
 pub(super) struct Opens {
@@ -94,14 +103,18 @@ impl Opens {
 
     /// Takes in what the client knows: those of its openings that have no number get theirs, and
     /// those that it does not know are ended.
-    pub(super) fn settle(&mut self, told: &[Opening]) -> Vec<Closed> {
+    pub(super) fn settle(&mut self, told: &[Opening]) -> Settled {
         let mut known = BTreeSet::new();
         for opening in told {
             known.extend(self.recognize(opening));
         }
         let firsts: Vec<BlockId> = self.regions().collect();
         let unknown = |open: &Open| !known.contains(&open.place);
-        firsts.into_iter().flat_map(|first| self.close_where(first, unknown)).collect()
+        let closed = firsts.into_iter().flat_map(|first| self.close_where(first, unknown));
+        let closed = closed.collect();
+        let numbers = told.iter().map(|opening| opening.opening);
+        let unknown = numbers.filter(|number| !self.by_number.contains_key(number)).collect();
+        Settled { closed, unknown }
     }
 
     /// The place of the opening that the client means.
@@ -212,13 +225,14 @@ mod tests {
         opens.open(OpeningId(9), id(6), READ).unwrap();
         let lies = [told(4, 5, Rights { read: false, write: true }), told(9, 5, READ)];
         let truth = [told(1, 5, Rights::ALL), told(2, 5, READ), told(2, 5, READ)];
-        let ended = opens.settle(&[&lies[..], &truth[..]].concat());
-        let places: Vec<_> = ended.iter().map(|closed| (closed.first, closed.place)).collect();
+        let Settled { closed, unknown } = opens.settle(&[&lies[..], &truth[..]].concat());
+        let places: Vec<_> = closed.iter().map(|closed| (closed.first, closed.place)).collect();
         assert_eq!(places, [(id(5), 2), (id(5), 3), (id(6), 4)]);
+        assert_eq!(unknown, BTreeSet::from([4, 9].map(OpeningId)));
         assert_eq!(opens.find(OpeningId(1)), Some((id(5), Rights::ALL)));
         assert_eq!(opens.find(OpeningId(2)), Some((id(5), READ)));
         assert_eq!(opens.numbers(), [1, 2]);
         // Told again, nothing changes.
-        assert_eq!(opens.settle(&truth), []);
+        assert_eq!(opens.settle(&truth), Settled::default());
     }
 }

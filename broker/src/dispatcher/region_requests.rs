@@ -7,6 +7,8 @@
 //! 3. Who has a region open that is deleted is told before its blocks go, and its ids are not used
 //!    again before it has listened.
 
+use std::collections::BTreeSet;
+
 use dmce_abi::Status;
 use dmce_abi::block::{BlockId, Region, SessionId, Ticket};
 use dmce_abi::limits::{GRANTS, REGION_BYTES_MAX};
@@ -23,7 +25,7 @@ use super::charge::Payer;
 use super::clients::ReplyTo;
 use super::event::Rights;
 use super::opening::check_copies;
-use super::opens::Closed;
+use super::opens::{Closed, Settled};
 use super::planning::Order;
 use super::policies::Terms;
 use super::regions::{Caller, RegionEntry, may_know, rights_of};
@@ -166,12 +168,19 @@ impl Dispatcher {
         ClientReply::Done.into()
     }
 
-    /// The client has told which openings it knows: the others are ended.
-    pub(super) fn settle_openings(&mut self, id: SessionId, told: &[Opening]) {
-        let Some(session) = self.sessions.get_mut(id) else { return };
-        for closed in session.opens.settle(told) {
+    /// The client has told which openings it knows: the others are ended. Returns those that it
+    /// told and that there are not: a deletion that an earlier broker began has ended them.
+    pub(super) fn settle_openings(
+        &mut self,
+        id: SessionId,
+        told: &[Opening],
+    ) -> BTreeSet<OpeningId> {
+        let Some(session) = self.sessions.get_mut(id) else { return BTreeSet::new() };
+        let Settled { closed, unknown } = session.opens.settle(told);
+        for closed in closed {
             self.closed(id, closed);
         }
+        unknown
     }
 
     /// An opening of a session has ended.

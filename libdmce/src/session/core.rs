@@ -34,7 +34,7 @@ use super::bell::Bell;
 use super::holders::Holders;
 use super::link::{Link, LinkError};
 use super::mapping::{Pinned, Told};
-use super::region::OpenRegions;
+use super::openings::OpenRegions;
 use super::service::{Chores, Service};
 use crate::alloc::{Allocator, Key};
 use crate::block::{Backing, Block, Obstacle, check_info};
@@ -237,7 +237,9 @@ impl Core {
         deadline: Deadline,
     ) -> Result<Answer, Error> {
         self.usable()?;
-        self.link.ask(request, deadline).map_err(|error| {
+        let asked = self.link.ask(request, deadline);
+        self.end_handles();
+        asked.map_err(|error| {
             if error.may_be_done() {
                 self.undo_later(request);
             }

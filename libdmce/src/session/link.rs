@@ -13,8 +13,9 @@
 //! 2. A request whose connection broke is repeated as it was. Those that must not be done twice
 //!    carry a number, or name what they end by its GUID.
 //! 3. An attached session is the one that was set up: same id, same GUID, same session object. The
-//!    openings that its client was told of are told to each broker that it attaches to, and the
-//!    spans that it was granted are known by the time that the broker lists them.
+//!    openings that its client was told of are told to each broker that it attaches to; those that
+//!    this one does not have are over. The spans that it was granted are known by the time that the
+//!    broker lists them.
 //! 4. Who closes the session is not kept waiting by those who wait for the broker.
 //! 5. What the broker has to wait for itself is waited for without the turn ([`Link::pause`]).
 #![forbid(unsafe_code)]
@@ -23,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dmce_abi::Status;
@@ -61,6 +62,9 @@ pub(super) struct Link {
     poller: Poller,
     wake: EventFd,
     attached: AtomicBool,
+    /// Openings that have ended otherwise than by a close, until their handles are told. Locked for
+    /// moments, by who has the turn as well: nobody who only looks has to wait for the broker.
+    ended: Mutex<BTreeSet<OpeningId>>,
     /// Set when the session was attached anew: the broker may have forgotten what it was told.
     renewed: AtomicBool,
     closing: AtomicBool,
@@ -68,11 +72,18 @@ pub(super) struct Link {
     interrupt: Arc<EventFd>,
 }
 
+/// An opening that the broker told of.
+#[derive(Debug)]
+struct Known {
+    opening: Opening,
+    region: Guid,
+}
+
 #[derive(Debug)]
 struct State {
     connection: Option<Connection>,
-    /// The openings of regions that the broker told of and that were not closed since.
-    openings: BTreeMap<OpeningId, Opening>,
+    /// The openings of regions that the broker told of and that have not ended since.
+    openings: BTreeMap<OpeningId, Known>,
     /// The first blocks of the spans that were granted and not given back since.
     spans: BTreeSet<Guid>,
     /// Whether the service thread is woken by replies.
@@ -89,8 +100,9 @@ impl State {
         }
     }
 
-    /// A request was done. Nobody else has had the turn since, so no broker was told less.
-    fn done(&mut self, request: &ClientRequest, reply: &ClientReply) {
+    /// A request was done. Nobody else has had the turn since, so no broker was told less. Returns
+    /// the openings that have ended with it.
+    fn done(&mut self, request: &ClientRequest, reply: &ClientReply) -> Vec<OpeningId> {
         match (request, reply) {
             (
                 ClientRequest::Malloc(_) | ClientRequest::MallocWith(_),
@@ -101,13 +113,30 @@ impl State {
             (ClientRequest::RegionOpen(open), ClientReply::Opened(opened)) => {
                 let RegionOpen { opening, read, write, .. } = *open;
                 let told = Opening { opening, first: opened.first.block, read, write };
-                self.openings.insert(opening, told);
+                self.openings.insert(opening, Known { opening: told, region: opened.guid });
             }
-            (ClientRequest::RegionDelete(region), ClientReply::Done) => {
-                self.openings.retain(|_, opening| opening.first != region.first);
+            // They go when the deletion begins, whatever becomes of it.
+            (
+                ClientRequest::RegionDelete(region),
+                ClientReply::Done | ClientReply::NotYet { begun: true, .. },
+            ) => {
+                let all = self.openings.iter();
+                let its = all.filter(|(_, known)| known.region == region.guid);
+                let ended: Vec<OpeningId> = its.map(|(opening, _)| *opening).collect();
+                for opening in &ended {
+                    self.openings.remove(opening);
+                }
+                return ended;
             }
             _ => {}
         }
+        Vec::new()
+    }
+
+    /// Of the openings that a broker does not have, those that it was told.
+    fn disowned(&mut self, unknown: Vec<OpeningId>) -> Vec<OpeningId> {
+        let told = unknown.into_iter().filter(|opening| self.openings.remove(opening).is_some());
+        told.collect()
     }
 }
 
@@ -187,6 +216,7 @@ impl Link {
             poller,
             wake,
             attached: AtomicBool::new(true),
+            ended: Mutex::default(),
             renewed: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             interrupt,
@@ -201,6 +231,9 @@ impl Link {
     ) -> Result<Answer, LinkError> {
         let mut state = self.state.take(deadline).ok_or_else(no_turn)?;
         state.sends(request);
+        if let ClientRequest::RegionClose(opening) = request {
+            self.ended_openings().remove(opening);
+        }
         let mut was_sent = false;
         loop {
             let connection = match self.connection(&mut state, deadline) {
@@ -211,7 +244,8 @@ impl Link {
             was_sent = true;
             match asked {
                 Ok(answer) => {
-                    state.done(request, &answer.0);
+                    let ended = state.done(request, &answer.0);
+                    self.ended_openings().extend(ended);
                     self.watch_replies(&mut state);
                     return Ok(answer);
                 }
@@ -329,6 +363,11 @@ impl Link {
         self.renewed.swap(false, Ordering::AcqRel)
     }
 
+    /// The openings that have ended otherwise than by a close, and whose handles were not told yet.
+    pub(super) fn ended_openings(&self) -> MutexGuard<'_, BTreeSet<OpeningId>> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What to wait for: [`token`].
     pub(super) const fn poller(&self) -> &Poller {
         &self.poller
@@ -384,7 +423,7 @@ impl Link {
             connection.set_interrupt(Some(Arc::clone(&self.interrupt)));
         }
         let SessionIdentity { session, guid } = self.identity;
-        let openings = state.openings.values().copied().collect();
+        let openings = state.openings.values().map(|known| known.opening).collect();
         let request = ClientRequest::Attach(Attach { session, guid, openings });
         let (reply, fds) = match connection.request_until(&request, deadline) {
             Err(ConnectionError::Refused(refusal)) if is_final(refusal.status) => {
@@ -404,6 +443,8 @@ impl Link {
         self.watch(&connection, descriptors.doorbell)
             .map_err(|error| LinkError::Failed(Error::new(Status::NoMem, error.to_string())))?;
         state.connection = Some(connection);
+        let disowned = state.disowned(ready.unknown_openings);
+        self.ended_openings().extend(disowned);
         state.is_watched = false;
         self.attached.store(true, Ordering::Release);
         self.renewed.store(true, Ordering::Release);

@@ -20,6 +20,7 @@ mod memory;
 mod message;
 mod objects;
 mod open;
+mod openings;
 mod patience;
 mod region;
 mod service;
@@ -460,7 +461,7 @@ impl Session {
     }
 
     /// Deletes a region. Handles of this session do not hinder it; they answer
-    /// [`Status::Closed`] from then on.
+    /// [`Status::Closed`] from then on, also if the broker dies over it and the region stays.
     ///
     /// # Errors
     ///

@@ -4,18 +4,17 @@
 //!
 //! 1. A handle reaches `base_pointer .. base_pointer + region_size`, to the byte, with the rights
 //!    that it was opened with.
-//! 2. The blocks of a region are in the table as long as a handle is open; each handle is an
-//!    opening of the broker's, with a number that no other handle has.
-//! 3. A handle whose region is gone answers `CLOSED`, as one that was closed does.
+//! 2. Each handle is an opening of the broker's, with a number that no other handle has.
+//! 3. A handle whose region is gone, or that the broker does not know any more, answers `CLOSED`,
+//!    as one that was closed does.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use dmce_abi::block::{BlockId, Guid};
+use dmce_abi::block::BlockId;
 use dmce_abi::limits::{REGION_BYTES_MAX, VOLUME_BYTES_MAX};
 use dmce_abi::name;
 use dmce_abi::wire::client::{
@@ -25,34 +24,17 @@ use dmce_abi::wire::client::{
 use dmce_abi::{DmceAddr, Status};
 
 use super::core::{Core, busy};
+use super::openings::{closed, span_of};
 use super::service::can_be_later;
-use crate::block::{Block, SpanIds, check_info};
+use crate::block::check_info;
 use crate::connection::Deadline;
 use crate::error::Error;
 use crate::options::{Mirror, Prot, RegionOptions};
 use crate::stat::RegionInfo;
-use crate::table::Retired;
 
 /// How long a delete waits before it is asked again: so long at first, and twice as long each time.
 const DELETE_PAUSE_MIN: Duration = Duration::from_millis(5);
 const DELETE_PAUSE_MAX: Duration = Duration::from_millis(100);
-
-/// The regions that handles are open on, by their first block.
-pub(crate) type OpenRegions = BTreeMap<BlockId, OpenRegion>;
-
-/// A region that handles are open on.
-#[derive(Debug)]
-pub(crate) struct OpenRegion {
-    guid: Guid,
-    span: SpanIds,
-    handles: u32,
-    /// Those of them that may write.
-    writers: u32,
-    /// Whether its blocks are in the table to be written.
-    writable: bool,
-    /// Shared with the handles: whether the session has deleted the region.
-    is_gone: Arc<AtomicBool>,
-}
 
 /// An open region. Dropping it closes it.
 pub struct Region {
@@ -60,10 +42,9 @@ pub struct Region {
     info: RegionInfo,
     opening: OpeningId,
     first: BlockId,
-    guid: Guid,
     prot: Prot,
-    is_closed: AtomicBool,
-    is_gone: Arc<AtomicBool>,
+    /// Set by close, and when the opening has ended otherwise.
+    is_over: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for Region {
@@ -71,7 +52,7 @@ impl fmt::Debug for Region {
         f.debug_struct("Region")
             .field("info", &self.info)
             .field("prot", &self.prot)
-            .field("is_closed", &self.is_closed)
+            .field("is_over", &self.is_over)
             .finish_non_exhaustive()
     }
 }
@@ -186,9 +167,7 @@ impl Region {
 
     #[inline]
     fn usable(&self) -> Result<(), Error> {
-        let is_over =
-            self.is_closed.load(Ordering::Acquire) || self.is_gone.load(Ordering::Acquire);
-        if is_over { Err(closed()) } else { Ok(()) }
+        if self.is_over.load(Ordering::Acquire) { Err(closed()) } else { Ok(()) }
     }
 
     /// The address of a range that the handle reaches with these rights.
@@ -263,12 +242,11 @@ impl Core {
         let ClientReply::Found(region) = self.ask(&find)?.0 else {
             return Err(Error::unexpected_reply("RegionFind"));
         };
-        self.delete_until_gone(region)?;
-        self.drop_region(region);
-        Ok(())
+        self.delete_until_gone(region)
     }
 
-    /// Asks for the deletion of a region again and again while its daemon does not answer.
+    /// Asks for the deletion of a region again and again while its daemon does not answer. Once it
+    /// has begun, the session's own openings are over, whatever becomes of it.
     fn delete_until_gone(&self, region: RegionKey) -> Result<(), Error> {
         let deadline = self.deadline();
         // Asked no more when three quarters of the time are over: so the last answer arrives, and
@@ -296,34 +274,6 @@ impl Core {
             self.link.pause(pause.min(left)).map_err(|error| self.of_link(error))?;
             pause = DELETE_PAUSE_MAX.min(pause * 2);
         }
-    }
-
-    /// A region that this session has a pointer into is busy: its bytes must not go from beneath
-    /// it.
-    fn check_region_unpinned(&self, region: RegionKey) -> Result<(), Error> {
-        let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
-        let regions = self.regions();
-        let open = regions.get(&region.first).filter(|open| open.guid == region.guid);
-        let Some(OpenRegion { span, .. }) = open else { return Ok(()) };
-        let bytes = u64::from(span.count).saturating_mul(self.layout.block_bytes());
-        if super::mapping::is_pinned(&pins, self.join(span.first, 0)?.to_raw(), bytes) {
-            return Err(Error::new(Status::Busy, "a pointer is mapped into the region"));
-        }
-        Ok(())
-    }
-
-    /// Ends the handles of a region that was deleted.
-    fn drop_region(&self, RegionKey { first, guid }: RegionKey) {
-        let mut regions = self.regions();
-        if regions.get(&first).is_none_or(|region| region.guid != guid) {
-            return;
-        }
-        let Some(region) = regions.remove(&first) else { return };
-        region.is_gone.store(true, Ordering::Release);
-        let mut retired = Retired::default();
-        region.span.ids().for_each(|id| retired.extend(self.table.remove(id)));
-        drop(regions);
-        self.retire(retired);
     }
 
     pub(crate) fn region_list(&self, volume: &str) -> Result<Vec<String>, Error> {
@@ -368,8 +318,9 @@ impl Core {
             asked => asked?,
         };
         let checked = self.check_opened(&opened);
-        let is_gone = match checked.and_then(|()| self.take_in(&opened, write)) {
-            Ok(is_gone) => is_gone,
+        let taken = checked.and_then(|()| self.take_in(&opened, opening, write));
+        let is_over = match taken {
+            Ok(is_over) => is_over,
             Err(error) => {
                 self.chores().region_closes.push(opening);
                 self.link.wake();
@@ -393,10 +344,8 @@ impl Core {
             info,
             opening,
             first: opened.first.block,
-            guid: opened.guid,
             prot,
-            is_closed: AtomicBool::new(false),
-            is_gone,
+            is_over,
         })
     }
 
@@ -435,74 +384,10 @@ impl Core {
         }
     }
 
-    /// Puts the blocks of a region into the table, to be fetched when they are used. Returns what
-    /// tells the handle that the region is gone.
-    fn take_in(&self, opened: &Opened, writable: bool) -> Result<Arc<AtomicBool>, Error> {
-        let _turn = self.changing.take(self.deadline()).ok_or_else(busy)?;
-        let span = span_of(opened);
-        let mut regions = self.regions();
-        let known = regions.get_mut(&span.first).filter(|known| known.guid == opened.guid);
-        let is_gone = if let Some(known) = known {
-            known.handles += 1;
-            known.writers += u32::from(writable);
-            if known.writable || !writable {
-                return Ok(Arc::clone(&known.is_gone));
-            }
-            known.writable = true;
-            Arc::clone(&known.is_gone)
-        } else {
-            let is_gone = Arc::new(AtomicBool::new(false));
-            let shared = Arc::clone(&is_gone);
-            let guid = opened.guid;
-            let writers = u32::from(writable);
-            let region = OpenRegion { guid, span, handles: 1, writers, writable, is_gone: shared };
-            regions.insert(span.first, region);
-            is_gone
-        };
-        drop(regions);
-        let mut retired = Retired::default();
-        let full = self.layout.block_bytes();
-        for (place, id) in (0_u64..).zip(span.ids()) {
-            // To the byte, though the last page is committed as a whole.
-            let bytes = (opened.region_size - place * full).min(full);
-            retired.extend(self.table.insert(Block::absent(id, span, bytes, writable)));
-        }
-        self.retire(retired);
-        Ok(is_gone)
-    }
-
     fn region_close(&self, region: &Region) -> Result<(), Error> {
-        let mut retired = Retired::default();
-        {
-            let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut regions = self.regions();
-            let known = regions.get_mut(&region.first).filter(|known| known.guid == region.guid);
-            if let Some(known) = known {
-                let RegionInfo { first, region_size, .. } = region.info;
-                let is_last = known.handles == 1;
-                if is_last && super::mapping::is_pinned(&pins, first.to_raw(), region_size) {
-                    let text = "a pointer is mapped into the region";
-                    return Err(Error::new(Status::Busy, text));
-                }
-                if region.is_closed.swap(true, Ordering::SeqCst) {
-                    return Err(closed());
-                }
-                known.handles -= 1;
-                known.writers -= u32::from(region.prot.contains(Prot::WRITE));
-                let span = known.span;
-                if is_last {
-                    regions.remove(&region.first);
-                    span.ids().for_each(|id| retired.extend(self.table.remove(id)));
-                } else if known.writers == 0 && known.writable {
-                    // The right to write goes with the last handle that has it.
-                    known.writable = false;
-                    span.ids().for_each(|id| retired.extend(self.make_read_only(id)));
-                }
-            } else if region.is_closed.swap(true, Ordering::SeqCst) {
-                return Err(closed());
-            }
-        }
-        self.retire(retired);
+        let RegionInfo { first: addr, region_size, .. } = region.info;
+        let range = (addr.to_raw(), region_size);
+        self.close_handle((region.first, region.opening), range, &region.is_over)?;
         if self.is_closed() {
             return Ok(());
         }
@@ -516,38 +401,9 @@ impl Core {
         }
     }
 
-    /// Takes the right to write a block from the operations that begin from now on.
-    fn make_read_only(&self, id: BlockId) -> Retired {
-        while let Some(block) = self.table.find(id).filter(|block| block.writable) {
-            // Who fetches it at the moment may come before.
-            if let Some(retired) = self.table.replace(&block, block.read_only()) {
-                return retired;
-            }
-        }
-        Retired::default()
-    }
-
     /// Asks the broker if it is there; a call that can be done later need not wait for it.
     fn ask_if_attached(&self, request: &ClientRequest) -> Result<crate::connection::Answer, Error> {
         if self.link.is_attached() { self.ask(request) } else { Err(busy()) }
-    }
-
-    /// The right to write a region went with the handle that had it: the block that was to be
-    /// fetched to be written is fetched to be read. False if it was to be so before.
-    pub(super) fn fetch_to_read(&self, absent: &Arc<Block>) -> bool {
-        if !absent.writable {
-            return false;
-        }
-        if let Some(region) = self.regions().get_mut(&absent.span.first) {
-            region.writable = false;
-        }
-        let read_only = absent.read_only();
-        self.retire(self.table.replace(absent, read_only).unwrap_or_default());
-        true
-    }
-
-    fn regions(&self) -> MutexGuard<'_, OpenRegions> {
-        self.regions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -575,14 +431,4 @@ fn done(reply: &ClientReply, request: &str) -> Result<(), Error> {
         ClientReply::Done => Ok(()),
         _ => Err(Error::unexpected_reply(request)),
     }
-}
-
-#[cold]
-fn closed() -> Error {
-    Error::new(Status::Closed, "the region is closed")
-}
-
-/// The blocks of a region.
-const fn span_of(opened: &Opened) -> SpanIds {
-    SpanIds { first: opened.first.block, count: opened.first.span_count }
 }

@@ -159,6 +159,7 @@ impl Core {
             tracing::debug!(error = %error, "changes could not be taken in");
         }
         if self.link.take_renewed() {
+            self.end_handles();
             self.service.spans_unsure.store(true, Ordering::SeqCst);
             // This broker may know nothing of who watches or waits.
             self.events.note_renewed();

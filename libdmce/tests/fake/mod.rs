@@ -184,6 +184,15 @@ impl Fake {
         }
     }
 
+    /// Opens a session with a service thread, and then one without, each with a broker of its own.
+    pub fn with_and_without_thread(mut test: impl FnMut(&mut Fake, Session)) {
+        for no_thread in [false, true] {
+            let mut fake = Fake::start();
+            let session = Session::open(&Options { no_thread, ..fake.options() }).unwrap();
+            test(&mut fake, session);
+        }
+    }
+
     pub fn open(&self) -> Session {
         Session::open(&self.options()).unwrap()
     }

@@ -6,8 +6,8 @@ use dmce_abi::Status;
 use dmce_abi::block::{BlockId, DaemonId};
 use dmce_abi::limits::FRAME_BYTES_MAX;
 use dmce_abi::wire::client::{
-    BlockInfo, Changed, ClientReply, ClientRequest, Granted, Malloc, MallocKind, Opened, Ready,
-    RegionKey, SpanKey,
+    BlockInfo, Changed, ClientReply, ClientRequest, Granted, Malloc, MallocKind, Opened, OpeningId,
+    Ready, RegionKey, SpanKey,
 };
 use dmce_abi::wire::{self, FrameHeader, Refusal, Reply};
 use dmce_sys::poll::{Interest, Poller};
@@ -98,14 +98,16 @@ fn answer(state: &mut State, request: &ClientRequest) -> Answer {
     match request {
         ClientRequest::Setup(_) => {
             state.set_up();
-            Ok(state.ready())
+            Ok(state.ready(Vec::new()))
         }
         ClientRequest::Attach(_) if state.refuses_attach => refuse(Status::NotFound),
         ClientRequest::Attach(attach) => {
             let told: Vec<_> = attach.openings.iter().map(|told| told.opening).collect();
             state.openings.retain(|opening, _| told.contains(opening));
             state.attached = Some(attach.clone());
-            Ok(state.ready())
+            let is_unknown = |opening: &OpeningId| !state.openings.contains_key(opening);
+            let unknown = told.into_iter().filter(is_unknown).collect();
+            Ok(state.ready(unknown))
         }
         ClientRequest::Malloc(malloc) => state.malloc(*malloc),
         ClientRequest::Abandon(abandon) => {
@@ -260,7 +262,7 @@ fn regions(state: &mut State, request: &ClientRequest) -> Answer {
 }
 
 impl State {
-    fn ready(&self) -> (ClientReply, Vec<OwnedFd>) {
+    fn ready(&self, unknown_openings: Vec<OpeningId>) -> (ClientReply, Vec<OwnedFd>) {
         let session = self.session.as_ref().unwrap();
         let ready = Ready {
             session: session.identity.session,
@@ -274,6 +276,7 @@ impl State {
             copies: 1,
             idle_s: self.idle_s,
             has_policies: true,
+            unknown_openings,
         };
         let fds = [&session.fd, &session.doorbell].map(|fd| fd.try_clone().unwrap());
         (ClientReply::Ready(ready), fds.into())

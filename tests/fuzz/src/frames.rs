@@ -9,8 +9,10 @@ use std::fmt::Debug;
 
 use dmce_abi::AddrLayout;
 use dmce_abi::block::{BlockDescription, BlockId, DaemonId, SessionId};
-use dmce_abi::limits::{DATA_BYTES_MAX, FRAME_BYTES_MAX, FRAME_FDS_MAX, PAGE_BYTES};
-use dmce_abi::wire::client::{ClientReply, ClientRequest};
+use dmce_abi::limits::{
+    DATA_BYTES_MAX, FRAME_BYTES_MAX, FRAME_FDS_MAX, INSTANCE_BYTES_MAX, PAGE_BYTES,
+};
+use dmce_abi::wire::client::{Attach, ClientReply, ClientRequest, Ready};
 use dmce_abi::wire::daemon::{DaemonAnswer, DaemonMessage, DaemonRequest};
 use dmce_abi::wire::data::{DataAnswer, DataReply, DataRequest};
 use dmce_abi::wire::{self, FrameHeader, HEADER_BYTES, Reply, WireError};
@@ -79,12 +81,34 @@ fn client_request(request: &ClientRequest) {
         ClientRequest::Attach(attach) => {
             is_session(attach.session);
             attach.openings.iter().for_each(|opening| is_block(opening.first));
+            is_answered(attach);
         }
         ClientRequest::Grow(grow) => is_block(grow.block),
         ClientRequest::Reach(reach) => is_block(reach.block),
         ClientRequest::Data(request) => data_request(request),
         _ => {}
     }
+}
+
+/// The longest answer to an Attach fits a frame, whatever that told.
+fn is_answered(attach: &Attach) {
+    let ready = ClientReply::Ready(Ready {
+        session: attach.session,
+        guid: attach.guid,
+        instance: "i".repeat(INSTANCE_BYTES_MAX),
+        layout: [u8::MAX; 3],
+        block_ids: u32::MAX,
+        block_bytes_max: u64::MAX,
+        reserved: u64::MAX,
+        quota: u64::MAX,
+        copies: u32::MAX,
+        idle_s: u32::MAX,
+        has_policies: true,
+        unknown_openings: attach.openings.iter().map(|opening| opening.opening).collect(),
+    });
+    let header = FrameHeader { request: u64::MAX, fds: 2 };
+    let answer: Reply<ClientReply> = Ok(ready);
+    wire::encode(header, &answer).expect("a number is shorter than the opening that it is of");
 }
 
 fn client_reply(reply: &Reply<ClientReply>) {

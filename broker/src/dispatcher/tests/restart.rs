@@ -95,10 +95,19 @@ pub fn attach(rig: &mut Rig) -> ClientConn {
 }
 
 pub fn attach_with(rig: &mut Rig, openings: Vec<Opening>) -> ClientConn {
+    let (conn, unknown) = attach_telling(rig, openings);
+    assert_eq!(unknown, []);
+    conn
+}
+
+/// Returns the openings that the broker does not have as well.
+fn attach_telling(rig: &mut Rig, openings: Vec<Opening>) -> (ClientConn, Vec<OpeningId>) {
     let conn = rig.connect(PID, 1000);
     let attach = Attach { session: session_id(4), guid: guid(4), openings };
-    assert!(matches!(rig.done(conn, ClientRequest::Attach(attach)), ClientReply::Ready(_)));
-    conn
+    match rig.done(conn, ClientRequest::Attach(attach)) {
+        ClientReply::Ready(ready) => (conn, ready.unknown_openings),
+        other => panic!("{other:?}"),
+    }
 }
 
 fn state(rig: &mut Rig) -> Health {
@@ -249,6 +258,33 @@ fn an_opening_of_which_its_client_was_not_told_ends_when_it_attaches() {
     let conn = attach(&mut rig);
     assert_eq!(rig.dispatcher.snapshot().openings[&session_id(4)], [0; 0]);
     assert_eq!(fetched(&mut rig, conn, 8), None);
+}
+
+/// A broker before this one began to delete the region, ended what it could of its openings, and
+/// died before the daemon had heard of it.
+#[test]
+fn a_client_is_told_which_of_its_openings_there_are_not() {
+    let grant = Grant { place: 1, block: block_id(8), rights: Rights::ALL };
+    let sessions = vec![believed(0, vec![grant])];
+    let mut rig = Rig::started(config(), Started { sessions, daemons: vec![expected(1, &[8])] });
+    let told = |number, write| Opening {
+        opening: OpeningId(number),
+        first: block_id(8),
+        read: true,
+        write,
+    };
+    let openings = vec![told(3, true), told(4, true), told(5, false), told(5, false)];
+    let (conn, unknown) = attach_telling(&mut rig, openings);
+    assert_eq!(unknown, [4, 5].map(OpeningId));
+    assert_eq!(rig.dispatcher.snapshot().openings[&session_id(4)], [3]);
+    rig.daemon_with(1, 3 * GIB, vec![held_region(8, 0, 1, 3)]);
+    assert_eq!(rig.done(conn, close(3)), ClientReply::Done);
+    assert_eq!(fetched(&mut rig, conn, 8), None);
+    // It is there again, and open to who has seen that.
+    assert!(matches!(rig.done(conn, open(6, "r", true)), ClientReply::Opened(_)));
+    let (conn, unknown) = attach_telling(&mut rig, vec![told(4, true), told(6, true)]);
+    assert_eq!(unknown, [OpeningId(4)]);
+    assert_eq!(fetched(&mut rig, conn, 8), Some(false));
 }
 
 #[test]

@@ -163,7 +163,7 @@ pub struct Attach {
     /// Its GUID.
     pub guid: Guid,
     /// The openings of regions that the client was told of and has not closed. The broker closes
-    /// all others, and opens none.
+    /// all others, opens none, and names those that it does not have.
     pub openings: Vec<Opening>,
 }
 
@@ -209,6 +209,9 @@ pub struct Ready {
     pub idle_s: u32,
     /// Whether there is a table of policies, to be asked for before the first allocation.
     pub has_policies: bool,
+    /// Of the openings that [`Attach`] told, those that there are not: the client has those regions
+    /// open no more. Never more than it told.
+    pub unknown_openings: Vec<OpeningId>,
 }
 
 /// Asks for blocks.

@@ -3,12 +3,13 @@ use alloc::vec;
 
 use super::client::{
     Attach, ClientReply, ClientRequest, Grow, Malloc, MallocKind, MallocWith, Opening, OpeningId,
-    Policy, Reach, Reached, RegionKey, SessionEvent, Setup, SpanKey, SpanList,
+    Policy, Reach, Reached, Ready, RegionKey, SessionEvent, Setup, SpanKey, SpanList,
 };
 use super::daemon::{DaemonAnswer, DaemonMessage, DaemonNotice, DaemonRequest};
 use super::data::{Bytes, DataAnswer, DataReply, DataRequest, LinkGrant, LinkId, Target};
 use super::*;
 use crate::block::{BlockId, DaemonId, Guid, SessionId};
+use crate::limits::INSTANCE_BYTES_MAX;
 
 const PLAIN: FrameHeader = FrameHeader { request: 0x0102_0304_0506_0708, fds: 0 };
 
@@ -39,6 +40,11 @@ fn golden_frames() {
     });
     let bytes = [&[1, 7][..], &[9; 16], &[1, 5, 0xac, 2, 1, 0]].concat();
     assert_eq!(encode(PLAIN, &attach).unwrap()[HEADER_BYTES..], bytes);
+    let ready: Reply<ClientReply> = Ok(ClientReply::Ready(ready(vec![OpeningId(5)])));
+    let widths = [1, b'i', 16, 18, 30, 0xac, 2];
+    let rest = [0x80, 0x20, 0, 0x80, 0x40, 1, 60, 0, 1, 5];
+    let bytes = [&[0, 0, 7][..], &[9; 16], &widths, &rest].concat();
+    assert_eq!(encode(PLAIN, &ready).unwrap()[HEADER_BYTES..], bytes);
     let region = RegionKey { first: block, guid: Guid([9; 16]) };
     let delete = ClientRequest::RegionDelete(region);
     let bytes = [&[17, 0xac, 2][..], &[9; 16]].concat();
@@ -65,6 +71,45 @@ fn golden_frames() {
     assert_eq!(encode(PLAIN, &refused).unwrap()[HEADER_BYTES..], [1, 8, 2, b'n', b'o']);
     let lost = DaemonMessage::Notice(DaemonNotice::Lost { block });
     assert_eq!(encode(PLAIN, &lost).unwrap()[HEADER_BYTES..], [3, 0, 0xac, 2]);
+}
+
+fn ready(unknown_openings: Vec<OpeningId>) -> Ready {
+    Ready {
+        session: SessionId::try_from(7).unwrap(),
+        guid: Guid([9; 16]),
+        instance: "i".into(),
+        layout: [16, 18, 30],
+        block_ids: 300,
+        block_bytes_max: 4096,
+        reserved: 0,
+        quota: 8192,
+        copies: 1,
+        idle_s: 60,
+        has_policies: false,
+        unknown_openings,
+    }
+}
+
+/// However many openings an Attach tells, of which there may be none.
+#[test]
+fn the_answer_to_every_attach_fits_a_frame() {
+    for (number, openings) in [(0, 16_370), (u64::MAX, 5_036)] {
+        let first = BlockId::try_from(1).unwrap();
+        let told = Opening { opening: OpeningId(number), first, read: true, write: false };
+        let attach = |openings| {
+            let session = SessionId::try_from(7).unwrap();
+            let openings = vec![told; openings];
+            ClientRequest::Attach(Attach { session, guid: Guid([9; 16]), openings })
+        };
+        assert!(encode(PLAIN, &attach(openings)).is_ok());
+        assert!(encode(PLAIN, &attach(openings + 20)).is_err());
+        let mut most = ready(vec![told.opening; openings + 20]);
+        most.instance = "i".repeat(INSTANCE_BYTES_MAX);
+        (most.block_ids, most.copies, most.idle_s) = (u32::MAX, u32::MAX, u32::MAX);
+        (most.block_bytes_max, most.reserved, most.quota) = (u64::MAX, u64::MAX, u64::MAX);
+        let answer: Reply<ClientReply> = Ok(ClientReply::Ready(most));
+        assert!(encode(PLAIN, &answer).is_ok());
+    }
 }
 
 #[test]
