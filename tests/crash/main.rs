@@ -8,3 +8,4 @@ mod everything;
 mod messages;
 mod objects;
 mod silent;
+mod steps;

@@ -165,9 +165,19 @@ impl Instance {
     ///
     /// If there is one.
     pub fn start_broker(&mut self) {
+        self.start_broker_with(&[]);
+    }
+
+    /// Starts the broker with something in its environment.
+    ///
+    /// # Panics
+    ///
+    /// If there is one.
+    pub fn start_broker_with(&mut self, environment: &[(&str, String)]) {
         assert!(self.broker.is_none(), "a broker is running");
         let mut command = self.server("dmce-broker", "broker.log");
         command.args(["--layout", &self.made_of.layout]);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         self.broker = Some(command.spawn().expect("the broker starts"));
     }
 
@@ -177,9 +187,19 @@ impl Instance {
     ///
     /// If it is running.
     pub fn start_daemon(&mut self, daemon: u32) {
+        self.start_daemon_with(daemon, &[]);
+    }
+
+    /// Starts a daemon with something in its environment.
+    ///
+    /// # Panics
+    ///
+    /// If it is running.
+    pub fn start_daemon_with(&mut self, daemon: u32, environment: &[(&str, String)]) {
         assert!(!self.daemons.contains_key(&daemon), "daemon {daemon} is running");
         let mut command = self.server("dmce-daemon", &format!("daemon-{daemon}.log"));
         command.args(["--id", &daemon.to_string(), "--capacity", &self.made_of.capacity]);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         self.daemons.insert(daemon, command.spawn().expect("the daemon starts"));
     }
 
@@ -214,6 +234,22 @@ impl Instance {
     /// If it is not running.
     pub fn kill_daemon(&mut self, daemon: u32) {
         kill(self.daemons.remove(&daemon).expect("the daemon is running"));
+    }
+
+    /// Takes in that a server has died of itself. `false` while all that were started run.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be asked.
+    pub fn reap(&mut self) -> bool {
+        let ended = |child: &mut Child| child.try_wait().expect("own children are asked").is_some();
+        let before = self.daemons.len();
+        self.daemons.retain(|_, child| !ended(child));
+        let broker = self.broker.as_mut().is_some_and(ended);
+        if broker {
+            self.broker = None;
+        }
+        broker || self.daemons.len() < before
     }
 
     /// Kills all servers (`SIGKILL`).
@@ -252,10 +288,14 @@ impl Instance {
 
     /// Waits until the broker answers and every running daemon serves.
     pub fn wait_serving(&self) {
+        wait_until("the instance serves", || self.is_serving());
+    }
+
+    /// Whether the broker answers and every running daemon serves.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
         let running = u32::try_from(self.daemons.len()).expect("a test has few daemons");
-        wait_until("the instance serves", || {
-            self.try_status().is_some_and(|status| status.daemons_up == running)
-        });
+        self.try_status().is_some_and(|status| status.daemons_up == running)
     }
 
     /// Asks for a listing; `None` while no broker answers.
@@ -366,12 +406,16 @@ impl Instance {
 
     /// Waits until nothing of any session is left: in the tables, in the charges, in shared memory.
     pub fn wait_empty(&self) {
-        wait_until("nothing of a session is left", || {
-            let status = self.status();
-            let tables = (status.sessions, status.blocks, status.committed, status.reserved);
-            tables == (0, 0, 0, 0) && !self.has_objects_of_sessions()
-        });
+        wait_until("nothing of a session is left", || self.is_empty());
         assert!(self.status().state != Health::Damaged);
+    }
+
+    /// Whether nothing of any session is left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let status = self.status();
+        let tables = (status.sessions, status.blocks, status.committed, status.reserved);
+        tables == (0, 0, 0, 0) && !self.has_objects_of_sessions()
     }
 
     /// Whether there are objects of a session, or more of those that are made for nobody yet than

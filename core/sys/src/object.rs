@@ -26,6 +26,8 @@ pub mod word;
 /// Where POSIX shared memory lives on Linux.
 pub const DEFAULT_DIR: &str = "/dev/shm";
 
+use crate::crash;
+
 /// [`commit`] asks the kernel for this much at a time, so that a signal can be handled in between.
 const COMMIT_STEP_BYTES: u64 = 64 << 20;
 
@@ -151,6 +153,7 @@ impl ObjectDir {
         let fd = self.open_at("create", name, flags, OBJECT_MODE)?;
         // A umask can only have taken bits away, so there was no moment of too much access.
         fs::fchmod(&fd, OBJECT_MODE).map_err(|errno| ObjectError::of("create", name, errno))?;
+        crash::step();
         Ok(fd)
     }
 
@@ -182,10 +185,14 @@ impl ObjectDir {
     pub fn rename_new(&self, from: &str, to: &str) -> Result<(), ObjectError> {
         check_name(from)?;
         check_name(to)?;
-        fs::renameat_with(&self.fd, from, &self.fd, to, RenameFlags::NOREPLACE).map_err(|errno| {
-            let name = if errno == Errno::EXIST { to } else { from };
-            ObjectError::of("rename", name, errno)
-        })
+        fs::renameat_with(&self.fd, from, &self.fd, to, RenameFlags::NOREPLACE).map_err(
+            |errno| {
+                let name = if errno == Errno::EXIST { to } else { from };
+                ObjectError::of("rename", name, errno)
+            },
+        )?;
+        crash::step();
+        Ok(())
     }
 
     /// Removes the name. The memory goes when the last descriptor and mapping are gone.
@@ -197,7 +204,9 @@ impl ObjectDir {
     pub fn unlink(&self, name: &str) -> Result<(), ObjectError> {
         check_name(name)?;
         fs::unlinkat(&self.fd, name, AtFlags::empty())
-            .map_err(|errno| ObjectError::of("unlink", name, errno))
+            .map_err(|errno| ObjectError::of("unlink", name, errno))?;
+        crash::step();
+        Ok(())
     }
 
     /// The names that begin with `prefix`, sorted. Names that are not UTF-8 are never ours and are
@@ -304,7 +313,10 @@ pub fn end(fd: BorrowedFd<'_>) -> Result<u64, ObjectError> {
 /// [`ObjectError::Denied`] for a read-only descriptor or a sealed file, [`ObjectError::Io`].
 pub fn truncate(fd: BorrowedFd<'_>, bytes: u64) -> Result<(), ObjectError> {
     match retry_on_intr(|| fs::ftruncate(fd, bytes)) {
-        Ok(()) => Ok(()),
+        Ok(()) => {
+            crash::step();
+            Ok(())
+        }
         // What the kernel answers for a descriptor that is not open for writing.
         Err(Errno::INVAL | Errno::BADF) if !is_writable(fd) => {
             Err(ObjectError::of_fd("truncate", Errno::ACCESS))
@@ -329,7 +341,10 @@ pub fn commit(fd: BorrowedFd<'_>, offset: u64, bytes: u64) -> Result<(), ObjectE
     while next < end {
         let step = (end - next).min(COMMIT_STEP_BYTES);
         match retry_on_intr(|| fs::fallocate(fd, FallocateFlags::empty(), next, step)) {
-            Ok(()) => next += step,
+            Ok(()) => {
+                next += step;
+                crash::step();
+            }
             Err(Errno::BADF) => return Err(ObjectError::of_fd("commit", Errno::ACCESS)),
             Err(errno) => return Err(ObjectError::of_fd("commit", errno)),
         }
@@ -406,6 +421,7 @@ pub fn write_at(fd: BorrowedFd<'_>, data: &[u8], offset: u64) -> Result<(), Obje
             Err(errno) => return Err(ObjectError::of_fd("write", errno)),
         }
     }
+    crash::step();
     Ok(())
 }
 

@@ -27,6 +27,8 @@ use rustix::net::{
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 
+use crate::crash;
+
 mod peer;
 
 pub use peer::Peer;
@@ -355,7 +357,10 @@ impl Socket {
         let flags = flags | SendFlags::NOSIGNAL;
         let parts = [IoSlice::new(frame)];
         match retry_on_intr(|| net::sendmsg(&self.fd, &parts, &mut control, flags)) {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                crash::step();
+                Ok(())
+            }
             Err(Errno::MSGSIZE) => Err(SocketError::FrameSize { bytes: frame.len() }),
             Err(errno) => Err(SocketError::of("send", errno)),
         }
