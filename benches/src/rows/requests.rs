@@ -37,6 +37,9 @@ const PAGE_SIZES: [u32; 10] = [
     2 << 20,
 ];
 const REGION_BYTES: u64 = 2 << 20;
+/// Sessions that a round opens: less than the broker has prepared.
+const SETUPS: u32 = 10;
+const PREPARED: usize = 16;
 
 /// What is asked of the broker.
 #[derive(Clone, Copy)]
@@ -153,7 +156,7 @@ fn pair(setting: &Setting, place: &Place, request: Request, against: Against) ->
     alternate(
         setting.effort.pick(15, 3),
         |_| {
-            wait_for_pool(&place.instance)?;
+            wait_for_supplies(&place.instance)?;
             match request {
                 Request::Grant => grants(place),
                 Request::Open => setups(place, 0, false),
@@ -165,7 +168,7 @@ fn pair(setting: &Setting, place: &Place, request: Request, against: Against) ->
             }
         },
         |_| {
-            wait_for_pool(&place.instance)?;
+            wait_for_supplies(&place.instance)?;
             time(trips, || match against {
                 Against::RoundTrip => place.echo.round_trips(trips),
                 Against::Connection => place.switchboard.visits(trips),
@@ -206,9 +209,8 @@ fn grants(place: &Place) -> Result<f64> {
 }
 
 fn setups(place: &Place, flags: u32, with_end: bool) -> Result<f64> {
-    const COUNT: u32 = 20;
     let mut watch = Stopwatch::default();
-    for _ in 0..COUNT {
+    for _ in 0..SETUPS {
         if with_end {
             watch.lap(|| open(place, flags)?.close())?;
         } else {
@@ -233,20 +235,27 @@ fn open(place: &Place, flags: u32) -> Result<Session> {
     Session::open(Calls::linked(), &place.instance.socket(), flags)
 }
 
-/// Waits until the daemons have made up for what was taken from their pools.
+/// Waits until the daemons have made up for what was taken from their pools, and the broker for the
+/// sessions that it had prepared.
 ///
 /// What they do meanwhile would be measured else: it takes the processor from both sides.
-fn wait_for_pool(instance: &Instance) -> Result<()> {
+fn wait_for_supplies(instance: &Instance) -> Result<()> {
     const PATIENCE: Duration = Duration::from_secs(30);
     let begin = Instant::now();
-    while ready_pool_objects(instance) < DAEMONS * POOL_OBJECTS {
+    while ready_pool_objects(instance) < DAEMONS * POOL_OBJECTS || prepared(instance) < PREPARED {
         if begin.elapsed() > PATIENCE {
             let source = std::io::Error::from(std::io::ErrorKind::TimedOut);
-            return Err(Error::System { what: "waiting for the pools".to_owned(), source });
+            return Err(Error::System { what: "waiting for supplies".to_owned(), source });
         }
         thread::sleep(Duration::from_millis(2));
     }
     Ok(())
+}
+
+/// Sessions whose objects are there. Those of sessions that ended go before others are prepared.
+fn prepared(instance: &Instance) -> usize {
+    let names = instance.objects();
+    names.iter().filter(|name| name.contains(".record-")).count()
 }
 
 fn ready_pool_objects(instance: &Instance) -> u32 {
