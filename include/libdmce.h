@@ -848,7 +848,8 @@ dmce_status_t dmce_region_create(dmce_session_t *session,
 /**
  * Deletes a region. A handle of this session answers `DMCE_E_CLOSED` afterwards. `DMCE_E_BUSY`
  * while another session has it open, or if the daemon that holds its beginning stays away: then
- * nothing is deleted. After `DMCE_E_UNAVAILABLE` it may go yet.
+ * nothing is deleted. After `DMCE_E_UNAVAILABLE` it may go yet, and the handles are closed even if
+ * it stays.
  */
 dmce_status_t dmce_region_delete(dmce_session_t *session, const char *volume, const char *name);
 

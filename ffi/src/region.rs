@@ -134,7 +134,8 @@ pub unsafe extern "C" fn dmce_region_create(
 
 /// Deletes a region. A handle of this session answers `DMCE_E_CLOSED` afterwards. `DMCE_E_BUSY`
 /// while another session has it open, or if the daemon that holds its beginning stays away: then
-/// nothing is deleted. After `DMCE_E_UNAVAILABLE` it may go yet.
+/// nothing is deleted. After `DMCE_E_UNAVAILABLE` it may go yet, and the handles are closed even if
+/// it stays.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_region_delete(
     session: *mut dmce_session_t,
