@@ -90,19 +90,19 @@ impl Victim {
         }
     }
 
-    /// Has it do what it does when nobody waits any more. Whether it died over that; else it takes
-    /// as many steps as it likes from now on.
+    /// Has it do what it does when nobody waits any more, and then killed: from now on steps are
+    /// free. Whether it died of itself.
     fn settle(self, instance: &mut Instance) -> bool {
-        match self {
-            Self::Broker => {
-                let is_dead = instance.reap();
-                if !is_dead {
-                    instance.kill_broker();
-                }
-                is_dead
-            }
+        let is_dead = match self {
+            Self::Broker => instance.reap(),
             Self::Daemon => dies_before(instance, "nothing is left", Instance::is_empty),
+        };
+        match self {
+            _ if is_dead => {}
+            Self::Broker => instance.kill_broker(),
+            Self::Daemon => instance.kill_daemon(1),
         }
+        is_dead
     }
 }
 
