@@ -70,7 +70,7 @@ impl Dispatcher {
         let Some(conn) = server.conn() else { return };
         server.answered(number);
         let charge = self.blocks.get(block).and_then(|block| block.charge.as_ref());
-        let committed = charge.map_or(0, Charge::bytes);
+        let committed = charge.filter(|_| made == Made::Whole).map_or(0, Charge::bytes);
         let request = DaemonRequest::Taken { place, block, committed };
         let taken = Action::ToDaemon { conn, request_id: RequestId(0), request };
         match made {

@@ -114,6 +114,12 @@ impl Dispatcher {
         pieces
     }
 
+    /// Bytes that the largest daemon holds, be it up or not; 0 if there is none.
+    pub(super) fn largest_known(&self) -> u64 {
+        let known = self.daemons.servers.keys().map(|&daemon| self.ledger.store(daemon).capacity);
+        known.max().unwrap_or(0)
+    }
+
     /// Bytes of the largest daemon that is up.
     pub(super) fn largest_up(&self) -> u64 {
         let capacities = self.daemons.up_in_turn().map(|daemon| self.ledger.store(daemon).capacity);

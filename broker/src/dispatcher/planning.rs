@@ -114,16 +114,16 @@ impl Dispatcher {
             let is_possible = blocks <= limit as u64;
             return Err(if is_possible { Failure::NoRoom(refusal) } else { refusal.into() });
         };
-        let largest = self.largest_up();
-        if count > 1 && largest > 0 && largest < full {
+        let last = (order.bytes - full * (blocks - 1)).next_multiple_of(page_size);
+        let (needs, largest) = (if count > 1 { full } else { last }, self.largest_known());
+        if largest > 0 && needs > largest {
             let text = format!(
-                "{} bytes need {count} blocks of {full} bytes, the largest daemon holds {largest}",
+                "{} bytes need {count} blocks of {needs} bytes, the largest daemon holds {largest}",
                 order.bytes
             );
             return refuse(Status::NoSpace, text);
         }
-        let last = order.bytes - full * (blocks - 1);
-        Ok(Shape { count, full, last: last.next_multiple_of(page_size) })
+        Ok(Shape { count, full, last })
     }
 
     fn place_planned(&mut self, order: &Order, bytes: u64) -> Result<Placed, Failure> {

@@ -15,7 +15,7 @@
 //! 2. Its id is no other session's, and its GUID was told to nobody.
 //! 3. Prepared ones and sessions together are never more than there may be sessions, so they take
 //!    no descriptor that a session would need. Those that are being made come on top of that.
-//! 4. What could not be made is tried again after the next Setup, not before.
+//! 4. What could not be made is tried again when another could, or after the next Setup.
 
 use std::collections::{BTreeSet, VecDeque};
 

@@ -19,6 +19,7 @@ mod clients;
 mod config;
 mod daemons;
 mod door;
+mod journal;
 mod objects;
 mod session_objects;
 mod sessions;
@@ -34,7 +35,7 @@ use dmce_abi::name::Instance;
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::daemon::DaemonRequest;
 use dmce_broker::dispatcher::{
-    Action, Descriptor, Dispatcher, Event, InspectId, LogLevel, Made, Millis, Now,
+    Action, Descriptor, Dispatcher, Event, InspectId, Made, Millis, Now,
 };
 use dmce_config::Config;
 use dmce_shm::session::SessionIdentity;
@@ -44,11 +45,12 @@ use dmce_sys::poll::{Interest, Notice, Poller, Ready, SignalFd};
 use dmce_sys::socket::SocketError;
 use dmce_sys::{clock, limits, process, random};
 use std::os::fd::{AsFd, OwnedFd};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info};
 
 use crate::args::Place;
 use clients::Clients;
 use daemons::Daemons;
+use journal::Journal;
 use objects::{Objects, OpenFailure, Passed};
 use sessions::Sessions;
 
@@ -157,6 +159,7 @@ pub struct Server {
     sessions: Sessions,
     objects: Objects,
     events: VecDeque<Event>,
+    journal: Journal,
     awaited_locks: BTreeSet<DaemonId>,
     inspections: VecDeque<Inspection>,
     wake_at: Option<Millis>,
@@ -205,6 +208,7 @@ impl Server {
             sessions,
             objects,
             events: VecDeque::from([Event::Started(started)]),
+            journal: Journal::new(now().millis),
             awaited_locks: BTreeSet::new(),
             inspections: VecDeque::new(),
             wake_at: None,
@@ -390,7 +394,7 @@ impl Server {
             Action::Inspect { inspect, daemon, blocks } => {
                 self.inspections.push_back(Inspection { inspect, daemon, blocks });
             }
-            Action::Log { level, text } => log(level, &text),
+            Action::Log { level, text } => self.journal.log(now().millis, level, &text),
             Action::WakeAt(at) => self.wake_at = Some(at),
             other => self.act_on_session(other),
         }
@@ -454,13 +458,4 @@ impl Server {
 
 fn now() -> Now {
     Now { millis: Millis(clock::monotonic_ms()), unix_s: clock::realtime_s() }
-}
-
-fn log(level: LogLevel, text: &str) {
-    match level {
-        LogLevel::Error => error!("{text}"),
-        LogLevel::Warn => warn!("{text}"),
-        LogLevel::Info => info!("{text}"),
-        LogLevel::Debug => debug!("{text}"),
-    }
 }

@@ -64,6 +64,22 @@ fn what_was_made_for_who_waited_is_listed_when_it_was_asked_for() {
 
 /// Else its ticket would make two spans.
 #[test]
+fn who_asks_for_more_than_any_daemon_holds_does_not_wait() {
+    let mut rig = Rig::started(config(), Started::default());
+    rig.daemon(1, 64 * MIB);
+    rig.daemon(2, 32 * MIB);
+    let (conn, _) = rig.session(1000);
+    for bytes in [70 * MIB, 64 * MIB + 1] {
+        let refusal = rig.refused(conn, with(1, bytes, Some(0)));
+        assert_eq!(refusal.status, Status::NoSpace);
+        assert!(refusal.text.ends_with("the largest daemon holds 67108864"), "{}", refusal.text);
+    }
+    // What one could hold that is away for now is waited for.
+    rig.daemon_dies(1);
+    assert_eq!(rig.done(conn, with(2, 60 * MIB, Some(0))), ClientReply::Queued);
+}
+
+#[test]
 fn a_wait_ends_when_its_ticket_is_asked_for_without_waiting() {
     let ClientRequest::RegionCreate(create) = region("r", MIB, 0o600) else { panic!() };
     let create = ClientRequest::RegionCreate(RegionCreate { ticket: 1, ..create });

@@ -97,7 +97,7 @@ pub enum DaemonRequest {
         place: PoolPlace,
         /// The block that it was to become.
         block: BlockId,
-        /// Bytes of it that the block has.
+        /// Bytes of it that the block has; 0 if there is no block.
         committed: u64,
     },
 }
