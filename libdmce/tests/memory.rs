@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Barrier;
 
 use fake::{BLOCK_BYTES, Fake, Seeded, status, wait_until};
-use libdmce::{AllocOptions, DmceAddr, Options, Prot, Session, Status};
+use libdmce::{AllocOptions, DmceAddr, Options, Prot, RegionOptions, Session, Status};
 
 /// What an allocation is to hold: its content follows from a seed.
 #[derive(Clone, Copy)]
@@ -394,6 +394,65 @@ fn what_threads_keep_is_given_back_before_an_allocation_is_refused() {
     // Each thread kept a MiB; of what those leave some is too short for one more.
     let allocated = session.stat().unwrap().allocated_bytes;
     assert!(allocated > 5 << 20, "{allocated}");
+}
+
+/// Allocates pieces until there is no more, and frees them: their blocks stay here for a while.
+fn fill_and_free(session: &Session, piece: u64) {
+    let mut held = Vec::new();
+    let refused = loop {
+        match session.malloc(piece) {
+            Ok(addr) => held.push(addr),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused.status(), Status::NoSpace);
+    for addr in held {
+        session.free(addr).expect("it is allocated");
+    }
+}
+
+#[test]
+fn a_session_is_refused_nothing_that_it_holds_empty() {
+    Fake::with_and_without_thread(|fake, session| {
+        fake.state().capacity = 6 << 20;
+        // Runs, and objects that threads keep.
+        for piece in [300_000, 16_000] {
+            fill_and_free(&session, piece);
+            let span = session.malloc(5 << 20).unwrap();
+            session.free(span).unwrap();
+            fill_and_free(&session, piece);
+            let other = AllocOptions { page_size: 65536, ..AllocOptions::default() };
+            let addr = session.malloc_with(2 << 20, &other).unwrap();
+            assert!(fake.state().mallocs.last().is_some_and(|last| last.page_size == 65536));
+            session.free(addr).unwrap();
+            fill_and_free(&session, piece);
+            session.region_create("v", "r", 6 << 20, &RegionOptions::default()).unwrap();
+            session.region_delete("v", "r").unwrap();
+        }
+    });
+}
+
+/// What is in use is not given back, and asked for twice at most.
+#[test]
+fn who_holds_nothing_empty_is_refused_at_once() {
+    let fake = Fake::start();
+    fake.state().capacity = 6 << 20;
+    let session = fake.open();
+    let used = session.malloc(300_000).unwrap();
+    let pinned = AllocOptions { page_size: 65536, ..AllocOptions::default() };
+    let pinned = session.malloc_with(300_000, &pinned).unwrap();
+    let pointer = session.map(pinned, 300_000, Prot::READ_WRITE).unwrap();
+    session.fill(used, 5, 300_000).unwrap();
+    for _ in 0..2 {
+        let before = fake.state().mallocs.len();
+        assert_eq!(status(session.malloc(5 << 20)), Status::NoSpace);
+        assert_eq!(fake.state().mallocs.len(), before + 1);
+        let region = session.region_create("v", "r", 5 << 20, &RegionOptions::default());
+        assert_eq!(status(region), Status::NoSpace);
+    }
+    assert!(fake.state().deletes.is_empty());
+    assert_eq!(session.compare(used, &vec![5; 300_000]), Ok(std::cmp::Ordering::Equal));
+    session.unmap(pointer).unwrap();
 }
 
 #[test]

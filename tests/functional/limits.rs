@@ -5,7 +5,7 @@ use std::process::Command;
 use dmce_abi::Status;
 use dmce_tests::client::own_client;
 use dmce_tests::{Client, Instance, cannot_run};
-use libdmce::{Options, Session};
+use libdmce::{AllocOptions, Options, RegionOptions, Session};
 
 #[test]
 fn a_quota_is_an_answer_and_what_was_held_stays() {
@@ -37,6 +37,36 @@ fn a_quota_is_an_answer_and_what_was_held_stays() {
     third.region_create("v", "one", 4096, &libdmce::RegionOptions::default()).unwrap();
     let two = third.region_create("v", "two", 4096, &libdmce::RegionOptions::default());
     assert_eq!(two.unwrap_err().status(), Status::Quota);
+}
+
+/// Empty blocks stay with their session for a while, but not when it needs their room.
+#[test]
+fn memory_that_a_session_holds_empty_is_not_refused_to_itself() {
+    for (config, capacity) in [("", "64MiB"), ("quota.bytes = \"64MiB\"\n", "256MiB")] {
+        let config = format!("broker.idle_s = 3600\n{config}");
+        let instance = Instance::builder().daemons(1).capacity(capacity).config(&config).start();
+        let session = instance.open();
+        let fill_and_free = || {
+            let held: Vec<_> = std::iter::from_fn(|| session.malloc(1 << 20).ok()).collect();
+            assert!(held.len() > 40, "{} MiB", held.len());
+            for addr in held {
+                session.free(addr).unwrap();
+            }
+        };
+        fill_and_free();
+        let span = session.malloc(50 << 20).unwrap();
+        session.free(span).unwrap();
+        fill_and_free();
+        let other = AllocOptions { page_size: 65536, ..AllocOptions::default() };
+        let addr = session.malloc_with(30 << 20, &other).unwrap();
+        session.free(addr).unwrap();
+        fill_and_free();
+        session.region_create("v", "r", 50 << 20, &RegionOptions::default()).unwrap();
+        session.region_delete("v", "r").unwrap();
+        fill_and_free();
+        let patient = AllocOptions { wait: true, timeout_ms: 60_000, ..AllocOptions::default() };
+        session.malloc_with(50 << 20, &patient).unwrap();
+    }
 }
 
 #[test]

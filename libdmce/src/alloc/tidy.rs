@@ -87,13 +87,7 @@ impl Calendar {
             }
             depot.drain(heap, now, at);
         }
-        for pool in (0..depot.kinds()).map(|kind| at.heaps.of_kind(kind)) {
-            pool.collect(at.heaps, at.held);
-            if tidies {
-                tidy(pool, false, at);
-            }
-            depot.drain(pool, now, at);
-        }
+        depot.drain_pools(tidies, now, at);
     }
 }
 
@@ -106,9 +100,16 @@ impl Depot {
             tidy(heap, true, at);
             self.drain(heap, now, at);
         }
+        self.drain_pools(true, now, at);
+    }
+
+    /// Takes in what the pools of the kinds keep.
+    fn drain_pools(&mut self, tidies: bool, now: u64, at: At<'_>) {
         for pool in (0..self.kinds()).map(|kind| at.heaps.of_kind(kind)) {
             pool.collect(at.heaps, at.held);
-            tidy(pool, false, at);
+            if tidies {
+                tidy(pool, false, at);
+            }
             self.drain(pool, now, at);
         }
     }

@@ -8,6 +8,8 @@
 //!    pins ([`super::objects`]). What is given back to the broker leaves the table under that lock.
 //! 3. What the broker grants is in the table before it is in the allocator, and out of the
 //!    allocator before it is out of the table.
+//! 4. Nothing is refused for want of room while this session holds empty blocks: they go back
+//!    first, and it is asked for once more.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -260,7 +262,7 @@ impl Core {
             return Ok(made);
         }
         let _turn = self.growing.take(self.deadline()).ok_or_else(busy)?;
-        let (mut full, mut has_reclaimed) = (Vec::new(), false);
+        let (mut full, mut has_made_room) = (Vec::new(), false);
         loop {
             if let Some(made) = self.try_allocate(kind, shape)? {
                 return Ok(made);
@@ -283,9 +285,16 @@ impl Core {
                 }
             };
             match grown {
-                Err(error) if is_short(error.status()) && !has_reclaimed => {
+                Err(error) if is_short(error.status()) && !has_made_room => {
                     self.allocator().reclaim(monotonic_ms());
-                    has_reclaimed = true;
+                    has_made_room = true;
+                    if let Some(made) = self.try_allocate(kind, shape)? {
+                        return Ok(made);
+                    }
+                    // Others may grow again where there is room now; those that are gone cannot.
+                    if self.give_back_empty() {
+                        full.clear();
+                    }
                 }
                 grown => grown?,
             }
@@ -339,7 +348,7 @@ impl Core {
         if blocks >= self.ready.block_ids.into() {
             return Err(impossible(&format!("{bytes} bytes")));
         }
-        let (granted, fd) = self.ask_for(MallocKind::Span { bytes }, wish.kind, wish.patience)?;
+        let (granted, fd) = self.ask_for_span(bytes, wish)?;
         let info = granted.first;
         let whole = u64::from(info.span_count - 1).checked_mul(self.layout.block_bytes());
         let usable = whole.and_then(|whole| whole.checked_add(granted.last_committed));
@@ -356,6 +365,31 @@ impl Core {
         self.service.expect_idle(&self.link);
         self.fetch_ahead(SpanIds { first: info.block, count: info.span_count });
         self.join(info.block, 0)
+    }
+
+    /// Asks for a span; if there is no room for it, as long as is wished.
+    fn ask_for_span(&self, bytes: u64, wish: &Wish) -> Result<Grant, Error> {
+        let ask = |patience| self.ask_for(MallocKind::Span { bytes }, wish.kind, patience);
+        match (self.ask_making_room(|| ask(None)), wish.patience) {
+            (Err(error), Some(patience)) if is_short(error.status()) => ask(Some(patience)),
+            (asked, _) => asked,
+        }
+    }
+
+    /// Asks for memory, and once more if there is no room before what is empty here goes back. Not
+    /// by who is growing a heap.
+    pub(super) fn ask_making_room<T>(
+        &self,
+        ask: impl Fn() -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        match ask() {
+            Err(error) if is_short(error.status()) => {
+                let Some(_turn) = self.growing.take(self.deadline()) else { return Err(error) };
+                self.allocator().reclaim(monotonic_ms());
+                if self.give_back_empty() { ask() } else { Err(error) }
+            }
+            asked => asked,
+        }
     }
 
     /// Fetches the first blocks of a span before they are used, so that work in them needs no

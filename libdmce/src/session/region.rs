@@ -224,16 +224,19 @@ impl Core {
             return Err(Error::invalid("a region of no bytes"));
         }
         let RegionOptions { mode, base_pointer, copies, page_size } = *options;
-        let create = RegionCreate {
-            ticket: self.ticket(),
-            region: region_name(volume, name)?,
-            region_size,
-            base_pointer,
-            mode,
-            copies,
-            page_size,
-        };
-        done(&self.ask(&ClientRequest::RegionCreate(create))?.0, "RegionCreate")
+        let region = region_name(volume, name)?;
+        let (reply, _) = self.ask_making_room(|| {
+            self.ask(&ClientRequest::RegionCreate(RegionCreate {
+                ticket: self.ticket(),
+                region: region.clone(),
+                region_size,
+                base_pointer,
+                mode,
+                copies,
+                page_size,
+            }))
+        })?;
+        done(&reply, "RegionCreate")
     }
 
     pub(crate) fn region_delete(&self, volume: &str, name: &str) -> Result<(), Error> {

@@ -10,7 +10,7 @@
 //!    if what is to be undone was asked of a broker that is no more.
 //! 3. A session that was attached anew gives back what the broker says it has and nobody here knows
 //!    of, before it tells its pointers: a broker that lists has all its tables.
-//! 4. An idle block leaves the allocator while nobody is growing one, so no growth revives it.
+//! 4. An empty block leaves the allocator while nobody is growing one, so no growth revives it.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -288,9 +288,8 @@ impl Core {
         self.publish_usage();
         if let Some(_turn) = self.growing.try_take() {
             let limit = monotonic_ms().checked_sub(idle_ms);
-            let empty = limit.map(|limit| self.take_empty(limit)).unwrap_or_default();
-            for gone in empty {
-                self.give_back(gone);
+            if let Some(limit) = limit {
+                self.give_back_empty_since(limit);
             }
         }
         let now = monotonic_ms();
@@ -307,6 +306,26 @@ impl Core {
             (look, empty) => look.or(empty)?,
         };
         Some(Duration::from_millis(pause))
+    }
+
+    /// Gives all blocks back of which nothing is in use. False if there was none. For who has the
+    /// right to ask for more memory.
+    pub(super) fn give_back_empty(&self) -> bool {
+        let any = self.give_back_empty_since(u64::MAX);
+        if any {
+            self.service.expect_idle(&self.link);
+        }
+        any
+    }
+
+    /// Gives back the blocks that have been empty since before `limit`.
+    fn give_back_empty_since(&self, limit: u64) -> bool {
+        let empty = self.take_empty(limit);
+        let any = !empty.is_empty();
+        for gone in empty {
+            self.give_back(gone);
+        }
+        any
     }
 
     fn take_empty(&self, limit: u64) -> Vec<TakenOut> {
