@@ -3,11 +3,13 @@
 use std::cmp::Ordering;
 use std::ffi::{c_int, c_void};
 
+use libdmce::quick;
+
 use crate::alloc::{addr, dmce_addr_t};
 use crate::arguments::{Out, buffer as check_buffer};
 use crate::boundary;
 use crate::session::dmce_session_t;
-use crate::version::dmce_status_t;
+use crate::version::{DMCE_OK, dmce_status_t};
 
 /// Reads `bytes` bytes into `buffer`.
 #[unsafe(no_mangle)]
@@ -17,6 +19,30 @@ pub unsafe extern "C" fn dmce_read(
     buffer: *mut c_void,
     bytes: usize,
 ) -> dmce_status_t {
+    // SAFETY: the C contract: `bytes` bytes at `buffer` may be written, as it is not NULL.
+    if !buffer.is_null() && unsafe { quick::read(session.addr(), from, buffer.cast(), bytes) } {
+        return DMCE_OK;
+    }
+    // SAFETY: the same contract.
+    unsafe { read_slowly(session, from, buffer, bytes) }
+}
+
+/// # Safety
+///
+/// As [`dmce_read`].
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn read_slowly(
+    session: *mut dmce_session_t,
+    from: dmce_addr_t,
+    buffer: *mut c_void,
+    bytes: usize,
+) -> dmce_status_t {
+    // SAFETY: as in `dmce_read`.
+    if !buffer.is_null() && unsafe { quick::read_rest(session.addr(), from, buffer.cast(), bytes) }
+    {
+        return DMCE_OK;
+    }
     boundary::session(session, |session| {
         check_buffer(buffer, bytes)?;
         let from = addr(session, from)?;
@@ -36,6 +62,30 @@ pub unsafe extern "C" fn dmce_write(
     buffer: *const c_void,
     bytes: usize,
 ) -> dmce_status_t {
+    // SAFETY: the C contract: `bytes` bytes at `buffer` may be read and do not change, as it is not
+    // NULL.
+    if !buffer.is_null() && unsafe { quick::write(session.addr(), to, buffer.cast(), bytes) } {
+        return DMCE_OK;
+    }
+    // SAFETY: the same contract.
+    unsafe { write_slowly(session, to, buffer, bytes) }
+}
+
+/// # Safety
+///
+/// As [`dmce_write`].
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn write_slowly(
+    session: *mut dmce_session_t,
+    to: dmce_addr_t,
+    buffer: *const c_void,
+    bytes: usize,
+) -> dmce_status_t {
+    // SAFETY: as in `dmce_write`.
+    if !buffer.is_null() && unsafe { quick::write_rest(session.addr(), to, buffer.cast(), bytes) } {
+        return DMCE_OK;
+    }
     boundary::session(session, |session| {
         check_buffer(buffer, bytes)?;
         let to = addr(session, to)?;

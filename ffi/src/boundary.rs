@@ -1,5 +1,5 @@
 //! The one way from C into Rust and back. Every function of the interface is a call of one of
-//! [`call`], [`session`], [`region`] and [`closing`]; two of them after [`libdmce::quick`], which
+//! [`call`], [`session`], [`region`] and [`closing`]; four of them after [`libdmce::quick`], which
 //! takes handles as they are, and cannot panic.
 //!
 //! # Invariants

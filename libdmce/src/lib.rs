@@ -22,6 +22,10 @@ mod alloc;
 mod block;
 #[cfg(not(loom))]
 pub mod connection;
+#[cfg_attr(loom, expect(dead_code, reason = "the model uses a part of it"))]
+mod door;
+#[cfg(not(loom))]
+mod doors;
 #[cfg(not(loom))]
 mod error;
 #[cfg(not(loom))]
@@ -32,6 +36,9 @@ mod locate;
 mod operations;
 #[cfg(not(loom))]
 mod options;
+#[cfg(not(loom))]
+#[doc(hidden)]
+pub mod quick;
 #[cfg(not(loom))]
 mod reach;
 #[cfg(not(loom))]
@@ -50,9 +57,6 @@ pub mod thread;
 #[cfg(not(loom))]
 mod turn;
 
-#[cfg(not(loom))]
-#[doc(hidden)]
-pub use alloc::quick;
 #[cfg(not(loom))]
 pub use dmce_abi::{AddrLayout, DmceAddr, Status};
 #[cfg(not(loom))]

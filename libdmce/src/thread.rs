@@ -6,6 +6,8 @@ use std::cell::Cell;
 
 use crate::alloc::gates::{self, Gates};
 use crate::alloc::{Gate, Key};
+use crate::door::Door;
+use crate::table::Table;
 
 /// Sessions that a thread can use in turn without looking for its slot.
 pub(crate) const RECENT_MAX: usize = 4;
@@ -36,6 +38,11 @@ pub(crate) fn recent<R>(body: impl FnOnce(&[Cell<(u64, usize)>; RECENT_MAX]) -> 
 #[inline]
 pub(crate) fn gate(key: Key) -> Option<&'static Gate> {
     OWN.with(|own| own.gates.get()).map(|gates| gates.of(key))
+}
+
+/// This thread's door to the session that has a key, if it has doors.
+pub(crate) fn door(key: Key) -> Option<&'static Door<Table>> {
+    OWN.with(|own| own.gates.get()).map(|gates| gates.door(key))
 }
 
 /// Gives this thread gates, or takes them away.

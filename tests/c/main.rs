@@ -64,6 +64,26 @@ fn bytes_come_back_through_windows() {
     instance.wait_empty();
 }
 
+/// As in a release build: there is no check that sends small accesses by the long way.
+#[test]
+fn bytes_come_back_past_doors() {
+    let unchecked = ("DMCE_CHECK", "0");
+    let cases = [
+        ("basic.c", "c99", vec![unchecked]),
+        ("basic.c", "c99", vec![unchecked, ("DMCE_WINDOW_BUDGET", "16MiB")]),
+        ("contract.c", "c11", vec![unchecked]),
+        ("forked.c", "c11", vec![unchecked]),
+        ("regions.c", "c11", vec![unchecked]),
+    ];
+    for (source, standard, environment) in cases {
+        let program = toolchain::build(&format!("tests/c/{source}"), standard, Shared);
+        let instance = Instance::start(2);
+        let output = toolchain::run_with(&program.path, &instance, &[], &environment);
+        toolchain::text_of_success(source, &output);
+        instance.wait_empty();
+    }
+}
+
 #[test]
 fn bytes_come_back_by_message_by_both_ways() {
     let program = toolchain::build("tests/c/messages.c", "c99", Shared);

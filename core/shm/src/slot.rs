@@ -99,7 +99,20 @@ impl Slot {
     #[inline]
     pub fn begin(&self, look: Look<'_>) -> Result<Operation<'_>, Moved> {
         let even = self.mark.load(Ordering::Relaxed);
-        assert!(even & IN_FLIGHT == 0, "the slot is in use by another operation");
+        assert!(!is_in_flight(even), "the slot is in use by another operation");
+        self.mark_after(even, look)
+    }
+
+    /// [`Slot::begin`] where an operation may be in flight already, which then goes on alone.
+    /// `None` for that, and for [`Moved`].
+    #[inline]
+    pub fn try_begin(&self, look: Look<'_>) -> Option<Operation<'_>> {
+        let even = self.mark.load(Ordering::Relaxed);
+        if is_in_flight(even) { None } else { self.mark_after(even, look).ok() }
+    }
+
+    #[inline]
+    fn mark_after(&self, even: u32, look: Look<'_>) -> Result<Operation<'_>, Moved> {
         let operation = Operation { slot: self, odd: even.wrapping_add(1) };
         // Release (a): whoever sees this mark instead of the one before has the earlier operation
         // behind it. The next load must not be done before this store: the fence.

@@ -257,7 +257,7 @@ unsafe fn copy_any(
 ) -> Result<(), Gone> {
     if bytes < STRING_BYTES {
         // SAFETY: as the caller promises.
-        return unsafe { part_by(copy_vectors, both, bytes, shared) };
+        return outcome(unsafe { machine::copy_vectors(both, bytes, shared) });
     }
     let ((to, from), [a, b]) = (both, shared);
     // SAFETY: as the caller promises.

@@ -279,7 +279,7 @@ pub(crate) fn wait_outside(gate: &Gate) {
 /// Waits for a moment, for the `looks`th time in a row: inside a gate nobody stays, but a thread
 /// may have to be scheduled first.
 #[cfg(not(loom))]
-fn pause(looks: u32) {
+pub(crate) fn pause(looks: u32) {
     match looks {
         ..100 => std::hint::spin_loop(),
         100..1_000 => std::thread::yield_now(),
@@ -289,6 +289,6 @@ fn pause(looks: u32) {
 }
 
 #[cfg(loom)]
-fn pause(_looks: u32) {
+pub(crate) fn pause(_looks: u32) {
     loom::thread::yield_now();
 }

@@ -1,7 +1,8 @@
-//! The gates of a process: a set for each thread, in pages that a forked child finds wiped.
+//! The gates and doors of a process: a set for each thread, in pages that a forked child finds
+//! wiped.
 //!
 //! ```text
-//!   page, wiped on fork:   | 4 gates of a thread | 4 gates | ..
+//!   page, wiped on fork:   | 4 gates, 4 doors of a thread | 4 gates, 4 doors | ..
 //!                               ^
 //!   ordinary memory:          [`Set`] -> [`Set`] -> ..     one for each, in a list
 //!
@@ -16,8 +17,8 @@
 //!
 //! 1. Pages and sets are never freed, only given back, so a gate may be looked at for ever, and the
 //!    list walked without a lock.
-//! 2. In a forked child all gates are shut: the words of all are 0. Its one thread goes on with its
-//!    own set; those of the other threads stay taken.
+//! 2. In a forked child all gates and doors are shut: the words of all are 0. Its one thread goes
+//!    on with its own set; those of the other threads stay taken.
 //! 3. A place with the number of a running thread is that thread's: it alone has stored the number,
 //!    after the gates, and takes it away before it ends. The place of a thread that a forked child
 //!    does not have is there for a thread with the same number.
@@ -29,24 +30,36 @@ use dmce_sys::map::WipedPage;
 use dmce_sys::thread;
 
 use super::gate::{Gate, Key};
+use crate::door::Door;
+use crate::table::Table;
 
-/// Gates of a thread: so many sessions it can use in turn without opening one anew.
+/// Gates of a thread, and doors: so many sessions it can use in turn without opening one anew.
 pub(super) const GATES: usize = 4;
 
-/// The gates of one thread.
-#[repr(transparent)]
-pub(crate) struct Gates([Gate; GATES]);
+/// The gates of one thread, and its doors.
+#[repr(C)]
+pub(crate) struct Gates {
+    gates: [Gate; GATES],
+    doors: [Door<Table>; GATES],
+}
 
 impl Gates {
     /// The gate for the session that has a key.
     #[inline]
     pub(crate) fn of(&self, key: Key) -> &Gate {
-        &self.0[key.low_bits() % GATES]
+        &self.gates[key.low_bits() % GATES]
+    }
+
+    /// The door to the session that has a key.
+    #[inline]
+    pub(crate) fn door(&self, key: Key) -> &Door<Table> {
+        &self.doors[key.low_bits() % GATES]
     }
 
     /// Shuts all of them. Anybody may.
     pub(crate) fn shut(&self) {
-        self.0.iter().for_each(Gate::shut);
+        self.gates.iter().for_each(Gate::shut);
+        self.doors.iter().for_each(Door::shut);
     }
 }
 
@@ -104,7 +117,7 @@ static PLACES: [Place; 1 << PLACES_BITS] =
 /// The gates of this thread, if it said so and no other one has its place.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
-pub(super) fn of_this_thread() -> Option<&'static Gates> {
+pub(crate) fn of_this_thread() -> Option<&'static Gates> {
     let thread = thread::pointer()?;
     let place = place_of(thread);
     if place.thread.load(Ordering::Relaxed) != thread {

@@ -72,7 +72,7 @@ pub(crate) use depot::Grown;
 use depot::{At, Depot};
 use directory::Directory;
 use gate::Errand;
-pub(crate) use gate::{Gate, KIND_BITS, Key, Permits};
+pub(crate) use gate::{Gate, KIND_BITS, Key, Permits, heavy, pause};
 pub(crate) use heap::{Given, Heap, Owner};
 use heaps::Heaps;
 use link::Held;

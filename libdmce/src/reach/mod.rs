@@ -16,7 +16,7 @@
 //!    its slot; for what is asked for it has not.
 
 #[cfg(test)]
-mod conformance;
+pub(crate) mod conformance;
 pub(crate) mod mapped;
 pub(crate) mod message;
 mod store;

@@ -39,6 +39,7 @@ use super::service::{Chores, Service};
 use crate::alloc::{Allocator, Key};
 use crate::block::{Backing, Block, Obstacle, check_info};
 use crate::connection::{Answer, Deadline};
+use crate::doors::Doors;
 use crate::error::Error;
 use crate::events::Events;
 use crate::operations::Operations;
@@ -58,6 +59,9 @@ const TRIES_MAX: u32 = 1_000;
 /// A session.
 #[derive(Debug)]
 pub(crate) struct Core {
+    /// The doors that threads have here. First, so that they are shut and left before anything that
+    /// they lead to goes.
+    pub(super) doors: Doors,
     /// How addresses are divided.
     pub layout: AddrLayout,
     /// Width of a cell, for the fast path.
@@ -535,10 +539,15 @@ impl Core {
 }
 
 impl Options {
-    /// Whether accesses are checked against allocations: in debug builds, and where the environment
-    /// says so.
+    /// Whether accesses are checked against allocations: as the environment says by 1 or 0, else in
+    /// debug builds.
     pub(crate) fn checks() -> bool {
-        cfg!(debug_assertions) || std::env::var_os("DMCE_CHECK").is_some_and(|value| value == "1")
+        let said = std::env::var_os("DMCE_CHECK");
+        match said.as_ref().and_then(|said| said.to_str()) {
+            Some("1") => true,
+            Some("0") => false,
+            _ => cfg!(debug_assertions),
+        }
     }
 }
 

@@ -20,8 +20,10 @@ use dmce_abi::{DmceAddr, Status};
 use super::core::Core;
 use crate::alloc::Place;
 use crate::block::{Backing, Block, Obstacle};
+use crate::door::Ways;
 use crate::error::Error;
 use crate::reach::{Piece, Trouble};
+use crate::{quick, thread};
 
 /// The most that one operation does.
 const PIECE_BYTES: usize = 8 << 20;
@@ -175,6 +177,30 @@ impl Core {
             return self.copy_apart(to, from);
         }
         self.bounce(to, from, 0..bytes, target > source)
+    }
+
+    /// Has small accesses of this thread go through a door from now on, after one that did not, if
+    /// nothing is to be checked that [`quick`] does not check. The message path has none.
+    #[inline]
+    pub(super) fn open_door(&self, bytes: usize) {
+        if bytes <= quick::BYTES_MAX && !self.check && self.doors.are_allowed() {
+            self.open_door_if_shut();
+        }
+    }
+
+    #[inline(never)]
+    fn open_door_if_shut(&self) {
+        let key = self.key();
+        let (Some(slot), Some(door)) = (self.slots.recent(), thread::door(key)) else { return };
+        let Some(own) = self.map.slots().get(slot) else { return };
+        if door.is_open(key) || self.ways.route().is_some() {
+            return;
+        }
+        let (look, cell_bits) = (self.map.look(), self.cell_bits);
+        let ways = Ways { slot: own, look, table: &self.table, cell_bits };
+        // SAFETY: all of it is part of this session, whose doors are dropped first; the slot is
+        // this thread's until it ends, and its gates and doors are shut before that.
+        unsafe { self.doors.open((slot, door), key, !self.verify, &ways) };
     }
 
     /// Runs `act` on a range, if it is in one block and nothing is in the way.

@@ -35,10 +35,10 @@ use dmce_abi::Status;
 use dmce_abi::{AddrLayout, DmceAddr};
 
 use self::core::Core;
-use crate::alloc::quick;
 use crate::error::Error;
 use crate::events::Event;
 use crate::options::{AllocOptions, Options, Prot, RegionOptions};
+use crate::quick;
 use crate::reach::word::Change;
 use crate::stat::Stat;
 pub use region::Region;
@@ -218,8 +218,13 @@ impl Session {
     /// [`Status::Address`] if not all of the range is the session's, [`Status::Lost`].
     #[inline]
     pub fn read(&self, from: DmceAddr, buffer: &mut [u8]) -> Result<(), Error> {
+        let (key, bytes) = (self.core.key().number(), buffer.len());
         // SAFETY: the buffer is writable for its length.
-        unsafe { self.core.read(from, buffer.as_mut_ptr(), buffer.len()) }
+        if unsafe { quick::read(key, from.to_raw(), buffer.as_mut_ptr(), bytes) } {
+            return Ok(());
+        }
+        // SAFETY: as above.
+        unsafe { self.read_raw(from, buffer.as_mut_ptr(), bytes) }
     }
 
     /// [`Session::read`] into memory that is known by its address.
@@ -239,7 +244,9 @@ impl Session {
         bytes: usize,
     ) -> Result<(), Error> {
         // SAFETY: as the caller promises.
-        unsafe { self.core.read(from, buffer, bytes) }
+        unsafe { self.core.read(from, buffer, bytes)? };
+        self.core.open_door(bytes);
+        Ok(())
     }
 
     /// Copies bytes in; done on every copy when it returns.
@@ -250,8 +257,13 @@ impl Session {
     /// the options ask for verification and it fails: the content is then undefined.
     #[inline]
     pub fn write(&self, to: DmceAddr, data: &[u8]) -> Result<(), Error> {
+        let (key, bytes) = (self.core.key().number(), data.len());
         // SAFETY: the data is readable for its length.
-        unsafe { self.core.write(to, data.as_ptr(), data.len()) }
+        if unsafe { quick::write(key, to.to_raw(), data.as_ptr(), bytes) } {
+            return Ok(());
+        }
+        // SAFETY: as above.
+        unsafe { self.write_raw(to, data.as_ptr(), bytes) }
     }
 
     /// [`Session::write`] from memory that is known by its address.
@@ -271,7 +283,9 @@ impl Session {
         bytes: usize,
     ) -> Result<(), Error> {
         // SAFETY: as the caller promises.
-        unsafe { self.core.write(to, data, bytes) }
+        unsafe { self.core.write(to, data, bytes)? };
+        self.core.open_door(bytes);
+        Ok(())
     }
 
     /// Copies bytes from one range to another, which may overlap, as `memmove` does.

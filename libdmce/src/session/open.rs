@@ -27,6 +27,7 @@ use super::link::{Descriptors, Link};
 use super::service::{Chores, Service};
 use crate::alloc::Allocator;
 use crate::connection::Deadline;
+use crate::doors::Doors;
 use crate::error::Error;
 use crate::events::Events;
 use crate::locate::{self, Found};
@@ -96,6 +97,7 @@ fn finish(options: &Options, link: Link, parts: Parts) -> Result<Arc<Core>, Erro
     let (block_ids, fence) = (ready.block_ids, operations.fence());
     let slots = Slots::new();
     let core = Arc::new(Core {
+        doors: Doors::new(map.look().fence),
         layout,
         cell_bits: layout.cell_bits(),
         timeout_ms: options.timeout_ms(),

@@ -126,9 +126,14 @@ impl SessionMap {
     /// If there is no such slot, or an operation is in flight in it.
     #[inline]
     pub fn begin(&self, slot: usize) -> Result<Operation<'_>, Moved> {
-        let look =
-            Look { generation: self.generation_word(), known: &self.known, fence: self.fence };
-        self.slots()[slot].begin(look)
+        self.slots()[slot].begin(self.look())
+    }
+
+    /// What operations look at after their mark.
+    #[inline]
+    #[must_use]
+    pub fn look(&self) -> Look<'_> {
+        Look { generation: self.generation_word(), known: &self.known, fence: self.fence }
     }
 
     /// Whether the broker's generation is another than the known one. One load; not a mark.

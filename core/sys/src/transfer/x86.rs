@@ -285,6 +285,21 @@ global_asm!(
     ".popsection",
 );
 
+/// Calls the routine that copies any bytes.
+///
+/// # Safety
+///
+/// As [`super::copy_any`].
+#[inline]
+pub(super) unsafe fn copy_vectors(
+    (to, from): (*mut u8, *const u8),
+    bytes: usize,
+    shared: [*mut u8; 2],
+) -> usize {
+    // SAFETY: as the caller promises.
+    unsafe { super::copy_vectors(to, from, bytes, shared[0].addr(), shared[1].addr()) }
+}
+
 /// What a routine was doing when a signal interrupted it.
 pub(super) struct Interrupted<'a>(&'a mut libc::ucontext_t);
 

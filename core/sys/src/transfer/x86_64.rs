@@ -6,7 +6,7 @@
 //!   result      rax: 0, or the address that is gone
 //! ```
 
-use std::arch::global_asm;
+use std::arch::{asm, global_asm};
 use std::ffi::c_void;
 
 use super::Shared;
@@ -247,6 +247,42 @@ global_asm!(
     ".cfi_endproc",
     ".popsection",
 );
+
+/// Calls the routine that copies any bytes. It changes few registers, which the compiler does not
+/// know of a call by the rules of C: what is short then saves none for it.
+///
+/// # Safety
+///
+/// As [`super::copy_any`].
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "it is one instruction")]
+pub(super) unsafe fn copy_vectors(
+    (to, from): (*mut u8, *const u8),
+    bytes: usize,
+    shared: [*mut u8; 2],
+) -> usize {
+    let gone;
+    // SAFETY: the routine is the one above, with its arguments where it has them; all that it
+    // changes is named, and where it may be interrupted, too.
+    unsafe {
+        asm!(
+            "call {routine}",
+            routine = sym super::copy_vectors,
+            in("rdi") to,
+            in("rsi") from,
+            in("rdx") bytes,
+            inlateout("rcx") shared[0] => _,
+            in("r8") shared[1],
+            lateout("rax") gone,
+            lateout("r9") _,
+            lateout("xmm0") _,
+            lateout("xmm1") _,
+            lateout("xmm2") _,
+            lateout("xmm3") _,
+        );
+    }
+    gone
+}
 
 /// What a routine was doing when a signal interrupted it.
 pub(super) struct Interrupted<'a>(&'a mut libc::ucontext_t);

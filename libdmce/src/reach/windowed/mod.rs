@@ -114,6 +114,18 @@ impl WindowedBlock {
         self.touched.swap(false, Relaxed)
     }
 
+    /// Where a cell is mapped, if a window shows so many bytes from there and some more just now.
+    /// It does until the caller's operation is over.
+    #[inline]
+    pub(crate) fn shown(&self, cell: u64, bytes: usize) -> Option<*mut u8> {
+        let (window, offset) = split(cell);
+        // Who reaches the window's end leaves word of it in `each_part`.
+        if bytes >= in_window(offset) {
+            return None;
+        }
+        Some(self.cache.find(&self.entries, window)?.wrapping_add(offset))
+    }
+
     /// Runs `access` on every part of a piece, with the way to reach it.
     #[inline]
     fn each_part(
