@@ -214,7 +214,7 @@ impl<Q, A> AsFd for Connection<Q, A> {
 }
 
 /// The moment at which a call gives up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline {
     at_ns: u64,
 }
@@ -224,6 +224,11 @@ impl Deadline {
     #[must_use]
     pub fn after_ms(timeout_ms: u32) -> Self {
         Self { at_ns: monotonic_ns().saturating_add(u64::from(timeout_ms) * 1_000_000) }
+    }
+
+    /// The moment on the monotonic clock.
+    pub(crate) const fn at_ns(self) -> u64 {
+        self.at_ns
     }
 
     /// The time until then; `None` if it is over.

@@ -164,6 +164,37 @@ fn a_stopped_daemon_is_waited_for_until_the_time_is_over() {
     }
 }
 
+/// With the session's time limit it would take longer than any test.
+#[test]
+fn a_wait_for_a_word_of_a_stopped_daemon_ends_with_its_own_time() {
+    let instance = Instance::builder().daemons(1).start();
+    let daemon = instance.daemon_pid(1).unwrap();
+    for route in &ROUTES {
+        let mut client = Client::start(&own_client(), &instance, route);
+        client.ask("open 600000").unwrap();
+        let addr = client.number("malloc 4096").unwrap();
+        stop(daemon);
+        // No way to the word is known, and then one over which nothing comes back.
+        assert_eq!(client.ask(format!("wait {addr} 0 100")), Err(Status::Timeout));
+        send(daemon, Signal::CONT);
+        client.ask(format!("fill {addr} 0 4096")).unwrap();
+        let before = client.number(format!("raise {addr} 1")).unwrap();
+        stop(daemon);
+        for _ in 0..3 {
+            let wait = format!("wait {addr} {} 50", before + 1);
+            assert_eq!(client.ask(wait), Err(Status::Timeout));
+        }
+        send(daemon, Signal::CONT);
+        // What was given up is answered late, and disturbs nobody.
+        assert_eq!(client.number(format!("raise {addr} 1")), Ok(before + 1));
+        client.ask(format!("wait {addr} {} 60000", before + 1)).unwrap();
+        let wait = format!("wait {addr} {} 20", before + 2);
+        assert_eq!(client.ask(wait), Err(Status::Timeout));
+        client.ask("close").unwrap();
+        instance.wait_empty();
+    }
+}
+
 #[test]
 fn a_close_ends_calls_that_wait_for_a_daemon() {
     let instance = Instance::builder().daemons(1).start();

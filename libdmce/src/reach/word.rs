@@ -17,6 +17,7 @@ use dmce_sys::transfer::word::Word;
 
 use super::Trouble;
 use super::message::AskedBlock;
+use crate::connection::Deadline;
 
 /// What is done to a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +94,15 @@ impl Watch {
     /// A word that is asked for.
     pub(super) const fn asked(block: AskedBlock, cell: u64) -> Self {
         Self(Watched::Asked { block, cell })
+    }
+
+    /// Has no look take longer than until then.
+    pub(crate) fn until(self, limit: Option<Deadline>) -> Self {
+        match self.0 {
+            Watched::Asked { block, cell } => Self::asked(block.until(limit), cell),
+            // Nobody is asked.
+            mapped @ Watched::Mapped { .. } => Self(mapped),
+        }
     }
 
     /// What the word is.

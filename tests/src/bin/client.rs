@@ -126,6 +126,11 @@ fn memory(state: &State, command: &str, rest: &[&str]) -> Answer {
             let times = usize::try_from(number(times)?).map_err(|_| wrong("too often"))?;
             take_turns(session, addr(session, at)?, turns.take(times))
         }
+        ("wait", [at, equal, ms]) => {
+            let timeout_ms = ms.parse().map_err(|_| wrong("no time"))?;
+            session.wait64(addr(session, at)?, number(equal)?, timeout_ms)?;
+            Ok(String::new())
+        }
         ("raise", [at, by]) => Ok(session.add64(addr(session, at)?, number(by)?)?.to_string()),
         ("hold", [mib]) => hold(session, number(mib)?),
         ("churn", [seed]) => {

@@ -4,7 +4,8 @@
 //!
 //! 1. One request is under way over a link at a time.
 //! 2. A link over which something came that is no answer, or nothing in time, is of no more use:
-//!    it is closed, so that its daemon does nothing more for who gave up.
+//!    it is closed, so that its daemon does nothing more for who gave up. But for a look at a word:
+//!    that does nothing, those who wait give one up often, and a late answer to it is dropped.
 //! 3. Where links end before they were of any use, the broker is asked instead, for a while.
 #![forbid(unsafe_code)]
 
@@ -78,6 +79,9 @@ impl DaemonLink {
         let trouble = match asked {
             Ok((reply, fds)) if fds.is_empty() && request.fits(&reply) => return Ok(reply),
             Err(ConnectionError::Refused(refusal)) => return Err(of_refusal(refusal.status)),
+            Err(ConnectionError::Timeout) if matches!(request, DataRequest::Wait64 { .. }) => {
+                return Err(Trouble::Refused(Status::Timeout));
+            }
             Err(error) if request.counts() && connection.may_be_done(&error) => {
                 tracing::debug!(%error, "a change of a word has no answer");
                 unanswered(&error).unwrap_or(Trouble::Unsure)

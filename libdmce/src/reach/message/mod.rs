@@ -12,7 +12,8 @@
 //! 1. Nothing here is done inside an operation: it may have to wait, and nothing is mapped that
 //!    somebody could take away.
 //! 2. A change of a word is asked for once. What may have been done is not asked for again.
-//! 3. Who waits for an answer does so until the session's time limit is over, or it is closed.
+//! 3. Who waits for an answer does so until the session's time limit is over, or that of its own
+//!    call, if that is shorter; or the session is closed.
 
 #[cfg(test)]
 pub(super) mod fake;
@@ -55,12 +56,18 @@ pub(crate) struct AskedBlock {
     guid: Guid,
     carrier: Carrier,
     timeout_ms: u32,
+    limit: Option<Deadline>,
 }
 
 impl AskedBlock {
     /// The block of that GUID. An access waits for answers as long as `timeout_ms`.
     pub(crate) const fn new(block: BlockId, guid: Guid, carrier: Carrier, timeout_ms: u32) -> Self {
-        Self { block, guid, carrier, timeout_ms }
+        Self { block, guid, carrier, timeout_ms, limit: None }
+    }
+
+    /// The same, for who waits for no answer longer than until then.
+    pub(super) fn until(self, limit: Option<Deadline>) -> Self {
+        Self { limit, ..self }
     }
 
     /// What a word is.
@@ -101,7 +108,8 @@ impl AskedBlock {
     }
 
     fn deadline(&self) -> Deadline {
-        Deadline::after_ms(self.timeout_ms)
+        let deadline = Deadline::after_ms(self.timeout_ms);
+        self.limit.map_or(deadline, |limit| limit.min(deadline))
     }
 }
 
