@@ -164,6 +164,31 @@ fn a_stopped_daemon_is_waited_for_until_the_time_is_over() {
     }
 }
 
+/// Through the broker that is known as soon as it suspects the daemon.
+#[test]
+fn a_change_of_a_word_of_a_stopped_daemon_is_made_once_or_not_at_all() {
+    let config = "broker.sense_ms = 50\nbroker.suspect_ms = 200\n";
+    let instance = Instance::builder().daemons(1).config(config).start();
+    let daemon = instance.daemon_pid(1).unwrap();
+    for (route, (timeout_ms, ends_with)) in
+        ROUTES.iter().zip([(500, Status::Timeout), (600_000, Status::Io)])
+    {
+        let mut client = Client::start(&own_client(), &instance, route);
+        client.ask(format!("open {timeout_ms}")).unwrap();
+        let addr = client.number("malloc 4096").unwrap();
+        client.ask(format!("fill {addr} 0 4096")).unwrap();
+        let before = client.number(format!("raise {addr} 1")).unwrap();
+        stop(daemon);
+        assert_eq!(client.ask(format!("raise {addr} 1")), Err(ends_with));
+        send(daemon, Signal::CONT);
+        instance.wait_serving();
+        let now = client.number(format!("raise {addr} 0")).unwrap();
+        assert!((before + 1..=before + 2).contains(&now), "{before} and one or two are {now}");
+        client.ask("close").unwrap();
+        instance.wait_empty();
+    }
+}
+
 /// With the session's time limit it would take longer than any test.
 #[test]
 fn a_wait_for_a_word_of_a_stopped_daemon_ends_with_its_own_time() {

@@ -67,12 +67,31 @@ pub(crate) enum Trouble {
     /// Its daemon, or who was to pass the request on, does not do it.
     #[error("it is not done: {0}")]
     Refused(Status),
-    /// The daemon is gone after it was asked to change a word, and before it has answered.
-    #[error("its daemon died over a change of a word, which may have been done")]
+    /// The way to its daemon has ended after that was asked to change a word, and before an answer.
+    #[error("no answer will come any more; the word may have been changed")]
     Unsure,
+    /// Its daemon was asked to change a word, and has not answered for longer than it should take.
+    #[error("the daemon does not answer; the word may have been changed")]
+    Silent,
+    /// Its daemon was asked to change something, and has not answered in the caller's time.
+    #[error("no answer came in time; it may be done yet")]
+    Late,
     /// The kernel answered with an error that means none of these.
     #[error("input or output failed")]
     Io,
+}
+
+impl Trouble {
+    /// What the caller of an access gets.
+    pub(crate) const fn status(self) -> Status {
+        match self {
+            Self::Lost => Status::Lost,
+            Self::NoAddressSpace => Status::NoMem,
+            Self::Refused(status) => status,
+            Self::Late => Status::Timeout,
+            Self::Differs | Self::Unlinked | Self::Unsure | Self::Silent | Self::Io => Status::Io,
+        }
+    }
 }
 
 impl From<Gone> for Trouble {

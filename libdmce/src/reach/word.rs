@@ -2,7 +2,8 @@
 //!
 //! # Invariants
 //!
-//! 1. A change is done once or not at all: one that ends with an error was not done.
+//! 1. A change is done once or not at all: one that ends with an error was not done, unless the
+//!    error says that it may have been.
 //! 2. Nobody waits inside an operation: who waits has a page of the object mapped for that alone,
 //!    or asks for the word again and again.
 

@@ -2,7 +2,8 @@
 //!
 //! # Invariants
 //!
-//! 1. A change is done once: what met an obstacle was not done, and is done again as a whole.
+//! 1. A change is done once: what met an obstacle and was not done is done again as a whole, and
+//!    what may have been done ends with an error that says so.
 //! 2. Nobody sleeps inside an operation.
 //! 3. Who sleeps is woken by whoever wakes the word, and by the bell when its block is replaced or
 //!    gone, or the session closed.

@@ -273,7 +273,9 @@ impl Core {
     /// What a caller gets; a session that the broker does not know any more is shut.
     pub(super) fn of_link(&self, error: LinkError) -> Error {
         match error {
-            LinkError::Failed(error) | LinkError::GivenUp(error) => error,
+            LinkError::Refused(error) | LinkError::Failed(error) | LinkError::GivenUp(error) => {
+                error
+            }
             LinkError::Unsure => Error::new(Status::Io, "the broker died over a request"),
             LinkError::Over(reason) => {
                 if self.shut() {
@@ -352,13 +354,8 @@ impl Core {
                 Ok(())
             }
             Obstacle::Trouble(Trouble::Refused(Status::Closed)) => Err(Error::closed()),
-            Obstacle::Trouble(trouble @ Trouble::Refused(status)) => {
-                Err(Error::new(status, format!("block {id}: {trouble}")))
-            }
             Obstacle::Trouble(trouble) => {
-                let is_ours = trouble == Trouble::NoAddressSpace;
-                let status = if is_ours { Status::NoMem } else { Status::Io };
-                Err(Error::new(status, format!("block {id}: {trouble}")))
+                Err(Error::new(trouble.status(), format!("block {id}: {trouble}")))
             }
         }
     }

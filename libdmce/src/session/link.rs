@@ -143,7 +143,9 @@ impl State {
 /// Why there is no answer.
 #[derive(Debug)]
 pub(super) enum LinkError {
-    /// The request was not done: it is refused, or there is no broker in time.
+    /// The broker has refused it.
+    Refused(Error),
+    /// The request was not done: there is no broker in time.
     Failed(Error),
     /// Nobody waits for the answer any more. The request may have been done, or be done yet.
     GivenUp(Error),
@@ -159,8 +161,8 @@ impl LinkError {
         match self {
             Self::GivenUp(_) | Self::Unsure => true,
             // It was done, and the broker had no descriptor for the answer.
-            Self::Failed(error) => matches!(error.status(), Status::Lost | Status::Internal),
-            Self::Over(_) => false,
+            Self::Refused(error) => matches!(error.status(), Status::Lost | Status::Internal),
+            Self::Failed(_) | Self::Over(_) => false,
         }
     }
 }
@@ -260,7 +262,7 @@ impl Link {
                         return Err(LinkError::GivenUp(unavailable(&error)));
                     }
                 }
-                Err(error) if error.is_refusal() => return Err(LinkError::Failed(error.into())),
+                Err(error) if error.is_refusal() => return Err(LinkError::Refused(error.into())),
                 Err(error) => {
                     self.watch_replies(&mut state);
                     return Err(LinkError::GivenUp(error.into()));

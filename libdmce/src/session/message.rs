@@ -27,7 +27,7 @@ use crate::block::{Backing, check_info};
 use crate::connection::Deadline;
 use crate::error::Error;
 use crate::reach::Trouble;
-use crate::reach::message::{AskedBlock, Carrier, Relay, of_refusal};
+use crate::reach::message::{AskedBlock, Carrier, Relay, is_a_change, of_refusal};
 use crate::reach::ways::Route;
 
 /// No link.
@@ -138,38 +138,69 @@ impl Core {
 impl Relay for Link {
     fn relay(&self, request: &DataRequest, deadline: Deadline) -> Result<DataReply, Trouble> {
         let wrapped = ClientRequest::Data(request.clone());
-        let (mut pause, mut is_silent) = (PAUSE_MIN, false);
+        let (mut pause, mut passed) = (PAUSE_MIN, Passed::default());
         loop {
             let error = match self.ask(&wrapped, deadline) {
                 Ok((ClientReply::Data(reply), _)) if request.fits(&reply) => return Ok(reply),
                 Ok(_) if request.counts() => return Err(Trouble::Unsure),
                 Ok(_) => return Err(Trouble::Refused(Status::Internal)),
-                Err(LinkError::Failed(error)) => error,
-                Err(LinkError::GivenUp(error)) if error.status() == Status::Closed => {
+                Err(LinkError::Refused(error)) => error,
+                Err(LinkError::Failed(error) | LinkError::GivenUp(error))
+                    if error.status() == Status::Closed =>
+                {
                     return Err(Trouble::Refused(Status::Closed));
                 }
-                Err(LinkError::GivenUp(_)) => return Err(Trouble::Refused(Status::Timeout)),
+                Err(LinkError::Failed(_)) if passed.is_silent => return Err(passed.late(request)),
+                Err(LinkError::Failed(error)) => return Err(of_refusal(error.status())),
+                Err(LinkError::GivenUp(_)) => {
+                    passed.is_sent = true;
+                    return Err(passed.late(request));
+                }
                 Err(LinkError::Unsure) => return Err(Trouble::Unsure),
                 Err(LinkError::Over(_)) => return Err(Trouble::Refused(Status::Closed)),
             };
-            let left = deadline.left();
-            match (error.status(), left) {
-                (Status::Busy, None) => return Err(Trouble::Refused(Status::Timeout)),
-                (Status::Unavailable, None) if is_silent => {
-                    return Err(Trouble::Refused(Status::Timeout));
-                }
-                // It was passed on, and the daemon does not answer: it may do it yet.
-                (Status::Unavailable, Some(_)) if request.counts() => {
-                    return Err(Trouble::Unsure);
-                }
-                (Status::Busy | Status::Unavailable, Some(left)) => {
-                    is_silent = true;
-                    self.pause(pause.min(left)).map_err(|_| Trouble::Io)?;
-                    pause = PAUSE_MAX.min(pause * 2);
-                }
-                (Status::Closed, _) => return Err(Trouble::Refused(Status::Closed)),
-                (status, _) => return Err(of_refusal(status)),
-            }
+            let left = passed.refused(request, error.status(), deadline.left())?;
+            self.pause(pause.min(left)).map_err(|_| Trouble::Io)?;
+            pause = PAUSE_MAX.min(pause * 2);
+        }
+    }
+}
+
+/// What is known of a request for a daemon that does not answer.
+#[derive(Debug, Default)]
+struct Passed {
+    /// The broker has said that the daemon does not answer.
+    is_silent: bool,
+    /// The request may have been sent to it.
+    is_sent: bool,
+}
+
+impl Passed {
+    /// The time that is left to ask again after a refusal.
+    fn refused(
+        &mut self,
+        request: &DataRequest,
+        status: Status,
+        left: Option<Duration>,
+    ) -> Result<Duration, Trouble> {
+        match status {
+            Status::Busy => {}
+            // It was passed on: the daemon may do it yet.
+            Status::Unavailable if request.counts() => return Err(Trouble::Silent),
+            Status::Unavailable => self.is_sent = true,
+            Status::Closed => return Err(Trouble::Refused(Status::Closed)),
+            status => return Err(of_refusal(status)),
+        }
+        self.is_silent = true;
+        left.ok_or_else(|| self.late(request))
+    }
+
+    /// What it means that the time is over.
+    const fn late(&self, request: &DataRequest) -> Trouble {
+        if self.is_sent && is_a_change(request) {
+            Trouble::Late
+        } else {
+            Trouble::Refused(Status::Timeout)
         }
     }
 }
@@ -177,4 +208,42 @@ impl Relay for Link {
 /// Whether there was no answer of the broker.
 fn is_away(error: &Error) -> bool {
     error.status() == Status::Unavailable
+}
+
+#[cfg(test)]
+mod tests {
+    use dmce_abi::block::Guid;
+    use dmce_abi::wire::data::{Bytes, Target};
+
+    use super::*;
+
+    /// Also an answer that comes a moment after the time is over says what is known.
+    #[test]
+    fn what_was_passed_on_to_a_silent_daemon_is_not_called_undone() {
+        let block = BlockId::try_from(1).unwrap();
+        let at = Target { block, guid: Guid([1; 16]), cell: 0 };
+        let add = DataRequest::Add64 { at, add: 1 };
+        let write = DataRequest::Write { at, data: Bytes(vec![1]) };
+        let read = DataRequest::Read { at, bytes: 1 };
+        let refused = |request: &DataRequest, statuses: &[Status]| {
+            let mut passed = Passed::default();
+            let (last, first) = statuses.split_last().unwrap();
+            for &status in first {
+                passed.refused(request, status, Some(PAUSE_MIN)).unwrap();
+            }
+            passed.refused(request, *last, None)
+        };
+        let (sent, unsent) = ([Status::Unavailable], [Status::Busy]);
+        let timeout = Err(Trouble::Refused(Status::Timeout));
+        assert_eq!(refused(&add, &sent), Err(Trouble::Silent));
+        assert_eq!(refused(&add, &unsent), timeout);
+        assert_eq!(refused(&write, &sent), Err(Trouble::Late));
+        assert_eq!(refused(&write, &unsent), timeout);
+        assert_eq!(refused(&write, &[Status::Unavailable, Status::Busy]), Err(Trouble::Late));
+        assert_eq!(refused(&read, &sent), timeout);
+        let soon = Passed::default().refused(&add, Status::Unavailable, Some(PAUSE_MIN));
+        assert_eq!(soon, Err(Trouble::Silent));
+        let soon = Passed::default().refused(&read, Status::Unavailable, Some(PAUSE_MAX));
+        assert_eq!(soon, Ok(PAUSE_MAX));
+    }
 }

@@ -20,7 +20,7 @@ use dmce_sys::clock::monotonic_ms;
 use dmce_sys::poll::EventFd;
 use dmce_sys::socket::{Socket, SocketError};
 
-use super::{Trouble, of_refusal};
+use super::{Trouble, is_a_change, of_refusal};
 use crate::connection::{Connection, ConnectionError, Deadline};
 use crate::turn::Turn;
 
@@ -82,13 +82,12 @@ impl DaemonLink {
             Err(ConnectionError::Timeout) if matches!(request, DataRequest::Wait64 { .. }) => {
                 return Err(Trouble::Refused(Status::Timeout));
             }
-            Err(error) if request.counts() && connection.may_be_done(&error) => {
-                tracing::debug!(%error, "a change of a word has no answer");
-                unanswered(&error).unwrap_or(Trouble::Unsure)
-            }
             Err(error) => {
                 tracing::debug!(%error, "a link has ended");
-                unanswered(&error).unwrap_or(Trouble::Unlinked)
+                let may_be_done = connection.may_be_done(&error);
+                let is_unsure = may_be_done && request.counts();
+                let ended = if is_unsure { Trouble::Unsure } else { Trouble::Unlinked };
+                unanswered(&error, may_be_done && is_a_change(request)).unwrap_or(ended)
             }
             Ok(_) if request.counts() => Trouble::Unsure,
             Ok(_) => {
@@ -111,8 +110,9 @@ impl DaemonLink {
 }
 
 /// What it means that an answer did not come, for a reason of the caller's own.
-fn unanswered(error: &ConnectionError) -> Option<Trouble> {
+fn unanswered(error: &ConnectionError, may_change: bool) -> Option<Trouble> {
     match error {
+        ConnectionError::Timeout if may_change => Some(Trouble::Late),
         ConnectionError::Timeout => Some(Trouble::Refused(Status::Timeout)),
         ConnectionError::Interrupted => Some(Trouble::Refused(Status::Closed)),
         ConnectionError::NoDescriptor => Some(Trouble::Refused(Status::NoMem)),

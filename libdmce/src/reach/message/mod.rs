@@ -187,6 +187,11 @@ impl Reach for AskedBlock {
     }
 }
 
+/// Whether something is another after it was done.
+pub(crate) const fn is_a_change(request: &DataRequest) -> bool {
+    request.counts() || matches!(request, DataRequest::Write { .. })
+}
+
 /// What a daemon's refusal means to an access.
 pub(crate) const fn of_refusal(status: Status) -> Trouble {
     match status {
@@ -284,14 +289,42 @@ mod tests {
         assert!(!links.are_of_use());
     }
 
-    #[test]
-    fn who_gets_no_answer_in_time_has_the_link_closed() {
+    /// A block whose daemon does not answer until the sender is dropped.
+    fn silent() -> (std::sync::mpsc::Sender<()>, AskedBlock) {
         let (sender, receiver) = std::sync::mpsc::channel::<()>();
         let mut block = fake::linked(move |_| {
             let _ = receiver.recv();
             Some(Ok(DataReply::Done))
         });
         block.timeout_ms = 1;
+        (sender, block)
+    }
+
+    #[test]
+    fn what_was_sent_and_changes_something_is_not_called_undone() {
+        let late = |block: &AskedBlock, change| block.change(WORD, change).unwrap_err();
+        let exchange = Change::Exchange { expected: 0, desired: 1 };
+        let (_open, block) = silent();
+        assert_eq!(late(&block, Change::Add(1)), Trouble::Late);
+        let (_open, block) = silent();
+        assert_eq!(late(&block, exchange), Trouble::Late);
+        let (_open, block) = silent();
+        assert_eq!(block.fill(WORD, 0), Err(Trouble::Late));
+        // This changes nothing, whenever it is done.
+        let (_open, block) = silent();
+        assert_eq!(late(&block, Change::None), Trouble::Refused(Status::Timeout));
+        assert_eq!(Trouble::Late.status(), Status::Timeout);
+        assert!(Trouble::Late.to_string().contains("may be done yet"));
+        for trouble in [Trouble::Silent, Trouble::Unsure] {
+            assert_eq!(trouble.status(), Status::Io);
+            let text = trouble.to_string();
+            assert!(text.contains("may have been changed") && !text.contains("died"), "{text}");
+        }
+    }
+
+    #[test]
+    fn who_gets_no_answer_in_time_has_the_link_closed() {
+        let (sender, block) = silent();
         assert_eq!(get(&block), Err(Trouble::Refused(Status::Timeout)));
         assert_eq!(get(&block), Err(Trouble::Unlinked));
         drop(sender);
