@@ -8,7 +8,9 @@ use dmce_abi::limits::{
     BLOCK_IDS_MAX, COPIES_MAX, DAEMONS_MAX, PAGE_BYTES, POLICIES_MAX, SESSION_IDS_MAX,
 };
 
-use crate::sections::{BrokerSection, DaemonSection, InstanceSection, Limits, PolicySection};
+use crate::sections::{
+    BrokerSection, DaemonSection, InstanceSection, Limits, PolicySection, Quota, QuotaSection,
+};
 use crate::{Bytes, Config};
 
 /// The largest pool object: what is made ready ahead of need stays small against a daemon.
@@ -30,12 +32,21 @@ const DAY_S: u64 = 86_400;
 /// A value that cannot be.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Misfit {
-    /// The section and the key that it stands under.
+    /// The section, the way from there to the table of the key, and the key. Of a list, a step is
+    /// the place of the entry, counted from 0.
     pub(crate) section: &'static str,
+    pub(crate) within: Vec<String>,
     pub(crate) key: &'static str,
-    /// A key of the same section that it does not go with: to blame where `key` has its default.
+    /// A key of the same table that it does not go with: to blame where `key` has its default.
     pub(crate) against: Option<&'static str>,
     pub(crate) what: String,
+}
+
+impl Misfit {
+    /// The same, said of a table within the section.
+    fn within(self, steps: impl IntoIterator<Item = String>) -> Self {
+        Self { within: steps.into_iter().collect(), ..self }
+    }
 }
 
 /// Makes those defaults smaller that are too large for the layout. `written` tells whether a key
@@ -59,6 +70,7 @@ pub(crate) fn check(config: &Config) -> Result<(), Misfit> {
     check_weights(config)?;
     check_policies(config)?;
     check_limits(&config.limits, &config.instance)?;
+    check_quotas(&config.quota)?;
     check_daemon(&config.daemon, &config.instance)
 }
 
@@ -110,7 +122,8 @@ fn check_weights(config: &Config) -> Result<(), Misfit> {
     let heavy = config.weight.iter().find(|(_, weight)| **weight > WEIGHT_MAX);
     match heavy {
         Some((daemon, weight)) => Section("weight")
-            .misfit("daemon", format_args!("{daemon} has {weight}, limit {WEIGHT_MAX}")),
+            .misfit("daemon", format_args!("{daemon} has {weight}, limit {WEIGHT_MAX}"))
+            .map_err(|misfit| misfit.within([daemon.to_string()])),
         None => Ok(()),
     }
 }
@@ -120,19 +133,30 @@ fn check_policies(config: &Config) -> Result<(), Misfit> {
     let policies = &config.policy;
     if policies.len() > POLICIES_MAX {
         let what = format_args!("{} entries, limit {POLICIES_MAX}", policies.len());
-        return section.misfit("policy", what);
+        let misfit = section.misfit("policy", what);
+        return misfit.map_err(|misfit| misfit.within([POLICIES_MAX.to_string()]));
     }
     let block = config.instance.layout.block_bytes();
-    for (number, policy) in (1..).zip(policies) {
+    for (index, policy) in policies.iter().enumerate() {
+        let number = index + 1;
         check_policy(policy, block)
-            .or_else(|(key, what)| section.misfit(key, format_args!("entry {number}: {what}")))?;
-        let same = (1..number).zip(policies).find(|(_, other)| other.up_to == policy.up_to);
-        if let (Some((other, _)), Some(up_to)) = (same, policy.up_to) {
-            let what = format_args!("entry {number}: {} is that of {other}", up_to.exact());
-            return section.misfit("up_to", what);
-        }
+            .and_then(|()| check_distinct(policy, &policies[..index]))
+            .or_else(|(key, what)| section.misfit(key, format_args!("entry {number}: {what}")))
+            .map_err(|misfit| misfit.within([index.to_string()]))?;
     }
     Ok(())
+}
+
+/// Checks that an entry of the policy table is not for the same sizes as one of those `before` it.
+fn check_distinct(
+    policy: &PolicySection,
+    before: &[PolicySection],
+) -> Result<(), (&'static str, String)> {
+    let Some(up_to) = policy.up_to else { return Ok(()) };
+    match before.iter().position(|other| other.up_to == Some(up_to)) {
+        Some(index) => Err(("up_to", format!("{} is that of {}", up_to.exact(), index + 1))),
+        None => Ok(()),
+    }
 }
 
 /// Checks an entry of the policy table, where a block has at most `block` bytes.
@@ -179,6 +203,22 @@ fn check_limits(limits: &Limits, instance: &InstanceSection) -> Result<(), Misfi
         return section.misfit("blocks", what);
     }
     Ok(())
+}
+
+fn check_quotas(quota: &QuotaSection) -> Result<(), Misfit> {
+    let section = Section("quota");
+    let key = "requests_burst";
+    let is_idle = |of: &Quota| of.requests_burst.is_some() && of.requests_per_s.is_none();
+    let what = "without requests_per_s it has no effect";
+    if is_idle(&quota.of_all()) {
+        return section.misfit(key, format_args!("{what}"));
+    }
+    match quota.uid.iter().find(|(_, of)| is_idle(of)) {
+        Some((uid, _)) => section
+            .misfit(key, format_args!("user {uid}: {what}"))
+            .map_err(|misfit| misfit.within(["uid".to_owned(), uid.to_string()])),
+        None => Ok(()),
+    }
 }
 
 fn check_daemon(daemon: &DaemonSection, instance: &InstanceSection) -> Result<(), Misfit> {
@@ -241,6 +281,6 @@ impl Section {
 
     fn misfit(&self, key: &'static str, what: fmt::Arguments<'_>) -> Result<(), Misfit> {
         let what = format!("{key}: {what}");
-        Err(Misfit { section: self.0, key, against: None, what })
+        Err(Misfit { section: self.0, within: Vec::new(), key, against: None, what })
     }
 }

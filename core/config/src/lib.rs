@@ -27,6 +27,7 @@ use std::path::Path;
 use dmce_abi::AddrLayout;
 use dmce_abi::block::DaemonId;
 use serde::Deserialize;
+use toml::Spanned;
 use toml::de::{DeTable, DeValue, Deserializer};
 
 pub use bytes::{Bytes, BytesError, Exact};
@@ -129,16 +130,12 @@ impl Config {
         environment::overlay(table.get_mut(), &mut source, &variables);
         let mut config = Self::deserialize(Deserializer::from(table.clone()))
             .map_err(|error| wrong(&source, &error))?;
-        let written = |section: &str, key: &str| position(table.get_ref(), section, key);
-        check::fit_defaults(&mut config, |section, key| written(section, key).is_some());
-        check::check(&config).map_err(|misfit| {
-            let Misfit { section, key, against, what } = misfit;
-            let position = written(section, key)
-                .or_else(|| written(section, against?))
-                .or_else(|| place_of(table.get_ref(), section))
-                .expect("the defaults fit, so something of it was written down");
-            source.wrong(position, &what)
-        })?;
+        let written = |section: &str, key: &str| {
+            table.get_ref().get(section).is_some_and(|keys| member(keys, key).is_some())
+        };
+        check::fit_defaults(&mut config, |section, key| written(section, key));
+        check::check(&config)
+            .map_err(|misfit| source.wrong(place_of(table.get_ref(), &misfit), &misfit.what))?;
         Ok(config)
     }
 }
@@ -147,15 +144,27 @@ fn wrong(source: &Source<'_>, error: &toml::de::Error) -> ConfigError {
     source.wrong(error.span().map_or(0, |span| span.start), error.message())
 }
 
-/// Where the value of `key` stands, if it was written down.
-fn position(table: &DeTable<'_>, section: &str, key: &str) -> Option<usize> {
-    let DeValue::Table(keys) = table.get(section)?.get_ref() else { return None };
-    Some(keys.get(key)?.span().start)
+/// Where what is wrong stands: the value of the key, else of the key that it does not go with, else
+/// the innermost table around them that was written down.
+fn place_of(table: &DeTable<'_>, misfit: &Misfit) -> usize {
+    let Misfit { section, within, key, against, .. } = misfit;
+    let outermost = table.get(*section).expect("the defaults fit, so something was written down");
+    let innermost = within.iter().try_fold(outermost, |value, step| {
+        // Of a way that is not there to its end, the part that is.
+        member(value, step).ok_or(value)
+    });
+    let table = innermost.unwrap_or_else(|part| part);
+    let value = member(table, key).or_else(|| member(table, (*against)?));
+    value.unwrap_or(table).span().start
 }
 
-/// Where a section stands: that of a list is not told by one key.
-fn place_of(table: &DeTable<'_>, section: &str) -> Option<usize> {
-    Some(table.get(section)?.span().start)
+/// What stands under a key of a table, or at a place of a list.
+fn member<'t, 'i>(value: &'t Spanned<DeValue<'i>>, step: &str) -> Option<&'t Spanned<DeValue<'i>>> {
+    match value.get_ref() {
+        DeValue::Table(keys) => keys.get(step),
+        DeValue::Array(entries) => entries.get(step.parse::<usize>().ok()?),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -98,7 +98,7 @@ fn the_documented_example_has_every_key() {
 }
 
 /// Text, and the line that it is answered with.
-const WRONG: [(&str, &str); 39] = [
+const WRONG: &[(&str, &str)] = &[
     ("[limits]\nsessions = \n", "dmce.toml:2:12: "),
     ("[limits\n", "dmce.toml:1:8: "),
     ("[limits]\nsessions = 1\nsessions = 2\n", "dmce.toml:3:1: duplicate key"),
@@ -144,22 +144,43 @@ const WRONG: [(&str, &str); 39] = [
         "dmce.toml:2:13: unknown variant `random`, expected one of `round-robin`, `least-used`,",
     ),
     ("[weight]\n0 = 1\n", "dmce.toml:2:1: \"0\" is no daemon's id"),
-    ("[weight]\n1 = 2000000\n", "dmce.toml:1:1: daemon: 1 has 2000000, limit 1000000"),
-    ("[[policy]]\nup_to = 0\n", "dmce.toml:1:1: up_to: entry 1: there are no allocations of 0"),
+    ("[weight]\n1 = 2000000\n", "dmce.toml:2:5: daemon: 1 has 2000000, limit 1000000"),
+    ("[weight]\n1 = 5\n\n 2 = 2000000\n", "dmce.toml:4:6: daemon: 2 has 2000000, limit 1000000"),
+    ("[[policy]]\nup_to = 0\n", "dmce.toml:2:9: up_to: entry 1: there are no allocations of 0"),
     (
         "[[policy]]\npage_size = 5000\n",
-        "dmce.toml:1:1: page_size: entry 1: 5000 is no power of two from 4096 to 2097152",
+        "dmce.toml:2:13: page_size: entry 1: 5000 is no power of two from 4096 to 2097152",
     ),
-    ("[[policy]]\nalign = 48\n", "dmce.toml:1:1: align: entry 1: 48 is no power of two up to"),
-    ("[[policy]]\ncopies = 4\n", "dmce.toml:1:1: copies: entry 1: 4 is not between 1 and 3"),
     (
-        "[[policy]]\nblock_bytes = \"2GiB\"\n",
-        "dmce.toml:1:1: block_bytes: entry 1: 2147483648 is no multiple of 4096 up to 1073741824",
+        "[[policy]]\nup_to = 64\n\n[[policy]]\nup_to = 128\nalign = 48\n",
+        "dmce.toml:6:9: align: entry 2: 48 is no power of two up to",
+    ),
+    (
+        "[[policy]]\n[limits]\nsessions = 5\n[[policy]]\n[[policy]]\ncopies = 4\n",
+        "dmce.toml:6:10: copies: entry 3: 4 is not between 1 and 3",
+    ),
+    (
+        "[[policy]]\n[[policy]]\nblock_bytes = \"2GiB\"\n",
+        "dmce.toml:3:15: block_bytes: entry 2: 2147483648 is no multiple of 4096 up to 1073741824",
     ),
     (
         "[[policy]]\nup_to = 64\n[[policy]]\n[[policy]]\nup_to = 64\n",
-        "dmce.toml:1:1: up_to: entry 3: 64 is that of 1",
+        "dmce.toml:5:9: up_to: entry 3: 64 is that of 1",
     ),
+    (
+        "policy = [\n  { up_to = 64 },\n  { up_to = 0 },\n]\n",
+        "dmce.toml:3:13: up_to: entry 2: there are no allocations of 0",
+    ),
+    ("[[policy]]\n[[policy]]\nup_to = 5\nalgin = 64\n", "dmce.toml:4:1: unknown field `algin`"),
+    (
+        "[[policy]]\n[[policy]]\nup_to = 5\nalign = false\n",
+        "dmce.toml:4:9: invalid type: boolean `false`, expected a size such as",
+    ),
+    (
+        "[[policy]]\nplacement = \"weighted\"\n[[policy]]\nplacement = \"random\"\n",
+        "dmce.toml:4:13: unknown variant `random`",
+    ),
+    ("[[policy]]\n[[policy]]\nwait_ms = -1\n", "dmce.toml:3:11: invalid value: integer `-1`"),
     (
         "[broker]\npressure_percent = 70\n",
         "dmce.toml:2:20: relief_percent: 80 is more than pressure_percent, which is 70",
@@ -181,6 +202,15 @@ const WRONG: [(&str, &str); 39] = [
         "[daemon]\npool_object_bytes = \"2GiB\"\n",
         "dmce.toml:2:21: pool_object_bytes: 2GiB is not between 4KiB and 1GiB",
     ),
+    (
+        "[quota]\nrequests_burst = 10\n",
+        "dmce.toml:2:18: requests_burst: without requests_per_s it has no effect",
+    ),
+    (
+        "[quota]\nrequests_per_s = 5\n[quota.uid.7]\nrequests_per_s = 5\n\
+         [quota.uid.1000]\nrequests_burst = 10\n",
+        "dmce.toml:6:18: requests_burst: user 1000: without requests_per_s it has no effect",
+    ),
     ("[quota.uid.alice]\nsessions = 1\n", "dmce.toml:1:12: \"alice\" is no number of a user"),
     ("[quota.uid.1000]\nbytes = \"1 G\"\n", "dmce.toml:2:9: \"1 G\" is no size below"),
 ];
@@ -188,7 +218,7 @@ const WRONG: [(&str, &str); 39] = [
 #[test]
 fn a_wrong_file_is_one_line_with_its_place() {
     for (text, line) in WRONG {
-        let error = read(text).unwrap_err();
+        let error = read(text).expect_err(text);
         assert!(error.starts_with(line), "{text:?} gives {error:?}");
         assert!(error.len() > "dmce.toml:1:1: ".len() && error.lines().count() == 1, "{error:?}");
     }
@@ -270,6 +300,12 @@ fn a_wrong_variable_is_named() {
             "nearest",
             "environment variable DMCE_BROKER_PLACEMENT: unknown variant `nearest`, expected one \
              of `round-robin`, `least-used`, `power-of-two`, `weighted`",
+        ),
+        (
+            "DMCE_QUOTA_REQUESTS_BURST",
+            "10",
+            "environment variable DMCE_QUOTA_REQUESTS_BURST: requests_burst: without \
+             requests_per_s it has no effect",
         ),
     ] {
         assert_eq!(read_with("[limits]\ndaemons = 4\n", &[(name, value)]).unwrap_err(), line);
