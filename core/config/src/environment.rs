@@ -2,8 +2,9 @@
 //!
 //! There are none for what there may be many of: quotas of single users, weights, policies.
 //!
-//! A variable stands for a line of the file and is read by the same code. Other variables that
-//! begin with `DMCE_` have other readers and are left alone.
+//! A variable stands for a line of the file and is read by the same code. One that begins with the
+//! name of a section and stands for no key of it is misspelt, and refused as an unknown key is.
+//! Other variables that begin with `DMCE_` have other readers and are left alone.
 
 use std::borrow::Cow;
 use std::ffi::OsString;
@@ -63,6 +64,9 @@ const KEYS: [(&str, &str, Kind); 36] = [
     ("daemon", "check_ms", Kind::Plain),
 ];
 
+/// Sections of keys that no variable sets.
+const FOR_THE_FILE: [&str; 2] = ["weight", "policy"];
+
 /// A variable that is set.
 pub(crate) struct Variable {
     section: &'static str,
@@ -72,25 +76,57 @@ pub(crate) struct Variable {
     text: String,
 }
 
-/// The variables that `lookup` finds.
+/// The variables of `environment` that set keys, by their names.
 ///
 /// # Errors
 ///
-/// [`ConfigError::Wrong`] for one that is no text.
+/// [`ConfigError::Wrong`] for one that is no text, and for one of a section that sets no key.
 pub(crate) fn read(
-    lookup: impl Fn(&str) -> Option<OsString>,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Vec<Variable>, ConfigError> {
     let mut found = Vec::new();
-    for (section, key, kind) in KEYS {
-        let name = format!("DMCE_{section}_{key}").to_ascii_uppercase();
-        let Some(text) = lookup(&name) else { continue };
-        let Ok(text) = text.into_string() else {
-            let what = "the value is no UTF-8 text".to_owned();
-            return Err(ConfigError::Wrong { place: Place::Variable { name }, what });
+    for (name, text) in environment {
+        // A name that is no text is none of ours.
+        let Ok(name) = name.into_string() else { continue };
+        let Some((section, rest)) = split(&name) else { continue };
+        let of_key =
+            |(of, key, _): &&(&str, &str, Kind)| *of == section && key.to_ascii_uppercase() == rest;
+        let wrong = |name: &str, what: String| {
+            Err(ConfigError::Wrong { place: Place::Variable { name: name.to_owned() }, what })
         };
-        found.push(Variable { section, key, kind, name, text });
+        let Some((section, key, kind)) = KEYS.iter().find(of_key) else {
+            return wrong(&name, no_key(section, rest));
+        };
+        let Ok(text) = text.into_string() else {
+            return wrong(&name, "the value is no UTF-8 text".to_owned());
+        };
+        found.push(Variable { section, key, kind: *kind, name, text });
     }
+    found.sort_by(|one, other| one.name.cmp(&other.name));
     Ok(found)
+}
+
+/// The section that a variable begins with the name of, and what follows.
+fn split(name: &str) -> Option<(&'static str, &str)> {
+    let (section, key) = name.strip_prefix("DMCE_")?.split_once('_')?;
+    let sections = KEYS.iter().map(|(section, ..)| *section).chain(FOR_THE_FILE);
+    let found = sections.into_iter().find(|known| known.to_ascii_uppercase() == section);
+    Some((found?, key))
+}
+
+/// Why a variable of a section is none.
+fn no_key(section: &str, key: &str) -> String {
+    let for_the_file = "is for the file alone";
+    match section {
+        "policy" => format!("[[policy]] {for_the_file}"),
+        "weight" => format!("[weight] {for_the_file}"),
+        "quota" if key.starts_with("UID_") => format!("[quota.uid.N] {for_the_file}"),
+        _ => {
+            let keys = KEYS.iter().filter(|(of, ..)| *of == section).map(|(_, key, _)| *key);
+            let keys: Vec<_> = keys.collect();
+            format!("[{section}] has no key {}, only {}", key.to_lowercase(), keys.join(", "))
+        }
+    }
 }
 
 /// Puts what `variables` say over what the file says.

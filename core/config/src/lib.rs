@@ -8,7 +8,7 @@
 //! 1. A [`Config`] that was loaded is within every range and consistent. Who changes it afterwards
 //!    calls [`Config::validate`].
 //! 2. A wrong file is one line that begins with its place, `FILE:LINE:COLUMN`. An unknown key is
-//!    wrong, so that a misspelt limit is not silently without effect.
+//!    wrong, as is a variable of none, so that no misspelt limit is silently without effect.
 //! 3. [`Config::default`] is what an empty file says.
 #![forbid(unsafe_code)]
 
@@ -69,26 +69,15 @@ impl Config {
     /// [`ConfigError::Read`] for a file that cannot be read, [`ConfigError::Wrong`] for one that
     /// is wrong, and for a wrong variable.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        Self::load_with(path, |name| std::env::var_os(name))
-    }
-
-    /// The same with an environment of the caller's own: `variables` looks one up by its name.
-    ///
-    /// # Errors
-    ///
-    /// As [`Config::load`].
-    pub fn load_with(
-        path: Option<&Path>,
-        variables: impl Fn(&str) -> Option<OsString>,
-    ) -> Result<Self, ConfigError> {
         let text = path.map_or(Ok(String::new()), |path| {
             fs::read_to_string(path)
                 .map_err(|source| ConfigError::Read { path: path.to_owned(), source })
         })?;
-        Self::parse(path.unwrap_or(Path::new("")), &text, variables)
+        Self::of_text(path.unwrap_or(Path::new("")), &text, std::env::vars_os())
     }
 
-    /// The same with the text of the file that the caller has read; `path` is for errors alone.
+    /// The same with the text of the file that the caller has read, `path` being for errors alone,
+    /// and with all variables of an environment, of which only those of keys are looked at.
     ///
     /// # Errors
     ///
@@ -96,9 +85,21 @@ impl Config {
     pub fn of_text(
         path: &Path,
         text: &str,
-        variables: impl Fn(&str) -> Option<OsString>,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Self, ConfigError> {
-        Self::parse(path, text, variables)
+        let variables = environment::read(environment)?;
+        let mut source = Source::new(path, text);
+        let mut table = DeTable::parse(text).map_err(|error| wrong(&source, &error))?;
+        environment::overlay(table.get_mut(), &mut source, &variables);
+        let mut config = Self::deserialize(Deserializer::from(table.clone()))
+            .map_err(|error| wrong(&source, &error))?;
+        let written = |section: &str, key: &str| {
+            table.get_ref().get(section).is_some_and(|keys| member(keys, key).is_some())
+        };
+        check::fit_defaults(&mut config, |section, key| written(section, key));
+        check::check(&config)
+            .map_err(|misfit| source.wrong(place_of(table.get_ref(), &misfit), &misfit.what))?;
+        Ok(config)
     }
 
     /// Divides addresses as a flag says. What does not fit that layout and was meant for the one
@@ -117,26 +118,6 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         check::check(self)
             .map_err(|Misfit { section, what, .. }| ConfigError::Unfit { section, what })
-    }
-
-    fn parse(
-        path: &Path,
-        text: &str,
-        variables: impl Fn(&str) -> Option<OsString>,
-    ) -> Result<Self, ConfigError> {
-        let variables = environment::read(variables)?;
-        let mut source = Source::new(path, text);
-        let mut table = DeTable::parse(text).map_err(|error| wrong(&source, &error))?;
-        environment::overlay(table.get_mut(), &mut source, &variables);
-        let mut config = Self::deserialize(Deserializer::from(table.clone()))
-            .map_err(|error| wrong(&source, &error))?;
-        let written = |section: &str, key: &str| {
-            table.get_ref().get(section).is_some_and(|keys| member(keys, key).is_some())
-        };
-        check::fit_defaults(&mut config, |section, key| written(section, key));
-        check::check(&config)
-            .map_err(|misfit| source.wrong(place_of(table.get_ref(), &misfit), &misfit.what))?;
-        Ok(config)
     }
 }
 

@@ -1,4 +1,3 @@
-use std::collections::HashMap;
 use std::path::PathBuf;
 
 use dmce_abi::AddrLayout;
@@ -10,13 +9,12 @@ use super::*;
 const PAGE: &str = include_str!("../../../docs/configuration.md");
 
 fn read(text: &str) -> Result<Config, String> {
-    Config::parse(Path::new("dmce.toml"), text, |_| None).map_err(|error| error.to_string())
+    read_with(text, &[])
 }
 
 fn read_with(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
-    let variables: HashMap<_, _> = variables.iter().copied().collect();
-    Config::parse(Path::new("dmce.toml"), text, |name| variables.get(name).map(Into::into))
-        .map_err(|error| error.to_string())
+    let variables = variables.iter().map(|(name, value)| (name.into(), value.into()));
+    Config::of_text(Path::new("dmce.toml"), text, variables).map_err(|error| error.to_string())
 }
 
 /// The example of the page: every key, those without a default as comments.
@@ -310,6 +308,39 @@ fn a_wrong_variable_is_named() {
     ] {
         assert_eq!(read_with("[limits]\ndaemons = 4\n", &[(name, value)]).unwrap_err(), line);
     }
+}
+
+#[test]
+fn a_variable_that_begins_like_a_section_and_sets_no_key_is_refused() {
+    for (name, line) in [
+        (
+            "DMCE_DAEMON_CAPACTIY",
+            "environment variable DMCE_DAEMON_CAPACTIY: [daemon] has no key capactiy, only \
+             capacity, pool_objects, pool_object_bytes, huge_pages, margin, check_ms",
+        ),
+        ("DMCE_INSTANCE_", "environment variable DMCE_INSTANCE_: [instance] has no key , only "),
+        ("DMCE_BROKER_sense_ms", "environment variable DMCE_BROKER_sense_ms: [broker] has no key"),
+        (
+            "DMCE_QUOTA_UID_1000_BYTES",
+            "environment variable DMCE_QUOTA_UID_1000_BYTES: [quota.uid.N] is for the file alone",
+        ),
+        (
+            "DMCE_POLICY_ALIGN",
+            "environment variable DMCE_POLICY_ALIGN: [[policy]] is for the file alone",
+        ),
+        ("DMCE_WEIGHT_1", "environment variable DMCE_WEIGHT_1: [weight] is for the file alone"),
+    ] {
+        let error = read_with("", &[("DMCE_BROKER_IDLE_S", "5"), (name, "1")]).expect_err(name);
+        assert!(error.starts_with(line), "{error}");
+    }
+}
+
+#[test]
+fn variables_with_other_readers_are_left_alone() {
+    let others = ["DMCE_SOCKET", "DMCE_LOG", "DMCE_CHECK", "DMCE_MESSAGE_PATH", "DMCE_BROKERS"];
+    let config = read_with("", &others.map(|name| (name, "/x")));
+    assert_eq!(config, Ok(Config::default()));
+    assert_eq!(read_with("", &[("PATH", "/bin"), ("dmce_broker_x", "1")]), Ok(Config::default()));
 }
 
 #[test]

@@ -16,7 +16,8 @@ pub fn run(data: &[u8]) {
     let variables: BTreeMap<&str, &str> =
         variables.lines().filter_map(|line| line.split_once('=')).collect();
     size(text);
-    match Config::of_text(Path::new(FILE), file, |name| variables.get(name).map(Into::into)) {
+    let environment = variables.iter().map(|(name, value)| (name.into(), value.into()));
+    match Config::of_text(Path::new(FILE), file, environment) {
         Ok(config) => accepted(config),
         Err(error) => refused(&error, file, &variables),
     }
