@@ -32,6 +32,9 @@ pub struct Args {
 const SOCKET: &str = "The broker's socket [default: that of DMCE_SOCKET, else that of the host's \
                       service, else that of the user's own instance]";
 
+/// Daemons of an instance that nobody said another number for.
+pub const DAEMONS: u32 = 3;
+
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no broker, \
                           4 something is degraded or damaged (status, doctor).";
 
@@ -76,27 +79,36 @@ pub struct Up {
 /// What servers an instance is to have.
 #[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
 pub struct Plan {
-    /// How many daemons there are to be
-    #[arg(long, value_name = "N", default_value_t = 3,
+    /// How many daemons there are to be [default: as at the last `up` on DIR, else 3]
+    #[arg(long, value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..=i64::from(DAEMONS_MAX)))]
-    pub daemons: u32,
-    /// What each daemon may hold, such as 512MiB [default: 3GiB, or what the file says]
+    pub daemons: Option<u32>,
+    /// What each daemon may hold, such as 512MiB [default: as at the last `up` on DIR, else what
+    /// the file says, else 3GiB]
     #[arg(long, value_name = "SIZE")]
     pub capacity: Option<Bytes>,
-    /// Copies of each block [default: 1, or what the file says]
+    /// Copies of each block [default: as at the last `up` on DIR, else what the file says, else 1]
     #[arg(long, value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..=i64::from(COPIES_MAX)))]
     pub copies: Option<u32>,
-    /// How addresses are divided: in-server, os32, os64, or widths such as 16/18/30 [default:
-    /// in-server, or what the file says]
+    /// How addresses are divided: in-server, os32, os64, or widths such as 16/18/30 [default: as at
+    /// the last `up` on DIR, else what the file says, else in-server]
     #[arg(long, value_name = "LAYOUT")]
     pub layout: Option<AddrLayout>,
-    /// A configuration file
+    /// A configuration file [default: that of the last `up` on DIR]; of the options of that `up`
+    /// only the number of daemons is taken over then
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Leave a daemon that has died dead
     #[arg(long)]
     pub no_restart: bool,
+}
+
+impl Plan {
+    /// How many daemons there are to be.
+    pub fn daemons(&self) -> u32 {
+        self.daemons.unwrap_or(DAEMONS)
+    }
 }
 
 /// `dmce down`.
@@ -230,7 +242,7 @@ mod tests {
     fn what_was_not_given_is_left_to_the_configuration() {
         let Command::Up(up) = read("up --dir d").unwrap().command else { panic!("not up") };
         let nothing = Plan {
-            daemons: 3,
+            daemons: None,
             capacity: None,
             copies: None,
             layout: None,

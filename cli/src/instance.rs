@@ -21,10 +21,12 @@ use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use dmce_abi::AddrLayout;
 use dmce_abi::name::Instance;
+use dmce_config::Bytes;
 use dmce_sys::identity::effective_uid;
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +54,50 @@ pub struct Note {
     pub objects: PathBuf,
     /// The configuration file, if there is one.
     pub config: Option<PathBuf>,
+    /// How addresses are divided, whatever said so.
+    #[serde(default, with = "layout_text")]
+    pub layout: Option<AddrLayout>,
+    /// What options said: the next `up` takes it over.
+    #[serde(default)]
+    pub options: Options,
+}
+
+/// Options of `up` that were given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs, reason = "docs/command.md explains the options")]
+pub struct Options {
+    pub daemons: Option<u32>,
+    pub capacity: Option<Bytes>,
+    pub copies: Option<u32>,
+    #[serde(with = "layout_text")]
+    pub layout: Option<AddrLayout>,
+}
+
+/// A layout as it stands on a command line.
+mod layout_text {
+    use dmce_abi::AddrLayout;
+    use serde::de::{Deserialize, Deserializer, Error};
+    use serde::ser::{Serialize, Serializer};
+
+    #[allow(
+        clippy::ref_option,
+        clippy::trivially_copy_pass_by_ref,
+        reason = "serde says how it is called"
+    )]
+    pub fn serialize<S: Serializer>(
+        layout: &Option<AddrLayout>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        layout.map(|layout| layout.to_string()).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<AddrLayout>, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)?;
+        text.map(|text| text.parse()).transpose().map_err(D::Error::custom)
+    }
 }
 
 /// Why a directory cannot be one of an instance.
@@ -85,6 +131,8 @@ impl Home {
     /// [`HomeError::Io`], [`HomeError::Foreign`], [`HomeError::TooLong`].
     pub fn create(dir: &Path) -> Result<Self, HomeError> {
         let failed = |action| move |source| HomeError::Io { action, path: dir.to_owned(), source };
+        // Without what says nothing at its end, such as `/.`, which no folder is made by.
+        let dir = &dir.components().collect::<PathBuf>();
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("making"))?;
         let path = fs::canonicalize(dir).map_err(failed("resolving"))?;
         let (owner, user) =
@@ -200,15 +248,19 @@ impl Home {
     fn turn_by(&self, lock: impl Fn(&File) -> Result<(), HomeError>) -> Result<Turn, HomeError> {
         let path = self.file(LOCK);
         let mut options = OpenOptions::new();
-        options.write(true).create(true).mode(0o600);
+        options.write(true).mode(0o600);
         loop {
-            let file = options.open(&path).map_err(|source| self.lock_failed(source))?;
+            let (file, made) = match options.clone().create_new(true).open(&path) {
+                Ok(file) => (Ok(file), true),
+                Err(_) => (options.clone().create(true).open(&path), false),
+            };
+            let file = file.map_err(|source| self.lock_failed(source))?;
             lock(&file)?;
             let ours = file.metadata().map_err(|source| self.lock_failed(source))?;
             let same =
                 |found: &fs::Metadata| (found.dev(), found.ino()) == (ours.dev(), ours.ino());
             if fs::metadata(&path).is_ok_and(|found| same(&found)) {
-                return Ok(Turn { path, _lock: file });
+                return Ok(Turn { path, made, _lock: file });
             }
         }
     }
@@ -280,6 +332,19 @@ impl Home {
         Ok(())
     }
 
+    /// Removes the sockets of a broker that has ended, and nothing else that is called so.
+    ///
+    /// # Errors
+    ///
+    /// [`HomeError::Io`].
+    pub fn remove_sockets(&self) -> Result<(), HomeError> {
+        let is_socket = |path: &PathBuf| {
+            fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
+        };
+        let sockets = SOCKETS.iter().map(|name| self.file(name)).filter(is_socket);
+        sockets.into_iter().try_for_each(|socket| remove(&socket))
+    }
+
     /// Removes the note: the next `up` decides anew.
     ///
     /// # Errors
@@ -316,6 +381,8 @@ impl Home {
 #[derive(Debug)]
 pub struct Turn {
     path: PathBuf,
+    /// Whether its file was not there before.
+    made: bool,
     _lock: File,
 }
 
@@ -327,6 +394,15 @@ impl Turn {
     /// [`HomeError::Io`].
     pub fn end(self) -> Result<(), HomeError> {
         remove(&self.path)
+    }
+
+    /// Gives the turn back and leaves the file if it was there before.
+    ///
+    /// # Errors
+    ///
+    /// [`HomeError::Io`].
+    pub fn undo(self) -> Result<(), HomeError> {
+        if self.made { self.end() } else { Ok(()) }
     }
 }
 
@@ -443,10 +519,24 @@ mod tests {
         let scratch = Scratch::new("note");
         let home = Home::create(&scratch.0).unwrap();
         assert_eq!(home.note().unwrap(), None);
-        let note =
-            Note { instance: "x".into(), objects: "/dev/shm".into(), config: Some("/c".into()) };
+        let options = Options {
+            daemons: Some(2),
+            capacity: Some(Bytes(5 << 12)),
+            copies: Some(1),
+            layout: Some(AddrLayout::OS32),
+        };
+        let note = Note {
+            instance: "x".into(),
+            objects: "/dev/shm".into(),
+            config: Some("/c".into()),
+            layout: Some(AddrLayout::new(16, 20, 28).unwrap()),
+            options,
+        };
         home.write_note(&note).unwrap();
         assert_eq!(home.note().unwrap(), Some(note));
+        let least = r#"{ "instance": "x", "objects": "/o", "config": null }"#;
+        fs::write(scratch.0.join(NOTE), least).unwrap();
+        assert_eq!(home.note().unwrap().unwrap().options, Options::default());
         fs::write(scratch.0.join(NOTE), "{").unwrap();
         assert!(home.note().unwrap_err().to_string().contains("instance.json is damaged"));
         home.remove_note().unwrap();

@@ -3,7 +3,8 @@
 //! # Invariants
 //!
 //! 1. That somebody serves is said by the lock that they hold, never by a name, socket or pid.
-//! 2. Objects are removed only while all locks of the instance are held here: nobody serves them.
+//! 2. Objects are removed only while the lock of their server is held here, and, if all are, all
+//!    locks of the instance: nobody serves them.
 //! 3. Only names with the prefix of the instance are touched. No instance's prefix begins that of
 //!    another, because names of instances have no dot.
 
@@ -118,10 +119,49 @@ impl Objects {
     /// removed was removed, and this is the first that could not.
     pub fn remove(&self) -> Result<(), ObjectsError> {
         let _held = self.take_locks()?;
+        self.unlink(self.names()?.into_iter())
+    }
+
+    /// Whether there are blocks: memory that a server would find again.
+    ///
+    /// # Errors
+    ///
+    /// [`ObjectsError::Object`].
+    pub fn has_blocks(&self) -> Result<bool, ObjectsError> {
+        Ok(self.names()?.iter().any(|name| is_of_block(name)))
+    }
+
+    /// Removes what was made since the names were `before`, but for what is of a process that
+    /// serves. If there were blocks, those that came to them stay: clients of then may have come
+    /// back for a moment.
+    ///
+    /// # Errors
+    ///
+    /// As [`Objects::remove`], but what is served is no error.
+    pub fn remove_since(&self, before: &BTreeSet<String>) -> Result<(), ObjectsError> {
+        let keeps_blocks = before.iter().any(|name| is_of_block(name));
+        let stays = |name: &String| before.contains(name) || keeps_blocks && is_of_block(name);
+        let names = self.names()?.into_iter().filter(|name| !stays(name));
+        let parsed: Vec<_> = names.filter_map(|name| ObjectName::parse(&name).ok()).collect();
+        let servers: BTreeSet<u32> = parsed.iter().map(|name| name.daemon).collect();
+        for server in servers {
+            let _held = match self.take_lock(&self.lock_of(server)) {
+                Ok(held) => Some(held),
+                Err(ObjectsError::Object(ObjectError::NotFound { .. })) => None,
+                Err(ObjectsError::Served { .. }) => continue,
+                Err(error) => return Err(error),
+            };
+            let of_server = parsed.iter().filter(|name| name.daemon == server);
+            self.unlink(of_server.map(ObjectName::to_string))?;
+        }
+        Ok(())
+    }
+
+    /// Unlinks all of `names` that can be; the locks last: until then a server that starts finds
+    /// them held.
+    fn unlink(&self, names: impl Iterator<Item = String>) -> Result<(), ObjectsError> {
+        let (locks, others): (Vec<_>, Vec<_>) = names.partition(|name| is_lock(name));
         let mut refused = None;
-        // The locks go last: until then a server that starts finds them held.
-        let (locks, others): (Vec<_>, Vec<_>) =
-            self.names()?.into_iter().partition(|name| is_lock(name));
         for name in others.iter().chain(&locks) {
             match self.dir.unlink(name) {
                 Ok(()) | Err(ObjectError::NotFound { .. }) => {}
@@ -132,18 +172,18 @@ impl Objects {
     }
 
     fn take_locks(&self) -> Result<Vec<OfdLock>, ObjectsError> {
-        let mut held = Vec::new();
-        for lock in self.locks()? {
-            let name = lock.to_string();
-            match OfdLock::try_exclusive(self.dir.open_read_write(&name)?) {
-                Ok(lock) => held.push(lock),
-                Err(LockError::Held) => {
-                    return Err(ObjectsError::Served { instance: self.instance.clone(), name });
-                }
-                Err(source) => return Err(ObjectsError::Lock { name, source }),
+        self.locks()?.iter().map(|lock| self.take_lock(lock)).collect()
+    }
+
+    fn take_lock(&self, lock: &ObjectName) -> Result<OfdLock, ObjectsError> {
+        let name = lock.to_string();
+        match OfdLock::try_exclusive(self.dir.open_read_write(&name)?) {
+            Ok(lock) => Ok(lock),
+            Err(LockError::Held) => {
+                Err(ObjectsError::Served { instance: self.instance.clone(), name })
             }
+            Err(source) => Err(ObjectsError::Lock { name, source }),
         }
-        Ok(held)
     }
 
     fn locks(&self) -> Result<Vec<ObjectName>, ObjectsError> {
@@ -169,6 +209,12 @@ pub fn instances_in(folder: &Path) -> Result<BTreeSet<Instance>, ObjectsError> {
 
 fn is_lock(name: &str) -> bool {
     ObjectName::parse(name).is_ok_and(|name| name.kind == ObjectKind::Lock)
+}
+
+/// What has no name that is known may be a block of another release.
+fn is_of_block(name: &str) -> bool {
+    ObjectName::parse(name)
+        .map_or(true, |name| matches!(name.kind, ObjectKind::Data(_) | ObjectKind::Header(_)))
 }
 
 #[cfg(test)]
@@ -227,6 +273,30 @@ mod tests {
         drop(daemon);
         scratch.0.remove().unwrap();
         assert!(scratch.0.names().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_came_since_goes_but_for_what_is_served_and_for_blocks_beside_blocks() {
+        let scratch = Scratch::new("since");
+        scratch.make(1, ObjectKind::Lock);
+        let before: BTreeSet<_> = scratch.0.names().unwrap().into_iter().collect();
+        scratch.make(0, ObjectKind::Lock);
+        scratch.make(0, ObjectKind::Record(3));
+        scratch.make(1, ObjectKind::Data(7));
+        scratch.make(2, ObjectKind::Pool(1));
+        let daemon = OfdLock::try_exclusive(scratch.make(2, ObjectKind::Lock)).unwrap();
+        assert!(scratch.0.has_blocks().unwrap());
+        scratch.0.remove_since(&before).unwrap();
+        assert_eq!(scratch.0.names().unwrap().len(), 3, "the old lock, and two of daemon 2");
+        assert!(!scratch.0.has_blocks().unwrap());
+
+        drop(daemon);
+        scratch.make(1, ObjectKind::Data(7));
+        let before: BTreeSet<_> = scratch.0.names().unwrap().into_iter().collect();
+        scratch.make(1, ObjectKind::Data(8));
+        scratch.make(1, ObjectKind::Pool(2));
+        scratch.0.remove_since(&before).unwrap();
+        assert_eq!(scratch.0.names().unwrap().len(), before.len() + 1, "the new block is left");
     }
 
     #[test]

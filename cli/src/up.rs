@@ -6,8 +6,10 @@
 //!    `down` is at work.
 //! 2. It succeeds when every daemon that was asked for serves, or leaves nothing running that it
 //!    started: the supervisor ends all when this process gives up or dies ([`crate::supervise`]).
+//!    It leaves no file or object either, but logs; only if it was killed, what holds no memory.
 //! 3. Memory of an earlier run is found again: the name of the objects comes from the
 //!    configuration, else from what the last `up` wrote down, else from the path of the directory.
+//!    What the last `up` was told and this one was not holds again.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -18,14 +20,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use dmce_abi::AddrLayout;
 use dmce_abi::name::{Instance, NameError};
 use dmce_abi::wire::admin::DaemonState;
 use dmce_config::{Config, ConfigError};
+use dmce_sys::object::ObjectError;
 
 use crate::args::{Plan, Up};
+use crate::before::{Before, Missing, RestoreError};
 use crate::broker::{Broker, BrokerError};
 use crate::error::line_of;
-use crate::instance::{Home, HomeError, Note};
+use crate::instance::{Home, HomeError, Note, Options};
 use crate::objects::{Objects, ObjectsError};
 use crate::processes::{Process, ProcessesError, Role, SUPERVISE};
 use crate::supervise::{KEEP, KEPT, last_line};
@@ -57,6 +62,13 @@ pub enum UpError {
     #[error("{} still has memory of instance {found}: 'dmce down --dir {0}' before {wanted} starts",
             dir.display())]
     OtherInstance { dir: PathBuf, found: String, wanted: Instance },
+    #[error("{} still has memory of layout {found}: 'dmce down --dir {0}' before {wanted} starts",
+            dir.display())]
+    OtherLayout { dir: PathBuf, found: AddrLayout, wanted: AddrLayout },
+    #[error("{why}; and what was begun is left")]
+    Left { why: Box<UpError>, source: RestoreError },
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     #[error("--daemons {daemons} is more than limits.daemons, which is {limit}")]
     TooMany { daemons: u32, limit: u32 },
     #[error("the supervisor cannot be started")]
@@ -71,40 +83,95 @@ pub enum UpError {
 ///
 /// # Errors
 ///
-/// [`UpError`]; what was started has been stopped then.
+/// [`UpError`]; the directory and the shared memory are as they were then.
 pub fn run(args: &Up) -> Result<PathBuf, UpError> {
+    let missing = Missing::of(&args.dir);
     let home = Home::create(&args.dir)?;
-    let _turn = home.try_turn()?;
-    let mut plan = args.plan.clone();
-    let note = home.note()?;
-    plan.config = match (plan.config, &note) {
-        (Some(config), _) => Some(absolute(config)?),
-        (None, note) => note.as_ref().and_then(|note| note.config.clone()),
-    };
-    let config = Config::load(plan.config.as_deref())?;
-    if plan.daemons > config.limits.daemons {
-        let (daemons, limit) = (plan.daemons, config.limits.daemons);
-        return Err(UpError::TooMany { daemons, limit });
+    let turn = home.try_turn()?;
+    let started = start(&home, &args.plan);
+    if started.is_err() {
+        turn.undo()?;
+        missing.remove();
     }
-    let instance = name_of_instance(&home, &config, note.as_ref())?;
+    started.map(|()| home.socket())
+}
+
+fn start(home: &Home, plan: &Plan) -> Result<(), UpError> {
+    let note = home.note()?;
+    let plan = taking_over(plan.clone(), note.as_ref())?;
+    let config = configuration(&plan)?;
+    let instance = name_of_instance(home, &config, note.as_ref())?;
     let objects = Objects::open(&config.instance.objects, instance)?;
-    refuse_other_instance(&home, note.as_ref(), &objects)?;
-    refuse_if_served(&home, &objects)?;
+    refuse_if_served(home, &objects)?;
+    refuse_other_layout(home, note.as_ref(), &objects, config.instance.layout)?;
+    forget_other_instance(home, note.as_ref(), &objects)?;
+    let before = Before::look(home, note, &objects)?;
+    let started = start_servers(home, &objects, &plan, config.instance.layout);
+    started.map_err(|why| match before.restore(home, &objects) {
+        Ok(()) => why,
+        Err(source) => UpError::Left { why: Box::new(why), source },
+    })
+}
+
+fn start_servers(
+    home: &Home,
+    objects: &Objects,
+    plan: &Plan,
+    layout: AddrLayout,
+) -> Result<(), UpError> {
+    let Plan { daemons, capacity, copies, layout: asked, ref config, no_restart: _ } = *plan;
     home.write_note(&Note {
         instance: objects.instance().to_string(),
         objects: objects.dir().path().to_owned(),
-        config: plan.config.clone(),
+        config: config.clone(),
+        layout: Some(layout),
+        options: Options { daemons, capacity, copies, layout: asked },
     })?;
-    let (mut supervisor, stream) = start_supervisor(&home, &objects, &plan)?;
+    let (mut supervisor, stream) = start_supervisor(home, objects, plan)?;
     let mut channel = Channel::new(stream);
-    let kept = wait_until_serving(&home, plan.daemons, &mut channel)
-        .and_then(|()| keep(&home, &mut channel));
+    let kept = wait_until_serving(home, plan.daemons(), &mut channel)
+        .and_then(|()| keep(home, &mut channel));
     if kept.is_err() {
         // The hang-up makes it stop what it has started; it ends when that is done.
         drop(channel);
         supervisor.wait().map_err(UpError::Supervisor)?;
     }
-    kept.map(|()| home.socket())
+    kept
+}
+
+/// A plan with what the last `up` on the directory was told, where this one was not. A
+/// configuration file that is given says what the options of that `up` said; but how many daemons
+/// there are is in no file.
+fn taking_over(plan: Plan, note: Option<&Note>) -> Result<Plan, UpError> {
+    let last = note.map_or(Options::default(), |note| note.options);
+    let daemons = plan.daemons.or(last.daemons);
+    if let Some(config) = plan.config {
+        return Ok(Plan { daemons, config: Some(absolute(config)?), ..plan });
+    }
+    Ok(Plan {
+        daemons,
+        capacity: plan.capacity.or(last.capacity),
+        copies: plan.copies.or(last.copies),
+        layout: plan.layout.or(last.layout),
+        config: note.and_then(|note| note.config.clone()),
+        no_restart: plan.no_restart,
+    })
+}
+
+/// The configuration that the servers will have.
+fn configuration(plan: &Plan) -> Result<Config, UpError> {
+    let mut config = Config::load(plan.config.as_deref())?;
+    if let Some(layout) = plan.layout {
+        config.set_layout(layout);
+    }
+    config.instance.copies = plan.copies.unwrap_or(config.instance.copies);
+    config.daemon.capacity = plan.capacity.unwrap_or(config.daemon.capacity);
+    config.validate()?;
+    let (daemons, limit) = (plan.daemons(), config.limits.daemons);
+    if daemons > limit {
+        return Err(UpError::TooMany { daemons, limit });
+    }
+    Ok(config)
 }
 
 fn name_of_instance(
@@ -119,8 +186,24 @@ fn name_of_instance(
     }
 }
 
-/// Memory under another name would be forgotten, and never removed.
-fn refuse_other_instance(
+/// Addresses of two layouts never meet.
+fn refuse_other_layout(
+    home: &Home,
+    note: Option<&Note>,
+    objects: &Objects,
+    wanted: AddrLayout,
+) -> Result<(), UpError> {
+    match note.and_then(|note| note.layout) {
+        Some(found) if found != wanted && objects.has_blocks()? => {
+            Err(UpError::OtherLayout { dir: home.path().to_owned(), found, wanted })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Memory under another name would be forgotten, and never removed: it is refused. What holds none
+/// is removed.
+fn forget_other_instance(
     home: &Home,
     note: Option<&Note>,
     objects: &Objects,
@@ -130,9 +213,13 @@ fn refuse_other_instance(
     if same_folder && note.instance == objects.instance().as_str() {
         return Ok(());
     }
-    let earlier = Objects::open(&note.objects, Instance::new(&note.instance)?)?;
-    if earlier.names()?.is_empty() {
-        return Ok(());
+    let earlier = match Objects::open(&note.objects, Instance::new(&note.instance)?) {
+        // A tmpfs that is not mounted any more holds nothing.
+        Err(ObjectsError::Object(ObjectError::NotFound { .. })) => return Ok(()),
+        opened => opened?,
+    };
+    if !earlier.has_blocks()? {
+        return Ok(earlier.remove()?);
     }
     Err(UpError::OtherInstance {
         dir: home.path().to_owned(),
@@ -188,8 +275,9 @@ fn start_supervisor(
 /// A plan as it stands on a command line.
 fn arguments_of(plan: &Plan) -> Vec<OsString> {
     let Plan { daemons, capacity, copies, layout, config, no_restart } = plan;
-    let mut arguments: Vec<OsString> = vec!["--daemons".into(), daemons.to_string().into()];
+    let mut arguments: Vec<OsString> = Vec::new();
     let optional = [
+        ("--daemons", daemons.map(|daemons| daemons.to_string().into())),
         ("--capacity", capacity.map(|bytes| bytes.exact().to_string().into())),
         ("--copies", copies.map(|copies| copies.to_string().into())),
         ("--layout", layout.map(|layout| layout.to_string().into())),
@@ -332,25 +420,59 @@ mod tests {
     use dmce_abi::AddrLayout;
     use dmce_config::Bytes;
 
+    fn note() -> Note {
+        let options = Options {
+            daemons: Some(5),
+            capacity: Some(Bytes::gib(5)),
+            copies: Some(2),
+            layout: Some(AddrLayout::OS32),
+        };
+        let layout = Some(AddrLayout::OS32);
+        let config = Some("/etc/c.toml".into());
+        Note { instance: "x".into(), objects: "/o".into(), config, layout, options }
+    }
+
+    const NOTHING: Plan = Plan {
+        daemons: None,
+        capacity: None,
+        copies: None,
+        layout: None,
+        config: None,
+        no_restart: false,
+    };
+
+    #[test]
+    fn what_is_not_said_is_as_it_was_and_a_file_takes_the_place_of_options() {
+        assert_eq!(taking_over(NOTHING, None).unwrap(), NOTHING);
+        let all = taking_over(NOTHING, Some(&note())).unwrap();
+        let expected = Plan {
+            daemons: Some(5),
+            capacity: Some(Bytes::gib(5)),
+            copies: Some(2),
+            layout: Some(AddrLayout::OS32),
+            config: Some("/etc/c.toml".into()),
+            no_restart: false,
+        };
+        assert_eq!(all, expected);
+        let said = Plan { capacity: Some(Bytes::gib(1)), copies: Some(1), ..NOTHING };
+        let mixed = taking_over(said.clone(), Some(&note())).unwrap();
+        assert_eq!(mixed, Plan { capacity: said.capacity, copies: said.copies, ..expected });
+        let file = Plan { config: Some("/f".into()), no_restart: true, ..NOTHING };
+        let filed = taking_over(file.clone(), Some(&note())).unwrap();
+        assert_eq!(filed, Plan { daemons: Some(5), ..file });
+    }
+
     #[test]
     fn a_plan_reaches_the_supervisor_as_it_was_given() {
         let all = Plan {
-            daemons: 2,
+            daemons: Some(2),
             capacity: Some(Bytes::mib(1536)),
             copies: Some(2),
             layout: AddrLayout::new(16, 20, 28).ok(),
             config: Some("/etc/a b.toml".into()),
             no_restart: true,
         };
-        let least = Plan {
-            daemons: 1,
-            capacity: None,
-            copies: None,
-            layout: None,
-            config: None,
-            no_restart: false,
-        };
-        for plan in [all, least] {
+        for plan in [all, NOTHING] {
             let fixed = ["dmce", SUPERVISE, "--dir=/d", "--instance=x", "--objects=/o"];
             let line = fixed.into_iter().map(OsString::from).chain(arguments_of(&plan));
             let Command::Supervise(read) = Args::read(line).unwrap().command else {
@@ -364,7 +486,7 @@ mod tests {
     fn the_name_comes_from_the_configuration_then_the_note_then_the_path() {
         let home = Home::find(Path::new("/nowhere/dmce")).unwrap();
         let mut config = Config::default();
-        let note = Note { instance: "noted".into(), objects: "/o".into(), config: None };
+        let note = Note { instance: "noted".into(), ..note() };
         let name = |config: &Config, note: Option<&Note>| {
             name_of_instance(&home, config, note).map(|name| name.to_string())
         };

@@ -18,14 +18,11 @@ use dmce_abi::wire::admin::StatusReport;
 use dmce_config::{Config, ConfigError};
 use serde::Serialize;
 
-use crate::args::Doctor;
+use crate::args::{DAEMONS, Doctor};
 use crate::broker::{Broker, BrokerError};
 use crate::error::line_of;
-use crate::instance::{Home, HomeError, Note};
+use crate::instance::{Home, HomeError, Note, Options};
 use crate::show::{Align, Row};
-
-/// How many daemons `up` starts if it is not told.
-const USUAL_DAEMONS: u64 = 3;
 
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,13 +106,16 @@ impl Patient {
         };
         let note = home.as_ref().and_then(|(_, note)| note.as_ref());
         let config = Config::load(note.and_then(|note| note.config.as_deref()))?;
+        let last = note.map_or(Options::default(), |note| note.options);
         let objects = note.map_or(config.instance.objects, |note| note.objects.clone());
         let own = home.as_ref().map(|(home, _)| home.socket());
         let named = own.as_deref().or(socket);
         let status = Broker::find(named).and_then(|mut broker| broker.status());
+        let capacity = last.capacity.unwrap_or(config.daemon.capacity);
+        let usual = capacity.get().saturating_mul(last.daemons.unwrap_or(DAEMONS).into());
         let wanted = match &status {
             Ok(report) => report.capacity.saturating_sub(report.committed),
-            Err(_) => config.daemon.capacity.get().saturating_mul(USUAL_DAEMONS),
+            Err(_) => usual,
         };
         Ok(Self { expects_broker: named.is_some(), home, objects, status, wanted })
     }

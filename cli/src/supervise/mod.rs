@@ -165,7 +165,7 @@ impl Supervisor {
         let broker = self.broker.insert(broker);
         self.poller.add(broker.process.pidfd(), BROKER, Interest::READ)?;
         let alive = self.objects.served_daemons()?;
-        for id in (1..=self.servers.plan.daemons).chain(alive) {
+        for id in (1..=self.servers.plan.daemons()).chain(alive) {
             if !self.daemons.contains_key(&id) {
                 self.start_daemon(id)?;
             }

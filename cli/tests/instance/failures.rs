@@ -94,7 +94,7 @@ fn a_server_that_ends_at_its_start_is_quoted_and_the_others_are_stopped() {
     assert!(error.ends_with("ended at its start (exit status: 3): no room for me"), "{error}");
     let broker = home.log("broker").trim().parse().unwrap();
     assert!(process::start_time(broker).is_err(), "the broker was stopped and reaped");
-    assert_eq!(home.files(), ["instance.json", "log", "up.lock"], "no pid file is left");
+    assert_eq!(home.files(), ["log"], "no pid file is left");
     home.assert_nothing_runs();
     assert!(home.log("supervisor").contains("no room for me"));
 
@@ -142,7 +142,11 @@ fn a_wrong_configuration_is_one_line_with_its_place() {
     fs::remove_file(home.config()).unwrap();
     let error = home.up(&[]).failed(1);
     assert!(error.contains("cannot be read"), "{error}");
-    assert_eq!(home.files(), ["log", "up.lock"]);
+    assert!(!home.dir.exists());
+    fs::write(home.config(), "").unwrap();
+    let error = run(home.up_command(&[]).env("DMCE_BROKER_SENS_MS", "5")).failed(1);
+    assert!(error.starts_with("environment variable DMCE_BROKER_SENS_MS: [broker] has no key"));
+    assert!(!home.dir.exists());
 }
 
 #[test]

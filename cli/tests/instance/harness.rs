@@ -117,15 +117,21 @@ impl Home {
     }
 
     pub fn up_command(&self, more: &[&str]) -> Command {
+        let mut command = self.bare_up_command();
+        command.args(["--daemons", "2", "--capacity", "64MiB"]).args(more);
+        if self.name.is_some() {
+            command.arg("--config").arg(self.config());
+        }
+        command
+    }
+
+    /// The start that says no more than the directory.
+    pub fn bare_up_command(&self) -> Command {
         if self.program == Path::new(env!("CARGO_BIN_EXE_dmce")) {
             build_servers();
         }
         let mut command = Command::new(&self.program);
         command.arg("up").arg("--dir").arg(&self.dir);
-        command.args(["--daemons", "2", "--capacity", "64MiB"]).args(more);
-        if self.name.is_some() {
-            command.arg("--config").arg(self.config());
-        }
         command
     }
 

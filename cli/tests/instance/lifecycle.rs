@@ -100,9 +100,50 @@ fn what_was_kept_is_found_by_the_next_start_without_the_configuration() {
 }
 
 #[test]
+fn what_the_next_start_is_not_told_is_as_it_was() {
+    let home = Home::new("told");
+    home.up(&["--layout", "16/20/28"]).done();
+    write_region(&home.socket(), "kept", b"bytes");
+    home.down(&["--keep"]).done();
+    let note = home.dir.join("instance.json");
+    let text = fs::read_to_string(&note).unwrap();
+    let noted: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let options =
+        json!({ "daemons": 2, "capacity": "64MiB", "copies": null, "layout": "16/20/28" });
+    assert_eq!((&noted["layout"], &noted["options"]), (&json!("16/20/28"), &options));
+
+    run(&mut home.bare_up_command()).done();
+    let status = home.json("status");
+    assert_eq!((&status["layout"], &status["capacity"]), (&json!("16/20/28"), &json!(128 << 20)));
+    assert_eq!(read_region(&home.socket(), "kept", 5), b"bytes");
+    home.down(&["--keep"]).done();
+    run(home.bare_up_command().args(["--capacity", "32MiB", "--daemons", "3"])).done();
+    assert_eq!(home.json("status")["capacity"], 96 << 20);
+    home.down(&["--keep"]).done();
+
+    // A file that is given says what the options said, but for the number of daemons.
+    let named = fs::read_to_string(home.config()).unwrap();
+    let layout = "layout = \"16/20/28\"\n[daemon]\ncapacity = \"48MiB\"\n";
+    let with_config = || run(home.bare_up_command().arg("--config").arg(home.config()));
+    let error = with_config().failed(1);
+    let found = "still has memory of layout 16/20/28: ";
+    assert!(error.contains(found) && error.ends_with("before in-server starts"), "{error}");
+    assert_eq!(home.files(), ["instance.json", "log"]);
+    fs::write(home.config(), named + layout).unwrap();
+    with_config().done();
+    assert_eq!(home.json("status")["capacity"], 144 << 20);
+    assert_eq!(read_region(&home.socket(), "kept", 5), b"bytes");
+    home.down(&[]).done();
+    run(home.bare_up_command().args(["--daemons", "1", "--config"]).arg(home.config())).done();
+    assert_eq!(home.json("status")["daemons"], 1);
+    home.down(&[]).done();
+}
+
+#[test]
 fn another_name_is_refused_while_memory_of_the_first_is_there() {
     let home = Home::new("rename");
     home.up(&[]).done();
+    write_region(&home.socket(), "first", b"here");
     home.down(&["--keep"]).done();
     let other = format!("test{}-cli-renamed", std::process::id());
     fs::write(home.config(), format!("[instance]\nname = \"{other}\"\n")).unwrap();

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test, and says where")]
 
 mod client;
+mod failed_starts;
 mod failures;
 mod harness;
 mod lifecycle;

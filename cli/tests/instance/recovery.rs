@@ -181,6 +181,9 @@ fn an_instance_that_another_directory_serves_is_neither_started_nor_removed() {
     let error = run(&mut command).failed(1);
     assert!(error.ends_with(&format!("process {broker}")), "{error}");
 
+    assert!(!second.exists(), "what failed at once leaves nothing");
+    fs::create_dir(&second).unwrap();
+
     // A copy of the directory says that the instance is its own; the locks say that it is not.
     fs::copy(home.dir.join("instance.json"), second.join("instance.json")).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_dmce"));

@@ -10,6 +10,7 @@ use core::fmt;
 use core::str::FromStr;
 
 use serde::de::{self, Deserialize, Deserializer, Visitor};
+use serde::ser::{Serialize, Serializer};
 
 /// Units from the largest to the smallest that has a prefix.
 const UNITS: [(&str, u32); 5] = [("PiB", 50), ("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
@@ -121,6 +122,13 @@ impl fmt::Display for Exact {
             Some((name, shift)) if bytes != 0 => f.pad(&format!("{}{name}", bytes >> shift)),
             _ => f.pad(&format!("{bytes}")),
         }
+    }
+}
+
+/// The exact form, which is read again.
+impl Serialize for Bytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.exact())
     }
 }
 
