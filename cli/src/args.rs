@@ -7,7 +7,6 @@
 //! 2. An option that was not given is `None`, so that a configuration file may decide.
 
 use std::ffi::OsString;
-use std::num::ParseIntError;
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
@@ -16,6 +15,8 @@ use dmce_abi::AddrLayout;
 use dmce_abi::limits::{COPIES_MAX, DAEMONS_MAX};
 use dmce_abi::name::Instance;
 use dmce_config::Bytes;
+
+use crate::address::Address;
 
 /// Starts, stops and shows DMCE instances: memory of this host, lent to processes.
 #[derive(Clone, Debug, PartialEq, Eq, Parser)]
@@ -134,8 +135,8 @@ pub struct Listing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
 pub struct Map {
     /// A DMCE address, decimal or with 0x in front
-    #[arg(value_name = "ADDR", value_parser = parse_address)]
-    pub address: u64,
+    #[arg(value_name = "ADDR", allow_hyphen_values = true)]
+    pub address: Address,
     #[command(flatten)]
     pub listing: Listing,
 }
@@ -211,13 +212,6 @@ fn one_line(text: &str) -> String {
     format!("{}; try 'dmce --help'", words.join(" "))
 }
 
-fn parse_address(text: &str) -> Result<u64, ParseIntError> {
-    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        Some(digits) => u64::from_str_radix(digits, 16),
-        None => text.parse(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,7 +256,7 @@ mod tests {
             let Command::Map(map) = read(&format!("map {text} --json")).unwrap().command else {
                 panic!("not map")
             };
-            assert_eq!((map.address, map.listing.json), (address, true));
+            assert_eq!((map.address, map.listing.json), (Address(address), true));
         }
     }
 
@@ -297,8 +291,14 @@ mod tests {
             ("up --dir d --copies 4", "1..=3"),
             ("up --dir d --layout 1/2/3", "1/2/3 make no 64-bit layout"),
             ("map", "<ADDR>"),
-            ("map 0xg", "0xg"),
-            ("map 18446744073709551616", "too large"),
+            ("map 0xg", "'0xg' for '<ADDR>': an address is a number, decimal or hexadecimal"),
+            ("map 7f001000", "'7f001000' for '<ADDR>': an address is a number, decimal or"),
+            ("map 0x", "'0x' for '<ADDR>': an address is a number"),
+            ("map +5", "'+5' for '<ADDR>': an address is a number"),
+            ("map 0x+5", "'0x+5' for '<ADDR>': an address is a number"),
+            ("map -5", "'-5' for '<ADDR>': an address is a number"),
+            ("map 18446744073709551616", "'18446744073709551616' for '<ADDR>': an address has"),
+            ("map 0x10000000000000000", "an address has 64 bits, and this number more"),
             ("doctor --dir d --socket s", "--socket"),
             ("blocks --yaml", "--yaml"),
         ] {

@@ -58,7 +58,7 @@ pub enum BrokerError {
     Version { path: PathBuf, source: ConnectionError },
     /// The broker said no.
     #[error("{text}")]
-    Refused { text: String },
+    Refused { status: Status, text: String },
 }
 
 impl BrokerError {
@@ -80,7 +80,7 @@ impl BrokerError {
                     "" => refusal.status.text().to_owned(),
                     text => text.to_owned(),
                 };
-                Self::Refused { text }
+                Self::Refused { status: refusal.status, text }
             }
             source => Self::NoAnswer { path, source },
         }

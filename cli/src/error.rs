@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::process::ExitCode;
 
+use crate::address::MapError;
 use crate::broker::BrokerError;
 use crate::doctor::DoctorError;
 use crate::down::DownError;
@@ -29,6 +30,9 @@ pub enum Error {
     /// A question to the broker.
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    /// `dmce map`.
+    #[error(transparent)]
+    Map(#[from] MapError),
     /// `dmce up`.
     #[error(transparent)]
     Up(#[from] UpError),
@@ -65,7 +69,7 @@ impl Error {
     fn code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
-            Self::Broker(error) if error.is_absence() => 3,
+            Self::Broker(error) | Self::Map(MapError::Broker(error)) if error.is_absence() => 3,
             _ => 1,
         }
     }
@@ -94,6 +98,7 @@ pub fn line_of(error: &(dyn std::error::Error + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dmce_abi::Status;
     use std::path::PathBuf;
 
     #[derive(Debug, thiserror::Error)]
@@ -117,7 +122,11 @@ mod tests {
         let nobody = BrokerError::Nobody { tried: vec![PathBuf::from("/b")] };
         assert_eq!(nobody.to_string(), "no broker: nobody listens at /b");
         assert_eq!(Error::from(nobody).code(), 3);
-        assert_eq!(Error::from(BrokerError::Refused { text: String::new() }).code(), 1);
+        let refused = BrokerError::Refused { status: Status::Denied, text: String::new() };
+        assert_eq!(Error::from(refused).code(), 1);
+        let nobody = BrokerError::Nobody { tried: vec![] };
+        assert_eq!(Error::from(MapError::from(nobody)).code(), 3);
+        assert_eq!(Error::from(MapError::Nothing).code(), 1);
         assert_eq!(Error::Usage(String::new()).code(), 2);
         assert_eq!(Error::from(io::Error::from(io::ErrorKind::StorageFull)).code(), 1);
     }

@@ -9,6 +9,7 @@
 //! 2. What is printed on the standard output is the answer and nothing else.
 #![forbid(unsafe_code)]
 
+mod address;
 mod args;
 mod before;
 mod broker;
@@ -72,7 +73,8 @@ fn run(args: Args) -> Result<Outcome, Error> {
             Ok(show::print(&usage, listing.json).map(done)?)
         }
         Command::Map(map) => {
-            let location = show::Location::new(map.address, broker()?.locate(map.address)?);
+            let found = address::locate(&mut broker()?, map.address)?;
+            let location = show::Location::new(map.address, found);
             Ok(show::print(&location, map.listing.json).map(done)?)
         }
         Command::Doctor(args) => {

@@ -4,6 +4,8 @@ use dmce_abi::wire::admin::{self, MappingRow};
 use dmce_config::Bytes;
 use serde::Serialize;
 
+use crate::address::Address;
+
 use super::blocks::{Block, Copy, Owner};
 use super::{Align, Show, Table};
 
@@ -40,7 +42,7 @@ pub struct Mapping {
 impl Location {
     /// What the broker answered about `address`.
     #[must_use]
-    pub fn new(address: u64, found: admin::Location) -> Self {
+    pub fn new(Address(address): Address, found: admin::Location) -> Self {
         let block = Block::from(found.block);
         Self {
             address,

@@ -8,6 +8,8 @@ use dmce_abi::wire::admin::{
 use dmce_abi::wire::client::RegionName;
 use serde_json::{Value, json};
 
+use crate::address::Address;
+
 use super::*;
 
 fn block_row() -> BlockRow {
@@ -167,7 +169,7 @@ fn a_location_is_an_object_with_its_mappings() {
         MappingRow { session: 3, pid: 4711, os_address: 0x7f00_0000_0010, writable: true };
     let found =
         admin::Location { server: 0, cell: 16, block: block_row(), mappings: vec![mapping] };
-    let location = Location::new(0x1_c000_0010, found.clone());
+    let location = Location::new(Address(0x1_c000_0010), found.clone());
     assert_eq!(
         json_of(&location),
         json!({
@@ -184,7 +186,7 @@ fn a_location_is_an_object_with_its_mappings() {
     let text = location.text();
     assert!(text.contains("cell       0x10\n"), "{text}");
     assert!(text.contains("0x7f0000000010  yes\n"), "{text}");
-    let unmapped = Location::new(1, admin::Location { mappings: vec![], ..found });
+    let unmapped = Location::new(Address(1), admin::Location { mappings: vec![], ..found });
     assert!(unmapped.text().ends_with("\nno process says that it has it mapped\n"));
 }
 

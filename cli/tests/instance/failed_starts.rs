@@ -5,15 +5,14 @@ use std::path::Path;
 use std::process::Command;
 
 use super::client::{read_region, write_region};
-use super::harness::{Home, dmce, objects_of, run, wait_until};
+use super::harness::{Home, dmce, objects_of, run, server, wait_until};
 
 /// The daemon that cannot start, once the broker has made its objects and its sockets.
 const NO_DAEMON: &str = "until test -S \"$2/broker.sock\"; do :; done; echo no room >&2; exit 3";
 
 /// A home whose broker is real and whose daemons end at their start.
 fn without_daemons(test: &str) -> Home {
-    let broker = Path::new(env!("CARGO_BIN_EXE_dmce")).with_file_name("dmce-broker");
-    let broker = format!("exec '{}' \"$@\"", broker.display());
+    let broker = format!("exec '{}' \"$@\"", server("dmce-broker").display());
     Home::new(test).with_servers(&[("dmce-broker", &broker), ("dmce-daemon", NO_DAEMON)])
 }
 

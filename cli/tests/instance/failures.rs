@@ -10,6 +10,7 @@ use dmce_sys::process;
 use dmce_sys::socket::Listener;
 use std::os::fd::AsFd;
 
+use super::client::write_region;
 use super::harness::{Home, Run, dmce, run, wait_gone, wait_until};
 
 #[test]
@@ -71,13 +72,29 @@ fn who_listens_and_is_no_broker_is_found_out() {
 }
 
 #[test]
-fn an_address_of_nothing_is_a_failure() {
+fn an_address_of_nothing_is_a_failure_that_says_why() {
     let home = Home::new("map");
     home.up(&[]).done();
-    for address in ["0", "0x40000000", "0xffffffffffffffff"] {
+    for (address, why) in [
+        ("0", "0x0 is the address of nothing"),
+        ("0x10", "0x10 is no address: it lies in block 0, and the first is 1, from 0x40000000 on"),
+        ("0x40000000", "no block that you may see has 0x40000000: there is no block 1"),
+        (
+            "0x0001000040000000",
+            "0x1000040000000 is of server 1, and only addresses of this host, server 0, are known",
+        ),
+        ("0xffffffffffffffff", "0xffffffffffffffff is of server 65535, and only addresses of"),
+    ] {
         let error = home.ask(&["map", address]).failed(1);
-        assert!(!error.is_empty());
+        assert!(error.starts_with(why), "{error}");
     }
+    write_region(&home.socket(), "small", b"some");
+    let first = home.json("regions")[0]["first"].as_u64().unwrap();
+    let behind = first + (512 << 20);
+    let error = home.ask(&["map", &behind.to_string()]).failed(1);
+    let block = first >> 30;
+    let why = format!("{behind:#x} lies behind the end of block {block}, which grows to at most ");
+    assert!(error.starts_with(&why), "{error}");
     home.down(&[]).done();
 }
 

@@ -128,7 +128,7 @@ impl Home {
     /// The start that says no more than the directory.
     pub fn bare_up_command(&self) -> Command {
         if self.program == Path::new(env!("CARGO_BIN_EXE_dmce")) {
-            build_servers();
+            server("dmce-broker");
         }
         let mut command = Command::new(&self.program);
         command.arg("up").arg("--dir").arg(&self.dir);
@@ -290,11 +290,11 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// `cargo test -p dmce` builds the command and not the servers.
-fn build_servers() {
+/// The program of a server. `cargo test -p dmce` builds the command and not the servers.
+pub fn server(name: &str) -> PathBuf {
     static BUILT: OnceLock<()> = OnceLock::new();
+    let folder = Path::new(env!("CARGO_BIN_EXE_dmce")).parent().unwrap();
     BUILT.get_or_init(|| {
-        let folder = Path::new(env!("CARGO_BIN_EXE_dmce")).parent().unwrap();
         if folder.join("dmce-broker").exists() && folder.join("dmce-daemon").exists() {
             return;
         }
@@ -307,4 +307,5 @@ fn build_servers() {
         let status = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap();
         assert!(status.success(), "the servers do not build");
     });
+    folder.join(name)
 }
