@@ -13,9 +13,9 @@
  * THE CONTRACT OF ALL CALLS
  *
  * Results. A function returns DMCE_OK, which is 0, or a positive DMCE_E_.. code; codes are never
- * reused. dmce_strerror names a code; dmce_last_error tells what went wrong in this thread's last
- * call that failed, with its numbers. A call that fails leaves every byte, lock and allocation as
- * it was, unless its comment says otherwise.
+ * reused. dmce_strerror says what a code means; dmce_last_error says it of this thread's last call
+ * that failed, with the reason and its numbers. A call that fails leaves every byte, lock and
+ * allocation as it was, unless its comment says otherwise.
  *
  * Arguments. The handle comes first, then what goes in, then what comes out. An output is written
  * only by a call that succeeds. NULL is DMCE_E_INVALID where the comment does not allow it; a
@@ -587,6 +587,9 @@ const char *dmce_strerror(dmce_status_t status);
 
 /**
  * This thread's last failure, with its numbers; "" if there was none.
+ *
+ * It begins with what `dmce_strerror` says of the status; then, where there is more to say, follow
+ * a colon and the reason: "invalid argument: 0 bytes".
  *
  * A call that succeeds leaves it as it is. The text is valid until a call of this thread fails
  * again or the thread ends.

@@ -88,7 +88,7 @@ static void fail(const char *format, ...)
 static void must(dmce_status_t status, const char *call)
 {
     if (status != DMCE_OK)
-        fail("%s: %s (%s)", call, dmce_strerror(status), dmce_last_error());
+        fail("%s: %s", call, dmce_last_error());
 }
 
 /* Room for one more entry in an array that doubles. */

@@ -151,7 +151,7 @@ static int code_of(dmce_status_t status, int otherwise)
     default:
         break;
     }
-    sqlite3_log(otherwise, "dmce: %s (%s)", dmce_strerror(status), dmce_last_error());
+    sqlite3_log(otherwise, "dmce: %s", dmce_last_error());
     return otherwise;
 }
 

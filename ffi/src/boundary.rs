@@ -251,16 +251,19 @@ mod tests {
     #[test]
     fn only_a_failure_changes_the_text_and_only_of_its_thread() {
         assert_eq!(call(|| Err(Failure::invalid("first\0half"))), DMCE_E_INVALID);
-        assert_eq!(last_error(), "first half");
+        assert_eq!(last_error(), "invalid argument: first half");
         assert_eq!(call(|| Ok(())), DMCE_OK);
-        assert_eq!(last_error(), "first half");
+        assert_eq!(last_error(), "invalid argument: first half");
         let elsewhere = std::thread::spawn(|| {
             let before = last_error();
             call(|| Err(Failure::invalid("second")));
             (before, last_error())
         });
-        assert_eq!(elsewhere.join().unwrap(), (String::new(), "second".to_owned()));
-        assert_eq!(last_error(), "first half");
+        assert_eq!(
+            elsewhere.join().unwrap(),
+            (String::new(), "invalid argument: second".to_owned())
+        );
+        assert_eq!(last_error(), "invalid argument: first half");
         assert_eq!(call(|| Err(Failure::invalid(""))), DMCE_E_INVALID);
         assert_eq!(last_error(), "invalid argument");
     }

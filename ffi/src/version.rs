@@ -92,6 +92,9 @@ pub extern "C" fn dmce_strerror(status: dmce_status_t) -> *const c_char {
 
 /// This thread's last failure, with its numbers; "" if there was none.
 ///
+/// It begins with what `dmce_strerror` says of the status; then, where there is more to say, follow
+/// a colon and the reason: "invalid argument: 0 bytes".
+///
 /// A call that succeeds leaves it as it is. The text is valid until a call of this thread fails
 /// again or the thread ends.
 #[unsafe(no_mangle)]

@@ -7,6 +7,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "libdmce.h"
 
@@ -23,13 +24,19 @@ static inline void check(int holds, const char *text, const char *file, int line
     exit(1);
 }
 
+/* Whatever failed, the text of the failure begins with the meaning of its status. */
 static inline void check_status(dmce_status_t wanted, dmce_status_t got, const char *text,
                                 const char *file, int line)
 {
-    if (got == wanted)
+    const char *meaning = dmce_strerror(got);
+
+    if (got == wanted) {
+        if (got != DMCE_OK)
+            check(strncmp(dmce_last_error(), meaning, strlen(meaning)) == 0, text, file, line);
         return;
+    }
     fprintf(stderr, "%s:%d: %s: got '%s' (%s), wanted '%s'\n", file, line, text,
-            dmce_strerror(got), dmce_last_error(), dmce_strerror(wanted));
+            meaning, dmce_last_error(), dmce_strerror(wanted));
     exit(1);
 }
 
