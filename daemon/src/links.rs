@@ -15,7 +15,8 @@
 //!    names a block by its GUID.
 //! 2. What a client sends can end its own link, and no more. Nobody waits for a client: one answer
 //!    at most is kept for it, and nothing more is read from it meanwhile.
-//! 3. One link has [`FRAMES_PER_TURN`] requests done before the others have their turn.
+//! 3. Users have their turns, however many links each has ([`Rounds`]): one request of a link is
+//!    done before those of the user's others.
 //! 4. No link outlives the broker that made it for longer than until the next one has settled.
 
 use std::collections::BTreeMap;
@@ -24,18 +25,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use dmce_abi::Status;
 use dmce_abi::block::{BlockId, Guid, SessionId};
 use dmce_abi::limits::FRAME_BYTES_MAX;
+use dmce_abi::rounds::Rounds;
 use dmce_abi::wire::data::{DataAnswer, DataRequest, LinkGrant, LinkId};
 use dmce_abi::wire::{self, FrameHeader, Refusal, WireError};
 use dmce_sys::closing::Closer;
 use dmce_sys::limits;
-use dmce_sys::poll::{Interest, Poller, Ready, is_hung_up};
+use dmce_sys::poll::{Interest, Poller, is_hung_up};
 use dmce_sys::socket::{Socket, SocketError};
 use tracing::{debug, info, warn};
 
 use crate::store::Store;
-
-/// Requests of one link that are done before the others have their turn: 240 KiB at most.
-const FRAMES_PER_TURN: usize = 4;
 
 /// Links at one time, where there are descriptors enough. A session has one at most.
 const LINKS_MAX: u64 = 65_536;
@@ -61,6 +60,8 @@ enum LinkEnd {
 pub struct Links {
     open: BTreeMap<u64, ClientLink>,
     by_id: BTreeMap<LinkId, u64>,
+    /// Those that have sent something, or take their answer now.
+    rounds: Rounds<u64>,
     next: u64,
     /// No more than this many: half of the descriptors are for the blocks, and what comes.
     limit: usize,
@@ -72,6 +73,7 @@ pub struct Links {
 struct ClientLink {
     id: LinkId,
     session: SessionId,
+    uid: u32,
     /// The connection to the broker that made it.
     made_by: u64,
     socket: Socket,
@@ -82,6 +84,21 @@ struct ClientLink {
     unsure: Option<(u64, DataRequest)>,
     /// Whether the loop is woken when the client takes its answer, and for nothing else.
     blocked: bool,
+}
+
+/// What the broker says of a new link.
+#[derive(Clone, Copy, Debug)]
+pub struct NewLink {
+    /// The connection to the broker.
+    pub made_by: u64,
+    /// Its number.
+    pub id: LinkId,
+    /// Whose it is.
+    pub session: SessionId,
+    /// The user of that session.
+    pub uid: u32,
+    /// The first grant.
+    pub grant: LinkGrant,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -103,6 +120,7 @@ impl Links {
             limit,
             open: BTreeMap::new(),
             by_id: BTreeMap::new(),
+            rounds: Rounds::default(),
             next: FIRST_TOKEN,
             buffer: vec![0; FRAME_BYTES_MAX + 1],
             closer: Closer::start()?,
@@ -110,13 +128,8 @@ impl Links {
     }
 
     /// A new link. What cannot be had is closed: its client asks the broker again.
-    pub fn add(
-        &mut self,
-        poller: &Poller,
-        made_by: u64,
-        (id, session): (LinkId, SessionId),
-        (grant, socket): (LinkGrant, OwnedFd),
-    ) {
+    pub fn add(&mut self, poller: &Poller, new: NewLink, socket: OwnedFd) {
+        let NewLink { made_by, id, session, uid, grant } = new;
         self.remove(poller, id);
         let limit = self.limit;
         if self.open.len() >= limit {
@@ -135,6 +148,7 @@ impl Links {
         let mut link = ClientLink {
             id,
             session,
+            uid,
             made_by,
             socket,
             grants: BTreeMap::new(),
@@ -177,22 +191,50 @@ impl Links {
         }
     }
 
-    /// Deals with a link that is ready. True if a request has found no grant: it is to be looked at
-    /// again ([`Links::look_again`]) when what the broker has sent is known.
-    pub fn on_ready(&mut self, poller: &Poller, ready: Ready, store: &mut Store) -> bool {
-        let Some(link) = self.open.get_mut(&ready.token) else { return false };
-        let served = link
-            .flush()
-            .and_then(|()| link.serve(&mut self.buffer, &mut self.closer, store))
-            .and_then(|()| link.watch(poller, ready.token));
-        if let Err(error) = served {
-            if !matches!(error, LinkEnd::Socket(SocketError::Closed)) {
-                info!(link = link.id.0, session = %link.session, %error, "a link is ended");
-            }
-            self.end(poller, ready.token);
-            return false;
+    /// A link is ready: it has its turn in the next round.
+    pub fn on_ready(&mut self, token: u64) {
+        if let Some(link) = self.open.get(&token) {
+            self.rounds.arrive(link.uid, token);
         }
-        link.unsure.is_some()
+    }
+
+    /// Whether somebody waits for the next round.
+    pub fn is_waited_for(&self) -> bool {
+        !self.rounds.is_empty()
+    }
+
+    /// Begins a round: each user who has sent something has one turn.
+    pub fn begin_round(&mut self) {
+        self.rounds.begin();
+    }
+
+    /// The link whose turn it is; `None` at the end of the round.
+    pub fn next_in_round(&mut self) -> Option<u64> {
+        self.rounds.take()
+    }
+
+    /// Does one thing that was asked for over a link. True if the request has found no grant: it is
+    /// to be looked at again ([`Links::look_again`]) when what the broker has sent is known.
+    pub fn serve(&mut self, poller: &Poller, token: u64, store: &mut Store) -> bool {
+        let Some(link) = self.open.get_mut(&token) else { return false };
+        let served = link.flush().and_then(|()| {
+            let bytes = link.serve(&mut self.buffer, &mut self.closer, store)?;
+            link.watch(poller, token)?;
+            Ok(bytes)
+        });
+        match served {
+            Ok(bytes) => {
+                self.rounds.charge(bytes);
+                link.unsure.is_some()
+            }
+            Err(error) => {
+                if !matches!(error, LinkEnd::Socket(SocketError::Closed)) {
+                    info!(link = link.id.0, session = %link.session, %error, "a link is ended");
+                }
+                self.end(poller, token);
+                false
+            }
+        }
     }
 
     /// Does, or refuses, the request that found no grant.
@@ -213,6 +255,7 @@ impl Links {
     fn end(&mut self, poller: &Poller, token: u64) {
         let Some(link) = self.open.remove(&token) else { return };
         link.farewell();
+        self.rounds.forget(link.uid, token);
         debug!(link = link.id.0, session = %link.session, "unlinked");
         self.by_id.remove(&link.id);
         if let Err(error) = poller.remove(link.socket.as_fd()) {
@@ -227,46 +270,45 @@ impl ClientLink {
         self.grants.insert(block, Granted { guid, writable });
     }
 
-    /// Does what has come, as far as it is this link's turn.
+    /// Does what was asked for first, if anything was; the bytes that this has moved.
     fn serve(
         &mut self,
         buffer: &mut [u8],
         closer: &mut Closer,
         store: &mut Store,
-    ) -> Result<(), LinkEnd> {
-        for _ in 0..FRAMES_PER_TURN {
-            if self.waiting.is_some() || self.unsure.is_some() {
-                break;
-            }
-            // What a client asked for that gave up is not to be done behind its back.
-            if is_hung_up(self.socket.as_fd())? {
-                return Err(SocketError::Closed.into());
-            }
-            let mut fds = Vec::new();
-            let received = self.socket.try_recv(buffer, &mut fds);
-            let descriptors = fds.len();
-            closer.close(fds);
-            let received = match received {
-                Ok(received) => received,
-                Err(SocketError::WouldBlock { .. }) => break,
-                Err(error) => return Err(error.into()),
-            };
-            if received.truncated || descriptors > 0 {
-                return Err(LinkEnd::Truncated);
-            }
-            let frame = &buffer[..received.bytes];
-            let header = wire::decode_header(frame, descriptors)?;
-            let request: DataRequest = wire::decode_body(frame)?;
-            let answer = match self.judge(&request) {
-                Err(refusal) if refusal.status == Status::NotFound => {
-                    self.unsure = Some((header.request, request));
-                    break;
-                }
-                judged => judged.and_then(|()| store.access(&request)),
-            };
-            self.answer(header.request, &answer)?;
+    ) -> Result<usize, LinkEnd> {
+        if self.waiting.is_some() || self.unsure.is_some() {
+            return Ok(0);
         }
-        Ok(())
+        // What a client asked for that gave up is not to be done behind its back.
+        if is_hung_up(self.socket.as_fd())? {
+            return Err(SocketError::Closed.into());
+        }
+        let mut fds = Vec::new();
+        let received = self.socket.try_recv(buffer, &mut fds);
+        let descriptors = fds.len();
+        closer.close(fds);
+        let received = match received {
+            Ok(received) => received,
+            Err(SocketError::WouldBlock { .. }) => return Ok(0),
+            Err(error) => return Err(error.into()),
+        };
+        if received.truncated || descriptors > 0 {
+            return Err(LinkEnd::Truncated);
+        }
+        let frame = &buffer[..received.bytes];
+        let header = wire::decode_header(frame, descriptors)?;
+        let request: DataRequest = wire::decode_body(frame)?;
+        let bytes = received.bytes + request.answer_bytes();
+        let answer = match self.judge(&request) {
+            Err(refusal) if refusal.status == Status::NotFound => {
+                self.unsure = Some((header.request, request));
+                return Ok(bytes);
+            }
+            judged => judged.and_then(|()| store.access(&request)),
+        };
+        self.answer(header.request, &answer)?;
+        Ok(bytes)
     }
 
     /// Whether a grant covers a request.
@@ -333,3 +375,6 @@ impl ClientLink {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

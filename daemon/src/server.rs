@@ -15,6 +15,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use dmce_abi::block::{BlockId, DaemonId};
+use dmce_abi::limits::FRAME_BYTES_MAX;
 use dmce_abi::name::Instance;
 use dmce_abi::version::SEGMENT_VERSION;
 use dmce_abi::wire::Reply;
@@ -26,7 +27,7 @@ use dmce_sys::watch::{Watch, WatchError};
 use tracing::{debug, info, warn};
 
 use crate::link::{Link, LinkError};
-use crate::links::{FIRST_TOKEN, Links};
+use crate::links::{FIRST_TOKEN, Links, NewLink};
 use crate::store::{Begun, Settings, Store, StoreError};
 use crate::turns::{Asked, Asker, Turns};
 use crate::workers::{Finished, StartError, Workers};
@@ -42,8 +43,9 @@ const HOLDS_PER_FRAME: usize = 128;
 /// The same of damaged ones, of which there is nothing but the id: at most 5 bytes.
 const DAMAGED_PER_FRAME: usize = 4096;
 
-/// Frames that are read before the others get their turn.
+/// Frames of the broker, and bytes that these move, before the others get their turn.
 const FRAMES_PER_TURN: usize = 64;
+const BYTES_PER_TURN: usize = 4 * FRAME_BYTES_MAX;
 
 /// How long the pool is left short before it is filled again. Who was granted an object is at work
 /// then, and often wants the next: to look for room and fill pages takes the processor's and the
@@ -146,12 +148,16 @@ impl Server {
                     return Ok(());
                 }
             }
+            self.serve_links();
             self.hand_out();
         }
     }
 
     /// Until something is due.
     fn pause(&self) -> Duration {
+        if self.links.is_waited_for() {
+            return Duration::ZERO;
+        }
         let now = clock::monotonic_ms();
         let due = self.refill_at_ms.map_or(self.tick_at_ms, |refill| refill.min(self.tick_at_ms));
         let due = Duration::from_millis(due.saturating_sub(now));
@@ -194,7 +200,7 @@ impl Server {
                 }
             }
             WATCH => self.on_removals(),
-            FIRST_TOKEN.. => self.on_link(event),
+            FIRST_TOKEN.. => self.links.on_ready(event.token),
             _ => {
                 if let Err(error) = self.on_frames() {
                     self.disconnect(&error);
@@ -205,8 +211,15 @@ impl Server {
     }
 
     fn on_frames(&mut self) -> Result<(), LinkError> {
+        let mut bytes = 0;
         for _ in 0..FRAMES_PER_TURN {
+            if bytes >= BYTES_PER_TURN {
+                break;
+            }
             let Some((request_id, request, socket)) = self.link.receive()? else { break };
+            if let DaemonRequest::Data(data) = &request {
+                bytes += data.moved_bytes();
+            }
             debug!(request_id, ?request, "asked");
             if let Some(request) = self.on_link_request(request, socket) {
                 self.on_request(request_id, request)?;
@@ -222,10 +235,11 @@ impl Server {
         socket: Option<OwnedFd>,
     ) -> Option<DaemonRequest> {
         match request {
-            DaemonRequest::Link { link, session, grant } => {
+            DaemonRequest::Link { link: id, session, uid, grant } => {
                 let made_by = self.link.connection().unwrap_or_default();
                 let socket = socket.expect("the link looks that it came");
-                self.links.add(&self.poller, made_by, (link, session), (grant, socket));
+                let new = NewLink { made_by, id, session, uid, grant };
+                self.links.add(&self.poller, new, socket);
             }
             DaemonRequest::Unlink { link } => self.links.remove(&self.poller, link),
             DaemonRequest::Grant { link, grant } => self.links.grant(link, grant),
@@ -235,16 +249,19 @@ impl Server {
         None
     }
 
-    /// Serves a client over its link.
-    fn on_link(&mut self, event: Ready) {
-        if !self.links.on_ready(&self.poller, event, &mut self.store) {
-            return;
+    /// Serves clients over their links: one turn of each user.
+    fn serve_links(&mut self) {
+        self.links.begin_round();
+        while let Some(token) = self.links.next_in_round() {
+            if !self.links.serve(&self.poller, token, &mut self.store) {
+                continue;
+            }
+            // The broker may have sent the grant already.
+            if let Err(error) = self.on_frames() {
+                self.disconnect(&error);
+            }
+            self.links.look_again(&self.poller, token, &mut self.store);
         }
-        // The broker may have sent the grant already.
-        if let Err(error) = self.on_frames() {
-            self.disconnect(&error);
-        }
-        self.links.look_again(&self.poller, event.token, &mut self.store);
     }
 
     fn on_request(&mut self, request_id: u64, request: DaemonRequest) -> Result<(), LinkError> {

@@ -9,11 +9,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dmce_sys::identity::effective_uid;
+use dmce_tests::client::{MESSAGE_PATH, own_client};
 use dmce_tests::programs::folder_of;
-use dmce_tests::{Instance, cannot_run, wait_until};
+use dmce_tests::{Client, Instance, cannot_run, wait_until};
 use libdmce::{Mirror, Prot, RegionOptions};
 
 /// The user of the flood, if it can be another: nobody.
@@ -176,6 +177,51 @@ fn regions_without_end_leave_others_served() {
 #[test]
 fn waits_without_end_leave_others_served() {
     is_outlived_by_others("waits", "");
+}
+
+/// The victim is served by message, on both ways, while another user moves bytes on one of them.
+fn moved_bytes_are_outlived(kind: &str) {
+    let instance = instance("");
+    let flood = Flood::start(&instance, kind);
+    wait_until("the flood is there", || flood.done() >= BEFORE);
+    let mut slowest = [Duration::ZERO; 2];
+    for (route, slowest) in ["direct", "broker"].into_iter().zip(&mut slowest) {
+        let route = ("DMCE_MESSAGE_ROUTE", route);
+        let mut victim = Client::open_with(&own_client(), &instance, &[(MESSAGE_PATH, "1"), route]);
+        let addr = victim.ask("malloc 4096").unwrap();
+        for round in 0..ROUNDS {
+            let begin = Instant::now();
+            victim.ask(format!("fill {addr} {round} 64")).unwrap();
+            victim.ask(format!("check {addr} {round} 64")).unwrap();
+            *slowest = begin.elapsed().max(*slowest);
+        }
+    }
+    let meanwhile = flood.done();
+    wait_until("the flood goes on", || flood.done() > meanwhile);
+    let [direct, broker] = slowest;
+    println!("{kind}: {meanwhile} messages of the flood; slowest {direct:?}, {broker:?}");
+    drop(flood);
+    wait_until("nothing of the flood is left", || instance.status().sessions == 0);
+}
+
+#[test]
+fn reads_without_end_leave_others_served() {
+    moved_bytes_are_outlived("reads");
+}
+
+#[test]
+fn writes_without_end_leave_others_served() {
+    moved_bytes_are_outlived("writes");
+}
+
+#[test]
+fn reads_over_links_leave_others_served() {
+    moved_bytes_are_outlived("linked-reads");
+}
+
+#[test]
+fn writes_over_links_leave_others_served() {
+    moved_bytes_are_outlived("linked-writes");
 }
 
 /// Who sends and hangs up is read no sooner than who stays: else a rate would bind nobody. What is

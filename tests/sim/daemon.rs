@@ -192,7 +192,7 @@ impl Daemon {
                 host.pools.get_mut(&self.id).and_then(|pool| pool.remove(&place));
             }
             DaemonRequest::Settled => self.links.retain(|_, link| link.made_by == conn),
-            DaemonRequest::Link { link, session, grant } => {
+            DaemonRequest::Link { link, session, grant, .. } => {
                 let grants = BTreeSet::from([grant.block]);
                 self.links.insert(link, Linked { session, made_by: conn, grants });
             }

@@ -153,8 +153,8 @@ impl World {
         }
         let mut reply = reply;
         for descriptor in descriptors {
-            if let Descriptor::Link { conn, link, session, grant } = *descriptor {
-                self.link(conn, DaemonRequest::Link { link, session, grant });
+            if let Descriptor::Link { conn, link, session, uid, grant } = *descriptor {
+                self.link(conn, DaemonRequest::Link { link, session, uid, grant });
                 continue;
             }
             if let Some(refusal) = self.open(*descriptor, &reply)? {

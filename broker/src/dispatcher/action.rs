@@ -45,6 +45,8 @@ pub enum Descriptor {
         link: LinkId,
         /// Whose it is.
         session: SessionId,
+        /// The user of that session.
+        uid: u32,
         /// The first grant.
         grant: LinkGrant,
     },

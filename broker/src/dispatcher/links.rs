@@ -108,8 +108,14 @@ impl Dispatcher {
         }
         let id = LinkId(self.next_number());
         self.links.add(session, daemon, Link { id, grants: BTreeSet::from([block]) });
-        let descriptor = Descriptor::Link { conn, link: id, session, grant };
+        let uid = self.uid_of_session(session);
+        let descriptor = Descriptor::Link { conn, link: id, session, uid, grant };
         Ok(Outcome::Reply(answer(id), vec![descriptor]))
+    }
+
+    /// The user of a session; nobody, if it is not there.
+    pub(super) fn uid_of_session(&self, session: SessionId) -> u32 {
+        self.sessions.get(session).map_or(u32::MAX, |session| session.record.uid)
     }
 
     /// A session may not reach a span any more, or with other rights.

@@ -1,7 +1,8 @@
 //! How many requests a user may make: a bucket of tokens for each, filled at the configured rate.
 //!
 //! ```text
-//!            +------- rate ------> [ up to burst ] ---- one for each request, or connection
+//!            +------- rate ------> [ up to burst ] ---- one for each connection, or request;
+//!                                        |              one for each 4 KiB begun that it moves
 //!                                        | none left
 //!                                        v
 //!                    the connection is not read until there are some again
@@ -13,7 +14,8 @@
 //!    it too early is read later.
 //! 2. A user's connections are read again in the order in which they were held, so that one of them
 //!    cannot keep the others from being read.
-//! 3. A user who has not been heard for the time that fills the bucket is forgotten.
+//! 3. What a request costs is known when it is read, and is paid whatever becomes of it.
+//! 4. A user who has not been heard for the time that fills the bucket is forgotten.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -26,7 +28,10 @@ use super::timers::Timer;
 /// A request, in the unit of a bucket's level: what a rate of one a second brings in a millisecond.
 const REQUEST: i64 = 1_000;
 
-/// Requests that a connection may bring before the shell looks at the others.
+/// Bytes that are moved for one token.
+const TOKEN_BYTES: usize = 4096;
+
+/// Tokens that a connection is taken to need when it is read again: the longest message costs 15.
 const BROUGHT_AT_ONCE: i64 = 16 * REQUEST;
 
 /// One user's tokens.
@@ -75,6 +80,12 @@ impl Bucket {
     }
 }
 
+/// What is paid for so many bytes.
+fn cost_of(bytes: usize) -> i64 {
+    let tokens = i64::try_from(bytes.div_ceil(TOKEN_BYTES).max(1)).unwrap_or(i64::MAX);
+    tokens.saturating_mul(REQUEST)
+}
+
 /// The buckets of all users whose rate is limited, and who were heard of late.
 #[derive(Debug, Default)]
 pub(super) struct Rates {
@@ -82,8 +93,9 @@ pub(super) struct Rates {
 }
 
 impl Dispatcher {
-    /// A connection of a user brought something. If it was too early, it is not read for a while.
-    pub(super) fn spend(&mut self, conn: ClientConn, uid: u32) {
+    /// A connection of a user brought something that moves so many bytes. If it was too early, it
+    /// is not read for a while.
+    pub(super) fn spend(&mut self, conn: ClientConn, uid: u32, bytes: usize) {
         let Some(rate) = Rate::of(&self.ledger.quota(uid)) else { return };
         let now = self.now.millis;
         if !self.rates.buckets.contains_key(&uid) {
@@ -97,7 +109,7 @@ impl Dispatcher {
         let new = Bucket { level: rate.full, at: now, held: VecDeque::new() };
         let bucket = self.rates.buckets.entry(uid).or_insert(new);
         bucket.fill(rate, now);
-        bucket.level = bucket.level.saturating_sub(REQUEST);
+        bucket.level = bucket.level.saturating_sub(cost_of(bytes));
         if bucket.level >= 0 {
             return;
         }

@@ -35,13 +35,13 @@ use super::requests::{Outcome, Served, refuse};
 const CONNECTION_BYTES_MAX: usize = 256 << 10;
 
 /// Bytes under way of one user.
-const USER_BYTES_MAX: usize = 1 << 20;
+const USER_BYTES_MAX: usize = 512 << 10;
 
 /// Bytes under way to and from one daemon: less than the shell keeps for a daemon.
 const DAEMON_BYTES_MAX: usize = 4 << 20;
 
 /// What a request costs beside the bytes that travel with it or its answer.
-const REQUEST_BYTES: usize = 512;
+const REQUEST_BYTES: usize = 4096;
 
 /// A request that a daemon has not answered.
 #[derive(Debug)]
@@ -165,8 +165,8 @@ impl Dispatcher {
         let Some(conn) = conn.and_then(Server::conn) else {
             return Err(silent(daemon).into());
         };
-        let uid = self.sessions.get(id).map_or(u32::MAX, |session| session.record.uid);
-        let bytes = REQUEST_BYTES + request.data_bytes() + answer_bytes(request);
+        let uid = self.uid_of_session(id);
+        let bytes = REQUEST_BYTES + request.moved_bytes();
         let relayed = Relayed { daemon, to, uid, request: without_bytes(request), bytes };
         self.relays.admit(&relayed)?;
         let number = self.next_number();
@@ -235,13 +235,6 @@ fn without_bytes(request: &DataRequest) -> DataRequest {
     match request {
         DataRequest::Write { at, .. } => DataRequest::Write { at: *at, data: Bytes(Vec::new()) },
         other => other.clone(),
-    }
-}
-
-fn answer_bytes(request: &DataRequest) -> usize {
-    match request {
-        DataRequest::Read { bytes, .. } => *bytes as usize,
-        _ => 0,
     }
 }
 

@@ -12,6 +12,7 @@ use super::clients::{Client, ReplyTo};
 use super::event::{ClientConn, Peer};
 use super::sessions::SessionLink;
 use super::timers::Timer;
+use super::waiting::text_bytes;
 
 /// What became of a request.
 #[derive(Debug)]
@@ -79,7 +80,7 @@ impl Dispatcher {
         }
         let client = Client { peer, started: None, session: None, outstanding: 0, held: false };
         self.clients.insert(conn, client);
-        self.spend(conn, uid);
+        self.spend(conn, uid, 0);
     }
 
     pub(super) fn request(&mut self, to: ReplyTo, request: &ClientRequest) {
@@ -87,7 +88,7 @@ impl Dispatcher {
         let Some(client) = self.clients.get_mut(&to.conn) else { return };
         client.outstanding += 1;
         let (uid, outstanding) = (client.peer.uid, client.outstanding);
-        self.spend(to.conn, uid);
+        self.spend(to.conn, uid, moved_bytes(request));
         if outstanding > limit {
             let text = format!("{limit} requests of this connection wait, limit {limit}");
             self.reply(to, Err(Refusal::new(Status::Busy, text)), Vec::new());
@@ -267,6 +268,14 @@ impl Dispatcher {
         let client = self.clients.remove(&conn)?;
         self.ledger.refund_connection(client.peer.uid);
         Some(client)
+    }
+}
+
+/// Bytes that the broker moves for a request, whose number its sender chose.
+fn moved_bytes(request: &ClientRequest) -> usize {
+    match request {
+        ClientRequest::Data(request) => request.moved_bytes(),
+        other => text_bytes(other),
     }
 }
 

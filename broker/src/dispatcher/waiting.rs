@@ -136,7 +136,7 @@ impl Waiting {
 }
 
 /// Bytes of the texts of a request, whose length its sender chose.
-fn text_bytes(request: &ClientRequest) -> usize {
+pub(super) fn text_bytes(request: &ClientRequest) -> usize {
     match request {
         ClientRequest::Setup(setup) => setup.name.len(),
         ClientRequest::RegionCreate(create) => name_bytes(&create.region),

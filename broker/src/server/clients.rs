@@ -5,8 +5,8 @@
 //! 1. A frame that cannot be read whole, or that brings a descriptor, is hostile: no request takes
 //!    one.
 //! 2. A client that does not read its answers is dropped at the first one that does not fit.
-//! 3. One connection is taken in, and one frame of each is read, before all others have their turn:
-//!    what waits is reported again.
+//! 3. One connection is taken in, and each user has one turn, before all others have theirs
+//!    ([`Rounds`]): what waits is reported again.
 //! 4. Nothing that a client has passed, and no connection over which it could, is closed here: that
 //!    may take as long as the client likes ([`Closer`]).
 
@@ -16,6 +16,7 @@ use std::os::unix::fs::chown;
 use std::path::Path;
 
 use dmce_abi::limits::FRAME_BYTES_MAX;
+use dmce_abi::rounds::Rounds;
 use dmce_abi::wire::client::{ClientReply, ClientRequest};
 use dmce_abi::wire::{self, FrameHeader, Refusal, Reply, WireError};
 use dmce_abi::{Status, wire::peek_request};
@@ -31,10 +32,18 @@ use super::door::Door;
 use super::objects::Passed;
 use super::{ServerError, Source, now};
 
+/// A connection.
+struct Client {
+    socket: Socket,
+    uid: u32,
+}
+
 /// All connections of clients, and where they come from.
 pub struct Clients {
     door: Door,
-    open: BTreeMap<ClientConn, Socket>,
+    open: BTreeMap<ClientConn, Client>,
+    /// Those that have sent something.
+    rounds: Rounds<ClientConn>,
     /// Those that are not read for a while.
     held: BTreeSet<ClientConn>,
     next: u64,
@@ -64,6 +73,7 @@ impl Clients {
         Ok(Self {
             door,
             open: BTreeMap::new(),
+            rounds: Rounds::default(),
             held: BTreeSet::new(),
             next: 1,
             buffer,
@@ -87,27 +97,54 @@ impl Clients {
             return self.closer.end(socket);
         }
         self.next += 1;
-        self.open.insert(conn, socket);
+        self.open.insert(conn, Client { socket, uid: peer.uid });
         events.push_back(Event::Connected { conn, peer });
     }
 
-    /// Takes in what a client has sent.
-    pub fn receive(&mut self, poller: &Poller, number: u64, events: &mut VecDeque<Event>) {
+    /// A client has sent something, or has gone.
+    pub fn ready(&mut self, poller: &Poller, number: u64, events: &mut VecDeque<Event>) {
         let conn = ClientConn(number);
         if self.held.contains(&conn) {
             // Only a hang-up is told of it. Who sends too much is read no sooner for going.
             self.end(poller, conn);
             return events.push_back(Event::HungUp { conn });
         }
-        let Some(socket) = self.open.get(&conn) else { return };
+        if let Some(client) = self.open.get(&conn) {
+            self.rounds.arrive(client.uid, conn);
+        }
+    }
+
+    /// Whether somebody waits for the next round.
+    pub fn is_waited_for(&self) -> bool {
+        !self.rounds.is_empty()
+    }
+
+    /// Takes in what clients have sent: one turn of each user who has sent something.
+    pub fn receive(&mut self, poller: &Poller, events: &mut VecDeque<Event>) {
+        self.rounds.begin();
+        while let Some(conn) = self.rounds.take() {
+            let bytes = self.receive_one(poller, conn, events);
+            self.rounds.charge(bytes);
+        }
+    }
+
+    /// Takes in one frame; the bytes that it moves.
+    fn receive_one(
+        &mut self,
+        poller: &Poller,
+        conn: ClientConn,
+        events: &mut VecDeque<Event>,
+    ) -> usize {
+        let Some(client) = self.open.get(&conn) else { return 0 };
         let mut fds = Vec::new();
-        let received = match socket.try_recv(&mut self.buffer, &mut fds) {
+        let received = match client.socket.try_recv(&mut self.buffer, &mut fds) {
             Ok(received) => received,
-            Err(SocketError::WouldBlock { .. }) => return,
+            Err(SocketError::WouldBlock { .. }) => return 0,
             Err(_) => {
                 self.closer.close(fds);
                 self.end(poller, conn);
-                return events.push_back(Event::HungUp { conn });
+                events.push_back(Event::HungUp { conn });
+                return 0;
             }
         };
         let frame = &self.buffer[..received.bytes];
@@ -115,21 +152,25 @@ impl Clients {
         self.closer.close(fds);
         match read {
             Ok((request_id, request)) => {
+                let answer_bytes = answer_bytes(&request);
                 if let ClientRequest::Attach(_) = request {
                     events.extend(self.process_started(conn));
                 }
                 events.push_back(Event::Request { conn, request_id, request });
+                received.bytes + answer_bytes
             }
             Err(error) => {
                 if let WireError::Version { .. } = error {
                     let refusal = Refusal::new(Status::Version, error.to_string());
                     let request_id = RequestId(peek_request(frame));
                     if !self.reply(poller, conn, request_id, &Err(refusal), &[]) {
-                        return events.push_back(Event::HungUp { conn });
+                        events.push_back(Event::HungUp { conn });
+                        return received.bytes;
                     }
                 }
                 let reason = format!("a frame that is none: {error}");
                 events.push_back(Event::Hostile { conn, reason });
+                received.bytes
             }
         }
     }
@@ -143,7 +184,7 @@ impl Clients {
         reply: &Reply<ClientReply>,
         fds: &[Passed<'_>],
     ) -> bool {
-        let Some(socket) = self.open.get(&conn) else { return true };
+        let Some(client) = self.open.get(&conn) else { return true };
         let count = u16::try_from(fds.len()).expect("a reply has few descriptors");
         let header = FrameHeader { request: request_id.0, fds: count };
         let frame = wire::encode(header, reply).or_else(|error| {
@@ -154,7 +195,7 @@ impl Clients {
         });
         let frame = frame.expect("a short refusal fits a frame");
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        let sent = socket.try_send(&frame, &fds);
+        let sent = client.socket.try_send(&frame, &fds);
         if let Err(error) = &sent {
             info!(connection = conn.0, "a client did not take its answer: {error}");
             self.end(poller, conn);
@@ -166,6 +207,9 @@ impl Clients {
     /// goes with a hang-up.
     pub fn hold(&mut self, poller: &Poller, conn: ClientConn) {
         self.poll(poller, conn, Interest::NONE);
+        if let Some(client) = self.open.get(&conn) {
+            self.rounds.forget(client.uid, conn);
+        }
         self.held.insert(conn);
     }
 
@@ -176,8 +220,9 @@ impl Clients {
     }
 
     fn poll(&self, poller: &Poller, conn: ClientConn, interest: Interest) {
-        let Some(socket) = self.open.get(&conn) else { return };
-        if let Err(error) = poller.modify(socket.as_fd(), Source::Client.token(conn.0), interest) {
+        let Some(client) = self.open.get(&conn) else { return };
+        let fd = client.socket.as_fd();
+        if let Err(error) = poller.modify(fd, Source::Client.token(conn.0), interest) {
             warn!(connection = conn.0, "it is polled as before: {error}");
         }
     }
@@ -190,8 +235,9 @@ impl Clients {
     }
 
     fn end(&mut self, poller: &Poller, conn: ClientConn) -> bool {
-        let Some(socket) = self.open.remove(&conn) else { return false };
+        let Some(Client { socket, uid }) = self.open.remove(&conn) else { return false };
         self.held.remove(&conn);
+        self.rounds.forget(uid, conn);
         if let Err(error) = poller.remove(socket.as_fd()) {
             debug!(connection = conn.0, "it was not polled any more: {error}");
         }
@@ -210,12 +256,12 @@ impl Clients {
     ///
     /// That process is gone.
     pub fn pidfd(&self, conn: ClientConn) -> Result<Option<OwnedFd>, SocketError> {
-        self.open.get(&conn).map_or(Ok(None), Socket::peer_pidfd)
+        self.open.get(&conn).map_or(Ok(None), |client| client.socket.peer_pidfd())
     }
 
     /// When the process started that has the pid of the one at the other end.
     fn process_started(&self, conn: ClientConn) -> Option<Event> {
-        let peer = self.open.get(&conn)?.peer().ok()?;
+        let peer = self.open.get(&conn)?.socket.peer().ok()?;
         let at = process::start_time(peer.pid).ok()?;
         Some(Event::ProcessStarted { conn, at })
     }
@@ -236,6 +282,14 @@ pub fn peer_of(socket: &Socket) -> Option<Peer> {
         return None;
     }
     Some(Peer { pid, lived_at: clock::boot_ticks(), uid, gid, groups })
+}
+
+/// Bytes that come back for a request.
+fn answer_bytes(request: &ClientRequest) -> usize {
+    match request {
+        ClientRequest::Data(data) => data.answer_bytes(),
+        _ => 0,
+    }
 }
 
 /// Reads a request. The syntax alone is looked at here.

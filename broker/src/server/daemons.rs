@@ -27,8 +27,9 @@ use super::{ServerError, Source, now};
 /// Bytes that may wait for one daemon: about 100,000 requests to destroy a block.
 const QUEUE_BYTES_MAX: usize = 8 << 20;
 
-/// Frames taken from one daemon before others have their turn.
+/// Frames, and bytes of them, taken from one daemon before others have their turn.
 const FRAMES_A_TURN: usize = 64;
+const BYTES_A_TURN: usize = 4 * FRAME_BYTES_MAX;
 
 struct Connection {
     socket: Socket,
@@ -106,7 +107,11 @@ impl Daemons {
         if !ready.readable && !ready.hangup {
             return;
         }
+        let mut bytes = 0;
         for _ in 0..FRAMES_A_TURN {
+            if bytes >= BYTES_A_TURN {
+                return;
+            }
             let Some(connection) = self.open.get(&conn) else { return };
             let mut fds = Vec::new();
             let received = match connection.socket.try_recv(&mut self.buffer, &mut fds) {
@@ -117,6 +122,7 @@ impl Daemons {
                     return events.push_back(Event::DaemonHungUp { conn });
                 }
             };
+            bytes += received.bytes;
             let frame = &self.buffer[..received.bytes];
             let (request_id, message) = match read(frame, fds.len(), received.truncated) {
                 Ok(read) => read,

@@ -237,6 +237,7 @@ impl Server {
                     return Ok(());
                 }
             }
+            self.clients.receive(&self.poller, &mut self.events);
             self.look_at_locks();
             self.look_at_objects();
             self.look_at_clock();
@@ -298,8 +299,9 @@ impl Server {
         let now = now().millis;
         let lock = (!self.awaited_locks.is_empty()).then_some(now.after(LOCK_POLL_MS));
         let doors = [self.clients.door().rests_until(), self.daemons.door().rests_until()];
-        let objects = (!self.inspections.is_empty()).then_some(now);
-        let due = [lock, objects, self.wake_at, self.sessions.due_at()].into_iter().chain(doors);
+        let is_waited_for = !self.inspections.is_empty() || self.clients.is_waited_for();
+        let at_once = is_waited_for.then_some(now);
+        let due = [lock, at_once, self.wake_at, self.sessions.due_at()].into_iter().chain(doors);
         due.flatten().min().map(|at| Duration::from_millis(at.0.saturating_sub(now.0)))
     }
 
@@ -309,7 +311,7 @@ impl Server {
         match source {
             Source::ClientListener => self.clients.accept(&self.poller, &mut self.events),
             Source::DaemonListener => self.daemons.accept(&self.poller, &mut self.events),
-            Source::Client => self.clients.receive(&self.poller, number, &mut self.events),
+            Source::Client => self.clients.ready(&self.poller, number, &mut self.events),
             Source::Daemon => self.daemons.ready(&self.poller, ready, number, &mut self.events),
             Source::Process => self.sessions.died(&self.poller, number, &mut self.events),
             Source::Signals => {
@@ -402,10 +404,10 @@ impl Server {
 
     /// Connects a client with a daemon; the client's end.
     fn link(&mut self, descriptor: Descriptor) -> Result<OwnedFd, OpenFailure> {
-        let Descriptor::Link { conn, link, session, grant } = descriptor else {
+        let Descriptor::Link { conn, link, session, uid, grant } = descriptor else {
             unreachable!("only links are made here");
         };
-        let request = DaemonRequest::Link { link, session, grant };
+        let request = DaemonRequest::Link { link, session, uid, grant };
         self.daemons.link(&self.poller, conn, &request).map_err(|error| {
             if matches!(error, SocketError::Closed) {
                 self.events.push_back(Event::DaemonHungUp { conn });

@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use crate::clock::timespec;
 
 /// How many descriptors one wait reports at most; the rest come with the next.
-const EVENTS_PER_WAIT: usize = 256;
+const EVENTS_PER_WAIT: usize = 1024;
 
 /// What a caller wants to know of a descriptor. Hang-up is always reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

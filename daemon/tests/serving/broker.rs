@@ -165,7 +165,7 @@ impl Broker {
     pub fn link(&self, link: u64, grant: LinkGrant) -> LinkEnd {
         let (client, daemon) = Socket::pair().unwrap();
         let session = SessionId::try_from(1).unwrap();
-        let message = DaemonRequest::Link { link: LinkId(link), session, grant };
+        let message = DaemonRequest::Link { link: LinkId(link), session, uid: 1000, grant };
         let frame = wire::encode(FrameHeader { request: 0, fds: 1 }, &message).unwrap();
         self.connection().send(&frame, &[daemon.as_fd()]).unwrap();
         LinkEnd { socket: client }

@@ -14,20 +14,30 @@
 //! | `blocks` | allocates the smallest blocks, and keeps them |
 //! | `waits` | asks for more than there is, and waits for it, again and again |
 //! | `regions` | makes regions |
+//! | `reads`, `writes` | sessions that move as many bytes as a message carries, by the broker |
+//! | `linked-reads`, `linked-writes` | the same over links to the daemons |
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 
-use dmce_abi::limits::FRAME_BYTES_MAX;
+use dmce_abi::limits::{DATA_BYTES_MAX, FRAME_BYTES_MAX};
 use dmce_abi::version::SEGMENT_VERSION;
 use dmce_abi::wire::client::{
-    ClientRequest, Malloc, MallocKind, MallocWith, RegionCreate, RegionList, RegionName, Setup,
+    BlockInfo, ClientReply, ClientRequest, Malloc, MallocKind, MallocWith, Reach, RegionCreate,
+    RegionList, RegionName, Setup,
 };
+use dmce_abi::wire::data::{Bytes, DataRequest, LinkId, Target};
 use dmce_abi::wire::{self, FrameHeader};
 use dmce_sys::socket::Socket;
+use libdmce::connection::Connection;
 
 /// Connections of a flood that asks.
 const ASKING: usize = 8;
+
+/// Connections of a flood that moves bytes, and messages that each has under way.
+const MOVING: usize = 100;
+const UNDER_WAY: usize = 4;
 
 /// Connections of a flood that keeps them: more than one user has.
 const KEPT: usize = 3_000;
@@ -54,6 +64,10 @@ fn main() {
         "sessions" => keep(connect, &mut progress, true),
         "connections" => keep(connect, &mut progress, false),
         "garbage" => garbage(connect, &mut progress),
+        "reads" => move_bytes(connect, &mut progress, (read, false)),
+        "writes" => move_bytes(connect, &mut progress, (write, false)),
+        "linked-reads" => move_bytes(connect, &mut progress, (read, true)),
+        "linked-writes" => move_bytes(connect, &mut progress, (write, true)),
         _ => panic!("{kind:?} is no kind of flood"),
     }
 }
@@ -177,5 +191,75 @@ fn garbage(connect: impl Fn() -> Option<Socket>, progress: &mut Progress) {
             let _ = socket.send(&good[..good.len() - 1], &[]);
         }
         progress.one_more();
+    }
+}
+
+fn read(at: Target) -> DataRequest {
+    DataRequest::Read { at, bytes: DATA_BYTES_MAX.try_into().expect("a message is short") }
+}
+
+fn write(at: Target) -> DataRequest {
+    DataRequest::Write { at, data: Bytes(vec![b'x'; DATA_BYTES_MAX]) }
+}
+
+/// A session with a block that moves bytes by message.
+struct Mover {
+    /// What ends the session when it is dropped.
+    _broker: Connection,
+    /// Where the bytes are asked for: a second descriptor of the same connection, or a link.
+    asked: Socket,
+    frame: Vec<u8>,
+}
+
+impl Mover {
+    /// `None` if the broker, or its daemon, has no time for one more.
+    fn open(socket: Socket, what: fn(Target) -> DataRequest, linked: bool) -> Option<Self> {
+        let own = Socket::from_fd(socket.as_fd().try_clone_to_owned().ok()?).ok()?;
+        let mut broker = Connection::over(socket);
+        broker.request(&setup()).ok()?;
+        let heap = malloc(1, MallocKind::Heap { committed: 64 << 10 });
+        let (reply, _) = broker.request(&ClientRequest::Malloc(heap)).ok()?;
+        let ClientReply::Granted(granted) = reply else { return None };
+        let BlockInfo { block, guid, .. } = granted.first;
+        let request = what(Target { block, guid, cell: 0 });
+        if !linked {
+            let frame = frame(u64::MAX, &ClientRequest::Data(request));
+            return Some(Self { _broker: broker, asked: own, frame });
+        }
+        let reach = Reach { block, writable: true, direct: true, broken: LinkId(0) };
+        let (_, mut fds) = broker.request(&ClientRequest::Reach(reach)).ok()?;
+        let asked = Socket::from_fd(fds.pop()?).ok()?;
+        let frame = wire::encode(FrameHeader { request: 1, fds: 0 }, &request).ok()?;
+        Some(Self { _broker: broker, asked, frame })
+    }
+}
+
+/// Sessions that all ask before any of them reads an answer.
+fn move_bytes(
+    connect: impl Fn() -> Option<Socket>,
+    progress: &mut Progress,
+    (what, linked): (fn(Target) -> DataRequest, bool),
+) {
+    let mut buffer = vec![0; FRAME_BYTES_MAX];
+    let mut movers = Vec::new();
+    loop {
+        while movers.len() < MOVING {
+            movers.extend(connect().and_then(|socket| Mover::open(socket, what, linked)));
+        }
+        let asked = |mover: &Mover| mover.asked.try_send(&mover.frame, &[]).is_ok();
+        let mut sent = vec![0; movers.len()];
+        for _ in 0..UNDER_WAY {
+            for (count, mover) in sent.iter_mut().zip(&movers) {
+                *count += usize::from(asked(mover));
+            }
+        }
+        let mut counts = sent.into_iter();
+        movers.retain(|mover| {
+            (0..counts.next().unwrap_or(0)).all(|_| {
+                let received = mover.asked.recv(&mut buffer, &mut Vec::new());
+                progress.one_more();
+                received.is_ok_and(|received| received.bytes > 0)
+            })
+        });
     }
 }

@@ -1,12 +1,18 @@
-use dmce_abi::wire::client::{ClientReply, ClientRequest};
+use dmce_abi::wire::client::{ClientReply, ClientRequest, RegionList};
+use dmce_abi::wire::data::{Bytes, DataRequest, Target};
 
 use super::rig::{GIB, MIB, Rig, config, heap, setup};
 use crate::dispatcher::{Action, ClientConn, Quota, Started};
 
 /// An instance in which a user may ask ten times at once, and a hundred times a second.
 fn limited() -> Rig {
+    limited_to(10)
+}
+
+/// The same with so many at once.
+fn limited_to(requests_burst: u64) -> Rig {
     let mut config = config();
-    config.quota = Quota { requests_per_s: 100, requests_burst: 10, ..Quota::UNLIMITED };
+    config.quota = Quota { requests_per_s: 100, requests_burst, ..Quota::UNLIMITED };
     let mut rig = Rig::started(config, Started::default());
     rig.daemon(1, GIB);
     rig
@@ -63,6 +69,40 @@ fn no_more_are_served_than_the_rate_allows_and_others_are_not_touched() {
     // Ten seconds: a hundred each, and the burst.
     assert!((900..=1100).contains(&served), "{served}");
     assert_eq!(victims, 100);
+}
+
+/// As a request takes the broker's time by what is moved for it, so it takes tokens.
+#[test]
+fn bytes_that_are_moved_cost_a_token_for_every_4_kib_that_they_begin() {
+    const BURST: u64 = 40;
+    let mut rig = limited_to(BURST);
+    let (conn, _) = rig.session(1000);
+    let first = rig.granted(conn, heap(1, MIB)).first;
+    let at = Target { block: first.block, guid: first.guid, cell: 0 };
+    let mut cost = |request: ClientRequest| {
+        // All tokens are there again.
+        rig.wait(1000);
+        rig.ask_later(conn, request);
+        let mut left = 0;
+        while held(&rig).is_empty() {
+            rig.done(conn, ClientRequest::Stat);
+            left += 1;
+        }
+        // The last one was one too many.
+        BURST - (left - 1)
+    };
+    for (bytes, tokens) in [(0, 1), (1, 1), (4096, 1), (4097, 2), (60 << 10, 15)] {
+        let data = Bytes(vec![1; bytes as usize]);
+        assert_eq!(cost(ClientRequest::Data(DataRequest::Read { at, bytes })), tokens, "{bytes}");
+        assert_eq!(cost(ClientRequest::Data(DataRequest::Write { at, data })), tokens, "{bytes}");
+    }
+    // What is refused was moved all the same, and no number in a message costs more than one can.
+    let read = DataRequest::Read { at, bytes: u32::MAX };
+    assert_eq!(cost(ClientRequest::Data(read)), 15);
+    let (volume, after) = ("x".repeat(4096), "x".repeat(4096));
+    assert_eq!(cost(ClientRequest::RegionList(RegionList { volume, after })), 2);
+    let add = DataRequest::Add64 { at, add: 1 };
+    assert_eq!(cost(ClientRequest::Data(add)), 1);
 }
 
 #[test]

@@ -65,6 +65,8 @@ pub enum DaemonRequest {
         link: LinkId,
         /// Whose it is.
         session: SessionId,
+        /// The user of that session: users have their turns.
+        uid: u32,
         /// The first block that may be reached over it.
         grant: LinkGrant,
     },

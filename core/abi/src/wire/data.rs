@@ -146,6 +146,21 @@ impl DataRequest {
         }
     }
 
+    /// Bytes of blocks that travel with the answer.
+    #[must_use]
+    pub fn answer_bytes(&self) -> usize {
+        match self {
+            Self::Read { bytes, .. } => (*bytes as usize).min(DATA_BYTES_MAX),
+            _ => 0,
+        }
+    }
+
+    /// Bytes of blocks that travel with it or its answer.
+    #[must_use]
+    pub fn moved_bytes(&self) -> usize {
+        self.data_bytes() + self.answer_bytes()
+    }
+
     /// Whether a reply can be one to this request.
     #[must_use]
     pub fn fits(&self, reply: &DataReply) -> bool {

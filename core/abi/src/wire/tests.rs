@@ -265,8 +265,8 @@ fn golden_links() {
     assert_eq!(encode(PLAIN, &reach).unwrap()[HEADER_BYTES..], [24, 0xac, 2, 1, 1, 4]);
     let grant = LinkGrant { block, guid, writable: false };
     let session = SessionId::try_from(7).unwrap();
-    let link = DaemonRequest::Link { link: LinkId(5), session, grant };
-    let bytes = [&[5, 5, 7, 0xac, 2][..], &[9; 16], &[0]].concat();
+    let link = DaemonRequest::Link { link: LinkId(5), session, uid: 1000, grant };
+    let bytes = [&[5, 5, 7, 0xe8, 7, 0xac, 2][..], &[9; 16], &[0]].concat();
     assert_eq!(encode(PLAIN, &link).unwrap()[HEADER_BYTES..], bytes);
     let revoke = DaemonRequest::Revoke { link: LinkId(5), block };
     assert_eq!(encode(PLAIN, &revoke).unwrap()[HEADER_BYTES..], [8, 5, 0xac, 2]);
