@@ -667,6 +667,9 @@ dmce_status_t dmce_calloc(dmce_session_t *session,
 /**
  * Changes the size of an allocation, which may move. If it fails, `old` stays as it was. An `old`
  * of 0 allocates.
+ *
+ * One that moves is aligned as by `dmce_malloc`: a larger alignment that was asked for with
+ * `dmce_malloc_ex` is kept only as long as the address stays the same.
  */
 dmce_status_t dmce_realloc(dmce_session_t *session,
                            dmce_addr_t old,
@@ -676,6 +679,10 @@ dmce_status_t dmce_realloc(dmce_session_t *session,
 /**
  * Frees an allocation. 0 is fine; freeing twice is `DMCE_E_ADDRESS`, freeing what is mapped
  * `DMCE_E_BUSY`.
+ *
+ * The session can allocate from it again at once. To the daemon go back whole blocks: those of an
+ * allocation that has blocks of its own at once, one that several share when nothing in it has
+ * been allocated for `broker.idle_s` of the configuration. No block shrinks before.
  */
 dmce_status_t dmce_free(dmce_session_t *session, dmce_addr_t addr);
 

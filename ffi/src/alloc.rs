@@ -86,6 +86,9 @@ pub unsafe extern "C" fn dmce_calloc(
 
 /// Changes the size of an allocation, which may move. If it fails, `old` stays as it was. An `old`
 /// of 0 allocates.
+///
+/// One that moves is aligned as by `dmce_malloc`: a larger alignment that was asked for with
+/// `dmce_malloc_ex` is kept only as long as the address stays the same.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_realloc(
     session: *mut dmce_session_t,
@@ -103,6 +106,10 @@ pub unsafe extern "C" fn dmce_realloc(
 
 /// Frees an allocation. 0 is fine; freeing twice is `DMCE_E_ADDRESS`, freeing what is mapped
 /// `DMCE_E_BUSY`.
+///
+/// The session can allocate from it again at once. To the daemon go back whole blocks: those of an
+/// allocation that has blocks of its own at once, one that several share when nothing in it has
+/// been allocated for `broker.idle_s` of the configuration. No block shrinks before.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_free(
     session: *mut dmce_session_t,

@@ -152,6 +152,58 @@ fn alignment_is_as_asked() {
 }
 
 #[test]
+fn an_alignment_that_was_asked_for_stays_with_the_place_and_no_longer() {
+    let instance = Instance::start(1);
+    for session in both_ways(&instance) {
+        for align in [64_u32, 4096, 65_536] {
+            let options = AllocOptions { align, ..AllocOptions::default() };
+            let addr = session.malloc_with(100, &options).unwrap();
+            session.write(addr, &[7; 100]).unwrap();
+            let room = session.usable_size(addr).unwrap();
+            assert_eq!(session.realloc(addr, room), Ok(addr), "it fits where it is");
+            // Elsewhere it is aligned as any other of its size.
+            let small = session.realloc(addr, room * 2 + 16).unwrap();
+            assert_eq!(small.to_raw() % 16, 0);
+            let large = session.realloc(small, 3 << 20).unwrap();
+            assert_eq!(large.to_raw() % 4096, 0);
+            assert_eq!(session.compare(large, &[7; 100]).unwrap(), std::cmp::Ordering::Equal);
+            session.free(large).unwrap();
+        }
+        session.close().unwrap();
+    }
+}
+
+/// One allocation keeps all that its block has.
+#[test]
+fn a_block_goes_back_whole_or_not_at_all() {
+    let config = "broker.idle_s = 0\n[[policy]]\nup_to = \"1GiB\"\nblock_bytes = \"32MiB\"\n";
+    let instance = Instance::builder().config(config).start();
+    let session = instance.open();
+    let allocate = |count| (0..count).map(|_| session.malloc(1 << 20).unwrap()).collect();
+    let mut all: Vec<_> = allocate(16);
+    let held = (1, instance.status().committed);
+    let now = || (instance.status().blocks, instance.status().committed);
+    assert_eq!(now(), held);
+    for addr in all.drain(1..) {
+        session.free(addr).unwrap();
+    }
+    session.poll().unwrap();
+    assert_eq!(now(), held, "a part of it is no use to the daemon");
+    all.extend(allocate(15));
+    assert_eq!(now(), held, "to the session it is");
+    // What has blocks of its own goes at once, whatever else there is.
+    let large = session.malloc(40 << 20).unwrap();
+    assert!(now().0 > 1);
+    session.free(large).unwrap();
+    wait_until("its block is gone", || now() == held);
+    for addr in all {
+        session.free(addr).unwrap();
+    }
+    wait_until("the first block is gone", || now() == (0, 0));
+    session.close().unwrap();
+}
+
+#[test]
 fn an_empty_block_goes_back_after_a_short_idle_time() {
     let instance = Instance::builder().config("broker.idle_s = 1\n").start();
     let session = instance.open();

@@ -200,15 +200,17 @@ impl Depot {
     /// Changes an allocation's size where it is. `None` if it has to move.
     pub(crate) fn resize(&mut self, place: Place, bytes: u64, at: At<'_>) -> Option<Found> {
         let found = self.find(place, at)?;
+        let whole = found.bytes();
+        let stays = (whole / 2..=whole).contains(&bytes);
         match found {
             // The blocks of a span stay, as an object does; a much smaller rest is better off
             // elsewhere.
-            Found::Span(_) | Found::Object(_) => {
-                let whole = found.bytes();
-                (whole / 2..=whole).contains(&bytes).then_some(found)
-            }
+            Found::Span(_) | Found::Object(_) => stays.then_some(found),
             Found::Run(run) => {
-                let Shape::Run { pages: count, .. } = Shape::of(bytes, 1)? else { return None };
+                let Shape::Run { pages: count, .. } = Shape::of(bytes, 1)? else {
+                    // So small, it has pages of its own for their alignment.
+                    return stays.then_some(found);
+                };
                 let resized = Found::Run(Run { count, ..run });
                 if !self.blocks_of(place.block)?.resize(place.block, run, count) {
                     return None;

@@ -174,6 +174,8 @@ impl Session {
     }
 
     /// Changes the size of an allocation, which may move. The bytes of the smaller size are kept.
+    /// One that moves is aligned as by [`Session::malloc`]: a larger alignment that was asked for
+    /// is kept only as long as the address stays the same.
     ///
     /// # Errors
     ///
