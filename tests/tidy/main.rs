@@ -1,6 +1,7 @@
 //! What reviewers would otherwise have to say again and again, said by a test.
 #![forbid(unsafe_code)]
 
+mod environment;
 mod links;
 
 use std::fs;
@@ -21,23 +22,36 @@ struct Source {
     text: String,
 }
 
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests lie in the project")
+}
+
 fn sources() -> Vec<Source> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests lie in the project");
+    let found = files(root(), &FOLDERS, &["rs"]);
+    assert!(found.len() > 50, "the sources are not where they are looked for");
+    found
+}
+
+/// The files in some folders whose names end so.
+fn files(root: &Path, folders: &[&str], extensions: &[&str]) -> Vec<Source> {
     let mut found = Vec::new();
-    let mut folders: Vec<PathBuf> = FOLDERS.iter().map(|folder| root.join(folder)).collect();
+    let mut folders: Vec<PathBuf> = folders.iter().map(|folder| root.join(folder)).collect();
+    let is_wanted = |path: &Path| {
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        extension.is_some_and(|extension| extensions.contains(&extension))
+    };
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).expect("the folder is there") {
             let path = entry.expect("the folder can be listed").path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
+            } else if is_wanted(&path) {
                 let text = fs::read_to_string(&path).expect("source is text");
                 let path = path.strip_prefix(root).expect("it lies below").to_owned();
                 found.push(Source { path, text });
             }
         }
     }
-    assert!(found.len() > 50, "the sources are not where they are looked for");
     found
 }
 
