@@ -2,17 +2,19 @@
 //!
 //! # Invariants
 //!
-//! 1. All of it but `committed` stays as it is: a change is another [`Block`] in the table.
+//! 1. All of it but what is committed stays as it is: a change is another [`Block`] in the table.
 //! 2. What a message says of a block is checked before a [`Block`] is made of it.
 
 use std::cmp::Ordering;
-use std::sync::atomic::{self, AtomicU64};
+use std::ptr;
+use std::sync::atomic::{self, AtomicPtr, AtomicU64, AtomicUsize};
 
 use dmce_abi::block::{BlockId, Guid};
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::wire::client::BlockInfo;
 use dmce_abi::{AddrLayout, Status};
 
+use crate::door::Wish;
 use crate::error::Error;
 use crate::reach::mapped::MappedBlock;
 use crate::reach::message::AskedBlock;
@@ -30,7 +32,7 @@ pub(crate) struct Block {
     /// Its epoch, if the broker has told it.
     pub epoch: u64,
     /// Bytes that may be used. Rises when the broker says so; read by every operation.
-    pub committed: AtomicU64,
+    committed: AtomicU64,
     /// Bytes that it may grow to.
     pub bytes_max: u64,
     /// The span that it is part of.
@@ -39,6 +41,18 @@ pub(crate) struct Block {
     pub writable: bool,
     /// How its bytes are reached.
     pub backing: Backing,
+    /// The same as that, `committed` and `writable` say, for [`Block::plain`].
+    plain: Plain,
+}
+
+/// What plain loads and stores may reach, for which all of it is one comparison: nothing in a block
+/// that is not mapped.
+#[derive(Debug)]
+struct Plain {
+    start: AtomicPtr<u8>,
+    /// How much of it may be read and written. Rise with `committed`.
+    to_read: AtomicUsize,
+    to_write: AtomicUsize,
 }
 
 /// Consecutive block ids.
@@ -60,6 +74,18 @@ impl SpanIds {
     pub(crate) fn ids(self) -> impl Iterator<Item = BlockId> {
         let first = self.first.get();
         (first..first.saturating_add(self.count)).filter_map(|id| BlockId::try_from(id).ok())
+    }
+}
+
+impl Plain {
+    /// Of a block behind `backing`, of which nothing is committed yet.
+    fn of(backing: &Backing) -> Self {
+        let start = match backing {
+            Backing::Mapped(mapped) => mapped.pointer(0),
+            _ => ptr::null_mut(),
+        };
+        let [to_read, to_write] = [const { AtomicUsize::new(0) }; 2];
+        Self { start: AtomicPtr::new(start), to_read, to_write }
     }
 }
 
@@ -99,7 +125,7 @@ impl From<Trouble> for Obstacle {
 
 impl Block {
     /// One that is fetched when it is needed.
-    pub(crate) const fn absent(id: BlockId, span: SpanIds, bytes: u64, writable: bool) -> Self {
+    pub(crate) fn absent(id: BlockId, span: SpanIds, bytes: u64, writable: bool) -> Self {
         Self {
             id,
             guid: None,
@@ -108,13 +134,14 @@ impl Block {
             bytes_max: bytes,
             span,
             writable,
+            plain: Plain::of(&Backing::Absent),
             backing: Backing::Absent,
         }
     }
 
     /// One as the broker described it, behind `backing`.
-    pub(crate) const fn of_info(info: &BlockInfo, backing: Backing) -> Self {
-        Self {
+    pub(crate) fn of_info(info: &BlockInfo, backing: Backing) -> Self {
+        let block = Self {
             id: info.block,
             guid: Some(info.guid),
             epoch: info.epoch,
@@ -122,15 +149,20 @@ impl Block {
             bytes_max: info.bytes_max,
             span: SpanIds { first: info.span_first, count: info.span_count },
             writable: info.writable,
+            plain: Plain::of(&backing),
             backing,
-        }
+        };
+        block.rise_to(info.committed);
+        block
     }
 
     /// The same block, of which no more is used: a region ends to the byte, its object with a page.
     pub(crate) fn ending_at(mut self, bytes_max: u64) -> Self {
         self.bytes_max = self.bytes_max.min(bytes_max);
-        let committed = self.committed.get_mut();
-        *committed = (*committed).min(self.bytes_max);
+        let committed = self.committed().min(self.bytes_max);
+        self.committed = AtomicU64::new(committed);
+        self.plain = Plain::of(&self.backing);
+        self.rise_to(committed);
         self
     }
 
@@ -144,6 +176,7 @@ impl Block {
             bytes_max: self.bytes_max,
             span: self.span,
             writable: self.writable,
+            plain: Plain::of(&backing),
             backing,
         }
     }
@@ -168,7 +201,41 @@ impl Block {
 
     /// Takes in that the broker committed more.
     pub(crate) fn grow(&self, committed: u64) {
-        self.committed.fetch_max(committed.min(self.bytes_max), atomic::Ordering::Release);
+        self.rise_to(committed.min(self.bytes_max));
+    }
+
+    fn rise_to(&self, committed: u64) {
+        self.committed.fetch_max(committed, atomic::Ordering::Release);
+        let Backing::Mapped(_) = self.backing else { return };
+        // What is mapped fits a pointer.
+        let bytes = usize::try_from(committed).unwrap_or(0);
+        self.plain.to_read.fetch_max(bytes, atomic::Ordering::Release);
+        if self.writable {
+            self.plain.to_write.fetch_max(bytes, atomic::Ordering::Release);
+        }
+    }
+
+    /// Lets so many bytes be used, which may be fewer than before.
+    #[cfg(test)]
+    pub(crate) fn set_committed(&self, committed: u64) {
+        self.committed.store(0, atomic::Ordering::Relaxed);
+        self.plain.to_read.store(0, atomic::Ordering::Relaxed);
+        self.plain.to_write.store(0, atomic::Ordering::Relaxed);
+        self.rise_to(committed);
+    }
+
+    /// The pointer to a range of a mapped block, if all of it may be used for the wish.
+    #[inline]
+    pub(crate) fn plain(&self, wish: Wish, cell: u64, bytes: usize) -> Option<*mut u8> {
+        let end = match wish {
+            Wish::Read => &self.plain.to_read,
+            Wish::Write => &self.plain.to_write,
+        };
+        let cell = usize::try_from(cell).ok()?;
+        // Acquire pairs with the release in `rise_to`.
+        let rest = end.load(atomic::Ordering::Acquire).checked_sub(cell)?;
+        let start = self.plain.start.load(atomic::Ordering::Relaxed);
+        (bytes <= rest).then(|| start.wrapping_add(cell))
     }
 
     /// The piece of `bytes` from `cell` on, if all of it may be used.

@@ -100,7 +100,7 @@ unsafe fn read_what<const IS_FIRST: bool>(
     buffer: *mut u8,
     bytes: usize,
 ) -> bool {
-    access::<IS_FIRST>(key, Wish::Read, from, bytes, |_, range| {
+    access::<IS_FIRST>(key, Wish::Read, from, bytes, |range| {
         // SAFETY: the range is as long as the buffer is writable. That is no part of a block but by
         // the caller's own doing, as with `memcpy`.
         unsafe { transfer::load(range, buffer, Store::Cached) }.is_ok()
@@ -118,10 +118,10 @@ unsafe fn write_what<const IS_FIRST: bool>(
     data: *const u8,
     bytes: usize,
 ) -> bool {
-    access::<IS_FIRST>(key, Wish::Write, to, bytes, |block, range| {
-        // SAFETY: the range is as long as the data is readable, and mapped writable if the block is
-        // writable. As for parts of blocks: see `read_what`.
-        block.writable && unsafe { transfer::store(range, data, Store::Cached) }.is_ok()
+    access::<IS_FIRST>(key, Wish::Write, to, bytes, |range| {
+        // SAFETY: the range is as long as the data is readable, and mapped writable, since the wish
+        // is to write. As for parts of blocks: see `read_what`.
+        unsafe { transfer::store(range, data, Store::Cached) }.is_ok()
     })
 }
 
@@ -133,7 +133,7 @@ fn access<const IS_FIRST: bool>(
     wish: Wish,
     addr: u64,
     bytes: usize,
-    act: impl FnOnce(&Block, MappedRange<'_>) -> bool,
+    act: impl FnOnce(MappedRange<'_>) -> bool,
 ) -> bool {
     if bytes.wrapping_sub(1) >= if IS_FIRST { FIRST_BYTES_MAX } else { BYTES_MAX } {
         return false;
@@ -143,19 +143,27 @@ fn access<const IS_FIRST: bool>(
     let Some(inside) = gates.door(key).enter(key, wish, Fence::Asymmetric) else { return false };
     let Some(operation) = inside.begin(Fence::Asymmetric) else { return false };
     let (id, cell) = inside.split(addr);
-    let Some(block) = inside.table().get(id, &operation) else { return false };
-    if block.piece(cell, bytes).is_none() {
-        return false;
-    }
-    let start = match &block.backing {
-        Backing::Mapped(mapped) => Some(mapped.pointer(cell)),
-        Backing::Windowed(windowed) if !IS_FIRST => windowed.shown(cell, bytes),
-        _ => None,
+    let table = inside.table();
+    let start = if IS_FIRST {
+        table.get_first(id, &operation).and_then(|block| block.plain(wish, cell, bytes))
+    } else {
+        let block = table.get(id, &operation);
+        block.and_then(|block| {
+            block.plain(wish, cell, bytes).or_else(|| shown(block, wish, cell, bytes))
+        })
     };
     let Some(start) = start else { return false };
     // SAFETY: what is committed of a block is inside its mapping, or what is shown of it is there
     // until the operation is over.
-    act(block, unsafe { MappedRange::new(start, bytes) })
+    act(unsafe { MappedRange::new(start, bytes) })
+}
+
+/// The pointer to a range of a block behind windows, if one shows it.
+#[inline]
+fn shown(block: &Block, wish: Wish, cell: u64, bytes: usize) -> Option<*mut u8> {
+    let Backing::Windowed(windowed) = &block.backing else { return None };
+    block.piece(cell, bytes)?;
+    if wish == Wish::Read || block.writable { windowed.shown(cell, bytes) } else { None }
 }
 
 #[cfg(test)]

@@ -1,10 +1,14 @@
 //! The block table: from a block's id to what is known of it, without a lock.
 //!
 //! ```text
-//!   id -> root[id / 1024] -> leaf[id % 1024] -> Block
-//!           |                  |                  owned by `known`, under its lock
-//!           made once          swapped
+//!   id below 1024 -----------> first[id] -----> Block
+//!   others -> root[id / 1024] -> leaf[id % 1024]  owned by `known`, under its lock
+//!               |                  |
+//!               made once          swapped
 //! ```
+//!
+//! Few instances have more blocks than the first leaf holds, which is part of the table: so the
+//! shortest calls find a block by one load.
 //!
 //! # Invariants
 //!
@@ -29,9 +33,14 @@ const LEAF: usize = 1024;
 
 type Leaf = [AtomicPtr<Block>; LEAF];
 
+#[expect(clippy::declare_interior_mutable_const, reason = "each use is a leaf of its own")]
+const EMPTY: Leaf = [const { AtomicPtr::new(ptr::null_mut()) }; LEAF];
+
 /// The blocks of a session.
 #[derive(Debug)]
 pub(crate) struct Table {
+    first: Leaf,
+    /// Without a place for the first leaf.
     root: Box<[AtomicPtr<Leaf>]>,
     ids: u32,
     known: Mutex<BTreeMap<BlockId, Arc<Block>>>,
@@ -70,26 +79,30 @@ impl Retired {
 
 impl Table {
     /// For ids below `ids`.
-    pub(crate) fn new(ids: u32) -> Self {
-        let leaves = (ids as usize).div_ceil(LEAF);
-        Self {
+    pub(crate) fn new(ids: u32) -> Box<Self> {
+        let leaves = (ids as usize).div_ceil(LEAF).saturating_sub(1);
+        Box::new(Self {
+            first: EMPTY,
             root: (0..leaves).map(|_| AtomicPtr::new(ptr::null_mut())).collect(),
             ids,
             known: Mutex::new(BTreeMap::new()),
             kept: Mutex::default(),
-        }
+        })
     }
 
     /// The block of an id, as long as the operation.
     #[inline]
-    pub(crate) fn get<'a>(&'a self, id: u64, _inside: &'a Operation<'_>) -> Option<&'a Block> {
-        let id = usize::try_from(id).ok()?;
-        let entry = &self.leaf(id / LEAF)?[id % LEAF];
-        // Acquire pairs with the release in `swap`.
-        let block = entry.load(Ordering::Acquire);
-        // SAFETY: null, or to a block that lives at least until every operation that is in flight
-        // is over (invariants 2 and 3), and `_inside` is one.
-        unsafe { block.as_ref() }
+    pub(crate) fn get<'a>(&'a self, id: u64, inside: &'a Operation<'_>) -> Option<&'a Block> {
+        self.get_first(id, inside).or_else(|| {
+            let id = usize::try_from(id).ok()?;
+            found(&self.leaf(id / LEAF)?[id % LEAF], inside)
+        })
+    }
+
+    /// [`Table::get`] for what is in the first leaf: most blocks are.
+    #[inline]
+    pub(crate) fn get_first<'a>(&'a self, id: u64, inside: &'a Operation<'_>) -> Option<&'a Block> {
+        found(self.first.get(usize::try_from(id).ok()?)?, inside)
     }
 
     /// The block of an id, to keep.
@@ -152,11 +165,13 @@ impl Table {
 
     /// Under the lock of `known`.
     fn swap(&self, id: BlockId, block: *mut Block) {
-        let Some(root) = self.root.get(id.index() / LEAF) else { return };
+        if let Some(entry) = self.first.get(id.index()) {
+            return entry.store(block, Ordering::Release);
+        }
+        let Some(root) = self.root.get(id.index() / LEAF - 1) else { return };
         let mut leaf = root.load(Ordering::Relaxed);
         if leaf.is_null() {
-            let made: Box<Leaf> = Box::new([const { AtomicPtr::new(ptr::null_mut()) }; LEAF]);
-            leaf = Box::into_raw(made);
+            leaf = Box::into_raw(Box::new(EMPTY));
             // Release pairs with the acquire in `leaf`.
             root.store(leaf, Ordering::Release);
         }
@@ -165,9 +180,9 @@ impl Table {
         leaf[id.index() % LEAF].store(block, Ordering::Release);
     }
 
-    #[inline]
+    /// One behind the first.
     fn leaf(&self, index: usize) -> Option<&Leaf> {
-        let leaf = self.root.get(index)?.load(Ordering::Acquire);
+        let leaf = self.root.get(index.checked_sub(1)?)?.load(Ordering::Acquire);
         // SAFETY: null, or a leaf that lives as long as the table (invariant 1).
         unsafe { leaf.as_ref() }
     }
@@ -175,6 +190,15 @@ impl Table {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<BlockId, Arc<Block>>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+#[inline]
+fn found<'a>(entry: &'a AtomicPtr<Block>, _inside: &'a Operation<'_>) -> Option<&'a Block> {
+    // Acquire pairs with the release in `swap`.
+    let block = entry.load(Ordering::Acquire);
+    // SAFETY: null, or to a block that lives at least until every operation that is in flight is
+    // over (invariants 2 and 3 of the module), and `_inside` is one.
+    unsafe { block.as_ref() }
 }
 
 impl Drop for Table {

@@ -80,10 +80,7 @@ pub struct Moved;
 /// An operation in flight. Dropping it ends it.
 #[derive(Debug)]
 #[must_use = "the operation ends when this is dropped"]
-pub struct Operation<'a> {
-    slot: &'a Slot,
-    odd: u32,
-}
+pub struct Operation<'a>(&'a Slot);
 
 impl Slot {
     /// Begins an operation: marks, then looks. Two plain stores, one of them at the end, and the
@@ -113,10 +110,10 @@ impl Slot {
 
     #[inline]
     fn mark_after(&self, even: u32, look: Look<'_>) -> Result<Operation<'_>, Moved> {
-        let operation = Operation { slot: self, odd: even.wrapping_add(1) };
+        let operation = Operation(self);
         // Release (a): whoever sees this mark instead of the one before has the earlier operation
         // behind it. The next load must not be done before this store: the fence.
-        self.mark.store(operation.odd, Ordering::Release);
+        self.mark.store(even | IN_FLIGHT, Ordering::Release);
         look.fence.light();
         // Relaxed: what comes with a new generation is asked of the broker, not loaded.
         let generation = look.generation.load(Ordering::Relaxed);
@@ -135,8 +132,11 @@ impl Slot {
 impl Drop for Operation<'_> {
     #[inline]
     fn drop(&mut self) {
+        // Relaxed: this thread's own. It is not kept instead, which would take a register for as
+        // long as the operation.
+        let odd = self.0.mark.load(Ordering::Relaxed);
         // Release (c): everything that the operation did is before this store.
-        self.slot.mark.store(self.odd.wrapping_add(1), Ordering::Release);
+        self.0.mark.store(odd.wrapping_add(1), Ordering::Release);
     }
 }
 

@@ -123,8 +123,13 @@ unsafe extern "C" {
 /// `to` is writable for as many bytes, not part of the range, and nobody else uses it.
 #[inline]
 pub unsafe fn load(from: MappedRange<'_>, to: *mut u8, store: Store) -> Result<(), Gone> {
-    // SAFETY: as the caller promises; the range is mapped.
-    unsafe { copy_any((to, from.as_ptr()), from.len(), [from.as_ptr(), ABSENT], store) }
+    let (start, bytes) = (from.as_ptr(), from.len());
+    if bytes < STRING_BYTES {
+        // SAFETY: as the caller promises; the range is mapped.
+        return outcome(unsafe { machine::load(start, to, bytes) });
+    }
+    // SAFETY: as before.
+    unsafe { copy_much((to, start), bytes, [start, ABSENT], store) }
 }
 
 /// Copies private bytes to shared memory, which is mapped writable.
@@ -138,8 +143,13 @@ pub unsafe fn load(from: MappedRange<'_>, to: *mut u8, store: Store) -> Result<(
 /// `from` is readable for as many bytes, and not part of the range, which is mapped writable.
 #[inline]
 pub unsafe fn store(to: MappedRange<'_>, from: *const u8, store: Store) -> Result<(), Gone> {
-    // SAFETY: as the caller promises.
-    unsafe { copy_any((to.as_ptr(), from), to.len(), [to.as_ptr(), ABSENT], store) }
+    let (start, bytes) = (to.as_ptr(), to.len());
+    if bytes < STRING_BYTES {
+        // SAFETY: as the caller promises.
+        return outcome(unsafe { machine::store(start, from, bytes) });
+    }
+    // SAFETY: as before.
+    unsafe { copy_much((start, from), bytes, [start, ABSENT], store) }
 }
 
 /// Copies between shared ranges.
@@ -159,7 +169,7 @@ pub unsafe fn copy(to: MappedRange<'_>, from: MappedRange<'_>, store: Store) -> 
     assert_eq!(to.len(), from.len(), "a copy has two ranges of one length");
     let both = (to.as_ptr(), from.as_ptr().cast_const());
     // SAFETY: as the caller promises.
-    unsafe { copy_any(both, to.len(), [to.as_ptr(), from.as_ptr()], store) }
+    unsafe { copy_much(both, to.len(), [to.as_ptr(), from.as_ptr()], store) }
 }
 
 /// Fills shared memory with a byte.
@@ -248,34 +258,13 @@ const ABSENT: *mut u8 = std::ptr::null_mut();
 ///
 /// The second of `both` is readable and the first writable for `bytes`, where they are not gone;
 /// they do not overlap.
-#[inline]
-unsafe fn copy_any(
-    both: (*mut u8, *const u8),
+#[inline(never)]
+unsafe fn copy_much(
+    (to, from): (*mut u8, *const u8),
     bytes: usize,
     shared: [*mut u8; 2],
     store: Store,
 ) -> Result<(), Gone> {
-    if bytes < STRING_BYTES {
-        // SAFETY: as the caller promises.
-        return outcome(unsafe { machine::copy_vectors(both, bytes, shared) });
-    }
-    let ((to, from), [a, b]) = (both, shared);
-    // SAFETY: as the caller promises.
-    unsafe { copy_much(to, from, bytes, (a, b), store) }
-}
-
-/// # Safety
-///
-/// As [`copy_any`].
-#[inline(never)]
-unsafe fn copy_much(
-    to: *mut u8,
-    from: *const u8,
-    bytes: usize,
-    shared: (*mut u8, *mut u8),
-    store: Store,
-) -> Result<(), Gone> {
-    let shared = <[*mut u8; 2]>::from(shared);
     let copy = |routine: Routine, at: usize, bytes: usize| {
         let shared =
             shared.map(|start| if start.is_null() { start } else { start.wrapping_add(at) });
@@ -283,7 +272,8 @@ unsafe fn copy_much(
         // routine wants.
         unsafe { part_by(routine, (to.wrapping_add(at), from.wrapping_add(at)), bytes, shared) }
     };
-    let plain = if has_fast_strings() { copy_string } else { copy_vectors };
+    let is_long = bytes >= STRING_BYTES;
+    let plain = if is_long && has_fast_strings() { copy_string } else { copy_vectors };
     let (head, units) = match store {
         Store::Cached => (bytes, 0),
         Store::Streamed => parts(to, bytes, STREAM_UNIT),
@@ -295,9 +285,7 @@ unsafe fn copy_much(
     copy(plain, head + units, bytes - head - units)
 }
 
-/// # Safety
-///
-/// As [`copy_any`], and what `routine` wants.
+/// As [`copy_much`], and what `routine` wants.
 #[inline]
 unsafe fn part_by(
     routine: Routine,

@@ -44,13 +44,15 @@ unsafe fn write(key: usize, to: u64, data: *const u8, bytes: usize) -> bool {
 }
 
 const BLOCK: u32 = 5;
+/// One that the table's first leaf has no place for.
+const BEHIND: u32 = 3000;
 const CELL_BITS: u8 = 40;
 const BYTES: u64 = 1 << 20;
 
 /// What doors lead to: a table of one block, with a key of its own.
 pub(crate) struct Quick {
     doors: Doors,
-    table: Table,
+    table: Box<Table>,
     map: Arc<SessionMap>,
     slots: Arc<Slots>,
     key: Key,
@@ -60,8 +62,8 @@ pub(crate) struct Quick {
 impl Quick {
     pub(crate) fn new(session: &Session, block: BlockOf) -> Self {
         let (map, slots) = session.parts();
-        let table = Table::new(100);
-        assert!(table.insert(block.finish()).is_empty());
+        let table = Table::new(BEHIND + 1);
+        assert!(table.insert(block.finish(BLOCK)).is_empty());
         let key = Key::new(slots.own_key()).unwrap();
         let doors = Doors::new(map.look().fence);
         Self { doors, table, map, slots, key, done: AtomicU64::new(0) }
@@ -72,7 +74,7 @@ impl Quick {
         let slot = self.slots.own().unwrap();
         let door = thread::door(self.key).unwrap();
         let (own, look) = (&self.map.slots()[slot], self.map.look());
-        let ways = Ways { slot: own, look, table: &self.table, cell_bits: CELL_BITS };
+        let ways = Ways { slot: own, look, table: &*self.table, cell_bits: CELL_BITS };
         // SAFETY: the table, the map and the slots go after the doors; the slot is this thread's.
         unsafe { self.doors.open((slot, door), self.key, may_write, &ways) };
         door.is_open(self.key)
@@ -84,7 +86,7 @@ impl Quick {
         if !thread::door(self.key).unwrap().is_open(self.key) {
             self.open(true);
         }
-        self.block().committed.store(piece.committed, Ordering::Relaxed);
+        self.block().set_committed(piece.committed);
         at(piece.cell)
     }
 
@@ -125,8 +127,8 @@ pub(crate) struct BlockOf {
 }
 
 impl BlockOf {
-    fn finish(self) -> Block {
-        let block = BlockId::try_from(BLOCK).unwrap();
+    fn finish(self, id: u32) -> Block {
+        let block = BlockId::try_from(id).unwrap();
         let info = BlockInfo {
             block,
             guid: Guid([3; 16]),
@@ -150,6 +152,30 @@ const fn at(cell: u64) -> u64 {
 fn mapped(session: &Session, fd: &OwnedFd, protection: Protection) -> Quick {
     let backing = Backing::Mapped(MappedBlock::new(fd.as_fd(), BYTES, protection).unwrap());
     Quick::new(session, BlockOf { bytes_max: BYTES, protection, backing })
+}
+
+#[test]
+fn a_block_behind_the_first_leaf_is_no_other() {
+    let (session, fd) = (Session::new(), object("behind", BYTES));
+    let quick = mapped(&session, &fd, Protection::ReadWrite);
+    if !quick.open(true) {
+        return;
+    }
+    let key = quick.key.number();
+    let behind = |cell| u64::from(BEHIND) << CELL_BITS | cell;
+    assert!(!reads(key, behind(0)) && !writes(key, behind(0)), "it is not there yet");
+    let other = object("behind-2", BYTES);
+    let backing =
+        Backing::Mapped(MappedBlock::new(other.as_fd(), BYTES, Protection::Read).unwrap());
+    let block = BlockOf { bytes_max: BYTES, protection: Protection::Read, backing };
+    assert!(quick.table.insert(block.finish(BEHIND)).is_empty());
+    assert!(writes(key, at(16)) && reads(key, behind(16)));
+    assert!(!writes(key, behind(16)), "it is for reading");
+    let mut word = [1; 8];
+    // SAFETY: the buffer has so many.
+    assert!(unsafe { read(key, behind(16), word.as_mut_ptr(), 8) });
+    assert_eq!(word, [0; 8]);
+    assert!(!reads(key, behind(1 << 39)) && !reads(key, behind(0) + at(0)));
 }
 
 /// A raw read of 8 bytes.

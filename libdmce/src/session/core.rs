@@ -75,7 +75,7 @@ pub(crate) struct Core {
     /// Whether accesses are checked against allocations.
     pub check: bool,
     /// The known blocks.
-    pub table: Table,
+    pub table: Box<Table>,
     /// How their bytes are reached.
     pub ways: Ways,
     /// The session object.

@@ -197,7 +197,7 @@ impl Core {
             return;
         }
         let (look, cell_bits) = (self.map.look(), self.cell_bits);
-        let ways = Ways { slot: own, look, table: &self.table, cell_bits };
+        let ways = Ways { slot: own, look, table: &*self.table, cell_bits };
         // SAFETY: all of it is part of this session, whose doors are dropped first; the slot is
         // this thread's until it ends, and its gates and doors are shut before that.
         unsafe { self.doors.open((slot, door), key, !self.verify, &ways) };

@@ -285,19 +285,26 @@ global_asm!(
     ".popsection",
 );
 
-/// Calls the routine that copies any bytes.
+/// Copies bytes that are shared to where they are not.
 ///
 /// # Safety
 ///
-/// As [`super::copy_any`].
+/// As [`super::load`].
 #[inline]
-pub(super) unsafe fn copy_vectors(
-    (to, from): (*mut u8, *const u8),
-    bytes: usize,
-    shared: [*mut u8; 2],
-) -> usize {
+pub(super) unsafe fn load(from: *const u8, to: *mut u8, bytes: usize) -> usize {
     // SAFETY: as the caller promises.
-    unsafe { super::copy_vectors(to, from, bytes, shared[0].addr(), shared[1].addr()) }
+    unsafe { super::copy_vectors(to, from, bytes, from.addr(), 0) }
+}
+
+/// Copies bytes that are not shared to where they are.
+///
+/// # Safety
+///
+/// As [`super::store`].
+#[inline]
+pub(super) unsafe fn store(to: *mut u8, from: *const u8, bytes: usize) -> usize {
+    // SAFETY: as the caller promises.
+    unsafe { super::copy_vectors(to, from, bytes, to.addr(), 0) }
 }
 
 /// What a routine was doing when a signal interrupted it.

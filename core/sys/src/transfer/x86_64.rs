@@ -1,10 +1,15 @@
 //! The routines for x86-64.
 //!
 //! ```text
-//!   arguments   rdi to, rsi from (or the byte), rdx bytes, rcx and r8 what is shared
-//!   kept        rdx, r8, r9 (= rcx)
+//!               load, store                       the others, by the rules of C
+//!   arguments   rdx private, r8 shared,           rdi to, rsi from (or the byte),
+//!               r10 bytes                         rdx bytes, rcx and r8 what is shared
+//!   kept        all but rax, r9, xmm0 to xmm3     rdx, r8, r9 (= rcx)
 //!   result      rax: 0, or the address that is gone
 //! ```
+//!
+//! Those two are called by the shortest functions there are, which get by with what C leaves them:
+//! they save no register for a call that changes so few.
 
 use std::arch::{asm, global_asm};
 use std::ffi::c_void;
@@ -19,6 +24,117 @@ global_asm!(
     //
     // Up to 16 bytes at once if they are a power of two, else by halves that overlap; up to 64 by
     // vectors from both ends; more by lines of 64, the last of which ends where the range ends.
+    ".macro dmce_sys_transfer_copying to, from, bytes, other, other4, other1",
+    "cmp \\bytes, 16",
+    "jb 3f",
+    "movups xmm0, [\\from]",
+    "je 22f",
+    "movups xmm1, [\\from + \\bytes - 16]",
+    "cmp \\bytes, 32",
+    "jbe 2f",
+    "cmp \\bytes, 64",
+    "ja 6f",
+    "movups xmm2, [\\from + 16]",
+    "movups xmm3, [\\from + \\bytes - 32]",
+    "movups [\\to + 16], xmm2",
+    "movups [\\to + \\bytes - 32], xmm3",
+    "2:",
+    "movups [\\to + \\bytes - 16], xmm1",
+    "22:",
+    "movups [\\to], xmm0",
+    "xor eax, eax",
+    "ret",
+    "3:",
+    "cmp \\bytes, 8",
+    "jb 4f",
+    "mov rax, [\\from]",
+    "je 23f",
+    "mov \\other, [\\from + \\bytes - 8]",
+    "mov [\\to + \\bytes - 8], \\other",
+    "23:",
+    "mov [\\to], rax",
+    "xor eax, eax",
+    "ret",
+    "4:",
+    "cmp \\bytes, 4",
+    "jb 5f",
+    "mov eax, [\\from]",
+    "je 24f",
+    "mov \\other4, [\\from + \\bytes - 4]",
+    "mov [\\to + \\bytes - 4], \\other4",
+    "24:",
+    "mov [\\to], eax",
+    "xor eax, eax",
+    "ret",
+    "5:",
+    "cmp \\bytes, 1",
+    "jb 7f",
+    "je 8f",
+    "cmp \\bytes, 2",
+    "movzx eax, word ptr [\\from]",
+    "je 25f",
+    "movzx \\other4, byte ptr [\\from + 2]",
+    "mov [\\to + 2], \\other1",
+    "25:",
+    "mov [\\to], ax",
+    "jmp 7f",
+    "8:",
+    "movzx eax, byte ptr [\\from]",
+    "mov [\\to], al",
+    "7:",
+    "xor eax, eax",
+    "ret",
+    "6:",
+    "lea \\other, [\\bytes - 64]",
+    "xor eax, eax",
+    "9:",
+    "movups xmm0, [\\from + rax]",
+    "movups xmm1, [\\from + rax + 16]",
+    "movups xmm2, [\\from + rax + 32]",
+    "movups xmm3, [\\from + rax + 48]",
+    "movups [\\to + rax], xmm0",
+    "movups [\\to + rax + 16], xmm1",
+    "movups [\\to + rax + 32], xmm2",
+    "movups [\\to + rax + 48], xmm3",
+    "add rax, 64",
+    "cmp rax, \\other",
+    "jb 9b",
+    "movups xmm0, [\\from + \\other]",
+    "movups xmm1, [\\from + \\other + 16]",
+    "movups xmm2, [\\from + \\other + 32]",
+    "movups xmm3, [\\from + \\other + 48]",
+    "movups [\\to + \\other], xmm0",
+    "movups [\\to + \\other + 16], xmm1",
+    "movups [\\to + \\other + 32], xmm2",
+    "movups [\\to + \\other + 48], xmm3",
+    "xor eax, eax",
+    "ret",
+    ".endm",
+    //
+    // From what is shared to what is not.
+    ".balign 64",
+    ".globl dmce_sys_transfer_load",
+    ".hidden dmce_sys_transfer_load",
+    ".type dmce_sys_transfer_load, @function",
+    "dmce_sys_transfer_load:",
+    ".cfi_startproc",
+    "dmce_sys_transfer_copying rdx, r8, r10, r9, r9d, r9b",
+    ".cfi_endproc",
+    //
+    // The other way round.
+    ".balign 64",
+    ".globl dmce_sys_transfer_store",
+    ".hidden dmce_sys_transfer_store",
+    ".type dmce_sys_transfer_store, @function",
+    "dmce_sys_transfer_store:",
+    ".cfi_startproc",
+    "dmce_sys_transfer_copying r8, rdx, r10, r9, r9d, r9b",
+    ".cfi_endproc",
+    //
+    ".globl dmce_sys_transfer_general",
+    ".hidden dmce_sys_transfer_general",
+    "dmce_sys_transfer_general:",
+    //
     ".balign 64",
     ".globl dmce_sys_transfer_copy",
     ".hidden dmce_sys_transfer_copy",
@@ -26,91 +142,9 @@ global_asm!(
     "dmce_sys_transfer_copy:",
     ".cfi_startproc",
     "mov r9, rcx",
-    "cmp rdx, 16",
-    "jb 3f",
-    "movups xmm0, [rsi]",
-    "je 22f",
-    "movups xmm1, [rsi + rdx - 16]",
-    "cmp rdx, 32",
-    "jbe 2f",
-    "cmp rdx, 64",
-    "ja 6f",
-    "movups xmm2, [rsi + 16]",
-    "movups xmm3, [rsi + rdx - 32]",
-    "movups [rdi + 16], xmm2",
-    "movups [rdi + rdx - 32], xmm3",
-    "2:",
-    "movups [rdi + rdx - 16], xmm1",
-    "22:",
-    "movups [rdi], xmm0",
-    "xor eax, eax",
-    "ret",
-    "3:",
-    "cmp edx, 8",
-    "jb 4f",
-    "mov rax, [rsi]",
-    "je 23f",
-    "mov rcx, [rsi + rdx - 8]",
-    "mov [rdi + rdx - 8], rcx",
-    "23:",
-    "mov [rdi], rax",
-    "xor eax, eax",
-    "ret",
-    "4:",
-    "cmp edx, 4",
-    "jb 5f",
-    "mov eax, [rsi]",
-    "je 24f",
-    "mov ecx, [rsi + rdx - 4]",
-    "mov [rdi + rdx - 4], ecx",
-    "24:",
-    "mov [rdi], eax",
-    "xor eax, eax",
-    "ret",
-    "5:",
-    "test edx, edx",
-    "jz 7f",
-    "cmp edx, 2",
-    "jb 8f",
-    "movzx eax, word ptr [rsi]",
-    "je 25f",
-    "movzx ecx, byte ptr [rsi + 2]",
-    "mov [rdi + 2], cl",
-    "25:",
-    "mov [rdi], ax",
-    "jmp 7f",
-    "8:",
-    "movzx eax, byte ptr [rsi]",
-    "mov [rdi], al",
-    "7:",
-    "xor eax, eax",
-    "ret",
-    "6:",
-    "lea rcx, [rdx - 64]",
-    "xor eax, eax",
-    "9:",
-    "movups xmm0, [rsi + rax]",
-    "movups xmm1, [rsi + rax + 16]",
-    "movups xmm2, [rsi + rax + 32]",
-    "movups xmm3, [rsi + rax + 48]",
-    "movups [rdi + rax], xmm0",
-    "movups [rdi + rax + 16], xmm1",
-    "movups [rdi + rax + 32], xmm2",
-    "movups [rdi + rax + 48], xmm3",
-    "add rax, 64",
-    "cmp rax, rcx",
-    "jb 9b",
-    "movups xmm0, [rsi + rcx]",
-    "movups xmm1, [rsi + rcx + 16]",
-    "movups xmm2, [rsi + rcx + 32]",
-    "movups xmm3, [rsi + rcx + 48]",
-    "movups [rdi + rcx], xmm0",
-    "movups [rdi + rcx + 16], xmm1",
-    "movups [rdi + rcx + 32], xmm2",
-    "movups [rdi + rcx + 48], xmm3",
-    "xor eax, eax",
-    "ret",
+    "dmce_sys_transfer_copying rdi, rsi, rdx, rcx, ecx, cl",
     ".cfi_endproc",
+    ".purgem dmce_sys_transfer_copying",
     //
     ".balign 16",
     ".globl dmce_sys_transfer_string",
@@ -248,31 +282,24 @@ global_asm!(
     ".popsection",
 );
 
-/// Calls the routine that copies any bytes. It changes few registers, which the compiler does not
-/// know of a call by the rules of C: what is short then saves none for it.
+/// Copies bytes that are shared to where they are not.
 ///
 /// # Safety
 ///
-/// As [`super::copy_any`].
+/// As [`super::load`].
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "it is one instruction")]
-pub(super) unsafe fn copy_vectors(
-    (to, from): (*mut u8, *const u8),
-    bytes: usize,
-    shared: [*mut u8; 2],
-) -> usize {
+pub(super) unsafe fn load(from: *const u8, to: *mut u8, bytes: usize) -> usize {
     let gone;
     // SAFETY: the routine is the one above, with its arguments where it has them; all that it
     // changes is named, and where it may be interrupted, too.
     unsafe {
         asm!(
             "call {routine}",
-            routine = sym super::copy_vectors,
-            in("rdi") to,
-            in("rsi") from,
-            in("rdx") bytes,
-            inlateout("rcx") shared[0] => _,
-            in("r8") shared[1],
+            routine = sym load_routine,
+            in("rdx") to,
+            in("r8") from,
+            in("r10") bytes,
             lateout("rax") gone,
             lateout("r9") _,
             lateout("xmm0") _,
@@ -282,6 +309,46 @@ pub(super) unsafe fn copy_vectors(
         );
     }
     gone
+}
+
+/// Copies bytes that are not shared to where they are.
+///
+/// # Safety
+///
+/// As [`super::store`].
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "it is one instruction")]
+pub(super) unsafe fn store(to: *mut u8, from: *const u8, bytes: usize) -> usize {
+    let gone;
+    // SAFETY: as in `load`.
+    unsafe {
+        asm!(
+            "call {routine}",
+            routine = sym store_routine,
+            in("rdx") from,
+            in("r8") to,
+            in("r10") bytes,
+            lateout("rax") gone,
+            lateout("r9") _,
+            lateout("xmm0") _,
+            lateout("xmm1") _,
+            lateout("xmm2") _,
+            lateout("xmm3") _,
+        );
+    }
+    gone
+}
+
+unsafe extern "C" {
+    /// Not by the rules of C: see above.
+    #[link_name = "dmce_sys_transfer_load"]
+    fn load_routine();
+    /// As that.
+    #[link_name = "dmce_sys_transfer_store"]
+    fn store_routine();
+    /// Where the routines begin that are called by the rules of C.
+    #[link_name = "dmce_sys_transfer_general"]
+    static GENERAL: u8;
 }
 
 /// What a routine was doing when a signal interrupted it.
@@ -313,7 +380,11 @@ impl Interrupted<'_> {
     ///
     /// The instruction is in one of the routines.
     pub(super) unsafe fn shared(&self) -> Shared {
-        let starts = [self.register(libc::REG_R9), self.register(libc::REG_R8)];
+        let first = self.register(libc::REG_R8);
+        if self.instruction() < (&raw const GENERAL).addr() {
+            return Shared { starts: [first, 0], bytes: self.register(libc::REG_R10) };
+        }
+        let starts = [self.register(libc::REG_R9), first];
         Shared { starts, bytes: self.register(libc::REG_RDX) }
     }
 
