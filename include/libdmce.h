@@ -726,6 +726,11 @@ dmce_status_t dmce_compare(dmce_session_t *session,
  * Makes the word at `at` `desired` if it is `expected`, on every copy, atomically among all
  * processes. `seen` gets what it was: `expected`, if it was changed. The address is a multiple of
  * 8, else `DMCE_E_INVALID`.
+ *
+ * With `DMCE_MESSAGE_PATH` a daemon or the broker may die, or stop, between the change and its
+ * answer, and nobody can know then whether the word was changed: `DMCE_E_IO` says that it may have
+ * been; `DMCE_E_TIMEOUT`, where `dmce_last_error` says so, that it may be yet, when the daemon
+ * goes on. After any other error, and on mapped memory after any error, it was not.
  */
 dmce_status_t dmce_cas64(dmce_session_t *session,
                          dmce_addr_t at,
@@ -736,6 +741,8 @@ dmce_status_t dmce_cas64(dmce_session_t *session,
 /**
  * Adds to the word at `at`, wrapping around, on every copy, atomically among all processes.
  * `before` gets what it was. The address is a multiple of 8, else `DMCE_E_INVALID`.
+ *
+ * With `DMCE_MESSAGE_PATH`, what `dmce_cas64` says of `DMCE_E_IO` and `DMCE_E_TIMEOUT` holds.
  */
 dmce_status_t dmce_add64(dmce_session_t *session, dmce_addr_t at, uint64_t add, uint64_t *before);
 
@@ -743,7 +750,8 @@ dmce_status_t dmce_add64(dmce_session_t *session, dmce_addr_t at, uint64_t add, 
  * Waits while the word at `at`, a multiple of 8, is `while_equal`: until it changes and
  * `dmce_wake` is called, at most `timeout_ms`; 0 is for ever. `DMCE_OK` says that it was something
  * else when it was looked at; a word that changed and changed back in the meantime counts as not
- * changed.
+ * changed. The session's own time limit does not end it, not even while the broker or a daemon
+ * that has to be asked does not answer.
  */
 dmce_status_t dmce_wait64(dmce_session_t *session,
                           dmce_addr_t at,

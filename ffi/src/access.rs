@@ -150,6 +150,11 @@ pub unsafe extern "C" fn dmce_compare(
 /// Makes the word at `at` `desired` if it is `expected`, on every copy, atomically among all
 /// processes. `seen` gets what it was: `expected`, if it was changed. The address is a multiple of
 /// 8, else `DMCE_E_INVALID`.
+///
+/// With `DMCE_MESSAGE_PATH` a daemon or the broker may die, or stop, between the change and its
+/// answer, and nobody can know then whether the word was changed: `DMCE_E_IO` says that it may have
+/// been; `DMCE_E_TIMEOUT`, where `dmce_last_error` says so, that it may be yet, when the daemon
+/// goes on. After any other error, and on mapped memory after any error, it was not.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_cas64(
     session: *mut dmce_session_t,
@@ -169,6 +174,8 @@ pub unsafe extern "C" fn dmce_cas64(
 
 /// Adds to the word at `at`, wrapping around, on every copy, atomically among all processes.
 /// `before` gets what it was. The address is a multiple of 8, else `DMCE_E_INVALID`.
+///
+/// With `DMCE_MESSAGE_PATH`, what `dmce_cas64` says of `DMCE_E_IO` and `DMCE_E_TIMEOUT` holds.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_add64(
     session: *mut dmce_session_t,
@@ -188,7 +195,8 @@ pub unsafe extern "C" fn dmce_add64(
 /// Waits while the word at `at`, a multiple of 8, is `while_equal`: until it changes and
 /// `dmce_wake` is called, at most `timeout_ms`; 0 is for ever. `DMCE_OK` says that it was something
 /// else when it was looked at; a word that changed and changed back in the meantime counts as not
-/// changed.
+/// changed. The session's own time limit does not end it, not even while the broker or a daemon
+/// that has to be asked does not answer.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_wait64(
     session: *mut dmce_session_t,

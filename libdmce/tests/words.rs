@@ -120,6 +120,48 @@ fn a_wait_gives_up_after_its_time() {
     });
 }
 
+/// What a session without a thread has to ask the broker is asked within the wait.
+#[test]
+fn a_wait_keeps_its_time_while_the_broker_does_not_answer() {
+    for held in ["Changes", "Fetch"] {
+        let fake = Fake::start();
+        let session = Session::open(&Options { no_thread: true, ..fake.options() }).unwrap();
+        let word = session.calloc(1, 8).unwrap();
+        session.add64(word, 0).unwrap();
+        fake.tell_lost(1, false);
+        let asked = fake.asked(held);
+        fake.state().holds = Some(held);
+        assert_eq!(status(session.wait64(word, 0, 50)), Status::Timeout, "{held}");
+        assert_eq!(fake.asked(held), asked + 1, "{held}");
+        // What was given up disturbs nobody.
+        fake.answer_held();
+        assert_eq!(session.add64(word, 1), Ok(0), "{held}");
+        assert_eq!(session.wait64(word, 0, 50), Ok(()), "{held}");
+    }
+}
+
+#[test]
+fn an_endless_wait_outlasts_the_session_s_own_time() {
+    for held in ["Changes", "Fetch"] {
+        let fake = Fake::start();
+        let options = Options { no_thread: true, timeout_ms: 300, ..fake.options() };
+        let session = Session::open(&options).unwrap();
+        let word = session.calloc(1, 8).unwrap();
+        session.add64(word, 0).unwrap();
+        fake.tell_lost(1, false);
+        let asked = fake.asked(held);
+        fake.state().holds = Some(held);
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| session.wait64(word, 0, 0));
+            // The first was never answered, so it was given up.
+            wait_until("it is asked again", || fake.asked(held) >= asked + 2);
+            session.add64(word, 1).unwrap();
+            session.wake(word, 1).unwrap();
+            assert_eq!(waiting.join().unwrap(), Ok(()), "{held}");
+        });
+    }
+}
+
 #[test]
 fn closing_ends_waits_for_words() {
     Fake::with_each_mode(|_fake, session| {

@@ -220,6 +220,48 @@ fn a_wait_for_a_word_of_a_stopped_daemon_ends_with_its_own_time() {
     }
 }
 
+/// Whatever the session's time limit is.
+#[test]
+fn an_endless_wait_for_a_word_outlasts_a_daemon_that_is_stopped() {
+    let instance = Instance::builder().daemons(1).start();
+    let daemon = instance.daemon_pid(1).unwrap();
+    for route in &ROUTES {
+        let mut waiting = Client::open(&instance);
+        waiting.ask("create words shared 4096 0600").unwrap();
+        waiting.ask("close").unwrap();
+        let open = |timeout_ms: u32| {
+            let mut client = Client::start(&own_client(), &instance, route);
+            client.ask(format!("open {timeout_ms}")).unwrap();
+            client.ask("ropen words shared rw").unwrap();
+            client
+        };
+        let (mut waiting, mut other, mut writer) = (open(500), open(500), open(60_000));
+        let word = writer.number("raddr 0").unwrap();
+        // One has looked at the word before, and one finds no way to it.
+        for is_known in [true, false] {
+            if is_known {
+                let seen = waiting.ask(format!("wait {word} 0 1"));
+                assert!(matches!(seen, Ok(_) | Err(Status::Timeout)), "{seen:?}");
+            }
+            let value = writer.number(format!("raise {word} 0")).unwrap();
+            stop(daemon);
+            waiting.tell(format!("wait {word} {value} 0"));
+            // The time of the one that waits is over before the second of these ends.
+            for _ in 0..3 {
+                assert_eq!(other.ask("rcheck 0 0 1"), Err(Status::Timeout));
+            }
+            send(daemon, Signal::CONT);
+            writer.ask(format!("raise {word} 1")).unwrap();
+            waiting.answer().unwrap();
+        }
+        for mut client in [waiting, other, writer] {
+            client.ask("close").unwrap();
+        }
+        instance.open().region_delete("words", "shared").unwrap();
+        instance.wait_empty();
+    }
+}
+
 #[test]
 fn a_close_ends_calls_that_wait_for_a_daemon() {
     let instance = Instance::builder().daemons(1).start();

@@ -126,7 +126,7 @@ impl Watch {
             Watched::Mapped { page, offset } => {
                 wide::wait(word_in(page, *offset)?, expected, heard, deadline_ns)
             }
-            Watched::Asked { .. } => nap(heard, deadline_ns),
+            Watched::Asked { .. } => return nap(heard, deadline_ns),
         };
         ended.map_err(|error| of_futex(&error))
     }
@@ -138,10 +138,10 @@ fn word_in(page: &Mapping, offset: u64) -> Result<Word<'_>, Trouble> {
 }
 
 /// Sleeps until a word is to be asked for again, or the bell rings.
-fn nap(heard: Heard<'_>, deadline_ns: Option<u64>) -> Result<WaitOutcome, FutexError> {
+pub(crate) fn nap(heard: Heard<'_>, deadline_ns: Option<u64>) -> Result<WaitOutcome, Trouble> {
     let left = deadline_ns.map(|at| Duration::from_nanos(at.saturating_sub(monotonic_ns())));
     let pause = left.map_or(ASK_AGAIN, |left| left.min(ASK_AGAIN));
-    futex::wait(heard.bell, heard.value, Some(pause))
+    futex::wait(heard.bell, heard.value, Some(pause)).map_err(|error| of_futex(&error))
 }
 
 /// What keeps a word from being mapped.

@@ -7,21 +7,20 @@
 //! 2. Nobody sleeps inside an operation.
 //! 3. Who sleeps is woken by whoever wakes the word, and by the bell when its block is replaced or
 //!    gone, or the session closed.
-//! 4. Who waits asks nobody for longer than it waits.
+//! 4. Who waits asks nobody for longer than it waits, and goes on waiting after nobody has answered
+//!    for as long as other calls of the session do.
 #![forbid(unsafe_code)]
 
 use dmce_abi::{DmceAddr, Status};
 
 use super::core::Core;
 use super::data::Intent;
+use super::limit::within;
 use crate::block::{Block, Obstacle};
 use crate::connection::Deadline;
 use crate::error::Error;
-use crate::reach::word::{Change, WORD_BYTES, Watch};
+use crate::reach::word::{Change, WORD_BYTES, Watch, nap};
 use crate::reach::{Piece, Trouble};
-
-/// How often the way to a word may be gone again before who waits for it gives up.
-const TRIES_MAX: u32 = 1_000;
 
 impl Core {
     /// Changes a word; returns what it was.
@@ -45,70 +44,57 @@ impl Core {
         while_equal: u64,
         timeout_ms: u32,
     ) -> Result<(), Error> {
-        let mut look = |block: &Block, piece| block.change(piece, Change::None);
-        // Where somebody has to be asked, that is done below, with a limit.
-        let is_mapped = self.ways.route().is_none();
-        if is_mapped && self.on_word(addr, Intent::Read, &mut look)? != while_equal {
-            return Ok(());
-        }
-        let deadline = (timeout_ms > 0).then(|| Deadline::after_ms(timeout_ms));
-        let is_over = || deadline.is_some_and(|deadline| deadline.left().is_none());
+        let limit = (timeout_ms > 0).then(|| Deadline::after_ms(timeout_ms));
+        let is_over = || limit.is_some_and(|limit| limit.left().is_none());
         let in_vain = || {
             let text = format!("{:#x} was {while_equal} for {timeout_ms} ms", addr.to_raw());
             Error::new(Status::Timeout, text)
         };
+        // Where somebody has to be asked, there is no time for an answer at the end.
+        let is_mapped = self.ways.route().is_none();
         loop {
             let heard = self.bell.listen();
-            let watch = match self.watch_word(addr, deadline)? {
-                (_, now) if now != while_equal => return Ok(()),
-                (watch, _) => watch,
+            let watch = match within(limit, || self.watch_word(addr, while_equal, limit)) {
+                Ok(None) => return Ok(()),
+                Ok(Some(watch)) => Some(watch),
+                // Nobody has answered for as long as a call of this session waits.
+                Err(error) if is_silence(&error) => None,
+                Err(error) => return Err(error),
             };
-            if is_mapped && is_over() {
+            if (is_mapped || watch.is_none()) && is_over() {
                 return Err(in_vain());
             }
-            match watch.sleep(while_equal, heard, deadline.map(Deadline::at_ns)) {
+            let until_ns = limit.map(Deadline::at_ns);
+            let slept = match watch {
+                Some(watch) => watch.sleep(while_equal, heard, until_ns),
+                None => nap(heard, until_ns),
+            };
+            match slept {
                 // A word that is gone is found to be so by the next look.
                 Ok(_) | Err(Trouble::Lost) => {}
                 Err(trouble) => return Err(Error::new(Status::Io, trouble.to_string())),
             }
-            // There is no time for an answer.
             if !is_mapped && is_over() {
                 return Err(in_vain());
             }
         }
     }
 
-    /// What a word is, and what tells of its changes.
+    /// What tells of changes of a word, if it is still `while_equal`.
     fn watch_word(
         &self,
         addr: DmceAddr,
-        deadline: Option<Deadline>,
-    ) -> Result<(Watch, u64), Error> {
-        for _ in 0..TRIES_MAX {
-            let mut unreached = None;
-            let look = &mut |block: &Block, piece| {
-                let watch = match (block.watch(piece), self.ways.route()) {
-                    (Err(Obstacle::Absent), Some(route)) => {
-                        unreached = Some((block.id, route));
-                        return Ok(None);
-                    }
-                    (watch, _) => watch?.until(deadline),
-                };
-                let now = watch.look()?;
-                Ok(Some((watch, now)))
-            };
-            let seen = self.on_word(addr, Intent::Read, look)?;
-            match (seen, unreached) {
-                (Some(seen), _) => return Ok(seen),
-                (None, Some((id, route))) => {
-                    let own = self.deadline();
-                    let until = deadline.map_or(own, |deadline| deadline.min(own));
-                    self.fetch_way_until(id, route, until)?;
-                }
-                (None, None) => break,
+        while_equal: u64,
+        limit: Option<Deadline>,
+    ) -> Result<Option<Watch>, Error> {
+        self.on_word(addr, Intent::Read, &mut |block, piece| {
+            // A word that is not mapped yet for the wait may not have to be.
+            if !block.is_asked() && block.change(piece, Change::None)? != while_equal {
+                return Ok(None);
             }
-        }
-        Err(Error::new(Status::Internal, "the way to a word changes without end"))
+            let watch = block.watch(piece)?.until(limit);
+            Ok((watch.look()? == while_equal).then_some(watch))
+        })
     }
 
     /// Wakes at most `count` of those who wait for a word.
@@ -137,6 +123,11 @@ impl Core {
         })?;
         done.ok_or_else(|| Error::new(Status::Internal, "a word was not accessed"))
     }
+}
+
+/// Whether a look came to nothing because somebody did not answer.
+const fn is_silence(error: &Error) -> bool {
+    matches!(error.status(), Status::Timeout | Status::Unavailable)
 }
 
 const fn is_aligned(addr: DmceAddr) -> bool {

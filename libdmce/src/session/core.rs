@@ -32,6 +32,7 @@ use dmce_sys::map::WipeOnForkPage;
 
 use super::bell::Bell;
 use super::holders::Holders;
+use super::limit;
 use super::link::{Link, LinkError};
 use super::mapping::{Pinned, Told};
 use super::openings::OpenRegions;
@@ -218,7 +219,7 @@ impl Core {
 
     /// The moment at which a call that begins now gives up.
     pub(crate) fn deadline(&self) -> Deadline {
-        Deadline::after_ms(self.timeout_ms)
+        limit::at_most(Deadline::after_ms(self.timeout_ms))
     }
 
     /// Asks the broker.

@@ -40,16 +40,7 @@ const PAUSE_MAX: Duration = Duration::from_millis(50);
 impl Core {
     /// Finds a way to the daemon of a block whose bytes are not reached.
     pub(super) fn fetch_way(&self, id: BlockId, route: Route) -> Result<(), Error> {
-        self.fetch_way_until(id, route, self.deadline())
-    }
-
-    /// [`Core::fetch_way`] with a deadline.
-    pub(super) fn fetch_way_until(
-        &self,
-        id: BlockId,
-        route: Route,
-        deadline: Deadline,
-    ) -> Result<(), Error> {
+        let deadline = self.deadline();
         let mut pause = PAUSE_MIN;
         let mut silence = None;
         loop {

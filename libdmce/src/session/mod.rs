@@ -14,6 +14,7 @@ mod bell;
 mod core;
 mod data;
 mod holders;
+mod limit;
 mod link;
 mod mapping;
 mod memory;
@@ -343,7 +344,9 @@ impl Session {
     /// # Errors
     ///
     /// As [`Session::write`]; [`Status::Invalid`] for an address that is not aligned. Nothing was
-    /// changed then.
+    /// changed then; but by message, [`Status::Io`] says that it may have been, since a daemon or
+    /// the broker did not answer, and [`Status::Timeout`], where its text says so, that it may be
+    /// yet.
     #[inline]
     pub fn cas64(&self, addr: DmceAddr, expected: u64, desired: u64) -> Result<u64, Error> {
         self.core.change_word(addr, Change::Exchange { expected, desired })
@@ -363,7 +366,8 @@ impl Session {
     /// Waits while the word at `addr` is `while_equal`. Whoever changes it calls
     /// [`Session::wake`]; a change that nobody tells of may be noticed at once, late or not at all.
     /// A word that was changed and changed back in the meantime counts as not changed. `timeout_ms`
-    /// is in milliseconds; 0 is for ever.
+    /// is in milliseconds; 0 is for ever. The session's time limit does not end it, also while the
+    /// broker or a daemon that has to be asked does not answer.
     ///
     /// # Errors
     ///
