@@ -171,7 +171,19 @@ impl Args {
     ///
     /// [`Unparsed::Help`] if help or the version was asked for, [`Unparsed::Wrong`] with one line.
     pub fn read(line: impl IntoIterator<Item = OsString>) -> Result<Self, Unparsed> {
-        Self::try_parse_from(line).map_err(|error| Unparsed::of(&error))
+        let args = Self::try_parse_from(line).map_err(|error| Unparsed::of(&error))?;
+        let by_dir = match args.command {
+            Command::Up(_) => "up",
+            Command::Down(_) => "down",
+            _ => return Ok(args),
+        };
+        match args.socket {
+            // The parser knows it as an option of all subcommands.
+            Some(_) => Err(Unparsed::Wrong(format!(
+                "'{by_dir}' takes --dir, and --socket has no meaning for it; try 'dmce --help'"
+            ))),
+            None => Ok(args),
+        }
     }
 
     /// The socket that was named, by option or by the variable `DMCE_SOCKET`. An empty variable is

@@ -42,8 +42,14 @@ pub struct Broker {
 #[allow(missing_docs, reason = "the messages name the fields")]
 pub enum BrokerError {
     /// Nobody listens.
-    #[error("no broker: nobody listens at {}", one_of(tried))]
-    Nobody { tried: Vec<PathBuf> },
+    #[error("no broker: nobody listens at {}", path.display())]
+    Nobody { path: PathBuf },
+    /// Nobody listens at any of the usual places, and none was named.
+    #[error(
+        "no broker: nobody listens at {}; name another by --socket or DMCE_SOCKET",
+        one_of(tried)
+    )]
+    Nowhere { tried: Vec<PathBuf> },
     /// Somebody listens who does not answer as a broker does.
     #[error("no broker answers at {}", path.display())]
     NoAnswer { path: PathBuf, source: ConnectionError },
@@ -64,15 +70,19 @@ pub enum BrokerError {
 impl BrokerError {
     /// Whether there is no broker, as opposed to one that cannot do what was asked.
     pub const fn is_absence(&self) -> bool {
-        matches!(self, Self::Nobody { .. } | Self::NoAnswer { .. } | Self::WrongAnswer { .. })
+        matches!(
+            self,
+            Self::Nobody { .. }
+                | Self::Nowhere { .. }
+                | Self::NoAnswer { .. }
+                | Self::WrongAnswer { .. }
+        )
     }
 
     fn of(path: &Path, error: ConnectionError) -> Self {
         let path = path.to_owned();
         match error {
-            ConnectionError::Socket(SocketError::NobodyListens { .. }) => {
-                Self::Nobody { tried: vec![path] }
-            }
+            ConnectionError::Socket(SocketError::NobodyListens { .. }) => Self::Nobody { path },
             ConnectionError::Socket(SocketError::Denied { .. }) => Self::Denied { path },
             error if error.status() == Status::Version => Self::Version { path, source: error },
             ConnectionError::Refused(refusal) => {
@@ -100,11 +110,11 @@ impl Broker {
         let mut tried = Vec::new();
         for path in usual_sockets(std::env::var_os("XDG_RUNTIME_DIR"), effective_uid()) {
             match Self::connect(&path) {
-                Err(BrokerError::Nobody { .. }) => tried.push(path),
+                Err(BrokerError::Nobody { path }) => tried.push(path),
                 found => return found,
             }
         }
-        Err(BrokerError::Nobody { tried })
+        Err(BrokerError::Nowhere { tried })
     }
 
     /// Connects to the broker at `path`.

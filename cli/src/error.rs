@@ -119,12 +119,13 @@ mod tests {
 
     #[test]
     fn scripts_can_tell_a_missing_broker_from_a_failure() {
-        let nobody = BrokerError::Nobody { tried: vec![PathBuf::from("/b")] };
+        let nobody = BrokerError::Nobody { path: PathBuf::from("/b") };
         assert_eq!(nobody.to_string(), "no broker: nobody listens at /b");
         assert_eq!(Error::from(nobody).code(), 3);
         let refused = BrokerError::Refused { status: Status::Denied, text: String::new() };
         assert_eq!(Error::from(refused).code(), 1);
-        let nobody = BrokerError::Nobody { tried: vec![] };
+        let nobody = BrokerError::Nowhere { tried: vec!["/b".into(), "/c".into()] };
+        assert!(nobody.to_string().contains("at /b or /c; name another by"));
         assert_eq!(Error::from(MapError::from(nobody)).code(), 3);
         assert_eq!(Error::from(MapError::Nothing).code(), 1);
         assert_eq!(Error::Usage(String::new()).code(), 2);

@@ -108,6 +108,9 @@ pub enum HomeError {
     /// A system call about one of its files failed.
     #[error("{} {}", action, path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
+    /// Something else has its path.
+    #[error("{} is not a directory", path.display())]
+    NoDirectory { path: PathBuf },
     /// The directory belongs to somebody else, who could put links where files are written.
     #[error("{} belongs to user {owner}, not to user {user}", path.display())]
     Foreign { path: PathBuf, owner: u32, user: u32 },
@@ -128,11 +131,15 @@ impl Home {
     ///
     /// # Errors
     ///
-    /// [`HomeError::Io`], [`HomeError::Foreign`], [`HomeError::TooLong`].
+    /// [`HomeError::Io`], [`HomeError::NoDirectory`], [`HomeError::Foreign`],
+    /// [`HomeError::TooLong`].
     pub fn create(dir: &Path) -> Result<Self, HomeError> {
         let failed = |action| move |source| HomeError::Io { action, path: dir.to_owned(), source };
         // Without what says nothing at its end, such as `/.`, which no folder is made by.
         let dir = &dir.components().collect::<PathBuf>();
+        if fs::metadata(dir).is_ok_and(|found| !found.is_dir()) {
+            return Err(HomeError::NoDirectory { path: dir.clone() });
+        }
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("making"))?;
         let path = fs::canonicalize(dir).map_err(failed("resolving"))?;
         let (owner, user) =
@@ -162,7 +169,7 @@ impl Home {
     ///
     /// # Errors
     ///
-    /// [`HomeError::Io`].
+    /// [`HomeError::Io`], [`HomeError::NoDirectory`].
     pub fn find(dir: &Path) -> Result<Self, HomeError> {
         let failed = |source| HomeError::Io { action: "resolving", path: dir.to_owned(), source };
         let absolute = std::path::absolute(dir).map_err(failed)?;
@@ -170,6 +177,7 @@ impl Home {
         let mut there = absolute.as_path();
         loop {
             match fs::canonicalize(there) {
+                Ok(path) if !path.is_dir() => return Err(HomeError::NoDirectory { path }),
                 Ok(mut path) => {
                     path.extend(missing.iter().rev());
                     return Ok(Self { path });

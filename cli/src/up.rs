@@ -59,11 +59,11 @@ pub enum UpError {
     Processes(#[from] ProcessesError),
     #[error("{} is in use: instance {instance} is served by {}", dir.display(), by(*pid))]
     InUse { dir: PathBuf, instance: Instance, pid: Option<u32> },
-    #[error("{} still has memory of instance {found}: 'dmce down --dir {0}' before {wanted} starts",
-            dir.display())]
+    #[error("{} still has memory of instance {found}, which {wanted} would forget; \
+             'dmce down --dir {0}' removes it", dir.display())]
     OtherInstance { dir: PathBuf, found: String, wanted: Instance },
-    #[error("{} still has memory of layout {found}: 'dmce down --dir {0}' before {wanted} starts",
-            dir.display())]
+    #[error("{} still has memory of layout {found}, which {wanted} cannot use; \
+             'dmce down --dir {0}' removes it", dir.display())]
     OtherLayout { dir: PathBuf, found: AddrLayout, wanted: AddrLayout },
     #[error("{why}; and what was begun is left")]
     Left { why: Box<UpError>, source: RestoreError },

@@ -99,7 +99,7 @@ impl fmt::Display for Owner {
 
 impl fmt::Display for Copy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.daemon, self.state)
+        write!(f, "daemon {} {}", self.daemon, self.state)
     }
 }
 

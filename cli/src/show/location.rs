@@ -77,7 +77,14 @@ impl From<MappingRow> for Mapping {
 impl Show for Location {
     fn text(&self) -> String {
         let copies: Vec<_> = self.copies.iter().map(Copy::to_string).collect();
-        let last = self.span_first.saturating_add(self.span_count.saturating_sub(1));
+        let span = match self.span_count {
+            0 | 1 => "this block alone".to_owned(),
+            count => format!(
+                "blocks {} to {}",
+                self.span_first,
+                self.span_first.saturating_add(count - 1)
+            ),
+        };
         let fields = Table::of_fields([
             ("address", format!("{:#x}", self.address)),
             ("server", self.server.to_string()),
@@ -87,7 +94,7 @@ impl Show for Location {
             ("committed", Bytes(self.committed).to_string()),
             ("page", Bytes(self.page_size.into()).to_string()),
             ("epoch", self.epoch.to_string()),
-            ("span", format!("blocks {} to {last}", self.span_first)),
+            ("span", span),
             ("owner", self.owner.to_string()),
             ("copies", copies.join(", ")),
         ]);

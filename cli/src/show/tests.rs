@@ -203,14 +203,17 @@ fn a_table_lines_up_and_has_nothing_but_text() {
         ..row.clone()
     };
     let expected = [
-        ["ID  STATE      SIZE  COMMITTED   PAGE  EPOCH  SPAN    ", "COPIES             OWNER"],
+        [
+            "ID  STATE      SIZE  COMMITTED   PAGE  EPOCH  SPAN    ",
+            "COPIES                           OWNER",
+        ],
         [
             " 7  degraded  1 GiB    1.5 GiB  4 KiB      2  2/3 of 6",
-            "1 good, 2 syncing  session 3, process 4711, user 1000",
+            "daemon 1 good, daemon 2 syncing  session 3, process 4711, user 1000",
         ],
         [
             "12  ok        1 GiB    1.5 GiB  4 KiB      2  -       ",
-            "3 good             region v/r, user 0",
+            "daemon 3 good                    region v/r, user 0",
         ],
     ];
     let expected = expected.map(|halves| halves.join("  ") + "\n").concat();

@@ -30,6 +30,35 @@ fn wrong_usage_is_told_from_failure() {
 }
 
 #[test]
+fn a_socket_that_is_no_use_is_refused_and_one_that_is_missing_is_asked_for() {
+    let nowhere = Home::new("nowhere");
+    for command in ["up", "down"] {
+        let dir = nowhere.dir.to_str().unwrap();
+        let error = dmce(&[command, "--dir", dir, "--socket", "/s"]).failed(2);
+        let why = format!("'{command}' takes --dir, and --socket has no meaning for it");
+        assert!(error.starts_with(&why), "{error}");
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dmce"));
+    command.arg("status").env_remove("DMCE_SOCKET").env("XDG_RUNTIME_DIR", &nowhere.dir);
+    let status = run(&mut command);
+    // Unless the host has a service of its own.
+    if status.code != Some(0) {
+        let error = status.failed(3);
+        assert!(error.ends_with("; name another by --socket or DMCE_SOCKET"), "{error}");
+    }
+}
+
+#[test]
+fn what_is_no_directory_is_called_so() {
+    let home = Home::new("file");
+    fs::write(&home.dir, "").unwrap();
+    let error = home.up(&[]).failed(1);
+    assert_eq!(error, format!("{} is not a directory", home.dir.display()));
+    let error = home.down(&[]).failed(1);
+    assert_eq!(error, format!("{} is not a directory", home.dir.display()));
+}
+
+#[test]
 fn no_broker_is_told_from_a_broker_that_refuses() {
     let home = Home::new("absent");
     fs::create_dir(&home.dir).unwrap();

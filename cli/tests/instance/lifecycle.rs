@@ -126,8 +126,8 @@ fn what_the_next_start_is_not_told_is_as_it_was() {
     let layout = "layout = \"16/20/28\"\n[daemon]\ncapacity = \"48MiB\"\n";
     let with_config = || run(home.bare_up_command().arg("--config").arg(home.config()));
     let error = with_config().failed(1);
-    let found = "still has memory of layout 16/20/28: ";
-    assert!(error.contains(found) && error.ends_with("before in-server starts"), "{error}");
+    let found = "still has memory of layout 16/20/28, which in-server cannot use; ";
+    assert!(error.contains(found) && error.ends_with("' removes it"), "{error}");
     assert_eq!(home.files(), ["instance.json", "log"]);
     fs::write(home.config(), named + layout).unwrap();
     with_config().done();
