@@ -100,21 +100,30 @@ impl Before {
 mod tests {
     use super::*;
 
+    /// A folder of a test, removed with all that is in it.
+    struct Scratch(PathBuf);
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
     #[test]
     fn folders_that_were_made_go_as_far_as_they_are_empty() {
         let scratch = std::env::temp_dir().join(format!("dmce-test-{}-made", std::process::id()));
         fs::create_dir(&scratch).unwrap();
+        let Scratch(scratch) = &Scratch(scratch);
         let dir = scratch.join("a/b/.");
         let missing = Missing::of(&dir);
         Home::create(&dir).unwrap();
         missing.remove();
-        assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(scratch).unwrap().count(), 0);
 
         let missing = Missing::of(&dir);
         Home::create(&dir).unwrap();
         fs::write(scratch.join("a/mine"), "").unwrap();
         missing.remove();
         assert!(!scratch.join("a/b").exists() && scratch.join("a/mine").exists());
-        fs::remove_dir_all(&scratch).unwrap();
     }
 }
