@@ -32,6 +32,17 @@
  * marked as being cleared (by whom, in case that one dies, too), its locks are taken out of the
  * word, and the slot is free. A journal that a dead writer left is rolled back by SQLite itself.
  *
+ * Super-journals, NAME-mj and nine digits, hold together the journals of a transaction over several
+ * databases: as long as it is there, those that name it are rolled back. SQLite deletes it with the
+ * last of them; but not if its writer was killed before the first had its name, or in the middle of
+ * deleting it. Programs that begin do that, if they find that
+ *
+ *     it does not exist, or its owner word names a dead program, or nobody: it was written to its
+ *     end; and no journal that it lists names it. None will then.
+ *
+ * Whoever is first makes EXISTS what it is to be: 0 -> 1 who writes it, 0 or 1 -> GONE who removes
+ * it. From then on it is nothing, and its regions go as soon as nobody has them open.
+ *
  * There is no shared-memory index for write-ahead logs here: `PRAGMA journal_mode = wal` keeps the
  * mode as it was.
  *
@@ -75,6 +86,9 @@ enum {
 };
 #define MAGIC UINT64_C(0x314c5153454d4344) /* "DCMESQL1" as bytes */
 
+/* In place of 0 or 1 in AT_EXISTS of a super-journal: it is being removed. */
+#define GONE 2
+
 /* The two files that a control page describes. */
 enum part { DATABASE, JOURNAL, PARTS };
 
@@ -116,6 +130,7 @@ struct file {
     sqlite3_file base;
     struct store *store; /* NULL for a temporary file */
     enum part part;
+    bool owned; /* a super-journal that this file is to write */
     int slot;  /* -1: no locks */
     int level; /* SQLITE_LOCK_.. */
     uint64_t bytes;                /* of a temporary file */
@@ -225,26 +240,6 @@ static void owner_name(char name[NAME_BYTES], uint64_t nonce)
     snprintf(name, NAME_BYTES, ".owner-%016llx", (unsigned long long)(nonce & ~CLEARING));
 }
 
-/* Deletes what programs left that were killed. */
-static void sweep(void)
-{
-    char **names;
-    size_t count = 0;
-    if (dmce_region_list(self.session, self.volume, NULL, 0, &count) != DMCE_OK || count == 0)
-        return;
-    size_t room = count;
-    names = calloc(room, sizeof *names);
-    if (names == NULL)
-        return;
-    if (dmce_region_list(self.session, self.volume, names, room, &count) == DMCE_OK) {
-        for (size_t place = 0; place < room && names[place] != NULL; place++)
-            if (strncmp(names[place], ".owner-", strlen(".owner-")) == 0)
-                dmce_region_delete(self.session, self.volume, names[place]);
-        dmce_strings_free(names, room);
-    }
-    free(names);
-}
-
 /* Begins a session if there is none. The mutex is held. */
 static dmce_status_t begin(void)
 {
@@ -272,7 +267,6 @@ static dmce_status_t begin(void)
     owner_name(name, self.nonce);
     dmce_addr_t addr;
     self.session = session;
-    sweep();
     status = region_open(name, CONTROL_BYTES, &self.owner, &addr);
     if (status != DMCE_OK) {
         dmce_close(session);
@@ -294,6 +288,21 @@ static void __attribute__((destructor)) end(void)
     self.session = NULL;
 }
 
+static void sweep(void);
+
+/* Begins a session if there is none, and tidies up then. */
+static dmce_status_t ensure_begun(void)
+{
+    pthread_mutex_lock(&self.mutex);
+    dmce_session_t *before = self.session;
+    dmce_status_t status = begin();
+    bool begun = status == DMCE_OK && self.session != before;
+    pthread_mutex_unlock(&self.mutex);
+    if (begun)
+        sweep();
+    return status;
+}
+
 /* Whether the program with a nonce may live. */
 static bool is_alive(uint64_t nonce)
 {
@@ -307,6 +316,15 @@ static bool is_alive(uint64_t nonce)
 
 /* ---- stores ---- */
 
+/* Whether a name is one that SQLite gives a super-journal: BASE-mj and six digits, 9, two more. */
+static bool is_super(const char *name)
+{
+    size_t length = strlen(name);
+    const char *tail = length > 12 ? name + length - 12 : "";
+    return strncmp(tail, "-mj", 3) == 0 && tail[9] == '9' &&
+           strspn(tail + 3, "0123456789ABCDEF") == 9;
+}
+
 static int open_control(struct store *store, bool create)
 {
     uint64_t bytes = create ? CONTROL_BYTES : 0, magic = 0;
@@ -317,7 +335,7 @@ static int open_control(struct store *store, bool create)
         return code_of(status, SQLITE_CANTOPEN);
     status = load(store->control + AT_MAGIC, &magic);
     /* Fresh regions are zero: whoever comes first says what it is. */
-    if (status == DMCE_OK && magic == 0 && create)
+    if (status == DMCE_OK && magic == 0 && (create || is_super(store->name)))
         exchange(store->control + AT_MAGIC, 0, magic = MAGIC, &status);
     if (status == DMCE_OK && magic == MAGIC)
         return SQLITE_OK;
@@ -325,22 +343,15 @@ static int open_control(struct store *store, bool create)
     return status == DMCE_OK ? SQLITE_NOTADB : code_of(status, SQLITE_CANTOPEN);
 }
 
-/* The store of a name, with one user more; made if `create` says so. */
-static int store_get(const char *file, size_t length, bool create, struct store **found)
+/* The store of a region's name, with one user more; made if `create` says so. */
+static int store_open(const char *name, bool create, struct store **found)
 {
-    char plain[NAME_BYTES], name[sizeof ((struct store *)0)->name];
-    if (length >= sizeof plain)
-        return SQLITE_CANTOPEN;
-    memcpy(plain, file, length);
-    plain[length] = '\0';
-    if (!region_name(name, sizeof name, plain))
-        return SQLITE_CANTOPEN;
+    int code = SQLITE_OK;
     pthread_mutex_lock(&self.mutex);
-    int code = code_of(begin(), SQLITE_CANTOPEN);
     struct store *store = self.stores;
-    while (code == SQLITE_OK && store != NULL && strcmp(store->name, name) != 0)
+    while (store != NULL && strcmp(store->name, name) != 0)
         store = store->next;
-    if (code == SQLITE_OK && store == NULL) {
+    if (store == NULL) {
         store = calloc(1, sizeof *store);
         code = store == NULL ? SQLITE_NOMEM : SQLITE_OK;
         if (code == SQLITE_OK) {
@@ -360,6 +371,20 @@ static int store_get(const char *file, size_t length, bool create, struct store 
     }
     pthread_mutex_unlock(&self.mutex);
     return code;
+}
+
+/* The same of a file's name, of which the first `length` bytes count. */
+static int store_get(const char *file, size_t length, bool create, struct store **found)
+{
+    char plain[NAME_BYTES], name[sizeof ((struct store *)0)->name];
+    if (length >= sizeof plain)
+        return SQLITE_CANTOPEN;
+    memcpy(plain, file, length);
+    plain[length] = '\0';
+    if (!region_name(name, sizeof name, plain))
+        return SQLITE_CANTOPEN;
+    int code = code_of(ensure_begun(), SQLITE_CANTOPEN);
+    return code == SQLITE_OK ? store_open(name, create, found) : code;
 }
 
 static void extent_close(struct extent *extent)
@@ -478,6 +503,18 @@ static void extents_delete(struct store *store, enum part part, int place)
         found = dmce_region_delete(self.session, self.volume, name) != DMCE_E_NOTFOUND;
     }
     pthread_mutex_unlock(&self.mutex);
+}
+
+/*
+ * Removes a store of which nothing exists. Its page goes first: extents of a super-journal without
+ * one are nobody's. Who has it open finds that nothing exists, and who begins later removes it.
+ */
+static dmce_status_t store_remove(struct store *store)
+{
+    dmce_status_t status = dmce_region_delete(self.session, self.volume, store->name);
+    for (int part = 0; part < PARTS && status == DMCE_OK; part++)
+        extents_delete(store, (enum part)part, 0);
+    return status == DMCE_E_BUSY ? DMCE_OK : status;
 }
 
 /* ---- locks ---- */
@@ -703,6 +740,15 @@ static void slot_give(struct store *store, int slot)
 
 /* ---- reading and writing ---- */
 
+/* Whether a file exists. */
+static dmce_status_t exists_in(const struct store *store, enum part part, bool *exists)
+{
+    uint64_t word = 0;
+    dmce_status_t status = load(store->control + AT_EXISTS + 8 * (uint64_t)part, &word);
+    *exists = status == DMCE_OK && word == 1;
+    return status;
+}
+
 /* The size of a file. */
 static dmce_status_t bytes_of(const struct file *file, uint64_t *bytes)
 {
@@ -879,13 +925,142 @@ static int file_characteristics(sqlite3_file *base)
            SQLITE_IOCAP_UNDELETABLE_WHEN_OPEN;
 }
 
+/* ---- super-journals ---- */
+
+/* The end of a journal that names a super-journal: the name, its length, a sum, and this. */
+static const unsigned char journal_magic[8] = {0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7};
+
+/* Bytes of a super-journal that are looked at: the names of more databases than can be attached. */
+#define SUPER_BYTES (64 * 1024)
+
+/* Makes a super-journal exist, for this program to write. */
+static int super_own(struct file *file)
+{
+    dmce_addr_t control = file->store->control;
+    dmce_status_t status;
+    file->owned = exchange(control + AT_OWNERS, 0, self.nonce, &status) &&
+                  exchange(control + AT_EXISTS, 0, 1, &status);
+    /* Somebody was killed here, or takes it for left by such a one: another gets another name. */
+    return status != DMCE_OK ? code_of(status, SQLITE_CANTOPEN)
+           : file->owned     ? SQLITE_OK
+                             : SQLITE_BUSY;
+}
+
+/* It is written: every journal that it lists names it. */
+static void super_disown(struct store *store)
+{
+    dmce_status_t status;
+    exchange(store->control + AT_OWNERS, self.nonce, 0, &status);
+}
+
+/* Whether a journal may name a super-journal, which is the region `super`. */
+static bool journal_names(const char *journal, const char *super)
+{
+    struct file file = {.part = JOURNAL, .slot = -1};
+    unsigned char end[16]; /* the length, big-endian; the sum; the magic number */
+    char name[NAME_BYTES] = "", region[NAME_BYTES] = "";
+    sqlite3_int64 size = 0;
+    size_t length;
+    bool exists = true;
+    part_of(journal, &length);
+    int code = store_get(journal, length, false, &file.store);
+    if (code != SQLITE_OK)
+        return code != SQLITE_CANTOPEN;
+    if (exists_in(file.store, JOURNAL, &exists) == DMCE_OK && exists)
+        code = file_size(&file.base, &size);
+    size -= (sqlite3_int64)sizeof end;
+    if (exists && code == SQLITE_OK && size > 0) {
+        code = file_read(&file.base, end, sizeof end, size);
+        uint32_t bytes = (uint32_t)end[0] << 24 | (uint32_t)end[1] << 16 |
+                         (uint32_t)end[2] << 8 | end[3];
+        if (code == SQLITE_OK && memcmp(end + 8, journal_magic, 8) == 0 &&
+            bytes < sizeof name && bytes <= size)
+            code = file_read(&file.base, name, (int)bytes, size - (sqlite3_int64)bytes);
+    }
+    store_put(file.store);
+    region_name(region, sizeof region, name);
+    return code != SQLITE_OK || strcmp(region, super) == 0;
+}
+
+/* Whether a journal may name a super-journal that lists it. What lists something else is none. */
+static bool super_is_named(struct store *store, const char *super)
+{
+    struct file file = {.store = store, .part = DATABASE, .slot = -1};
+    sqlite3_int64 size = 0;
+    bool named = true;
+    char *list = calloc(1, SUPER_BYTES + 1);
+    if (list != NULL && file_size(&file.base, &size) == SQLITE_OK && size <= SUPER_BYTES &&
+        file_read(&file.base, list, (int)size, 0) == SQLITE_OK) {
+        named = false;
+        for (const char *at = list; at < list + size && !named; at += strlen(at) + 1)
+            named = !ends_with(at, "-journal") || journal_names(at, super);
+    }
+    free(list);
+    return named;
+}
+
+/* Makes a super-journal be nothing, if nobody needs it and nobody will. */
+static bool super_give_up(struct store *store, const char *super)
+{
+    uint64_t exists, owner;
+    dmce_status_t status;
+    if (load(store->control + AT_EXISTS, &exists) != DMCE_OK ||
+        load(store->control + AT_OWNERS, &owner) != DMCE_OK)
+        return false;
+    if (exists == 1 && ((owner != 0 && is_alive(owner)) || super_is_named(store, super)))
+        return false;
+    return exists == GONE || exchange(store->control + AT_EXISTS, exists, GONE, &status);
+}
+
+/* Removes what was a super-journal, if a region is one, or an extent of one. */
+static void super_sweep(const char *region)
+{
+    struct store *store;
+    if (!is_super(region))
+        return;
+    const char *super = strncmp(region, ".d0-", 4) == 0 ? region + 4 : region;
+    int code = store_open(super, false, &store);
+    if (code == SQLITE_OK) {
+        if (super_give_up(store, super))
+            store_remove(store);
+        store_put(store);
+    } else if (code == SQLITE_CANTOPEN && super != region) {
+        dmce_region_delete(self.session, self.volume, region);
+    }
+}
+
+/* Deletes what programs left that were killed. */
+static void sweep(void)
+{
+    char **names, own[NAME_BYTES];
+    size_t count = 0;
+    if (dmce_region_list(self.session, self.volume, NULL, 0, &count) != DMCE_OK || count == 0)
+        return;
+    owner_name(own, self.nonce);
+    size_t room = count;
+    names = calloc(room, sizeof *names);
+    if (names == NULL)
+        return;
+    if (dmce_region_list(self.session, self.volume, names, room, &count) == DMCE_OK) {
+        for (size_t place = 0; place < room && names[place] != NULL; place++)
+            if (strncmp(names[place], ".owner-", strlen(".owner-")) != 0)
+                super_sweep(names[place]);
+            else if (strcmp(names[place], own) != 0)
+                dmce_region_delete(self.session, self.volume, names[place]);
+        dmce_strings_free(names, room);
+    }
+    free(names);
+}
+
+/* ---- files ---- */
+
 /* The extents of a journal that nobody needs go, if nobody is at work. */
 static void journal_shrink(struct file *file)
 {
-    uint64_t exists = 1;
+    bool exists;
     if (reach_level(file, SQLITE_LOCK_RESERVED, 0) != SQLITE_OK)
         return;
-    if (load(file->store->control + AT_EXISTS + 8 * JOURNAL, &exists) == DMCE_OK && exists == 0)
+    if (exists_in(file->store, JOURNAL, &exists) == DMCE_OK && !exists)
         extents_delete(file->store, JOURNAL, 1);
 }
 
@@ -902,6 +1077,8 @@ static int file_close(sqlite3_file *base)
             journal_shrink(file);
         slot_give(file->store, file->slot);
     }
+    if (file->owned)
+        super_disown(file->store);
     store_put(file->store);
     return SQLITE_OK;
 }
@@ -927,10 +1104,26 @@ static const sqlite3_io_methods file_methods = {
 static int vfs_open_temporary(struct file *file)
 {
     memset(file->extents, 0, EXTENTS * sizeof file->extents[0]);
-    pthread_mutex_lock(&self.mutex);
-    dmce_status_t status = begin();
-    pthread_mutex_unlock(&self.mutex);
-    return code_of(status, SQLITE_CANTOPEN);
+    return code_of(ensure_begun(), SQLITE_CANTOPEN);
+}
+
+/* Opens a file whose store is there. */
+static int vfs_open_named(struct file *file, bool create, int flags)
+{
+    dmce_addr_t word = file->store->control + AT_EXISTS + 8 * (uint64_t)file->part;
+    bool exists = false;
+    if (create && (flags & SQLITE_OPEN_SUPER_JOURNAL) != 0)
+        return super_own(file);
+    dmce_status_t status = exists_in(file->store, file->part, &exists);
+    if (status == DMCE_OK && !exists && create) {
+        status = store_word(word, 1);
+        exists = true;
+    }
+    if (status != DMCE_OK)
+        return code_of(status, SQLITE_CANTOPEN);
+    if (!exists)
+        return SQLITE_CANTOPEN;
+    return (flags & SQLITE_OPEN_MAIN_DB) != 0 ? slot_take(file->store, &file->slot) : SQLITE_OK;
 }
 
 static int vfs_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *base, int flags, int *out)
@@ -948,16 +1141,7 @@ static int vfs_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *base, int 
         file->part = part_of(name, &length);
         code = store_get(name, length, create, &file->store);
         if (code == SQLITE_OK) {
-            dmce_addr_t word = file->store->control + AT_EXISTS + 8 * (uint64_t)file->part;
-            uint64_t exists = 0;
-            dmce_status_t status = load(word, &exists);
-            if (status == DMCE_OK && exists == 0 && create)
-                status = store_word(word, exists = 1);
-            code = status != DMCE_OK ? code_of(status, SQLITE_CANTOPEN)
-                   : exists == 0     ? SQLITE_CANTOPEN
-                                     : SQLITE_OK;
-            if (code == SQLITE_OK && (flags & SQLITE_OPEN_MAIN_DB) != 0)
-                code = slot_take(file->store, &file->slot);
+            code = vfs_open_named(file, create, flags);
             if (code != SQLITE_OK)
                 store_put(file->store);
         }
@@ -970,16 +1154,14 @@ static int vfs_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *base, int 
     return SQLITE_OK;
 }
 
-/* Deletes the database of a store, which nobody uses but the caller. */
+/* Deletes a file that has a store of its own: nobody of this program uses it but the caller. */
 static int store_delete(struct store *store)
 {
     dmce_status_t status = DMCE_OK;
     for (int part = 0; part < PARTS && status == DMCE_OK; part++)
         status = store_word(store->control + AT_EXISTS + 8 * (uint64_t)part, 0);
-    for (int part = 0; part < PARTS && status == DMCE_OK; part++)
-        extents_delete(store, (enum part)part, 0);
     if (status == DMCE_OK)
-        status = dmce_region_delete(self.session, self.volume, store->name);
+        status = store_remove(store);
     return code_of(status, SQLITE_IOERR_DELETE);
 }
 
@@ -1013,20 +1195,19 @@ static int vfs_access(sqlite3_vfs *vfs, const char *name, int flags, int *found)
     size_t length;
     struct store *store;
     enum part part = part_of(name, &length);
-    uint64_t exists = 0;
+    bool exists = false;
     *found = 0;
     /* Asked for before each transaction, and never there. */
     if (ends_with(name, "-wal"))
         return SQLITE_OK;
     int code = store_get(name, length, false, &store);
     if (code == SQLITE_OK) {
-        dmce_addr_t word = store->control + AT_EXISTS + 8 * (uint64_t)part;
-        code = code_of(load(word, &exists), SQLITE_IOERR_ACCESS);
+        code = code_of(exists_in(store, part, &exists), SQLITE_IOERR_ACCESS);
         store_put(store);
     } else if (code == SQLITE_CANTOPEN) {
         code = SQLITE_OK;
     }
-    *found = exists != 0;
+    *found = exists;
     return code;
 }
 

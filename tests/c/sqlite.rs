@@ -292,7 +292,7 @@ fn a_writer_that_is_stopped_is_waited_for_and_readers_are_not_held_up() {
     writer.signal(Signal::STOP);
     assert_eq!(own.run(&instance, "bank.db", SUM), format!("{UNCHANGED}\n"));
     let refused = own.try_run(&instance, "bank.db", ".timeout 50\nupdate account set amount = 0;");
-    assert!(refused.is_err_and(|text| text.contains("locked")));
+    assert!(refused.clone().is_err_and(|text| text.contains("locked")), "{refused:?}");
     writer.signal(Signal::CONT);
     writer.tell("commit;");
     assert_eq!(writer.end(), "");
@@ -314,4 +314,72 @@ fn what_programs_leave_that_were_killed_is_removed() {
     own.run(&instance, "bank.db", "update account set amount = 0;");
     let regions = instance.regions();
     assert!(regions.iter().all(|region| !region.region.name.starts_with(".owner-")), "{regions:?}");
+}
+
+/// A library that kills the program it is loaded into, of this test's own width.
+fn kill_at(scratch: &Scratch) -> PathBuf {
+    let library = scratch.path().join("kill_at.so");
+    let source = root().join("tests/c/kill_at.c");
+    let mut build = toolchain::compiler(&source);
+    build.args(["-std=gnu11", "-shared", "-fPIC"]).args(toolchain::own_width());
+    toolchain::succeed(build.arg(&source).arg("-o").arg(&library).arg("-ldl"));
+    library
+}
+
+/// The writer is killed at every one of its steps, from the first that concerns both databases on.
+#[test]
+fn a_transaction_over_two_databases_is_whole_wherever_its_writer_is_killed() {
+    let Some(shells) = shells() else { return };
+    let own = &shells.own;
+    let library = kill_at(&shells.scratch);
+    let instance = Instance::start(1);
+    let attach = "attach 'file:two.db?vfs=dmce' as two;";
+    let make = format!(
+        "{attach} create table t(x); insert into t values(0);
+         create table two.u(x); insert into two.u values(0);"
+    );
+    own.run(&instance, "one.db", &make);
+    let mut value = 0;
+    for step in 1.. {
+        let mut writer = own.start(&instance);
+        writer.env("LD_PRELOAD", &library).env("DMCE_TEST_KILL_AT", step.to_string());
+        let change = "begin; update t set x = x + 1; update u set x = x + 1; commit;";
+        let done = finish(writer, &format!("{}{attach}{change}\n", own.opening("one.db")));
+        let reader = shells.other.as_ref().filter(|_| step % 2 == 0).unwrap_or(own);
+        // Now the first is rolled back before the second, and now with it.
+        let (one, two) = if step % 3 == 0 {
+            let one = reader.run(&instance, "one.db", "select x from t;");
+            (one, reader.run(&instance, "two.db", "select x from u;"))
+        } else {
+            let select = format!("{attach} select x from t; select x from u;");
+            let both = reader.run(&instance, "one.db", &select);
+            let (one, two) = both.split_at(both.find('\n').map_or(0, |end| end + 1));
+            (one.to_owned(), two.to_owned())
+        };
+        assert_eq!(one, two, "step {step}");
+        let found: u32 = one.trim_end().parse().expect("a number");
+        assert!(found == value || found == value + 1, "step {step}: {found} after {value}");
+        value = found;
+        let regions = instance.regions().into_iter().map(|row| row.region.name);
+        let left: Vec<_> = regions.filter(|name| name.contains("-mj")).collect();
+        assert!(left.is_empty(), "step {step}: {left:?}");
+        if done.is_ok() {
+            println!("killed at {} steps, of which {value} were committed", step - 1);
+            assert!(value > 1, "some were killed after the transaction was committed");
+            break;
+        }
+    }
+    for database in ["one.db", "two.db"] {
+        assert_eq!(own.run(&instance, database, "pragma integrity_check;"), "ok\n");
+    }
+}
+
+/// A database whose name looks like that of a super-journal is left as it is.
+#[test]
+fn a_database_that_is_named_like_a_super_journal_is_none() {
+    let Some(shells) = shells() else { return };
+    let instance = Instance::start(1);
+    let database = "t.db-mj0123459AB";
+    shells.own.run(&instance, database, "create table t(x); insert into t values(7);");
+    assert_eq!(shells.own.run(&instance, database, "select x from t;"), "7\n");
 }
