@@ -8,7 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use dmce_abi::wire::admin::{
-    AdminReply, AdminRequest, BlockRow, DaemonRow, Health, RegionRow, SessionRow, StatusReport,
+    AdminReply, AdminRequest, BlockRow, DaemonRow, DaemonState, Health, RegionRow, SessionRow,
+    StatusReport,
 };
 use dmce_abi::wire::client::{ClientReply, ClientRequest, RegionName};
 use libdmce::connection::Connection;
@@ -294,8 +295,15 @@ impl Instance {
     /// Whether the broker answers and every running daemon serves.
     #[must_use]
     pub fn is_serving(&self) -> bool {
-        let running = u32::try_from(self.daemons.len()).expect("a test has few daemons");
-        self.try_status().is_some_and(|status| status.daemons_up == running)
+        // By their processes: a broker may take one for up that has just been killed.
+        let Some(AdminReply::Daemons { rows, .. }) = self.ask(AdminRequest::Daemons { after: 0 })
+        else {
+            return false;
+        };
+        self.daemons.iter().all(|(&daemon, child)| {
+            let wanted = (daemon, DaemonState::Up, child.id());
+            rows.iter().any(|row| (row.daemon, row.state, row.pid) == wanted)
+        })
     }
 
     /// Asks for a listing; `None` while no broker answers.
