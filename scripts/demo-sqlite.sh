@@ -107,7 +107,7 @@ SQL
 }
 
 check_room
-title "the extension, for both widths: examples/c/sqlite_vfs.c"
+title "the extension, for both widths: examples/c/sqlite_vfs"
 scripts/sqlite-vfs.sh "$target/release" "$scratch/vfs64.so"
 scripts/sqlite-vfs.sh "$target/i686-unknown-linux-gnu/release" "$scratch/vfs32.so" -m32
 "${shell32[@]}" :memory: "select 'a 32-bit shell, SQLite ' || sqlite_version();"

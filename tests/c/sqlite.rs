@@ -1,4 +1,4 @@
-//! `examples/c/sqlite_vfs.c` under the stock sqlite3 shells of both widths.
+//! `examples/c/sqlite_vfs` under the stock sqlite3 shells of both widths.
 
 use std::env;
 use std::fs;
