@@ -3,7 +3,9 @@
 use std::thread;
 
 use dmce_tests::{Instance, wait_until};
-use libdmce::{DmceAddr, Error, Mirror, Options, Prot, RegionOptions, Session, Status};
+use libdmce::{
+    AllocOptions, DmceAddr, Error, Mirror, Options, Prot, RegionOptions, Session, Status,
+};
 
 /// One name in the environment makes a debug build die after so many steps.
 const VARIABLE: &str = "DMCE_CRASH_AFTER";
@@ -14,7 +16,7 @@ const STEPS_MAX: u64 = 2_000;
 /// Works in a row that end without a death, after which there are no more steps.
 const IN_PEACE: u32 = 3;
 
-const SPAN_BYTES: u64 = 3 << 20;
+const LARGE_BYTES: u64 = 3 << 20;
 
 /// A session that comes soon back from a setup that nobody heard of.
 const CONFIG: &str = "broker.reattach_ms = 500\nbroker.sense_ms = 100\nbroker.suspect_ms = 400\n\
@@ -37,21 +39,24 @@ fn check(session: &Session, addr: DmceAddr, byte: u8, bytes: usize) {
 }
 
 /// All that a session asks of servers. No call fails but the opening, which nobody repeats.
-fn work(options: &Options, spans: usize) {
+/// It has `blocks` blocks beside its first, each for pages of another size.
+fn work(options: &Options, blocks: u32) {
     let session = persist("open", || Session::open(options));
     let small = session.malloc(100_000).expect("there is room");
     session.fill(small, 1, 100_000).expect("it is its own");
-    let spans: Vec<_> = (0..spans).map(|_| session.malloc(SPAN_BYTES).expect("room")).collect();
-    for span in &spans {
-        session.fill(*span, 2, SPAN_BYTES).expect("it is its own");
+    let pages = |power: u32| AllocOptions { page_size: 4096 << power, ..AllocOptions::default() };
+    let large = |power| session.malloc_with(LARGE_BYTES, &pages(power)).expect("there is room");
+    let larges: Vec<_> = (1..=blocks).map(large).collect();
+    for large in &larges {
+        session.fill(*large, 2, LARGE_BYTES).expect("it is its own");
     }
     session.region_create("vol", "r", 100_000, &RegionOptions::default()).expect("there is room");
     let region = session.region_open("vol", "r", Prot::READ_WRITE).expect("it is there");
     region.write(0, &[3; 100], Mirror::Both).expect("it is open");
     check(&session, small, 1, 100_000);
-    for span in spans {
-        check(&session, span, 2, 100_000);
-        session.free(span).expect("it is its own");
+    for large in larges {
+        check(&session, large, 2, 100_000);
+        session.free(large).expect("it is its own");
     }
     let mut read = [0; 100];
     region.read(0, &mut read, Mirror::Any).expect("it is open");
@@ -117,14 +122,14 @@ fn dies_before(instance: &mut Instance, what: &str, is_so: impl Fn(&Instance) ->
 }
 
 /// Works while a server dies after step 1, 2, .., until it dies of none.
-fn die_after_every_step(instance: &mut Instance, victim: Victim, spans: usize) {
+fn die_after_every_step(instance: &mut Instance, victim: Victim, blocks: u32) {
     let (mut deaths, mut in_peace) = (0, 0);
     for last in 1..STEPS_MAX {
         let mut is_dead = victim.arm(instance, last);
         let mut has_died = is_dead;
         let options = instance.options();
         thread::scope(|scope| {
-            let worker = scope.spawn(|| work(&options, spans));
+            let worker = scope.spawn(|| work(&options, blocks));
             while !worker.is_finished() {
                 if is_dead || instance.reap() {
                     (is_dead, has_died) = (false, true);
@@ -156,7 +161,7 @@ fn a_broker_that_dies_after_any_step_loses_nothing_and_leaves_nothing() {
 
 #[test]
 fn a_daemon_that_dies_after_any_step_loses_nothing_and_leaves_nothing() {
-    // It makes every block itself, and has some of the spans.
+    // It makes every block itself, and has some of each session.
     let config = CONFIG.replace("pool_objects = 1", "pool_objects = 0");
     let mut instance = Instance::builder().daemons(2).config(&config).start();
     die_after_every_step(&mut instance, Victim::Daemon, 5);
