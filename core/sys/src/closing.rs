@@ -7,7 +7,8 @@
 //!
 //! # Invariants
 //!
-//! 1. What is handed over is closed once, in order; nobody waits for that.
+//! 1. What is handed over is closed once, in order; nobody waits for that. A connection over which
+//!    nothing can be passed is closed at once: that takes less than to hand it over.
 //! 2. A socket does not linger, and neither does one that still lies in the queue of a connection:
 //!    those are taken out one by one, after the peer can send no more.
 
@@ -51,6 +52,9 @@ impl Closer {
 
     /// Ends a connection: the peer sees it at once.
     pub fn end(&self, connection: Socket) {
+        if connection.refuses_descriptors() {
+            return drop(connection);
+        }
         connection.shutdown();
         self.hand_over(Closing::Connection(connection));
     }
@@ -94,6 +98,7 @@ mod tests {
 
     use super::*;
     use crate::poll::wait_readable;
+    use crate::socket::{Listener, SocketError};
 
     /// A connection whose close waits for an hour, or until the other end reads. The other end.
     fn lingering() -> (TcpStream, TcpStream) {
@@ -121,6 +126,25 @@ mod tests {
         let (stream, _other) = lingering();
         closer.close(vec![stream.into()]);
         wait_for(&closer);
+    }
+
+    #[test]
+    fn a_connection_over_which_nothing_comes_is_closed_at_once() {
+        let path = std::env::temp_dir().join(format!("dmce-test-closing-{}", std::process::id()));
+        let listener = Listener::bind(&path, 0o600).unwrap();
+        let refuses = listener.refuse_descriptors();
+        let a = Socket::connect(&path).unwrap();
+        let b = listener.accept_nonblocking().unwrap();
+        listener.unlink().unwrap();
+        a.send(b"a frame that is not read", &[]).unwrap();
+        let closer = Closer::start().unwrap();
+        closer.end(b);
+        let told = a.try_recv(&mut [0], &mut Vec::new());
+        if refuses {
+            // The frame has gone with the connection by now, and no thread was asked to see to it.
+            assert!(matches!(told, Err(SocketError::Reset)), "{told:?}");
+        }
+        assert!(a.send(b"x", &[]).is_err());
     }
 
     #[test]

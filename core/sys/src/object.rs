@@ -157,6 +157,43 @@ impl ObjectDir {
         Ok(fd)
     }
 
+    /// Creates an empty object that has no name, mode 0600 whatever the umask, open for reading and
+    /// writing. It goes with its last descriptor, if it is not named before.
+    ///
+    /// # Errors
+    ///
+    /// [`ObjectError::NoSpace`], [`ObjectError::Denied`], [`ObjectError::Io`].
+    pub fn create_unnamed(&self) -> Result<OwnedFd, ObjectError> {
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let fd = retry_on_intr(|| fs::openat(&self.fd, ".", flags, OBJECT_MODE))
+            .map_err(|errno| self.error("create", errno))?;
+        fs::fchmod(&fd, OBJECT_MODE).map_err(|errno| self.error("create", errno))?;
+        crash::step();
+        Ok(fd)
+    }
+
+    /// Names an object of [`ObjectDir::create_unnamed`], as it is at this moment, and fails rather
+    /// than replace another.
+    ///
+    /// # Errors
+    ///
+    /// [`ObjectError::Exists`], [`ObjectError::Name`], [`ObjectError::Denied`],
+    /// [`ObjectError::Io`].
+    pub fn name_new(&self, fd: BorrowedFd<'_>, name: &str) -> Result<(), ObjectError> {
+        check_name(name)?;
+        let named = match fs::linkat(fd, "", &self.fd, name, AtFlags::EMPTY_PATH) {
+            // Before Linux 6.10 that takes a privilege, which this does not.
+            Err(Errno::NOENT) => {
+                let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+                fs::linkat(fs::CWD, path, &self.fd, name, AtFlags::SYMLINK_FOLLOW)
+            }
+            named => named,
+        };
+        named.map_err(|errno| ObjectError::of("name", name, errno))?;
+        crash::step();
+        Ok(())
+    }
+
     /// Opens an object for reading and writing.
     ///
     /// # Errors

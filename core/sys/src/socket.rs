@@ -42,6 +42,9 @@ const FDS_RECEIVED_MAX: usize = 253;
 
 const BACKLOG: i32 = 1024;
 
+/// The socket option of [`Listener::refuse_descriptors`].
+const SO_PASSRIGHTS: i32 = 83;
+
 /// Why a socket operation failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -192,7 +195,6 @@ impl Listener {
     /// (`SO_PASSRIGHTS`, Linux 6.16). False where it cannot.
     #[must_use]
     pub fn refuse_descriptors(&self) -> bool {
-        const SO_PASSRIGHTS: i32 = 83;
         peer::set_socket_option(&self.fd, SO_PASSRIGHTS, 0).is_ok()
     }
 
@@ -266,6 +268,14 @@ impl Socket {
             return Err(failed(Errno::PROTOTYPE));
         }
         Ok(Self { fd })
+    }
+
+    /// Whether the kernel has refused frames with descriptors to the peer from the first: its
+    /// listener did so before ([`Listener::refuse_descriptors`]).
+    #[must_use]
+    pub fn refuses_descriptors(&self) -> bool {
+        let mut allowed = [1_i32];
+        peer::socket_option(&self.fd, SO_PASSRIGHTS, &mut allowed).is_ok() && allowed == [0]
     }
 
     /// Gives the descriptor away, as to send it with a frame.

@@ -10,6 +10,7 @@
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::mm::{self, MapFlags, ProtFlags};
 
@@ -17,6 +18,10 @@ use super::{
     FileRange, MapError, MappedRange, Populate, Protection, finish, in_pointer, page_bytes, prot,
     round_up_to_page, unmap,
 };
+
+/// The start of what [`Reservation::mapped`] mapped last: right below there is often room. A wish,
+/// and nothing depends on it.
+static BELOW: AtomicUsize = AtomicUsize::new(0);
 
 const RESERVE_FLAGS: MapFlags = MapFlags::PRIVATE.union(MapFlags::NORESERVE);
 
@@ -77,6 +82,70 @@ impl Reservation {
         }
         // It has no pages, so nothing of it would be in a core dump.
         Ok(reservation)
+    }
+
+    /// Reserves as many bytes as a part of an object has, at a multiple of `align_bytes`, with that
+    /// part mapped there.
+    ///
+    /// # Errors
+    ///
+    /// As [`Reservation::aligned`] and [`Reservation::map_at`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Reservation::aligned`].
+    pub fn mapped(
+        fd: BorrowedFd<'_>,
+        range: FileRange,
+        align_bytes: u64,
+        protection: Protection,
+    ) -> Result<Self, MapError> {
+        let below = BELOW.load(Ordering::Relaxed);
+        let mapped = Self::mapped_below(below, fd, range, align_bytes, protection)?;
+        let reservation = if let Some(mapped) = mapped {
+            mapped
+        } else {
+            let reservation = Self::aligned(range.bytes, align_bytes)?;
+            reservation.map_at(0, fd, range, protection, Populate::No)?;
+            reservation
+        };
+        BELOW.store(reservation.start.addr(), Ordering::Relaxed);
+        Ok(reservation)
+    }
+
+    /// The same right below an address, in one call, if there is room. Two threads may try the same
+    /// place: the kernel gives it to one of them.
+    fn mapped_below(
+        below: usize,
+        fd: BorrowedFd<'_>,
+        range: FileRange,
+        align_bytes: u64,
+        protection: Protection,
+    ) -> Result<Option<Self>, MapError> {
+        assert!(align_bytes.is_power_of_two(), "alignment {align_bytes} is no power of two");
+        let bytes = range.bytes;
+        let len = round_up_to_page(in_pointer(bytes)?).ok_or(MapError::AddressSpace { bytes })?;
+        let align = in_pointer(align_bytes)?.max(page_bytes());
+        let Some(place) = below.checked_sub(len).map(|end| end - end % align) else {
+            return Ok(None);
+        };
+        if place == 0 {
+            return Ok(None);
+        }
+        // SAFETY: the address is a wish only, so the kernel takes free space and nothing is
+        // replaced.
+        let mapped = unsafe {
+            let wish = ptr::without_provenance_mut(place);
+            mm::mmap(wish, len, prot(protection), MapFlags::SHARED, fd, range.offset)
+        };
+        let start = mapped.map_err(|errno| MapError::of_map("mmap", bytes, errno))?.cast::<u8>();
+        let reservation = Self { start, bytes: len };
+        if !start.addr().is_multiple_of(align) {
+            // Dropped: it lies elsewhere.
+            return Ok(None);
+        }
+        finish(reservation.whole(), Populate::No)?;
+        Ok(Some(reservation))
     }
 
     /// The first byte.

@@ -126,6 +126,33 @@ fn a_reservation_is_aligned_and_replaces_only_inside_itself() {
 }
 
 #[test]
+fn what_is_mapped_in_one_call_is_aligned_wherever_there_is_room() {
+    let objects = TestObjects::new("mapped");
+    let (fd, range) = object(&objects);
+    let align = 2 << 20;
+    let map = || Reservation::mapped(fd.as_fd(), range, align, Protection::ReadWrite).unwrap();
+    object::write_at(fd.as_fd(), b"0", 0).unwrap();
+    // The place below the last is taken by turns: by what was mapped before, and by nobody.
+    let mut kept = Vec::new();
+    for _ in 0..8 {
+        let (stays, goes) = (map(), map());
+        drop(goes);
+        kept.push(stays);
+    }
+    for mapped in &kept {
+        assert_eq!(mapped.as_ptr().addr() as u64 % align, 0);
+        assert_eq!((mapped.len() as u64, load(mapped.whole())), (range.bytes, b'0'));
+        let flags = flags_at(mapped.as_ptr()).unwrap();
+        assert!(flags.split_whitespace().any(|flag| flag == "dd"), "{flags}");
+    }
+    let mut starts: Vec<_> = kept.iter().map(|mapped| mapped.as_ptr().addr()).collect();
+    starts.sort_unstable();
+    assert!(starts.windows(2).all(|pair| pair[0] + kept[0].len() <= pair[1]), "{starts:x?}");
+    store(kept[3].whole(), b'3');
+    assert!(kept.iter().all(|mapped| load(mapped.whole()) == b'3'));
+}
+
+#[test]
 fn collapsing_makes_huge_pages_or_says_why_not() {
     const HUGE: u64 = 2 << 20;
     let objects = TestObjects::new("collapse");

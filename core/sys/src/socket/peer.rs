@@ -85,7 +85,11 @@ impl Socket {
 }
 
 /// Reads a socket option of words; returns the bytes that the kernel wrote.
-fn socket_option<T: Copy>(fd: &OwnedFd, option: i32, into: &mut [T]) -> Result<usize, Errno> {
+pub(super) fn socket_option<T: Copy>(
+    fd: &OwnedFd,
+    option: i32,
+    into: &mut [T],
+) -> Result<usize, Errno> {
     let mut bytes = libc::socklen_t::try_from(size_of_val(into)).map_err(|_| Errno::INVAL)?;
     // SAFETY: the pointer and the length are of one live slice, of plain integers as every caller's
     // type is; the kernel writes at most that many bytes.

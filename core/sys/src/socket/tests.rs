@@ -128,6 +128,8 @@ fn a_listener_that_refuses_descriptors_gets_none() {
     let a = Socket::connect(&path).unwrap();
     let b = listener.accept_nonblocking().unwrap();
     listener.unlink().unwrap();
+    assert_eq!(b.refuses_descriptors(), refuses);
+    assert!(!a.refuses_descriptors());
     let one = crate::poll::EventFd::new().unwrap();
     assert_eq!(a.send(b"x", &[one.as_fd()]).is_err(), refuses);
     a.send(b"y", &[]).unwrap();
