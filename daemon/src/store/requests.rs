@@ -13,7 +13,7 @@ use dmce_abi::Status;
 use dmce_abi::block::{BlockDescription, BlockId};
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::name::ObjectKind;
-use dmce_abi::wire::daemon::{DaemonAnswer, DaemonRequest, PoolPlace};
+use dmce_abi::wire::daemon::{DaemonAnswer, DaemonNotice, DaemonRequest, PoolPlace};
 use dmce_abi::wire::{Refusal, Reply};
 use dmce_config::Bytes;
 use dmce_shm::header::{BlockHeader, HeaderError, Role};
@@ -224,11 +224,16 @@ impl Store {
         let mut adopted = adopt::adopt_one(&self.folder, block)?;
         let Some((_, data)) = adopted.blocks.get_mut(&block) else {
             self.take_in(adopted);
-            return if spare.has_its_name(&self.folder)? {
-                spare.discard(&self.folder)
-            } else {
-                Ok(())
-            };
+            if spare.has_its_name(&self.folder)? {
+                return spare.discard(&self.folder);
+            }
+            if committed > 0 {
+                // It was whole when it was granted. Who removed it did so before this daemon knew
+                // it, so its watch said nothing.
+                warn!(%block, "a block was lost before it was known here");
+                self.notices.push(DaemonNotice::Lost { block });
+            }
+            return Ok(());
         };
         let found = data.bytes;
         if data.inode == spare.inode() {

@@ -51,6 +51,21 @@ fn what_is_taken_is_a_block_and_is_replaced() {
 }
 
 #[test]
+fn a_block_that_was_lost_before_its_daemon_knew_it_is_told() {
+    let mut broker = lending();
+    let (first, second) = (broker.lent[0], broker.lent[1]);
+    make_of(&broker, first, 1, 2);
+    std::fs::remove_file(broker.path(ObjectKind::Data(1))).unwrap();
+    broker.tell(&DaemonRequest::Taken { place: first, block: id(1), committed: OBJECT_BYTES });
+    let lost = DaemonNotice::Lost { block: id(1) };
+    assert_eq!(broker.receive(), (0, DaemonMessage::Notice(lost)));
+    // What the broker gave up is no block: the next news is of new objects.
+    broker.tell(&DaemonRequest::Taken { place: second, block: id(2), committed: 0 });
+    broker.receive_lent(OBJECTS as usize + 2);
+    assert!(!broker.path(ObjectKind::Pool(second.0)).exists());
+}
+
+#[test]
 fn what_a_broker_made_before_it_died_is_reported_to_the_next() {
     for daemon_dies in [false, true] {
         let mut broker = lending();
