@@ -8,7 +8,7 @@
 //!    at its daemon, and if the daemon goes away before the shell has answered, nobody knows
 //!    whether it is there.
 //! 3. Whatever became of a lent object, its daemon is told, before it is asked anything more of the
-//!    block but its end.
+//!    block but its end. The shell may wait a moment with that, and keeps the order.
 
 use dmce_abi::Status;
 use dmce_abi::block::{BlockDescription, DaemonId};

@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! 1. A session that was refused leaves nothing. Its objects are made first, its client is answered
-//!    last.
+//! 1. A session that was refused leaves nothing. Its objects are made first, and its process is
+//!    watched, before its client is answered.
 //! 2. Only the process that opened a session takes it up again, and only with its GUID.
 //! 3. A session ends in one step. Its record goes before its blocks: a broker that comes back in
 //!    between does not believe in the session, and destroys what is left of it.
@@ -99,9 +99,10 @@ impl Dispatcher {
         );
         let (pid, lived_at) = (record.pid, record.lived_at);
         let conn = Some(to.conn);
+        // Before the answer: for want of a descriptor the session ends.
         self.out.push(Action::WatchProcess { session: id, pid, lived_at, conn });
-        self.log(LogLevel::Info, text);
         self.reply_ready(to, id, BTreeSet::new());
+        self.log(LogLevel::Info, text);
     }
 
     /// Something has the name of a session's object: the session gets another id. `false` if that

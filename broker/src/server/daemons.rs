@@ -6,6 +6,8 @@
 //!    that lets it overflow is dropped, and reports again when it comes back.
 //! 2. Only the service's own user gets in: the file's mode says so, and the credentials are looked
 //!    at.
+//! 3. A daemon gets its requests in the order in which they were sent. One that nobody waits for
+//!    ([`may_wait`]) goes with the next, or when [`Daemons::due_at`] says, whichever is first.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -15,7 +17,7 @@ use std::path::Path;
 use dmce_abi::limits::FRAME_BYTES_MAX;
 use dmce_abi::wire::daemon::{DaemonMessage, DaemonRequest};
 use dmce_abi::wire::{self, FrameHeader, WireError};
-use dmce_broker::dispatcher::{DaemonConn, Event, RequestId};
+use dmce_broker::dispatcher::{DaemonConn, Event, Millis, RequestId};
 use dmce_sys::poll::{Interest, Poller, Ready, is_hung_up};
 use dmce_sys::socket::{Listener, Socket, SocketError};
 use tracing::{info, warn};
@@ -27,6 +29,9 @@ use super::{ServerError, Source, now};
 /// Bytes that may wait for one daemon: about 100,000 requests to destroy a block.
 const QUEUE_BYTES_MAX: usize = 8 << 20;
 
+/// How long a request waits that may: at least one whole millisecond.
+const WAIT_MS: u64 = 2;
+
 /// Frames, and bytes of them, taken from one daemon before others have their turn.
 const FRAMES_A_TURN: usize = 64;
 const BYTES_A_TURN: usize = 4 * FRAME_BYTES_MAX;
@@ -35,6 +40,8 @@ struct Connection {
     socket: Socket,
     waiting: VecDeque<(Vec<u8>, Option<OwnedFd>)>,
     waiting_bytes: usize,
+    /// When what waits is to be sent, if nothing goes before.
+    due_at: Option<Millis>,
     /// Whether the poller tells when it takes more.
     blocked: bool,
 }
@@ -85,8 +92,9 @@ impl Daemons {
                 continue;
             }
             self.next += 1;
-            let (waiting, waiting_bytes, blocked) = (VecDeque::new(), 0, false);
-            let connection = Connection { socket, waiting, waiting_bytes, blocked };
+            let waiting = VecDeque::new();
+            let connection =
+                Connection { socket, waiting, waiting_bytes: 0, due_at: None, blocked: false };
             self.open.insert(conn, connection);
             events.push_back(Event::DaemonConnected { conn, peer });
         }
@@ -135,7 +143,8 @@ impl Daemons {
         }
     }
 
-    /// Sends a request, now or when the daemon takes it. `false`: the connection is gone.
+    /// Sends a request: now, or when the daemon takes it, or, if it may wait, in a moment. `false`:
+    /// the connection is gone.
     pub fn send(
         &mut self,
         poller: &Poller,
@@ -143,7 +152,33 @@ impl Daemons {
         request_id: RequestId,
         request: &DaemonRequest,
     ) -> bool {
-        self.send_with(poller, conn, (request_id, request), None)
+        if !self.queue(conn, (request_id, request), None) {
+            return false;
+        }
+        match self.open.get_mut(&conn) {
+            Some(connection) if may_wait(request) => {
+                connection.due_at.get_or_insert_with(|| now().millis.after(WAIT_MS));
+                true
+            }
+            _ => self.flush(poller, conn),
+        }
+    }
+
+    /// When something is to be sent that waits.
+    pub fn due_at(&self) -> Option<Millis> {
+        self.open.values().filter_map(|connection| connection.due_at).min()
+    }
+
+    /// Sends what has waited long enough.
+    pub fn tend(&mut self, poller: &Poller, now: Millis, events: &mut VecDeque<Event>) {
+        let is_due = |connection: &Connection| connection.due_at.is_some_and(|at| at <= now);
+        let due = self.open.iter().filter(|(_, connection)| is_due(connection));
+        let due: Vec<DaemonConn> = due.map(|(conn, _)| *conn).collect();
+        for conn in due {
+            if !self.flush(poller, conn) {
+                events.push_back(Event::DaemonHungUp { conn });
+            }
+        }
     }
 
     /// Makes a link and sends the daemon its end; the client's, if the connection is there.
@@ -157,16 +192,18 @@ impl Daemons {
             return Err(SocketError::Closed);
         }
         let (client, daemon) = Socket::pair()?;
-        if self.send_with(poller, conn, (RequestId(0), request), Some(daemon.into_fd())) {
+        if self.queue(conn, (RequestId(0), request), Some(daemon.into_fd()))
+            && self.flush(poller, conn)
+        {
             Ok(client.into_fd())
         } else {
             Err(SocketError::Closed)
         }
     }
 
-    fn send_with(
+    /// Has a request wait, behind all others. `false`: the connection is gone.
+    fn queue(
         &mut self,
-        poller: &Poller,
         conn: DaemonConn,
         (request_id, request): (RequestId, &DaemonRequest),
         fd: Option<OwnedFd>,
@@ -181,12 +218,13 @@ impl Daemons {
             self.open.remove(&conn);
             return false;
         }
-        self.flush(poller, conn)
+        true
     }
 
     /// Sends what waits, as far as the daemon takes it. `false`: the connection is gone.
     fn flush(&mut self, poller: &Poller, conn: DaemonConn) -> bool {
         let Some(connection) = self.open.get_mut(&conn) else { return true };
+        connection.due_at = None;
         let mut sent = Ok(());
         while let Some((frame, fd)) = connection.waiting.front() {
             let fds: Vec<_> = fd.iter().map(AsFd::as_fd).collect();
@@ -224,6 +262,13 @@ impl Daemons {
     }
 }
 
+/// Whether a request may wait for others, so that they wake the daemon together. Taken is nothing
+/// that anybody waits for. Sent at once, it would have the daemon run before the client whom it was
+/// answered for, where they share a processor.
+const fn may_wait(request: &DaemonRequest) -> bool {
+    matches!(request, DaemonRequest::Taken { .. })
+}
+
 fn read(
     frame: &[u8],
     fds: usize,
@@ -235,3 +280,6 @@ fn read(
     let header = wire::decode_header(frame, fds)?;
     Ok((RequestId(header.request), wire::decode_body(frame)?))
 }
+
+#[cfg(test)]
+mod tests;

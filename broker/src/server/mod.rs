@@ -19,6 +19,7 @@ mod clients;
 mod config;
 mod daemons;
 mod door;
+mod headers;
 mod journal;
 mod objects;
 mod session_objects;
@@ -263,7 +264,9 @@ impl Server {
         let now = now().millis;
         self.clients.door().wake(&self.poller, now);
         self.daemons.door().wake(&self.poller, now);
+        self.daemons.tend(&self.poller, now, &mut self.events);
         self.sessions.tend(&self.objects, now, &mut self.events);
+        self.objects.tend(now);
         if self.wake_at.is_some_and(|at| at <= now) {
             self.wake_at = None;
             self.events.push_back(Event::Tick);
@@ -281,6 +284,7 @@ impl Server {
                 self.act(action);
             }
         }
+        self.objects.forget_made();
     }
 
     fn is_stale(&self, event: &Event) -> bool {
@@ -301,7 +305,8 @@ impl Server {
         let doors = [self.clients.door().rests_until(), self.daemons.door().rests_until()];
         let is_waited_for = !self.inspections.is_empty() || self.clients.is_waited_for();
         let at_once = is_waited_for.then_some(now);
-        let due = [lock, at_once, self.wake_at, self.sessions.due_at()].into_iter().chain(doors);
+        let shell = [lock, at_once, self.sessions.due_at(), self.daemons.due_at()];
+        let due = shell.into_iter().chain([self.wake_at, self.objects.due_at()]).chain(doors);
         due.flatten().min().map(|at| Duration::from_millis(at.0.saturating_sub(now.0)))
     }
 

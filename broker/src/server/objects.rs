@@ -5,7 +5,10 @@
 //! 1. Nothing is opened that is not a regular file of this user with mode 0600 and one link.
 //! 2. A descriptor for a reader is one that was opened for reading.
 //! 3. The bytes of clients are never read here; of data objects only the size is looked at.
+//! 4. No block is made of an object that is shorter than what is committed, whatever its daemon
+//!    said of it.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -14,7 +17,7 @@ use dmce_abi::name::{Instance, ObjectKind, ObjectName};
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::daemon::HeldBlock;
 use dmce_abi::{AddrLayout, Status};
-use dmce_broker::dispatcher::{Descriptor, Headers, Lent, Made};
+use dmce_broker::dispatcher::{Descriptor, Headers as Reported, Lent, Made, Millis};
 use dmce_shm::header::{self, BlockHeader, HeaderError, Role};
 use dmce_sys::lock::{LockError, OfdLock};
 use dmce_sys::object::{self, ObjectDir, ObjectError, ObjectStat};
@@ -22,6 +25,7 @@ use dmce_sys::{identity, lock};
 use tracing::warn;
 
 use super::ServerError;
+use super::headers::Headers;
 use super::sessions::Sessions;
 
 /// The broker's place among the daemons, in the names of objects.
@@ -33,6 +37,16 @@ pub struct Objects {
     instance: Instance,
     layout: AddrLayout,
     uid: u32,
+    /// The block that was made last, open already for who asked for it.
+    made: Cell<Option<MadeBlock>>,
+    headers: Headers,
+}
+
+/// The data of a block that was just made, open to read and write.
+struct MadeBlock {
+    daemon: DaemonId,
+    block: BlockId,
+    data: OwnedFd,
 }
 
 /// Why a reply goes out as a refusal after all.
@@ -63,7 +77,8 @@ impl AsFd for Passed<'_> {
 impl Objects {
     /// The objects of `instance` in `folder`.
     pub fn new(folder: ObjectDir, instance: Instance, layout: AddrLayout) -> Self {
-        Self { folder, instance, layout, uid: identity::effective_uid() }
+        let (uid, made) = (identity::effective_uid(), Cell::new(None));
+        Self { folder, instance, layout, uid, made, headers: Headers::default() }
     }
 
     /// Makes this process the only broker of the instance, as long as the lock lives.
@@ -123,9 +138,9 @@ impl Objects {
     }
 
     /// The blocks of a daemon, as far as their objects are sound.
-    pub fn read_headers(&self, daemon: DaemonId) -> Headers {
+    pub fn read_headers(&self, daemon: DaemonId) -> Reported {
         let names = self.folder.names(&self.instance.daemon_prefix(daemon.get()));
-        let mut headers = Headers::default();
+        let mut headers = Reported::default();
         for name in names.unwrap_or_default() {
             let Ok(ObjectName { kind: ObjectKind::Header(id), .. }) = ObjectName::parse(&name)
             else {
@@ -193,39 +208,78 @@ impl Objects {
     /// Makes a block of an object that a daemon has lent, or nothing. As long as that daemon lives,
     /// nobody else has the object, or makes anything of the block's names.
     pub fn make_block(
-        &self,
+        &mut self,
         daemon: DaemonId,
         lent: Lent,
         description: BlockDescription,
         committed: u64,
     ) -> Made {
-        let id = description.block.get();
-        let name = |kind| self.name(daemon.get(), kind);
-        let (pool, data) = (name(ObjectKind::Pool(lent.place.0)), name(ObjectKind::Data(id)));
+        let block = description.block;
+        let pool = self.name(daemon.get(), ObjectKind::Pool(lent.place.0));
+        let data = self.name(daemon.get(), ObjectKind::Data(block.get()));
         if let Err(error) = self.folder.rename_new(&pool, &data) {
             return failed_to_make(&error);
         }
         let header = BlockHeader { daemon, role: Role::Primary, peers: Vec::new(), description };
-        let made = self
-            .cut(&data, lent, committed)
-            .map_err(HeaderError::from)
-            .and_then(|()| header::make(&self.folder, &name(ObjectKind::Header(id)), &header));
-        let Err(error) = made else { return Made::Whole };
+        let made = self.cut((daemon, block), committed).and_then(|fd| {
+            let name = self.name(daemon.get(), ObjectKind::Header(block.get()));
+            self.headers.make(&self.folder, &name, &header)?;
+            Ok(fd)
+        });
+        let error = match made {
+            Ok(data) => {
+                self.made.set(Some(MadeBlock { daemon, block, data }));
+                return Made::Whole;
+            }
+            Err(error) => error,
+        };
         if let Err(error) = self.folder.unlink(&data) {
             warn!(object = data, "it stays behind: {error}");
         }
         match error {
-            HeaderError::Object(error) => failed_to_make(&error),
+            Unfit::Header(HeaderError::Object(error)) => failed_to_make(&error),
             error => Made::Unusable { reason: error.to_string() },
         }
     }
 
-    /// Gives back what a block does not need of an object.
-    fn cut(&self, name: &str, lent: Lent, committed: u64) -> Result<(), ObjectError> {
-        if committed < lent.bytes {
-            object::truncate(self.folder.open_read_write(name)?.as_fd(), committed)?;
+    /// Opens what a block is made of, and gives back what the block does not need of it.
+    fn cut(&self, (daemon, block): (DaemonId, BlockId), committed: u64) -> Result<OwnedFd, Unfit> {
+        let (fd, stat) = self.open(daemon.get(), ObjectKind::Data(block.get()), true)?;
+        let bytes = stat.bytes;
+        if bytes < committed {
+            return Err(Unfit::Short { bytes, committed });
         }
-        Ok(())
+        if bytes > committed {
+            object::truncate(fd.as_fd(), committed).map_err(ObjectFailure::from)?;
+        }
+        Ok(fd)
+    }
+
+    /// When something is to be made ahead.
+    pub const fn due_at(&self) -> Option<Millis> {
+        self.headers.due_at()
+    }
+
+    /// Makes ahead what is due.
+    pub fn tend(&mut self, now: Millis) {
+        self.headers.tend(&self.folder, now);
+    }
+
+    /// Lets go of what nobody has asked for.
+    pub fn forget_made(&self) {
+        self.made.set(None);
+    }
+
+    /// The data of a block: as it is open since it was made, or opened now.
+    fn open_data(
+        &self,
+        (daemon, block): (DaemonId, BlockId),
+        writable: bool,
+    ) -> Result<OwnedFd, ObjectFailure> {
+        match self.made.take() {
+            Some(made) if writable && (made.daemon, made.block) == (daemon, block) => Ok(made.data),
+            _ => Ok(self.open(daemon.get(), ObjectKind::Data(block.get()), writable)?.0),
+        }
     }
 
     /// Opens what travels with a reply, all or nothing.
@@ -235,14 +289,13 @@ impl Objects {
         descriptors: &[Descriptor],
     ) -> Result<Vec<Passed<'a>>, OpenFailure> {
         let open_one = |descriptor: &Descriptor| match *descriptor {
-            Descriptor::Block { daemon, block, writable } => self
-                .open(daemon.get(), ObjectKind::Data(block.get()), writable)
-                .map(|(fd, _)| Passed::Opened(fd))
-                .map_err(|failure| {
+            Descriptor::Block { daemon, block, writable } => {
+                self.open_data((daemon, block), writable).map(Passed::Opened).map_err(|failure| {
                     let status = if failure.is_absence() { Status::Lost } else { Status::Internal };
                     let refusal = Refusal::new(status, format!("block {block}: {failure}"));
                     OpenFailure { refusal, block: Some((daemon, block)) }
-                }),
+                })
+            }
             Descriptor::SessionObject(session) => {
                 sessions.object(session).map(Passed::Kept).map_err(|e| no_session(&e))
             }
@@ -291,6 +344,25 @@ fn no_session(error: &std::io::Error) -> OpenFailure {
     OpenFailure { refusal, block: None }
 }
 
+/// Why no block was made of an object.
+#[derive(Debug, thiserror::Error)]
+enum Unfit {
+    /// It could not be opened, or cut.
+    #[error(transparent)]
+    Object(#[from] ObjectFailure),
+    /// It is not as long as its daemon has said.
+    #[error("it has {bytes} bytes, {committed} are to be committed")]
+    Short {
+        /// Its bytes.
+        bytes: u64,
+        /// Those of the block.
+        committed: u64,
+    },
+    /// The header could not be made.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+}
+
 /// Why the objects of a block are not taken in.
 #[derive(Debug, thiserror::Error)]
 enum Unsound {
@@ -332,3 +404,6 @@ impl ObjectFailure {
         matches!(self, Self::Foreign { .. } | Self::Object(NotFound { .. } | Denied { .. }))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,7 +16,7 @@
 //!
 //! Servers write headers and nobody maps them: everything here is `pread` and `pwrite`.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -29,7 +29,7 @@ use dmce_abi::version::SEGMENT_VERSION;
 use dmce_sys::object::{self, ObjectDir, ObjectError};
 
 use crate::layout::{Field, fingerprint, layout};
-use crate::preamble::{self, Flaw, Kind, Seal, Step};
+use crate::preamble::{self, Flaw, Kind, READY, Seal, Step};
 
 /// Bytes of a header object.
 pub const HEADER_BYTES: u64 = 4096;
@@ -115,6 +115,35 @@ pub fn make(dir: &ObjectDir, name: &str, header: &BlockHeader) -> Result<(), Hea
         dir.unlink(name)?;
     }
     written
+}
+
+/// Makes a header object of no block: it has its page, and no name.
+///
+/// # Errors
+///
+/// [`ObjectError::NoSpace`], [`ObjectError::Denied`], [`ObjectError::Io`].
+pub fn blank(dir: &ObjectDir) -> Result<OwnedFd, ObjectError> {
+    let fd = dir.create_unnamed()?;
+    object::write_at(fd.as_fd(), &[0; SLOTS * SLOT_BYTES], 0)?;
+    Ok(fd)
+}
+
+/// As [`make`], of an object that [`blank`] made: the header is whole when it gets its name, and
+/// that makes the block whole. Whoever dies before leaves no header.
+///
+/// # Errors
+///
+/// As [`make`]. What `blank` is then goes with it.
+pub fn make_of(
+    blank: BorrowedFd<'_>,
+    dir: &ObjectDir,
+    name: &str,
+    header: &BlockHeader,
+) -> Result<(), HeaderError> {
+    let mut slot = HeaderSlot::encode(header, 1)?;
+    slot.ready = READY.into();
+    object::write_at(blank, slot.as_bytes(), 0)?;
+    Ok(dir.name_new(blank, name)?)
 }
 
 /// Writes the first header of a block into a new, empty object. The last write makes it ready.

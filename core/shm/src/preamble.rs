@@ -37,7 +37,7 @@ layout! {
 
 /// [`READY`] as the bytes that are stored last.
 const READY_BYTES: [u8; 4] = READY.to_le_bytes();
-const READY: u32 = 0x5245_4459;
+pub(crate) const READY: u32 = 0x5245_4459;
 const READY_OFFSET: u64 = 16;
 const PREAMBLE_BYTES: usize = size_of::<Preamble>();
 
