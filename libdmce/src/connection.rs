@@ -45,6 +45,10 @@ pub struct Connection<Q = ClientRequest, A = ClientReply> {
     interrupt: Option<Arc<EventFd>>,
 }
 
+/// A request that was sent and has no answer yet.
+#[derive(Debug)]
+pub(crate) struct Asked(u64);
+
 /// A frame from the other end.
 struct Received<A> {
     request: u64,
@@ -97,11 +101,38 @@ impl<Q: Serialize, A: DeserializeOwned> Connection<Q, A> {
         request: &Q,
         deadline: Deadline,
     ) -> Result<(A, Vec<OwnedFd>), ConnectionError> {
+        let asked = self.ask(request, deadline)?;
+        self.answer(asked, deadline)
+    }
+
+    /// Asks. The answer is to be taken before anything else is asked.
+    ///
+    /// # Errors
+    ///
+    /// As [`Connection::request`], but for a refusal.
+    pub(crate) fn ask(
+        &mut self,
+        request: &Q,
+        deadline: Deadline,
+    ) -> Result<Asked, ConnectionError> {
         let id = self.next_request;
         self.next_request += 1;
         self.was_sent = false;
         self.send(id, request, deadline)?;
         self.was_sent = true;
+        Ok(Asked(id))
+    }
+
+    /// Waits for the answer to what was asked.
+    ///
+    /// # Errors
+    ///
+    /// As [`Connection::request`].
+    pub(crate) fn answer(
+        &mut self,
+        Asked(id): Asked,
+        deadline: Deadline,
+    ) -> Result<(A, Vec<OwnedFd>), ConnectionError> {
         loop {
             // The answer is hardly ever there yet: who waits first asks the kernel once less.
             let waited = self.wait(Interest::READ, deadline);

@@ -10,7 +10,7 @@
 use std::cmp::Ordering;
 use std::os::fd::BorrowedFd;
 
-use dmce_sys::map::{FileRange, MapError, MappedRange, Populate, Protection, Reservation};
+use dmce_sys::map::{FileRange, MapError, MappedRange, Protection, Reservation};
 use dmce_sys::transfer;
 
 use super::word::{self, Change, Watch};
@@ -32,10 +32,8 @@ impl MappedBlock {
         bytes_max: u64,
         protection: Protection,
     ) -> Result<Self, MapError> {
-        let mapping = Reservation::aligned(bytes_max, HUGE_BYTES)?;
         let all = FileRange { offset: 0, bytes: bytes_max };
-        mapping.map_at(0, fd, all, protection, Populate::No)?;
-        Ok(Self { mapping })
+        Ok(Self { mapping: Reservation::mapped(fd, all, HUGE_BYTES, protection)? })
     }
 
     /// The pointer to a byte, which lies inside.

@@ -188,22 +188,44 @@ impl Descriptors {
     }
 }
 
+/// What calls and the service thread wake one another by.
+#[derive(Debug)]
+pub(super) struct Wires {
+    poller: Poller,
+    wake: EventFd,
+    interrupt: Arc<EventFd>,
+}
+
+impl Wires {
+    /// Makes them.
+    pub(super) fn new() -> Result<Self, Error> {
+        let (poller, wake) = (
+            Poller::new().map_err(|error| failed(&error))?,
+            EventFd::new().map_err(|error| failed(&error))?,
+        );
+        let interrupt = Arc::new(EventFd::new().map_err(|error| failed(&error))?);
+        poller.add(wake.as_fd(), token::WAKE, Interest::READ).map_err(|error| failed(&error))?;
+        Ok(Self { poller, wake, interrupt })
+    }
+}
+
 impl Link {
     /// The link over which the session was set up.
     pub(super) fn new(
         (mut connection, path): (Connection, PathBuf),
         identity: SessionIdentity,
         descriptors: Descriptors,
+        Wires { poller, wake, interrupt }: Wires,
     ) -> Result<Self, Error> {
-        let failed = |error: std::io::Error| Error::new(Status::NoMem, error.to_string());
         let inode = inode_of(&descriptors.object)?;
-        let doorbell = EventFd::from_fd(descriptors.doorbell).map_err(failed)?;
-        let (poller, wake) = (Poller::new().map_err(failed)?, EventFd::new().map_err(failed)?);
-        let interrupt = Arc::new(EventFd::new().map_err(failed)?);
+        let doorbell = EventFd::from_fd(descriptors.doorbell).map_err(|error| failed(&error))?;
         connection.set_interrupt(Some(Arc::clone(&interrupt)));
-        poller.add(wake.as_fd(), token::WAKE, Interest::READ).map_err(failed)?;
-        poller.add(doorbell.as_fd(), token::DOORBELL, Interest::READ).map_err(failed)?;
-        poller.add(connection.as_fd(), token::CONNECTION, Interest::NONE).map_err(failed)?;
+        poller
+            .add(doorbell.as_fd(), token::DOORBELL, Interest::READ)
+            .map_err(|error| failed(&error))?;
+        poller
+            .add(connection.as_fd(), token::CONNECTION, Interest::NONE)
+            .map_err(|error| failed(&error))?;
         Ok(Self {
             path,
             identity,
@@ -494,6 +516,10 @@ impl Link {
 fn inode_of(object: &OwnedFd) -> Result<u64, Error> {
     let stat = object::stat(object.as_fd());
     stat.map(|stat| stat.inode).map_err(|error| Error::new(Status::Io, error.to_string()))
+}
+
+fn failed(error: &std::io::Error) -> Error {
+    Error::new(Status::NoMem, error.to_string())
 }
 
 /// Whether a request must not be done twice, and has no number that would keep it from being.

@@ -3,7 +3,8 @@
 //! # Invariants
 //!
 //! 1. Nothing is used of what the broker said before it was checked.
-//! 2. A session that could not be taken into use is ended again.
+//! 2. A session that could not be taken into use is ended again: what fails before its answer is
+//!    here is told after it.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -23,7 +24,7 @@ use std::os::fd::AsFd;
 
 use super::bell::Bell;
 use super::core::Core;
-use super::link::{Descriptors, Link};
+use super::link::{Descriptors, Link, Wires};
 use super::service::{Chores, Service};
 use crate::alloc::Allocator;
 use crate::connection::Deadline;
@@ -52,20 +53,47 @@ pub(super) fn open(options: &Options) -> Result<Arc<Core>, Error> {
         copies: options.copies,
         name: options.name.clone(),
     };
-    let (reply, fds) = connection.request_until(&ClientRequest::Setup(setup), deadline)?;
+    let asked = connection.ask(&ClientRequest::Setup(setup), deadline)?;
+    // While the broker is at it.
+    let own = Own::make();
+    let (reply, fds) = connection.answer(asked, deadline)?;
     let ClientReply::Ready(ready) = reply else {
         return Err(Error::unexpected_reply("Setup"));
     };
     let (layout, descriptors) = (check_ready(&ready)?, Descriptors::of(fds)?);
+    let Own { wires, fork, fence } = match own {
+        Ok(own) => own,
+        Err(error) => {
+            let _ = connection.request_until(&ClientRequest::Disconnect, deadline);
+            return Err(error);
+        }
+    };
     let identity = SessionIdentity { session: ready.session, guid: ready.guid };
-    let map = map_object(&descriptors, identity);
-    let link = Link::new((connection, path), identity, descriptors)?;
-    match map.and_then(|map| assemble(plan, (layout, ready), map)) {
+    let map = map_object(&descriptors, identity, fence);
+    let link = Link::new((connection, path), identity, descriptors, wires)?;
+    match map.map(|map| assemble(plan, (layout, ready), map, fork)) {
         Ok(parts) => finish(options, link, parts),
         Err(error) => {
             link.disconnect(deadline);
             Err(error)
         }
+    }
+}
+
+/// What a session makes for itself, whatever the broker answers.
+struct Own {
+    wires: Wires,
+    fork: WipeOnForkPage,
+    fence: Fence,
+}
+
+impl Own {
+    fn make() -> Result<Self, Error> {
+        fault::install().map_err(|error| Error::new(Status::Io, error.to_string()))?;
+        // Registered once for the process, which waits for all of its threads then.
+        let fence = Fence::register();
+        let fork = WipeOnForkPage::new().map_err(|error| of_map(&error))?;
+        Ok(Self { wires: Wires::new()?, fork, fence })
     }
 }
 
@@ -83,13 +111,12 @@ fn assemble(
     plan: Plan,
     (layout, ready): (AddrLayout, Ready),
     (map, fence): (SessionMap, Fence),
-) -> Result<Parts, Error> {
-    fault::install().map_err(|error| Error::new(Status::Io, error.to_string()))?;
-    let fork = WipeOnForkPage::new().map_err(|error| of_map(&error))?;
+    fork: WipeOnForkPage,
+) -> Parts {
     let map = Arc::new(map);
     let operations = Operations::new(Arc::clone(&map), fence);
     let ways = Ways::new(plan, operations.clone());
-    Ok(Parts { layout, ready, ways, map, operations, fork })
+    Parts { layout, ready, ways, map, operations, fork }
 }
 
 fn finish(options: &Options, link: Link, parts: Parts) -> Result<Arc<Core>, Error> {
@@ -176,8 +203,8 @@ fn check_ready(ready: &Ready) -> Result<AddrLayout, Error> {
 fn map_object(
     descriptors: &Descriptors,
     identity: SessionIdentity,
+    fence: Fence,
 ) -> Result<(SessionMap, Fence), Error> {
-    let fence = Fence::register();
     let mapped = SessionMap::map(descriptors.object.as_fd(), identity, fence);
     mapped.map(|map| (map, fence)).map_err(|error| {
         let status = match &error {
