@@ -45,6 +45,14 @@ pub(crate) fn door(key: Key) -> Option<&'static Door<Table>> {
     OWN.with(|own| own.gates.get()).map(|gates| gates.door(key))
 }
 
+/// Shuts this thread's gate and door to the session that has a key, if it has any.
+pub(crate) fn shut(key: Key) {
+    if let Some(gates) = OWN.with(|own| own.gates.get()) {
+        gates.of(key).shut();
+        gates.door(key).shut();
+    }
+}
+
 /// Gives this thread gates, or takes them away.
 pub(crate) fn set_gates(gates: Option<&'static Gates>) {
     OWN.with(|own| own.gates.set(gates));

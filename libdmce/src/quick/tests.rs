@@ -155,6 +155,19 @@ fn mapped(session: &Session, fd: &OwnedFd, protection: Protection) -> Quick {
 }
 
 #[test]
+fn who_was_told_that_its_session_is_over_is_let_in_no_more() {
+    let (session, fd) = (Session::new(), object("told", BYTES));
+    let quick = mapped(&session, &fd, Protection::ReadWrite);
+    if !quick.open(true) {
+        return;
+    }
+    let key = quick.key.number();
+    assert!(reads(key, at(0)) && writes(key, at(0)));
+    thread::shut(quick.key);
+    assert!(!reads(key, at(0)) && !writes(key, at(0)));
+}
+
+#[test]
 fn a_block_behind_the_first_leaf_is_no_other() {
     let (session, fd) = (Session::new(), object("behind", BYTES));
     let quick = mapped(&session, &fd, Protection::ReadWrite);

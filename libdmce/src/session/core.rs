@@ -49,6 +49,7 @@ use crate::reach::Trouble;
 use crate::reach::ways::Ways;
 use crate::slots::{SHARED_SLOT, Slots};
 use crate::table::{Retired, Table};
+use crate::thread;
 use crate::turn::Turn;
 
 /// A generation that a closed session takes for known. A broker counts up from 0.
@@ -200,7 +201,12 @@ impl Core {
         if self.fork.is_forked() {
             return Err(Error::forked());
         }
-        if self.is_closed() { Err(Error::closed()) } else { Ok(()) }
+        if self.is_closed() {
+            // Who is told so is not let in any more, also before `shut` has come to its gate.
+            thread::shut(self.key());
+            return Err(Error::closed());
+        }
+        Ok(())
     }
 
     /// Whether the session is closed, or the broker has ended it.
