@@ -42,7 +42,7 @@ impl Reached<'_> {
         BlockInfo {
             block: self.id,
             guid: self.block.guid,
-            epoch: self.span.epoch,
+            epoch: self.block.epoch,
             committed: self.block.committed,
             bytes_max: self.block.bytes_max,
             span_first: self.block.span,
@@ -54,7 +54,7 @@ impl Reached<'_> {
     }
 
     fn descriptor(&self, writable: bool) -> Option<Descriptor> {
-        let daemon = self.block.daemon.filter(|_| self.block.state == BlockState::Held)?;
+        let daemon = self.block.primary().filter(|_| self.block.state == BlockState::Held)?;
         Some(Descriptor::Block { daemon, block: self.id, writable })
     }
 }
@@ -70,7 +70,7 @@ impl Dispatcher {
                 format!("block {id} is a region's, whose size is fixed"),
             );
         }
-        let Block { committed, bytes_max, .. } = *reached.block;
+        let &Block { committed, bytes_max, .. } = reached.block;
         let page_size = u64::from(reached.span.page_size);
         if reached.block.state == BlockState::Lost {
             return Err(lost(id).into());
@@ -83,17 +83,16 @@ impl Dispatcher {
             return refuse(Status::NoSpace, text);
         }
         let asked = grow.committed.next_multiple_of(page_size).min(bytes_max);
-        let (guid, daemon) = (reached.block.guid, reached.block.daemon);
+        let (guid, daemon) = (reached.block.guid, reached.block.primary());
         let server = daemon.and_then(|daemon| self.daemons.servers.get(&daemon));
         let Some(daemon) = daemon.filter(|_| server.is_some_and(Server::answers)) else {
             return refuse(Status::NoSpace, format!("the daemon of block {id} does not answer"));
         };
-        if let Some(block) = self.blocks.get_mut(id) {
-            if let Some(charge) = &mut block.charge {
-                let more = asked.saturating_sub(charge.bytes());
-                self.ledger.extend(charge, more)?;
-            }
-            block.grows += 1;
+        let block = self.blocks.get_mut(id);
+        if let Some(copy) = block.and_then(|block| block.copies.of_mut(daemon)) {
+            let more = asked.saturating_sub(copy.charge.bytes());
+            self.ledger.extend(&mut copy.charge, more)?;
+            copy.grows += 1;
             self.granted += 1;
         }
         if let Some(server) = self.daemons.servers.get_mut(&daemon) {
@@ -185,14 +184,18 @@ impl Dispatcher {
     ) -> Option<(Opened, Option<Descriptor>)> {
         let region = &self.regions.get(first)?.attributes;
         let reached = self.reach(session, first).ok()?;
+        let daemon = |place| {
+            let copy = reached.block.copies.iter().nth(place);
+            copy.map_or(0, |copy| copy.daemon.get())
+        };
         let opened = Opened {
             first: reached.info(writable),
             guid: reached.span.guid,
             region_size: region.region_size,
             base_pointer: region.base_pointer,
             copies: region.copies,
-            primary_daemon: reached.block.daemon.map_or(0, u32::from),
-            mirror_daemon: 0,
+            primary_daemon: daemon(0),
+            mirror_daemon: daemon(1),
         };
         Some((opened, reached.descriptor(writable)))
     }
@@ -250,7 +253,9 @@ impl Dispatcher {
 
     /// A session cannot read a block: its object is looked at.
     pub(super) fn damaged(&mut self, session: SessionId, id: BlockId) -> Served {
-        if let Some(daemon) = self.reach(session, id)?.block.daemon {
+        let copies = self.reach(session, id)?.block.copies.iter();
+        let daemons: Vec<_> = copies.map(|copy| copy.daemon).collect();
+        for daemon in daemons {
             self.inspect(daemon, vec![id]);
         }
         Ok(ClientReply::Done.into())

@@ -9,14 +9,15 @@
 use dmce_abi::Status;
 use dmce_abi::block::{BlockId, DaemonId};
 use dmce_abi::wire::admin::{
-    AdminReply, AdminRequest, BlockRow, BlockState as RowState, CopyRow, CopyState, DaemonRow,
-    Health, Location, MappingRow, OwnerRow, RegionRow, SessionRow, StatusReport,
+    AdminReply, AdminRequest, BlockRow, BlockState as RowState, CopyRow, CopyState as RowCopyState,
+    DaemonRow, Health, Location, MappingRow, OwnerRow, RegionRow, SessionRow, StatusReport,
 };
 use dmce_abi::wire::client::{ClientReply, RegionName};
 
 use super::Dispatcher;
 use super::blocks::{Block, BlockState, SpanOwner, SpanState};
 use super::clients::ReplyTo;
+use super::copies::CopyState;
 use super::daemons::Server;
 use super::event::Peer;
 use super::regions::{Caller, RegionEntry, may_know};
@@ -143,10 +144,10 @@ impl Dispatcher {
     /// The row of a block that may be used, or is lost.
     fn block_row(&self, id: BlockId, block: &Block) -> Option<BlockRow> {
         let span = self.blocks.span(block.span)?;
-        let (state, copy) = match block.state {
-            BlockState::Held => (RowState::Ok, CopyState::Good),
-            BlockState::Lost => (RowState::Lost, CopyState::Lost),
-            _ => return None,
+        let state = match block.state {
+            BlockState::Held => RowState::Ok,
+            BlockState::Lost => RowState::Lost,
+            BlockState::Making | BlockState::Going => return None,
         };
         let owner = match span.owner {
             SpanOwner::Session(session) => OwnerRow::Session {
@@ -159,17 +160,23 @@ impl Dispatcher {
                 OwnerRow::Region { region: region?, uid: span.uid }
             }
         };
-        let copies = block.daemon.map(|daemon| CopyRow { daemon: daemon.get(), state: copy });
+        let copies = block.copies.iter().map(|copy| CopyRow {
+            daemon: copy.daemon.get(),
+            state: match copy.state {
+                CopyState::Lost => RowCopyState::Lost,
+                _ => RowCopyState::Good,
+            },
+        });
         (span.state == SpanState::Standing).then(|| BlockRow {
             block: id.get(),
             guid: block.guid,
             bytes: block.bytes_max,
             committed: block.committed,
             page_size: span.page_size,
-            epoch: span.epoch,
+            epoch: block.epoch,
             owner,
             state,
-            copies: copies.into_iter().collect(),
+            copies: copies.collect(),
             span_first: block.span.get(),
             span_count: span.count,
         })
@@ -301,7 +308,7 @@ mod tests {
             epoch: u64::MAX,
             owner: OwnerRow::Region { region, uid: u32::MAX },
             state: RowState::Lost,
-            copies: vec![CopyRow { daemon: u32::MAX, state: CopyState::Lost }; 3],
+            copies: vec![CopyRow { daemon: u32::MAX, state: RowCopyState::Lost }; 3],
             span_first: u32::MAX,
             span_count: u32::MAX,
         }

@@ -13,6 +13,7 @@ use super::Dispatcher;
 use super::action::{Action, LogLevel};
 use super::blocks::{Block, BlockState, Span, SpanOwner, SpanState, TicketKey};
 use super::charge::{Charge, Payer};
+use super::copies::{Copies, Copy};
 use super::event::BelievedSession;
 use super::ids::IdRange;
 use super::restart::Quarantined;
@@ -225,6 +226,7 @@ impl Dispatcher {
             self.blocks.disown(id);
         }
         self.enter_block(daemon, found, dying.unwrap_or(id), charge);
+        self.blocks.set_state(id, BlockState::Going);
         self.destroy(id, daemon);
     }
 
@@ -238,12 +240,11 @@ impl Dispatcher {
         let block = Block {
             span: first,
             guid: found.guid,
-            daemon: Some(daemon),
+            epoch: found.epoch,
             state: BlockState::Held,
             bytes_max: found.bytes_max,
             committed: charge.bytes(),
-            charge: Some(charge),
-            grows: 0,
+            copies: Copies::new(vec![Copy::held(daemon, charge)]),
             stamp: self.next_number(),
         };
         self.blocks.add(found.block, block);
@@ -339,16 +340,15 @@ impl Dispatcher {
         let block = Block {
             span: first,
             guid: Guid::default(),
-            daemon: None,
+            epoch: 0,
             state: BlockState::Held,
             bytes_max: 0,
             committed: 0,
-            charge: None,
-            grows: 0,
+            copies: Copies::default(),
             stamp: 0,
         };
         self.blocks.add(id, block);
-        self.lose(id, "no daemon has it");
+        self.lose(id, &format!("block {id} is lost: no daemon has it"));
     }
 
     /// Every block but the last must be full, and a region's last as long as the region needs.
@@ -363,8 +363,11 @@ impl Dispatcher {
                 (false, None) => 0,
             };
             let held = self.blocks.get(id).filter(|block| block.state == BlockState::Held);
-            if let Some(committed) = held.map(|block| block.committed).filter(|has| *has < needs) {
-                self.lose(id, &format!("it has {committed} bytes of {needs}"));
+            let copies = held.into_iter().flat_map(|block| block.copies.iter());
+            let short = copies.filter(|copy| copy.committed < needs);
+            let short: Vec<_> = short.map(|copy| (copy.daemon, copy.committed)).collect();
+            for (daemon, committed) in short {
+                self.lose_copy(id, daemon, &format!("it has {committed} bytes of {needs}"));
             }
         }
     }

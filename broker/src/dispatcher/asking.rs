@@ -19,8 +19,8 @@ use dmce_abi::{block, wire};
 use super::Dispatcher;
 use super::action::{Action, LogLevel};
 use super::blocks::{Block, BlockState, Span, SpanOwner};
-use super::charge::Charge;
 use super::clients::ReplyTo;
+use super::copies::CopyState;
 use super::daemons::{Link, Op};
 use super::event::RequestId;
 use super::timers::Timer;
@@ -36,9 +36,9 @@ impl Dispatcher {
             let Some(op) = server.pop() else { return };
             let request = match &op {
                 Op::Create { block, .. } => {
-                    let Some((description, committed)) = self.description(*block) else {
+                    let Some((description, committed)) = self.description(*block, daemon) else {
                         // It was given up while it waited: nobody has made it.
-                        self.remove_block(*block);
+                        self.remove_copy(*block, daemon);
                         continue;
                     };
                     if let Some(lent) = self.borrow(daemon, committed) {
@@ -63,10 +63,9 @@ impl Dispatcher {
         }
     }
 
-    /// Asks the daemon of a planned block for it.
-    pub(super) fn ask_create(&mut self, id: BlockId) {
-        self.blocks.set_state(id, BlockState::Asked);
-        let Some(daemon) = self.blocks.get(id).and_then(|block| block.daemon) else { return };
+    /// Asks the daemon of a planned copy for it.
+    pub(super) fn ask_create(&mut self, id: BlockId, daemon: DaemonId) {
+        self.blocks.set_copy(id, daemon, CopyState::Asked);
         if let Some(server) = self.daemons.servers.get_mut(&daemon) {
             server.blocks.insert(id);
             server.push(Op::Create { block: id, lent: None });
@@ -93,7 +92,7 @@ impl Dispatcher {
         }
         let Some(server) = self.daemons.servers.get(&daemon) else { return Ok(()) };
         if let Some(op) = server.in_flight(number) {
-            self.check_answer(op, &answer)?;
+            self.check_answer(daemon, op, &answer)?;
         }
         let server = self.daemons.servers.get_mut(&daemon);
         let Some(op) = server.and_then(|server| server.answered(number)) else {
@@ -108,12 +107,12 @@ impl Dispatcher {
                     Ok(_) => operations.grows += 1,
                     Err(_) => operations.refusals += 1,
                 });
-                let result = self.grow_answered(block, guid, answer);
+                let result = self.grow_answered((block, daemon), guid, answer);
                 self.reply_to_grow(reply, result);
             }
             (Op::Destroy { block }, Ok(_)) => {
                 self.history.note(daemon, |operations| operations.destroys += 1);
-                self.remove_block(block);
+                self.remove_copy(block, daemon);
             }
             // The block stays charged and its id in use: they are, until the daemon reports again.
             (Op::Destroy { block }, Err(refusal)) => {
@@ -138,7 +137,7 @@ impl Dispatcher {
     }
 
     /// Whether `answer` can be one to `op`. If not, what was asked is as if it were not answered.
-    fn check_answer(&self, op: &Op, answer: &Answer) -> Result<(), String> {
+    fn check_answer(&self, daemon: DaemonId, op: &Op, answer: &Answer) -> Result<(), String> {
         if let Op::Create { lent: Some(_), .. } = op {
             return Err(format!("it answered {answer:?} to what it was not asked"));
         }
@@ -146,7 +145,7 @@ impl Dispatcher {
         let possible = match (op, said) {
             (Op::Create { block, .. }, DaemonAnswer::Committed { committed }) => {
                 self.blocks.get(*block).is_none_or(|block| {
-                    let asked = block.charge.as_ref().map_or(0, Charge::bytes);
+                    let asked = block.copies.of(daemon).map_or(0, |copy| copy.charge.bytes());
                     is_possible(*committed, asked, block.bytes_max)
                 })
             }
@@ -164,7 +163,8 @@ impl Dispatcher {
     pub(super) fn create_answered(&mut self, daemon: DaemonId, id: BlockId, answer: Answer) {
         let stamp = self.next_number();
         let Some(block) = self.blocks.get_mut(id) else { return };
-        let given_up = block.state == BlockState::Dying;
+        let Some(copy) = block.copies.of_mut(daemon) else { return };
+        let given_up = copy.state == CopyState::Dying;
         self.history.note(daemon, |operations| match &answer {
             Ok(_) => operations.creates += 1,
             Err(_) => operations.refusals += 1,
@@ -172,17 +172,16 @@ impl Dispatcher {
         match answer {
             Ok(answer) => {
                 if let DaemonAnswer::Committed { committed } = answer {
-                    block.committed = committed;
-                    if let Some(charge) = &mut block.charge {
-                        self.ledger.force_bytes(charge, committed);
-                    }
+                    copy.committed = committed;
+                    self.ledger.force_bytes(&mut copy.charge, committed);
                 }
                 block.stamp = stamp;
                 if given_up {
                     self.destroy(id, daemon);
                 } else {
-                    self.blocks.set_state(id, BlockState::Held);
-                    self.made_block(id);
+                    copy.state = CopyState::Held;
+                    self.usable_if_whole(id);
+                    self.made_copy(id);
                 }
             }
             Err(refusal) => {
@@ -191,7 +190,7 @@ impl Dispatcher {
                     self.withhold(id, daemon, &refusal);
                 }
                 match (given_up, name_taken) {
-                    (true, _) => self.remove_block(id),
+                    (true, _) => self.remove_copy(id, daemon),
                     (false, true) => self.name_anew(id, daemon),
                     (false, false) => self.ask_elsewhere(id, daemon, &refusal),
                 }
@@ -199,9 +198,18 @@ impl Dispatcher {
         }
     }
 
+    /// If all copies of a block are there, it may be used.
+    fn usable_if_whole(&mut self, id: BlockId) {
+        let Some(block) = self.blocks.get_mut(id) else { return };
+        if block.copies.all_held() {
+            block.settle_committed();
+            self.blocks.set_state(id, BlockState::Held);
+        }
+    }
+
     fn grow_answered(
         &mut self,
-        id: BlockId,
+        (id, daemon): (BlockId, DaemonId),
         guid: Guid,
         answer: Answer,
     ) -> wire::Reply<ClientReply> {
@@ -209,12 +217,15 @@ impl Dispatcher {
         let Some(block) = self.blocks.get_mut(id).filter(|block| block.guid == guid) else {
             return Err(gone(id));
         };
-        if let Ok(DaemonAnswer::Committed { committed }) = answer {
-            block.committed = block.committed.max(committed);
+        if let Some(copy) = block.copies.of_mut(daemon)
+            && let Ok(DaemonAnswer::Committed { committed }) = answer
+        {
+            copy.committed = copy.committed.max(committed);
             block.stamp = stamp;
+            block.settle_committed();
         }
         let (state, committed) = (block.state, block.committed);
-        self.grow_ended(id);
+        self.grow_ended(id, daemon);
         match (answer, state) {
             (Ok(_), BlockState::Held) => Ok(ClientReply::Grown { committed }),
             (Ok(_), BlockState::Lost) => Err(lost(id)),
@@ -223,15 +234,14 @@ impl Dispatcher {
         }
     }
 
-    /// A grow of a block has ended: when none is left, the block costs what it has.
-    pub(super) fn grow_ended(&mut self, id: BlockId) {
-        let Some(block) = self.blocks.get_mut(id) else { return };
-        block.grows = block.grows.saturating_sub(1);
-        let committed = block.committed;
-        // A block that was lost costs nothing any more, whatever becomes of it.
-        let costs = |charge: &&mut Charge| block.grows == 0 && charge.bytes() > 0;
-        if let Some(charge) = block.charge.as_mut().filter(costs) {
-            self.ledger.force_bytes(charge, committed);
+    /// A grow of a copy has ended: when none is left, the copy costs what it has.
+    pub(super) fn grow_ended(&mut self, id: BlockId, daemon: DaemonId) {
+        let block = self.blocks.get_mut(id);
+        let Some(copy) = block.and_then(|block| block.copies.of_mut(daemon)) else { return };
+        copy.grows = copy.grows.saturating_sub(1);
+        // A copy that was lost costs nothing any more, whatever becomes of it.
+        if copy.grows == 0 && copy.charge.bytes() > 0 {
+            self.ledger.force_bytes(&mut copy.charge, copy.committed);
         }
     }
 
@@ -242,21 +252,25 @@ impl Dispatcher {
         }
     }
 
-    /// What a block that is still wanted is to be, and the bytes that it is to have at first.
-    fn description(&self, id: BlockId) -> Option<(BlockDescription, u64)> {
-        let block = self.blocks.get(id).filter(|block| block.state == BlockState::Asked)?;
+    /// What a copy that is still wanted is to be, and the bytes that it is to have at first.
+    fn description(&self, id: BlockId, daemon: DaemonId) -> Option<(BlockDescription, u64)> {
+        let block = self.blocks.get(id)?;
+        let copy = block.copies.of(daemon).filter(|copy| copy.state == CopyState::Asked)?;
+        Some((self.describe(id, block)?, copy.charge.bytes()))
+    }
+
+    /// What the headers of a block are to say.
+    fn describe(&self, id: BlockId, block: &Block) -> Option<BlockDescription> {
         let span = self.blocks.span(block.span)?;
-        let committed = block.charge.as_ref()?.bytes();
-        let description = BlockDescription {
+        Some(BlockDescription {
             block: id,
             guid: block.guid,
-            epoch: span.epoch,
+            epoch: block.epoch,
             page_size: span.page_size,
             bytes_max: block.bytes_max,
             span: block::Span { first: block.span, count: span.count, guid: span.guid },
             owner: self.owner(block, span)?,
-        };
-        Some((description, committed))
+        })
     }
 
     fn owner(&self, block: &Block, span: &Span) -> Option<Owner> {

@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
 
 use super::Dispatcher;
-use super::blocks::{BlockState, SpanOwner, SpanState};
+use super::blocks::{Block, BlockState, SpanOwner, SpanState};
 use super::clients::ReplyTo;
+use super::copies::CopyState;
 use super::daemons::{Link, Server};
 use super::event::{ClientConn, RequestId};
 use super::prepared::PREPARED_MAX;
@@ -80,7 +81,7 @@ impl Dispatcher {
             };
             let entry = SnapshotBlock {
                 guid: block.guid,
-                daemon: block.daemon,
+                daemon: block.primary(),
                 committed: block.committed,
                 lost: block.state == BlockState::Lost,
                 session,
@@ -122,7 +123,8 @@ impl Dispatcher {
     }
 
     fn audit_charges(&self) -> Result<(), String> {
-        let blocks = self.blocks.all().filter_map(|(_, block)| block.charge.as_ref());
+        let copies = self.blocks.all().flat_map(|(_, block)| block.copies.iter());
+        let blocks = copies.map(|copy| &copy.charge);
         let quarantined = self.restart.quarantined.values().map(|block| &block.charge);
         let regions = self.regions.all().map(|(_, region)| region.attributes.uid);
         let connections = self.clients.values().map(|client| client.peer.uid);
@@ -169,31 +171,50 @@ impl Dispatcher {
             };
             check(id.get() - block.span.get() < span.count, || format!("span of block {id}"))?;
             lost += u32::from(block.state == BlockState::Lost);
-            let Some(daemon) = block.daemon else { continue };
-            check(guids.insert(block.guid), || format!("guid of block {id} is used twice"))?;
-            let Some(server) = self.daemons.servers.get(&daemon) else {
-                return Err(format!("block {id} is on daemon {daemon}, which nobody knows"));
-            };
-            let planned = block.state == BlockState::Planned;
-            let charged = block.charge.is_some();
-            check(charged, || format!("block {id} on daemon {daemon} is not charged"))?;
-            check(planned || server.blocks.contains(&id), || format!("place of block {id}"))?;
-            let bytes = block.charge.as_ref().map_or(0, super::charge::Charge::bytes);
-            let settled = block.state == BlockState::Held && block.grows == 0;
-            check(!settled || bytes == block.committed, || {
-                format!("block {id} has {} bytes and is charged {bytes}", block.committed)
+            check(block.copies.is_empty() || guids.insert(block.guid), || {
+                format!("guid of block {id} is used twice")
             })?;
+            check(!block.copies.is_empty() || block.state == BlockState::Lost, || {
+                format!("block {id} is {:?} and nowhere", block.state)
+            })?;
+            self.audit_copies(id, block)?;
         }
         check(lost == self.blocks.lost, || format!("{} lost blocks", self.blocks.lost))?;
         for (daemon, server) in &self.daemons.servers {
             for id in &server.blocks {
-                let place = self.blocks.get(*id).and_then(|block| block.daemon);
-                check(place == Some(*daemon), || format!("block {id} of daemon {daemon}"))?;
+                let copy = self.blocks.get(*id).and_then(|block| block.copies.of(*daemon));
+                check(copy.is_some(), || format!("block {id} of daemon {daemon}"))?;
             }
             let away = matches!(server.link, Link::Away);
             check(!(away && server.owes()), || format!("daemon {daemon} is away and owes"))?;
         }
         Ok(())
+    }
+
+    /// No two copies of a block are on one daemon, and each costs what it has.
+    fn audit_copies(&self, id: BlockId, block: &Block) -> Result<(), String> {
+        let mut daemons = BTreeSet::new();
+        for copy in block.copies.iter() {
+            let daemon = copy.daemon;
+            check(daemons.insert(daemon), || format!("block {id} is twice on daemon {daemon}"))?;
+            let Some(server) = self.daemons.servers.get(&daemon) else {
+                return Err(format!("block {id} is on daemon {daemon}, which nobody knows"));
+            };
+            check(!copy.may_exist() || server.blocks.contains(&id), || {
+                format!("daemon {daemon} does not know of its block {id}")
+            })?;
+            let (bytes, committed) = (copy.charge.bytes(), copy.committed);
+            let settled = copy.state == CopyState::Held && copy.grows == 0;
+            check(!settled || bytes == committed, || {
+                format!("block {id} on {daemon} has {committed} bytes and is charged {bytes}")
+            })?;
+            let usable = block.state == BlockState::Held && copy.state == CopyState::Held;
+            check(!usable || block.committed <= committed, || {
+                format!("block {id} has {} bytes, on {daemon} {committed}", block.committed)
+            })?;
+        }
+        let held = block.copies.iter().any(|copy| copy.state == CopyState::Held);
+        check(held || block.state != BlockState::Held, || format!("block {id} is not held"))
     }
 
     fn audit_sessions(&self) -> Result<(), String> {
@@ -246,7 +267,8 @@ impl Dispatcher {
             check(hears, || format!("daemon {daemon} is away and linked to session {session}"))?;
             for block in grants {
                 let reached = self.reach(session, *block).ok();
-                let is_there = reached.is_some_and(|reached| reached.block.daemon == Some(daemon));
+                let is_there =
+                    reached.is_some_and(|reached| reached.block.copies.of(daemon).is_some());
                 check(is_there, || format!("block {block} is granted to session {session}"))?;
             }
         }

@@ -5,64 +5,71 @@
 //!         Assembling --^ |  ^                to nobody; then the ids are given back)
 //!                        +--+ a block is lost
 //!
-//! block:  Planned --> Asked --> Held --> Doomed --> Dying --> (none)
-//!            |          |        |                   ^
-//!            |          |        +-> Lost -----------+
-//!            +-> (none) +----------------------------+   its create is answered first
+//! block:  Making --> Held --> Going --> (none, with its last copy)
+//!            |         |        ^
+//!            |         +-> Lost +
+//!            +------------------+
 //! ```
+//! What is one daemon's of a block is a copy (`copies`).
 //!
 //! # Invariants
 //!
 //! 1. A block belongs to the span whose ids contain it. Spans do not overlap.
 //! 2. The ids of a span are in use from its making until it is forgotten.
-//! 3. A block that a daemon has, or may have, is in the table with that daemon.
-//! 4. Of a span being made, the first block is made last: where it exists, all of them existed.
+//! 3. Of a span being made, the first block is made last: where it exists, all of them existed.
+//! 4. A block that is held has copies that are, and `committed` is no more than each of them has.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
 
-use super::charge::Charge;
+use super::copies::{Copies, CopyState};
 use super::ids::IdRange;
 
 /// Where a block is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BlockState {
-    /// It has a place. Nobody was asked for it.
-    Planned,
-    /// Its daemon was asked for it.
-    Asked,
-    /// Its daemon has it.
+    /// Not all of its copies are there yet.
+    Making,
+    /// It may be used.
     Held,
     /// Its bytes are gone.
     Lost,
-    /// It goes when the first block of its span is gone.
-    Doomed,
-    /// It is on its way to nothing.
-    Dying,
+    /// It was given up.
+    Going,
 }
 
-/// One block. Its epoch is its span's as long as no block has a second copy.
+/// One block.
 #[derive(Debug)]
 pub(super) struct Block {
     /// The first block of its span.
     pub span: BlockId,
     /// Its GUID.
     pub guid: Guid,
-    /// Where it is; `None` for a lost one that no daemon has.
-    pub daemon: Option<DaemonId>,
+    /// The generation of its copyset.
+    pub epoch: u64,
     /// Where it is in its life.
     pub state: BlockState,
     /// Bytes that it may grow to.
     pub bytes_max: u64,
-    /// Bytes that the daemon has answered for.
+    /// Bytes that may be used.
     pub committed: u64,
-    /// What it costs: `committed`, and while it grows, what it grows to. `None` without a daemon.
-    pub charge: Option<Charge>,
-    /// Grows that the daemon has not answered.
-    pub grows: u32,
-    /// The number of the last change of `committed` or `state`: an older inspection is void.
+    /// Where it is; empty for a lost one that no daemon has.
+    pub copies: Copies,
+    /// The number of the last change of what a daemon has of it: an older inspection is void.
     pub stamp: u64,
+}
+
+impl Block {
+    /// The daemon of its primary.
+    pub(super) fn primary(&self) -> Option<DaemonId> {
+        self.copies.primary().map(|copy| copy.daemon)
+    }
+
+    /// Bytes that may be used are what all copies have. They never become fewer.
+    pub(super) fn settle_committed(&mut self) {
+        self.committed = self.committed.max(self.copies.committed());
+    }
 }
 
 /// Whose a span is.
@@ -95,7 +102,7 @@ pub(super) type TicketKey = (Guid, u64);
 pub(super) struct Span {
     /// Its GUID.
     pub guid: Guid,
-    /// The epoch of its blocks: that of the broker that made them.
+    /// The epoch that its blocks had at first: that of the broker that made them.
     pub epoch: u64,
     /// Blocks.
     pub count: u32,
@@ -198,7 +205,7 @@ impl Blocks {
 
     /// Takes a block out.
     pub(super) fn remove(&mut self, id: BlockId) -> Option<Block> {
-        self.set_state(id, BlockState::Dying);
+        self.set_state(id, BlockState::Going);
         let block = self.by_id.remove(&id)?;
         if let Some(span) = self.spans.get_mut(&block.span) {
             span.present -= 1;
@@ -219,6 +226,14 @@ impl Blocks {
         change(&mut self.lost, was, is);
         if let Some(span) = self.spans.get_mut(&block.span) {
             change(&mut span.lost, was, is);
+        }
+    }
+
+    /// Changes where the copy of a block is in its life that a daemon has.
+    pub(super) fn set_copy(&mut self, id: BlockId, daemon: DaemonId, state: CopyState) {
+        let block = self.by_id.get_mut(&id);
+        if let Some(copy) = block.and_then(|block| block.copies.of_mut(daemon)) {
+            copy.state = state;
         }
     }
 
@@ -340,12 +355,11 @@ mod tests {
         Block {
             span,
             guid: Guid::default(),
-            daemon: None,
+            epoch: 1,
             state: BlockState::Held,
             bytes_max: 4096,
             committed: 4096,
-            charge: None,
-            grows: 0,
+            copies: Copies::default(),
             stamp: 0,
         }
     }

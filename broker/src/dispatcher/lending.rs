@@ -18,7 +18,6 @@ use dmce_abi::wire::daemon::{DaemonAnswer, DaemonRequest};
 
 use super::Dispatcher;
 use super::action::{Action, LogLevel};
-use super::charge::Charge;
 use super::daemons::Op;
 use super::event::{DaemonConn, Lent, Made, RequestId};
 
@@ -69,8 +68,8 @@ impl Dispatcher {
         let (block, place) = (*block, lent.place);
         let Some(conn) = server.conn() else { return };
         server.answered(number);
-        let charge = self.blocks.get(block).and_then(|block| block.charge.as_ref());
-        let committed = charge.filter(|_| made == Made::Whole).map_or(0, Charge::bytes);
+        let copy = self.blocks.get(block).and_then(|block| block.copies.of(daemon));
+        let committed = copy.filter(|_| made == Made::Whole).map_or(0, |copy| copy.charge.bytes());
         let request = DaemonRequest::Taken { place, block, committed };
         let taken = Action::ToDaemon { conn, request_id: RequestId(0), request };
         match made {

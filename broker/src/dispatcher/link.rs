@@ -20,6 +20,7 @@ use dmce_abi::wire::daemon::{DaemonMessage, DaemonNotice, DaemonRequest, HeldBlo
 use super::Dispatcher;
 use super::action::{Action, LogLevel};
 use super::blocks::{Block, BlockState, SpanOwner};
+use super::copies::CopyState;
 use super::daemons::{Link, Op, Server};
 use super::event::{DaemonConn, Lent, Peer, RequestId};
 use super::restart::Told;
@@ -187,7 +188,7 @@ impl Dispatcher {
             let server = self.daemons.servers.get_mut(&daemon);
             let Some(op) = server.and_then(Server::take_last_grow) else { return };
             let text = format!("daemon {daemon} has no room left");
-            self.refuse_grow(&op, Refusal::new(Status::NoSpace, text));
+            self.refuse_grow(daemon, &op, Refusal::new(Status::NoSpace, text));
         }
     }
 
@@ -217,7 +218,7 @@ impl Dispatcher {
         let creates = server.creates();
         self.log(LogLevel::Warn, format!("daemon {daemon} does not answer: suspected"));
         self.let_nobody_wait(daemon);
-        for first in self.asked_spans(&creates) {
+        for first in self.asked_spans(daemon, &creates) {
             self.make_again(first);
         }
     }
@@ -274,8 +275,8 @@ impl Dispatcher {
     /// ends; of a region nobody knows who it was. Of what is made or given up, it was nobody.
     fn excess(&mut self, daemon: DaemonId, id: BlockId, bytes: u64) {
         let in_use = |block: &&Block| {
-            let is_held = block.daemon == Some(daemon) && block.state == BlockState::Held;
-            is_held && self.stands(block.span)
+            let is_here = block.copies.of(daemon).is_some();
+            is_here && block.state == BlockState::Held && self.stands(block.span)
         };
         let Some(block) = self.blocks.get(id).filter(in_use) else { return };
         let reason = format!("block {id} was made {bytes} bytes of {}", block.committed);
@@ -323,7 +324,7 @@ impl Dispatcher {
         }
         self.log(LogLevel::Warn, format!("daemon {daemon} is away"));
         let creates: Vec<BlockId> = orphans.iter().filter_map(|(op, _)| created(op)).collect();
-        let spans = self.asked_spans(&creates);
+        let spans = self.asked_spans(daemon, &creates);
         for (op, sent) in orphans {
             self.orphaned(daemon, &op, sent);
         }
@@ -344,29 +345,34 @@ impl Dispatcher {
             Op::Create { block, .. } if sent => self.destroy(block, daemon),
             Op::Create { block, .. } => {
                 // Nobody was asked. If it is wanted still, the span is planned again as a whole.
-                match self.blocks.get(block).map(|block| block.state) {
-                    Some(BlockState::Asked) => self.blocks.set_state(block, BlockState::Planned),
-                    _ => self.remove_block(block),
+                let copy = self.blocks.get(block).and_then(|block| block.copies.of(daemon));
+                match copy.map(|copy| copy.state) {
+                    Some(CopyState::Asked) => {
+                        self.blocks.set_copy(block, daemon, CopyState::Planned);
+                    }
+                    _ => self.remove_copy(block, daemon),
                 }
             }
-            Op::Grow { .. } => self.refuse_grow(op, away(daemon)),
+            Op::Grow { .. } => self.refuse_grow(daemon, op, away(daemon)),
             Op::Destroy { .. } | Op::Discard { .. } | Op::Sense => {}
         }
     }
 
-    fn refuse_grow(&mut self, op: &Op, refusal: Refusal) {
+    fn refuse_grow(&mut self, daemon: DaemonId, op: &Op, refusal: Refusal) {
         let Op::Grow { block, guid, reply, .. } = *op else { return };
         if self.blocks.get(block).is_some_and(|block| block.guid == guid) {
-            self.grow_ended(block);
+            self.grow_ended(block, daemon);
         }
         self.reply_to_grow(reply, Err(refusal));
     }
 
-    /// The spans of those blocks that somebody waits for.
-    fn asked_spans(&self, blocks: &[BlockId]) -> BTreeSet<BlockId> {
-        let asked = blocks.iter().filter_map(|id| self.blocks.get(*id));
-        let asked = asked.filter(|block| block.state == BlockState::Asked);
-        asked.map(|block| block.span).collect()
+    /// The spans of those blocks that a daemon was asked for and somebody waits for.
+    fn asked_spans(&self, daemon: DaemonId, blocks: &[BlockId]) -> BTreeSet<BlockId> {
+        let blocks = blocks.iter().filter_map(|id| self.blocks.get(*id));
+        let is_asked = |block: &&Block| {
+            block.copies.of(daemon).is_some_and(|copy| copy.state == CopyState::Asked)
+        };
+        blocks.filter(is_asked).map(|block| block.span).collect()
     }
 }
 

@@ -86,7 +86,7 @@ impl Dispatcher {
         if writable && !reached.rights.write {
             return refuse(Status::Denied, format!("block {block} is open for reading alone"));
         }
-        let (info, daemon) = (reached.info(writable), reached.block.daemon);
+        let (info, daemon) = (reached.info(writable), reached.block.primary());
         let answer = |link| Box::new(ClientReply::Reached(Reached { info, link }));
         let Some(daemon) = daemon.filter(|_| !info.lost) else {
             return Ok(Outcome::Reply(answer(NONE), Vec::new()));

@@ -26,10 +26,12 @@ use dmce_abi::wire::client::{Abandon, ClientReply, ClientRequest, Malloc, Malloc
 
 use super::Dispatcher;
 use super::action::LogLevel;
-use super::blocks::{BlockState, SpanOwner, SpanState, TicketKey};
+use super::blocks::{SpanOwner, SpanState, TicketKey};
 use super::charge::Payer;
 use super::clients::ReplyTo;
 use super::config::Policy;
+use super::copies::{Copy, CopyState};
+use super::daemons::Server;
 use super::event::ClientConn;
 use super::patience::{NOBODY, Patient};
 use super::placement::Need;
@@ -225,56 +227,76 @@ impl Dispatcher {
         Ok(Outcome::Later)
     }
 
-    /// Asks for the blocks of a span that are planned: all but the first, and then the first.
+    /// Asks for what is planned of a span and may be asked for now, if nothing is asked for.
     pub(super) fn ask_for_more(&mut self, first: BlockId) {
-        let planned = |id: &BlockId| {
-            self.blocks.get(*id).is_some_and(|block| block.state == BlockState::Planned)
-        };
-        let mut waiting: Vec<BlockId> =
-            self.blocks.members(first).into_iter().filter(planned).collect();
-        let asked = self.makings.get(&first).map_or(0, |making| making.asked);
-        match (waiting.as_slice(), asked) {
-            ([], 0) => return self.made(first),
-            ([_], 1..) => return,
-            ([_], 0) => {}
-            _ => waiting.retain(|id| *id != first),
+        if self.makings.get(&first).is_some_and(|making| making.asked > 0) {
+            return;
         }
-        for id in waiting {
-            if !self.ask(first, id) {
+        let next = self.next_to_ask(first);
+        if next.is_empty() {
+            return self.made(first);
+        }
+        for (id, daemon) in next {
+            if !self.ask(first, id, daemon) {
                 return;
             }
         }
     }
 
-    /// Asks a daemon for a planned block. `false` if the span was refused instead.
-    fn ask(&mut self, first: BlockId, id: BlockId) -> bool {
-        let Some(daemon) = self.blocks.get(id).and_then(|block| block.daemon) else { return false };
-        let up = self.daemons.servers.get(&daemon).is_some_and(super::daemons::Server::is_up);
-        if !up && !self.place_again(first, id) {
-            return false;
-        }
+    /// The copies that come next: those of all blocks but the first, and then of the first all but
+    /// the primary, and then that.
+    fn next_to_ask(&self, first: BlockId) -> Vec<(BlockId, DaemonId)> {
+        let planned = self.blocks.members(first).into_iter().flat_map(|id| {
+            let copies = self.blocks.get(id).map(|block| (block.primary(), block.copies.iter()));
+            copies.into_iter().flat_map(move |(primary, copies)| {
+                let planned = copies.filter(|copy| copy.state == CopyState::Planned);
+                planned.map(move |copy| {
+                    let turn = match (id == first, primary == Some(copy.daemon)) {
+                        (false, _) => 0,
+                        (true, false) => 1,
+                        (true, true) => 2,
+                    };
+                    (turn, (id, copy.daemon))
+                })
+            })
+        });
+        let planned: Vec<(u32, (BlockId, DaemonId))> = planned.collect();
+        let turn = planned.iter().map(|(turn, _)| *turn).min();
+        planned.into_iter().filter(|(of, _)| Some(*of) == turn).map(|(_, copy)| copy).collect()
+    }
+
+    /// Asks a daemon for a planned copy. `false` if the span was refused instead.
+    fn ask(&mut self, first: BlockId, id: BlockId, daemon: DaemonId) -> bool {
+        let up = self.daemons.servers.get(&daemon).is_some_and(Server::is_up);
+        let place = if up { Some(daemon) } else { self.place_again(first, id, daemon) };
+        let Some(daemon) = place else { return false };
         if let Some(making) = self.makings.get_mut(&first) {
             making.asked += 1;
         }
-        self.ask_create(id);
+        self.ask_create(id, daemon);
         true
     }
 
-    /// A daemon has refused a block: the next is asked [0072], or the span is refused.
+    /// A daemon has refused a copy: the next is asked [0072], or the span is refused.
     pub(super) fn ask_elsewhere(&mut self, id: BlockId, daemon: DaemonId, refusal: &Refusal) {
         let Some(first) = self.blocks.get(id).map(|block| block.span) else { return };
         if let Some(making) = self.makings.get_mut(&first) {
             making.refused.insert(daemon);
             making.asked -= 1;
         }
+        self.unask(id, daemon);
+        self.log(LogLevel::Warn, format!("daemon {daemon} refused block {id}: {}", refusal.text));
+        if let Some(next) = self.place_again(first, id, daemon) {
+            self.ask(first, id, next);
+        }
+    }
+
+    /// A daemon does not have a copy, and was not asked for it, or has refused.
+    pub(super) fn unask(&mut self, id: BlockId, daemon: DaemonId) {
         if let Some(server) = self.daemons.servers.get_mut(&daemon) {
             server.blocks.remove(&id);
         }
-        self.blocks.set_state(id, BlockState::Planned);
-        self.log(LogLevel::Warn, format!("daemon {daemon} refused block {id}: {}", refusal.text));
-        if self.place_again(first, id) {
-            self.ask(first, id);
-        }
+        self.blocks.set_copy(id, daemon, CopyState::Planned);
     }
 
     /// Something has the name of a block that was to be made: its id is not given again in this
@@ -290,21 +312,19 @@ impl Dispatcher {
     /// A block that could not have its name: its span is planned anew, with other ids.
     pub(super) fn name_anew(&mut self, id: BlockId, daemon: DaemonId) {
         let Some(first) = self.blocks.get(id).map(|block| block.span) else { return };
-        if let Some(server) = self.daemons.servers.get_mut(&daemon) {
-            server.blocks.remove(&id);
-        }
-        self.blocks.set_state(id, BlockState::Planned);
+        self.unask(id, daemon);
         self.make_again(first);
     }
 
-    /// Finds another place for a planned block. `false` if there is none: the span was refused.
-    fn place_again(&mut self, first: BlockId, id: BlockId) -> bool {
-        let Some(making) = self.makings.get(&first) else { return false };
-        let (payer, terms, refused) = (making.payer, making.terms, making.refused.clone());
-        let Some(block) = self.blocks.get_mut(id) else { return false };
-        let Some(charge) = block.charge.take() else { return false };
-        let bytes = charge.bytes();
-        self.ledger.refund(charge);
+    /// Finds another place for a planned copy. If there is none, the span was refused.
+    fn place_again(&mut self, first: BlockId, id: BlockId, daemon: DaemonId) -> Option<DaemonId> {
+        let making = self.makings.get(&first)?;
+        let (payer, terms, mut refused) = (making.payer, making.terms, making.refused.clone());
+        let block = self.blocks.get_mut(id)?;
+        let (place, copy) = block.copies.take(daemon)?;
+        refused.extend(block.copies.iter().map(|copy| copy.daemon));
+        let bytes = copy.charge.bytes();
+        self.ledger.refund(copy.charge);
         let placement = terms.placement;
         let need = Need { bytes, account: payer.account, refused: &refused, placement };
         let placed = self.place(&need).and_then(|daemon| {
@@ -314,26 +334,24 @@ impl Dispatcher {
         let Some((daemon, charge)) = placed else {
             let text = format!("no daemon has {bytes} bytes left that it would give");
             self.give_up_making(first, Refusal::new(Status::NoSpace, text));
-            return false;
+            return None;
         };
         let bytes_max = self.bytes_max(daemon).min(terms.block_bytes.max(bytes));
         self.daemons.placed(daemon);
-        if let Some(block) = self.blocks.get_mut(id) {
-            block.daemon = Some(daemon);
-            block.bytes_max = bytes_max;
-            block.charge = Some(charge);
-        }
-        true
+        let block = self.blocks.get_mut(id)?;
+        // What other copies have been told that they may grow to, this one has to follow.
+        block.bytes_max =
+            if block.copies.is_empty() { bytes_max } else { block.bytes_max.min(bytes_max) };
+        block.copies.put(place, Copy::planned(daemon, charge));
+        Some(daemon)
     }
 
-    /// A block of a span is there.
-    pub(super) fn made_block(&mut self, id: BlockId) {
+    /// A copy of a block of a span is there.
+    pub(super) fn made_copy(&mut self, id: BlockId) {
         let Some(first) = self.blocks.get(id).map(|block| block.span) else { return };
         if let Some(making) = self.makings.get_mut(&first) {
             making.asked -= 1;
-            if making.asked == 0 {
-                self.ask_for_more(first);
-            }
+            self.ask_for_more(first);
         }
     }
 

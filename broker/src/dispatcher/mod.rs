@@ -10,7 +10,8 @@
 //! | what | where |
 //! |---|---|
 //! | the outside | [`event`], [`action`], [`config`] |
-//! | tables | `blocks`, `ids`, `charge`, `daemons`, `clients`, `sessions`, `regions`, `history` |
+//! | tables | `blocks` and their `copies`, `ids`, `charge`, `daemons`, `clients`, `sessions` |
+//! | more tables | `regions`, `history` |
 //! | tables of a session | `mappings`, `changes`, `opens` |
 //! | clients' requests | `requests` (which), `checking`, `opening`, `access`, `admin` |
 //! | those on regions | `region_requests`, `region_deletes` |
@@ -47,6 +48,7 @@ mod changes;
 mod charge;
 mod checking;
 mod clients;
+mod copies;
 mod daemons;
 mod draws;
 mod guid;

@@ -18,6 +18,7 @@ use super::Dispatcher;
 use super::blocks::{Block, BlockState, Span, SpanOwner, SpanState, TicketKey};
 use super::charge::{Charge, Payer};
 use super::clients::ReplyTo;
+use super::copies::{Copies, Copy};
 use super::ids::IdRange;
 use super::patience::Patient;
 use super::placement::Need;
@@ -187,12 +188,11 @@ impl Dispatcher {
             let block = Block {
                 span: first,
                 guid: if single { guid } else { self.guids.next() },
-                daemon: Some(daemon),
-                state: BlockState::Planned,
+                epoch: self.epoch,
+                state: BlockState::Making,
                 bytes_max: self.bytes_max(daemon).min(order.terms.block_bytes.max(bytes)),
                 committed: 0,
-                charge: Some(charge),
-                grows: 0,
+                copies: Copies::new(vec![Copy::planned(daemon, charge)]),
                 stamp: 0,
             };
             self.blocks.add(id, block);

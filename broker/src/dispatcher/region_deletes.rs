@@ -67,7 +67,7 @@ impl Dispatcher {
         if is_open {
             self.close_deleted(id, first);
         }
-        let nobody_has_it = self.blocks.get(first).is_none_or(|block| block.daemon.is_none());
+        let nobody_has_it = self.blocks.get(first).is_none_or(|block| block.copies.is_empty());
         if nobody_has_it {
             self.remember_deleted(id, guid);
             self.give_up(first);
@@ -93,7 +93,7 @@ impl Dispatcher {
     pub(super) fn put_deleters_off(&mut self, daemon: DaemonId) {
         let mut waiting = Vec::new();
         for (first, deletion) in &mut self.deletions {
-            if self.blocks.get(*first).is_some_and(|block| block.daemon == Some(daemon)) {
+            if self.blocks.get(*first).is_some_and(|block| block.copies.of(daemon).is_some()) {
                 waiting.extend(deletion.to.take());
             }
         }
@@ -102,11 +102,11 @@ impl Dispatcher {
         }
     }
 
-    /// The daemon of a block, if it does not answer.
+    /// A daemon with a copy of a block, if one does not answer.
     fn silent_daemon(&self, block: BlockId) -> Option<DaemonId> {
-        let daemon = self.blocks.get(block)?.daemon?;
-        let server = self.daemons.servers.get(&daemon);
-        (!server.is_some_and(Server::answers)).then_some(daemon)
+        let answers = |daemon| self.daemons.servers.get(&daemon).is_some_and(Server::answers);
+        let mut daemons = self.blocks.get(block)?.copies.iter().map(|copy| copy.daemon);
+        daemons.find(|daemon| !answers(*daemon))
     }
 
     /// A delete of what is not there, or not any more.

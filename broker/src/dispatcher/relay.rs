@@ -149,7 +149,7 @@ impl Dispatcher {
     pub(super) fn relay(&mut self, to: ReplyTo, id: SessionId, request: &DataRequest) -> Served {
         let at = request.target();
         let reached = self.reach(id, at.block)?;
-        let (info, daemon) = (reached.info(true), reached.block.daemon);
+        let (info, daemon) = (reached.info(true), reached.block.primary());
         if info.guid != at.guid {
             let text = format!("block {} is another by now", at.block);
             return refuse(Status::Address, text);

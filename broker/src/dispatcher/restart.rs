@@ -46,6 +46,7 @@ use super::Dispatcher;
 use super::action::{Action, LogLevel};
 use super::blocks::{Block, BlockState};
 use super::charge::Charge;
+use super::copies::CopyState;
 use super::daemons::Link;
 use super::event::{FoundContent, FoundDaemon, Headers, Started};
 use super::timers::Timer;
@@ -220,12 +221,13 @@ impl Dispatcher {
             return Err(format!("it reported block {id} with {committed} bytes"));
         }
         match self.blocks.get(id) {
-            Some(Block { daemon: Some(place), .. }) if *place != daemon => {
-                Err(format!("it reported block {id} of daemon {place}"))
-            }
-            Some(Block { daemon: Some(_), guid, .. }) if *guid != description.guid => {
+            Some(block) if block.copies.is_empty() => Ok(()),
+            Some(Block { guid, .. }) if *guid != description.guid => {
                 let theirs = description.guid;
                 Err(format!("it reported block {id} with guid {theirs}, which has {guid}"))
+            }
+            Some(block) if block.copies.of(daemon).is_none() => {
+                Err(format!("it reported block {id}, which has no copy there"))
             }
             _ => Ok(()),
         }
@@ -265,30 +267,33 @@ impl Dispatcher {
             server.map(|server| server.destroying().collect()).unwrap_or_default();
         let known = server.map(|server| server.blocks.clone()).unwrap_or_default();
         for id in known {
-            let state = self.blocks.get(id).map(|block| block.state);
-            match state {
-                Some(BlockState::Held) if !held.contains_key(&id) => {
+            let copy = self.blocks.get(id).and_then(|block| block.copies.of(daemon));
+            match copy.map(|copy| copy.state) {
+                Some(CopyState::Held) if !held.contains_key(&id) => {
                     self.missed(daemon, id, told);
                 }
                 // Its daemon refused to destroy it.
-                Some(BlockState::Dying) if !destroying.contains(&id) => self.destroy(id, daemon),
+                Some(CopyState::Dying) if !destroying.contains(&id) => self.destroy(id, daemon),
                 _ => {}
             }
         }
         for (id, block) in held {
-            let known = self.blocks.get(id).map(|block| (block.state, block.daemon.is_some()));
-            match known {
-                _ if self.restart.quarantined.contains_key(&(daemon, id)) => {}
-                Some((BlockState::Held, _)) => self.refresh(id, block.committed),
-                Some((_, true)) => {}
-                Some((_, false)) => {
+            if self.restart.quarantined.contains_key(&(daemon, id)) {
+                continue;
+            }
+            let known = self.blocks.get(id);
+            let copy = known.and_then(|block| block.copies.of(daemon));
+            match (known.is_some(), copy.map(|copy| copy.state)) {
+                (_, Some(CopyState::Held)) => self.refresh(id, daemon, block.committed),
+                (_, Some(_)) => {}
+                (true, None) => {
                     // It was missing until now: a daemon that nobody knew of has it.
                     if !self.contradicts(&block.description) {
                         self.remove_block(id);
                     }
                     self.adopt(daemon, &block);
                 }
-                None => self.adopt(daemon, &block),
+                (false, None) => self.adopt(daemon, &block),
             }
         }
     }
@@ -308,26 +313,26 @@ impl Dispatcher {
                 self.drop_from_owner(id, owner);
                 self.give_up(id);
             }
-            None => self.lose(id, "its daemon does not have it"),
+            None => self.lose_copy(id, daemon, "its daemon does not have it"),
         }
     }
 
-    /// A daemon still has a block. It may have grown it and died before it could say so.
-    fn refresh(&mut self, id: BlockId, committed: u64) {
+    /// A daemon still has a copy. It may have grown it and died before it could say so.
+    fn refresh(&mut self, id: BlockId, daemon: DaemonId, committed: u64) {
         let stamp = self.next_number();
         let Some(block) = self.blocks.get_mut(id) else { return };
-        if committed < block.committed {
-            let why = format!("it has {committed} bytes of {}", block.committed);
-            self.lose(id, &why);
+        let Some(copy) = block.copies.of_mut(daemon) else { return };
+        if committed < copy.committed {
+            let why = format!("it has {committed} bytes of {}", copy.committed);
+            self.lose_copy(id, daemon, &why);
             return;
         }
-        block.committed = committed;
+        copy.committed = committed;
+        // A grow that waits for this daemon is paid for already.
+        let waits = if copy.grows > 0 { copy.charge.bytes() } else { 0 };
+        self.ledger.force_bytes(&mut copy.charge, committed.max(waits));
         block.stamp = stamp;
-        if let Some(charge) = &mut block.charge {
-            // A grow that waits for this daemon is paid for already.
-            let waits = if block.grows > 0 { charge.bytes() } else { 0 };
-            self.ledger.force_bytes(charge, committed.max(waits));
-        }
+        block.settle_committed();
     }
 
     /// All have reported: sessions get back what they had, and what waited for that is served.
@@ -414,9 +419,9 @@ impl Dispatcher {
         let mut left = covered;
         let members = spans.into_iter().flat_map(|first| self.blocks.members(first));
         for block in members.collect::<Vec<_>>() {
-            let charge = self.blocks.get_mut(block).and_then(|block| block.charge.as_mut());
-            if let Some(charge) = charge {
-                left -= self.ledger.cover(charge, left);
+            let Some(block) = self.blocks.get_mut(block) else { continue };
+            for copy in block.copies.iter_mut() {
+                left -= self.ledger.cover(&mut copy.charge, left);
             }
         }
         if total < wanted {

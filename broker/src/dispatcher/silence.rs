@@ -46,9 +46,9 @@ impl Dispatcher {
         let quarantined = &self.restart.quarantined;
         let is_first_word = self.daemons.unconfirmed.contains(&daemon);
         let is_stray = |(id, block): (&BlockId, &HeldBlock)| {
-            let in_table = self.blocks.get(*id).is_some_and(|here| match here.daemon {
-                Some(place) => place == daemon && here.guid == block.description.guid,
-                None => true,
+            let in_table = self.blocks.get(*id).is_some_and(|here| {
+                let is_it = here.guid == block.description.guid;
+                here.copies.is_empty() || (is_it && here.copies.of(daemon).is_some())
             });
             let was_named =
                 self.restart.names.contains(id) || quarantined.contains_key(&(daemon, *id));

@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! 1. A block that a daemon has or may have is destroyed there before its id is used again; a
-//!    daemon that is away is asked at its return.
+//! 1. A copy that a daemon has or may have is destroyed there before its id is used again; a daemon
+//!    that is away is asked at its return.
 //! 2. Who gives a span up pays nothing for it from then on.
 //! 3. A block is lost by what its object is, whoever says so.
 
@@ -14,6 +14,7 @@ use dmce_abi::block::{BlockId, DaemonId, SessionId};
 use super::Dispatcher;
 use super::action::{Action, LogLevel};
 use super::blocks::{Block, BlockState, SpanOwner};
+use super::copies::{Copy, CopyState};
 use super::daemons::{Op, Server};
 use super::event::InspectId;
 
@@ -39,10 +40,10 @@ impl Dispatcher {
 
     /// Gives a span of a session up that stands.
     pub(super) fn unmake(&mut self, first: BlockId) {
-        let daemon = self.blocks.get(first).and_then(|block| block.daemon);
-        let server = daemon.and_then(|daemon| self.daemons.servers.get(&daemon));
+        let answers =
+            |copy: &Copy| self.daemons.servers.get(&copy.daemon).is_some_and(Server::answers);
         // Memory that can come back at once is not held back by a daemon that does not answer.
-        if server.is_some_and(Server::answers) {
+        if self.blocks.get(first).is_some_and(|block| block.copies.iter().all(answers)) {
             self.doom_all_but_first(first);
         }
         self.give_up(first);
@@ -51,44 +52,48 @@ impl Dispatcher {
     /// Lets the other blocks of a span stay until the first is gone: where that is, a broker that
     /// comes back takes the span for whole.
     fn doom_all_but_first(&mut self, first: BlockId) {
-        let may_exist =
-            |block: &Block| block.daemon.is_some() && !matches!(block.state, BlockState::Planned);
-        if !self.blocks.get(first).is_some_and(may_exist) {
+        if !self.blocks.get(first).is_some_and(|block| block.copies.iter().any(Copy::may_exist)) {
             return;
         }
         for id in self.blocks.members(first).into_iter().filter(|id| *id != first) {
-            let Some(block) = self.blocks.get_mut(id).filter(|block| may_exist(block)) else {
-                continue;
-            };
-            if let Some(charge) = &mut block.charge {
-                self.ledger.retire(charge);
+            let Some(block) = self.blocks.get_mut(id) else { continue };
+            for copy in block.copies.iter_mut().filter(|copy| copy.may_exist()) {
+                self.ledger.retire(&mut copy.charge);
+                copy.state = CopyState::Doomed;
             }
-            self.blocks.set_state(id, BlockState::Doomed);
         }
     }
 
     fn give_up_block(&mut self, id: BlockId) {
+        self.blocks.set_state(id, BlockState::Going);
         let Some(block) = self.blocks.get_mut(id) else { return };
-        if let Some(charge) = &mut block.charge {
-            self.ledger.retire(charge);
+        let mut copies = Vec::new();
+        for copy in block.copies.iter_mut() {
+            self.ledger.retire(&mut copy.charge);
+            copies.push((copy.daemon, copy.state));
         }
-        match (block.state, block.daemon) {
-            (BlockState::Planned, _) | (BlockState::Lost, None) => self.remove_block(id),
-            // Its daemon answers first, so that the destroy finds what was made.
-            (BlockState::Asked, _) => self.blocks.set_state(id, BlockState::Dying),
-            (BlockState::Held | BlockState::Lost, Some(daemon)) => self.destroy(id, daemon),
-            _ => {}
+        if copies.is_empty() {
+            return self.remove_block(id);
+        }
+        for (daemon, state) in copies {
+            match state {
+                CopyState::Planned => self.remove_copy(id, daemon),
+                // Its daemon answers first, so that the destroy finds what was made.
+                CopyState::Asked => self.blocks.set_copy(id, daemon, CopyState::Dying),
+                CopyState::Held | CopyState::Lost => self.destroy(id, daemon),
+                CopyState::Doomed | CopyState::Dying => {}
+            }
         }
     }
 
-    /// Has a block destroyed that its daemon has, or may have.
+    /// Has a copy destroyed that its daemon has, or may have.
     pub(super) fn destroy(&mut self, id: BlockId, daemon: DaemonId) {
         let stamp = self.next_number();
-        self.blocks.set_state(id, BlockState::Dying);
         if let Some(block) = self.blocks.get_mut(id) {
             block.stamp = stamp;
-            if let Some(charge) = &mut block.charge {
-                self.ledger.retire(charge);
+            if let Some(copy) = block.copies.of_mut(daemon) {
+                copy.state = CopyState::Dying;
+                self.ledger.retire(&mut copy.charge);
             }
         }
         if let Some(server) = self.daemons.servers.get_mut(&daemon) {
@@ -101,15 +106,25 @@ impl Dispatcher {
         self.pump(daemon);
     }
 
-    /// A block is gone, or never was: its bytes and, with the last of its span, its ids are free.
-    pub(super) fn remove_block(&mut self, id: BlockId) {
-        let Some(block) = self.blocks.remove(id) else { return };
-        if let Some(server) = block.daemon.and_then(|id| self.daemons.servers.get_mut(&id)) {
+    /// A copy is gone, or never was: its bytes are free, and with the last its block is gone.
+    pub(super) fn remove_copy(&mut self, id: BlockId, daemon: DaemonId) {
+        let Some(block) = self.blocks.get_mut(id) else { return };
+        let Some((_, copy)) = block.copies.take(daemon) else { return };
+        let was_last = block.copies.is_empty();
+        if let Some(server) = self.daemons.servers.get_mut(&daemon) {
             server.blocks.remove(&id);
         }
-        if let Some(charge) = block.charge {
-            self.ledger.refund(charge);
+        self.ledger.refund(copy.charge);
+        self.room_changed = true;
+        if was_last {
+            self.remove_block(id);
         }
+    }
+
+    /// A block without copies is forgotten: with the last of its span, its ids are free.
+    pub(super) fn remove_block(&mut self, id: BlockId) {
+        let Some(block) = self.blocks.remove(id) else { return };
+        assert!(block.copies.is_empty(), "block {id} is forgotten before its copies");
         self.room_changed = true;
         if id == block.span {
             self.first_is_gone(id);
@@ -121,8 +136,10 @@ impl Dispatcher {
     fn first_is_gone(&mut self, first: BlockId) {
         self.region_is_gone(first);
         for id in self.blocks.members(first) {
-            let doomed = self.blocks.get(id).filter(|block| block.state == BlockState::Doomed);
-            if let Some(daemon) = doomed.and_then(|block| block.daemon) {
+            let Some(block) = self.blocks.get(id) else { continue };
+            let doomed = block.copies.iter().filter(|copy| copy.state == CopyState::Doomed);
+            let daemons: Vec<DaemonId> = doomed.map(|copy| copy.daemon).collect();
+            for daemon in daemons {
                 self.destroy(id, daemon);
             }
         }
@@ -149,16 +166,21 @@ impl Dispatcher {
         session.map_or(0, |session| session.changes.push(block))
     }
 
+    /// The bytes of a copy are gone.
+    pub(super) fn lose_copy(&mut self, id: BlockId, daemon: DaemonId, why: &str) {
+        let block = self.blocks.get_mut(id);
+        let Some(copy) = block.and_then(|block| block.copies.of_mut(daemon)) else { return };
+        copy.state = CopyState::Lost;
+        self.ledger.lose(&mut copy.charge);
+        self.lose(id, &format!("block {id} on daemon {daemon} is lost: {why}"));
+    }
+
     /// The bytes of a block are gone.
-    pub(super) fn lose(&mut self, id: BlockId, why: &str) {
-        let Some(block) = self.blocks.get_mut(id) else { return };
-        if let Some(charge) = &mut block.charge {
-            self.ledger.lose(charge);
-        }
+    pub(super) fn lose(&mut self, id: BlockId, text: &str) {
+        let Some(block) = self.blocks.get(id) else { return };
         let (first, bytes) = (block.span, block.committed);
-        let place = block.daemon.map_or(String::new(), |daemon| format!(" on daemon {daemon}"));
         self.blocks.set_state(id, BlockState::Lost);
-        self.log(LogLevel::Error, format!("block {id}{place} is lost: {why}"));
+        self.log(LogLevel::Error, text);
         self.revoke_block(first, id);
         self.tell_holders(first, id);
         self.tell_lost(first, id, bytes);
@@ -200,10 +222,10 @@ impl Dispatcher {
     ) {
         let mut again = Vec::new();
         for &(id, bytes) in found {
-            let block = self.blocks.get(id).filter(|block| block.daemon == Some(daemon));
-            match block.map(|block| judge(block, inspect, bytes)) {
+            let Some(block) = self.blocks.get(id) else { continue };
+            match block.copies.of(daemon).map(|copy| judge(block, copy, inspect, bytes)) {
                 Some(Verdict::Again) => again.push(id),
-                Some(Verdict::Lost(why)) => self.lose(id, &why),
+                Some(Verdict::Lost(why)) => self.lose_copy(id, daemon, &why),
                 Some(Verdict::Fine) | None => {}
             }
         }
@@ -211,7 +233,7 @@ impl Dispatcher {
     }
 }
 
-/// What an object says about its block.
+/// What an object says about its copy.
 enum Verdict {
     Fine,
     Lost(String),
@@ -219,9 +241,9 @@ enum Verdict {
     Again,
 }
 
-fn judge(block: &Block, inspect: InspectId, bytes: Option<u64>) -> Verdict {
-    let whole = bytes.is_some_and(|bytes| bytes >= block.committed);
-    if block.state != BlockState::Held || whole {
+fn judge(block: &Block, copy: &Copy, inspect: InspectId, bytes: Option<u64>) -> Verdict {
+    let whole = bytes.is_some_and(|bytes| bytes >= copy.committed);
+    if copy.state != CopyState::Held || whole {
         return Verdict::Fine;
     }
     if block.stamp > inspect.0 {
@@ -229,8 +251,6 @@ fn judge(block: &Block, inspect: InspectId, bytes: Option<u64>) -> Verdict {
     }
     match bytes {
         None => Verdict::Lost("its object is gone".to_owned()),
-        Some(bytes) => {
-            Verdict::Lost(format!("its object has {bytes} bytes of {}", block.committed))
-        }
+        Some(bytes) => Verdict::Lost(format!("its object has {bytes} bytes of {}", copy.committed)),
     }
 }

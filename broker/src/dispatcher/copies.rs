@@ -1,0 +1,132 @@
+//! The copies of a block: each is one daemon's object.
+//!
+//! ```text
+//!  Planned --> Asked --> Held --> Doomed --> Dying --> (none)
+//!     |          |        |                    ^
+//!     |          |        +-> Lost ------------+
+//!     +-> (none) +-----------------------------+   its create is answered first
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. No two copies of a block are on one daemon: so a daemon and a block name a copy.
+//! 2. The first is the primary.
+//! 3. A copy that its daemon has, or may have, is in the table; and while it is, it is charged.
+
+use dmce_abi::block::DaemonId;
+
+use super::charge::Charge;
+
+/// Where a copy is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CopyState {
+    /// It has a place. Nobody was asked for it.
+    Planned,
+    /// Its daemon was asked for it.
+    Asked,
+    /// Its daemon has it.
+    Held,
+    /// Its bytes are gone.
+    Lost,
+    /// It goes when the first block of its span is gone.
+    Doomed,
+    /// It is on its way to nothing.
+    Dying,
+}
+
+/// One copy.
+#[derive(Debug)]
+pub(super) struct Copy {
+    /// Whose object it is.
+    pub daemon: DaemonId,
+    /// Where it is in its life.
+    pub state: CopyState,
+    /// Bytes that the daemon has answered for.
+    pub committed: u64,
+    /// What it costs: `committed`, and while it grows, what it grows to.
+    pub charge: Charge,
+    /// Grows that the daemon has not answered.
+    pub grows: u32,
+}
+
+impl Copy {
+    /// A copy that nobody was asked for.
+    pub(super) const fn planned(daemon: DaemonId, charge: Charge) -> Self {
+        Self { daemon, state: CopyState::Planned, committed: 0, charge, grows: 0 }
+    }
+
+    /// A copy that its daemon has.
+    pub(super) const fn held(daemon: DaemonId, charge: Charge) -> Self {
+        let committed = charge.bytes();
+        Self { daemon, state: CopyState::Held, committed, charge, grows: 0 }
+    }
+
+    /// Whether its daemon has it, or may have it.
+    pub(super) fn may_exist(&self) -> bool {
+        self.state != CopyState::Planned
+    }
+}
+
+/// All copies of a block.
+#[derive(Debug, Default)]
+pub(super) struct Copies(Vec<Copy>);
+
+impl Copies {
+    /// The copies, the primary first.
+    pub(super) fn new(copies: Vec<Copy>) -> Self {
+        Self(copies)
+    }
+
+    /// The copy that arbitrates and is read first; `None` if no daemon has any.
+    pub(super) fn primary(&self) -> Option<&Copy> {
+        self.0.first()
+    }
+
+    /// The copy of a daemon.
+    pub(super) fn of(&self, daemon: DaemonId) -> Option<&Copy> {
+        self.0.iter().find(|copy| copy.daemon == daemon)
+    }
+
+    /// The copy of a daemon, to change it.
+    pub(super) fn of_mut(&mut self, daemon: DaemonId) -> Option<&mut Copy> {
+        self.0.iter_mut().find(|copy| copy.daemon == daemon)
+    }
+
+    /// All.
+    pub(super) fn iter(&self) -> std::slice::Iter<'_, Copy> {
+        self.0.iter()
+    }
+
+    /// All, to change them.
+    pub(super) fn iter_mut(&mut self) -> std::slice::IterMut<'_, Copy> {
+        self.0.iter_mut()
+    }
+
+    /// Takes the copy of a daemon out; with the place that it had.
+    pub(super) fn take(&mut self, daemon: DaemonId) -> Option<(usize, Copy)> {
+        let place = self.0.iter().position(|copy| copy.daemon == daemon)?;
+        Some((place, self.0.remove(place)))
+    }
+
+    /// Puts a copy where one was taken out.
+    pub(super) fn put(&mut self, place: usize, copy: Copy) {
+        assert!(self.of(copy.daemon).is_none(), "daemon {} has two copies", copy.daemon);
+        self.0.insert(place.min(self.0.len()), copy);
+    }
+
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether all are made.
+    pub(super) fn all_held(&self) -> bool {
+        self.0.iter().all(|copy| copy.state == CopyState::Held)
+    }
+
+    /// Bytes that all copies that are held have.
+    pub(super) fn committed(&self) -> u64 {
+        let held = self.0.iter().filter(|copy| copy.state == CopyState::Held);
+        held.map(|copy| copy.committed).min().unwrap_or(0)
+    }
+}
