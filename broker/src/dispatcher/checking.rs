@@ -19,7 +19,6 @@ use dmce_abi::wire::client::{
 
 use super::Dispatcher;
 use super::event::ClientConn;
-use super::opening::check_copies;
 use super::relay::check_data;
 use super::requests::refuse;
 
@@ -44,12 +43,12 @@ impl Dispatcher {
         };
         match request {
             ClientRequest::Malloc(malloc) => {
-                check_copies(malloc.copies, session.record.copies)?;
+                self.copies([malloc.copies, session.record.copies])?;
                 self.check_malloc(malloc)
             }
             ClientRequest::MallocWith(MallocWith { malloc, policy, .. }) => {
-                check_copies(malloc.copies, session.record.copies)?;
-                self.policy(*policy, None)?;
+                let policy = self.policy(*policy, None)?;
+                self.copies([malloc.copies, policy.told.copies, session.record.copies])?;
                 self.check_malloc(malloc)
             }
             ClientRequest::Delete(Delete { addr, .. }) => self.parts(*addr).map(|_| ()),
@@ -83,7 +82,7 @@ impl Dispatcher {
             name::check("session", &setup.name, SESSION_NAME_BYTES_MAX)
                 .map_err(|error| Refusal::new(Status::Invalid, error.to_string()))?;
         }
-        check_copies(setup.copies, self.config.copies).map(|_| ())
+        self.copies([setup.copies, self.config.copies]).map(|_| ())
     }
 
     fn check_malloc(&self, malloc: &Malloc) -> Result<(), Refusal> {
@@ -121,7 +120,7 @@ impl Dispatcher {
             mode: create.mode,
             base_pointer: create.base_pointer,
             region_size: create.region_size,
-            copies: check_copies(create.copies, self.config.copies)?,
+            copies: self.copies([create.copies, self.config.copies])?,
             created_at: 0,
             created_by: Ticket { session: Guid::default(), number: 0 },
         };

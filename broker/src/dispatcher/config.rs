@@ -141,6 +141,8 @@ pub struct DispatcherConfig {
     pub layout: AddrLayout,
     /// Copies of what does not say.
     pub copies: u32,
+    /// Copies that a block may have: who asks for more is refused.
+    pub copies_max: u32,
     /// The page size of what does not say.
     pub page_size: u32,
     /// Which daemon gets the next block.
@@ -184,6 +186,7 @@ impl DispatcherConfig {
             service_uid,
             layout: AddrLayout::IN_SERVER,
             copies: 1,
+            copies_max: 1,
             page_size: PAGE_SIZE_DEFAULT,
             placement: Placement::RoundRobin,
             weights: BTreeMap::new(),

@@ -94,10 +94,13 @@ impl Dispatcher {
         let Some(session) = self.sessions.get(id) else { return Ok(Outcome::Later) };
         let ticket = (session.record.guid, malloc.ticket);
         let payer = session.payer();
+        let copies = [malloc.copies, wanted.policy.told.copies, session.record.copies];
+        let copies = self.copies(copies)?;
         if let Some(first) = self.made_by(ticket) {
             return self.malloc_again(to, id, wanted, first);
         }
-        let mut terms = self.terms(&wanted.policy, malloc.page_size)?;
+        let terms = self.terms(&wanted.policy, malloc.page_size)?;
+        let mut terms = Terms { copies, ..terms };
         let bytes = match malloc.kind {
             MallocKind::Heap { committed } => committed.max(1),
             MallocKind::Span { bytes } => bytes,

@@ -35,13 +35,13 @@ impl Dispatcher {
             return refuse(Status::Invalid, format!("this connection has session {session}"));
         }
         let peer = client.peer.clone();
-        let copies = check_copies(setup.copies, self.config.copies)?;
+        let copies = self.copies([setup.copies, self.config.copies])?;
         let limit = self.config.limits.sessions_max;
         if self.sessions.len() >= limit {
             let text = format!("there are {limit} sessions, limit {limit}");
             return refuse(Status::NoSpace, text);
         }
-        let pieces = self.reservable(&peer, setup)?;
+        let pieces = self.reservable(&peer, setup, copies)?;
         let (bytes, last) = (pieces.values().sum(), pieces.keys().next_back().copied());
         let account = self.ledger.open_account(peer.uid, pieces)?;
         let Some((id, guid)) = self.next_session() else {
@@ -267,20 +267,22 @@ impl Dispatcher {
     }
 
     /// What of that which Setup asks for is reserved ([0083] to [0085]), and where: all, or, where
-    /// that is accepted, what there is.
+    /// that is accepted, what there is. Every copy takes bytes.
     fn reservable(
         &mut self,
         peer: &Peer,
         setup: &Setup,
+        copies: u32,
     ) -> Result<BTreeMap<DaemonId, u64>, Failure> {
         if !self.config.static_reservation || setup.bytes == 0 {
             return Ok(BTreeMap::new());
         }
         let most = u64::MAX - u64::MAX % PAGE_BYTES;
         let wanted = setup.bytes.checked_next_multiple_of(PAGE_BYTES).unwrap_or(most);
+        let wanted = wanted.saturating_mul(copies.into());
         let quota = self.ledger.quota_left(peer.uid);
         let quota = quota - quota % PAGE_BYTES;
-        let pieces = self.place_reservation(wanted);
+        let pieces = self.place_reservation(wanted, copies);
         let room: u64 = pieces.values().sum();
         if wanted > quota && (!setup.accept_partial || quota == 0) {
             let text = format!("{wanted} bytes wanted, quota leaves user {} {quota}", peer.uid);
@@ -292,23 +294,26 @@ impl Dispatcher {
             let text = format!("{wanted} bytes wanted, the daemons have {room} left");
             return Err(Failure::NoRoom(Refusal::new(Status::NoSpace, text)));
         }
-        Ok(if room <= quota { pieces } else { self.place_reservation(quota) })
+        Ok(if room <= quota { pieces } else { self.place_reservation(quota, copies) })
     }
-}
 
-/// The copies that a request asks for, or `default`.
-///
-/// # Errors
-///
-/// `INVALID` beyond [`COPIES_MAX`], `UNSUPPORTED` beyond what this release makes: one.
-pub(super) fn check_copies(asked: u32, default: u32) -> Result<u32, Refusal> {
-    let copies = if asked == 0 { default } else { asked };
-    if copies > COPIES_MAX {
-        return refuse(Status::Invalid, format!("{copies} copies, limit {COPIES_MAX}"));
+    /// The copies that are asked for: the first of these that is not 0.
+    ///
+    /// # Errors
+    ///
+    /// `INVALID` beyond [`COPIES_MAX`], `UNSUPPORTED` beyond what this broker keeps.
+    pub(super) fn copies<const N: usize>(&self, asked: [u32; N]) -> Result<u32, Refusal> {
+        let copies = asked.into_iter().find(|copies| *copies != 0).unwrap_or(1);
+        if copies > COPIES_MAX {
+            return refuse(Status::Invalid, format!("{copies} copies, limit {COPIES_MAX}"));
+        }
+        let kept = self.config.copies_max;
+        if copies > kept {
+            return refuse(
+                Status::Unsupported,
+                format!("{copies} copies, this broker keeps {kept}"),
+            );
+        }
+        Ok(copies)
     }
-    if copies != 1 {
-        let text = format!("{copies} copies: this release keeps one");
-        return refuse(Status::Unsupported, text);
-    }
-    Ok(copies)
 }

@@ -77,6 +77,8 @@ pub(super) struct Patient {
     pub uid: u32,
     /// What is wanted.
     pub request: MallocWith,
+    /// Copies of it.
+    copies: u32,
     /// What had been granted to all when it came, or had its turn.
     came_at: u64,
     /// It is not tried before.
@@ -95,11 +97,17 @@ enum Lack {
 }
 
 impl Patient {
+    /// Bytes of one copy.
     const fn bytes(&self) -> u64 {
         match self.request.malloc.kind {
             MallocKind::Heap { committed } => committed,
             MallocKind::Span { bytes } => bytes,
         }
+    }
+
+    /// Bytes of all copies.
+    fn bytes_of_all(&self) -> u64 {
+        self.bytes().saturating_mul(self.copies.into())
     }
 }
 
@@ -193,7 +201,9 @@ impl Dispatcher {
     pub(super) fn malloc_with(&mut self, to: ReplyTo, id: SessionId, with: MallocWith) -> Served {
         let Some(session) = self.sessions.get(id) else { return Ok(Outcome::Later) };
         let ticket = (session.record.guid, with.malloc.ticket);
+        let default = session.record.copies;
         let wanted = self.wanted(with)?;
+        let copies = self.copies([with.malloc.copies, wanted.policy.told.copies, default])?;
         let Some(wait_ms) = with.wait_ms else {
             self.wait_no_more(ticket);
             return self.malloc(to, id, &wanted);
@@ -212,6 +222,7 @@ impl Dispatcher {
             ticket,
             uid: session.record.uid,
             request: with,
+            copies,
             came_at: self.granted,
             rests_until: Millis(0),
             lacks: Lack::Else,
@@ -239,7 +250,8 @@ impl Dispatcher {
     fn let_wait(&mut self, patient: Patient, wait_ms: u32, refusal: Refusal) -> Served {
         let quota = self.ledger.quota(patient.uid);
         let blocks = patient.bytes().div_ceil(self.config.layout.block_bytes());
-        if patient.bytes() > quota.bytes || blocks > quota.blocks {
+        let copies = blocks.saturating_mul(patient.copies.into());
+        if patient.bytes_of_all() > quota.bytes || copies > quota.blocks {
             return Err(refusal.into());
         }
         let own = self.patients.by_user.get(&patient.uid).copied().unwrap_or(0);
@@ -356,8 +368,8 @@ impl Dispatcher {
         self.patients.round.is_some()
     }
 
-    /// Whether it is worth to try a request: not if no daemon has room for one block of it. Where
-    /// very many wait, this is what each of them costs.
+    /// Whether it is worth to try a request: not if too few daemons have room for one block of it.
+    /// Where very many wait, this is what each of them costs.
     fn has_chance(&self, place: u64) -> bool {
         let Some(patient) = self.patients.by_place.get(&place) else { return false };
         let session = self.sessions.get(patient.session);
@@ -366,7 +378,9 @@ impl Dispatcher {
             return true;
         }
         let (each, _) = self.blocks_of(patient);
-        self.daemons.up_in_turn().any(|daemon| self.ledger.store(daemon).free() >= each)
+        let fits = |daemon: &DaemonId| self.ledger.store(*daemon).free() >= each;
+        let last = patient.copies.saturating_sub(1) as usize;
+        self.daemons.up_in_turn().filter(fits).nth(last).is_some()
     }
 
     /// Tries to serve a request that waits. Whether it waits no more.
@@ -394,15 +408,16 @@ impl Dispatcher {
 
     /// Lets a request wait that was tried in vain.
     fn put_patient(&mut self, patient: Patient) {
-        let has_quota = self.ledger.quota_left(patient.uid) >= patient.bytes();
+        let has_quota = self.ledger.quota_left(patient.uid) >= patient.bytes_of_all();
         let (each, blocks) = self.blocks_of(&patient);
-        let could_hold = self.daemons.up_in_turn().map(|id| self.ledger.store(id).capacity / each);
-        let lacks_room = has_quota && could_hold.sum::<u64>() >= blocks;
+        let could_hold = |id| (self.ledger.store(id).capacity / each).min(blocks);
+        let could_hold = self.daemons.up_in_turn().map(could_hold).sum::<u64>();
+        let lacks_room = has_quota && could_hold >= blocks.saturating_mul(patient.copies.into());
         let lacks = if lacks_room { Lack::Room } else { Lack::Else };
         self.patients.put(Patient { lacks, ..patient });
     }
 
-    /// Bytes of each block of a request but the last, and how many there are.
+    /// Bytes of each block of a request but the last, and how many blocks there are.
     fn blocks_of(&self, patient: &Patient) -> (u64, u64) {
         let full = self.config.layout.block_bytes();
         let bytes = patient.bytes().max(1).next_multiple_of(PAGE_BYTES);
@@ -413,20 +428,21 @@ impl Dispatcher {
     fn set_aside(&mut self, place: u64) {
         let Some(patient) = self.patients.by_place.get(&place) else { return };
         let uid = patient.uid;
-        let (each, mut blocks) = self.blocks_of(patient);
+        let (each, blocks) = self.blocks_of(patient);
+        let mut copies = blocks.saturating_mul(patient.copies.into());
         let mut daemons: Vec<DaemonId> = self.daemons.up_in_turn().collect();
         daemons.sort_by_key(|daemon| Reverse(self.ledger.store(*daemon).free()));
         let mut allowed = self.ledger.quota_left(uid);
         let mut pieces = BTreeMap::new();
         for daemon in daemons {
             let store = self.ledger.store(daemon);
-            let fit = (store.capacity / each).min(blocks);
+            let fit = (store.capacity / each).min(blocks).min(copies);
             let piece = store.free().min(fit * each).min(allowed);
             if piece > 0 {
                 pieces.insert(daemon, piece);
             }
             allowed -= piece;
-            blocks -= fit;
+            copies -= fit;
         }
         self.ledger.set_aside(uid, pieces);
     }

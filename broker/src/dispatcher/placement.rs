@@ -91,9 +91,10 @@ impl Dispatcher {
     }
 
     /// Where up to `bytes` can be reserved: on as few daemons as possible, so that whole blocks
-    /// fit.
-    pub(super) fn place_reservation(&mut self, bytes: u64) -> BTreeMap<DaemonId, u64> {
+    /// fit, and for blocks with so many copies, on no daemon more than one of the copies takes.
+    pub(super) fn place_reservation(&mut self, bytes: u64, copies: u32) -> BTreeMap<DaemonId, u64> {
         let mut rest: Vec<DaemonId> = self.daemons.up_in_turn().collect();
+        let of_one = bytes.div_ceil(copies.max(1).into()).next_multiple_of(PAGE_BYTES);
         let mut left = bytes;
         let mut pieces = BTreeMap::new();
         while left > 0 {
@@ -102,11 +103,12 @@ impl Dispatcher {
                 free - free % PAGE_BYTES
             };
             rest.retain(|daemon| free(*daemon) > 0);
-            let whole: Vec<_> = rest.iter().copied().filter(|id| free(*id) >= left).collect();
+            let most = left.min(of_one);
+            let whole: Vec<_> = rest.iter().copied().filter(|id| free(*id) >= most).collect();
             let candidates = if whole.is_empty() { &rest } else { &whole };
             let Some(daemon) = self.choose(self.config.placement, candidates) else { break };
             let free = self.ledger.store(daemon).free();
-            let piece = left.min(free - free % PAGE_BYTES);
+            let piece = most.min(free - free % PAGE_BYTES);
             pieces.insert(daemon, piece);
             left -= piece;
             rest.retain(|other| *other != daemon);
@@ -114,10 +116,13 @@ impl Dispatcher {
         pieces
     }
 
-    /// Bytes that the largest daemon holds, be it up or not; 0 if there is none.
-    pub(super) fn largest_known(&self) -> u64 {
+    /// Bytes of the largest block that could have so many copies if all known daemons were up and
+    /// empty; `None` if too few are known.
+    pub(super) fn capacity_for(&self, copies: u32) -> Option<u64> {
         let known = self.daemons.servers.keys().map(|&daemon| self.ledger.store(daemon).capacity);
-        known.max().unwrap_or(0)
+        let mut known: Vec<u64> = known.filter(|capacity| *capacity > 0).collect();
+        known.sort_unstable_by(|a, b| b.cmp(a));
+        known.get(copies.saturating_sub(1) as usize).copied()
     }
 
     /// Bytes of the largest daemon that is up.

@@ -5,6 +5,7 @@
 //!
 //! 1. A plan that fails has changed nothing.
 //! 2. Every block but the last is full: as many bytes as the range of a cell.
+//! 3. Each copy of a block is on another daemon, and every one is paid for.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +17,7 @@ use dmce_abi::wire::client::ClientRequest;
 
 use super::Dispatcher;
 use super::blocks::{Block, BlockState, Span, SpanOwner, SpanState, TicketKey};
-use super::charge::{Charge, Payer};
+use super::charge::Payer;
 use super::clients::ReplyTo;
 use super::copies::{Copies, Copy};
 use super::ids::IdRange;
@@ -48,11 +49,8 @@ pub(super) struct Order {
     pub patient: Option<Patient>,
 }
 
-/// A block that has a place and is paid for.
-struct Placed {
-    daemon: DaemonId,
-    charge: Charge,
-}
+/// The copies of a block that have places and are paid for.
+type Placed = Vec<Copy>;
 
 /// How bytes fall into blocks.
 struct Shape {
@@ -116,10 +114,13 @@ impl Dispatcher {
             return Err(if is_possible { Failure::NoRoom(refusal) } else { refusal.into() });
         };
         let last = (order.bytes - full * (blocks - 1)).next_multiple_of(page_size);
-        let (needs, largest) = (if count > 1 { full } else { last }, self.largest_known());
-        if largest > 0 && needs > largest {
+        let needs = if count > 1 { full } else { last };
+        let copies = order.terms.copies;
+        // Of daemons that nobody has seen yet nothing is known.
+        if let Some(largest) = self.capacity_for(copies).filter(|largest| needs > *largest) {
+            let daemons = if copies == 1 { "daemon holds" } else { "daemons that it takes hold" };
             let text = format!(
-                "{} bytes need {count} blocks of {needs} bytes, the largest daemon holds {largest}",
+                "{} bytes need {count} blocks of {needs} bytes, the largest {daemons} {largest}",
                 order.bytes
             );
             return refuse(Status::NoSpace, text);
@@ -127,24 +128,52 @@ impl Dispatcher {
         Ok(Shape { count, full, last })
     }
 
+    /// Places for all copies of a block, each on another daemon.
     fn place_planned(&mut self, order: &Order, bytes: u64) -> Result<Placed, Failure> {
+        let mut copies = Placed::new();
+        let mut taken = BTreeSet::new();
+        while copies.len() < order.terms.copies as usize {
+            match self.place_copy(order, bytes, &taken) {
+                Ok(copy) => {
+                    taken.insert(copy.daemon);
+                    copies.push(copy);
+                }
+                Err(failure) => {
+                    self.refund_all(vec![copies]);
+                    return Err(failure);
+                }
+            }
+        }
+        Ok(copies)
+    }
+
+    fn place_copy(
+        &mut self,
+        order: &Order,
+        bytes: u64,
+        taken: &BTreeSet<DaemonId>,
+    ) -> Result<Copy, Failure> {
         let (payer, placement) = (order.payer, order.terms.placement);
-        let need = Need { bytes, account: payer.account, refused: &BTreeSet::new(), placement };
+        let need = Need { bytes, account: payer.account, refused: taken, placement };
         let Some(daemon) = self.place(&need) else {
-            let text = match self.largest_up() {
-                0 => "no daemon is up".to_owned(),
-                _ => format!("no daemon has {bytes} bytes left"),
+            let text = match (self.largest_up(), order.terms.copies) {
+                (0, _) => "no daemon is up".to_owned(),
+                (_, 1) => format!("no daemon has {bytes} bytes left"),
+                (_, copies) => format!(
+                    "{copies} copies of a block need as many daemons, {} have {bytes} bytes left",
+                    taken.len()
+                ),
             };
             return Err(Failure::NoRoom(Refusal::new(Status::NoSpace, text)));
         };
         let charge = self.ledger.charge(payer, daemon, bytes)?;
         self.daemons.placed(daemon);
-        Ok(Placed { daemon, charge })
+        Ok(Copy::planned(daemon, charge))
     }
 
     fn refund_all(&mut self, placed: Vec<Placed>) {
-        for block in placed {
-            self.ledger.refund(block.charge);
+        for copy in placed.into_iter().flatten() {
+            self.ledger.refund(copy.charge);
         }
     }
 
@@ -182,17 +211,18 @@ impl Dispatcher {
         self.blocks.add_span(first, span);
         // A block by itself is its span, and has one GUID with it.
         let single = count == 1;
-        for (place, Placed { daemon, charge }) in (0..).zip(placed) {
+        for (place, copies) in (0..).zip(placed) {
             let Ok(id) = first.checked_add(place) else { return };
-            let bytes = charge.bytes();
+            let bytes = copies.first().map_or(0, |copy| copy.charge.bytes());
+            let room = copies.iter().map(|copy| self.bytes_max(copy.daemon)).min();
             let block = Block {
                 span: first,
                 guid: if single { guid } else { self.guids.next() },
                 epoch: self.epoch,
                 state: BlockState::Making,
-                bytes_max: self.bytes_max(daemon).min(order.terms.block_bytes.max(bytes)),
+                bytes_max: room.unwrap_or(0).min(order.terms.block_bytes.max(bytes)),
                 committed: 0,
-                copies: Copies::new(vec![Copy::planned(daemon, charge)]),
+                copies: Copies::new(copies),
                 stamp: 0,
             };
             self.blocks.add(id, block);

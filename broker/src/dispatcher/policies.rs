@@ -17,6 +17,8 @@ pub(super) struct Terms {
     pub block_bytes: u64,
     /// Which daemon.
     pub placement: Placement,
+    /// Copies of each block.
+    pub copies: u32,
 }
 
 impl Dispatcher {
@@ -51,7 +53,8 @@ impl Dispatcher {
             bytes => bytes,
         };
         let placement = policy.placement.unwrap_or(self.config.placement);
-        Ok(Terms { page_size: self.page_size(asked)?, block_bytes, placement })
+        let copies = policy.told.copies.max(1);
+        Ok(Terms { page_size: self.page_size(asked)?, block_bytes, placement, copies })
     }
 
     /// The table, for clients.

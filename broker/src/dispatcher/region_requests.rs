@@ -24,7 +24,6 @@ use super::blocks::SpanState;
 use super::charge::Payer;
 use super::clients::ReplyTo;
 use super::event::Rights;
-use super::opening::check_copies;
 use super::opens::{Closed, Settled};
 use super::planning::Order;
 use super::policies::Terms;
@@ -58,9 +57,10 @@ impl Dispatcher {
         let Some(session) = self.sessions.get(id) else { return Ok(Outcome::Later) };
         let record = &session.record;
         let ticket = (record.guid, create.ticket);
-        let copies = check_copies(create.copies, self.config.copies)?;
         let policy = self.policy(0, Some(create.region_size))?;
-        let terms = Terms { block_bytes: u64::MAX, ..self.terms(&policy, create.page_size)? };
+        let copies = self.copies([create.copies, policy.told.copies, self.config.copies])?;
+        let terms = self.terms(&policy, create.page_size)?;
+        let terms = Terms { block_bytes: u64::MAX, copies, ..terms };
         let region = Region {
             volume: create.region.volume.clone(),
             name: create.region.name.clone(),

@@ -413,7 +413,8 @@ impl Dispatcher {
         let (account, spans) = (session.account, session.spans.clone());
         let held = self.ledger.account(account).map_or(0, |account| account.bytes);
         let covered = wanted.min(held);
-        let pieces = self.place_reservation(wanted - covered);
+        let copies = session.record.copies;
+        let pieces = self.place_reservation(wanted - covered, copies);
         let total = covered + pieces.values().sum::<u64>();
         self.ledger.fill_account(account, total, pieces);
         let mut left = covered;
@@ -442,10 +443,11 @@ impl Dispatcher {
                 continue;
             };
             let (wanted, account) = (session.record.reserved, session.account);
+            let copies = session.record.copies;
             let quota = self.ledger.quota_left(session.record.uid);
             let has = self.ledger.account(account).map_or(0, |account| account.total);
             let missing = wanted.saturating_sub(has).min(quota - quota % PAGE_BYTES);
-            let pieces = self.place_reservation(missing);
+            let pieces = self.place_reservation(missing, copies);
             let more = pieces.values().sum::<u64>();
             if more > 0 {
                 self.ledger.fill_account(account, more, pieces);

@@ -6,6 +6,8 @@ use dmce_config::{self as file, Bytes, Config};
 use dmce_sys::identity;
 use tracing::warn;
 
+use super::COPIES_SERVED;
+
 /// Connections that are no sessions, as of the command `dmce`, beyond one for each session.
 const OTHER_CONNECTIONS: usize = 256;
 
@@ -22,6 +24,7 @@ pub fn dispatcher(instance: &Instance, config: &Config, open_files: u64) -> Disp
         pid: std::process::id(),
         layout: config.instance.layout,
         copies: config.instance.copies,
+        copies_max: COPIES_SERVED,
         placement: placement(config.broker.placement),
         weights: config.weight.clone(),
         policies: config.policy.iter().map(policy).collect(),

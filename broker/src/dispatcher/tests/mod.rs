@@ -1,6 +1,7 @@
 //! The dispatcher as a whole: what clients, daemons and a restart see of it.
 
 mod access;
+mod copies;
 mod daemons;
 mod lending;
 mod links;
