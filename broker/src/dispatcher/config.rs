@@ -6,6 +6,7 @@ use dmce_abi::addr::AddrLayout;
 use dmce_abi::block::DaemonId;
 use dmce_abi::limits::{BLOCK_IDS_MAX, DAEMONS_MAX};
 use dmce_abi::name::Instance;
+use dmce_abi::rate::Rate;
 use dmce_abi::wire::client;
 
 /// The page size of an instance that does not say.
@@ -77,6 +78,21 @@ impl Quota {
 }
 
 impl Quota {
+    /// How much may be asked for: a request a second at least, since nothing is refused for it.
+    #[must_use]
+    pub fn rate(&self) -> Rate {
+        if self.requests_per_s == u64::MAX {
+            return Rate::UNLIMITED;
+        }
+        let whole = |number: u64| u32::try_from(number).unwrap_or(u32::MAX).max(1);
+        let per_s = whole(self.requests_per_s);
+        let burst = match self.requests_burst {
+            u64::MAX => per_s,
+            burst => whole(burst),
+        };
+        Rate { per_s, burst }
+    }
+
     /// The same with half of what there is for all where it sets no limit: of connections,
     /// sessions, blocks and regions.
     #[must_use]

@@ -19,106 +19,60 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use dmce_abi::rate::{Bucket, Rate};
+
 use super::Dispatcher;
 use super::action::Action;
-use super::config::Quota;
 use super::event::{ClientConn, Millis};
 use super::timers::Timer;
 
-/// A request, in the unit of a bucket's level: what a rate of one a second brings in a millisecond.
-const REQUEST: i64 = 1_000;
-
-/// Bytes that are moved for one token.
-const TOKEN_BYTES: usize = 4096;
-
 /// Tokens that a connection is taken to need when it is read again: the longest message costs 15.
-const BROUGHT_AT_ONCE: i64 = 16 * REQUEST;
+const BROUGHT_AT_ONCE: u64 = 16;
 
-/// One user's tokens.
+/// One user's tokens, and who waits for some.
 #[derive(Debug)]
-struct Bucket {
-    level: i64,
-    at: Millis,
+struct User {
+    bucket: Bucket,
     /// Connections that are not read, the longest held first. Some may be gone.
     held: VecDeque<ClientConn>,
 }
 
-/// A rate that is limited.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Rate {
-    per_s: i64,
-    full: i64,
-}
-
-impl Rate {
-    fn of(quota: &Quota) -> Option<Self> {
-        if quota.requests_per_s == u64::MAX {
-            return None;
-        }
-        let whole = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-        let per_s = whole(quota.requests_per_s).clamp(1, i64::MAX / REQUEST);
-        let burst = match quota.requests_burst {
-            u64::MAX => per_s,
-            burst => whole(burst).clamp(1, i64::MAX / REQUEST),
-        };
-        Some(Self { per_s, full: burst.saturating_mul(REQUEST) })
-    }
-}
-
-impl Bucket {
-    fn fill(&mut self, rate: Rate, now: Millis) {
-        let millis = i64::try_from(now.0.saturating_sub(self.at.0)).unwrap_or(i64::MAX);
-        self.level = self.level.saturating_add(millis.saturating_mul(rate.per_s)).min(rate.full);
-        self.at = now;
-    }
-
-    /// When there is a whole token again.
-    fn ready_at(&self, rate: Rate) -> Millis {
-        let lacks = (REQUEST - self.level).max(0);
-        let millis = lacks / rate.per_s + i64::from(lacks % rate.per_s != 0);
-        self.at.after(u64::try_from(millis.max(1)).unwrap_or(1))
-    }
-}
-
-/// What is paid for so many bytes.
-fn cost_of(bytes: usize) -> i64 {
-    let tokens = i64::try_from(bytes.div_ceil(TOKEN_BYTES).max(1)).unwrap_or(i64::MAX);
-    tokens.saturating_mul(REQUEST)
-}
-
-/// The buckets of all users whose rate is limited, and who were heard of late.
+/// All users whose rate is limited, and who were heard of late.
 #[derive(Debug, Default)]
 pub(super) struct Rates {
-    buckets: BTreeMap<u32, Bucket>,
+    users: BTreeMap<u32, User>,
 }
 
 impl Dispatcher {
     /// A connection of a user brought something that moves so many bytes. If it was too early, it
     /// is not read for a while.
     pub(super) fn spend(&mut self, conn: ClientConn, uid: u32, bytes: usize) {
-        let Some(rate) = Rate::of(&self.ledger.quota(uid)) else { return };
-        let now = self.now.millis;
-        if !self.rates.buckets.contains_key(&uid) {
+        let rate = self.rate_of(uid);
+        if !rate.is_limited() {
+            return;
+        }
+        let now_ms = self.now.millis.0;
+        if !self.rates.users.contains_key(&uid) {
             let ledger = &self.ledger;
-            self.rates.buckets.retain(|uid, bucket| {
-                let Some(rate) = Rate::of(&ledger.quota(*uid)) else { return false };
-                bucket.fill(rate, now);
-                bucket.level < rate.full || !bucket.held.is_empty()
+            self.rates.users.retain(|uid, user| {
+                let rate = ledger.quota(*uid).rate();
+                user.bucket.fill(rate, now_ms);
+                !user.bucket.is_full(rate) || !user.held.is_empty()
             });
         }
-        let new = Bucket { level: rate.full, at: now, held: VecDeque::new() };
-        let bucket = self.rates.buckets.entry(uid).or_insert(new);
-        bucket.fill(rate, now);
-        bucket.level = bucket.level.saturating_sub(cost_of(bytes));
-        if bucket.level >= 0 {
+        let new = || User { bucket: Bucket::full(rate, now_ms), held: VecDeque::new() };
+        let user = self.rates.users.entry(uid).or_insert_with(new);
+        user.bucket.fill(rate, now_ms);
+        user.bucket.spend(bytes);
+        if !user.bucket.is_overdrawn() {
             return;
         }
         let Some(client) = self.clients.get_mut(&conn).filter(|client| !client.held) else {
             return;
         };
         client.held = true;
-        bucket.held.push_back(conn);
-        let at = bucket.ready_at(rate);
+        user.held.push_back(conn);
+        let at = Millis(user.bucket.ready_at_ms(rate, 1));
         self.out.push(Action::HoldClient { conn });
         if !self.timers.is_set(Timer::Rate(uid)) {
             self.timers.set(Timer::Rate(uid), at);
@@ -127,20 +81,25 @@ impl Dispatcher {
 
     /// A user has tokens again: as many connections are read as these are enough for, one at least.
     pub(super) fn read_again(&mut self, uid: u32) {
-        let rate = Rate::of(&self.ledger.quota(uid));
-        let (Some(rate), Some(bucket)) = (rate, self.rates.buckets.get_mut(&uid)) else { return };
-        bucket.fill(rate, self.now.millis);
-        let mut left = bucket.level;
-        while left >= REQUEST {
-            let Some(conn) = bucket.held.pop_front() else { return };
+        let rate = self.rate_of(uid);
+        let Some(user) = self.rates.users.get_mut(&uid) else { return };
+        user.bucket.fill(rate, self.now.millis.0);
+        let mut left = user.bucket.tokens();
+        while left > 0 {
+            let Some(conn) = user.held.pop_front() else { return };
             let Some(client) = self.clients.get_mut(&conn) else { continue };
             client.held = false;
-            left -= BROUGHT_AT_ONCE;
+            left = left.saturating_sub(BROUGHT_AT_ONCE);
             self.out.push(Action::ReadClient { conn });
         }
-        if !bucket.held.is_empty() {
-            self.timers.set(Timer::Rate(uid), bucket.ready_at(rate));
+        if !user.held.is_empty() {
+            self.timers.set(Timer::Rate(uid), Millis(user.bucket.ready_at_ms(rate, 1)));
         }
+    }
+
+    /// How much a user may ask for.
+    pub(super) fn rate_of(&self, uid: u32) -> Rate {
+        self.ledger.quota(uid).rate()
     }
 
     /// Whether every connection that is held will be read again.
@@ -151,8 +110,8 @@ impl Dispatcher {
     pub(super) fn audit_rates(&self) -> Result<(), String> {
         for (conn, client) in self.clients.iter().filter(|(_, client)| client.held) {
             let uid = client.peer.uid;
-            let bucket = self.rates.buckets.get(&uid);
-            let waits = bucket.is_some_and(|bucket| bucket.held.contains(conn));
+            let user = self.rates.users.get(&uid);
+            let waits = user.is_some_and(|user| user.held.contains(conn));
             if !waits || !self.timers.is_set(Timer::Rate(uid)) {
                 return Err(format!("{conn:?} of user {uid} is held for ever"));
             }

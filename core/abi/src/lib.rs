@@ -16,6 +16,7 @@ pub mod addr;
 pub mod block;
 pub mod limits;
 pub mod name;
+pub mod rate;
 pub mod rounds;
 pub mod status;
 pub mod version;
