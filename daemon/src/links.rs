@@ -17,7 +17,9 @@
 //!    at most is kept for it, and nothing more is read from it meanwhile.
 //! 3. Users have their turns, however many links each has ([`Rounds`]): one request of a link is
 //!    done before those of the user's others.
-//! 4. No link outlives the broker that made it for longer than until the next one has settled.
+//! 4. A user whose requests are limited is not read faster than that ([`Rates`]). That a client
+//!    is gone is noticed meanwhile.
+//! 5. No link outlives the broker that made it for longer than until the next one has settled.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -34,6 +36,7 @@ use dmce_sys::poll::{Interest, Poller, is_hung_up};
 use dmce_sys::socket::{Socket, SocketError};
 use tracing::{debug, info, warn};
 
+use crate::rates::{Payer, Place, Rates};
 use crate::store::Store;
 
 /// Links at one time, where there are descriptors enough. A session has one at most.
@@ -62,6 +65,7 @@ pub struct Links {
     by_id: BTreeMap<LinkId, u64>,
     /// Those that have sent something, or take their answer now.
     rounds: Rounds<u64>,
+    rates: Rates,
     next: u64,
     /// No more than this many: half of the descriptors are for the blocks, and what comes.
     limit: usize,
@@ -73,7 +77,7 @@ pub struct Links {
 struct ClientLink {
     id: LinkId,
     session: SessionId,
-    uid: u32,
+    payer: Payer,
     /// The connection to the broker that made it.
     made_by: u64,
     socket: Socket,
@@ -82,8 +86,10 @@ struct ClientLink {
     waiting: Option<Vec<u8>>,
     /// A request that found no grant.
     unsure: Option<(u64, DataRequest)>,
-    /// Whether the loop is woken when the client takes its answer, and for nothing else.
-    blocked: bool,
+    /// Where it waits for a token of its user, or was let go and has not been read yet.
+    place: Option<Place>,
+    /// What the loop is woken by, beside the end.
+    interest: Interest,
 }
 
 /// What the broker says of a new link.
@@ -95,10 +101,18 @@ pub struct NewLink {
     pub id: LinkId,
     /// Whose it is.
     pub session: SessionId,
-    /// The user of that session.
-    pub uid: u32,
+    /// The user of that session, and at which rate.
+    pub payer: Payer,
     /// The first grant.
     pub grant: LinkGrant,
+}
+
+/// What was moved for one message.
+#[derive(Clone, Copy, Debug)]
+struct Moved {
+    /// With what stands around the bytes of blocks.
+    bytes: usize,
+    of_blocks: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -121,6 +135,7 @@ impl Links {
             open: BTreeMap::new(),
             by_id: BTreeMap::new(),
             rounds: Rounds::default(),
+            rates: Rates::default(),
             next: FIRST_TOKEN,
             buffer: vec![0; FRAME_BYTES_MAX + 1],
             closer: Closer::start()?,
@@ -129,7 +144,7 @@ impl Links {
 
     /// A new link. What cannot be had is closed: its client asks the broker again.
     pub fn add(&mut self, poller: &Poller, new: NewLink, socket: OwnedFd) {
-        let NewLink { made_by, id, session, uid, grant } = new;
+        let NewLink { made_by, id, session, payer, grant } = new;
         self.remove(poller, id);
         let limit = self.limit;
         if self.open.len() >= limit {
@@ -148,13 +163,14 @@ impl Links {
         let mut link = ClientLink {
             id,
             session,
-            uid,
+            payer,
             made_by,
             socket,
             grants: BTreeMap::new(),
             waiting: None,
             unsure: None,
-            blocked: false,
+            place: None,
+            interest: Interest::READ,
         };
         link.grant(grant);
         self.open.insert(token, link);
@@ -194,7 +210,19 @@ impl Links {
     /// A link is ready: it has its turn in the next round.
     pub fn on_ready(&mut self, token: u64) {
         if let Some(link) = self.open.get(&token) {
-            self.rounds.arrive(link.uid, token);
+            self.rounds.arrive(link.payer.uid, token);
+        }
+    }
+
+    /// When links are to be read again that were held for their users' rates, if any were.
+    pub fn due_ms(&self) -> Option<u64> {
+        self.rates.due_ms()
+    }
+
+    /// Those links whose users have tokens again have their turns in the next round.
+    pub fn read_again(&mut self, now_ms: u64) {
+        for token in self.rates.let_go(now_ms) {
+            self.on_ready(token);
         }
     }
 
@@ -215,16 +243,23 @@ impl Links {
 
     /// Does one thing that was asked for over a link. True if the request has found no grant: it is
     /// to be looked at again ([`Links::look_again`]) when what the broker has sent is known.
-    pub fn serve(&mut self, poller: &Poller, token: u64, store: &mut Store) -> bool {
+    pub fn serve(&mut self, poller: &Poller, token: u64, store: &mut Store, now_ms: u64) -> bool {
         let Some(link) = self.open.get_mut(&token) else { return false };
         let served = link.flush().and_then(|()| {
-            let bytes = link.serve(&mut self.buffer, &mut self.closer, store)?;
+            let served = if link.is_read(&mut self.rates, token, now_ms)? {
+                link.serve(&mut self.buffer, &mut self.closer, store)?
+            } else {
+                None
+            };
             link.watch(poller, token)?;
-            Ok(bytes)
+            Ok(served)
         });
         match served {
-            Ok(bytes) => {
-                self.rounds.charge(bytes);
+            Ok(served) => {
+                if let Some(moved) = served {
+                    self.rounds.charge(moved.bytes);
+                    self.rates.spend(link.payer, moved.of_blocks);
+                }
                 link.unsure.is_some()
             }
             Err(error) => {
@@ -255,7 +290,10 @@ impl Links {
     fn end(&mut self, poller: &Poller, token: u64) {
         let Some(link) = self.open.remove(&token) else { return };
         link.farewell();
-        self.rounds.forget(link.uid, token);
+        self.rounds.forget(link.payer.uid, token);
+        if let Some(place) = link.place {
+            self.rates.forget(link.payer.uid, place);
+        }
         debug!(link = link.id.0, session = %link.session, "unlinked");
         self.by_id.remove(&link.id);
         if let Err(error) = poller.remove(link.socket.as_fd()) {
@@ -270,27 +308,32 @@ impl ClientLink {
         self.grants.insert(block, Granted { guid, writable });
     }
 
-    /// Does what was asked for first, if anything was; the bytes that this has moved.
-    fn serve(
-        &mut self,
-        buffer: &mut [u8],
-        closer: &mut Closer,
-        store: &mut Store,
-    ) -> Result<usize, LinkEnd> {
+    /// Whether what was asked for first is to be done now.
+    fn is_read(&mut self, rates: &mut Rates, token: u64, now_ms: u64) -> Result<bool, LinkEnd> {
         if self.waiting.is_some() || self.unsure.is_some() {
-            return Ok(0);
+            return Ok(false);
         }
         // What a client asked for that gave up is not to be done behind its back.
         if is_hung_up(self.socket.as_fd())? {
             return Err(SocketError::Closed.into());
         }
+        Ok(rates.admit(token, self.payer, &mut self.place, now_ms))
+    }
+
+    /// Does what was asked for first, if anything was; what this has moved.
+    fn serve(
+        &mut self,
+        buffer: &mut [u8],
+        closer: &mut Closer,
+        store: &mut Store,
+    ) -> Result<Option<Moved>, LinkEnd> {
         let mut fds = Vec::new();
         let received = self.socket.try_recv(buffer, &mut fds);
         let descriptors = fds.len();
         closer.close(fds);
         let received = match received {
             Ok(received) => received,
-            Err(SocketError::WouldBlock { .. }) => return Ok(0),
+            Err(SocketError::WouldBlock { .. }) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
         if received.truncated || descriptors > 0 {
@@ -300,15 +343,16 @@ impl ClientLink {
         let header = wire::decode_header(frame, descriptors)?;
         let request: DataRequest = wire::decode_body(frame)?;
         let bytes = received.bytes + request.answer_bytes();
+        let moved = Moved { bytes, of_blocks: request.moved_bytes() };
         let answer = match self.judge(&request) {
             Err(refusal) if refusal.status == Status::NotFound => {
                 self.unsure = Some((header.request, request));
-                return Ok(bytes);
+                return Ok(Some(moved));
             }
             judged => judged.and_then(|()| store.access(&request)),
         };
         self.answer(header.request, &answer)?;
-        Ok(bytes)
+        Ok(Some(moved))
     }
 
     /// Whether a grant covers a request.
@@ -366,10 +410,13 @@ impl ClientLink {
 
     /// Has the loop woken by what this link waits for.
     fn watch(&mut self, poller: &Poller, token: u64) -> Result<(), LinkEnd> {
-        let blocked = self.waiting.is_some();
-        if blocked != self.blocked {
-            self.blocked = blocked;
-            let interest = if blocked { Interest::WRITE } else { Interest::READ };
+        let interest = match (&self.waiting, self.place) {
+            (Some(_), _) => Interest::WRITE,
+            (None, Some(_)) => Interest::NONE,
+            (None, None) => Interest::READ,
+        };
+        if interest != self.interest {
+            self.interest = interest;
             poller.modify(self.socket.as_fd(), token, interest)?;
         }
         Ok(())

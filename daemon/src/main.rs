@@ -3,6 +3,7 @@
 //! ```text
 //!  broker <--- link.rs ---> server.rs ---> turns.rs    one request of a block at a time
 //!  clients <--- links.rs <------+                      bytes by message
+//!                 rates.rs                            how many each user may send
 //!                               |
 //!                               +--------> store/      the blocks and their objects
 //!                               |
@@ -21,6 +22,7 @@
 mod args;
 mod link;
 mod links;
+mod rates;
 mod server;
 mod store;
 mod turns;

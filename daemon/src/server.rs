@@ -28,6 +28,7 @@ use tracing::{debug, info, warn};
 
 use crate::link::{Link, LinkError};
 use crate::links::{FIRST_TOKEN, Links, NewLink};
+use crate::rates::Payer;
 use crate::store::{Begun, Settings, Store, StoreError};
 use crate::turns::{Asked, Asker, Turns};
 use crate::workers::{Finished, StartError, Workers};
@@ -159,7 +160,8 @@ impl Server {
             return Duration::ZERO;
         }
         let now = clock::monotonic_ms();
-        let due = self.refill_at_ms.map_or(self.tick_at_ms, |refill| refill.min(self.tick_at_ms));
+        let others = [self.refill_at_ms, self.links.due_ms()].into_iter().flatten();
+        let due = others.fold(self.tick_at_ms, u64::min);
         let due = Duration::from_millis(due.saturating_sub(now));
         self.link.pause(now).map_or(due, |retry| retry.min(due))
     }
@@ -175,6 +177,7 @@ impl Server {
             self.refill_at_ms = None;
             self.store.refill();
         }
+        self.links.read_again(now);
         if self.link.connect(now, &self.poller)
             && let Err(error) = self.introduce()
         {
@@ -235,10 +238,11 @@ impl Server {
         socket: Option<OwnedFd>,
     ) -> Option<DaemonRequest> {
         match request {
-            DaemonRequest::Link { link: id, session, uid, grant } => {
+            DaemonRequest::Link { link: id, session, uid, rate, grant } => {
                 let made_by = self.link.connection().unwrap_or_default();
                 let socket = socket.expect("the link looks that it came");
-                let new = NewLink { made_by, id, session, uid, grant };
+                let payer = Payer { uid, rate };
+                let new = NewLink { made_by, id, session, payer, grant };
                 self.links.add(&self.poller, new, socket);
             }
             DaemonRequest::Unlink { link } => self.links.remove(&self.poller, link),
@@ -251,9 +255,10 @@ impl Server {
 
     /// Serves clients over their links: one turn of each user.
     fn serve_links(&mut self) {
+        let now = clock::monotonic_ms();
         self.links.begin_round();
         while let Some(token) = self.links.next_in_round() {
-            if !self.links.serve(&self.poller, token, &mut self.store) {
+            if !self.links.serve(&self.poller, token, &mut self.store, now) {
                 continue;
             }
             // The broker may have sent the grant already.

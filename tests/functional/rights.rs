@@ -1,6 +1,8 @@
 //! Who may do what: another user, a reader, and what their descriptors allow.
 
 use std::path::Path;
+use std::thread;
+use std::time::Instant;
 
 use dmce_abi::Status;
 use dmce_abi::wire::client::{
@@ -8,7 +10,7 @@ use dmce_abi::wire::client::{
 };
 use dmce_sys::map::{FileRange, Mapping, Populate, Protection};
 use dmce_sys::object;
-use dmce_tests::client::own_client;
+use dmce_tests::client::{ROUTES, own_client};
 use dmce_tests::{Client, Instance, cannot_run};
 use libdmce::connection::Connection;
 use libdmce::{Mirror, Prot, RegionOptions};
@@ -21,6 +23,11 @@ fn open_to_all() -> Instance {
 
 /// A client that runs as nobody; the test's own user must be root.
 fn as_nobody(instance: &Instance) -> Option<Client> {
+    as_nobody_with(instance, &[])
+}
+
+/// The same with environment variables.
+fn as_nobody_with(instance: &Instance, env: &[(&str, &str)]) -> Option<Client> {
     if dmce_sys::identity::effective_uid() != 0 {
         cannot_run("only root can start a client of another user");
         return None;
@@ -35,7 +42,7 @@ fn as_nobody(instance: &Instance) -> Option<Client> {
     );
     std::fs::write(&wrapper, text).unwrap();
     set_mode(&wrapper, 0o755);
-    Some(Client::open_with(&wrapper, instance, &[]))
+    Some(Client::open_with(&wrapper, instance, env))
 }
 
 fn set_mode(path: &Path, mode: u32) {
@@ -57,6 +64,38 @@ fn another_user_reaches_nothing_and_learns_no_names() {
     assert_eq!(nobody.ask("list vol"), Ok(String::new()));
     assert_eq!(nobody.ask(format!("check {} 0 16", addr.to_raw())), Err(Status::Address));
     assert_eq!(nobody.ask(format!("fill {} 0 16", addr.to_raw())), Err(Status::Address));
+}
+
+/// By message, over a link and through the broker. Compared are counts, with the time that there
+/// was.
+#[test]
+fn a_user_with_a_rate_gets_every_answer_and_others_do_not_wait_for_it() {
+    const ASKED: u64 = 40;
+    let quota = "[quota.uid.65534]\nrequests_per_s = 20\nrequests_burst = 10\n";
+    let config = format!("broker.socket_mode = \"0666\"\n{quota}");
+    for route in ROUTES {
+        let instance = Instance::builder().daemons(1).config(&config).start();
+        let begin = Instant::now();
+        let Some(mut nobody) = as_nobody_with(&instance, &route) else { return };
+        let mut root = Client::open_with(&own_client(), &instance, &route);
+        let [limited, free] = [&mut nobody, &mut root].map(|client| client.number("malloc 64"));
+        let (limited, free) = (limited.unwrap(), free.unwrap());
+        nobody.ask(format!("fill {limited} 0 64")).unwrap();
+        let was = nobody.number(format!("raise {limited} 0")).unwrap();
+        nobody.tell(format!("count {limited} {ASKED} add"));
+        let mut of_root = 0;
+        thread::scope(|scope| {
+            let counted = scope.spawn(|| nobody.answer());
+            while !counted.is_finished() {
+                root.ask(format!("raise {free} 1")).unwrap();
+                of_root += 1;
+            }
+            counted.join().unwrap().unwrap();
+        });
+        let allowed = 10 + begin.elapsed().as_millis() as u64 * 20 / 1000;
+        assert!(ASKED <= allowed && allowed < of_root, "{route:?}: {allowed}, {of_root}");
+        assert_eq!(nobody.number(format!("raise {limited} 0")), Ok(was.wrapping_add(ASKED)));
+    }
 }
 
 #[test]

@@ -266,3 +266,32 @@ fn a_user_with_a_rate_gets_through_no_more_than_that() {
     assert!(done <= allowed + 100 + 8 * 16 + 100, "{done} requests, {allowed} by the rate");
     println!("rate: {ROUNDS} rounds of the victim, {done} things of the flood, {allowed} allowed");
 }
+
+/// Each daemon counts by itself, in tokens of 4 KiB: a message of the flood takes 15 of them.
+#[test]
+fn a_user_with_a_rate_moves_no_more_than_that_over_links() {
+    const BURST: u64 = 100;
+    if effective_uid() != 0 {
+        return cannot_run("only root can start a flood of another user");
+    }
+    let quota = format!("requests_per_s = {RATE}\nrequests_burst = {BURST}\n");
+    let instance = instance(&format!("[quota.uid.{NOBODY}]\n{quota}"));
+    let begin = Instant::now();
+    let flood = Flood::start(&instance, "linked-reads");
+    wait_until("the flood is there", || flood.done() >= 100);
+    let route = ("DMCE_MESSAGE_ROUTE", "direct");
+    let mut victim = Client::open_with(&own_client(), &instance, &[(MESSAGE_PATH, "1"), route]);
+    let addr = victim.ask("malloc 4096").unwrap();
+    for round in 0..ROUNDS * 10 {
+        victim.ask(format!("fill {addr} {round} 64")).unwrap();
+        victim.ask(format!("check {addr} {round} 64")).unwrap();
+    }
+    let meanwhile = flood.done();
+    wait_until("the flood goes on", || flood.done() > meanwhile);
+    let done = flood.done();
+    let tokens = BURST + begin.elapsed().as_millis() as u64 * RATE / 1000;
+    // On each of two daemons the last message may take more than there is.
+    let allowed = 2 * (tokens / 15 + 1);
+    assert!(done <= allowed, "{done} messages, {allowed} by the rate");
+    println!("rate: {done} messages of the flood over links, {allowed} allowed");
+}

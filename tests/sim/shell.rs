@@ -153,8 +153,8 @@ impl World {
         }
         let mut reply = reply;
         for descriptor in descriptors {
-            if let Descriptor::Link { conn, link, session, uid, grant } = *descriptor {
-                self.link(conn, DaemonRequest::Link { link, session, uid, grant });
+            if let Descriptor::Link { conn, link, session, uid, rate, grant } = *descriptor {
+                self.link(conn, DaemonRequest::Link { link, session, uid, rate, grant });
                 continue;
             }
             if let Some(refusal) = self.open(*descriptor, &reply)? {

@@ -10,6 +10,7 @@
 //! 3. An action on a connection that has hung up meanwhile does nothing.
 
 use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, SessionId};
+use dmce_abi::rate::Rate;
 use dmce_abi::wire;
 use dmce_abi::wire::client::ClientReply;
 use dmce_abi::wire::daemon::DaemonRequest;
@@ -47,6 +48,8 @@ pub enum Descriptor {
         session: SessionId,
         /// The user of that session.
         uid: u32,
+        /// How much that user may ask for over links to this daemon.
+        rate: Rate,
         /// The first grant.
         grant: LinkGrant,
     },

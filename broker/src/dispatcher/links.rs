@@ -109,7 +109,8 @@ impl Dispatcher {
         let id = LinkId(self.next_number());
         self.links.add(session, daemon, Link { id, grants: BTreeSet::from([block]) });
         let uid = self.uid_of_session(session);
-        let descriptor = Descriptor::Link { conn, link: id, session, uid, grant };
+        let rate = self.rate_of(uid);
+        let descriptor = Descriptor::Link { conn, link: id, session, uid, rate, grant };
         Ok(Outcome::Reply(answer(id), vec![descriptor]))
     }
 

@@ -409,10 +409,10 @@ impl Server {
 
     /// Connects a client with a daemon; the client's end.
     fn link(&mut self, descriptor: Descriptor) -> Result<OwnedFd, OpenFailure> {
-        let Descriptor::Link { conn, link, session, uid, grant } = descriptor else {
+        let Descriptor::Link { conn, link, session, uid, rate, grant } = descriptor else {
             unreachable!("only links are made here");
         };
-        let request = DaemonRequest::Link { link, session, uid, grant };
+        let request = DaemonRequest::Link { link, session, uid, rate, grant };
         self.daemons.link(&self.poller, conn, &request).map_err(|error| {
             if matches!(error, SocketError::Closed) {
                 self.events.push_back(Event::DaemonHungUp { conn });

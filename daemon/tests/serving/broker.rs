@@ -11,6 +11,7 @@ use dmce_abi::Status;
 use dmce_abi::block::SessionId;
 use dmce_abi::limits::FRAME_BYTES_MAX;
 use dmce_abi::name::{Instance, ObjectKind, ObjectName};
+use dmce_abi::rate::Rate;
 use dmce_abi::wire::daemon::{
     DaemonAnswer, DaemonMessage, DaemonNotice, DaemonRequest, HeldBlock, PoolPlace, Register,
 };
@@ -163,9 +164,14 @@ impl Broker {
 
     /// Makes a link over which a block may be reached; the client's end.
     pub fn link(&self, link: u64, grant: LinkGrant) -> LinkEnd {
+        self.link_of((1000, Rate::UNLIMITED), link, grant)
+    }
+
+    /// The same for a user who may ask for so much.
+    pub fn link_of(&self, (uid, rate): (u32, Rate), link: u64, grant: LinkGrant) -> LinkEnd {
         let (client, daemon) = Socket::pair().unwrap();
         let session = SessionId::try_from(1).unwrap();
-        let message = DaemonRequest::Link { link: LinkId(link), session, uid: 1000, grant };
+        let message = DaemonRequest::Link { link: LinkId(link), session, uid, rate, grant };
         let frame = wire::encode(FrameHeader { request: 0, fds: 1 }, &message).unwrap();
         self.connection().send(&frame, &[daemon.as_fd()]).unwrap();
         LinkEnd { socket: client }

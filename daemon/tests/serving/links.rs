@@ -1,7 +1,9 @@
 //! Clients that map nothing, over links and through the broker; the hostile ones among them.
 
 use dmce_abi::limits::DATA_BYTES_MAX;
+use dmce_abi::rate::Rate;
 use dmce_abi::wire::data::{Bytes, DataReply, DataRequest, LinkGrant, LinkId, Target};
+use dmce_sys::clock;
 use dmce_sys::socket::SocketError;
 
 use super::*;
@@ -182,6 +184,43 @@ fn a_flood_of_requests_leaves_others_served() {
     for _ in 0..sent {
         assert!(flooding.receive().expect("the link stands").is_ok());
     }
+}
+
+/// The tokens that a user has had by now are counted by the clock that the daemon looks at.
+#[test]
+fn a_user_gets_a_burst_and_then_what_time_brings_and_others_do_not_wait() {
+    const RATE: Rate = Rate { per_s: 20, burst: 10 };
+    const ASKED: u64 = 30;
+    let mut broker = serving(1);
+    let limited = [1, 2].map(|link| broker.link_of((1000, RATE), link, grant(1, false)));
+    let other = broker.link_of((1001, Rate::UNLIMITED), 3, grant(1, true));
+    let begin_ms = clock::monotonic_ms();
+    for _ in 0..ASKED / 2 {
+        for link in &limited {
+            link.send(&read(at(1, 0), 1));
+        }
+    }
+    let allowed = || {
+        let ms = clock::monotonic_ms() - begin_ms;
+        u64::from(RATE.burst) + ms * u64::from(RATE.per_s) / 1000
+    };
+    for answered in 1..=ASKED {
+        let link = &limited[usize::from(answered % 2 == 0)];
+        assert_eq!(link.receive(), Some(Ok(bytes(&[0]))), "nothing is refused");
+        assert!(answered <= allowed(), "{answered} of {}", allowed());
+        assert_eq!(other.ask(&write(at(1, 64), b"x")), Ok(DataReply::Done));
+    }
+    // Two that are held: the one is gone, and the other gets what it had asked for.
+    let [gone, stays] = limited;
+    for _ in 0..RATE.burst {
+        gone.send(&write(at(1, 0), b"y"));
+        stays.send(&read(at(1, 0), 1));
+    }
+    drop(gone);
+    for _ in 0..RATE.burst {
+        assert_eq!(stays.receive(), Some(Ok(bytes(&[0]))));
+    }
+    assert!(matches!(broker.ask(&DaemonRequest::Sense), Ok(DaemonAnswer::Sensed { .. })));
 }
 
 #[test]

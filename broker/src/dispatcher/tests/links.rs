@@ -1,11 +1,12 @@
 use dmce_abi::Status;
 use dmce_abi::block::{BlockId, Guid};
+use dmce_abi::rate::Rate;
 use dmce_abi::wire::client::{ClientReply, ClientRequest, Delete, Reach, Reached};
 use dmce_abi::wire::daemon::{DaemonAnswer, DaemonMessage, DaemonRequest};
 use dmce_abi::wire::data::{Bytes, DataReply, DataRequest, LinkGrant, LinkId, Target};
 
-use super::rig::{GIB, MIB, Mood, Rig, block_id, close, heap, open, region, span};
-use crate::dispatcher::{Action, ClientConn, Descriptor, Event};
+use super::rig::{GIB, MIB, Mood, Rig, block_id, close, config, heap, open, region, span};
+use crate::dispatcher::{Action, ClientConn, Descriptor, Event, Quota, Started};
 
 const NONE: LinkId = LinkId(0);
 
@@ -43,6 +44,28 @@ fn read(at: Target, bytes: u32) -> ClientRequest {
 
 fn write(at: Target, bytes: usize) -> ClientRequest {
     ClientRequest::Data(DataRequest::Write { at, data: Bytes(vec![1; bytes]) })
+}
+
+/// The daemon counts what comes over links, by what it was told with each.
+#[test]
+fn a_link_tells_the_rate_of_its_user() {
+    let per_s = |requests_per_s| Quota { requests_per_s, ..Quota::UNLIMITED };
+    let mut config = config();
+    config.quota = Quota { requests_burst: 300, ..per_s(200) };
+    config.quotas.extend([(1001, per_s(70)), (1002, per_s(0)), (1003, Quota::UNLIMITED)]);
+    let mut rig = Rig::started(config, Started::default());
+    rig.daemon(1, GIB);
+    let rates = [(200, 300), (70, 70), (1, 1), (0, 0)];
+    for (user, (per_s, burst)) in (1000..).zip(rates) {
+        let (conn, _) = rig.session(user);
+        let first = rig.granted(conn, heap(1, MIB)).first;
+        // However few they are a second.
+        rig.wait(5_000);
+        let number = rig.ask_later(conn, reach(first.block, true));
+        let (_, descriptors) = rig.answer(conn, number).expect("an answer");
+        let [Descriptor::Link { uid, rate, .. }] = descriptors[..] else { panic!("no link") };
+        assert_eq!((uid, rate), (user, Rate { per_s, burst }));
+    }
 }
 
 #[test]

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::Refusal;
 use super::data::{DataReply, DataRequest, LinkGrant, LinkId};
 use crate::block::{BlockDescription, BlockId, DaemonId, SessionId};
+use crate::rate::Rate;
 
 /// The number in the name of a pool object. No two that a daemon lends have the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -67,6 +68,8 @@ pub enum DaemonRequest {
         session: SessionId,
         /// The user of that session: users have their turns.
         uid: u32,
+        /// How much that user may ask for over all links to this daemon.
+        rate: Rate,
         /// The first block that may be reached over it.
         grant: LinkGrant,
     },

@@ -10,6 +10,7 @@ use super::data::{Bytes, DataAnswer, DataReply, DataRequest, LinkGrant, LinkId, 
 use super::*;
 use crate::block::{BlockId, DaemonId, Guid, SessionId};
 use crate::limits::INSTANCE_BYTES_MAX;
+use crate::rate::Rate;
 
 const PLAIN: FrameHeader = FrameHeader { request: 0x0102_0304_0506_0708, fds: 0 };
 
@@ -265,8 +266,9 @@ fn golden_links() {
     assert_eq!(encode(PLAIN, &reach).unwrap()[HEADER_BYTES..], [24, 0xac, 2, 1, 1, 4]);
     let grant = LinkGrant { block, guid, writable: false };
     let session = SessionId::try_from(7).unwrap();
-    let link = DaemonRequest::Link { link: LinkId(5), session, uid: 1000, grant };
-    let bytes = [&[5, 5, 7, 0xe8, 7, 0xac, 2][..], &[9; 16], &[0]].concat();
+    let (id, rate) = (LinkId(5), Rate { per_s: 300, burst: 64 });
+    let link = DaemonRequest::Link { link: id, session, uid: 1000, rate, grant };
+    let bytes = [&[5, 5, 7, 0xe8, 7, 0xac, 2, 64, 0xac, 2][..], &[9; 16], &[0]].concat();
     assert_eq!(encode(PLAIN, &link).unwrap()[HEADER_BYTES..], bytes);
     let revoke = DaemonRequest::Revoke { link: LinkId(5), block };
     assert_eq!(encode(PLAIN, &revoke).unwrap()[HEADER_BYTES..], [8, 5, 0xac, 2]);
