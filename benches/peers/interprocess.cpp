@@ -1,21 +1,14 @@
-// Boost.Interprocess as the other side of rows: a process that allocates in a managed shared memory.
-//
-// Reads one command a line and answers one line, as the workers of a run do:
-//
-//   pairs BYTES COUNT THREADS    each thread allocates and frees COUNT times -> ok SECONDS
-//
-// where SECONDS is the time of one allocation with its free.
+// Boost.Interprocess: processes that allocate in one managed shared memory.
+
+#include "pairs.hpp"
 
 #include <boost/interprocess/managed_shared_memory.hpp>
 
-#include <chrono>
-#include <cstddef>
-#include <iostream>
-#include <sstream>
-#include <string>
-#include <thread>
+#include <csignal>
+#include <stdexcept>
+#include <sys/prctl.h>
+#include <sys/wait.h>
 #include <unistd.h>
-#include <vector>
 
 namespace bip = boost::interprocess;
 
@@ -31,32 +24,40 @@ public:
         bip::shared_memory_object::remove(name_.c_str());
     }
 
-    void pairs(std::size_t bytes, unsigned long count)
-    {
-        for (unsigned long done = 0; done < count; ++done) {
-            void *memory = memory_.allocate(bytes);
-            asm volatile("" : "+r"(memory) : : "memory");
-            memory_.deallocate(memory);
-        }
-    }
+    void *allocate(std::size_t bytes) { return memory_.allocate(bytes); }
+
+    void deallocate(void *memory) { memory_.deallocate(memory); }
 
 private:
     std::string name_;
     bip::managed_shared_memory memory_;
 };
 
-double seconds_of_a_pair(segment &memory, std::size_t bytes, unsigned long count, unsigned threads)
-{
-    auto begin = std::chrono::steady_clock::now();
-    std::vector<std::thread> others;
-    for (unsigned other = 1; other < threads; ++other)
-        others.emplace_back([&] { memory.pairs(bytes, count); });
-    memory.pairs(bytes, count);
-    for (auto &other : others)
-        other.join();
-    std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
-    return taken.count() / static_cast<double>(count);
-}
+// Children have the memory mapped, and its locks are for all processes that have.
+struct processes {
+    template <class Work>
+    void operator()(unsigned others, Work work) const
+    {
+        std::vector<pid_t> children;
+        for (unsigned other = 0; other < others; ++other) {
+            pid_t child = fork();
+            if (child < 0)
+                throw std::runtime_error("no process can be made");
+            if (child == 0) {
+                prctl(PR_SET_PDEATHSIG, SIGKILL);
+                work();
+                _exit(0);
+            }
+            children.push_back(child);
+        }
+        work();
+        for (pid_t child : children) {
+            int status = 0;
+            if (waitpid(child, &status, 0) != child || status != 0)
+                throw std::runtime_error("a process has failed");
+        }
+    }
+};
 
 } // namespace
 
@@ -64,21 +65,9 @@ int main()
 {
     try {
         segment memory(std::size_t{64} << 20);
-        std::cout.precision(17);
-        for (std::string line; std::getline(std::cin, line);) {
-            std::istringstream words(line);
-            std::string command;
-            std::size_t bytes = 0;
-            unsigned long count = 0;
-            unsigned threads = 0;
-            if (words >> command >> bytes >> count >> threads && command == "pairs" && count > 0)
-                std::cout << "ok " << seconds_of_a_pair(memory, bytes, count, threads) << std::endl;
-            else
-                std::cout << "error: unknown command: " << line << std::endl;
-        }
+        return peers::serve(memory, processes{});
     } catch (const std::exception &error) {
         std::cout << "error: " << error.what() << std::endl;
         return 1;
     }
-    return 0;
 }

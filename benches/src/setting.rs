@@ -44,6 +44,8 @@ pub struct Setting {
     pub library: Option<PathBuf>,
     /// The peer program of Boost.Interprocess; without it its rows are left out.
     pub interprocess: Option<PathBuf>,
+    /// The same of jemalloc.
+    pub jemalloc: Option<PathBuf>,
     janitor: Janitor,
 }
 
@@ -69,8 +71,9 @@ impl Setting {
         };
         let library = existing(beside.join("libdmce.so"));
         let interprocess = existing(beside.join("dmce-bench-interprocess"));
+        let jemalloc = existing(beside.join("dmce-bench-jemalloc"));
         let (allowed, janitor) = (Allowed::at_first()?, Janitor::start(&worker)?);
-        Ok(Self { effort, allowed, worker, i386_worker, library, interprocess, janitor })
+        Ok(Self { effort, allowed, worker, i386_worker, library, interprocess, jemalloc, janitor })
     }
 
     /// The functions of DMCE as programs get them, with what the table calls them: of a shared

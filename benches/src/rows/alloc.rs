@@ -19,7 +19,7 @@ use crate::table::{Goal, Row, Subject, Unit, size};
 use crate::worker::Worker;
 use crate::{Error, Result};
 
-const SIZES: [usize; 4] = [64, 512, 4 << 10, 32 << 10];
+const SIZES: [usize; 6] = [64, 512, 4 << 10, 8 << 10, 16 << 10, 32 << 10];
 /// Allocations of a batch.
 const BATCH: usize = 1000;
 
@@ -28,7 +28,7 @@ const BATCH: usize = 1000;
 enum Pattern {
     /// One thread, one at a time.
     Alone,
-    /// The same in two threads at once.
+    /// The same in two threads at once, or, where memory is between processes, in two of these.
     Beside,
     /// One thread, a thousand and then their frees in the same order.
     Batches,
@@ -40,7 +40,7 @@ impl Pattern {
     const fn text(self) -> &'static str {
         match self {
             Self::Alone => "one at a time",
-            Self::Beside => "one at a time, 2 threads at once",
+            Self::Beside => "one at a time, 2 at once",
             Self::Batches => "1000 at a time",
             Self::HandedOn => "1000 at a time, freed by a second thread",
         }
@@ -115,8 +115,12 @@ pub fn measure(setting: &mut Setting) -> Result<Vec<Row>> {
     for bytes in SIZES {
         rows.push(beside(setting, &ours, &Peer::libc(), (Pattern::Alone, bytes), Goal::None)?);
     }
+    match setting.jemalloc.clone() {
+        Some(program) => rows.extend(beside_program(setting, &ours, &JEMALLOC, &program)?),
+        None => eprintln!("left out: there is no dmce-bench-jemalloc"),
+    }
     match setting.interprocess.clone() {
-        Some(program) => rows.extend(beside_interprocess(setting, &ours, &program)?),
+        Some(program) => rows.extend(beside_program(setting, &ours, &INTERPROCESS, &program)?),
         None => eprintln!("left out: there is no dmce-bench-interprocess"),
     }
     Ok(rows)
@@ -129,9 +133,8 @@ fn beside_mimalloc(
 ) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for pattern in [Pattern::Alone, Pattern::Beside, Pattern::Batches, Pattern::HandedOn] {
-        let goal = if pattern == Pattern::HandedOn { Goal::None } else { Goal::AtLeast(0.5) };
         for bytes in SIZES {
-            rows.push(beside(setting, ours, peer, (pattern, bytes), goal)?);
+            rows.push(beside(setting, ours, peer, (pattern, bytes), Goal::AtLeast(0.5))?);
         }
     }
     Ok(rows)
@@ -153,22 +156,46 @@ fn beside(
     Ok(row((library, peer.name), (pattern, bytes), goal, &pair))
 }
 
-/// The other side is a process of its own, since it is another language.
-fn beside_interprocess(
+/// A peer that is a program of its own.
+struct Program {
+    name: &'static str,
+    patterns: &'static [Pattern],
+    goal: Goal,
+}
+
+/// It has to be there when a program starts.
+const JEMALLOC: Program = Program {
+    name: "malloc, free (jemalloc)",
+    patterns: &[Pattern::Alone, Pattern::Beside, Pattern::Batches],
+    goal: Goal::None,
+};
+
+/// It is another language.
+const INTERPROCESS: Program = Program {
+    name: "Boost.Interprocess",
+    patterns: &[Pattern::Alone, Pattern::Beside],
+    goal: Goal::AtLeast(10.0),
+};
+
+fn beside_program(
     setting: &Setting,
     (ours, library): &(Ours<'_>, &'static str),
+    peer: &Program,
     program: &Path,
 ) -> Result<Vec<Row>> {
-    let mut peer = Worker::start(program)?;
+    let mut worker = Worker::start(program)?;
     let (rounds, count) = effort(setting);
     let mut rows = Vec::new();
-    for (pattern, threads) in [(Pattern::Alone, 1), (Pattern::Beside, 2)] {
+    for &pattern in peer.patterns {
         for bytes in SIZES {
-            let command = format!("pairs {bytes} {count} {threads}");
-            let theirs = |_| peer.seconds(&command);
+            let command = match pattern {
+                Pattern::Beside => format!("pairs {bytes} {count} 2"),
+                Pattern::Batches => format!("batches {bytes} {count}"),
+                _ => format!("pairs {bytes} {count} 1"),
+            };
+            let theirs = |_| worker.seconds(&command);
             let pair = alternate(rounds, |_| run(ours, pattern, bytes, count), theirs)?;
-            let names = (*library, "Boost.Interprocess");
-            rows.push(row(names, (pattern, bytes), Goal::AtLeast(10.0), &pair));
+            rows.push(row((*library, peer.name), (pattern, bytes), peer.goal, &pair));
         }
     }
     Ok(rows)
