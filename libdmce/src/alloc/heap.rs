@@ -35,7 +35,7 @@ use super::link::{Held, Link};
 use super::slab::{Slab, Taken};
 
 /// Bytes of listed slabs that a heap may have of a class before it gives empty ones back at once.
-const KEPT_BYTES: u64 = 1 << 20;
+const KEPT_BYTES: u64 = 4 << 20;
 /// Slabs of a class that it may have in any case.
 const KEPT_MIN: usize = 4;
 /// After so many slabs of a class were freed from by others since it was tidied, new ones are

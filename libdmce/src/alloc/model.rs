@@ -312,14 +312,14 @@ fn where_others_free_often_slabs_are_shared_from_the_first_for_a_while() {
 #[test]
 fn a_heap_keeps_a_bounded_number_of_empty_slabs() {
     let mut harness = Harness::new();
-    let many = (8 << 20) / 512;
+    let many = (16 << 20) / 512;
     let places: Vec<Place> = (0..many).map(|_| harness.malloc(0, 512, 16)).collect();
     let committed = harness.users.allocator.usage().committed;
     for place in places {
         harness.free(Some(0), place);
     }
     // What it does not keep has room for a run, without anything being asked for.
-    let shape = Shape::of(committed - (3 << 20), 16).unwrap();
+    let shape = Shape::of(committed - (6 << 20), 16).unwrap();
     assert!(harness.users.try_malloc(None, Kind::default(), shape, 0).is_some());
 }
 
