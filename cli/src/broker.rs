@@ -105,11 +105,11 @@ impl Broker {
     /// All but [`BrokerError::Refused`].
     pub fn find(named: Option<&Path>) -> Result<Self, BrokerError> {
         if let Some(path) = named {
-            return Self::connect(path);
+            return Self::connect(path, PATIENCE_MS);
         }
         let mut tried = Vec::new();
         for path in usual_sockets(std::env::var_os("XDG_RUNTIME_DIR"), effective_uid()) {
-            match Self::connect(&path) {
+            match Self::connect(&path, PATIENCE_MS) {
                 Err(BrokerError::Nobody { path }) => tried.push(path),
                 found => return found,
             }
@@ -117,25 +117,17 @@ impl Broker {
         Err(BrokerError::Nowhere { tried })
     }
 
-    /// Connects to the broker at `path`.
+    /// Connects to the broker at `path`, and waits no longer than `patience_ms` for that and for
+    /// each answer.
     ///
     /// # Errors
     ///
     /// As [`Broker::find`].
-    pub fn connect(path: &Path) -> Result<Self, BrokerError> {
-        match Connection::connect(path) {
-            Ok(connection) => {
-                Ok(Self { connection, path: path.to_owned(), patience_ms: PATIENCE_MS })
-            }
+    pub fn connect(path: &Path, patience_ms: u32) -> Result<Self, BrokerError> {
+        match Connection::connect_until(path, Deadline::after_ms(patience_ms)) {
+            Ok(connection) => Ok(Self { connection, path: path.to_owned(), patience_ms }),
             Err(error) => Err(BrokerError::of(path, error)),
         }
-    }
-
-    /// Waits less long for each answer.
-    #[must_use]
-    pub fn with_patience_ms(mut self, patience_ms: u32) -> Self {
-        self.patience_ms = patience_ms;
-        self
     }
 
     /// The instance as a whole.
@@ -308,12 +300,14 @@ fn one_of(paths: &[PathBuf]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
     use std::thread;
+    use std::time::Duration;
 
     use dmce_abi::limits::FRAME_BYTES_MAX;
     use dmce_abi::wire::admin::DaemonState;
     use dmce_abi::wire::{self, Refusal, Reply};
-    use dmce_sys::socket::Socket;
+    use dmce_sys::socket::{Listener, Socket};
 
     use super::*;
 
@@ -374,6 +368,22 @@ mod tests {
             let (listed, _) = with_replies(replies, Broker::daemons);
             assert!(matches!(listed, Err(BrokerError::WrongAnswer { .. })));
         }
+    }
+
+    #[test]
+    fn a_broker_whose_queue_is_full_does_not_answer() {
+        let name = format!("dmce-test-cli-full-{}.sock", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let listener = Listener::bind(&path, 0o600).unwrap();
+        while Socket::try_connect(&path).is_ok() {}
+        let (tell, told) = mpsc::channel();
+        let its = path.clone();
+        thread::spawn(move || tell.send(Broker::connect(&its, 20).map(drop)));
+        let connected = told.recv_timeout(Duration::from_secs(60)).expect("it has a limit");
+        listener.unlink().unwrap();
+        let error = connected.unwrap_err();
+        assert!(error.is_absence(), "{error}");
+        assert_eq!(error.to_string(), format!("no broker answers at {}", path.display()));
     }
 
     #[test]

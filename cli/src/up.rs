@@ -343,7 +343,7 @@ fn missing(
 ) -> Result<BTreeSet<u32>, BrokerError> {
     let broker = match broker {
         Some(broker) => broker,
-        None => broker.insert(Broker::connect(socket)?.with_patience_ms(ASK_LIMIT_MS)),
+        None => broker.insert(Broker::connect(socket, ASK_LIMIT_MS)?),
     };
     let mut missing: BTreeSet<u32> = (1..=daemons).collect();
     for row in broker.daemons()? {

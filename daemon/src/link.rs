@@ -239,7 +239,7 @@ impl Link {
     }
 
     fn try_connect(&self, poller: &Poller) -> Result<Socket, LinkError> {
-        let socket = Socket::connect(&self.path)?;
+        let socket = Socket::try_connect(&self.path)?;
         let uid = socket.peer()?.uid;
         if uid != identity::effective_uid() {
             return Err(LinkError::Stranger { uid });
@@ -256,6 +256,9 @@ impl Link {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
     use dmce_abi::wire::daemon::DaemonAnswer;
     use dmce_sys::socket::Listener;
 
@@ -282,6 +285,27 @@ mod tests {
         link.settled();
         assert!(!link.connect(now, &poller));
         assert_eq!(link.pause(now), Some(Duration::from_millis(20)));
+    }
+
+    #[test]
+    fn a_broker_whose_queue_is_full_is_not_waited_for() {
+        let path = path("full");
+        let listener = Listener::bind(&path, 0o600).unwrap();
+        while Socket::try_connect(&path).is_ok() {}
+        let (tell, told) = mpsc::channel();
+        let its = path.clone();
+        thread::spawn(move || {
+            let poller = Poller::new().unwrap();
+            let mut link = Link::new(its, TOKEN);
+            assert!(!link.connect(0, &poller));
+            tell.send((link, poller)).unwrap();
+        });
+        let connected = told.recv_timeout(Duration::from_secs(60));
+        let (mut link, poller) = connected.expect("the loop of a daemon waits for nobody");
+        assert_eq!(link.pause(0), Some(Duration::from_millis(20)));
+        drop(listener.accept_nonblocking().unwrap());
+        assert!(link.connect(20, &poller));
+        listener.unlink().unwrap();
     }
 
     #[test]

@@ -57,13 +57,29 @@ struct Received<A> {
 }
 
 impl Connection {
-    /// Connects to the broker that listens at `path`.
+    /// Connects to the broker that listens at `path`, and waits for room in its queue as long as
+    /// [`Options::DEFAULT_TIMEOUT_MS`].
     ///
     /// # Errors
     ///
-    /// [`ConnectionError::Socket`].
+    /// [`ConnectionError::Socket`]; [`ConnectionError::Timeout`] if there was no room in the queue.
     pub fn connect(path: impl AsRef<Path>) -> Result<Self, ConnectionError> {
-        Ok(Self::over(Socket::connect(path)?))
+        Self::connect_until(path, Deadline::after_ms(Options::DEFAULT_TIMEOUT_MS))
+    }
+
+    /// [`Connection::connect`] with a deadline; after that it is tried once.
+    ///
+    /// # Errors
+    ///
+    /// As [`Connection::connect`].
+    pub fn connect_until(
+        path: impl AsRef<Path>,
+        deadline: Deadline,
+    ) -> Result<Self, ConnectionError> {
+        match Socket::connect_within(path, deadline.left().unwrap_or_default()) {
+            Err(SocketError::WouldBlock { .. }) => Err(ConnectionError::Timeout),
+            connected => Ok(Self::over(connected?)),
+        }
     }
 
     /// A connection to a broker over a socket that is connected already.

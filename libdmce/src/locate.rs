@@ -10,6 +10,7 @@
 //! 1. A socket that was named is the only one that is tried, and nothing is started for it. While
 //!    it is there and nobody listens, its broker is being started again: it is waited for until
 //!    the deadline. One that is not there is of no broker, and is told at once.
+//!    Room in the queue of one who listens is waited for until the deadline, wherever it is.
 //! 2. Without `XDG_RUNTIME_DIR` the private folder is `/tmp/dmce-UID`, and it is used only if it is
 //!    a folder of this user's that nobody else may enter: anyone could have made it.
 #![forbid(unsafe_code)]
@@ -69,8 +70,10 @@ pub(crate) fn connect(options: &Options, deadline: Deadline) -> Result<Found, Er
     }
     let mut last = None;
     for place in places {
-        match try_path(place) {
+        match try_path(place, deadline) {
             Ok(found) => return Ok(found),
+            // Somebody listens there: no other instance is to be had in place of that one.
+            Err(error @ ConnectionError::Timeout) => return Err(error.into()),
             Err(error) => last = Some(error),
         }
     }
@@ -85,7 +88,7 @@ pub(crate) fn connect(options: &Options, deadline: Deadline) -> Result<Found, Er
 fn connect_named(path: &Path, deadline: Deadline) -> Result<Found, ConnectionError> {
     let mut was_there = false;
     loop {
-        let error = match try_path(path.to_owned()) {
+        let error = match try_path(path.to_owned(), deadline) {
             Err(ConnectionError::Socket(error)) => error,
             tried => return tried,
         };
@@ -107,8 +110,9 @@ fn is_other(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|found| !found.file_type().is_socket())
 }
 
-fn try_path(path: PathBuf) -> Result<Found, ConnectionError> {
-    Connection::connect(&path).map(|connection| Found { connection, path })
+fn try_path(path: PathBuf, deadline: Deadline) -> Result<Found, ConnectionError> {
+    let connected = Connection::connect_until(&path, deadline);
+    connected.map(|connection| Found { connection, path })
 }
 
 /// The folder of the user's own instance.
@@ -164,7 +168,7 @@ fn start(dir: &Path, deadline: Deadline) -> Result<Found, Error> {
     let socket = dir.join(SOCKET_NAME);
     loop {
         // If the command refused, another process may be starting the same instance.
-        match try_path(socket.clone()) {
+        match try_path(socket.clone(), deadline) {
             Ok(found) => return Ok(found),
             Err(error) if ended.success() => return Err(error.into()),
             Err(error) if deadline.left().is_none() => {

@@ -4,10 +4,11 @@ mod fake;
 
 use std::cmp::Ordering;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering as Memory};
 
 use dmce_abi::wire::client::MallocKind;
-use dmce_sys::socket::{Socket, SocketError};
+use dmce_sys::socket::{Listener, Socket, SocketError};
 use fake::{BLOCK_BYTES, Fake, status, wait_until};
 use libdmce::{Error, Options, Prot, RegionOptions, Session, Status};
 
@@ -64,6 +65,43 @@ fn a_broker_that_stays_away_is_unavailable_after_the_timeout() {
     fake.die();
     session.close().unwrap();
     assert_eq!(status(session.malloc(1)), Status::Closed);
+}
+
+/// A listener that accepts nobody, and whose queue is full.
+fn full(path: &Path) -> Listener {
+    let listener = Listener::bind(path, 0o600).unwrap();
+    while Socket::try_connect(path).is_ok() {}
+    listener
+}
+
+/// What a call answers that might hang.
+fn watched<T: Send + 'static>(what: &str, call: impl FnOnce() -> T + Send + 'static) -> T {
+    let thread = std::thread::spawn(call);
+    wait_until(what, || thread.is_finished());
+    thread.join().unwrap()
+}
+
+#[test]
+fn a_broker_whose_queue_is_full_is_unavailable_after_the_timeout() {
+    let mut fake = Fake::start();
+    let options = Options { timeout_ms: 100, ..fake.options() };
+    let path = options.socket.clone().unwrap();
+    for no_thread in [false, true] {
+        let open = Options { no_thread, ..options.clone() };
+        let session = Session::open(&open).unwrap();
+        fake.die();
+        let listener = full(&path);
+        let opened = watched("no session is opened", move || Session::open(&open));
+        assert_eq!(status(opened), Status::Unavailable);
+        let session = watched("a session gives up, and is closed", move || {
+            assert_eq!(status(session.malloc(3 * BLOCK_BYTES)), Status::Unavailable);
+            session.close().unwrap();
+            session
+        });
+        assert_eq!(status(session.malloc(1)), Status::Closed);
+        drop(listener);
+        fake.restart();
+    }
 }
 
 #[test]

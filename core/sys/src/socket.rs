@@ -9,7 +9,8 @@
 //!    as truncated. Received descriptors are close-on-exec from the first moment.
 //! 3. A dead peer is [`SocketError::Closed`] or [`SocketError::Reset`], never SIGPIPE.
 //! 4. Who the peer is comes from the kernel as of the moment of `connect`, never from the peer.
-//! 5. A socket file is unlinked only if it is a socket that nobody listens on. Two starters at once
+//! 5. Who connects to a listener whose queue is full waits as long as it said (`connect`).
+//! 6. A socket file is unlinked only if it is a socket that nobody listens on. Two starters at once
 //!    could still race; the OFD lock of the instance ([`crate::lock`]) keeps them apart.
 //!
 //! A frame of no bytes cannot be told from the end of the connection and is never sent.
@@ -29,6 +30,7 @@ use rustix::net::{
 
 use crate::crash;
 
+mod connect;
 mod peer;
 
 pub use peer::Peer;
@@ -228,21 +230,6 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Connects to the listener at `path`.
-    ///
-    /// # Errors
-    ///
-    /// [`SocketError::NobodyListens`], [`SocketError::Denied`], [`SocketError::PathTooLong`],
-    /// [`SocketError::Io`].
-    pub fn connect(path: impl AsRef<Path>) -> Result<Self, SocketError> {
-        let path = path.as_ref();
-        let failed = |errno| SocketError::of_path("connect", path, errno);
-        let address = SocketAddrUnix::new(path).map_err(failed)?;
-        let fd = seqpacket(SocketFlags::empty())?;
-        retry_on_intr(|| net::connect(&fd, &address)).map_err(failed)?;
-        Ok(Self { fd })
-    }
-
     /// Two connected ends.
     ///
     /// # Errors

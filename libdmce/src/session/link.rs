@@ -442,7 +442,9 @@ impl Link {
 
     fn attach(&self, state: &mut State, deadline: Deadline) -> Result<(), LinkError> {
         let failed = |error: ConnectionError| LinkError::Failed(unavailable(&error));
-        let mut connection = Connection::connect(&self.path).map_err(failed)?;
+        // Without waiting for room in the queue: who tries again waits so that a close ends it.
+        let connected = Connection::connect_until(&self.path, Deadline::after_ms(0));
+        let mut connection = connected.map_err(failed)?;
         if !self.closing.load(Ordering::SeqCst) {
             connection.set_interrupt(Some(Arc::clone(&self.interrupt)));
         }

@@ -216,6 +216,47 @@ fn a_listener_has_its_mode_and_knows_who_connects() {
     assert_eq!(server.recv(&mut buf, &mut fds).unwrap().bytes, 1);
 }
 
+/// A listener whose queue is full. Who has hung up is queued as well, and needs no descriptor.
+fn full(path: &SocketPath) -> Listener {
+    let listener = Listener::bind(&path.0, 0o600).unwrap();
+    while Socket::try_connect(&path.0).is_ok() {}
+    listener
+}
+
+#[test]
+fn who_connects_to_a_full_queue_waits_as_long_as_it_said() {
+    let path = SocketPath::new();
+    let listener = full(&path);
+    let would_block = |connected| matches!(connected, Err(SocketError::WouldBlock { .. }));
+    assert!(would_block(Socket::try_connect(&path.0)));
+    assert!(would_block(Socket::connect_within(&path.0, Duration::ZERO)));
+    assert!(would_block(Socket::connect_within(&path.0, Duration::from_millis(1))));
+    std::thread::scope(|scope| {
+        let limited = || Socket::connect_within(&path.0, Duration::from_secs(3600));
+        let others = [scope.spawn(limited), scope.spawn(|| Socket::connect(&path.0))];
+        while !others.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+            drop(listener.accept_nonblocking());
+            std::thread::yield_now();
+        }
+        for other in others {
+            other.join().unwrap().unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_socket_waits_to_send_however_it_was_connected() {
+    let path = SocketPath::new();
+    let _listener = Listener::bind(&path.0, 0o600).unwrap();
+    let limited = Socket::connect_within(&path.0, Duration::from_secs(3600)).unwrap();
+    for socket in [limited, Socket::try_connect(&path.0).unwrap()] {
+        let limit = net::sockopt::socket_timeout(&socket.fd, net::sockopt::Timeout::Send);
+        assert_eq!(limit.unwrap(), None);
+        let flags = rustix::fs::fcntl_getfl(&socket.fd).unwrap();
+        assert!(!flags.contains(rustix::fs::OFlags::NONBLOCK));
+    }
+}
+
 #[test]
 fn a_stale_socket_file_is_replaced_and_a_live_or_foreign_one_is_not() {
     let path = SocketPath::new();
