@@ -11,6 +11,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use dmce_sys::pidfd::{self, Signal};
 use dmce_tests::programs::{folder_of, other_client};
 use dmce_tests::{Instance, cannot_run};
+use libdmce::Prot;
 
 use crate::toolchain::{self, SONAME, Scratch, root};
 
@@ -372,6 +373,142 @@ fn a_transaction_over_two_databases_is_whole_wherever_its_writer_is_killed() {
     for database in ["one.db", "two.db"] {
         assert_eq!(own.run(&instance, database, "pragma integrity_check;"), "ok\n");
     }
+}
+
+const JOURNAL_MODE: &str = "pragma journal_mode;";
+
+/// A write-ahead log would lock everybody else out, in exclusive locking mode, and for ever.
+#[test]
+fn no_locking_mode_gives_a_database_a_write_ahead_log() {
+    let Some(shells) = shells() else { return };
+    let own = &shells.own;
+    let instance = Instance::start(1);
+    for (locking, database) in [("normal", "n.db"), ("exclusive", "e.db")] {
+        let mut writer = Session::open(own, &instance, database);
+        writer.tell("create table t(x);");
+        assert_eq!(writer.line(&format!("pragma locking_mode = {locking};")), locking);
+        for mode in ["delete", "truncate", "persist"] {
+            assert_eq!(writer.line(&format!("pragma journal_mode = {mode};")), mode);
+            for asked in ["wal", "WAL", "'wal'", "w"] {
+                assert_eq!(writer.line(&format!("pragma main.journal_mode = {asked};")), mode);
+            }
+            assert_eq!(writer.line(JOURNAL_MODE), mode);
+        }
+        writer.tell("insert into t values(1);");
+        assert_eq!(writer.line("select count(*) from t;"), "1");
+        writer.kill();
+        let after = own.run(&instance, database, &format!("select * from t; {JOURNAL_MODE}"));
+        assert_eq!(after, "1\ndelete\n");
+    }
+    let regions = instance.regions();
+    assert!(regions.iter().all(|row| !row.region.name.ends_with("-wal")), "{regions:?}");
+}
+
+/// Where the extension is not asked first: when the mode is changed already, and in the middle of a
+/// copy of a database that has a write-ahead log.
+#[test]
+fn what_would_begin_a_write_ahead_log_is_rolled_back() {
+    let Some(shells) = shells() else { return };
+    let own = &shells.own;
+    let instance = Instance::start(1);
+    own.run(&instance, "t.db", "create table t(x); insert into t values(1);");
+    let disk = shells.scratch.path().join("wal.db");
+    let attach = format!(
+        ".log stdout\n.load {}\n.open {}\nattach 'file:t.db?vfs=dmce' as d;\n",
+        own.extension.display(),
+        disk.display()
+    );
+    let asked = "pragma locking_mode = exclusive; pragma journal_mode = wal;";
+    let refused = finish(own.start(&instance), &format!("{attach}{asked}\n"));
+    assert!(refused.clone().is_err_and(|text| text.contains("disk I/O error")), "{refused:?}");
+    assert_eq!(own.run(&instance, "t.db", "select * from t; insert into t values(2);"), "1\n");
+
+    // The one on the disk may have one, and is in that mode then.
+    let asked = "pragma journal_mode = wal; create table t(x);";
+    let changed = finish(own.start(&instance), &format!("{attach}{asked}\n"));
+    assert_eq!(changed, Ok("wal\n".to_owned()));
+    let restored = own.try_run(&instance, "t.db", &format!(".restore {}", disk.display()));
+    assert!(restored.clone().is_err_and(|text| text.contains("disk I/O error")), "{restored:?}");
+    assert_eq!(
+        own.run(&instance, "t.db", "select * from t; pragma integrity_check;"),
+        "1\n2\nok\n"
+    );
+}
+
+/// What the shell says when a database does not open, and what its log says.
+fn told_at_opening(shell: &Shell, instance: &Instance, database: &str) -> String {
+    let opening = shell.opening(database);
+    let told = finish(shell.start(instance), &format!(".log stdout\n{opening}"));
+    told.unwrap_or_else(|text| panic!("{database}: {text}"))
+}
+
+#[test]
+fn what_cannot_be_opened_is_told_with_its_reason() {
+    let Some(shells) = shells() else { return };
+    let own = &shells.own;
+    let instance = Instance::start(1);
+    let longest = "x".repeat(119);
+    own.run(&instance, &longest, "create table t(x);");
+    let told = told_at_opening(own, &instance, &format!("{longest}y"));
+    assert!(told.contains("is no name of 1 to 119 bytes"), "{told}");
+
+    own.run(&instance, "t.db", "create table t(x); insert into t values(1);");
+    let mut readers: Vec<_> = (0..40).map(|_| Session::open(own, &instance, "t.db")).collect();
+    for reader in &mut readers {
+        assert_eq!(reader.line("select x from t;"), "1");
+    }
+    let told = told_at_opening(own, &instance, "t.db");
+    assert!(told.contains("t.db has 40 connections, limit 40"), "{told}");
+    for reader in readers {
+        assert_eq!(reader.end(), "");
+    }
+    assert_eq!(told_at_opening(own, &instance, "t.db"), "");
+
+    // Written by something else than this extension.
+    let session = instance.open();
+    let first = session.region_open("sqlite", ".d0-t.db", Prot::READ | Prot::WRITE).unwrap();
+    let header = first.addr(18).unwrap();
+    session.write(header, &[2, 2]).unwrap();
+    let told = told_at_opening(own, &instance, "t.db");
+    assert!(told.contains("t.db is in WAL mode, which cannot be here"), "{told}");
+}
+
+/// As `sqlite_vfs.h` says.
+#[test]
+fn databases_go_to_a_disk_and_come_from_it() {
+    let Some(shells) = shells() else { return };
+    let own = &shells.own;
+    let instance = Instance::start(1);
+    let place = |name: &str| shells.scratch.path().join(name).display().to_string();
+    let [backup, vacuumed, attached, inside] = ["b.db", "v.db", "a.db", "inside.db"].map(place);
+    let export = format!(
+        "create table t(x); insert into t values(7);
+.backup {backup}
+vacuum into 'file:{vacuumed}?vfs=unix';
+attach 'file:{attached}?vfs=unix' as disk; create table disk.t as select * from t;
+vacuum into '{inside}';"
+    );
+    own.run(&instance, "t.db", &export);
+    for path in [&backup, &vacuumed, &attached] {
+        let found = finish(own.start(&instance), &format!(".open {path}\nselect x from t;\n"));
+        assert_eq!(found, Ok("7\n".to_owned()), "{path}");
+    }
+    assert!(!Path::new(&inside).exists(), "a name without a file system is one of DMCE");
+    assert_eq!(own.run(&instance, &inside, "select x from t;"), "7\n");
+    let import = format!(".restore {backup}\nselect x from t;");
+    assert_eq!(own.run(&instance, "u.db", &import), "7\n");
+}
+
+/// The volume has its usual name if the variable is empty.
+#[test]
+fn a_volume_without_a_name_is_the_usual_one() {
+    let Some(shells) = shells() else { return };
+    let instance = Instance::start(1);
+    let mut shell = shells.own.start(&instance);
+    shell.env("DMCE_SQLITE_VOLUME", "");
+    let made = finish(shell, &format!("{}create table t(x);\n", shells.own.opening("t.db")));
+    assert_eq!(made, Ok(String::new()));
+    assert_eq!(shells.own.run(&instance, "t.db", "select count(*) from t;"), "0\n");
 }
 
 /// A database whose name looks like that of a super-journal is left as it is.

@@ -27,7 +27,7 @@ static dmce_status_t set_bytes(struct file *file, uint64_t bytes)
 static int extent_of(struct file *file, int place, bool create, struct extent **found)
 {
     if (place >= EXTENTS)
-        return SQLITE_FULL;
+        return refuse(SQLITE_FULL, "a file ends at its limit of %u MiB", FILE_MIB);
     *found = file->store == NULL ? file->extents[place]
                                  : atomic_load(&file->store->extents[file->part][place]);
     if (*found != NULL)
@@ -107,10 +107,20 @@ static int put(struct file *file, const void *buffer, uint64_t amount, uint64_t 
     return SQLITE_OK;
 }
 
+/* Whether the bytes of a header that say how the file is written and read speak of a WAL. */
+bool has_wal(const unsigned char formats[FORMATS])
+{
+    return formats[0] > 1 || formats[1] > 1;
+}
+
 static int file_write(sqlite3_file *base, const void *buffer, int amount, sqlite3_int64 offset)
 {
     struct file *file = (struct file *)base;
     uint64_t bytes, at = (uint64_t)offset, end = at + (uint64_t)amount;
+    /* Nobody could open it again. It stays as it is: the transaction is rolled back. */
+    if (file->slot >= 0 && at == 0 && end >= AT_FORMATS + FORMATS &&
+        has_wal((const unsigned char *)buffer + AT_FORMATS))
+        return refuse(SQLITE_IOERR_WRITE, "%s cannot have a WAL", file->store->name);
     dmce_status_t status = bytes_of(file, &bytes);
     int code = code_of(status, SQLITE_IOERR_WRITE);
     /* What an extent held when it was longer is not to be seen again. */
@@ -159,9 +169,24 @@ int file_size(sqlite3_file *base, sqlite3_int64 *size)
     return SQLITE_OK;
 }
 
+/*
+ * A PRAGMA, before SQLite does it. In exclusive locking mode it would begin a write-ahead log even
+ * here, where nobody else could read it. Asked for a mode that there is not, it answers with the
+ * one that it has, as it does for `wal` in normal locking mode.
+ */
+static void keep_journal_mode(const char *name, char *value)
+{
+    if (value != NULL && value[0] != '\0' && sqlite3_stricmp(name, "journal_mode") == 0 &&
+        sqlite3_strnicmp(value, "wal", (int)strlen(value)) == 0)
+        value[0] = '?';
+}
+
 static int file_control(sqlite3_file *base, int operation, void *argument)
 {
     struct file *file = (struct file *)base;
+    char **words = argument; /* of a PRAGMA: its answer, its name, its value or NULL */
+    if (operation == SQLITE_FCNTL_PRAGMA)
+        keep_journal_mode(words[1], words[2]);
     if (operation != SQLITE_FCNTL_LOCKSTATE)
         return SQLITE_NOTFOUND;
     *(int *)argument = file->level;
@@ -212,7 +237,7 @@ static int file_close(sqlite3_file *base)
 }
 
 const sqlite3_io_methods file_methods = {
-    .iVersion = 1, /* no shared memory of SQLite's, so no write-ahead log */
+    .iVersion = 1, /* no shared memory of SQLite's, which a write-ahead log is to have */
     .xClose = file_close,
     .xRead = file_read,
     .xWrite = file_write,

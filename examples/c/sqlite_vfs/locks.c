@@ -240,8 +240,7 @@ int slot_take(struct store *store, int *taken)
         if (!clear_dead(store, READERS))
             break;
     }
-    sqlite3_log(SQLITE_CANTOPEN, "dmce: %s has %d connections", store->name, SLOTS);
-    return SQLITE_CANTOPEN;
+    return refuse(SQLITE_CANTOPEN, "%s has %d connections, limit %d", store->name, SLOTS, SLOTS);
 }
 
 void slot_give(struct store *store, int slot)

@@ -3,9 +3,29 @@
  */
 #include "sqlite_vfs.h"
 
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
+
+static _Thread_local char complaint[256];
+
+/* Says why something is not done, in SQLite's log and to who asks for the last error. */
+int refuse(int code, const char *format, ...)
+{
+    va_list values;
+    va_start(values, format);
+    vsnprintf(complaint, sizeof complaint, format, values);
+    va_end(values);
+    sqlite3_log(code, "dmce: %s", complaint);
+    return code;
+}
+
+/* What this thread was refused last. */
+const char *last_complaint(void)
+{
+    return complaint;
+}
 
 int code_of(dmce_status_t status, int otherwise)
 {
@@ -14,16 +34,14 @@ int code_of(dmce_status_t status, int otherwise)
         return SQLITE_OK;
     case DMCE_E_NOSPACE:
     case DMCE_E_QUOTA:
-        return SQLITE_FULL;
+        return refuse(SQLITE_FULL, "%s", dmce_last_error());
     case DMCE_E_NOMEM:
         return SQLITE_NOMEM;
     case DMCE_E_BUSY:
         return SQLITE_BUSY;
     default:
-        break;
+        return refuse(otherwise, "%s", dmce_last_error());
     }
-    sqlite3_log(otherwise, "dmce: %s", dmce_last_error());
-    return otherwise;
 }
 
 dmce_status_t load(dmce_addr_t word, uint64_t *value)

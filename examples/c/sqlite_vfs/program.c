@@ -26,7 +26,8 @@ static dmce_status_t begin(void)
     if (self.session != NULL && self.pid == getpid())
         return DMCE_OK;
     const char *volume = getenv("DMCE_SQLITE_VOLUME");
-    snprintf(self.volume, sizeof self.volume, "%s", volume != NULL ? volume : "sqlite");
+    bool is_set = volume != NULL && volume[0] != '\0';
+    snprintf(self.volume, sizeof self.volume, "%s", is_set ? volume : "sqlite");
     self.session = NULL;
     self.stores = NULL;
     self.pid = getpid();

@@ -18,8 +18,28 @@
  * In a NAME, what regions cannot have in theirs and a dot at the beginning are written as in URIs.
  * Temporary files are memory of the session, which goes with the program.
  *
- * There is no shared-memory index for write-ahead logs here: `PRAGMA journal_mode = wal` keeps the
- * mode as it was.
+ * What it cannot do, and what it says then. SQLite itself says only that it is "unable to open
+ * database file" or has a "disk I/O error"; the reason is in its log (`.log stderr` in the shell)
+ * and in xGetLastError.
+ *
+ *     40 connections to one database at a time, of all programs together
+ *     names of 119 bytes, in which `/`, `%` and control characters count as three
+ *     databases of 30,975 MiB, which is more than 30 GiB
+ *     no write-ahead log, since there is no shared memory for its index: `PRAGMA journal_mode = wal`
+ *         keeps the mode as it was, in exclusive locking mode too, and without a schema's name in
+ *         front of it for attached databases on a disk as well if the main one is here. What would
+ *         make a database here one with such a log (copying one, or that PRAGMA while the main one
+ *         is on a disk and locks exclusively) is a "disk I/O error", and changes nothing
+ *     no reading for users who may only read the region, not with `mode=ro` either: readers write
+ *         the word that locks the database ("access permission denied")
+ *
+ * A connection to a database here takes all names for names of databases here, so `VACUUM INTO
+ * '/tmp/x.db'` makes one that is called so. To and from a disk lead:
+ *
+ *     sqlite> .backup /tmp/x.db
+ *     sqlite> .restore /tmp/x.db
+ *     sqlite> vacuum into 'file:/tmp/x.db?vfs=unix';
+ *     sqlite> attach 'file:/tmp/x.db?vfs=unix' as disk;
  *
  *     memory.c    words, bytes and regions        super.c   super-journals
  *     program.c   this program, and dead ones     file.c    reading and writing
@@ -50,8 +70,14 @@ SQLITE_EXTENSION_INIT3
 #define MIB ((uint64_t)1 << 20)
 #define NAME_BYTES 128
 #define SLOTS 40
-#define EXTENTS 128 /* more than 30 GiB */
-#define DOUBLING 8  /* extents that double: the last of them has 256 MiB */
+#define EXTENTS 128
+#define DOUBLING 8  /* extents that double: the last of them has 128 MiB */
+#define FILE_MIB ((1u << DOUBLING) - 1 + (EXTENTS - DOUBLING) * (1u << DOUBLING))
+
+/* In the header of a database: 1 is a rollback journal and 2 a write-ahead log, for who writes it
+ * and for who reads it. */
+#define AT_FORMATS 18
+#define FORMATS 2
 
 /* The control page, by offsets. All fields are 64-bit words. */
 enum {
@@ -113,6 +139,8 @@ struct program {
 extern struct program self;
 
 /* memory.c */
+int refuse(int code, const char *format, ...) __attribute__((format(printf, 2, 3)));
+const char *last_complaint(void);
 int code_of(dmce_status_t status, int otherwise);
 dmce_status_t load(dmce_addr_t word, uint64_t *value);
 dmce_status_t store_word(dmce_addr_t word, uint64_t value);
@@ -150,6 +178,7 @@ int file_check_reserved_lock(sqlite3_file *base, int *reserved);
 
 /* file.c */
 extern const sqlite3_io_methods file_methods;
+bool has_wal(const unsigned char formats[FORMATS]);
 int file_read(sqlite3_file *base, void *buffer, int amount, sqlite3_int64 offset);
 int file_size(sqlite3_file *base, sqlite3_int64 *size);
 

@@ -13,6 +13,9 @@ static int open_control(struct store *store, bool create)
     dmce_status_t status = region_open(store->name, bytes, &store->region, &store->control);
     if (status == DMCE_E_NOTFOUND)
         return SQLITE_CANTOPEN;
+    if (status == DMCE_E_DENIED)
+        return refuse(SQLITE_PERM, "%s: this user may not write it, and who reads writes its locks",
+                      store->name);
     if (status != DMCE_OK)
         return code_of(status, SQLITE_CANTOPEN);
     status = load(store->control + AT_MAGIC, &magic);
@@ -22,7 +25,8 @@ static int open_control(struct store *store, bool create)
     if (status == DMCE_OK && magic == MAGIC)
         return SQLITE_OK;
     dmce_region_close(store->region);
-    return status == DMCE_OK ? SQLITE_NOTADB : code_of(status, SQLITE_CANTOPEN);
+    return status == DMCE_OK ? refuse(SQLITE_NOTADB, "region %s is no database", store->name)
+                             : code_of(status, SQLITE_CANTOPEN);
 }
 
 /* The store of a region's name, with one user more; made if `create` says so. */
@@ -59,12 +63,10 @@ int store_open(const char *name, bool create, struct store **found)
 int store_get(const char *file, size_t length, bool create, struct store **found)
 {
     char plain[NAME_BYTES], name[sizeof ((struct store *)0)->name];
-    if (length >= sizeof plain)
-        return SQLITE_CANTOPEN;
-    memcpy(plain, file, length);
-    plain[length] = '\0';
-    if (!region_name(name, sizeof name, plain))
-        return SQLITE_CANTOPEN;
+    snprintf(plain, sizeof plain, "%.*s", (int)length, file);
+    if (length >= sizeof plain || !region_name(name, sizeof name, plain))
+        return refuse(SQLITE_CANTOPEN, "%s.. is no name of 1 to %u bytes", plain,
+                      (unsigned)sizeof name - 1);
     int code = code_of(ensure_begun(), SQLITE_CANTOPEN);
     return code == SQLITE_OK ? store_open(name, create, found) : code;
 }

@@ -14,6 +14,17 @@ static int vfs_open_temporary(struct file *file)
     return code_of(ensure_begun(), SQLITE_CANTOPEN);
 }
 
+/* Refuses a database whose header says that it has a write-ahead log. */
+static int refuse_wal(struct file *file)
+{
+    unsigned char formats[FORMATS];
+    int code = file_read(&file->base, formats, sizeof formats, AT_FORMATS);
+    if (code == SQLITE_OK && has_wal(formats))
+        return refuse(SQLITE_CANTOPEN, "%s is in WAL mode, which cannot be here",
+                      file->store->name);
+    return code == SQLITE_IOERR_SHORT_READ ? SQLITE_OK : code;
+}
+
 /* Opens a file whose store is there. */
 static int vfs_open_named(struct file *file, bool create, int flags)
 {
@@ -30,7 +41,10 @@ static int vfs_open_named(struct file *file, bool create, int flags)
         return code_of(status, SQLITE_CANTOPEN);
     if (!exists)
         return SQLITE_CANTOPEN;
-    return (flags & SQLITE_OPEN_MAIN_DB) != 0 ? slot_take(file->store, &file->slot) : SQLITE_OK;
+    if ((flags & SQLITE_OPEN_MAIN_DB) == 0)
+        return SQLITE_OK;
+    int code = refuse_wal(file);
+    return code == SQLITE_OK ? slot_take(file->store, &file->slot) : code;
 }
 
 static int vfs_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *base, int flags, int *out)
@@ -153,7 +167,7 @@ static int vfs_current_time_int64(sqlite3_vfs *vfs, sqlite3_int64 *milliseconds)
 static int vfs_last_error(sqlite3_vfs *vfs, int room, char *text)
 {
     (void)vfs;
-    snprintf(text, (size_t)room, "%s", dmce_last_error());
+    snprintf(text, (size_t)room, "%s", last_complaint());
     return SQLITE_OK;
 }
 
