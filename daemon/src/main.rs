@@ -29,8 +29,8 @@ mod turns;
 mod workers;
 
 use std::error::Error;
-use std::io;
 use std::process::ExitCode;
+use std::{env, io};
 
 use clap::Parser;
 use dmce_sys::poll::SignalFd;
@@ -46,9 +46,10 @@ use server::Server;
 /// The socket on which the broker listens for daemons, in the folder of the instance.
 const SOCKET: &str = "daemon.sock";
 
+const LOG_VARIABLE: &str = "DMCE_LOG";
+
 fn main() -> ExitCode {
     let args = Args::parse();
-    start_log();
     // A thread that panics must not leave the rest waiting for it: another process of this daemon
     // adopts the blocks.
     let print = std::panic::take_hook();
@@ -56,7 +57,7 @@ fn main() -> ExitCode {
         print(panic);
         std::process::abort();
     }));
-    match serve(args) {
+    match start_log().map_err(Into::into).and_then(|()| serve(args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("dmce-daemon: {}", chain(&*error));
@@ -87,16 +88,18 @@ fn notify(state: NotifyState<'_>) {
 }
 
 /// `DMCE_LOG` says how much is logged: `debug`, or as `tracing-subscriber` reads it.
-fn start_log() {
-    let filter = EnvFilter::builder()
-        .with_default_directive(LevelFilter::INFO.into())
-        .with_env_var("DMCE_LOG")
-        .from_env_lossy();
+fn start_log() -> Result<(), String> {
+    let text = env::var_os(LOG_VARIABLE).unwrap_or_default();
+    let wrong = |what: &str| format!("{LOG_VARIABLE} is {:?}: {what}", text.to_string_lossy());
+    let directives = text.to_str().ok_or_else(|| wrong("no UTF-8 text"))?;
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into());
+    let filter = filter.parse(directives).map_err(|error| wrong(&error.to_string()))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_ansi(false)
         .init();
+    Ok(())
 }
 
 /// An error and its causes, on one line.

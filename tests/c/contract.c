@@ -54,6 +54,25 @@ static void options_may_be_older_or_newer(void)
     CHECK(session == NULL);
 }
 
+/* A program may leave it empty; what says neither that it checks nor that it does not is wrong. */
+static void the_environment_is_read_or_refused(void)
+{
+    char before[8] = "";
+    const char *const good[] = {"1", "0", "", before};
+    dmce_session_t *session = NULL;
+    if (getenv("DMCE_CHECK") != NULL)
+        snprintf(before, sizeof before, "%s", getenv("DMCE_CHECK"));
+    CHECK(setenv("DMCE_CHECK", "yes", 1) == 0);
+    IS(DMCE_E_INVALID, dmce_open(NULL, &session));
+    CHECK(session == NULL);
+    CHECK(strstr(dmce_last_error(), "DMCE_CHECK is \"yes\", neither 0 nor 1") != NULL);
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        CHECK(setenv("DMCE_CHECK", good[i], 1) == 0);
+        OK(dmce_open(NULL, &session));
+        OK(dmce_close(session));
+    }
+}
+
 static void only_the_stated_bytes_are_filled(dmce_session_t *session)
 {
     struct {
@@ -427,6 +446,7 @@ int main(void)
     CHECK(strcmp(dmce_last_error(), "") == 0);
     CHECK(strcmp(dmce_strerror(DMCE_E_QUOTA), "quota reached") == 0);
     options_may_be_older_or_newer();
+    the_environment_is_read_or_refused();
     session = opened();
     only_the_stated_bytes_are_filled(session);
     null_is_refused_where_it_is_not_allowed(session);

@@ -193,6 +193,10 @@ fn a_wrong_configuration_is_one_line_with_its_place() {
     let error = run(home.up_command(&[]).env("DMCE_BROKER_SENS_MS", "5")).failed(1);
     assert!(error.starts_with("environment variable DMCE_BROKER_SENS_MS: [broker] has no key"));
     assert!(!home.dir.exists());
+    let error = run(home.up_command(&[]).env("DMCE_LOG", "nonsense=,,[[")).failed(1);
+    assert!(error.contains(": DMCE_LOG is \"nonsense=,,[[\": invalid filter"), "{error}");
+    run(home.up_command(&[]).env("DMCE_LOG", "").env("DMCE_DAEMON_CAPACITY", "")).done();
+    home.down(&[]).done();
 }
 
 #[test]

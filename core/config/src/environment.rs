@@ -2,8 +2,10 @@
 //!
 //! There are none for what there may be many of: quotas of single users, weights, policies.
 //!
-//! A variable stands for a line of the file and is read by the same code. One that begins with the
-//! name of a section and stands for no key of it is misspelt, and refused as an unknown key is.
+//! A variable stands for a line of the file and is read by the same code. An empty one is as one
+//! that is not set: service managers and shells set such for what they have no value for. One that
+//! begins with the name of a section and stands for no key of it is misspelt, and refused as an
+//! unknown key is, empty or not.
 //! Other variables that begin with `DMCE_` have other readers and are left alone.
 
 use std::borrow::Cow;
@@ -17,7 +19,7 @@ use crate::{ConfigError, Place};
 
 /// How the text of a variable becomes a value of the file.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     /// As it is.
     Text,
     /// As the file would have it: a number, `true` or `false`.
@@ -25,7 +27,7 @@ enum Kind {
 }
 
 /// Every key with one value.
-const KEYS: [(&str, &str, Kind); 36] = [
+pub(crate) const KEYS: [(&str, &str, Kind); 36] = [
     ("instance", "name", Kind::Text),
     ("instance", "dir", Kind::Text),
     ("instance", "objects", Kind::Text),
@@ -67,7 +69,7 @@ const KEYS: [(&str, &str, Kind); 36] = [
 /// Sections of keys that no variable sets.
 const FOR_THE_FILE: [&str; 2] = ["weight", "policy"];
 
-/// A variable that is set.
+/// A variable that is set, and not to nothing.
 pub(crate) struct Variable {
     section: &'static str,
     key: &'static str,
@@ -97,6 +99,9 @@ pub(crate) fn read(
         let Some((section, key, kind)) = KEYS.iter().find(of_key) else {
             return wrong(&name, no_key(section, rest));
         };
+        if text.is_empty() {
+            continue;
+        }
         let Ok(text) = text.into_string() else {
             return wrong(&name, "the value is no UTF-8 text".to_owned());
         };

@@ -280,6 +280,18 @@ fn the_environment_outweighs_the_file() {
 }
 
 #[test]
+fn an_empty_variable_is_as_one_that_is_not_set() {
+    for (section, key, _) in crate::environment::KEYS {
+        let name = format!("DMCE_{section}_{key}").to_ascii_uppercase();
+        assert_eq!(read_with("", &[(&name, "")]), Ok(Config::default()), "{name}");
+    }
+    let file = "[daemon]\ncapacity = \"1GiB\"\n";
+    assert_eq!(read_with(file, &[("DMCE_DAEMON_CAPACITY", "")]), read(file));
+    let error = read_with("", &[("DMCE_DAEMON_CAPCITY", "")]).unwrap_err();
+    assert!(error.contains("[daemon] has no key capcity"), "{error}");
+}
+
+#[test]
 fn a_wrong_variable_is_named() {
     for (name, value, line) in [
         (

@@ -315,3 +315,18 @@ fn a_daemon_that_cannot_serve_says_why_on_one_line() {
     let line = started(&["--objects", "/nonexistent"]);
     assert_eq!(line, "dmce-daemon: open directory: /nonexistent does not exist\n");
 }
+
+#[test]
+fn what_cannot_be_logged_is_refused_on_one_line() {
+    let broker = Broker::new();
+    for (directives, why) in
+        [("nonsense=,,[[", "invalid filter directive"), ("a=loud", "error parsing level filter")]
+    {
+        let mut command = broker.command();
+        let output = command.env("DMCE_LOG", directives).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let line = String::from_utf8(output.stderr).unwrap();
+        assert!(line.starts_with(&format!("dmce-daemon: DMCE_LOG is {directives:?}: {why}")));
+        assert_eq!(line.lines().count(), 1, "{line}");
+    }
+}

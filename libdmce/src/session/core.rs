@@ -17,6 +17,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -51,6 +52,8 @@ use crate::slots::{SHARED_SLOT, Slots};
 use crate::table::{Retired, Table};
 use crate::thread;
 use crate::turn::Turn;
+
+const CHECK_VARIABLE: &str = "DMCE_CHECK";
 
 /// A generation that a closed session takes for known. A broker counts up from 0.
 const NEVER: u64 = u64::MAX;
@@ -545,12 +548,20 @@ impl Core {
 impl Options {
     /// Whether accesses are checked against allocations: as the environment says by 1 or 0, else in
     /// debug builds.
-    pub(crate) fn checks() -> bool {
-        let said = std::env::var_os("DMCE_CHECK");
-        match said.as_ref().and_then(|said| said.to_str()) {
-            Some("1") => true,
-            Some("0") => false,
-            _ => cfg!(debug_assertions),
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Invalid`] for what is neither.
+    pub(crate) fn checks() -> Result<bool, Error> {
+        let said = std::env::var_os(CHECK_VARIABLE).unwrap_or_default();
+        match said.as_bytes() {
+            b"1" => Ok(true),
+            b"0" => Ok(false),
+            b"" => Ok(cfg!(debug_assertions)),
+            _ => {
+                let said = said.to_string_lossy();
+                Err(Error::invalid(format!("{CHECK_VARIABLE} is {said:?}, neither 0 nor 1")))
+            }
         }
     }
 }

@@ -42,7 +42,7 @@ use crate::turn::Turn;
 /// Opens a session.
 pub(super) fn open(options: &Options) -> Result<Arc<Core>, Error> {
     check_options(options)?;
-    let plan = Plan::new(options)?;
+    let (plan, check) = (Plan::new(options)?, Options::checks()?);
     let deadline = Deadline::after_ms(options.timeout_ms());
     let Found { mut connection, path } = locate::connect(options, deadline)?;
     let setup = Setup {
@@ -71,7 +71,7 @@ pub(super) fn open(options: &Options) -> Result<Arc<Core>, Error> {
     let identity = SessionIdentity { session: ready.session, guid: ready.guid };
     let map = map_object(&descriptors, identity, fence);
     let link = Link::new((connection, path), identity, descriptors, wires)?;
-    match map.map(|map| assemble(plan, (layout, ready), map, fork)) {
+    match map.map(|map| assemble((plan, check), (layout, ready), map, fork)) {
         Ok(parts) => finish(options, link, parts),
         Err(error) => {
             link.disconnect(deadline);
@@ -99,6 +99,7 @@ impl Own {
 
 /// What a session needs besides its link.
 struct Parts {
+    check: bool,
     layout: AddrLayout,
     ready: Ready,
     ways: Ways,
@@ -108,7 +109,7 @@ struct Parts {
 }
 
 fn assemble(
-    plan: Plan,
+    (plan, check): (Plan, bool),
     (layout, ready): (AddrLayout, Ready),
     (map, fence): (SessionMap, Fence),
     fork: WipeOnForkPage,
@@ -116,11 +117,11 @@ fn assemble(
     let map = Arc::new(map);
     let operations = Operations::new(Arc::clone(&map), fence);
     let ways = Ways::new(plan, operations.clone());
-    Parts { layout, ready, ways, map, operations, fork }
+    Parts { check, layout, ready, ways, map, operations, fork }
 }
 
 fn finish(options: &Options, link: Link, parts: Parts) -> Result<Arc<Core>, Error> {
-    let Parts { layout, ready, ways, map, operations, fork } = parts;
+    let Parts { check, layout, ready, ways, map, operations, fork } = parts;
     let (block_ids, fence) = (ready.block_ids, operations.fence());
     let slots = Slots::new();
     let core = Arc::new(Core {
@@ -129,7 +130,7 @@ fn finish(options: &Options, link: Link, parts: Parts) -> Result<Arc<Core>, Erro
         cell_bits: layout.cell_bits(),
         timeout_ms: options.timeout_ms(),
         verify: options.verify,
-        check: Options::checks(),
+        check,
         table: Table::new(ready.block_ids),
         ready,
         ways,
