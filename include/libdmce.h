@@ -19,7 +19,9 @@
  *
  * Arguments. The handle comes first, then what goes in, then what comes out. An output is written
  * only by a call that succeeds. NULL is DMCE_E_INVALID where the comment does not allow it; a
- * buffer of 0 bytes may be NULL. Texts are UTF-8 and end with a NUL; they are copied.
+ * buffer of 0 bytes may be NULL. Texts are UTF-8 and end with a NUL; they are copied. Reading,
+ * writing, copying, filling and comparing 0 bytes is done at every address inside an allocation or
+ * a region and at its very end; elsewhere it is DMCE_E_ADDRESS, where a byte would be.
  *
  * Structures that begin with `size` let programs and libraries of different ages work together.
  * Options are initialised by the macro dmce_.._init, which also sets the size; for a structure that

@@ -1,8 +1,8 @@
 //! Memory of one session: small, large, over several daemons; mapped and in windows.
 
-use dmce_abi::Status;
+use dmce_abi::{DmceAddr, Status};
 use dmce_tests::{Instance, Seeded, wait_until};
-use libdmce::{AllocOptions, Options, Prot, Session};
+use libdmce::{AllocOptions, Options, Prot, RegionOptions, Session};
 
 /// The two ways to reach memory, which must not differ in what they do.
 fn both_ways(instance: &Instance) -> [Session; 2] {
@@ -36,6 +36,52 @@ fn keeps_what_was_written_at_every_size() {
         session.close().unwrap();
     }
     instance.wait_empty();
+}
+
+/// Where no bytes may be read and written: in an allocation, and at its very end.
+#[test]
+fn no_bytes_are_accessed_where_some_may_be_or_end() {
+    let instance = Instance::builder().daemons(2).layout("16/22/26").start();
+    let layout = dmce_abi::AddrLayout::new(16, 22, 26).unwrap();
+    let asked = Session::open(&Options { message_path: true, ..instance.options() }).unwrap();
+    let made = instance.open();
+    made.region_create("zero", "region", 1 << 20, &RegionOptions::default()).unwrap();
+    made.close().unwrap();
+    for session in both_ways(&instance).into_iter().chain([asked]) {
+        let nothing = |at: DmceAddr| {
+            let order = session.compare(at, b"").map(|order| assert!(order.is_eq()));
+            let found = [
+                session.read(at, &mut []),
+                session.write(at, b""),
+                session.fill(at, 1, 0),
+                session.copy(at, at, 0),
+                order,
+            ];
+            let found = found.map(|done| done.map_err(|error| error.status()));
+            assert_eq!(found, [found[0]; 5], "{at:?}");
+            found[0]
+        };
+        let region = session.region_open("zero", "region", Prot::READ).unwrap();
+        let start = region.addr(0).unwrap();
+        for at in [start, start.checked_add(layout, 1 << 20).unwrap()] {
+            session.read(at, &mut []).unwrap();
+            assert_eq!(session.write(at, b"").unwrap_err().status(), Status::Denied);
+        }
+        // Of a slab, of pages, of half a block, of a whole one, and of a span.
+        for bytes in [16, 8192, 3 << 20, 64 << 20, 70 << 20] {
+            let addr = session.malloc(bytes).unwrap();
+            let usable = session.usable_size(addr).unwrap();
+            for offset in [0, 1, bytes - 1, bytes, usable] {
+                let at = addr.checked_add(layout, offset).unwrap();
+                assert_eq!(nothing(at), Ok(()), "{offset} of {bytes}");
+            }
+            session.free(addr).unwrap();
+        }
+        let addr = session.malloc(70 << 20).unwrap();
+        session.free(addr).unwrap();
+        assert_eq!(nothing(addr.checked_add(layout, 1 << 20).unwrap()), Err(Status::Address));
+        session.close().unwrap();
+    }
 }
 
 #[test]

@@ -313,6 +313,26 @@ impl Core {
         bytes: u64,
         intent: Intent,
     ) -> Result<(), Error> {
+        match bytes {
+            0 => self.check_place(addr, intent),
+            _ => self.check_bytes(addr, bytes, intent),
+        }
+    }
+
+    /// Checks that no bytes may be accessed at a place: where a byte may be, and behind the last
+    /// that may, which is where loops end that go through all of an allocation.
+    fn check_place(&self, addr: DmceAddr, intent: Intent) -> Result<(), Error> {
+        let at = self.check_bytes(addr, 1, intent);
+        let last = addr.to_raw().checked_sub(1).map(|raw| DmceAddr::from_raw(self.layout, raw));
+        let (Err(_), Some(Ok(last))) = (&at, last) else { return at };
+        match self.check_bytes(last, 1, intent) {
+            Err(error) if error.status() == Status::Address => at,
+            before => before,
+        }
+    }
+
+    /// [`Core::check_range`] of a range that is not empty.
+    fn check_bytes(&self, addr: DmceAddr, bytes: u64, intent: Intent) -> Result<(), Error> {
         let inside = self.enter()?;
         let (mut id, mut cell) = self.split(addr);
         let mut rest = bytes;

@@ -214,7 +214,8 @@ impl Session {
         self.core.usable_size(addr)
     }
 
-    /// Copies bytes out.
+    /// Copies bytes out. No bytes are copied where a byte may be, and from the very end of an
+    /// allocation or a region.
     ///
     /// # Errors
     ///
