@@ -64,7 +64,7 @@ impl Dispatcher {
             }
             AdminRequest::WhereIs { addr } => return self.where_is(peer, *addr),
             AdminRequest::Usage { after } => {
-                let (rows, more) = page(self.history.after(*after), |_| 0);
+                let (rows, more) = page(self.usage_after(*after), |_| 0);
                 AdminReply::Usage { rows, more }
             }
             _ => return refuse(Status::Unsupported, "this broker does not know the listing"),

@@ -114,6 +114,7 @@ impl Dispatcher {
         let Some((pid, registered)) = self.daemons.conns.get_mut(&conn) else { return Ok(()) };
         *registered = Some(daemon);
         let pid = *pid;
+        self.history.add(daemon);
         let server = self.daemons.servers.entry(daemon).or_default();
         server.link = Link::Joining { conn, held: BTreeMap::new() };
         server.pid = pid;

@@ -105,6 +105,7 @@ impl Dispatcher {
         let mut read = Vec::new();
         for FoundDaemon { daemon, blocks, damaged, content } in started.daemons {
             self.restart.damaged.extend(damaged);
+            self.history.add(daemon);
             self.daemons.servers.entry(daemon).or_default();
             for id in blocks {
                 if self.ids.claim(id) {

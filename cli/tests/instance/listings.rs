@@ -51,6 +51,24 @@ fn sessions_blocks_and_regions_are_listed_with_their_owners() {
     home.down(&[]).done();
 }
 
+/// The samples of these are an hour apart.
+#[test]
+fn the_usage_of_daemons_is_told_from_the_first_moment() {
+    let home = Home::new("first");
+    let named = std::fs::read_to_string(home.config()).unwrap();
+    std::fs::write(home.config(), format!("{named}\n[broker]\nusage_ms = 3600000\n")).unwrap();
+    home.up(&[]).done();
+    let mut client = Client::open(&home.socket(), "busy");
+    client.malloc(1 << 20);
+    let usage = home.json("usage");
+    let samples: Vec<_> = usage.as_array().unwrap().iter().map(|of| &of["samples"]).collect();
+    assert!(samples.iter().all(|of| of.as_array().unwrap().len() == 1), "{usage}");
+    let held: u64 = samples.iter().filter_map(|of| of[0]["committed"].as_u64()).sum();
+    assert_eq!((held, &samples[0][0]["number"]), (1 << 20, &json!(0)));
+    assert_eq!(home.ask(&["usage"]).done().stdout.lines().count(), 3);
+    home.down(&[]).done();
+}
+
 /// [0068]
 #[test]
 fn the_usage_of_daemons_is_kept_for_a_while() {

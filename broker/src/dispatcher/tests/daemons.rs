@@ -1,11 +1,11 @@
 use dmce_abi::Status;
 use dmce_abi::block::Guid;
-use dmce_abi::wire::admin::{AdminReply, AdminRequest, DaemonState, Health};
+use dmce_abi::wire::admin::{AdminReply, AdminRequest, DaemonState, Health, SampleKey, UsageRow};
 use dmce_abi::wire::client::{ClientReply, ClientRequest, Fetch};
 use dmce_abi::wire::daemon::{DaemonAnswer, DaemonMessage, DaemonNotice, DaemonRequest, HeldBlock};
 
-use super::rig::{GIB, MIB, Mood, Rig, block_id, heap, open, peer, region};
-use crate::dispatcher::{Action, DaemonConn, Event, InspectId};
+use super::rig::{GIB, MIB, Mood, Rig, block_id, config, heap, open, peer, region};
+use crate::dispatcher::{Action, DaemonConn, DispatcherConfig, Event, InspectId, Started};
 
 fn states(rig: &mut Rig) -> (Vec<DaemonState>, Health) {
     let conn = rig.connect(1, 0);
@@ -34,6 +34,34 @@ fn a_daemon_is_suspected_by_its_silence_and_up_again_by_any_word() {
     assert_eq!(states(&mut rig), (vec![DaemonState::Up, DaemonState::Away], Health::Degraded));
     rig.register(2, GIB);
     assert_eq!(states(&mut rig).0[1], DaemonState::Joining);
+}
+
+#[test]
+fn usage_is_told_before_the_first_sample_and_where_none_is_kept() {
+    for usage_samples in [360, 0] {
+        let config = DispatcherConfig { usage_samples, ..config() };
+        let mut rig = Rig::started(config, Started::default());
+        for id in [1, 2] {
+            rig.daemon(id, GIB);
+        }
+        let (session, _) = rig.session(1000);
+        rig.granted(session, heap(1, MIB));
+        let conn = rig.connect(2, 0);
+        let ask =
+            ClientRequest::Admin(AdminRequest::Usage { after: SampleKey { daemon: 0, sample: 0 } });
+        let usage = |rig: &mut Rig| {
+            let ClientReply::Admin(AdminReply::Usage { rows, .. }) = rig.done(conn, ask.clone())
+            else {
+                panic!()
+            };
+            let told = |row: UsageRow| (row.key.daemon, row.key.sample, row.capacity, row.blocks);
+            rows.into_iter().map(told).collect::<Vec<_>>()
+        };
+        assert_eq!(usage(&mut rig), [(1, 0, GIB, 1), (2, 0, GIB, 0)]);
+        rig.wait(10_000);
+        let number = u64::from(usage_samples > 0);
+        assert_eq!(usage(&mut rig), [(1, number, GIB, 1), (2, number, GIB, 0)]);
+    }
 }
 
 /// Each of these is a daemon that cannot be believed.
