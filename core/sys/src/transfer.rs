@@ -256,8 +256,7 @@ const ABSENT: *mut u8 = std::ptr::null_mut();
 ///
 /// # Safety
 ///
-/// The second of `both` is readable and the first writable for `bytes`, where they are not gone;
-/// they do not overlap.
+/// `from` is readable and `to` writable for `bytes`, where they are not gone; they do not overlap.
 #[inline(never)]
 unsafe fn copy_much(
     (to, from): (*mut u8, *const u8),
@@ -285,7 +284,11 @@ unsafe fn copy_much(
     copy(plain, head + units, bytes - head - units)
 }
 
-/// As [`copy_much`], and what `routine` wants.
+/// Has a routine copy bytes, of which what begins at `shared` is shared.
+///
+/// # Safety
+///
+/// As [`copy_much`], and `to` and `bytes` are what `routine` wants.
 #[inline]
 unsafe fn part_by(
     routine: Routine,
