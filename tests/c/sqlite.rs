@@ -11,7 +11,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use dmce_sys::pidfd::{self, Signal};
 use dmce_tests::programs::{folder_of, other_client};
 use dmce_tests::{Instance, cannot_run};
-use libdmce::Prot;
+use libdmce::{Prot, RegionOptions};
 
 use crate::toolchain::{self, SONAME, Scratch, root};
 
@@ -471,6 +471,33 @@ fn what_cannot_be_opened_is_told_with_its_reason() {
     session.write(header, &[2, 2]).unwrap();
     let told = told_at_opening(own, &instance, "t.db");
     assert!(told.contains("t.db is in WAL mode, which cannot be here"), "{told}");
+}
+
+/// Readers write the word that locks the database.
+#[test]
+fn who_may_only_read_a_region_is_told_that_it_is_not_enough() {
+    let Some(shells) = shells() else { return };
+    if dmce_sys::identity::effective_uid() != 0 {
+        cannot_run("only root can start a shell of another user");
+        return;
+    }
+    let instance = Instance::builder().config("broker.socket_mode = \"0666\"\n").start();
+    let readable = RegionOptions { mode: 0o644, ..RegionOptions::default() };
+    instance.open().region_create("sqlite", "t.db", 4096, &readable).unwrap();
+    shells.own.run(&instance, "t.db", "create table t(x);");
+    // Nobody may not enter the folder of the build.
+    let extension = instance.dir().join("sqlite_vfs.so");
+    fs::copy(&shells.own.extension, &extension).expect("the folder is ours");
+    let library = shells.own.extension.with_file_name(SONAME);
+    fs::copy(library, instance.dir().join(SONAME)).expect("the folder is ours");
+    let nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    let command = nobody.map(str::to_owned).into_iter().chain(shells.own.command.clone());
+    let nobody = Shell { command: command.collect(), extension };
+    let mut shell = nobody.start(&instance);
+    shell.env("LD_LIBRARY_PATH", instance.dir());
+    let opening = nobody.opening("t.db?mode=ro&");
+    let told = finish(shell, &format!(".log stdout\n{opening}")).expect("the shell goes on");
+    assert!(told.contains("t.db: this user may not write it, and who reads writes"), "{told}");
 }
 
 /// As `sqlite_vfs.h` says.
