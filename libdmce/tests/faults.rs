@@ -69,7 +69,7 @@ fn a_broker_that_stays_away_is_unavailable_after_the_timeout() {
 
 /// A listener that accepts nobody, and whose queue is full.
 fn full(path: &Path) -> Listener {
-    let listener = Listener::bind(path, 0o600).unwrap();
+    let listener = Listener::bind(path, 0o600).expect("the path is free");
     while Socket::try_connect(path).is_ok() {}
     listener
 }
@@ -78,7 +78,7 @@ fn full(path: &Path) -> Listener {
 fn watched<T: Send + 'static>(what: &str, call: impl FnOnce() -> T + Send + 'static) -> T {
     let thread = std::thread::spawn(call);
     wait_until(what, || thread.is_finished());
-    thread.join().unwrap()
+    thread.join().expect("what it asserts holds")
 }
 
 #[test]

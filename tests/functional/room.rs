@@ -6,7 +6,8 @@ use std::time::Duration;
 use dmce_abi::Status;
 use dmce_abi::wire::admin::BlockRow;
 use dmce_sys::poll::wait_readable;
-use dmce_tests::{Instance, wait_for};
+use dmce_tests::client::{Signal, send, stop};
+use dmce_tests::{Instance, wait_for, wait_until};
 use libdmce::{AllocOptions, DmceAddr, Event, Options, Session};
 
 const MIB: u64 = 1 << 20;
@@ -113,6 +114,79 @@ fn close_and_the_end_of_a_process_end_a_wait() {
     instance.wait_empty();
 }
 
+/// Two daemons that are stopped, and are not taken for dead.
+fn silent() -> (Instance, [u32; 2]) {
+    let config = "broker.idle_s = 0\nbroker.suspect_ms = 3600000\n";
+    let instance = Instance::builder().daemons(2).capacity("512MiB").config(config).start();
+    let daemons = [1, 2].map(|daemon| instance.daemon_pid(daemon).unwrap());
+    (instance, daemons)
+}
+
+/// The session's own time is longer than anybody watches.
+#[test]
+fn a_wait_ends_with_its_time_while_daemons_say_nothing() {
+    let (instance, daemons) = silent();
+    for bytes in [8 * MIB, 40 * MIB] {
+        let options = Options { timeout_ms: 3_600_000, ..instance.options() };
+        let session = Session::open(&options).unwrap();
+        session.malloc(64).unwrap();
+        for daemon in daemons {
+            stop(daemon);
+        }
+        let waiter = thread::spawn(move || {
+            let late = session.malloc_with(bytes, &waiting(200)).unwrap_err();
+            (session, late)
+        });
+        wait_until("the wait has ended", || waiter.is_finished());
+        let (session, late) = waiter.join().unwrap();
+        assert_eq!(late.status(), Status::Timeout, "{late}");
+        assert!(late.text().contains(&bytes.to_string()), "{late}");
+        for daemon in daemons {
+            send(daemon, Signal::CONT);
+        }
+        let addr = session.malloc_with(bytes, &waiting(0)).unwrap();
+        session.write(addr, b"served").unwrap();
+        session.close().unwrap();
+        instance.wait_empty();
+    }
+}
+
+#[test]
+fn a_wait_outlives_the_time_of_its_session_while_daemons_say_nothing() {
+    let (instance, daemons) = silent();
+    for bytes in [8 * MIB, 40 * MIB] {
+        let options = Options { timeout_ms: 300, ..instance.options() };
+        let session = Session::open(&options).unwrap();
+        for daemon in daemons {
+            stop(daemon);
+        }
+        thread::scope(|scope| {
+            let waiter = scope.spawn(|| session.malloc_with(bytes, &waiting(0)));
+            // Who does not wait gives up meanwhile, and so does the first request of who waits.
+            let unheard = [(); 3].map(|()| session.malloc(8 * MIB).map_err(|error| error.status()));
+            for daemon in daemons {
+                send(daemon, Signal::CONT);
+            }
+            assert_eq!(unheard, [const { Err(Status::Unavailable) }; 3]);
+            let addr = waiter.join().unwrap().unwrap();
+            session.write(addr, b"served").unwrap();
+        });
+        session.close().unwrap();
+        instance.wait_empty();
+    }
+}
+
+#[test]
+fn who_waited_in_vain_is_told_what_was_wanted_and_what_was_in_the_way() {
+    let instance = instance_of(1, "quota.bytes = \"4MiB\"\n");
+    let session = instance.open();
+    let _held = session.malloc(3 * MIB).unwrap();
+    let late = session.malloc_with(2 * MIB, &waiting(2_000)).unwrap_err();
+    assert_eq!(late.status(), Status::Timeout, "{late}");
+    let begin = format!("{} bytes could not be had in time: quota reached: ", 2 * MIB);
+    assert!(late.text().starts_with(&begin), "{late}");
+}
+
 #[test]
 fn a_wait_outlives_the_broker() {
     let mut instance = instance_of(1, "");
@@ -136,7 +210,7 @@ fn a_wait_outlives_the_broker() {
 fn a_policy_is_chosen_by_size_or_by_number() {
     let config = "[[policy]]\nup_to = 4096\npage_size = \"16KiB\"\nblock_bytes = \"4MiB\"\n\
                   align = 256\n[[policy]]\npage_size = \"64KiB\"\nplacement = \"least-used\"\n\
-                  [[policy]]\nup_to = \"1MiB\"\nwait_ms = 1\n";
+                  [[policy]]\nup_to = \"1MiB\"\nwait_ms = 500\n";
     let instance = Instance::builder().daemons(1).capacity("64MiB").config(config).start();
     let session = instance.open();
     let block_of = |addr: DmceAddr| -> BlockRow {

@@ -58,8 +58,8 @@ statuses! {
     Invalid = 1, "DMCE_E_INVALID", "invalid argument";
     /// Not allocated, freed, or across the end of an allocation.
     Address = 2, "DMCE_E_ADDRESS", "illegal address";
-    /// The daemons have no room.
-    NoSpace = 3, "DMCE_E_NOSPACE", "no space left in the daemons";
+    /// No room: in the daemons, or for one more of what there is a number of.
+    NoSpace = 3, "DMCE_E_NOSPACE", "no space left";
     /// The user's limit is reached.
     Quota = 4, "DMCE_E_QUOTA", "quota reached";
     /// The caller lacks the right.

@@ -219,23 +219,29 @@ impl Core {
             // A block begins at a multiple of every alignment, and fresh ones are zero.
             None => self.allocate_span(wish).map(|addr| Made { addr, zeroed: true }),
         };
-        made.inspect_err(|error| {
-            if is_short(error.status()) {
+        made.map_err(|error| match error.status() {
+            Status::NoSpace | Status::Quota => {
                 self.events.note_refused();
+                error
             }
+            Status::Timeout => in_vain(wish.bytes, &error),
+            _ => error,
         })
     }
 
     /// Allocates from the blocks there are; if there is no room for more, waits for a block as long
     /// as is wished. That is done without the right to ask for more, so that others may.
     fn allocate_waiting(&self, wish: &Wish, shape: Shape) -> Result<Taken, Error> {
+        let allocate = || self.allocate(wish.kind, shape);
+        let Some(patience) = wish.patience else { return allocate() };
         loop {
-            match (self.allocate(wish.kind, shape), wish.patience) {
-                (Err(error), Some(patience)) if is_short(error.status()) => {
+            match self.insist(patience, allocate) {
+                Err(short) if is_short(short.status()) => {
                     let at_least = self.fresh_bytes(wish.kind, shape)?;
-                    self.add_block(wish.kind, (at_least, at_least), Some(patience))?;
+                    self.add_block(wish.kind, (at_least, at_least), Some(patience))
+                        .map_err(|error| of_wait(error, &short))?;
                 }
-                (allocated, _) => return allocated,
+                allocated => return allocated,
             }
         }
     }
@@ -370,9 +376,13 @@ impl Core {
     /// Asks for a span; if there is no room for it, as long as is wished.
     fn ask_for_span(&self, bytes: u64, wish: &Wish) -> Result<Grant, Error> {
         let ask = |patience| self.ask_for(MallocKind::Span { bytes }, wish.kind, patience);
-        match (self.ask_making_room(|| ask(None)), wish.patience) {
-            (Err(error), Some(patience)) if is_short(error.status()) => ask(Some(patience)),
-            (asked, _) => asked,
+        let at_once = || self.ask_making_room(|| ask(None));
+        let Some(patience) = wish.patience else { return at_once() };
+        match self.insist(patience, at_once) {
+            Err(short) if is_short(short.status()) => {
+                ask(Some(patience)).map_err(|error| of_wait(error, &short))
+            }
+            asked => asked,
         }
     }
 
@@ -496,6 +506,19 @@ fn first_or_second<T>(
         Err(error) if wanted > at_least && is_short(error.status()) => ask(at_least),
         asked => asked,
     }
+}
+
+/// Why a wait for room ended: if its time was over, for what it was refused before.
+fn of_wait(error: Error, short: &Error) -> Error {
+    match error.status() {
+        Status::Timeout => Error::new(Status::Timeout, short.to_string()),
+        _ => error,
+    }
+}
+
+fn in_vain(bytes: u64, reason: &Error) -> Error {
+    let text = format!("{bytes} bytes could not be had in time: {}", reason.text());
+    Error::new(Status::Timeout, text)
 }
 
 const fn is_short(status: Status) -> bool {

@@ -5,7 +5,10 @@
 //! 1. Who waits for room has no turn: other calls of the session go on, and may free what it waits
 //!    for.
 //! 2. What waits at the broker and is not waited for here any more is abandoned.
-//! 3. The policy table is the one that the broker had when the session first allocated.
+//! 3. Who waits keeps its own time, whatever that of the session is: nobody is asked for longer,
+//!    and after nobody has answered for as long as other calls wait, it is asked again. Only
+//!    without a broker it gives up as they do.
+//! 4. The policy table is the one that the broker had when the session first allocated.
 #![forbid(unsafe_code)]
 
 use std::os::fd::BorrowedFd;
@@ -20,6 +23,7 @@ use dmce_abi::wire::client::{
 use dmce_abi::{DmceAddr, block::is_page_size};
 
 use super::core::Core;
+use super::limit::within;
 use crate::alloc::Kind;
 use crate::connection::{Answer, Deadline};
 use crate::error::Error;
@@ -46,6 +50,14 @@ impl Patience {
         }
     }
 
+    /// When it ends, if it does.
+    const fn limit(self) -> Option<Deadline> {
+        match self {
+            Self::Endless => None,
+            Self::Until(deadline) => Some(deadline),
+        }
+    }
+
     /// The time that is left, in the words of the protocol; `None` if it is over.
     fn left_ms(self) -> Option<u32> {
         match self {
@@ -58,10 +70,7 @@ impl Patience {
     }
 
     fn left(self) -> Option<Duration> {
-        match self {
-            Self::Endless => None,
-            Self::Until(deadline) => Some(deadline.left().unwrap_or_default()),
-        }
+        self.limit().map(|limit| limit.left().unwrap_or_default())
     }
 }
 
@@ -81,7 +90,11 @@ impl Core {
     ///
     /// [`Status::NotFound`] for a number that no policy has; as [`Core::ask`].
     pub(super) fn terms(&self, bytes: u64, options: &AllocOptions) -> Result<Terms, Error> {
-        let policies = self.policies()?;
+        let own = options.wait.then(|| Patience::of_ms(options.timeout_ms));
+        let policies = match own {
+            Some(patience) => self.insist(patience, || self.policies())?,
+            None => self.policies()?,
+        };
         let number = match options.policy {
             0 => number_by_size(policies, bytes),
             number => number,
@@ -93,9 +106,8 @@ impl Core {
         let or = |asked: u32, policy: u32| if asked == 0 { policy } else { asked };
         let page_size = or(options.page_size, policy.page_size);
         let kind = Kind { page_size, copies: or(options.copies, policy.copies), policy: number };
-        let wait_ms = if options.wait { Some(options.timeout_ms) } else { policy.wait_ms };
-        let align = or(options.align, policy.align);
-        Ok(Terms { kind, align, patience: wait_ms.map(Patience::of_ms) })
+        let patience = own.or_else(|| policy.wait_ms.map(Patience::of_ms));
+        Ok(Terms { kind, align: or(options.align, policy.align), patience })
     }
 
     /// Bytes that a block of a kind may grow to.
@@ -130,6 +142,50 @@ impl Core {
         Ok(self.policies.get_or_init(|| table))
     }
 
+    /// Asks for something that is waited for: `None` if nobody has answered for as long as a call
+    /// of the session waits.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Timeout`] if its own time is over by then; [`Status::Unavailable`] if there is no
+    /// connection to a broker; what `call` fails with otherwise.
+    fn hear<T>(
+        &self,
+        patience: Patience,
+        call: impl FnOnce() -> Result<T, Error>,
+    ) -> Result<Option<T>, Error> {
+        // All that is asked in the call has this time together: it is over exactly if the last of
+        // it was waited for in vain.
+        let until = within(patience.limit(), || self.deadline());
+        match within(Some(until), call) {
+            Err(error) if error.status() == Status::Unavailable && until.left().is_none() => {
+                if patience.left_ms().is_none() {
+                    return Err(Error::new(Status::Timeout, error.text()));
+                }
+                if self.link.is_attached() { Ok(None) } else { Err(error) }
+            }
+            called => called.map(Some),
+        }
+    }
+
+    /// Asks for something that is waited for, until there is an answer.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Timeout`] if there was none in its own time; [`Status::Unavailable`] if there is
+    /// no connection to a broker; what `call` fails with otherwise.
+    pub(super) fn insist<T>(
+        &self,
+        patience: Patience,
+        call: impl Fn() -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        loop {
+            if let Some(heard) = self.hear(patience, &call)? {
+                return Ok(heard);
+            }
+        }
+    }
+
     /// Asks for blocks, and waits for them if there is no room.
     ///
     /// # Errors
@@ -137,20 +193,34 @@ impl Core {
     /// [`Status::Timeout`] if there was none in time; as [`Core::ask`].
     pub(super) fn ask_patiently(
         &self,
-        with: MallocWith,
+        mut with: MallocWith,
         patience: Patience,
     ) -> Result<Answer, Error> {
+        loop {
+            if let Some(answer) = self.ask_with_ticket(with, patience)? {
+                return Ok(answer);
+            }
+            // The request was given up. What still may come of it goes back, and is not this.
+            with.malloc.ticket = self.ticket();
+        }
+    }
+
+    /// [`Core::ask_patiently`] until nobody answers; the ticket is abandoned then.
+    fn ask_with_ticket(
+        &self,
+        with: MallocWith,
+        patience: Patience,
+    ) -> Result<Option<Answer>, Error> {
         let mut is_queued = false;
         let waiting = self.events.begin_waiting(with.malloc.ticket);
         let asked = loop {
             let (seen, renewal) = (self.events.count(), self.events.renewal());
             let Some(wait_ms) = patience.left_ms() else {
-                let text = "there was no room in time";
-                break Err(Error::new(Status::Timeout, text));
+                break Err(Error::new(Status::Timeout, "there was no room"));
             };
             let with = MallocWith { wait_ms: Some(wait_ms), ..with };
-            match self.ask(&ClientRequest::MallocWith(with)) {
-                Ok((ClientReply::Queued, _)) => {
+            match self.hear(patience, || self.ask(&ClientRequest::MallocWith(with))) {
+                Ok(Some((ClientReply::Queued, _))) => {
                     is_queued = true;
                     waiting.asked_in(renewal);
                 }
@@ -158,7 +228,7 @@ impl Core {
             }
             self.wait_for_news(seen, patience.left());
         };
-        if asked.is_err() && is_queued {
+        if is_queued && !matches!(asked, Ok(Some(_))) {
             self.chores().abandons.push(Abandon { ticket: with.malloc.ticket });
             self.link.wake();
         }
