@@ -1,14 +1,15 @@
 //! A broker without a descriptor to spare: what it cannot open is not lost, and whom it cannot take
-//! in waits.
+//! in waits. One that has few promises no more sessions than it has descriptors for.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use dmce_abi::Status;
 use dmce_abi::block::BlockId;
 use dmce_abi::wire::client::{ClientReply, ClientRequest, Fetch};
-use dmce_sys::socket::Socket;
+use dmce_sys::socket::{FDS_PER_FRAME, Socket};
+use dmce_tests::programs::program;
 use dmce_tests::{Client, Instance, wait_for, wait_until};
 use libdmce::connection::ConnectionError;
 
@@ -83,4 +84,64 @@ fn a_broker_that_cannot_take_a_client_in_waits_without_turning() {
     drop(waiting);
     let mut client = Client::open(&instance);
     client.ask("hold 1").unwrap();
+}
+
+/// A broker that may open few files. Dropped, it is killed.
+struct Narrow(Child);
+
+impl Narrow {
+    /// In place of the instance's own.
+    fn start(instance: &mut Instance, open_files: usize) -> Self {
+        instance.kill_broker();
+        let dir = instance.dir();
+        let log = fs::File::options().append(true).open(dir.join("broker.log")).unwrap();
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "prlimit"]);
+        command.arg(format!("--nofile={open_files}:{open_files}")).arg(program("dmce-broker"));
+        command.arg("--dir").arg(dir).args(["--instance", instance.name()]);
+        command.arg("--config").arg(dir.join("dmce.toml"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        Self(command.spawn().unwrap())
+    }
+
+    /// What its descriptors are of.
+    fn open(&self) -> Vec<String> {
+        let open = fs::read_dir(format!("/proc/{}/fd", self.0.id())).unwrap();
+        // One may be closed meanwhile.
+        let of = open.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+        of.map(|path| path.to_string_lossy().into_owned()).collect()
+    }
+}
+
+impl Drop for Narrow {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What the broker makes ahead, before anybody asks, takes no descriptor that it has promised.
+#[test]
+fn what_a_broker_keeps_ready_is_beside_what_its_sessions_may_open() {
+    const OPEN_FILES: usize = 1024;
+    // A session has five, another connection has one, and so has the one daemon that there may be.
+    const OF_A_SESSION: usize = 5;
+    const OTHER_CONNECTIONS: usize = 256;
+    let mut instance = Instance::builder().daemons(0).config("limits.daemons = 1\n").start();
+    let broker = Narrow::start(&mut instance, OPEN_FILES);
+    let told = format!("{OPEN_FILES} open files are enough for ");
+    let sessions: usize = wait_for("the broker says for how many it has descriptors", || {
+        let log = instance.log("broker");
+        let rest = log.split(&told).nth(1)?;
+        rest.split(' ').next()?.parse().ok()
+    });
+    let is_ready = |open: &[String]| {
+        let count = |part: &str| open.iter().filter(|of| of.contains(part)).count();
+        count(".record-") >= 16 && count("(deleted)") >= 16
+    };
+    let open = wait_for("all is ready", || Some(broker.open()).filter(|open| is_ready(open)));
+    let put_aside = OPEN_FILES - sessions * OF_A_SESSION - OTHER_CONNECTIONS - 1;
+    // Besides, 64 may connect at once, and a frame may bring some.
+    let needed = open.len() + 64 + FDS_PER_FRAME;
+    assert!(needed <= put_aside, "{needed} are needed, {put_aside} are left: {open:#?}");
 }

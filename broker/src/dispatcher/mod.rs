@@ -95,6 +95,7 @@ pub use event::{
     BelievedSession, ClientConn, DaemonConn, Event, FoundContent, FoundDaemon, Grant, Headers,
     InspectId, Lent, Made, Millis, Now, Peer, RequestId, Rights, SessionRecord, Started,
 };
+pub use prepared::PREPARED_MAX;
 
 use blocks::Blocks;
 use charge::Ledger;

@@ -28,7 +28,7 @@ use super::event::Millis;
 use super::timers::Timer;
 
 /// How many are kept ready: as many as a service may open at once when it starts.
-pub(super) const PREPARED_MAX: usize = 16;
+pub const PREPARED_MAX: usize = 16;
 
 /// How many are made before others have their turn.
 const MADE_A_TURN: usize = 4;

@@ -5,8 +5,9 @@
 //! 1. A frame that cannot be read whole, or that brings a descriptor, is hostile: no request takes
 //!    one.
 //! 2. A client that does not read its answers is dropped at the first one that does not fit.
-//! 3. One connection is taken in, and each user has one turn, before all others have theirs
-//!    ([`Rounds`]): what waits is reported again.
+//! 3. In one pass of the loop at most [`ACCEPTED_A_PASS`] connections are taken in, then each user
+//!    has one turn, which those of that user are a part of ([`Rounds`]): what waits is reported
+//!    again.
 //! 4. Nothing that a client has passed, and no connection over which it could, is closed here: that
 //!    may take as long as the client likes ([`Closer`]).
 
@@ -16,7 +17,7 @@ use std::os::unix::fs::chown;
 use std::path::Path;
 
 use dmce_abi::limits::FRAME_BYTES_MAX;
-use dmce_abi::rounds::Rounds;
+use dmce_abi::rounds::{MESSAGE_BYTES, Rounds, TURN_BYTES};
 use dmce_abi::wire::client::{ClientReply, ClientRequest};
 use dmce_abi::wire::{self, FrameHeader, Refusal, Reply, WireError};
 use dmce_abi::{Status, wire::peek_request};
@@ -32,6 +33,12 @@ use super::door::Door;
 use super::objects::Passed;
 use super::{ServerError, Source, now};
 
+/// Connections that are taken in before the users have their turns: as many as a turn has messages.
+///
+/// The kernel has one queue for all users. With fewer, who connects would wait for a turn of each
+/// other user for each few connections before it; with more, all others for those who connect.
+pub const ACCEPTED_A_PASS: usize = TURN_BYTES / MESSAGE_BYTES;
+
 /// A connection.
 struct Client {
     socket: Socket,
@@ -41,6 +48,8 @@ struct Client {
 /// All connections of clients, and where they come from.
 pub struct Clients {
     door: Door,
+    /// Whether somebody may be at the door.
+    knocked: bool,
     open: BTreeMap<ClientConn, Client>,
     /// Those that have sent something.
     rounds: Rounds<ClientConn>,
@@ -72,6 +81,7 @@ impl Clients {
         let buffer = vec![0; FRAME_BYTES_MAX + 1];
         Ok(Self {
             door,
+            knocked: false,
             open: BTreeMap::new(),
             rounds: Rounds::default(),
             held: BTreeSet::new(),
@@ -86,12 +96,42 @@ impl Clients {
         &mut self.door
     }
 
-    /// Takes in who has connected.
+    /// Somebody has connected.
+    pub const fn knock(&mut self) {
+        self.knocked = true;
+    }
+
+    /// Takes in who has connected: some of them, if they are many, and more in the next pass,
+    /// whether the poller comes to tell of them again or has more to tell than it can at once.
     pub fn accept(&mut self, poller: &Poller, events: &mut VecDeque<Event>) {
-        let Some(socket) = self.door.accept(poller, now().millis) else { return };
+        if !self.knocked {
+            return;
+        }
+        let now = now().millis;
+        for _ in 0..ACCEPTED_A_PASS {
+            let Some(socket) = self.door.accept(poller, now) else {
+                self.knocked = false;
+                return;
+            };
+            match peer_of(&socket) {
+                Some(peer) => {
+                    self.rounds.charge_before(peer.uid);
+                    self.take_in(poller, socket, peer, events);
+                }
+                None => self.closer.end(socket),
+            }
+        }
+    }
+
+    fn take_in(
+        &mut self,
+        poller: &Poller,
+        socket: Socket,
+        peer: Peer,
+        events: &mut VecDeque<Event>,
+    ) {
         let conn = ClientConn(self.next);
         let token = Source::Client.token(conn.0);
-        let Some(peer) = peer_of(&socket) else { return self.closer.end(socket) };
         if let Err(error) = poller.add(socket.as_fd(), token, Interest::READ) {
             warn!("a client was not taken in: {error}");
             return self.closer.end(socket);
@@ -307,3 +347,6 @@ fn read(
     }
     Ok((RequestId(header.request), wire::decode_body(frame)?))
 }
+
+#[cfg(test)]
+mod tests;

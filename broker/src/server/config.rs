@@ -1,21 +1,37 @@
 //! What the file says, as the dispatcher needs it.
 
 use dmce_abi::name::Instance;
-use dmce_broker::dispatcher::{DispatcherConfig, Limits, Placement, Policy, Pressure, Quota};
+use dmce_broker::dispatcher::{
+    DispatcherConfig, Limits, PREPARED_MAX, Placement, Policy, Pressure, Quota,
+};
 use dmce_config::{self as file, Bytes, Config};
 use dmce_sys::identity;
+use dmce_sys::socket::FDS_PER_FRAME;
 use tracing::warn;
 
 use super::COPIES_SERVED;
+use super::clients::ACCEPTED_A_PASS;
+use super::headers::BLANKS_MAX;
 
 /// Connections that are no sessions, as of the command `dmce`, beyond one for each session.
 const OTHER_CONNECTIONS: usize = 256;
 
-/// Descriptors of a session: its connection, object, record, doorbell and process.
-const FDS_PER_SESSION: usize = 5;
+/// Descriptors of a session: its connection and process, and what it is made of.
+const FDS_PER_SESSION: usize = 2 + FDS_PER_MADE;
 
-/// Descriptors for what is neither a connection nor a session's: listeners, objects on their way.
-const OTHER_FDS: usize = 64;
+/// Descriptors of what a session is made of: object, record, doorbell.
+const FDS_PER_MADE: usize = 3;
+
+/// Descriptors that every broker has: the standard streams, poller, signals, listeners, lock, the
+/// folder of the objects, and the few that are opened and closed again where they are needed.
+const OWN_FDS: usize = 24;
+
+/// Descriptors for what is neither a connection that was let in nor a session's: the broker's own,
+/// headers that are made ahead, sessions while they are made ahead (those that are ready have the
+/// descriptors of sessions that there may be), who connects and may be refused, and what a frame
+/// brings or takes along.
+const OTHER_FDS: usize =
+    OWN_FDS + BLANKS_MAX + PREPARED_MAX * FDS_PER_MADE + ACCEPTED_A_PASS + FDS_PER_FRAME;
 
 /// Translates; the file has been checked. This process may have `open_files` descriptors.
 pub fn dispatcher(instance: &Instance, config: &Config, open_files: u64) -> DispatcherConfig {
@@ -116,7 +132,7 @@ mod tests {
     #[test]
     fn no_more_sessions_are_let_in_than_there_are_descriptors_for() {
         let of = file::Limits { sessions: 4096, daemons: 16, ..file::Limits::default() };
-        for (open_files, sessions) in [(u64::MAX, 4096), (100_000, 4096), (1024, 137), (256, 1)] {
+        for (open_files, sessions) in [(u64::MAX, 4096), (100_000, 4096), (1024, 107), (256, 1)] {
             let limits = limits(&of, open_files);
             assert_eq!(limits.sessions_max, sessions, "{open_files} open files");
             assert_eq!(limits.connections_max, sessions + OTHER_CONNECTIONS);

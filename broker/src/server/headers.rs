@@ -14,8 +14,9 @@ use tracing::debug;
 
 use super::now;
 
-/// How many are kept ready: as many as a service may ask for at once when it starts.
-const BLANKS_MAX: usize = 16;
+/// How many are kept ready: as many as a service may ask for at once when it starts. Each has a
+/// descriptor and a page.
+pub const BLANKS_MAX: usize = 16;
 
 /// How many are made before others have their turn.
 const MADE_A_TURN: usize = 4;

@@ -238,6 +238,7 @@ impl Server {
                     return Ok(());
                 }
             }
+            self.clients.accept(&self.poller, &mut self.events);
             self.clients.receive(&self.poller, &mut self.events);
             self.look_at_locks();
             self.look_at_objects();
@@ -314,7 +315,7 @@ impl Server {
     fn take_in(&mut self, ready: Ready) -> Result<std::ops::ControlFlow<()>, ServerError> {
         let (source, number) = Source::of(ready.token);
         match source {
-            Source::ClientListener => self.clients.accept(&self.poller, &mut self.events),
+            Source::ClientListener => self.clients.knock(),
             Source::DaemonListener => self.daemons.accept(&self.poller, &mut self.events),
             Source::Client => self.clients.ready(&self.poller, number, &mut self.events),
             Source::Daemon => self.daemons.ready(&self.poller, ready, number, &mut self.events),

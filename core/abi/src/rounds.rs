@@ -9,7 +9,9 @@
 //!
 //! 1. In one round each user who has something ready has one turn, and nobody a second one.
 //! 2. A turn ends with the message that makes its bytes [`TURN_BYTES`] or more.
-//! 3. The connections of a user are read in the order in which they became ready, one message of
+//! 3. What was done for a user before the round is part of that turn, which still has one message:
+//!    else who does much in one way would never be read.
+//! 4. The connections of a user are read in the order in which they became ready, one message of
 //!    each before the next of any.
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -31,12 +33,14 @@ pub struct Rounds<C> {
     /// Whose turn is still to come in this round; the first one's has begun.
     turns: VecDeque<u32>,
     spent: usize,
+    /// What is spent of the turns that are still to come.
+    spent_before: BTreeMap<u32, usize>,
 }
 
 impl<C> Default for Rounds<C> {
     fn default() -> Self {
         let (ready, queued, turns) = (BTreeMap::new(), BTreeSet::new(), VecDeque::new());
-        Self { ready, queued, turns, spent: 0 }
+        Self { ready, queued, turns, spent: 0, spent_before: BTreeMap::new() }
     }
 }
 
@@ -67,11 +71,22 @@ impl<C: Copy + Ord> Rounds<C> {
         self.ready.is_empty()
     }
 
+    /// Something was done for a user that costs as much as a message, before the next round.
+    pub fn charge_before(&mut self, uid: u32) {
+        let spent = self.spent_before.entry(uid).or_default();
+        *spent = spent.saturating_add(MESSAGE_BYTES);
+    }
+
     /// Begins a round: those who have something ready now have their turn in it.
     pub fn begin(&mut self) {
         self.turns.clear();
         self.turns.extend(self.ready.keys());
-        self.spent = 0;
+        self.begin_turn();
+    }
+
+    fn begin_turn(&mut self) {
+        let spent = self.turns.front().and_then(|uid| self.spent_before.remove(uid));
+        self.spent = spent.unwrap_or(0).min(TURN_BYTES - 1);
     }
 
     /// The connection that one message is read of now; `None` at the end of the round. It is not
@@ -90,8 +105,9 @@ impl<C: Copy + Ord> Rounds<C> {
                 return Some(connection);
             }
             self.turns.pop_front();
-            self.spent = 0;
+            self.begin_turn();
         }
+        self.spent_before.clear();
         None
     }
 
@@ -138,6 +154,27 @@ mod tests {
             let next = (turn..2 * turn).map(|place| place % 100);
             let expected: Vec<u32> = next.chain([500]).collect();
             assert_eq!(round(&mut rounds, bytes), expected, "{bytes} bytes");
+        }
+    }
+
+    #[test]
+    fn what_was_done_before_the_round_is_part_of_a_users_turn_in_it_alone() {
+        for (before, turn) in [(0, 64), (1, 63), (60, 4), (64, 1), (1000, 1)] {
+            let mut rounds = Rounds::default();
+            for connection in 0..200 {
+                rounds.arrive(FLOOD, connection);
+            }
+            rounds.arrive(VICTIM, 500);
+            for _ in 0..before {
+                rounds.charge_before(FLOOD);
+            }
+            // Who has nothing ready has no turn that it could be part of.
+            rounds.charge_before(VICTIM + 1);
+            let expected: Vec<u32> = (0..turn).chain([500]).collect();
+            assert_eq!(round(&mut rounds, 0), expected, "{before} before");
+            rounds.arrive(VICTIM + 1, 501);
+            let expected: Vec<u32> = (turn..turn + 64).chain([501]).collect();
+            assert_eq!(round(&mut rounds, 0), expected, "{before} before");
         }
     }
 
