@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
 use dmce_abi::wire::client::{BlockInfo, ClientRequest, MallocWith, OpeningId, RegionOpen};
-use dmce_broker::dispatcher::{Millis, Snapshot};
+use dmce_broker::dispatcher::{Millis, Snapshot, SnapshotCopy};
 
 use crate::client::Client;
 use crate::host::{Header, Object};
@@ -33,14 +33,18 @@ impl World {
             if block.lost && !harmed && !given_up {
                 return Err(format!("block {id} is called lost, and nobody touched it"));
             }
-            let object = block.daemon.and_then(|daemon| self.object(daemon, *id));
-            let there = object.is_some_and(|object| {
-                object.description.guid == block.guid && object.bytes >= block.committed
-            });
-            // It may do yet what the broker before this one wanted of it: destroy, above all.
-            let may_go = block.daemon.is_some_and(|daemon| snapshot.unconfirmed.contains(&daemon));
-            if !block.lost && !there && !harmed && !may_go {
-                return Err(format!("block {id} is {block:?}, its object {object:?}"));
+            for SnapshotCopy { daemon, committed } in block.copies.iter().copied() {
+                let object = self.object(daemon, *id);
+                let there = object.is_some_and(|object| {
+                    object.description.guid == block.guid && object.bytes >= committed
+                });
+                // It may do yet what the broker before this one wanted of it: destroy, above all.
+                let may_go = snapshot.unconfirmed.contains(&daemon);
+                let harmed = self.host.harmed_copies.contains(&(daemon, block.guid));
+                if !block.lost && !there && !harmed && !may_go {
+                    let text = format!("object {object:?} of daemon {daemon}");
+                    return Err(format!("block {id} is {block:?}, {text}"));
+                }
             }
         }
         if snapshot.quarantined > 0 {
@@ -230,7 +234,7 @@ impl World {
             view.spans.iter().flat_map(|(first, span)| members(*first, span.count)).collect();
         let of_session = snapshot.blocks.iter().filter(|(_, block)| block.session == Some(session));
         for (id, block) in of_session.filter(|(id, _)| !known.contains(id)) {
-            let object = block.daemon.and_then(|daemon| self.object(daemon, *id));
+            let object = block.copies.first().and_then(|copy| self.object(copy.daemon, *id));
             let first = object.map(|object| object.description.span.first);
             // Whose first block is harmed is nobody's that could be told apart.
             if first.is_some_and(|first| !self.host.harmed_ids.contains(&first)) {
@@ -306,8 +310,10 @@ impl World {
         }
         for (daemon, store) in &self.host.stores {
             for (id, object) in store {
-                let known =
-                    snapshot.blocks.get(id).is_some_and(|block| block.daemon == Some(*daemon));
+                let known = snapshot.blocks.get(id).is_some_and(|block| {
+                    let mut named = block.copies.iter().map(|copy| copy.daemon);
+                    named.any(|of| of == *daemon) || block.others.contains(daemon)
+                });
                 if object.header == Header::Valid && !known {
                     return Err(format!("daemon {daemon} has {object:?}, which is nobody's"));
                 }

@@ -6,7 +6,7 @@ use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, Owner, Region, 
 use dmce_abi::wire::client::RegionName;
 use dmce_abi::wire::daemon::{HeldBlock, PoolPlace};
 use dmce_broker::dispatcher::{
-    BelievedSession, FoundContent, FoundDaemon, Grant, Headers, SessionRecord, Started,
+    BelievedSession, FoundContent, FoundDaemon, Grant, Headers, Rewritten, SessionRecord, Started,
 };
 
 use crate::random::Random;
@@ -64,7 +64,9 @@ pub struct Host {
     pub locks: BTreeSet<DaemonId>,
     /// Names of blocks that another user took.
     pub squatted: BTreeSet<(DaemonId, BlockId)>,
-    /// Blocks that were harmed from outside: they may be lost, and no others.
+    /// Copies that were harmed from outside: they may be lost, and no others.
+    pub harmed_copies: BTreeSet<(DaemonId, Guid)>,
+    /// Blocks of which no copy was left when one was harmed: they may be lost, and no others.
     pub harmed: BTreeSet<Guid>,
     /// Their ids: of a block whose header is gone, the broker knows no more.
     pub harmed_ids: BTreeSet<BlockId>,
@@ -81,14 +83,21 @@ impl Host {
             .flat_map(|(daemon, store)| store.keys().map(move |block| (*daemon, *block)))
             .collect();
         let Some((daemon, block)) = random.pick(places) else { return };
+        let Some(object) = self.stores.get(&daemon).and_then(|store| store.get(&block)) else {
+            return;
+        };
+        let guid = object.description.guid;
+        self.harmed_copies.insert((daemon, guid));
+        if !self.has_whole_copy(block, guid) {
+            self.harmed.insert(guid);
+            self.harmed_ids.insert(block);
+            if let Owner::Region(region) = &object.description.owner {
+                let (volume, name) = (region.volume.clone(), region.name.clone());
+                self.harmed_regions.insert(RegionName { volume, name });
+            }
+        }
         let Some(store) = self.stores.get_mut(&daemon) else { return };
         let Some(object) = store.get_mut(&block) else { return };
-        self.harmed.insert(object.description.guid);
-        self.harmed_ids.insert(block);
-        if let Owner::Region(region) = &object.description.owner {
-            let (volume, name) = (region.volume.clone(), region.name.clone());
-            self.harmed_regions.insert(RegionName { volume, name });
-        }
         match random.below(3) {
             0 => object.bytes = object.bytes / 2 / 4096 * 4096,
             1 if object.header == Header::Valid => object.header = Header::Damaged,
@@ -96,6 +105,15 @@ impl Host {
                 store.remove(&block);
             }
         }
+    }
+
+    /// Whether a block has a copy that was not harmed.
+    fn has_whole_copy(&self, block: BlockId, guid: Guid) -> bool {
+        self.stores.iter().any(|(daemon, store)| {
+            let object = store.get(&block).filter(|object| object.description.guid == guid);
+            object.is_some_and(|object| object.header == Header::Valid)
+                && !self.harmed_copies.contains(&(*daemon, guid))
+        })
     }
 
     /// A daemon looks through its names: what has no header yet, nobody was told of.
@@ -159,6 +177,31 @@ impl Host {
         let store = self.stores.get(&daemon).into_iter().flatten();
         let damaged = store.filter(|(_, object)| object.header == Header::Damaged);
         Headers { held: self.held(daemon), damaged: damaged.map(|(id, _)| *id).collect() }
+    }
+
+    /// Writes a header anew.
+    ///
+    /// # Errors
+    ///
+    /// An epoch that does not grow.
+    pub fn rewrite(
+        &mut self,
+        daemon: DaemonId,
+        description: BlockDescription,
+    ) -> Result<Rewritten, String> {
+        let store = self.stores.entry(daemon).or_default();
+        let object = store.get_mut(&description.block);
+        let same = |object: &&mut Object| {
+            object.header == Header::Valid && object.description.guid == description.guid
+        };
+        let Some(object) = object.filter(same) else {
+            return Ok(Rewritten::Gone { reason: "no such header".to_owned() });
+        };
+        if object.description.epoch >= description.epoch {
+            return Err(format!("{:?} becomes {description:?}", object.description));
+        }
+        object.description = description;
+        Ok(Rewritten::Written)
     }
 
     /// Writes a grant into a record.

@@ -80,6 +80,14 @@ pub fn act(world: &mut World, action: Action) -> Checked {
             let made = make(&mut world.host, daemon, lent, (*description, committed))?;
             broker.soon.push_back(Event::BlockMade { daemon, request_id, made });
         }
+        Action::RaiseEpoch { raise, block, headers } => {
+            let host = &mut world.host;
+            let mut rewritten = Vec::new();
+            for (daemon, description) in headers {
+                rewritten.push((daemon, host.rewrite(daemon, description)?));
+            }
+            broker.soon.push_back(Event::EpochRaised { raise, block, headers: rewritten });
+        }
         Action::AwaitLock { daemon } => _ = broker.locks.insert(daemon),
         Action::ForgetLock { daemon } => _ = broker.locks.remove(&daemon),
         Action::ReadHeaders { daemon } => {

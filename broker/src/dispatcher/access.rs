@@ -1,4 +1,4 @@
-//! What a session does with its blocks once it has them: grow, delete, list, fetch, map, and ask
+//! What a session does with its blocks once it has them: delete, list, fetch, map, and ask
 //! what changed.
 //!
 //! # Invariants
@@ -12,16 +12,14 @@ use dmce_abi::block::{BlockId, Guid, SessionId};
 use dmce_abi::limits::SPANS_LISTED;
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::client::{
-    BlockInfo, Changed, ClientReply, Delete, Fetch, Granted, Grow, Map, Opened, SessionStat,
-    SpanKey, SpanList, Unmap,
+    BlockInfo, Changed, ClientReply, Delete, Fetch, Granted, Map, Opened, SessionStat, SpanKey,
+    SpanList, Unmap,
 };
 
 use super::Dispatcher;
 use super::action::Descriptor;
 use super::asking::lost;
 use super::blocks::{Block, BlockState, Span, SpanOwner, SpanState};
-use super::clients::ReplyTo;
-use super::daemons::{Op, Server};
 use super::event::Rights;
 use super::mappings::Mapping;
 use super::requests::{Failure, Outcome, Served, refuse};
@@ -31,7 +29,8 @@ pub(super) struct Reached<'a> {
     id: BlockId,
     /// The block.
     pub block: &'a Block,
-    span: &'a Span,
+    /// Its span.
+    pub span: &'a Span,
     /// What the session may do with it.
     pub rights: Rights,
 }
@@ -60,48 +59,6 @@ impl Reached<'_> {
 }
 
 impl Dispatcher {
-    /// More bytes at the end of a block.
-    pub(super) fn grow(&mut self, to: ReplyTo, session: SessionId, grow: Grow) -> Served {
-        let id = grow.block;
-        let reached = self.reach(session, id)?;
-        if reached.span.owner == SpanOwner::Region {
-            return refuse(
-                Status::Invalid,
-                format!("block {id} is a region's, whose size is fixed"),
-            );
-        }
-        let &Block { committed, bytes_max, .. } = reached.block;
-        let page_size = u64::from(reached.span.page_size);
-        if reached.block.state == BlockState::Lost {
-            return Err(lost(id).into());
-        }
-        if grow.committed <= committed {
-            return Ok(ClientReply::Grown { committed }.into());
-        }
-        if grow.committed > bytes_max {
-            let text = format!("block {id} to {} bytes, limit {bytes_max}", grow.committed);
-            return refuse(Status::NoSpace, text);
-        }
-        let asked = grow.committed.next_multiple_of(page_size).min(bytes_max);
-        let (guid, daemon) = (reached.block.guid, reached.block.primary());
-        let server = daemon.and_then(|daemon| self.daemons.servers.get(&daemon));
-        let Some(daemon) = daemon.filter(|_| server.is_some_and(Server::answers)) else {
-            return refuse(Status::NoSpace, format!("the daemon of block {id} does not answer"));
-        };
-        let block = self.blocks.get_mut(id);
-        if let Some(copy) = block.and_then(|block| block.copies.of_mut(daemon)) {
-            let more = asked.saturating_sub(copy.charge.bytes());
-            self.ledger.extend(&mut copy.charge, more)?;
-            copy.grows += 1;
-            self.granted += 1;
-        }
-        if let Some(server) = self.daemons.servers.get_mut(&daemon) {
-            server.push(Op::Grow { block: id, guid, committed: asked, reply: Some(to) });
-        }
-        self.pump(daemon);
-        Ok(Outcome::Later)
-    }
-
     /// Gives a block or a span back (FIG. 17).
     pub(super) fn delete(&mut self, id: SessionId, delete: Delete) -> Served {
         let Delete { addr, guid } = delete;
@@ -303,7 +260,8 @@ impl Dispatcher {
             (stands && rights.any()).then_some(Reached { id, block, span, rights })
         });
         if let Some(reached) = reached {
-            return Ok(reached);
+            let is_losing = reached.block.state == BlockState::Losing;
+            return if is_losing { Err(Failure::Unsettled) } else { Ok(reached) };
         }
         // The broker before this one may have granted a block whose objects went with it: only the
         // session knows of it now.

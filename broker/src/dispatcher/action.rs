@@ -6,7 +6,7 @@
 //!    step.
 //! 2. What the order protects: grants are stored before the opener is answered, a generation is
 //!    published before the blocks it speaks of are destroyed, a session's record goes before its
-//!    blocks are destroyed.
+//!    blocks are destroyed, headers are written before a generation speaks of them.
 //! 3. An action on a connection that has hung up meanwhile does nothing.
 
 use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, SessionId};
@@ -17,7 +17,7 @@ use dmce_abi::wire::daemon::DaemonRequest;
 use dmce_abi::wire::data::{LinkGrant, LinkId};
 
 use super::event::{
-    ClientConn, DaemonConn, Grant, InspectId, Lent, Millis, RequestId, SessionRecord,
+    ClientConn, DaemonConn, Grant, InspectId, Lent, Millis, RaiseId, RequestId, SessionRecord,
 };
 
 /// A descriptor that travels with a reply. The shell opens it by name, at the time of the reply.
@@ -167,6 +167,16 @@ pub enum Action {
         description: Box<BlockDescription>,
         /// Bytes that the block is to have; at most those of the object.
         committed: u64,
+    },
+    /// Writes the headers of a block's copies anew, be their daemons there or not, in place of a
+    /// header of the same block and GUID; then [`super::Event::EpochRaised`].
+    RaiseEpoch {
+        /// What the event repeats.
+        raise: RaiseId,
+        /// The block.
+        block: BlockId,
+        /// Of each copy the daemon, and what the header is to say.
+        headers: Vec<(DaemonId, BlockDescription)>,
     },
     /// Stores the generation word of a session object, issues the `membarrier`, rings the doorbell.
     Publish {

@@ -89,7 +89,7 @@ impl Dispatcher {
         let strange = self.regions.nameless() > 0 || !self.restart.quarantined.is_empty();
         let state = if self.blocks.lost > 0 || strange {
             Health::Damaged
-        } else if up < servers.len() {
+        } else if up < servers.len() || self.blocks.has_degraded() {
             Health::Degraded
         } else {
             Health::Ok
@@ -145,7 +145,9 @@ impl Dispatcher {
     fn block_row(&self, id: BlockId, block: &Block) -> Option<BlockRow> {
         let span = self.blocks.span(block.span)?;
         let state = match block.state {
+            BlockState::Held if self.blocks.is_degraded(id, 1) => RowState::Degraded,
             BlockState::Held => RowState::Ok,
+            BlockState::Losing => RowState::Degraded,
             BlockState::Lost => RowState::Lost,
             BlockState::Making | BlockState::Going => return None,
         };
@@ -227,7 +229,11 @@ impl Dispatcher {
             created_at: attributes.created_at,
             opens: count(region.opens.len()),
             first: self.address(first),
-            state: if span.lost > 0 { RowState::Lost } else { RowState::Ok },
+            state: match span.lost {
+                0 if self.blocks.is_degraded(first, span.count) => RowState::Degraded,
+                0 => RowState::Ok,
+                _ => RowState::Lost,
+            },
         })
     }
 

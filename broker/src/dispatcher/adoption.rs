@@ -190,6 +190,7 @@ impl Dispatcher {
             count: found.span.count,
             ids,
             page_size: found.page_size,
+            copies: found.owner.copies(),
             owner,
             uid,
             ticket: ticket_of(&found.owner),
@@ -213,6 +214,7 @@ impl Dispatcher {
                 count: 1,
                 ids: vec![IdRange { first: id, count: 1 }],
                 page_size: found.page_size,
+                copies: found.owner.copies(),
                 owner: SpanOwner::Region,
                 uid: 0,
                 ticket: (Guid::default(), 0),
@@ -244,7 +246,7 @@ impl Dispatcher {
             state: BlockState::Held,
             bytes_max: found.bytes_max,
             committed: charge.bytes(),
-            copies: Copies::new(vec![Copy::held(daemon, charge)]),
+            copies: Copies::new(vec![Copy::held(daemon, charge, found.epoch)]),
             stamp: self.next_number(),
         };
         self.blocks.add(found.block, block);

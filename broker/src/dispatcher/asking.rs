@@ -9,17 +9,15 @@
 //! 3. What a daemon says that a block has is what is charged, be it more than was asked for.
 
 use dmce_abi::Status;
-use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, Owner, Ticket};
+use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Membership, Owner, Ticket};
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::wire::Refusal;
-use dmce_abi::wire::client::ClientReply;
 use dmce_abi::wire::daemon::{DaemonAnswer, DaemonRequest};
 use dmce_abi::{block, wire};
 
 use super::Dispatcher;
 use super::action::{Action, LogLevel};
 use super::blocks::{Block, BlockState, Span, SpanOwner};
-use super::clients::ReplyTo;
 use super::copies::CopyState;
 use super::daemons::{Link, Op};
 use super::event::RequestId;
@@ -36,7 +34,7 @@ impl Dispatcher {
             let Some(op) = server.pop() else { return };
             let request = match &op {
                 Op::Create { block, .. } => {
-                    let Some((description, committed)) = self.description(*block, daemon) else {
+                    let Some((description, committed)) = self.wanted_copy(*block, daemon) else {
                         // It was given up while it waited: nobody has made it.
                         self.remove_copy(*block, daemon);
                         continue;
@@ -102,13 +100,12 @@ impl Dispatcher {
         };
         match (op, answer) {
             (Op::Create { block, .. }, answer) => self.create_answered(daemon, block, answer),
-            (Op::Grow { block, guid, reply, .. }, answer) => {
+            (Op::Grow { growth, .. }, answer) => {
                 self.history.note(daemon, |operations| match &answer {
                     Ok(_) => operations.grows += 1,
                     Err(_) => operations.refusals += 1,
                 });
-                let result = self.grow_answered((block, daemon), guid, answer);
-                self.reply_to_grow(reply, result);
+                self.grow_answered(daemon, growth, answer);
             }
             (Op::Destroy { block }, Ok(_)) => {
                 self.history.note(daemon, |operations| operations.destroys += 1);
@@ -180,6 +177,10 @@ impl Dispatcher {
                     self.destroy(id, daemon);
                 } else {
                     copy.state = CopyState::Held;
+                    if block.copies.all_held() && !block.copies.all_say(block.epoch) {
+                        // One was made elsewhere than the others have been told.
+                        return self.raise(id);
+                    }
                     self.usable_if_whole(id);
                     self.made_copy(id);
                 }
@@ -199,7 +200,7 @@ impl Dispatcher {
     }
 
     /// If all copies of a block are there, it may be used.
-    fn usable_if_whole(&mut self, id: BlockId) {
+    pub(super) fn usable_if_whole(&mut self, id: BlockId) {
         let Some(block) = self.blocks.get_mut(id) else { return };
         if block.copies.all_held() {
             block.settle_committed();
@@ -207,60 +208,20 @@ impl Dispatcher {
         }
     }
 
-    fn grow_answered(
-        &mut self,
-        (id, daemon): (BlockId, DaemonId),
-        guid: Guid,
-        answer: Answer,
-    ) -> wire::Reply<ClientReply> {
-        let stamp = self.next_number();
-        let Some(block) = self.blocks.get_mut(id).filter(|block| block.guid == guid) else {
-            return Err(gone(id));
-        };
-        if let Some(copy) = block.copies.of_mut(daemon)
-            && let Ok(DaemonAnswer::Committed { committed }) = answer
-        {
-            copy.committed = copy.committed.max(committed);
-            block.stamp = stamp;
-            block.settle_committed();
-        }
-        let (state, committed) = (block.state, block.committed);
-        self.grow_ended(id, daemon);
-        match (answer, state) {
-            (Ok(_), BlockState::Held) => Ok(ClientReply::Grown { committed }),
-            (Ok(_), BlockState::Lost) => Err(lost(id)),
-            (Ok(_), _) => Err(gone(id)),
-            (Err(refusal), _) => Err(Refusal::new(Status::NoSpace, refusal.text)),
-        }
-    }
-
-    /// A grow of a copy has ended: when none is left, the copy costs what it has.
-    pub(super) fn grow_ended(&mut self, id: BlockId, daemon: DaemonId) {
-        let block = self.blocks.get_mut(id);
-        let Some(copy) = block.and_then(|block| block.copies.of_mut(daemon)) else { return };
-        copy.grows = copy.grows.saturating_sub(1);
-        // A copy that was lost costs nothing any more, whatever becomes of it.
-        if copy.grows == 0 && copy.charge.bytes() > 0 {
-            self.ledger.force_bytes(&mut copy.charge, copy.committed);
-        }
-    }
-
-    /// Answers who waits for a grow, if anybody does.
-    pub(super) fn reply_to_grow(&mut self, to: Option<ReplyTo>, result: wire::Reply<ClientReply>) {
-        if let Some(to) = to {
-            self.reply(to, result, Vec::new());
-        }
-    }
-
     /// What a copy that is still wanted is to be, and the bytes that it is to have at first.
-    fn description(&self, id: BlockId, daemon: DaemonId) -> Option<(BlockDescription, u64)> {
-        let block = self.blocks.get(id)?;
-        let copy = block.copies.of(daemon).filter(|copy| copy.state == CopyState::Asked)?;
-        Some((self.describe(id, block)?, copy.charge.bytes()))
+    fn wanted_copy(&mut self, id: BlockId, daemon: DaemonId) -> Option<(BlockDescription, u64)> {
+        let description = self.describe(id, daemon)?;
+        let copy = self.blocks.get_mut(id)?.copies.of_mut(daemon)?;
+        if copy.state != CopyState::Asked {
+            return None;
+        }
+        copy.epoch = description.epoch;
+        Some((description, copy.charge.bytes()))
     }
 
-    /// What the headers of a block are to say.
-    fn describe(&self, id: BlockId, block: &Block) -> Option<BlockDescription> {
+    /// What the header of a copy is to say.
+    pub(super) fn describe(&self, id: BlockId, daemon: DaemonId) -> Option<BlockDescription> {
+        let block = self.blocks.get(id)?;
         let span = self.blocks.span(block.span)?;
         Some(BlockDescription {
             block: id,
@@ -270,6 +231,7 @@ impl Dispatcher {
             bytes_max: block.bytes_max,
             span: block::Span { first: block.span, count: span.count, guid: span.guid },
             owner: self.owner(block, span)?,
+            membership: Membership::of(daemon, &block.copies.daemons()),
         })
     }
 
@@ -278,7 +240,7 @@ impl Dispatcher {
         match span.owner {
             SpanOwner::Session(id) => {
                 let ticket = Ticket { session, number };
-                Some(Owner::Session { session: id, ticket, uid: span.uid })
+                Some(Owner::Session { session: id, ticket, uid: span.uid, copies: span.copies })
             }
             SpanOwner::Region => {
                 Some(Owner::Region(self.regions.get(block.span)?.attributes.clone()))
@@ -313,11 +275,6 @@ impl Dispatcher {
 /// Whether a daemon may say that a block has `committed` bytes when `asked` were asked for.
 const fn is_possible(committed: u64, asked: u64, bytes_max: u64) -> bool {
     asked <= committed && committed <= bytes_max && committed.is_multiple_of(PAGE_BYTES)
-}
-
-/// The refusal for a block that is no more.
-pub(super) fn gone(block: BlockId) -> Refusal {
-    Refusal::new(Status::Address, format!("block {block} is deleted"))
 }
 
 /// The refusal for a block whose bytes are no more.

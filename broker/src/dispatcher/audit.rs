@@ -10,25 +10,49 @@ use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
 use super::Dispatcher;
 use super::blocks::{Block, BlockState, SpanOwner, SpanState};
 use super::clients::ReplyTo;
-use super::copies::CopyState;
+use super::copies::{Copy, CopyState};
 use super::daemons::{Link, Server};
 use super::event::{ClientConn, RequestId};
+use super::growing::Growth;
 use super::prepared::PREPARED_MAX;
 use super::sessions::SessionLink;
+
+/// A copy that the headers of its block name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotCopy {
+    /// Where it is.
+    pub daemon: DaemonId,
+    /// Bytes that it has.
+    pub committed: u64,
+}
 
 /// A block that somebody may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotBlock {
     /// Its GUID.
     pub guid: Guid,
-    /// Where it is.
-    pub daemon: Option<DaemonId>,
+    /// Its epoch.
+    pub epoch: u64,
+    /// Copies that were asked for.
+    pub asked: u32,
+    /// Where it is, the primary first.
+    pub copies: Vec<SnapshotCopy>,
+    /// Daemons with a copy that is not one of these any more.
+    pub others: Vec<DaemonId>,
+    /// Whether its headers are being written anew.
+    pub losing: bool,
     /// Bytes that it has.
     pub committed: u64,
     /// Whether they are gone.
     pub lost: bool,
     /// Whose it is; `None` for a region's.
     pub session: Option<SessionId>,
+}
+
+impl SnapshotCopy {
+    fn of(copy: &Copy) -> Self {
+        Self { daemon: copy.daemon, committed: copy.committed }
+    }
 }
 
 /// What is in the tables.
@@ -70,7 +94,7 @@ impl Dispatcher {
         };
         for (id, block) in self.blocks.all() {
             let Some(span) = self.blocks.span(block.span) else { continue };
-            let usable = matches!(block.state, BlockState::Held | BlockState::Lost);
+            let usable = !matches!(block.state, BlockState::Making | BlockState::Going);
             if span.state != SpanState::Standing || !usable {
                 snapshot.passing += 1;
                 continue;
@@ -79,9 +103,14 @@ impl Dispatcher {
                 SpanOwner::Session(session) => Some(session),
                 SpanOwner::Region => None,
             };
+            let others = block.copies.iter().filter(|copy| !copy.named);
             let entry = SnapshotBlock {
                 guid: block.guid,
-                daemon: block.primary(),
+                epoch: block.epoch,
+                asked: span.copies,
+                copies: block.copies.named().map(SnapshotCopy::of).collect(),
+                others: others.map(|copy| copy.daemon).collect(),
+                losing: block.state == BlockState::Losing,
                 committed: block.committed,
                 lost: block.state == BlockState::Lost,
                 session,
@@ -213,8 +242,34 @@ impl Dispatcher {
                 format!("block {id} has {} bytes, on {daemon} {committed}", block.committed)
             })?;
         }
-        let held = block.copies.iter().any(|copy| copy.state == CopyState::Held);
-        check(held || block.state != BlockState::Held, || format!("block {id} is not held"))
+        self.audit_copyset(id, block)
+    }
+
+    /// A block that may be used has the copies that all its headers name, and no others. In
+    /// between, somebody writes headers.
+    fn audit_copyset(&self, id: BlockId, block: &Block) -> Result<(), String> {
+        let (copies, epoch) = (&block.copies, block.epoch);
+        let asked = self.blocks.span(block.span).map_or(0, |span| span.copies as usize);
+        let named = copies.named().count();
+        let is_raised = self.raises.contains_key(&id);
+        check(named <= asked, || format!("block {id} has {named} copies of {asked}"))?;
+        check(copies.iter().all(|copy| copy.epoch <= epoch), || {
+            format!("block {id} has epoch {epoch}, and a copy a later one")
+        })?;
+        match block.state {
+            BlockState::Held => {
+                check(named > 0 && copies.all_held() && copies.all_say(epoch) && !is_raised, || {
+                    format!("block {id} is held, and its copies are {copies:?}, epoch {epoch}")
+                })
+            }
+            BlockState::Losing => check(named > 0 && copies.all_held() && is_raised, || {
+                format!("nobody decides on the copies of block {id}: {copies:?}")
+            }),
+            BlockState::Lost | BlockState::Going => {
+                check(!is_raised, || format!("headers of block {id} are written for nobody"))
+            }
+            BlockState::Making => Ok(()),
+        }
     }
 
     fn audit_sessions(&self) -> Result<(), String> {
@@ -293,10 +348,10 @@ impl Dispatcher {
             _ => None,
         });
         let makings = self.makings.values().map(|making| making.to);
-        let grows = self.daemons.servers.values().flat_map(Server::grow_replies);
+        let grows = self.growths.values().filter_map(Growth::owed);
         let deletions = self.deletions.values().filter_map(|deletion| deletion.to);
         let relays = self.relays.owed();
-        let queues = self.deferred.owed().chain(self.parked.owed());
+        let queues = self.deferred.owed().chain(self.parked.owed()).chain(self.unsettled.owed());
         let mut waiting: BTreeMap<ClientConn, Vec<RequestId>> = BTreeMap::new();
         for ReplyTo { conn, request_id } in
             opening.chain(makings).chain(grows).chain(queues).chain(deletions).chain(relays)

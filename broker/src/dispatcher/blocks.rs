@@ -5,10 +5,9 @@
 //!         Assembling --^ |  ^                to nobody; then the ids are given back)
 //!                        +--+ a block is lost
 //!
-//! block:  Making --> Held --> Going --> (none, with its last copy)
-//!            |         |        ^
-//!            |         +-> Lost +
-//!            +------------------+
+//! block:  Making --> Held <--> Losing     Going --> (none, with its last copy)
+//!                     |           |         ^
+//!                     +--> Lost <-+         | from any
 //! ```
 //! What is one daemon's of a block is a copy (`copies`).
 //!
@@ -33,6 +32,8 @@ pub(super) enum BlockState {
     Making,
     /// It may be used.
     Held,
+    /// A copy is lost, and the headers of the others are being written anew (`raising`).
+    Losing,
     /// Its bytes are gone.
     Lost,
     /// It was given up.
@@ -110,6 +111,8 @@ pub(super) struct Span {
     pub ids: Vec<IdRange>,
     /// Its page size.
     pub page_size: u32,
+    /// Copies of each block that were asked for.
+    pub copies: u32,
     /// Whose it is.
     pub owner: SpanOwner,
     /// The user who owns it.
@@ -137,6 +140,8 @@ pub(super) struct Blocks {
     tickets: BTreeMap<TicketKey, BlockId>,
     /// Lost blocks in the table.
     pub lost: u32,
+    /// Blocks that may be used and have fewer copies than were asked for.
+    degraded: BTreeSet<BlockId>,
 }
 
 impl Blocks {
@@ -201,12 +206,39 @@ impl Blocks {
         self.lost += u32::from(block.state == BlockState::Lost);
         let before = self.by_id.insert(id, block);
         assert!(before.is_none(), "there is a block {id} already");
+        self.count_copies(id);
+    }
+
+    /// The copies of a block have changed: it may be one with too few.
+    pub(super) fn count_copies(&mut self, id: BlockId) {
+        let too_few = self.by_id.get(&id).is_some_and(|block| {
+            let asked = self.spans.get(&block.span).map_or(0, |span| span.copies);
+            let is_usable = matches!(block.state, BlockState::Held | BlockState::Losing);
+            is_usable && block.copies.named().count() < asked as usize
+        });
+        if too_few {
+            self.degraded.insert(id);
+        } else {
+            self.degraded.remove(&id);
+        }
+    }
+
+    /// Whether one of `count` blocks from `first` on has too few copies.
+    pub(super) fn is_degraded(&self, first: BlockId, count: u32) -> bool {
+        let next = self.degraded.range(first..).next();
+        next.is_some_and(|id| id.get() - first.get() < count)
+    }
+
+    /// Whether some block has too few copies.
+    pub(super) fn has_degraded(&self) -> bool {
+        !self.degraded.is_empty()
     }
 
     /// Takes a block out.
     pub(super) fn remove(&mut self, id: BlockId) -> Option<Block> {
         self.set_state(id, BlockState::Going);
         let block = self.by_id.remove(&id)?;
+        self.degraded.remove(&id);
         if let Some(span) = self.spans.get_mut(&block.span) {
             span.present -= 1;
         }
@@ -227,6 +259,7 @@ impl Blocks {
         if let Some(span) = self.spans.get_mut(&block.span) {
             change(&mut span.lost, was, is);
         }
+        self.count_copies(id);
     }
 
     /// Changes where the copy of a block is in its life that a daemon has.
@@ -340,6 +373,7 @@ mod tests {
             count,
             ids: vec![IdRange { first: id(1), count }],
             page_size: 4096,
+            copies: 1,
             owner: SpanOwner::Region,
             uid,
             ticket: (Guid::default(), 5),

@@ -10,7 +10,7 @@
 //! # Invariants
 //!
 //! 1. No two copies of a block are on one daemon: so a daemon and a block name a copy.
-//! 2. The first is the primary.
+//! 2. The first is the primary. Those that the headers do not name any more come last.
 //! 3. A copy that its daemon has, or may have, is in the table; and while it is, it is charged.
 
 use dmce_abi::block::DaemonId;
@@ -47,18 +47,23 @@ pub(super) struct Copy {
     pub charge: Charge,
     /// Grows that the daemon has not answered.
     pub grows: u32,
+    /// The epoch that its header was given last.
+    pub epoch: u64,
+    /// Whether the headers of the block's epoch name it.
+    pub named: bool,
 }
 
 impl Copy {
     /// A copy that nobody was asked for.
     pub(super) const fn planned(daemon: DaemonId, charge: Charge) -> Self {
-        Self { daemon, state: CopyState::Planned, committed: 0, charge, grows: 0 }
+        let state = CopyState::Planned;
+        Self { daemon, state, committed: 0, charge, grows: 0, epoch: 0, named: true }
     }
 
-    /// A copy that its daemon has.
-    pub(super) const fn held(daemon: DaemonId, charge: Charge) -> Self {
-        let committed = charge.bytes();
-        Self { daemon, state: CopyState::Held, committed, charge, grows: 0 }
+    /// A copy that its daemon has, with a header of that epoch.
+    pub(super) const fn held(daemon: DaemonId, charge: Charge, epoch: u64) -> Self {
+        let (state, committed) = (CopyState::Held, charge.bytes());
+        Self { daemon, state, committed, charge, grows: 0, epoch, named: true }
     }
 
     /// Whether its daemon has it, or may have it.
@@ -119,14 +124,41 @@ impl Copies {
         self.0.is_empty()
     }
 
-    /// Whether all are made.
-    pub(super) fn all_held(&self) -> bool {
-        self.0.iter().all(|copy| copy.state == CopyState::Held)
+    /// Those that the headers name.
+    pub(super) fn named(&self) -> impl Iterator<Item = &Copy> {
+        self.0.iter().filter(|copy| copy.named)
     }
 
-    /// Bytes that all copies that are held have.
+    /// Those whose bytes are there.
+    pub(super) fn held(&self) -> impl Iterator<Item = &Copy> {
+        self.0.iter().filter(|copy| copy.state == CopyState::Held)
+    }
+
+    /// The daemons of those that the headers name, the primary's first.
+    pub(super) fn daemons(&self) -> Vec<DaemonId> {
+        self.named().map(|copy| copy.daemon).collect()
+    }
+
+    /// Whether all that the headers name are made.
+    pub(super) fn all_held(&self) -> bool {
+        self.named().all(|copy| copy.state == CopyState::Held)
+    }
+
+    /// Whether the header of each that is named says this epoch.
+    pub(super) fn all_say(&self, epoch: u64) -> bool {
+        self.named().all(|copy| copy.epoch == epoch)
+    }
+
+    /// Bytes that all copies have whose bytes are there.
     pub(super) fn committed(&self) -> u64 {
-        let held = self.0.iter().filter(|copy| copy.state == CopyState::Held);
-        held.map(|copy| copy.committed).min().unwrap_or(0)
+        self.held().map(|copy| copy.committed).min().unwrap_or(0)
+    }
+
+    /// The copy of a daemon is not one of those any more that the headers name.
+    pub(super) fn unname(&mut self, daemon: DaemonId) {
+        if let Some((_, mut copy)) = self.take(daemon) {
+            copy.named = false;
+            self.0.push(copy);
+        }
     }
 }

@@ -22,7 +22,6 @@ use dmce_abi::block::{BlockId, DaemonId, Guid};
 use dmce_abi::wire::admin::DaemonState;
 use dmce_abi::wire::daemon::HeldBlock;
 
-use super::clients::ReplyTo;
 use super::event::{DaemonConn, Lent, Millis};
 
 /// Creates and grows that a daemon has not answered.
@@ -36,8 +35,8 @@ const DESTROYS_MAX: usize = 8;
 pub(super) enum Op {
     /// A block, as the block table describes it. What is lent, the shell makes it of.
     Create { block: BlockId, lent: Option<Lent> },
-    /// More bytes for the block of that GUID. `reply` is empty once the client was answered.
-    Grow { block: BlockId, guid: Guid, committed: u64, reply: Option<ReplyTo> },
+    /// More bytes for the block of that GUID, for the growth of that number.
+    Grow { block: BlockId, guid: Guid, committed: u64, growth: u64 },
     /// The end of a block.
     Destroy { block: BlockId },
     /// The end of a stray: the block table knows nothing of it, or another by its id.
@@ -218,16 +217,6 @@ impl Server {
         orphans
     }
 
-    /// Takes from each grow the client that waits for it: the daemon does not answer.
-    pub(super) fn take_grow_replies(&mut self) -> Vec<ReplyTo> {
-        let asked = self.in_flight.values_mut().chain(self.urgent.iter_mut());
-        let grows = asked.filter_map(|op| match op {
-            Op::Grow { reply, .. } => reply.take(),
-            _ => None,
-        });
-        grows.collect()
-    }
-
     /// Takes back the last grow that was not sent yet.
     pub(super) fn take_last_grow(&mut self) -> Option<Op> {
         let is_grow = |op: &Op| matches!(op, Op::Grow { .. });
@@ -235,13 +224,14 @@ impl Server {
         self.urgent.remove(last)
     }
 
-    /// Who waits for a grow.
-    pub(super) fn grow_replies(&self) -> impl Iterator<Item = ReplyTo> {
+    /// The growths that it has not answered.
+    pub(super) fn growths(&self) -> Vec<u64> {
         let asked = self.in_flight.values().chain(&self.urgent);
-        asked.filter_map(|op| match op {
-            Op::Grow { reply, .. } => *reply,
+        let growths = asked.filter_map(|op| match op {
+            Op::Grow { growth, .. } => Some(*growth),
             _ => None,
-        })
+        });
+        growths.collect()
     }
 
     /// The blocks of the creates that are not answered, in the order of asking.
@@ -349,8 +339,7 @@ mod tests {
         }
         server.push(Op::Create { block: block(50), lent: None });
         send_all(&mut server, &mut number);
-        let grow =
-            || Op::Grow { block: block(51), guid: Guid::default(), committed: 1, reply: None };
+        let grow = || Op::Grow { block: block(51), guid: Guid::default(), committed: 1, growth: 7 };
         server.push(grow());
         let orphans = server.go_away();
         assert_eq!(orphans, [(Op::Create { block: block(50), lent: None }, true), (grow(), false)]);

@@ -49,6 +49,10 @@ pub struct RequestId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InspectId(pub u64);
 
+/// The number of an [`super::Action::RaiseEpoch`], which its [`Event::EpochRaised`] repeats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RaiseId(pub u64);
+
 /// Who a peer is, as the kernel says (`SO_PEERCRED`, `SO_PEERGROUPS`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
@@ -168,6 +172,23 @@ pub enum Made {
     },
     /// The object cannot be used. Nothing of the block is there.
     Unusable {
+        /// Why, for the log.
+        reason: String,
+    },
+}
+
+/// What became of a header that was to be written anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rewritten {
+    /// It says what it was to say.
+    Written,
+    /// There is no sound header of that block any more: the copy is lost.
+    Gone {
+        /// What was found, for the log.
+        reason: String,
+    },
+    /// It could not be written now. Which of the two it says is not known.
+    Failed {
         /// Why, for the log.
         reason: String,
     },
@@ -320,6 +341,15 @@ pub enum Event {
         request_id: RequestId,
         /// What became of it.
         made: Made,
+    },
+    /// Answers [`super::Action::RaiseEpoch`].
+    EpochRaised {
+        /// The number of the action.
+        raise: RaiseId,
+        /// The block.
+        block: BlockId,
+        /// Each header that was to be written.
+        headers: Vec<(DaemonId, Rewritten)>,
     },
     /// Answers [`super::Action::AwaitLock`]: nobody serves the daemon, and this is what it left.
     LockFree {

@@ -187,9 +187,10 @@ impl Dispatcher {
     fn refuse_grows(&mut self, daemon: DaemonId) {
         while self.ledger.store(daemon).is_over() {
             let server = self.daemons.servers.get_mut(&daemon);
-            let Some(op) = server.and_then(Server::take_last_grow) else { return };
+            let last = server.and_then(Server::take_last_grow);
+            let Some(Op::Grow { growth, .. }) = last else { return };
             let text = format!("daemon {daemon} has no room left");
-            self.refuse_grow(daemon, &op, Refusal::new(Status::NoSpace, text));
+            self.grow_answered(daemon, growth, Err(Refusal::new(Status::NoSpace, text)));
         }
     }
 
@@ -248,10 +249,7 @@ impl Dispatcher {
     /// Answers those who wait for a daemon that does not answer.
     fn let_nobody_wait(&mut self, daemon: DaemonId) {
         self.room_changed = true;
-        let server = self.daemons.servers.get_mut(&daemon);
-        for to in server.map(Server::take_grow_replies).unwrap_or_default() {
-            self.reply(to, Err(away(daemon)), Vec::new());
-        }
+        self.refuse_growers_of(daemon, &away(daemon));
         self.drop_relays_of(daemon);
         self.put_deleters_off(daemon);
     }
@@ -354,17 +352,9 @@ impl Dispatcher {
                     _ => self.remove_copy(block, daemon),
                 }
             }
-            Op::Grow { .. } => self.refuse_grow(daemon, op, away(daemon)),
+            Op::Grow { growth, .. } => self.grow_answered(daemon, growth, Err(away(daemon))),
             Op::Destroy { .. } | Op::Discard { .. } | Op::Sense => {}
         }
-    }
-
-    fn refuse_grow(&mut self, daemon: DaemonId, op: &Op, refusal: Refusal) {
-        let Op::Grow { block, guid, reply, .. } = *op else { return };
-        if self.blocks.get(block).is_some_and(|block| block.guid == guid) {
-            self.grow_ended(block, daemon);
-        }
-        self.reply_to_grow(reply, Err(refusal));
     }
 
     /// The spans of those blocks that a daemon was asked for and somebody waits for.

@@ -4,15 +4,16 @@
 //!  plan: ids, places, charges    ask all but the first    ask the first     grant
 //!  ------------------------->  ------------------------> ---------------> --------->
 //!     no room: refused            refused: the next daemon, or the whole is given up
-//!                                 daemon gone, or a name taken: the whole is given up and planned
-//!                                 again, with other ids
+//!                                 daemon gone, a name taken, a copy lost: the whole is given up
+//!                                 and planned again, with other ids
 //! ```
 //!
 //! # Invariants
 //!
 //! 1. All or nothing: what was made of a span that is refused is destroyed.
-//! 2. The first block is asked for last. So a broker that comes back knows: a span without its
-//!    first block was never granted.
+//! 2. The first block is asked for last, and of that the primary. So a broker that comes back
+//!    knows: a span without any copy of its first block was never granted, and where there is one,
+//!    all other blocks had all their copies.
 //! 3. An id that a daemon was asked for and did not answer is not used again before that daemon has
 //!    answered or its objects are known.
 //! 4. A ticket is made once, however often it is asked.
@@ -37,7 +38,7 @@ use super::patience::{NOBODY, Patient};
 use super::placement::Need;
 use super::planning::Order;
 use super::policies::Terms;
-use super::requests::{Outcome, Served, refuse};
+use super::requests::{Failure, Outcome, Served, refuse};
 
 /// A span that is being made.
 #[derive(Debug)]
@@ -136,6 +137,9 @@ impl Dispatcher {
                 making.request = wanted.request.clone();
             }
             return Ok(served);
+        }
+        if self.is_losing(first) {
+            return Err(Failure::Unsettled);
         }
         // Who repeats a ticket has not had its answer, so nothing was written there yet.
         if span.lost > 0 {
@@ -345,6 +349,8 @@ impl Dispatcher {
         // What other copies have been told that they may grow to, this one has to follow.
         block.bytes_max =
             if block.copies.is_empty() { bytes_max } else { block.bytes_max.min(bytes_max) };
+        // What was asked for already says that this one is elsewhere.
+        block.epoch += u64::from(block.copies.iter().any(Copy::may_exist));
         block.copies.put(place, Copy::planned(daemon, charge));
         Some(daemon)
     }

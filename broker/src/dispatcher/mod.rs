@@ -21,7 +21,7 @@
 //! | how often a user may ask | `rates` |
 //! | what is made before it is asked for | `prepared` |
 //! | daemons | `link` (messages), `asking` (requests), `lending` (their pools) |
-//! | what becomes of blocks | `spans` |
+//! | what becomes of blocks | `spans`; which copies there are: `raising`; their size: `growing` |
 //! | a broker that comes back | `restart`, `adoption`, `silence` |
 //!
 //! # Invariants
@@ -51,6 +51,7 @@ mod clients;
 mod copies;
 mod daemons;
 mod draws;
+mod growing;
 mod guid;
 mod history;
 mod ids;
@@ -67,6 +68,7 @@ mod placement;
 mod planning;
 mod policies;
 mod prepared;
+mod raising;
 mod rates;
 mod region_deletes;
 mod region_requests;
@@ -89,11 +91,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use dmce_abi::block::{BlockId, SessionId};
 
 pub use action::{Action, Descriptor, LogLevel};
-pub use audit::{Snapshot, SnapshotBlock};
+pub use audit::{Snapshot, SnapshotBlock, SnapshotCopy};
 pub use config::{DispatcherConfig, Limits, Placement, Policy, Pressure, Quota};
 pub use event::{
     BelievedSession, ClientConn, DaemonConn, Event, FoundContent, FoundDaemon, Grant, Headers,
-    InspectId, Lent, Made, Millis, Now, Peer, RequestId, Rights, SessionRecord, Started,
+    InspectId, Lent, Made, Millis, Now, Peer, RaiseId, RequestId, Rewritten, Rights, SessionRecord,
+    Started,
 };
 pub use prepared::PREPARED_MAX;
 
@@ -102,6 +105,7 @@ use charge::Ledger;
 use clients::{Clients, ReplyTo};
 use daemons::Daemons;
 use draws::Draws;
+use growing::Growths;
 use guid::Guids;
 use history::History;
 use ids::BlockIds;
@@ -150,10 +154,18 @@ pub struct Dispatcher {
 
     /// Spans that daemons are asked for, by their first block.
     makings: BTreeMap<BlockId, Making>,
+    /// Blocks whose headers are being written anew.
+    raises: BTreeMap<BlockId, RaiseId>,
+    /// Blocks that grow.
+    growths: Growths,
     /// Requests that need the tables of a broker that came back to be complete.
     deferred: Waiting,
     /// Requests that found no room while bytes were on their way back.
     parked: Waiting,
+    /// Requests for blocks of which it is being decided which copies there are.
+    unsettled: Waiting,
+    /// Whether something was decided for which they wait.
+    settled: bool,
     /// Mallocs that wait for room because they want to.
     patients: Patients,
     /// How many spans were granted or grown.
@@ -199,6 +211,10 @@ impl Dispatcher {
             makings: BTreeMap::new(),
             deferred: Waiting::default(),
             parked: Waiting::default(),
+            unsettled: Waiting::default(),
+            settled: false,
+            raises: BTreeMap::new(),
+            growths: Growths::new(),
             patients: Patients::default(),
             granted: 0,
             room_changed: false,
@@ -216,6 +232,7 @@ impl Dispatcher {
         self.now = now;
         self.out = std::mem::take(actions);
         self.take_in(event);
+        self.serve_unsettled();
         self.use_room();
         self.publish();
         self.ring_all();
@@ -256,6 +273,9 @@ impl Dispatcher {
             Event::BlockMade { daemon, request_id, made } => {
                 self.block_made(daemon, request_id.0, made);
             }
+            Event::EpochRaised { raise, block, headers } => {
+                self.epoch_raised(raise, block, headers);
+            }
             Event::LockFree { daemon, headers } => self.lock_free(daemon, headers),
             Event::HeadersRead { daemon, headers } => self.headers_read(daemon, headers),
             Event::Inspected { inspect, daemon, found } => self.inspected(inspect, daemon, &found),
@@ -273,6 +293,7 @@ impl Dispatcher {
                 }
                 timers::Timer::Sense(daemon) => self.sense(daemon),
                 timers::Timer::Report(daemon) => self.report_overdue(daemon),
+                timers::Timer::Raise(block) => self.raise_again(block),
                 timers::Timer::Usage => self.take_samples(),
                 timers::Timer::Patience(place) => self.patience_is_over(place),
                 timers::Timer::Rested(_) => self.room_changed = true,

@@ -34,7 +34,8 @@ pub(super) struct Events {
 
 impl Events {
     fn push(&mut self, event: SessionEvent) {
-        let speaks_of_all = !matches!(event, SessionEvent::Lost { .. });
+        let speaks_of_all =
+            !matches!(event, SessionEvent::Lost { .. } | SessionEvent::CopyLost { .. });
         if speaks_of_all {
             self.queue.retain(|other| mem::discriminant(other) != mem::discriminant(&event));
         }
@@ -96,6 +97,15 @@ impl Dispatcher {
     /// A block of a session, or of a region that it has open, is lost.
     pub(super) fn tell_lost(&mut self, first: BlockId, block: BlockId, bytes: u64) {
         let event = SessionEvent::Lost { addr: self.address(block), bytes };
+        for session in self.holders(first) {
+            self.tell(session, event);
+        }
+    }
+
+    /// A copy of a block of a session, or of a region that it has open, is lost; another is not.
+    pub(super) fn tell_copy_lost(&mut self, first: BlockId, block: BlockId) {
+        let bytes = self.blocks.get(block).map_or(0, |block| block.committed);
+        let event = SessionEvent::CopyLost { addr: self.address(block), bytes };
         for session in self.holders(first) {
             self.tell(session, event);
         }

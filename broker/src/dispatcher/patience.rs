@@ -398,7 +398,7 @@ impl Dispatcher {
                 self.put_patient(patient);
                 false
             }
-            Err(Failure::Refused(_)) => {
+            Err(Failure::Refused(_) | Failure::Unsettled) => {
                 // Asked again, it is told why.
                 self.forgotten(&patient);
                 true

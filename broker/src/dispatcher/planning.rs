@@ -199,6 +199,7 @@ impl Dispatcher {
             count,
             ids: vec![ids],
             page_size: order.terms.page_size,
+            copies: order.terms.copies,
             owner,
             uid: order.payer.uid,
             ticket: order.ticket,

@@ -105,7 +105,7 @@ impl Dispatcher {
     /// A daemon with a copy of a block, if one does not answer.
     fn silent_daemon(&self, block: BlockId) -> Option<DaemonId> {
         let answers = |daemon| self.daemons.servers.get(&daemon).is_some_and(Server::answers);
-        let mut daemons = self.blocks.get(block)?.copies.iter().map(|copy| copy.daemon);
+        let mut daemons = self.blocks.get(block)?.copies.named().map(|copy| copy.daemon);
         daemons.find(|daemon| !answers(*daemon))
     }
 

@@ -28,7 +28,7 @@ use super::opens::{Closed, Settled};
 use super::planning::Order;
 use super::policies::Terms;
 use super::regions::{Caller, RegionEntry, may_know, rights_of};
-use super::requests::{Outcome, Served, refuse};
+use super::requests::{Failure, Outcome, Served, refuse};
 use super::sessions::Session;
 
 /// Bytes of names in one reply: they and their lengths fit a frame.
@@ -129,6 +129,9 @@ impl Dispatcher {
         let (first, rights) = self.find_region(id, &open.region)?;
         if !rights.covers(asked) {
             return refuse(Status::Denied, format!("region {:?}", open.region.name));
+        }
+        if self.is_losing(first) {
+            return Err(Failure::Unsettled);
         }
         let Some(session) = self.sessions.get_mut(id) else { return Ok(Outcome::Later) };
         match session.opens.find(number) {

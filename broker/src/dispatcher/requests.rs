@@ -38,6 +38,8 @@ pub(super) enum Failure {
     NoRoom(Refusal),
     /// Its user holds too much. It is refused, unless it waits for that too.
     OverQuota(Refusal),
+    /// It is being decided which copies of a block there are: it waits for that.
+    Unsettled,
 }
 
 impl From<Refusal> for Failure {
@@ -117,6 +119,10 @@ impl Dispatcher {
             Err(Failure::NoRoom(_)) if self.daemons.bytes_return() => {
                 let uid = self.uid_of(to.conn);
                 self.parked.push(to, uid, request, place).err()
+            }
+            Err(Failure::Unsettled) => {
+                let uid = self.uid_of(to.conn);
+                self.unsettled.push(to, uid, request, None).err()
             }
             Err(
                 Failure::NoRoom(refusal) | Failure::OverQuota(refusal) | Failure::Refused(refusal),
@@ -265,6 +271,7 @@ impl Dispatcher {
     fn forget_client(&mut self, conn: ClientConn) -> Option<Client> {
         self.deferred.drop_conn(conn);
         self.parked.drop_conn(conn);
+        self.unsettled.drop_conn(conn);
         let client = self.clients.remove(&conn)?;
         self.ledger.refund_connection(client.peer.uid);
         Some(client)

@@ -43,7 +43,7 @@ impl Dispatcher {
         let answers =
             |copy: &Copy| self.daemons.servers.get(&copy.daemon).is_some_and(Server::answers);
         // Memory that can come back at once is not held back by a daemon that does not answer.
-        if self.blocks.get(first).is_some_and(|block| block.copies.iter().all(answers)) {
+        if self.blocks.get(first).is_some_and(|block| block.copies.named().all(answers)) {
             self.doom_all_but_first(first);
         }
         self.give_up(first);
@@ -52,7 +52,7 @@ impl Dispatcher {
     /// Lets the other blocks of a span stay until the first is gone: where that is, a broker that
     /// comes back takes the span for whole.
     fn doom_all_but_first(&mut self, first: BlockId) {
-        if !self.blocks.get(first).is_some_and(|block| block.copies.iter().any(Copy::may_exist)) {
+        if !self.blocks.get(first).is_some_and(|block| block.copies.named().any(Copy::may_exist)) {
             return;
         }
         for id in self.blocks.members(first).into_iter().filter(|id| *id != first) {
@@ -65,6 +65,7 @@ impl Dispatcher {
     }
 
     fn give_up_block(&mut self, id: BlockId) {
+        self.forget_raise(id);
         self.blocks.set_state(id, BlockState::Going);
         let Some(block) = self.blocks.get_mut(id) else { return };
         let mut copies = Vec::new();
@@ -110,7 +111,8 @@ impl Dispatcher {
     pub(super) fn remove_copy(&mut self, id: BlockId, daemon: DaemonId) {
         let Some(block) = self.blocks.get_mut(id) else { return };
         let Some((_, copy)) = block.copies.take(daemon) else { return };
-        let was_last = block.copies.is_empty();
+        let (first, was_last) = (block.span, block.copies.is_empty());
+        let none_is_named = block.copies.named().next().is_none();
         if let Some(server) = self.daemons.servers.get_mut(&daemon) {
             server.blocks.remove(&id);
         }
@@ -118,6 +120,8 @@ impl Dispatcher {
         self.room_changed = true;
         if was_last {
             self.remove_block(id);
+        } else if id == first && none_is_named {
+            self.first_is_gone(id);
         }
     }
 
@@ -166,13 +170,38 @@ impl Dispatcher {
         session.map_or(0, |session| session.changes.push(block))
     }
 
-    /// The bytes of a copy are gone.
+    /// The bytes of a copy are gone. Where another is good, the block goes on with that, as soon as
+    /// its header says so.
     pub(super) fn lose_copy(&mut self, id: BlockId, daemon: DaemonId, why: &str) {
-        let block = self.blocks.get_mut(id);
-        let Some(copy) = block.and_then(|block| block.copies.of_mut(daemon)) else { return };
+        let Some(block) = self.blocks.get_mut(id) else { return };
+        let (first, state) = (block.span, block.state);
+        let Some(copy) = block.copies.of_mut(daemon) else { return };
         copy.state = CopyState::Lost;
         self.ledger.lose(&mut copy.charge);
-        self.lose(id, &format!("block {id} on daemon {daemon} is lost: {why}"));
+        let text = format!("block {id} on daemon {daemon} is lost: {why}");
+        if self.makings.contains_key(&first) {
+            // Nobody has had it.
+            self.log(LogLevel::Warn, text);
+            return self.make_again(first);
+        }
+        let is_left = block.copies.held().next().is_some();
+        match state {
+            BlockState::Held | BlockState::Losing if is_left => {
+                if let Some(copy) = block.copies.of_mut(daemon) {
+                    self.ledger.retire(&mut copy.charge);
+                }
+                block.copies.unname(daemon);
+                self.blocks.set_state(id, BlockState::Losing);
+                self.log(LogLevel::Error, text);
+                self.revoke_block(first, id);
+                self.raise(id);
+            }
+            BlockState::Held | BlockState::Losing => {
+                self.forget_raise(id);
+                self.lose(id, &text);
+            }
+            BlockState::Making | BlockState::Lost | BlockState::Going => {}
+        }
     }
 
     /// The bytes of a block are gone.

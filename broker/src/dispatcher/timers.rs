@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dmce_abi::block::{DaemonId, SessionId};
+use dmce_abi::block::{BlockId, DaemonId, SessionId};
 
 use super::event::Millis;
 
@@ -20,6 +20,8 @@ pub(super) enum Timer {
     Sense(DaemonId),
     /// The daemon lives, and has not been heard while it was to report.
     Report(DaemonId),
+    /// The headers of the block could not be written.
+    Raise(BlockId),
     /// The usage of the daemons is to be noted.
     Usage,
     /// The time of the request is over that waits for room in that place.

@@ -394,6 +394,13 @@ impl Server {
                     self.events.push_back(Event::BlockMade { daemon, request_id, made });
                 }
             }
+            Action::RaiseEpoch { raise, block, headers } => {
+                let rewrite = |(daemon, description)| {
+                    (daemon, self.objects.rewrite_header(daemon, description))
+                };
+                let headers = headers.into_iter().map(rewrite).collect();
+                self.events.push_back(Event::EpochRaised { raise, block, headers });
+            }
             // One is looked at now: who just met it may ask again before anything else is done.
             Action::Inspect { inspect, daemon, blocks } if blocks.len() == 1 => {
                 let found = self.objects.inspect(daemon, &blocks);

@@ -17,8 +17,8 @@ use dmce_abi::name::{Instance, ObjectKind, ObjectName};
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::daemon::HeldBlock;
 use dmce_abi::{AddrLayout, Status};
-use dmce_broker::dispatcher::{Descriptor, Headers as Reported, Lent, Made, Millis};
-use dmce_shm::header::{self, BlockHeader, HeaderError, Role};
+use dmce_broker::dispatcher::{Descriptor, Headers as Reported, Lent, Made, Millis, Rewritten};
+use dmce_shm::header::{self, BlockHeader, HeaderError};
 use dmce_sys::lock::{LockError, OfdLock};
 use dmce_sys::object::{self, ObjectDir, ObjectError, ObjectStat};
 use dmce_sys::{identity, lock};
@@ -220,7 +220,7 @@ impl Objects {
         if let Err(error) = self.folder.rename_new(&pool, &data) {
             return failed_to_make(&error);
         }
-        let header = BlockHeader { daemon, role: Role::Primary, peers: Vec::new(), description };
+        let header = BlockHeader { daemon, description };
         let made = self.cut((daemon, block), committed).and_then(|fd| {
             let name = self.name(daemon.get(), ObjectKind::Header(block.get()));
             self.headers.make(&self.folder, &name, &header)?;
@@ -239,6 +239,31 @@ impl Objects {
         match error {
             Unfit::Header(HeaderError::Object(error)) => failed_to_make(&error),
             error => Made::Unusable { reason: error.to_string() },
+        }
+    }
+
+    /// Writes the header of a copy anew, in place of one of the same block.
+    pub fn rewrite_header(&self, daemon: DaemonId, description: BlockDescription) -> Rewritten {
+        let (id, guid) = (description.block, description.guid);
+        let opened = self.open(daemon.get(), ObjectKind::Header(id.get()), true);
+        let fd = match opened {
+            Ok((fd, _)) => fd,
+            Err(ObjectFailure::Object(error)) if !matches!(error, ObjectError::NotFound { .. }) => {
+                return Rewritten::Failed { reason: error.to_string() };
+            }
+            Err(failure) => return Rewritten::Gone { reason: failure.to_string() },
+        };
+        let written = match header::read(fd.as_fd(), self.layout) {
+            Ok(found) if found.daemon == daemon && found.description.guid == guid => {
+                header::update(fd.as_fd(), &BlockHeader { daemon, description })
+            }
+            Ok(_) => return Rewritten::Gone { reason: "its header is another block's".to_owned() },
+            Err(error) => Err(error),
+        };
+        match written {
+            Ok(()) => Rewritten::Written,
+            Err(HeaderError::Object(error)) => Rewritten::Failed { reason: error.to_string() },
+            Err(error) => Rewritten::Gone { reason: error.to_string() },
         }
     }
 

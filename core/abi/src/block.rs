@@ -5,14 +5,15 @@
 //! can be rebuilt from the blocks alone.
 
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt;
 use core::num::NonZeroU32;
 
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{
-    BLOCK_IDS_MAX, COPIES_MAX, DAEMONS_MAX, PAGE_BYTES, PAGE_BYTES_MAX, REGION_BYTES_MAX,
-    SESSION_IDS_MAX, VOLUME_BYTES_MAX,
+    BLOCK_IDS_MAX, COPIES_MAX, DAEMONS_MAX, PAGE_BYTES, PAGE_BYTES_MAX, PEERS_MAX,
+    REGION_BYTES_MAX, SESSION_IDS_MAX, VOLUME_BYTES_MAX,
 };
 use crate::name;
 
@@ -179,12 +180,84 @@ pub enum Owner {
         ticket: Ticket,
         /// Who pays.
         uid: u32,
+        /// Copies that were asked for.
+        copies: u32,
     },
     /// A region's: it stays until the region is deleted.
     Region(Region),
 }
 
-/// All that is known of a block apart from its bytes.
+impl Owner {
+    /// Copies that were asked for.
+    #[must_use]
+    pub const fn copies(&self) -> u32 {
+        match self {
+            Self::Session { copies, .. } => *copies,
+            Self::Region(region) => region.copies,
+        }
+    }
+}
+
+/// What a copy is among the copies of its block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Role {
+    /// It arbitrates and is read first.
+    Primary,
+    /// It follows the primary.
+    Copy,
+}
+
+/// What a copy is, and where the others are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// What it is.
+    pub role: Role,
+    /// The daemons of the others, at most [`PEERS_MAX`], each once, the primary's first.
+    pub peers: Vec<DaemonId>,
+}
+
+impl Membership {
+    /// The only copy of a block.
+    #[must_use]
+    pub const fn alone() -> Self {
+        Self { role: Role::Primary, peers: Vec::new() }
+    }
+
+    /// The copy of `daemon` among those of `daemons`, the primary's first.
+    #[must_use]
+    pub fn of(daemon: DaemonId, daemons: &[DaemonId]) -> Self {
+        let is_primary = daemons.first() == Some(&daemon);
+        let others = daemons.iter().copied().filter(|other| *other != daemon);
+        Self { role: if is_primary { Role::Primary } else { Role::Copy }, peers: others.collect() }
+    }
+
+    /// The daemons of all copies, the primary's first, as the copy of `daemon` says.
+    #[must_use]
+    pub fn daemons(&self, daemon: DaemonId) -> Vec<DaemonId> {
+        let mut daemons = self.peers.clone();
+        let place = match self.role {
+            Role::Primary => 0,
+            Role::Copy => daemons.len().min(1),
+        };
+        daemons.insert(place, daemon);
+        daemons
+    }
+
+    /// Checks what a header or a message claims of a copy.
+    ///
+    /// # Errors
+    ///
+    /// [`DescriptionError`] for too many peers, one that is named twice, or a copy without any.
+    pub fn validate(&self) -> Result<(), DescriptionError> {
+        let Self { role, peers } = self;
+        let is_new = |(place, peer): (usize, &DaemonId)| !peers[..place].contains(peer);
+        let fits = peers.len() <= PEERS_MAX && peers.iter().enumerate().all(is_new);
+        let follows = *role == Role::Primary || !peers.is_empty();
+        if fits && follows { Ok(()) } else { Err(DescriptionError { field: "peers" }) }
+    }
+}
+
+/// All that is known of a copy of a block apart from its bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockDescription {
     /// Its id.
@@ -201,6 +274,8 @@ pub struct BlockDescription {
     pub span: Span,
     /// Whose it is.
     pub owner: Owner,
+    /// Which of its copies this is.
+    pub membership: Membership,
 }
 
 impl BlockDescription {
@@ -218,10 +293,11 @@ impl BlockDescription {
         field("bytes_max", (1..=block_bytes).contains(&self.bytes_max) && whole_pages)?;
         field("span", self.span.contains(self.block))?;
         field("span", self.span.first.checked_add(self.span.count - 1).is_ok())?;
-        if let Owner::Region(region) = &self.owner {
-            region.validate()?;
+        match &self.owner {
+            Owner::Session { copies, .. } => field("copies", (1..=COPIES_MAX).contains(copies))?,
+            Owner::Region(region) => region.validate()?,
         }
-        Ok(())
+        self.membership.validate()
     }
 }
 
@@ -275,7 +351,9 @@ mod tests {
                 session: SessionId::try_from(1).unwrap(),
                 ticket: Ticket { session: guid, number: 1 },
                 uid: 0,
+                copies: 1,
             },
+            membership: Membership::alone(),
         }
     }
 
@@ -305,5 +383,28 @@ mod tests {
         assert_eq!(refused(|d| d.span.count = 0), "span");
         assert_eq!(refused(|d| d.span.first = BlockId::try_from(10).unwrap()), "span");
         assert_eq!(refused(|d| d.span.count = u32::MAX), "span");
+        let daemon = |id| DaemonId::try_from(id).unwrap();
+        let twice = [daemon(1), daemon(1)];
+        assert_eq!(refused(|d| d.membership.role = Role::Copy), "peers");
+        let mut description = plain();
+        description.membership.peers.extend(twice);
+        assert_eq!(description.validate(1 << 30).unwrap_err().field, "peers");
+        let Owner::Session { copies, .. } = &mut description.owner else { panic!("a session's") };
+        *copies = 4;
+        assert_eq!(description.validate(1 << 30).unwrap_err().field, "copies");
+    }
+
+    #[test]
+    fn every_copy_knows_all_copies_and_which_is_the_primary() {
+        let daemons = [7, 3, 9].map(|id| DaemonId::try_from(id).unwrap());
+        for daemon in daemons {
+            let membership = Membership::of(daemon, &daemons);
+            assert_eq!(membership.role == Role::Primary, daemon == daemons[0]);
+            assert_eq!(membership.validate(), Ok(()));
+            let told = membership.daemons(daemon);
+            assert_eq!(told[0], daemons[0]);
+            assert!(told.len() == 3 && daemons.iter().all(|daemon| told.contains(daemon)));
+        }
+        assert_eq!(Membership::of(daemons[0], &daemons[..1]), Membership::alone());
     }
 }

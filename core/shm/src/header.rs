@@ -23,8 +23,10 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 
 use dmce_abi::AddrLayout;
 use dmce_abi::block::{
-    BlockDescription, BlockId, DaemonId, Guid, IdError, Owner, Region, SessionId, Span, Ticket,
+    BlockDescription, BlockId, DaemonId, Guid, IdError, Membership, Owner, Region, Role, SessionId,
+    Span, Ticket,
 };
+use dmce_abi::limits::PEERS_MAX;
 use dmce_abi::version::SEGMENT_VERSION;
 use dmce_sys::object::{self, ObjectDir, ObjectError};
 
@@ -34,29 +36,13 @@ use crate::preamble::{self, Flaw, Kind, READY, Seal, Step};
 /// Bytes of a header object.
 pub const HEADER_BYTES: u64 = 4096;
 
-/// Daemons of other copies that a header can name.
-pub const PEERS_MAX: usize = 3;
-
 /// What a header says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockHeader {
     /// Whose object it is: under another daemon's name it is foreign.
     pub daemon: DaemonId,
-    /// What this copy is among the copies.
-    pub role: Role,
-    /// The daemons of the other copies, at most [`PEERS_MAX`], each once.
-    pub peers: Vec<DaemonId>,
-    /// The block.
+    /// The block, and which of its copies this is. No peer is the own daemon.
     pub description: BlockDescription,
-}
-
-/// What a copy is among the copies of its block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// It arbitrates and is read first.
-    Primary,
-    /// It follows the primary.
-    Copy,
 }
 
 /// Why there is no header, or none was written.
@@ -243,22 +229,23 @@ const ROLE_COPY: u32 = 2;
 
 impl HeaderSlot {
     fn encode(header: &BlockHeader, sequence: u64) -> Result<Self, HeaderError> {
-        check_peers(header.daemon, &header.peers).map_err(|why| HeaderError::Unfit { why })?;
         let description = &header.description;
+        let Membership { role, peers } = &description.membership;
+        check_peers(header.daemon, peers).map_err(|why| HeaderError::Unfit { why })?;
         let mut slot = Self::new_zeroed();
         slot.sequence = sequence.into();
         slot.daemon = header.daemon.get().into();
-        slot.role = match header.role {
+        slot.role = match role {
             Role::Primary => ROLE_PRIMARY,
             Role::Copy => ROLE_COPY,
         }
         .into();
-        #[expect(clippy::cast_possible_truncation, reason = "at most PEERS_MAX, checked above")]
-        let peers = header.peers.len() as u32;
-        slot.peers = peers.into();
-        for (place, peer) in slot.peer.iter_mut().zip(&header.peers) {
+        for (place, peer) in slot.peer.iter_mut().zip(peers) {
             *place = peer.get().into();
         }
+        #[expect(clippy::cast_possible_truncation, reason = "at most PEERS_MAX, checked above")]
+        let peers = peers.len() as u32;
+        slot.peers = peers.into();
         slot.block = description.block.get().into();
         slot.guid = description.guid.0;
         slot.epoch = description.epoch.into();
@@ -274,10 +261,11 @@ impl HeaderSlot {
 
     fn encode_owner(&mut self, owner: &Owner) -> Result<(), HeaderError> {
         let ticket = match owner {
-            Owner::Session { session, ticket, uid } => {
+            Owner::Session { session, ticket, uid, copies } => {
                 self.owner_kind = OWNER_SESSION.into();
                 self.session = session.get().into();
                 self.uid = (*uid).into();
+                self.copies = (*copies).into();
                 ticket
             }
             Owner::Region(region) => {
@@ -326,10 +314,11 @@ impl HeaderSlot {
             bytes_max: self.bytes_max.get(),
             span,
             owner: self.decode_owner()?,
+            membership: Membership { role, peers: self.decode_peers(daemon)? },
         };
         let checked = description.validate(layout.block_bytes());
         checked.map_err(|error| HeaderError::damaged(error.to_string()))?;
-        Ok(BlockHeader { daemon, role, peers: self.decode_peers(daemon)?, description })
+        Ok(BlockHeader { daemon, description })
     }
 
     fn decode_peers(&self, daemon: DaemonId) -> Result<Vec<DaemonId>, HeaderError> {
@@ -349,7 +338,8 @@ impl HeaderSlot {
         match self.owner_kind.get() {
             OWNER_SESSION => {
                 let session = SessionId::try_from(self.session.get()).map_err(bad_id)?;
-                Ok(Owner::Session { session, ticket, uid })
+                let copies = self.copies.get();
+                Ok(Owner::Session { session, ticket, uid, copies })
             }
             OWNER_REGION => Ok(Owner::Region(Region {
                 volume: text("volume", &self.volume)?,

@@ -16,7 +16,7 @@ use dmce_abi::name::ObjectKind;
 use dmce_abi::wire::daemon::{DaemonAnswer, DaemonNotice, DaemonRequest, PoolPlace};
 use dmce_abi::wire::{Refusal, Reply};
 use dmce_config::Bytes;
-use dmce_shm::header::{BlockHeader, HeaderError, Role};
+use dmce_shm::header::{BlockHeader, HeaderError};
 use dmce_sys::object::{self, ObjectError};
 use tracing::warn;
 
@@ -131,8 +131,7 @@ impl Store {
             spare.discard(&self.folder).map_err(|error| refusal_of_object(block, &error))?;
             return Err(refusal_of_commit(block, &CommitError::Cancelled));
         }
-        let (daemon, role, peers) = (self.folder.daemon(), Role::Primary, Vec::new());
-        let header = BlockHeader { daemon, role, peers, description };
+        let header = BlockHeader { daemon: self.folder.daemon(), description };
         let data = block::publish(&self.folder, &spare, &header)
             .map_err(|error| refusal_of_header(block, &error))?;
         Ok((Held::new(header, data), spare))

@@ -3,7 +3,7 @@
 use dmce_abi::block::DaemonId;
 use dmce_abi::name::ObjectName;
 use dmce_abi::wire::daemon::PoolPlace;
-use dmce_shm::header::{self, BlockHeader, Role};
+use dmce_shm::header::{self, BlockHeader};
 
 use super::*;
 
@@ -30,9 +30,8 @@ fn make_of(broker: &Broker, place: PoolPlace, block: u32, steps: u32) {
     let (pool, data) = (ObjectKind::Pool(place.0), ObjectKind::Data(block));
     dir.rename_new(&name(broker, pool), &name(broker, data)).unwrap();
     if steps >= 2 {
-        let (daemon, role) = (DaemonId::try_from(1).unwrap(), Role::Primary);
-        let description = description(block);
-        let header = BlockHeader { daemon, role, peers: Vec::new(), description };
+        let daemon = DaemonId::try_from(1).unwrap();
+        let header = BlockHeader { daemon, description: description(block) };
         header::make(&dir, &name(broker, ObjectKind::Header(block)), &header).unwrap();
     }
 }

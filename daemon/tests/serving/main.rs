@@ -11,7 +11,9 @@ use std::os::unix::net::UnixDatagram;
 use std::process::Stdio;
 
 use dmce_abi::Status;
-use dmce_abi::block::{BlockDescription, BlockId, Guid, Owner, SessionId, Span, Ticket};
+use dmce_abi::block::{
+    BlockDescription, BlockId, Guid, Membership, Owner, SessionId, Span, Ticket,
+};
 use dmce_abi::limits::FRAME_BYTES_MAX;
 use dmce_abi::name::ObjectKind;
 use dmce_abi::wire::daemon::{DaemonAnswer, DaemonMessage, DaemonNotice, DaemonRequest};
@@ -40,7 +42,9 @@ fn description(block: u32) -> BlockDescription {
             session: SessionId::try_from(1).unwrap(),
             ticket: Ticket { session: guid, number: 1 },
             uid: 0,
+            copies: 1,
         },
+        membership: Membership::alone(),
     }
 }
 

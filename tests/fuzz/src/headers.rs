@@ -9,8 +9,11 @@
 use std::os::fd::AsFd;
 
 use dmce_abi::AddrLayout;
-use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, Owner, SessionId, Span, Ticket};
-use dmce_shm::header::{self, BlockHeader, HEADER_BYTES, HeaderError, PEERS_MAX, Role};
+use dmce_abi::block::{
+    BlockDescription, BlockId, DaemonId, Guid, Membership, Owner, SessionId, Span, Ticket,
+};
+use dmce_abi::limits::PEERS_MAX;
+use dmce_shm::header::{self, BlockHeader, HEADER_BYTES, HeaderError};
 
 use crate::frames::described;
 use crate::objects::{bytes_of, holding, lay_over, seal};
@@ -74,8 +77,6 @@ fn plain() -> BlockHeader {
     let guid = Guid([7; 16]);
     BlockHeader {
         daemon: DaemonId::try_from(3).expect("a small id"),
-        role: Role::Primary,
-        peers: Vec::new(),
         description: BlockDescription {
             block,
             guid,
@@ -87,7 +88,9 @@ fn plain() -> BlockHeader {
                 session,
                 ticket: Ticket { session: guid, number: 1 },
                 uid: 1000,
+                copies: 1,
             },
+            membership: Membership::alone(),
         },
     }
 }
@@ -97,7 +100,8 @@ fn accepted(page: &[u8], header: &BlockHeader) {
     let layout = AddrLayout::IN_SERVER;
     described(&header.description);
     assert!(header.description.validate(layout.block_bytes()).is_ok());
-    assert!(header.peers.len() <= PEERS_MAX && !header.peers.contains(&header.daemon));
+    let peers = &header.description.membership.peers;
+    assert!(peers.len() <= PEERS_MAX && !peers.contains(&header.daemon));
 
     let anew = holding(&[]);
     header::create(anew.as_fd(), header).expect("what was read can be written");

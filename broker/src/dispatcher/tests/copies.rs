@@ -7,7 +7,7 @@ use dmce_abi::wire::client::{
 };
 
 use super::rig::{GIB, MIB, Mood, Rig, config, daemon_id, heap, region, setup, span};
-use crate::dispatcher::{ClientConn, Quota, Started};
+use crate::dispatcher::{Quota, Started};
 
 /// An instance whose blocks may have three copies.
 pub fn rig(daemons: u32) -> Rig {

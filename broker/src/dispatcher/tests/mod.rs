@@ -2,6 +2,7 @@
 
 mod access;
 mod copies;
+mod copysets;
 mod daemons;
 mod lending;
 mod links;

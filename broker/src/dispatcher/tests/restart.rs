@@ -1,5 +1,5 @@
 use dmce_abi::Status;
-use dmce_abi::block::{BlockDescription, Guid, Owner, Region, Span, Ticket};
+use dmce_abi::block::{BlockDescription, Guid, Membership, Owner, Region, Span, Ticket};
 use dmce_abi::wire::admin::{AdminReply, AdminRequest, Health};
 use dmce_abi::wire::client::{
     Abandon, Attach, Changes, ClientReply, ClientRequest, Delete, Fetch, Map, Opening, OpeningId,
@@ -58,6 +58,7 @@ pub fn held(first: u32, place: u32, count: u32, ticket: u64) -> HeldBlock {
         session: session_id(4),
         ticket: Ticket { session: guid(4), number: ticket },
         uid: 1000,
+        copies: 1,
     };
     let own = guid_of(100 + first + place);
     let description = BlockDescription {
@@ -68,6 +69,7 @@ pub fn held(first: u32, place: u32, count: u32, ticket: u64) -> HeldBlock {
         bytes_max: GIB,
         span,
         owner,
+        membership: Membership::alone(),
     };
     let committed = if place + 1 < count { GIB } else { MIB };
     HeldBlock { description, committed }

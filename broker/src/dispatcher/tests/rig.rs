@@ -1,6 +1,6 @@
 //! A dispatcher with daemons that obey at once, unless a test says otherwise, and clients that ask.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dmce_abi::Status;
 use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, SessionId};
@@ -18,7 +18,7 @@ use dmce_abi::wire::{Refusal, Reply};
 
 use crate::dispatcher::{
     Action, ClientConn, DaemonConn, Descriptor, Dispatcher, DispatcherConfig, Event, Made, Millis,
-    Now, Peer, RequestId, Started,
+    Now, Peer, RequestId, Rewritten, Started,
 };
 
 pub const MIB: u64 = 1 << 20;
@@ -55,6 +55,10 @@ pub struct Rig {
     pub session_names_taken: u32,
     /// What becomes of blocks that are made of what was lent; never, if there is nothing.
     pub makes: Option<Made>,
+    /// Daemons whose headers are gone when they are to be written anew.
+    pub headers_gone: BTreeSet<u32>,
+    /// Whether headers are written at once that are to be written anew.
+    pub rewrites: bool,
     /// When the processes started that attach; none if they are gone.
     pub started: Option<u64>,
     replies: BTreeMap<(ClientConn, RequestId), (Reply<ClientReply>, Vec<Descriptor>)>,
@@ -80,6 +84,8 @@ impl Rig {
             actions: Vec::new(),
             session_names_taken: 0,
             makes: Some(Made::Whole),
+            headers_gone: BTreeSet::new(),
+            rewrites: true,
             replies: BTreeMap::new(),
             started: Some(5),
             numbers: 0,
@@ -268,6 +274,17 @@ impl Rig {
                 if let Some(made) = self.makes.clone() {
                     self.event(Event::BlockMade { daemon, request_id, made });
                 }
+            }
+            Action::RaiseEpoch { raise, block, headers } if self.rewrites => {
+                let rewrite = |(daemon, _): (DaemonId, BlockDescription)| {
+                    if self.headers_gone.contains(&daemon.get()) {
+                        let reason = "there is no header".to_owned();
+                        return (daemon, Rewritten::Gone { reason });
+                    }
+                    (daemon, Rewritten::Written)
+                };
+                let headers = headers.into_iter().map(rewrite).collect();
+                self.event(Event::EpochRaised { raise, block, headers });
             }
             Action::ToDaemon { conn, request_id, request } => {
                 self.daemon_is_asked(conn, request_id, request);

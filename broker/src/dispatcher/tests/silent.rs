@@ -109,7 +109,7 @@ fn what_it_made_for_the_broker_before_after_nobody_waited_any_more_is_destroyed(
     assert_eq!(fetched(&mut rig, conn, 7), Some(false));
     assert_eq!(fetched(&mut rig, conn, granted), Some(false));
     let snapshot = rig.dispatcher.snapshot();
-    assert_eq!(snapshot.blocks[&block_id(granted)].daemon, Some(daemon_id(2)));
+    assert_eq!(snapshot.blocks[&block_id(granted)].copies[0].daemon, daemon_id(2));
     assert_eq!((snapshot.quarantined, snapshot.passing, snapshot.regions.len()), (0, 0, 0));
     assert_eq!(snapshot.charged[&daemon_id(1)], (MIB, 0));
 }

@@ -1,8 +1,9 @@
 use std::path::PathBuf;
 
 use dmce_abi::AddrLayout;
-use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, Owner, SessionId, Span, Ticket};
-use dmce_shm::header::Role;
+use dmce_abi::block::{
+    BlockDescription, BlockId, DaemonId, Guid, Membership, Owner, SessionId, Span, Ticket,
+};
 use dmce_sys::process;
 
 use super::*;
@@ -49,10 +50,11 @@ fn of_block(number: u32) -> BlockHeader {
         page_size: 4096,
         bytes_max: 4096,
         span: Span { first: block, count: 1, guid },
-        owner: Owner::Session { session, ticket, uid: 0 },
+        owner: Owner::Session { session, ticket, uid: 0, copies: 1 },
+        membership: Membership::alone(),
     };
     let daemon = DaemonId::try_from(1).unwrap();
-    BlockHeader { daemon, role: Role::Primary, peers: Vec::new(), description }
+    BlockHeader { daemon, description }
 }
 
 /// Makes as many as there may be.

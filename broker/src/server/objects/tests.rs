@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use dmce_abi::block::{Guid, Owner, SessionId, Span, Ticket};
+use dmce_abi::block::{Guid, Membership, Owner, SessionId, Span, Ticket};
 use dmce_abi::wire::daemon::PoolPlace;
 use dmce_sys::process;
 
@@ -83,7 +83,8 @@ fn description(number: u32) -> BlockDescription {
         page_size: 4096,
         bytes_max: 64 * PAGE,
         span: Span { first: block, count: 1, guid },
-        owner: Owner::Session { session, ticket, uid: 0 },
+        owner: Owner::Session { session, ticket, uid: 0, copies: 1 },
+        membership: Membership::alone(),
     }
 }
 

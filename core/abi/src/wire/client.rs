@@ -278,6 +278,13 @@ pub enum SessionEvent {
         /// Bytes that it had.
         bytes: u64,
     },
+    /// A copy of such memory is lost, and another is not: nothing is missing.
+    CopyLost {
+        /// The first address of the block.
+        addr: u64,
+        /// Bytes that it has.
+        bytes: u64,
+    },
 }
 
 /// Gives a [`Malloc`] or a [`RegionCreate`] up.

@@ -8,7 +8,9 @@ use super::client::{
 use super::daemon::{DaemonAnswer, DaemonMessage, DaemonNotice, DaemonRequest};
 use super::data::{Bytes, DataAnswer, DataReply, DataRequest, LinkGrant, LinkId, Target};
 use super::*;
-use crate::block::{BlockId, DaemonId, Guid, SessionId};
+use crate::block::{
+    BlockDescription, BlockId, DaemonId, Guid, Membership, Owner, Role, SessionId, Span, Ticket,
+};
 use crate::limits::INSTANCE_BYTES_MAX;
 use crate::rate::Rate;
 
@@ -72,6 +74,33 @@ fn golden_frames() {
     assert_eq!(encode(PLAIN, &refused).unwrap()[HEADER_BYTES..], [1, 8, 2, b'n', b'o']);
     let lost = DaemonMessage::Notice(DaemonNotice::Lost { block });
     assert_eq!(encode(PLAIN, &lost).unwrap()[HEADER_BYTES..], [3, 0, 0xac, 2]);
+}
+
+#[test]
+fn golden_create() {
+    let (block, guid) = (BlockId::try_from(300).unwrap(), Guid([9; 16]));
+    let session = SessionId::try_from(7).unwrap();
+    let ticket = Ticket { session: guid, number: 1 };
+    let peers = vec![DaemonId::try_from(3).unwrap()];
+    let description = BlockDescription {
+        block,
+        guid,
+        epoch: 1,
+        page_size: 4096,
+        bytes_max: 8192,
+        span: Span { first: block, count: 1, guid },
+        owner: Owner::Session { session, ticket, uid: 1000, copies: 2 },
+        membership: Membership { role: Role::Copy, peers },
+    };
+    let create = DaemonRequest::Create { description, committed: 4096 };
+    let mut bytes = vec![0, 0xac, 2];
+    bytes.extend([9; 16]);
+    bytes.extend([1, 0x80, 0x20, 0x80, 0x40, 0xac, 2, 1]);
+    bytes.extend([9; 16]);
+    bytes.extend([0, 7]);
+    bytes.extend([9; 16]);
+    bytes.extend([1, 0xe8, 7, 2, 1, 1, 3, 0x80, 0x20]);
+    assert_eq!(encode(PLAIN, &create).unwrap()[HEADER_BYTES..], bytes);
 }
 
 fn ready(unknown_openings: Vec<OpeningId>) -> Ready {

@@ -17,8 +17,6 @@ fn of_session() -> BlockHeader {
     let guid = Guid([7; 16]);
     BlockHeader {
         daemon: daemon(2),
-        role: Role::Primary,
-        peers: vec![],
         description: BlockDescription {
             block: block(42),
             guid,
@@ -30,15 +28,17 @@ fn of_session() -> BlockHeader {
                 session: SessionId::try_from(5).unwrap(),
                 ticket: Ticket { session: Guid([9; 16]), number: 11 },
                 uid: 1000,
+                copies: 1,
             },
+            membership: Membership::alone(),
         },
     }
 }
 
 fn of_region() -> BlockHeader {
     let mut header = of_session();
-    header.role = Role::Copy;
-    header.peers = vec![daemon(1), daemon(256)];
+    let peers = vec![daemon(1), daemon(256)];
+    header.description.membership = Membership { role: Role::Copy, peers };
     header.description.epoch = u64::MAX;
     header.description.owner = Owner::Region(Region {
         volume: "v".repeat(63),
@@ -226,6 +226,8 @@ fn a_slot_that_contradicts_itself_is_damaged_however_right_its_checksum() {
     assert_eq!(session(|s| s.page_size = 5000.into()), "the block's page_size cannot be");
     assert_eq!(session(|s| s.owner_kind = 3.into()), "owner kind 3 is none");
     assert_eq!(session(|s| s.role = 0.into()), "role 0 is no role");
+    assert_eq!(session(|s| s.role = 2.into()), "the block's peers cannot be");
+    assert_eq!(session(|s| s.copies = 0.into()), "the block's copies cannot be");
     assert_eq!(session(|s| s.peers = 4.into()), "4 peers are more than 3");
     assert_eq!(session(|s| s.peers = u32::MAX.into()), "4294967295 peers are more than 3");
     assert_eq!(region(|s| s.peer[1] = 1.into()), "daemon 1 is named twice");
@@ -240,7 +242,7 @@ fn a_slot_that_contradicts_itself_is_damaged_however_right_its_checksum() {
 #[test]
 fn what_does_not_fit_is_refused_before_anything_is_ready() {
     let mut too_many = of_region();
-    too_many.peers = [1, 3, 4, 5].map(daemon).to_vec();
+    too_many.description.membership.peers = [1, 3, 4, 5].map(daemon).to_vec();
     let mut long_name = of_region();
     if let Owner::Region(region) = &mut long_name.description.owner {
         region.name = "x".repeat(129);

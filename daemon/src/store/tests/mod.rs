@@ -13,12 +13,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use dmce_abi::Status;
-use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, Owner, SessionId, Span, Ticket};
+use dmce_abi::block::{
+    BlockDescription, BlockId, DaemonId, Guid, Membership, Owner, SessionId, Span, Ticket,
+};
 use dmce_abi::name::{Instance, ObjectKind};
 use dmce_abi::wire::Reply;
 use dmce_abi::wire::daemon::{DaemonAnswer, DaemonNotice, DaemonRequest};
 use dmce_config::{Bytes, DaemonSection};
-use dmce_shm::header::{BlockHeader, Role};
+use dmce_shm::header::BlockHeader;
 use dmce_sys::object::{self, ObjectDir};
 
 use super::adopt::Foreign;
@@ -138,13 +140,14 @@ fn description(block: u32) -> BlockDescription {
             session: SessionId::try_from(1).unwrap(),
             ticket: Ticket { session: guid, number: 1 },
             uid: 1000,
+            copies: 1,
         },
+        membership: Membership::alone(),
     }
 }
 
 fn header(block: u32) -> BlockHeader {
-    let (role, peers) = (Role::Primary, Vec::new());
-    BlockHeader { daemon: daemon(), role, peers, description: description(block) }
+    BlockHeader { daemon: daemon(), description: description(block) }
 }
 
 fn create(block: u32, committed: u64) -> DaemonRequest {

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use arbitrary::{Result, Unstructured};
-use dmce_abi::block::{BlockDescription, DaemonId, Guid, Owner, Region, SessionId, Span, Ticket};
+use dmce_abi::block::{
+    BlockDescription, DaemonId, Guid, Membership, Owner, Region, SessionId, Span, Ticket,
+};
 use dmce_abi::wire::daemon::HeldBlock;
 use dmce_broker::dispatcher::{BelievedSession, FoundContent, FoundDaemon, Headers, Started};
 
@@ -95,7 +97,8 @@ impl World {
         };
         let ticket = Ticket { session: session.1, number: bytes.int_in_range(0..=7)? };
         let owner = if bytes.arbitrary()? {
-            Owner::Session { session: session.0, ticket, uid: 1000 }
+            let copies = bytes.int_in_range(1..=2)?;
+            Owner::Session { session: session.0, ticket, uid: 1000, copies }
         } else {
             Owner::Region(region(ticket, bytes)?)
         };
@@ -107,6 +110,7 @@ impl World {
             bytes_max: 1 << 14,
             span,
             owner,
+            membership: membership(bytes)?,
         };
         Ok(HeldBlock { description, committed: size(bytes)? })
     }
@@ -129,6 +133,16 @@ fn region(created_by: Ticket, bytes: &mut Unstructured<'_>) -> Result<Region> {
         copies: 1,
         created_at: bytes.int_in_range(0..=3)?,
         created_by,
+    })
+}
+
+/// The only copy, or one of two: which, and where the other is, is made up.
+fn membership(bytes: &mut Unstructured<'_>) -> Result<Membership> {
+    let daemons = [daemon(bytes)?, daemon(bytes)?];
+    Ok(match bytes.int_in_range(0..=3)? {
+        0 => Membership::of(daemons[0], &daemons),
+        1 => Membership { peers: vec![daemons[0]], ..Membership::alone() },
+        _ => Membership::alone(),
     })
 }
 

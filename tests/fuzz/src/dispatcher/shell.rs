@@ -9,7 +9,7 @@ use dmce_abi::limits::{FRAME_FDS_MAX, GRANTS};
 use dmce_abi::wire::client::{BlockInfo, ClientReply};
 use dmce_abi::wire::daemon::{DaemonRequest, HeldBlock};
 use dmce_abi::wire::{self, FrameHeader, Refusal, Reply};
-use dmce_broker::dispatcher::{Action, ClientConn, Descriptor, Event, Made, RequestId};
+use dmce_broker::dispatcher::{Action, ClientConn, Descriptor, Event, Made, RequestId, Rewritten};
 
 use super::world::{BlockToMake, Kept, World, pick};
 
@@ -118,6 +118,10 @@ impl World {
             Action::Inspect { inspect, daemon, blocks } => {
                 self.inspections.push_back((inspect, daemon, blocks));
             }
+            Action::RaiseEpoch { raise, block, headers } => {
+                assert!(!headers.is_empty(), "no header of block {block} is to be written");
+                self.raises.push_back((raise, block, headers));
+            }
             _ => {}
         }
     }
@@ -207,6 +211,22 @@ impl World {
             let bytes_of = |block| store.and_then(|store| store.get(block)).map(|b| b.committed);
             let found = blocks.iter().map(|block| (*block, bytes_of(block))).collect();
             self.event(Event::Inspected { inspect, daemon, found });
+        } else if let Some((raise, block, headers)) = self.raises.pop_front() {
+            let headers = headers.into_iter().map(|(daemon, description)| {
+                let reason = || "as the bytes say".to_owned();
+                let held = self.stores.get_mut(&daemon).and_then(|store| store.get_mut(&block));
+                let rewritten = match (held, bytes.int_in_range(0..=7)?) {
+                    (None, _) | (_, 0) => Rewritten::Gone { reason: reason() },
+                    (_, 1) => Rewritten::Failed { reason: reason() },
+                    (Some(held), _) => {
+                        held.description = description;
+                        Rewritten::Written
+                    }
+                };
+                Ok((daemon, rewritten))
+            });
+            let headers = headers.collect::<Result<_>>()?;
+            self.event(Event::EpochRaised { raise, block, headers });
         } else if let Some(daemon) = self.headers.pop_front() {
             let headers = self.headers_of(daemon, bytes)?;
             self.event(Event::HeadersRead { daemon, headers });

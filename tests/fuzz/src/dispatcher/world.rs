@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use arbitrary::{Result, Unstructured};
 use dmce_abi::AddrLayout;
-use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
+use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, SessionId};
 use dmce_abi::name::Instance;
 use dmce_abi::wire::client::{self, ClientRequest};
 use dmce_abi::wire::daemon::{DaemonRequest, HeldBlock, PoolPlace};
 use dmce_broker::dispatcher::{
     ClientConn, DaemonConn, Dispatcher, DispatcherConfig, Event, Grant, InspectId, Limits, Millis,
-    Now, Peer, Placement, Policy, Quota, RequestId, SessionRecord,
+    Now, Peer, Placement, Policy, Quota, RaiseId, RequestId, SessionRecord,
 };
 
 use super::{daemons, requests};
@@ -44,6 +44,9 @@ pub struct Client {
 /// A block that the shell is to make: for whom, of what number, and what it is to be.
 pub type BlockToMake = (DaemonConn, DaemonId, RequestId, HeldBlock);
 
+/// The headers of a block that are to be written anew.
+pub type HeadersToWrite = (RaiseId, BlockId, Vec<(DaemonId, BlockDescription)>);
+
 /// What a hostile peer has seen, to say again.
 #[derive(Default)]
 pub struct Seen {
@@ -72,6 +75,8 @@ pub struct World {
     pub locks: BTreeSet<DaemonId>,
     pub headers: VecDeque<DaemonId>,
     pub inspections: VecDeque<(InspectId, DaemonId, Vec<BlockId>)>,
+    /// Headers that are to be written anew.
+    pub raises: VecDeque<HeadersToWrite>,
     /// Blocks that are to be made of what was lent.
     pub blocks_to_make: VecDeque<BlockToMake>,
     /// Descriptors that the shell is to find missing.
@@ -103,6 +108,7 @@ impl World {
             locks: BTreeSet::new(),
             headers: VecDeque::new(),
             inspections: VecDeque::new(),
+            raises: VecDeque::new(),
             blocks_to_make: VecDeque::new(),
             opened: VecDeque::new(),
             seen: Seen::default(),
@@ -175,6 +181,7 @@ impl World {
         self.watched.clear();
         self.headers.clear();
         self.inspections.clear();
+        self.raises.clear();
         self.blocks_to_make.clear();
         self.opened.clear();
         // The records of these were not made ready, so nobody believes in them.

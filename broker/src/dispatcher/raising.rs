@@ -1,0 +1,138 @@
+//! The epoch of a block is raised: the headers of all its copies are written anew, before anybody
+//! relies on what they say.
+//!
+//! ```text
+//!  HELD --- a copy is lost, another is good ---> LOSING --- all are written ---> HELD, one
+//!                                                | ^ |                          copy fewer
+//!                                                | | +--- none is left ---> LOST
+//!                                                +-+ one is gone as well: raised again; or it
+//!  MAKING: all copies are made, one of them          could not be written: in `AGAIN_MS`
+//!  elsewhere than the headers of others say
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. Epochs only grow, and one is written for one set of copies.
+//! 2. While a block is LOSING nothing of it is granted or opened: who asks waits.
+//! 3. Sessions are told when the headers of all survivors are written, and not before: what is
+//!    acknowledged under the new epoch is on every copy that any header of it names.
+
+use dmce_abi::block::{BlockDescription, BlockId, DaemonId};
+
+use super::Dispatcher;
+use super::action::{Action, LogLevel};
+use super::blocks::BlockState;
+use super::event::{RaiseId, Rewritten};
+use super::timers::Timer;
+
+/// How long until a header is written again that could not be.
+const AGAIN_MS: u64 = 100;
+
+impl Dispatcher {
+    /// Has the headers of all copies of a block name these copies, under the next epoch.
+    pub(super) fn raise(&mut self, id: BlockId) {
+        let raise = RaiseId(self.next_number());
+        let started = self.epoch;
+        let Some(block) = self.blocks.get_mut(id) else { return };
+        // No lower than what is made now: so of two spans with an id in common the older is known.
+        block.epoch = started.max(block.epoch + 1);
+        let daemons = block.copies.daemons();
+        let describe = |daemon| Some((daemon, self.describe(id, daemon)?));
+        let headers: Vec<(DaemonId, BlockDescription)> =
+            daemons.into_iter().filter_map(describe).collect();
+        self.raises.insert(id, raise);
+        self.out.push(Action::RaiseEpoch { raise, block: id, headers });
+    }
+
+    /// The headers were written, as far as they could be.
+    pub(super) fn epoch_raised(
+        &mut self,
+        raise: RaiseId,
+        id: BlockId,
+        headers: Vec<(DaemonId, Rewritten)>,
+    ) {
+        // The block was given up meanwhile, or raised again.
+        if self.raises.get(&id) != Some(&raise) {
+            return;
+        }
+        let mut failed = false;
+        for (daemon, rewritten) in headers {
+            let Some(block) = self.blocks.get_mut(id) else { return };
+            let epoch = block.epoch;
+            match rewritten {
+                Rewritten::Written => {
+                    if let Some(copy) = block.copies.of_mut(daemon) {
+                        copy.epoch = epoch;
+                    }
+                }
+                Rewritten::Gone { reason } => self.lose_copy(id, daemon, &reason),
+                Rewritten::Failed { reason } => {
+                    failed = true;
+                    let text = format!("daemon {daemon}, header of block {id}: {reason}");
+                    self.log(LogLevel::Warn, text);
+                }
+            }
+        }
+        // Otherwise another copy was lost over it.
+        if self.raises.get(&id) == Some(&raise) {
+            if failed {
+                self.timers.set(Timer::Raise(id), self.now.millis.after(AGAIN_MS));
+            } else {
+                self.raises.remove(&id);
+                self.raised(id);
+            }
+        }
+    }
+
+    /// Headers that could not be written are to be tried again.
+    pub(super) fn raise_again(&mut self, id: BlockId) {
+        if self.raises.contains_key(&id) {
+            self.raise(id);
+        }
+    }
+
+    /// Nobody waits for the headers of a block any more.
+    pub(super) fn forget_raise(&mut self, id: BlockId) {
+        self.raises.remove(&id);
+        self.timers.cancel(Timer::Raise(id));
+        self.settled = true;
+    }
+
+    /// The headers of all copies of a block say the same.
+    fn raised(&mut self, id: BlockId) {
+        let Some(block) = self.blocks.get(id) else { return };
+        let (first, state, epoch) = (block.span, block.state, block.epoch);
+        let daemons = block.copies.daemons();
+        self.settled = true;
+        match state {
+            BlockState::Making => {
+                self.usable_if_whole(id);
+                self.made_copy(id);
+            }
+            BlockState::Losing => {
+                self.blocks.set_state(id, BlockState::Held);
+                let text = format!("block {id} is on {daemons:?} alone, epoch {epoch}");
+                self.log(LogLevel::Warn, text);
+                self.tell_holders(first, id);
+                self.tell_copy_lost(first, id);
+            }
+            BlockState::Held | BlockState::Lost | BlockState::Going => {}
+        }
+    }
+
+    /// Whether it is being decided which copies of a block there are.
+    pub(super) fn is_losing(&self, id: BlockId) -> bool {
+        self.blocks.get(id).is_some_and(|block| block.state == BlockState::Losing)
+    }
+
+    /// Serves those who waited for that.
+    pub(super) fn serve_unsettled(&mut self) {
+        if !std::mem::take(&mut self.settled) {
+            return;
+        }
+        let mut waiting = std::mem::take(&mut self.unsettled);
+        while let Some(waiter) = waiting.pop() {
+            self.route(waiter.to, &waiter.request, None);
+        }
+    }
+}
