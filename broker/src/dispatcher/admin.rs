@@ -166,6 +166,7 @@ impl Dispatcher {
             daemon: copy.daemon.get(),
             state: match copy.state {
                 CopyState::Lost => RowCopyState::Lost,
+                CopyState::Stale => RowCopyState::Stale,
                 _ => RowCopyState::Good,
             },
         });

@@ -75,11 +75,14 @@ impl Dispatcher {
     pub(super) fn adopt(&mut self, daemon: DaemonId, held: &HeldBlock) {
         let HeldBlock { description, committed } = held;
         let payer = self.payer_of(&description.owner);
-        // Another daemon may say that it has the same block, or one that a span misses.
+        // Another daemon may have a copy of it, or one that a span misses.
         let is_new = self.blocks.get(description.block).is_none();
         if payer.is_some() && is_new && self.fits(description) {
             let charge = self.ledger.force_charge(payer, daemon, *committed);
             self.enter_adopted(daemon, description, charge);
+            return;
+        }
+        if self.adopt_copy(daemon, held) {
             return;
         }
         let id = description.block;
@@ -104,8 +107,13 @@ impl Dispatcher {
         stands && !(self.payer_of(&found.owner).is_some() && self.fits(found))
     }
 
+    /// Whether a copy agrees with what is known of its block and span.
+    pub(super) fn contradicts_nothing(&mut self, held: &HeldBlock) -> bool {
+        self.payer_of(&held.description.owner).is_some() && self.fits(&held.description)
+    }
+
     /// Who pays for a block that is found: its region's owner, or its session if that is known.
-    fn payer_of(&self, owner: &Owner) -> Option<Payer> {
+    pub(super) fn payer_of(&self, owner: &Owner) -> Option<Payer> {
         match owner {
             Owner::Session { session, ticket, .. } => {
                 let session = self.sessions.get(*session)?;
@@ -166,8 +174,10 @@ impl Dispatcher {
     fn enter_adopted(&mut self, daemon: DaemonId, found: &BlockDescription, charge: Charge) {
         let (first, id) = (found.span.first, found.block);
         self.enter_block(daemon, found, first, charge);
+        self.restart.named.insert(id, found.membership.daemons(daemon));
         // A span that was judged already had this block missing: who holds it looks again.
         if self.stands(first) {
+            self.judge_copies(id);
             self.tell_holders(first, id);
         }
     }
@@ -293,6 +303,9 @@ impl Dispatcher {
         for id in missing {
             self.enter_placeholder(first, id);
         }
+        for id in present {
+            self.judge_copies(id);
+        }
         self.judge_sizes(first, count, bytes);
     }
 
@@ -364,13 +377,7 @@ impl Dispatcher {
                 (false, Some(bytes)) => bytes.saturating_sub(before),
                 (false, None) => 0,
             };
-            let held = self.blocks.get(id).filter(|block| block.state == BlockState::Held);
-            let copies = held.into_iter().flat_map(|block| block.copies.iter());
-            let short = copies.filter(|copy| copy.committed < needs);
-            let short: Vec<_> = short.map(|copy| (copy.daemon, copy.committed)).collect();
-            for (daemon, committed) in short {
-                self.lose_copy(id, daemon, &format!("it has {committed} bytes of {needs}"));
-            }
+            self.judge_lengths(id, needs);
         }
     }
 }

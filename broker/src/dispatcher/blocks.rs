@@ -62,6 +62,11 @@ pub(super) struct Block {
 }
 
 impl Block {
+    /// Whether its bytes are there.
+    pub(super) const fn is_usable(&self) -> bool {
+        matches!(self.state, BlockState::Held | BlockState::Losing)
+    }
+
     /// The daemon of its primary.
     pub(super) fn primary(&self) -> Option<DaemonId> {
         self.copies.primary().map(|copy| copy.daemon)
@@ -213,8 +218,7 @@ impl Blocks {
     pub(super) fn count_copies(&mut self, id: BlockId) {
         let too_few = self.by_id.get(&id).is_some_and(|block| {
             let asked = self.spans.get(&block.span).map_or(0, |span| span.copies);
-            let is_usable = matches!(block.state, BlockState::Held | BlockState::Losing);
-            is_usable && block.copies.named().count() < asked as usize
+            block.is_usable() && block.copies.named().count() < asked as usize
         });
         if too_few {
             self.degraded.insert(id);

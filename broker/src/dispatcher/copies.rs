@@ -3,7 +3,7 @@
 //! ```text
 //!  Planned --> Asked --> Held --> Doomed --> Dying --> (none)
 //!     |          |        |                    ^
-//!     |          |        +-> Lost ------------+
+//!     |          |        +-> Lost ------------+   back with an old object: Stale -> Dying
 //!     +-> (none) +-----------------------------+   its create is answered first
 //! ```
 //!
@@ -28,6 +28,8 @@ pub(super) enum CopyState {
     Held,
     /// Its bytes are gone.
     Lost,
+    /// Its daemon has it, and the headers of the block's epoch do not name it: it is never read.
+    Stale,
     /// It goes when the first block of its span is gone.
     Doomed,
     /// It is on its way to nothing.
@@ -64,6 +66,12 @@ impl Copy {
     pub(super) const fn held(daemon: DaemonId, charge: Charge, epoch: u64) -> Self {
         let (state, committed) = (CopyState::Held, charge.bytes());
         Self { daemon, state, committed, charge, grows: 0, epoch, named: true }
+    }
+
+    /// A copy that its daemon has, and that nobody reads or pays for.
+    pub(super) const fn stale(daemon: DaemonId, charge: Charge, epoch: u64) -> Self {
+        let held = Self::held(daemon, charge, epoch);
+        Self { state: CopyState::Stale, named: false, ..held }
     }
 
     /// Whether its daemon has it, or may have it.
@@ -152,6 +160,12 @@ impl Copies {
     /// Bytes that all copies have whose bytes are there.
     pub(super) fn committed(&self) -> u64 {
         self.held().map(|copy| copy.committed).min().unwrap_or(0)
+    }
+
+    /// Puts the copies of these daemons first, in that order.
+    pub(super) fn sort_as(&mut self, daemons: &[DaemonId]) {
+        let place = |copy: &Copy| daemons.iter().position(|daemon| *daemon == copy.daemon);
+        self.0.sort_by_key(|copy| place(copy).unwrap_or(usize::MAX));
     }
 
     /// The copy of a daemon is not one of those any more that the headers name.

@@ -22,7 +22,7 @@
 //! | what is made before it is asked for | `prepared` |
 //! | daemons | `link` (messages), `asking` (requests), `lending` (their pools) |
 //! | what becomes of blocks | `spans`; which copies there are: `raising`; their size: `growing` |
-//! | a broker that comes back | `restart`, `adoption`, `silence` |
+//! | a broker that comes back | `restart`, `adoption`, `reported_copies`, `silence` |
 //!
 //! # Invariants
 //!
@@ -74,6 +74,7 @@ mod region_deletes;
 mod region_requests;
 mod regions;
 mod relay;
+mod reported_copies;
 mod requests;
 mod restart;
 mod sessions;

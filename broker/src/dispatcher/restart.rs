@@ -66,6 +66,8 @@ pub(super) struct Restart {
     pub names: BTreeSet<BlockId>,
     /// Of these, blocks that were made, and whose header is damaged.
     pub damaged: BTreeSet<BlockId>,
+    /// The daemons that the headers of the highest epoch of a block name, the primary's first.
+    pub named: BTreeMap<BlockId, Vec<DaemonId>>,
     /// Spans that are assembled, with the attributes of regions.
     pub assembling: BTreeMap<BlockId, Option<Region>>,
     /// Blocks that fit to nothing, with what they cost their daemon.
@@ -214,6 +216,9 @@ impl Dispatcher {
         {
             return Err(format!("it reported block {id}, ids are below {limit}"));
         }
+        if description.membership.peers.contains(&daemon) {
+            return Err(format!("it reported block {id} with itself as a peer"));
+        }
         let (count, limit) = (description.span.count, self.config.limits.blocks_max);
         if count as usize > limit {
             return Err(format!("it reported block {id} of a span of {count}, limit {limit}"));
@@ -226,9 +231,6 @@ impl Dispatcher {
             Some(Block { guid, .. }) if *guid != description.guid => {
                 let theirs = description.guid;
                 Err(format!("it reported block {id} with guid {theirs}, which has {guid}"))
-            }
-            Some(block) if block.copies.of(daemon).is_none() => {
-                Err(format!("it reported block {id}, which has no copy there"))
             }
             _ => Ok(()),
         }
@@ -273,6 +275,9 @@ impl Dispatcher {
                 Some(CopyState::Held) if !held.contains_key(&id) => {
                     self.missed(daemon, id, told);
                 }
+                Some(CopyState::Stale) if !held.contains_key(&id) => {
+                    self.stale_is_gone(id, daemon);
+                }
                 // Its daemon refused to destroy it.
                 Some(CopyState::Dying) if !destroying.contains(&id) => self.destroy(id, daemon),
                 _ => {}
@@ -283,18 +288,18 @@ impl Dispatcher {
                 continue;
             }
             let known = self.blocks.get(id);
-            let copy = known.and_then(|block| block.copies.of(daemon));
-            match (known.is_some(), copy.map(|copy| copy.state)) {
-                (_, Some(CopyState::Held)) => self.refresh(id, daemon, block.committed),
-                (_, Some(_)) => {}
-                (true, None) => {
+            let is_nowhere = known.is_some_and(|block| block.copies.is_empty());
+            let is_here = known.is_some_and(|block| block.copies.of(daemon).is_some());
+            match (is_nowhere, is_here) {
+                (_, true) => self.refresh_copy(daemon, &block),
+                (true, false) => {
                     // It was missing until now: a daemon that nobody knew of has it.
                     if !self.contradicts(&block.description) {
                         self.remove_block(id);
                     }
                     self.adopt(daemon, &block);
                 }
-                (false, None) => self.adopt(daemon, &block),
+                (false, false) => self.adopt(daemon, &block),
             }
         }
     }
@@ -306,7 +311,9 @@ impl Dispatcher {
             return self.inspect(daemon, vec![id]);
         }
         let owner = self.blocks.span(id).map(|span| span.owner);
-        let was_deleted = self.daemons.unconfirmed.contains(&daemon) && !self.is_granted(id);
+        let is_last = self.blocks.get(id).is_some_and(|block| block.copies.held().count() == 1);
+        let is_unconfirmed = self.daemons.unconfirmed.contains(&daemon);
+        let was_deleted = is_last && is_unconfirmed && !self.is_granted(id);
         match owner.filter(|_| was_deleted) {
             // Spans are deleted first block first, as the broker before this one still asked for.
             Some(owner) => {
@@ -319,7 +326,7 @@ impl Dispatcher {
     }
 
     /// A daemon still has a copy. It may have grown it and died before it could say so.
-    fn refresh(&mut self, id: BlockId, daemon: DaemonId, committed: u64) {
+    pub(super) fn refresh(&mut self, id: BlockId, daemon: DaemonId, committed: u64) {
         let stamp = self.next_number();
         let Some(block) = self.blocks.get_mut(id) else { return };
         let Some(copy) = block.copies.of_mut(daemon) else { return };
@@ -422,7 +429,7 @@ impl Dispatcher {
         let members = spans.into_iter().flat_map(|first| self.blocks.members(first));
         for block in members.collect::<Vec<_>>() {
             let Some(block) = self.blocks.get_mut(block) else { continue };
-            for copy in block.copies.iter_mut() {
+            for copy in block.copies.iter_mut().filter(|copy| copy.named) {
                 left -= self.ledger.cover(&mut copy.charge, left);
             }
         }

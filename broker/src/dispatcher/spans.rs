@@ -81,7 +81,9 @@ impl Dispatcher {
                 CopyState::Planned => self.remove_copy(id, daemon),
                 // Its daemon answers first, so that the destroy finds what was made.
                 CopyState::Asked => self.blocks.set_copy(id, daemon, CopyState::Dying),
-                CopyState::Held | CopyState::Lost => self.destroy(id, daemon),
+                CopyState::Held | CopyState::Lost | CopyState::Stale => {
+                    self.destroy(id, daemon);
+                }
                 CopyState::Doomed | CopyState::Dying => {}
             }
         }

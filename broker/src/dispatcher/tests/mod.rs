@@ -15,6 +15,7 @@ mod policies;
 mod prepared;
 mod rates;
 mod regions;
+mod reported_copies;
 mod restart;
 mod rig;
 mod silent;

@@ -1,0 +1,165 @@
+//! Copies that daemons report to a broker: which of them are good.
+//!
+//! ```text
+//!  the headers of the highest epoch name daemons
+//!     |
+//!     +-- reported, and named ----------------------> good; if its own header says less, it is
+//!     |                                               written anew before the block is served
+//!     +-- named, and reported by nobody ------------> lost
+//!     +-- reported with a lower epoch, not named ---> stale: kept, shown, never read
+//!     +-- with the same, and not named -------------> quarantined: it contradicts the others
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. A copy that the tables do not name is stale for good: only what is named when the tables are
+//!    made, or was made by this broker, is good.
+//! 2. The primary grew last: a copy that is shorter has lost something, one that is longer was
+//!    grown for nobody.
+
+use dmce_abi::block::{BlockId, DaemonId};
+use dmce_abi::wire::daemon::HeldBlock;
+
+use super::Dispatcher;
+use super::action::LogLevel;
+use super::blocks::BlockState;
+use super::copies::{Copy, CopyState};
+
+impl Dispatcher {
+    /// A daemon has a copy of a block that the tables know from others. `false` if it cannot be.
+    pub(super) fn adopt_copy(&mut self, daemon: DaemonId, held: &HeldBlock) -> bool {
+        let HeldBlock { description, committed } = held;
+        let id = description.block;
+        let Some(block) = self.blocks.get(id) else { return false };
+        let (is_it, state, epoch) = (block.guid == description.guid, block.state, block.epoch);
+        if !is_it || block.copies.of(daemon).is_some() {
+            return false;
+        }
+        if state == BlockState::Going {
+            let charge = self.ledger.force_charge(None, daemon, *committed);
+            self.put_copy(id, Copy::stale(daemon, charge, description.epoch));
+            self.destroy(id, daemon);
+            return true;
+        }
+        let is_of_span = self.blocks.get(id).is_some_and(|b| b.span == description.span.first);
+        if !is_of_span || !self.contradicts_nothing(held) {
+            return false;
+        }
+        if !self.restart.named.get(&id).is_some_and(|named| named.contains(&daemon)) {
+            // Headers of one epoch that do not name each other are somebody's who forged or copied.
+            if description.epoch >= epoch {
+                return false;
+            }
+            let charge = self.ledger.force_charge(None, daemon, *committed);
+            self.put_copy(id, Copy::stale(daemon, charge, description.epoch));
+            let epochs = format!("epoch {} of {epoch}", description.epoch);
+            let text = format!("daemon {daemon} has a stale copy of block {id}, {epochs}");
+            self.log(LogLevel::Warn, text);
+            return true;
+        }
+        let payer = self.payer_of(&description.owner);
+        let charge = self.ledger.force_charge(payer, daemon, *committed);
+        self.put_copy(id, Copy::held(daemon, charge, description.epoch));
+        true
+    }
+
+    /// Enters a copy behind the others.
+    fn put_copy(&mut self, id: BlockId, copy: Copy) {
+        let (daemon, stamp) = (copy.daemon, self.next_number());
+        if let Some(server) = self.daemons.servers.get_mut(&daemon) {
+            server.blocks.insert(id);
+        }
+        if let Some(block) = self.blocks.get_mut(id) {
+            block.copies.put(usize::MAX, copy);
+            block.stamp = stamp;
+        }
+    }
+
+    /// All have reported: the copies of a block are those that its headers name and somebody has.
+    pub(super) fn judge_copies(&mut self, id: BlockId) {
+        let Some(named) = self.restart.named.remove(&id) else { return };
+        let Some(block) = self.blocks.get(id).filter(|block| block.state == BlockState::Held)
+        else {
+            return;
+        };
+        let asked = self.blocks.span(block.span).map_or(0, |span| span.copies as usize);
+        let Some(block) = self.blocks.get_mut(id) else { return };
+        block.copies.sort_as(&named);
+        // More than were asked for are of headers that contradict each other.
+        for daemon in block.copies.daemons().into_iter().skip(asked.max(1)) {
+            if let Some(copy) = block.copies.of_mut(daemon) {
+                copy.state = CopyState::Stale;
+                self.ledger.retire(&mut copy.charge);
+            }
+            block.copies.unname(daemon);
+        }
+        let is_missing = |daemon: &DaemonId| block.copies.of(*daemon).is_none();
+        let missing: Vec<DaemonId> = named.into_iter().filter(is_missing).collect();
+        let is_even = missing.is_empty() && block.copies.all_say(block.epoch);
+        for &daemon in &missing {
+            self.log(
+                LogLevel::Error,
+                format!("daemon {daemon} does not have its copy of block {id}"),
+            );
+            if self.daemons.servers.contains_key(&daemon) {
+                let charge = self.ledger.force_charge(None, daemon, 0);
+                let copy = Copy { state: CopyState::Lost, ..Copy::stale(daemon, charge, 0) };
+                self.put_copy(id, copy);
+            }
+        }
+        if !is_even {
+            self.blocks.set_state(id, BlockState::Losing);
+            self.raise(id);
+        }
+        self.blocks.count_copies(id);
+    }
+
+    /// A copy that is shorter than the primary has lost something; what all have may be used.
+    pub(super) fn judge_lengths(&mut self, id: BlockId, needs: u64) {
+        let Some(block) = self.blocks.get(id).filter(|block| block.is_usable()) else { return };
+        let answered = block.copies.primary().map_or(0, |copy| copy.committed);
+        let needs = needs.max(answered);
+        let short = block.copies.held().filter(|copy| copy.committed < needs);
+        let short: Vec<_> = short.map(|copy| (copy.daemon, copy.committed)).collect();
+        for (daemon, committed) in short {
+            self.lose_copy(id, daemon, &format!("it has {committed} bytes of {needs}"));
+        }
+        if let Some(block) = self.blocks.get_mut(id).filter(|block| block.is_usable()) {
+            block.committed = block.copies.committed();
+        }
+    }
+
+    /// A stale copy is not there any more.
+    pub(super) fn stale_is_gone(&mut self, id: BlockId, daemon: DaemonId) {
+        let block = self.blocks.get_mut(id);
+        if let Some(copy) = block.and_then(|block| block.copies.of_mut(daemon)) {
+            copy.state = CopyState::Lost;
+            self.ledger.lose(&mut copy.charge);
+        }
+    }
+
+    /// A daemon reports a copy again that is in the tables.
+    pub(super) fn refresh_copy(&mut self, daemon: DaemonId, held: &HeldBlock) {
+        let HeldBlock { description, committed } = held;
+        let id = description.block;
+        let Some(block) = self.blocks.get_mut(id) else { return };
+        let Some(copy) = block.copies.of_mut(daemon) else { return };
+        match copy.state {
+            CopyState::Held if description.epoch < copy.epoch => {
+                let text = format!("its header has epoch {} of {}", description.epoch, copy.epoch);
+                self.lose_copy(id, daemon, &text);
+            }
+            CopyState::Held => self.refresh(id, daemon, *committed),
+            CopyState::Lost | CopyState::Stale if !copy.named => {
+                copy.state = CopyState::Stale;
+                copy.committed = *committed;
+                self.ledger.force_bytes(&mut copy.charge, *committed);
+                self.log(
+                    LogLevel::Warn,
+                    format!("the copy of block {id} on daemon {daemon} is stale"),
+                );
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Copies that daemons report to a broker that comes back, or bring back themselves.
+
+use dmce_abi::block::{Membership, Owner};
+use dmce_abi::wire::admin::{AdminReply, AdminRequest, BlockRow, BlockState, CopyState};
+use dmce_abi::wire::client::{ClientReply, ClientRequest};
+use dmce_abi::wire::daemon::{DaemonMessage, HeldBlock};
+
+use super::rig::{GIB, MIB, Rig, block_id, config, daemon_id, session_id};
+use crate::dispatcher::{Action, FoundContent, FoundDaemon, Started};
+
+/// Block 9, a region's, on a daemon; the copies are on `daemons`, the primary's first.
+fn held(daemon: u32, daemons: &[u32], epoch: u64, committed: u64) -> HeldBlock {
+    let mut held = super::restart::held_region(9, 0, 1, 5);
+    let daemons: Vec<_> = daemons.iter().map(|id| daemon_id(*id)).collect();
+    held.description.membership = Membership::of(daemon_id(daemon), &daemons);
+    held.description.epoch = epoch;
+    if let Owner::Region(region) = &mut held.description.owner {
+        (region.copies, region.region_size) = (2, MIB);
+    }
+    HeldBlock { committed, ..held }
+}
+
+/// A broker that finds what daemons left that are not there.
+fn found(held: Vec<(u32, HeldBlock)>) -> Rig {
+    let mut config = config();
+    config.copies_max = 3;
+    let daemons = held.into_iter().map(|(daemon, held)| FoundDaemon {
+        daemon: daemon_id(daemon),
+        blocks: vec![held.description.block],
+        damaged: Vec::new(),
+        content: FoundContent::Read(vec![held]),
+    });
+    Rig::started(config, Started { sessions: Vec::new(), daemons: daemons.collect() })
+}
+
+fn row(rig: &mut Rig) -> BlockRow {
+    let root = rig.connect(1, 0);
+    match rig.done(root, ClientRequest::Admin(AdminRequest::Blocks { after: 0 })) {
+        ClientReply::Admin(AdminReply::Blocks { rows, .. }) => rows[0].clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn copies(row: &BlockRow) -> Vec<(u32, CopyState)> {
+    row.copies.iter().map(|copy| (copy.daemon, copy.state)).collect()
+}
+
+fn raises(rig: &Rig) -> usize {
+    rig.actions.iter().filter(|action| matches!(action, Action::RaiseEpoch { .. })).count()
+}
+
+#[test]
+fn copies_that_name_each_other_are_one_block() {
+    for turned in [false, true] {
+        let mut all = vec![(1, held(1, &[2, 1], 7, MIB)), (2, held(2, &[2, 1], 7, MIB))];
+        if turned {
+            all.reverse();
+        }
+        let mut rig = found(all);
+        let row = row(&mut rig);
+        assert_eq!((row.state, row.epoch, raises(&rig)), (BlockState::Ok, 7, 0));
+        assert_eq!(copies(&row), [(2, CopyState::Good), (1, CopyState::Good)]);
+    }
+}
+
+#[test]
+fn a_named_copy_that_nobody_reports_is_lost_before_the_block_is_served() {
+    let mut rig = found(vec![(1, held(1, &[2, 1], 7, MIB))]);
+    assert_eq!(raises(&rig), 1);
+    let now = row(&mut rig);
+    assert_eq!((now.state, copies(&now)), (BlockState::Degraded, vec![(1, CopyState::Good)]));
+    assert!(now.epoch > 7);
+    // What comes back is not what the block is by now.
+    rig.daemon_with(2, GIB, vec![held(2, &[2, 1], 7, MIB)]);
+    let states = [(1, CopyState::Good), (2, CopyState::Stale)];
+    assert_eq!(copies(&row(&mut rig)), states);
+    assert_eq!(rig.dispatcher.snapshot().charged[&daemon_id(2)].0, MIB);
+    rig.daemon(2, GIB);
+    assert_eq!(copies(&row(&mut rig)), [(1, CopyState::Good), (2, CopyState::Lost)]);
+}
+
+#[test]
+fn a_copy_that_the_highest_epoch_does_not_name_is_stale() {
+    let mut rig = found(vec![(1, held(1, &[1, 2], 7, MIB)), (2, held(2, &[2], 8, MIB))]);
+    assert_eq!(raises(&rig), 0);
+    let row = row(&mut rig);
+    assert_eq!(copies(&row), [(2, CopyState::Good), (1, CopyState::Stale)]);
+    assert_eq!((row.state, row.epoch), (BlockState::Degraded, 8));
+}
+
+/// The broker died while it raised the epoch of both.
+#[test]
+fn a_named_copy_whose_header_says_less_is_good_and_its_header_is_written() {
+    let mut rig = found(vec![(1, held(1, &[3, 1], 7, MIB)), (2, held(2, &[2, 1], 8, MIB))]);
+    assert_eq!(raises(&rig), 1);
+    let row = row(&mut rig);
+    assert_eq!(copies(&row), [(2, CopyState::Good), (1, CopyState::Good)]);
+    assert_eq!(row.state, BlockState::Ok);
+    assert!(row.epoch > 8);
+}
+
+#[test]
+fn a_copy_that_is_shorter_than_the_primary_has_lost_something() {
+    let mut rig = found(vec![(1, held(1, &[1, 2], 7, 2 * MIB)), (2, held(2, &[1, 2], 7, MIB))]);
+    assert_eq!(copies(&row(&mut rig)), [(1, CopyState::Good), (2, CopyState::Lost)]);
+    assert_eq!(row(&mut rig).committed, 2 * MIB);
+    // One that is longer was grown for nobody.
+    let mut rig = found(vec![(1, held(1, &[1, 2], 7, MIB)), (2, held(2, &[1, 2], 7, 2 * MIB))]);
+    assert_eq!(copies(&row(&mut rig)), [(1, CopyState::Good), (2, CopyState::Good)]);
+    assert_eq!((row(&mut rig).committed, raises(&rig)), (MIB, 0));
+}
+
+#[test]
+fn a_copy_that_comes_back_with_an_older_header_is_stale() {
+    let mut rig = found(vec![(1, held(1, &[1, 2], 7, MIB)), (2, held(2, &[1, 2], 7, MIB))]);
+    rig.daemon(1, GIB);
+    let epoch = row(&mut rig).epoch;
+    rig.daemon_with(2, GIB, vec![held(2, &[2], epoch, MIB)]);
+    assert_eq!(copies(&row(&mut rig)), [(2, CopyState::Good), (1, CopyState::Lost)]);
+    rig.daemon_with(1, GIB, vec![held(1, &[1, 2], 7, MIB)]);
+    assert_eq!(copies(&row(&mut rig)), [(2, CopyState::Good), (1, CopyState::Stale)]);
+    // The other as well: then nobody has what was written since.
+    rig.daemon_with(2, GIB, vec![held(2, &[2], epoch - 1, MIB)]);
+    assert_eq!(row(&mut rig).state, BlockState::Lost);
+}
+
+#[test]
+fn both_copies_of_a_session_that_is_no_more_are_destroyed() {
+    let of = |daemon| {
+        let mut held = super::restart::held(9, 0, 1, 1);
+        let daemons = [daemon_id(1), daemon_id(2)];
+        held.description.membership = Membership::of(daemon_id(daemon), &daemons);
+        held
+    };
+    let mut rig = found(vec![(1, of(1)), (2, of(2))]);
+    assert!(!rig.dispatcher.snapshot().sessions.contains_key(&session_id(4)));
+    for daemon in [1, 2] {
+        rig.daemon_with(daemon, GIB, vec![of(daemon)]);
+        assert_eq!(rig.daemons[&daemon].destroyed, [block_id(9)]);
+    }
+    assert_eq!(rig.dispatcher.snapshot().passing, 0);
+}
+
+#[test]
+fn a_daemon_that_names_itself_as_its_peer_is_not_believed() {
+    let mut rig = found(Vec::new());
+    rig.register(1, GIB);
+    let mut bad = held(1, &[1, 2], 7, MIB);
+    bad.description.membership.peers = vec![daemon_id(1)];
+    rig.tell(1, 0, DaemonMessage::Holds { blocks: vec![bad], damaged: vec![], last: true });
+    assert!(matches!(
+        rig.actions[..],
+        [.., Action::CloseDaemon { .. }, _] | [.., Action::CloseDaemon { .. }, _, _]
+    ));
+}
