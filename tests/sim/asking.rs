@@ -26,6 +26,8 @@ pub struct Sizes {
     pub cell_bits: u8,
     /// Ids of blocks.
     pub ids: u32,
+    /// Copies that the broker keeps.
+    pub copies_max: u32,
 }
 
 impl Sizes {
@@ -35,6 +37,15 @@ impl Sizes {
 
     const fn address(self, block: BlockId) -> u64 {
         (block.get() as u64) << self.cell_bits
+    }
+
+    /// Copies: as many as there may be, or, now and then, more than this broker keeps.
+    fn some_copies(self, random: &mut Random) -> u32 {
+        match (self.copies_max, random.below(30)) {
+            (1, 0) | (2.., 0..=9) => 2,
+            (2.., 10..=14) => 3,
+            _ => 0,
+        }
     }
 
     fn some_bytes(self, random: &mut Random) -> u64 {
@@ -60,7 +71,7 @@ pub fn setup(random: &mut Random, sizes: Sizes) -> ClientRequest {
         pointer_bits: if random.once_in(2) { 32 } else { 64 },
         bytes: if random.once_in(2) { 0 } else { sizes.some_bytes(random) },
         accept_partial: random.once_in(2),
-        copies: if random.once_in(30) { 2 } else { 0 },
+        copies: sizes.some_copies(random),
         name: format!("client {}", random.below(100)),
     })
 }
@@ -99,7 +110,7 @@ fn malloc(random: &mut Random, view: &mut View, sizes: Sizes) -> ClientRequest {
         1..=3 => 65536,
         _ => 0,
     };
-    let copies = if random.once_in(40) { 2 } else { 0 };
+    let copies = sizes.some_copies(random);
     let malloc = Malloc { ticket: view.ticket, kind, page_size, copies };
     if random.once_in(2) {
         return ClientRequest::Malloc(malloc);
@@ -175,7 +186,7 @@ fn region_create(random: &mut Random, view: &mut View, sizes: Sizes) -> ClientRe
         region_size: sizes.some_bytes(random),
         base_pointer: 0,
         mode: [0, 0o660, 0o666, 0o644, 0o600][usize::try_from(random.below(5)).unwrap_or(0)],
-        copies: 0,
+        copies: sizes.some_copies(random),
         page_size: 0,
     })
 }

@@ -397,7 +397,7 @@ impl Client {
             ],
             ClientRequest::Fetch(fetch) => {
                 let view = self.view.as_ref();
-                if view.is_some_and(|view| view.may_read(fetch.block, known.harmed_ids)) {
+                if view.is_some_and(|view| view.may_read(fetch.block, known.touched_ids)) {
                     &[]
                 } else {
                     return Ok(());

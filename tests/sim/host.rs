@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, Owner, Region, SessionId};
+use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, Owner, Region, Role, SessionId};
 use dmce_abi::wire::client::RegionName;
 use dmce_abi::wire::daemon::{HeldBlock, PoolPlace};
 use dmce_broker::dispatcher::{
@@ -66,6 +66,12 @@ pub struct Host {
     pub squatted: BTreeSet<(DaemonId, BlockId)>,
     /// Copies that were harmed from outside: they may be lost, and no others.
     pub harmed_copies: BTreeSet<(DaemonId, Guid)>,
+    /// The ids of their blocks.
+    pub touched_ids: BTreeSet<BlockId>,
+    /// Copies that were gone and came back: the broker does not read them again.
+    pub brought_back: BTreeSet<(DaemonId, Guid)>,
+    /// Objects that somebody took away.
+    taken: Vec<(DaemonId, Object)>,
     /// Blocks of which no copy was left when one was harmed: they may be lost, and no others.
     pub harmed: BTreeSet<Guid>,
     /// Their ids: of a block whose header is gone, the broker knows no more.
@@ -88,6 +94,7 @@ impl Host {
         };
         let guid = object.description.guid;
         self.harmed_copies.insert((daemon, guid));
+        self.touched_ids.insert(block);
         if !self.has_whole_copy(block, guid) {
             self.harmed.insert(guid);
             self.harmed_ids.insert(block);
@@ -102,9 +109,42 @@ impl Host {
             0 => object.bytes = object.bytes / 2 / 4096 * 4096,
             1 if object.header == Header::Valid => object.header = Header::Damaged,
             _ => {
-                store.remove(&block);
+                let taken = store.remove(&block).map(|object| (daemon, object));
+                self.taken.extend(taken.filter(|(_, object)| object.header == Header::Valid));
             }
         }
+    }
+
+    /// Brings an object back that was taken away, as it was, if another copy of its block is there.
+    pub fn bring_back(&mut self, random: &mut Random) -> Option<DaemonId> {
+        let place = random.pick(0..self.taken.len())?;
+        let (daemon, object) = self.taken.swap_remove(place);
+        let (block, guid) = (object.description.block, object.description.guid);
+        let has_other = self.has_whole_copy(block, guid);
+        let store = self.stores.entry(daemon).or_default();
+        if !has_other || store.contains_key(&block) || self.squatted.contains(&(daemon, block)) {
+            return None;
+        }
+        store.insert(block, object);
+        self.brought_back.insert((daemon, guid));
+        Some(daemon)
+    }
+
+    /// No block has two primaries in one epoch.
+    ///
+    /// # Errors
+    ///
+    /// The block.
+    pub fn check_primaries(&self) -> Result<(), String> {
+        let mut primaries = BTreeSet::new();
+        for object in self.stores.values().flat_map(BTreeMap::values) {
+            let BlockDescription { block, guid, epoch, membership, .. } = &object.description;
+            let is_primary = membership.role == Role::Primary && object.header == Header::Valid;
+            if is_primary && !primaries.insert((*guid, *epoch)) {
+                return Err(format!("block {block} has two primaries in epoch {epoch}"));
+            }
+        }
+        Ok(())
     }
 
     /// Whether a block has a copy that was not harmed.

@@ -222,7 +222,7 @@ impl World {
         if whole && info.block == block && !info.lost {
             return Ok(None);
         }
-        if !self.host.harmed.contains(&info.guid) {
+        if !self.host.harmed_copies.contains(&(daemon, info.guid)) {
             return Err(format!("{info:?} on daemon {daemon} is {object:?}"));
         }
         if object.is_some() {

@@ -62,6 +62,10 @@ impl World {
             self.note("an object is harmed");
             return self.host.harm(&mut self.random);
         }
+        if self.random.once_in(3) {
+            self.bring_back();
+            return;
+        }
         // Low ids are the next to be given.
         let block = BlockId::try_from(1 + u32::try_from(self.random.below(40)).unwrap_or(0));
         let daemon = self.random.pick(self.daemons.iter().map(|daemon| daemon.id));
@@ -69,6 +73,16 @@ impl World {
             self.note(format!("the name of block {block} on daemon {daemon} is taken"));
             self.host.squat(daemon, block);
         }
+    }
+
+    /// What was taken from a daemon is there again, when its process starts anew.
+    fn bring_back(&mut self) {
+        let Some(daemon) = self.host.bring_back(&mut self.random) else { return };
+        self.note(format!("an object of daemon {daemon} is back"));
+        let Some(place) = self.daemons.iter().position(|of| of.id == daemon) else { return };
+        self.hang_up_daemon(place);
+        self.daemons[place].kill(&mut self.host, &mut self.random);
+        self.daemons[place].start(&mut self.host);
     }
 
     /// A daemon's connection ends at its side. What it was asked before it may still do.

@@ -82,6 +82,13 @@ impl Truth {
         Ok(())
     }
 
+    /// Whether a region was acknowledged, and nobody has ever asked to delete it: a deletion that a
+    /// broker began and another forgot may have reached one copy.
+    pub fn is_promised_whole(&self, guid: Guid) -> bool {
+        let is_promised = self.regions.values().any(|promised| *promised == guid);
+        is_promised && !self.deleters.contains_key(&guid)
+    }
+
     /// A region is there. Whether it stays is not known while somebody asks to delete it.
     fn promised(&mut self, name: RegionName, guid: Guid) {
         if self.deleting.get(&guid).is_none_or(|count| *count == 0) {

@@ -68,8 +68,10 @@ pub struct View {
 /// What the world knows when a client reads.
 #[derive(Clone, Copy, Debug)]
 pub struct Known<'a> {
-    /// Ids of blocks whose objects were harmed.
+    /// Ids of blocks of which nothing is left that was not harmed.
     pub harmed_ids: &'a BTreeSet<BlockId>,
+    /// Ids of blocks of which some object was harmed: it may be met before the broker knows.
+    pub touched_ids: &'a BTreeSet<BlockId>,
     /// Sessions that ended, for a reason.
     pub ended: &'a BTreeSet<Guid>,
 }
@@ -203,6 +205,8 @@ impl View {
             return Err(format!("has guid {} and not {}", info.guid, span.guid));
         }
         match own {
+            // What was cut while there was no broker is not told from what was not grown.
+            Some(_) if known.touched_ids.contains(&asked) => Ok(()),
             Some(span) if info.committed < span.committed => {
                 Err(format!("has {} bytes of {}", info.committed, span.committed))
             }

@@ -126,7 +126,8 @@ impl World {
         let (server, block, cell) = random.pick(bits).unwrap_or(bits[0]);
         let layout = AddrLayout::new(server, block, cell).expect("widths that sum to 64");
         let config = config(&mut random, layout);
-        let sizes = Sizes { cell_bits: cell, ids: config.block_ids() };
+        let copies_max = config.copies_max;
+        let sizes = Sizes { cell_bits: cell, ids: config.block_ids(), copies_max };
         let rough = !random.once_in(4);
         let often = |random: &mut Random, times: u64| {
             if rough && !random.once_in(4) { times } else { u64::MAX }
@@ -147,7 +148,7 @@ impl World {
         let pace_ms = random.pick([4, 12, 40]).unwrap_or(12);
         let mut host = Host::default();
         let mut daemons = Vec::new();
-        for id in 1..=1 + u32::try_from(random.below(3)).unwrap_or(0) {
+        for id in 1..=1 + u32::try_from(random.below(4)).unwrap_or(0) {
             let id = DaemonId::try_from(id).expect("a small id");
             let capacity = layout.block_bytes() / 2 * (1 + random.below(8));
             let mut daemon = Daemon::new(id, capacity);
@@ -334,7 +335,8 @@ impl World {
         match self.random.pick(places) {
             Some(place) => {
                 let (harmed_ids, ended) = (&self.host.harmed_ids, &self.truth.ended);
-                self.clients[place].read(&Known { harmed_ids, ended })
+                let touched_ids = &self.host.touched_ids;
+                self.clients[place].read(&Known { harmed_ids, touched_ids, ended })
             }
             None => Ok(()),
         }
@@ -504,6 +506,10 @@ fn config(random: &mut Random, layout: AddrLayout) -> DispatcherConfig {
     let instance = Instance::new("test").expect("a plain name");
     let mut config = DispatcherConfig::new(instance, 999);
     config.layout = layout;
+    if random.once_in(2) {
+        config.copies_max = 3;
+        config.copies = 1 + u32::from(random.once_in(3));
+    }
     let placements =
         [Placement::RoundRobin, Placement::LeastUsed, Placement::PowerOfTwo, Placement::Weighted];
     config.placement = random.pick(placements).unwrap_or_default();

@@ -103,7 +103,7 @@ impl Dispatcher {
         let mut stands = firsts.filter_map(|&first| {
             let block = self.blocks.get(first)?;
             let is_known = self.blocks.span(first).is_some_and(|span| !span.unclaimed);
-            let is_there = is_known && self.stands(first) && block.state == BlockState::Held;
+            let is_there = is_known && self.stands(first) && block.is_usable();
             is_there.then_some(SpanKey { first, guid: block.guid })
         });
         let spans = stands.by_ref().take(SPANS_LISTED).collect();

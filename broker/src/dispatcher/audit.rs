@@ -31,6 +31,8 @@ pub struct SnapshotCopy {
 pub struct SnapshotBlock {
     /// Its GUID.
     pub guid: Guid,
+    /// The GUID of its span.
+    pub span_guid: Guid,
     /// Its epoch.
     pub epoch: u64,
     /// Copies that were asked for.
@@ -106,6 +108,7 @@ impl Dispatcher {
             let others = block.copies.iter().filter(|copy| !copy.named);
             let entry = SnapshotBlock {
                 guid: block.guid,
+                span_guid: span.guid,
                 epoch: block.epoch,
                 asked: span.copies,
                 copies: block.copies.named().map(SnapshotCopy::of).collect(),

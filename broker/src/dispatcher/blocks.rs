@@ -72,9 +72,12 @@ impl Block {
         self.copies.primary().map(|copy| copy.daemon)
     }
 
-    /// Bytes that may be used are what all copies have. They never become fewer.
+    /// Bytes that may be used are what all copies have, once these are there. They never become
+    /// fewer.
     pub(super) fn settle_committed(&mut self) {
-        self.committed = self.committed.max(self.copies.committed());
+        if self.copies.all_held() {
+            self.committed = self.committed.max(self.copies.committed());
+        }
     }
 }
 

@@ -12,8 +12,7 @@
 //!
 //! 1. Before any daemon is asked, the bytes of every copy are charged.
 //! 2. A growth ends with the last answer of a daemon, be its client answered or not.
-//! 3. The primary grows last. So a broker that comes back knows by its size what was answered for,
-//!    whatever became of the growths of the broker before.
+//! 3. The primary grows last, as it is made last: one that is refused leaves it as it was.
 
 use std::collections::BTreeMap;
 

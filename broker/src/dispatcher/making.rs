@@ -141,8 +141,9 @@ impl Dispatcher {
         if self.is_losing(first) {
             return Err(Failure::Unsettled);
         }
-        // Who repeats a ticket has not had its answer, so nothing was written there yet.
-        if span.lost > 0 {
+        // Who repeats a ticket has not had its answer, so nothing was written there yet. Copies
+        // that are missing may never have been made.
+        if span.lost > 0 || self.blocks.is_degraded(first, span.count) {
             self.delete_span(id, first);
             return self.malloc(to, id, wanted);
         }

@@ -76,7 +76,10 @@ impl Dispatcher {
         region.validate().map_err(|error| Refusal::new(Status::Invalid, error.to_string()))?;
         self.wait_no_more(ticket);
         if let Some(made) = self.made_by(ticket) {
-            return self.region_again(to, made, &create.region);
+            if !self.is_half_made(made) {
+                return self.region_again(to, made, &create.region);
+            }
+            self.give_up(made);
         }
         if self.regions.by_name(&create.region).is_some() {
             let RegionName { volume, name } = &create.region;
@@ -107,6 +110,14 @@ impl Dispatcher {
             self.ledger.refund_region(uid);
         }
         served
+    }
+
+    /// Whether a region that an earlier broker made lacks copies, and nobody has it: they may never
+    /// have been made, since who made it has not had its answer.
+    fn is_half_made(&self, first: BlockId) -> bool {
+        let span = self.blocks.span(first).filter(|span| span.state == SpanState::Standing);
+        let lacks = span.is_some_and(|span| self.blocks.is_degraded(first, span.count));
+        lacks && self.regions.get(first).is_some_and(|region| region.opens.is_empty())
     }
 
     /// A `RegionCreate` whose ticket made something already.

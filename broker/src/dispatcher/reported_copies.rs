@@ -14,8 +14,9 @@
 //!
 //! 1. A copy that the tables do not name is stale for good: only what is named when the tables are
 //!    made, or was made by this broker, is good.
-//! 2. The primary grew last: a copy that is shorter has lost something, one that is longer was
-//!    grown for nobody.
+//! 2. What all good copies have may be used: one that is longer was grown for nobody. One that was
+//!    cut while nobody looked is told from that only where the length is known: not of a session's
+//!    last block, which grows.
 
 use dmce_abi::block::{BlockId, DaemonId};
 use dmce_abi::wire::daemon::HeldBlock;
@@ -114,11 +115,9 @@ impl Dispatcher {
         self.blocks.count_copies(id);
     }
 
-    /// A copy that is shorter than the primary has lost something; what all have may be used.
+    /// A copy that is shorter than it must be has lost something; what all have may be used.
     pub(super) fn judge_lengths(&mut self, id: BlockId, needs: u64) {
         let Some(block) = self.blocks.get(id).filter(|block| block.is_usable()) else { return };
-        let answered = block.copies.primary().map_or(0, |copy| copy.committed);
-        let needs = needs.max(answered);
         let short = block.copies.held().filter(|copy| copy.committed < needs);
         let short: Vec<_> = short.map(|copy| (copy.daemon, copy.committed)).collect();
         for (daemon, committed) in short {
@@ -145,10 +144,7 @@ impl Dispatcher {
         let Some(block) = self.blocks.get_mut(id) else { return };
         let Some(copy) = block.copies.of_mut(daemon) else { return };
         match copy.state {
-            CopyState::Held if description.epoch < copy.epoch => {
-                let text = format!("its header has epoch {} of {}", description.epoch, copy.epoch);
-                self.lose_copy(id, daemon, &text);
-            }
+            // A header that says less was read before it was written anew: it was there then.
             CopyState::Held => self.refresh(id, daemon, *committed),
             CopyState::Lost | CopyState::Stale if !copy.named => {
                 copy.state = CopyState::Stale;
