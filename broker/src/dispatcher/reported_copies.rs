@@ -38,7 +38,7 @@ impl Dispatcher {
         }
         if state == BlockState::Going {
             let charge = self.ledger.force_charge(None, daemon, *committed);
-            self.put_copy(id, Copy::stale(daemon, charge, description.epoch));
+            self.put_copy(id, Copy::stale(daemon, charge, epoch));
             self.destroy(id, daemon);
             return true;
         }

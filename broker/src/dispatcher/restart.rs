@@ -54,6 +54,10 @@ use super::timers::Timer;
 /// Bytes that all blocks of one report may have: more than a host has.
 const REPORT_BYTES_MAX: u64 = 1 << 52;
 
+/// Epochs are milliseconds since the host started, and a few: what is beyond this was forged, and
+/// could not be raised without end.
+const EPOCH_MAX: u64 = 1 << 62;
+
 /// What is open of a restart.
 #[derive(Debug, Default)]
 pub(super) struct Restart {
@@ -215,6 +219,10 @@ impl Dispatcher {
             || description.span.count > limit - description.span.first.get().min(limit)
         {
             return Err(format!("it reported block {id}, ids are below {limit}"));
+        }
+        let epoch = description.epoch;
+        if epoch > EPOCH_MAX {
+            return Err(format!("it reported block {id} with epoch {epoch}, limit {EPOCH_MAX}"));
         }
         if description.membership.peers.contains(&daemon) {
             return Err(format!("it reported block {id} with itself as a peer"));
