@@ -30,7 +30,11 @@ impl World {
                 || (block.guid == Guid::default() && self.host.harmed_ids.contains(id));
             // What a session gave up while a daemon was away is half gone for the next broker.
             let given_up = block.session.is_some_and(|session| !self.has(session, *id));
-            if block.lost && !harmed && !given_up {
+            // A deletion that a dead broker began may have left the copy alone that was harmed.
+            let left = self.host.touched_ids.contains(id)
+                && !self.truth.is_promised_whole(block.span_guid)
+                && block.session.is_none();
+            if block.lost && !harmed && !given_up && !left {
                 return Err(format!("block {id} is called lost, and nobody touched it"));
             }
             for SnapshotCopy { daemon, committed } in block.copies.iter().copied() {

@@ -68,8 +68,6 @@ pub struct Host {
     pub harmed_copies: BTreeSet<(DaemonId, Guid)>,
     /// The ids of their blocks.
     pub touched_ids: BTreeSet<BlockId>,
-    /// Copies that were gone and came back: the broker does not read them again.
-    pub brought_back: BTreeSet<(DaemonId, Guid)>,
     /// Objects that somebody took away.
     taken: Vec<(DaemonId, Object)>,
     /// Blocks of which no copy was left when one was harmed: they may be lost, and no others.
@@ -117,16 +115,19 @@ impl Host {
 
     /// Brings an object back that was taken away, as it was, if another copy of its block is there.
     pub fn bring_back(&mut self, random: &mut Random) -> Option<DaemonId> {
-        let place = random.pick(0..self.taken.len())?;
-        let (daemon, object) = self.taken.swap_remove(place);
-        let (block, guid) = (object.description.block, object.description.guid);
-        let has_other = self.has_whole_copy(block, guid);
-        let store = self.stores.entry(daemon).or_default();
-        if !has_other || store.contains_key(&block) || self.squatted.contains(&(daemon, block)) {
-            return None;
-        }
-        store.insert(block, object);
-        self.brought_back.insert((daemon, guid));
+        let is_free = |daemon: DaemonId, block: BlockId| {
+            let store = self.stores.get(&daemon);
+            let is_named = store.is_some_and(|store| store.contains_key(&block));
+            !is_named && !self.squatted.contains(&(daemon, block))
+        };
+        let able = |(daemon, object): &(DaemonId, Object)| {
+            let BlockDescription { block, guid, .. } = object.description;
+            self.has_whole_copy(block, guid) && is_free(*daemon, block)
+        };
+        let places: Vec<usize> =
+            (0..self.taken.len()).filter(|at| able(&self.taken[*at])).collect();
+        let (daemon, object) = self.taken.swap_remove(random.pick(places)?);
+        self.stores.entry(daemon).or_default().insert(object.description.block, object);
         Some(daemon)
     }
 

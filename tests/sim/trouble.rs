@@ -58,13 +58,12 @@ impl World {
 
     /// Somebody outside does something to the folder.
     pub fn harm(&mut self) {
+        if self.random.once_in(2) && self.bring_back() {
+            return;
+        }
         if self.random.once_in(2) {
             self.note("an object is harmed");
             return self.host.harm(&mut self.random);
-        }
-        if self.random.once_in(3) {
-            self.bring_back();
-            return;
         }
         // Low ids are the next to be given.
         let block = BlockId::try_from(1 + u32::try_from(self.random.below(40)).unwrap_or(0));
@@ -76,13 +75,15 @@ impl World {
     }
 
     /// What was taken from a daemon is there again, when its process starts anew.
-    fn bring_back(&mut self) {
-        let Some(daemon) = self.host.bring_back(&mut self.random) else { return };
+    fn bring_back(&mut self) -> bool {
+        let Some(daemon) = self.host.bring_back(&mut self.random) else { return false };
         self.note(format!("an object of daemon {daemon} is back"));
-        let Some(place) = self.daemons.iter().position(|of| of.id == daemon) else { return };
-        self.hang_up_daemon(place);
-        self.daemons[place].kill(&mut self.host, &mut self.random);
-        self.daemons[place].start(&mut self.host);
+        if let Some(place) = self.daemons.iter().position(|of| of.id == daemon) {
+            self.hang_up_daemon(place);
+            self.daemons[place].kill(&mut self.host, &mut self.random);
+            self.daemons[place].start(&mut self.host);
+        }
+        true
     }
 
     /// A daemon's connection ends at its side. What it was asked before it may still do.
