@@ -132,3 +132,27 @@ fn what_a_client_is_sent_is_the_block_that_it_asked_for() {
     folder.objects.forget_made();
     assert_eq!(inode(folder.sent(7, true)), folder.inode(7));
 }
+
+#[test]
+fn a_header_is_written_anew_in_place_of_its_own_block_s_and_of_no_other() {
+    let mut folder = Folder::new("anew");
+    let lent = folder.lend(1, 2, 2);
+    assert_eq!(folder.make(5, lent, 2), Made::Whole);
+    let peers = vec![DaemonId::try_from(7).unwrap()];
+    let raised = BlockDescription {
+        epoch: 9,
+        membership: Membership { peers, ..Membership::alone() },
+        ..description(5)
+    };
+    assert_eq!(folder.objects.rewrite_header(daemon(), raised.clone()), Rewritten::Written);
+    let held = folder.objects.read_headers(daemon()).held;
+    assert_eq!(held.len(), 1);
+    assert_eq!(held[0].description, raised);
+    let another = BlockDescription { guid: Guid([8; 16]), ..raised.clone() };
+    for (description, what) in [(another, "another block's"), (description(6), "")] {
+        let rewritten = folder.objects.rewrite_header(daemon(), description);
+        let Rewritten::Gone { reason } = rewritten else { panic!("{rewritten:?}") };
+        assert!(reason.contains(what), "{reason}");
+    }
+    assert_eq!(folder.objects.read_headers(daemon()).held[0].description, raised);
+}
