@@ -24,7 +24,7 @@ use dmce_abi::{Status, wire::peek_request};
 use dmce_broker::dispatcher::{ClientConn, Event, Peer, RequestId};
 use dmce_config::BrokerSection;
 use dmce_sys::closing::Closer;
-use dmce_sys::poll::{Interest, Poller};
+use dmce_sys::poll::{Interest, Poller, is_hung_up};
 use dmce_sys::socket::{Listener, Socket, SocketError};
 use dmce_sys::{clock, identity, process};
 use tracing::{debug, info, warn};
@@ -108,12 +108,19 @@ impl Clients {
             return;
         }
         let now = now().millis;
-        for _ in 0..ACCEPTED_A_PASS {
+        for taken in 0..ACCEPTED_A_PASS {
             let Some(socket) = self.door.accept(poller, now) else {
                 self.knocked = false;
                 return;
             };
+            // Behind others it may have gone by now: then it takes nobody's place, of which those
+            // that are taken in together need as many at once. Alone, it would be found out next.
+            let has_gone = taken > 0 && is_hung_up(socket.as_fd()).unwrap_or(false);
             match peer_of(&socket) {
+                Some(peer) if has_gone => {
+                    self.rounds.charge_before(peer.uid);
+                    self.closer.end(socket);
+                }
                 Some(peer) => {
                     self.rounds.charge_before(peer.uid);
                     self.take_in(poller, socket, peer, events);

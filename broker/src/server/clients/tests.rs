@@ -115,6 +115,26 @@ fn connected(events: &[Event]) -> usize {
     events.iter().filter(|event| matches!(event, Event::Connected { .. })).count()
 }
 
+/// Those who are taken in together are counted together: the dead would keep the living out.
+#[test]
+fn who_has_gone_before_it_is_taken_in_takes_no_place() {
+    let mut rig = Rig::new("gone");
+    for _ in 0..10 {
+        rig.connect();
+        rig.others.pop().unwrap().try_send(&frame(&ClientRequest::Stat), &[]).unwrap();
+    }
+    rig.connect();
+    rig.others[0].try_send(&frame(&ClientRequest::Stat), &[]).unwrap();
+    let mut events = rig.pass();
+    // The first of a pass is not looked at.
+    assert_eq!((connected(&events), rig.clients.open.len()), (2, 2));
+    while !rig.is_idle() {
+        events.extend(rig.pass());
+    }
+    let asked = events.iter().filter(|event| matches!(event, Event::Request { .. })).count();
+    assert_eq!((asked, rig.clients.open.len()), (2, 1), "who lives is heard, and stays");
+}
+
 #[test]
 fn a_user_with_a_hundred_connections_has_one_turn_to_that_of_another() {
     let kinds = [(ClientRequest::Stat, "short"), (read_of(DATA_BYTES_MAX), "long")];
