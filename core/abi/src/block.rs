@@ -264,7 +264,8 @@ pub struct BlockDescription {
     pub block: BlockId,
     /// Names this block for ever.
     pub guid: Guid,
-    /// Raised by every change of its copyset or place. The first is 1.
+    /// Raised by every change of its copyset or place. The first is that of the broker which made
+    /// it: the moment of its start, in milliseconds since the host's.
     pub epoch: u64,
     /// The unit of accounting, 4 KiB to 2 MiB [0074].
     pub page_size: u32,

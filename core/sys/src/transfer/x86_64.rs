@@ -282,6 +282,28 @@ global_asm!(
     ".popsection",
 );
 
+/// Calls `load` or `store`. It changes few registers, which the compiler does not know of a call by
+/// the rules of C: what is short then saves none for it.
+macro_rules! call {
+    ($routine:ident, $private:expr, $shared:expr, $bytes:expr) => {{
+        let gone;
+        asm!(
+            "call {routine}",
+            routine = sym $routine,
+            in("rdx") $private,
+            in("r8") $shared,
+            in("r10") $bytes,
+            lateout("rax") gone,
+            lateout("r9") _,
+            lateout("xmm0") _,
+            lateout("xmm1") _,
+            lateout("xmm2") _,
+            lateout("xmm3") _,
+        );
+        gone
+    }};
+}
+
 /// Copies bytes that are shared to where they are not.
 ///
 /// # Safety
@@ -290,25 +312,9 @@ global_asm!(
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "it is one instruction")]
 pub(super) unsafe fn load(from: *const u8, to: *mut u8, bytes: usize) -> usize {
-    let gone;
     // SAFETY: the routine is the one above, with its arguments where it has them; all that it
     // changes is named, and where it may be interrupted, too.
-    unsafe {
-        asm!(
-            "call {routine}",
-            routine = sym load_routine,
-            in("rdx") to,
-            in("r8") from,
-            in("r10") bytes,
-            lateout("rax") gone,
-            lateout("r9") _,
-            lateout("xmm0") _,
-            lateout("xmm1") _,
-            lateout("xmm2") _,
-            lateout("xmm3") _,
-        );
-    }
-    gone
+    unsafe { call!(load_routine, to, from, bytes) }
 }
 
 /// Copies bytes that are not shared to where they are.
@@ -319,24 +325,8 @@ pub(super) unsafe fn load(from: *const u8, to: *mut u8, bytes: usize) -> usize {
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "it is one instruction")]
 pub(super) unsafe fn store(to: *mut u8, from: *const u8, bytes: usize) -> usize {
-    let gone;
     // SAFETY: as in `load`.
-    unsafe {
-        asm!(
-            "call {routine}",
-            routine = sym store_routine,
-            in("rdx") from,
-            in("r8") to,
-            in("r10") bytes,
-            lateout("rax") gone,
-            lateout("r9") _,
-            lateout("xmm0") _,
-            lateout("xmm1") _,
-            lateout("xmm2") _,
-            lateout("xmm3") _,
-        );
-    }
-    gone
+    unsafe { call!(store_routine, from, to, bytes) }
 }
 
 unsafe extern "C" {
