@@ -40,7 +40,11 @@ fn start_log() -> Result<(), String> {
     let directives = text.to_str().ok_or_else(|| wrong("no UTF-8 text"))?;
     let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into());
     let filter = filter.parse(directives).map_err(|error| wrong(&error.to_string()))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .init();
     Ok(())
 }
 
