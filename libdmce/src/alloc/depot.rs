@@ -188,7 +188,7 @@ impl Depot {
                 at.share(addr);
                 let slab = at.heaps.directory.find(addr, at.held)?;
                 let index = slab.index_at(addr).filter(|&index| slab.claim(index))?;
-                at.heaps.of_kind(0).count(class, usize::MAX);
+                at.heaps.of_kind(0).count(class, -1);
                 if slab.put_back(index) {
                     at.heaps.tell(slab);
                 }

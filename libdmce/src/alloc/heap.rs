@@ -17,8 +17,10 @@
 //! 2. A slab that has room is listed in the bin of its home. Of those that have none, only the
 //!    first may be. A frozen one is not listed.
 //! 3. `recent` names a slab of this heap that is listed and biased.
-//! 4. `live` of all heaps together, counted round and round, is what is allocated: who allocates
-//!    counts up and who frees counts down, each in its own heap.
+//! 4. What is allocated is `live` of all heaps together, counted round and round, and what their
+//!    slabs have not counted: who allocates counts up and who frees counts down, each in its own
+//!    heap. Only the first slab of a bin and the recent one may have more or less used than was
+//!    counted, so that the shortest calls need not count; those are counted when they cease to be.
 //! 5. While the gate is shut the owner uses its heap only after [`Heap::open`], which says so in
 //!    `used`: who shuts the gate, and finds the owner outside, can tell later whether it came back.
 
@@ -26,7 +28,7 @@ use std::ptr;
 
 use dmce_abi::limits::{PAGE_BYTES, SLOTS};
 use dmce_shm::Fence;
-use dmce_shm::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering};
+use dmce_shm::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering, fence};
 
 use super::class::{CLASSES, Class};
 use super::gate::{self, Gate, Key, Mark, Permits};
@@ -38,6 +40,8 @@ use super::slab::{Slab, Taken};
 const KEPT_BYTES: u64 = 4 << 20;
 /// Slabs of a class that it may have in any case.
 const KEPT_MIN: usize = 4;
+/// So often the sums are read anew of a heap whose owner changes them meanwhile.
+const LOOKS_MAX: u32 = 8;
 /// After so many slabs of a class were freed from by others since it was tidied, new ones are
 /// shared from the first.
 const ENDED_MAX: usize = 4;
@@ -68,7 +72,7 @@ struct Bin {
     first: Link,
     /// How many there are.
     listed: AtomicUsize,
-    /// Objects that were allocated here less those that were freed here.
+    /// Objects that were allocated here less those that were freed here, as far as counted.
     live: AtomicUsize,
     /// How many slabs of it lost their bias of late. Under the depot's lock.
     ended: AtomicUsize,
@@ -180,10 +184,7 @@ impl Heap {
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
     pub(crate) fn take_at_once(&self, class: Class, held: Held<'_>) -> Option<Taken> {
-        let bin = self.bins.get(class.index())?;
-        let taken = bin.first.get(held)?.take()?;
-        bin.count(1);
-        Some(taken)
+        self.bins.get(class.index())?.first.get(held)?.take()
     }
 
     /// Takes an object, if a slab has one that is listed.
@@ -199,7 +200,6 @@ impl Heap {
         let bin = &self.bins[class.index()];
         while let Some(slab) = bin.first.get(held) {
             if let Some(taken) = slab.take() {
-                bin.count(1);
                 return Some(taken);
             }
             self.unlist(slab, held);
@@ -229,13 +229,7 @@ impl Heap {
     #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
     #[must_use]
     pub(crate) fn give_at_once(&self, addr: u64, held: Held<'_>) -> bool {
-        let Some(slab) = self.recent.get(held) else { return false };
-        let Some(bin) = self.bins.get(slab.class().index()) else { return false };
-        let is_done = slab.give_plainly(addr);
-        if is_done {
-            bin.count(usize::MAX);
-        }
-        is_done
+        self.recent.get(held).is_some_and(|slab| slab.give_plainly(addr))
     }
 
     /// Frees the object that begins at an address.
@@ -250,7 +244,7 @@ impl Heap {
         let Some(index) = slab.index_at(addr).filter(|&index| slab.claim(index)) else {
             return Given::Refused;
         };
-        self.bins[slab.class().index()].count(usize::MAX);
+        self.count(slab.class(), -1);
         if slab.put_back(index) {
             heaps.tell(slab);
         }
@@ -261,10 +255,13 @@ impl Heap {
         if !slab.index_at(addr).is_some_and(|index| slab.give(index)) {
             return Given::Refused;
         }
-        self.bins[slab.class().index()].count(usize::MAX);
+        self.settle(slab);
         let before = self.recent.get(held).filter(|before| !ptr::eq(*before, slab));
         self.recent.set(None);
-        let of_before = before.map_or(Given::Done, |before| self.place(before, held));
+        let of_before = before.map_or(Given::Done, |before| {
+            self.settle(before);
+            self.place(before, held)
+        });
         let given = self.place(slab, held);
         if slab.is_listed() && slab.is_biased() {
             self.recent.set(Some(slab));
@@ -328,6 +325,18 @@ impl Heap {
         if self.recent.is(slab) {
             self.recent.set(None);
         }
+        self.settle(slab);
+    }
+
+    /// Counts what is used of a slab.
+    fn settle(&self, slab: &Slab) {
+        self.count(slab.class(), slab.count());
+    }
+
+    /// Counts what is used of all slabs.
+    pub(crate) fn settle_all(&self, held: Held<'_>) {
+        let firsts = self.bins.iter().filter_map(|bin| bin.first.get(held));
+        firsts.chain(self.recent.get(held)).for_each(|slab| self.settle(slab));
     }
 
     /// Lets go of an empty slab, to be given back to its block.
@@ -359,14 +368,39 @@ impl Heap {
         (self.index as usize) < SLOTS
     }
 
-    /// Counts an object that was freed here. Under the depot's lock, for a heap of the depot.
-    pub(crate) fn count(&self, class: Class, change: usize) {
-        self.bins[class.index()].count(change);
+    /// Counts objects that were allocated here, or, below 0, freed.
+    pub(crate) fn count(&self, class: Class, change: isize) {
+        let Bin { live, .. } = &self.bins[class.index()];
+        let sum = live.load(Ordering::Relaxed).wrapping_add_signed(change);
+        live.store(sum, Ordering::Relaxed);
     }
 
-    /// Objects of a class that were allocated here less those freed here, counted round.
-    pub(crate) fn live(&self, class: Class) -> usize {
-        self.bins[class.index()].live.load(Ordering::Relaxed)
+    /// Objects of each class that were allocated here less those freed here, counted round. Under
+    /// the depot's lock. What the owner does at this moment may be in it or not.
+    pub(crate) fn live(&self, held: Held<'_>) -> [usize; CLASSES] {
+        let mut looks = 0;
+        loop {
+            let mark = self.mark();
+            let live = self.live_at_once(held);
+            // Acquire: the mark is looked at after what was read.
+            fence(Ordering::Acquire);
+            looks += 1;
+            if looks == LOOKS_MAX || mark.is_outside() && mark == self.mark() {
+                return live;
+            }
+        }
+    }
+
+    fn live_at_once(&self, held: Held<'_>) -> [usize; CLASSES] {
+        let recent = self.recent.get(held);
+        std::array::from_fn(|class| {
+            let Bin { first, live, .. } = &self.bins[class];
+            let first = first.get(held);
+            let recent = recent.filter(|slab| slab.class().index() == class);
+            let recent = recent.filter(|slab| first.is_none_or(|first| !ptr::eq(first, *slab)));
+            let uncounted: isize = first.into_iter().chain(recent).map(Slab::uncounted).sum();
+            live.load(Ordering::Relaxed).wrapping_add_signed(uncounted)
+        })
     }
 
     /// Counts a slab that lost its bias.
@@ -386,12 +420,6 @@ impl Heap {
 }
 
 impl Bin {
-    #[inline]
-    fn count(&self, change: usize) {
-        let live = self.live.load(Ordering::Relaxed);
-        self.live.store(live.wrapping_add(change), Ordering::Relaxed);
-    }
-
     fn has_enough(&self, class: Class) -> bool {
         let listed = self.listed.load(Ordering::Relaxed);
         listed > KEPT_MIN && listed as u64 * class.slab_bytes() > KEPT_BYTES

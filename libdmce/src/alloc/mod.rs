@@ -333,9 +333,9 @@ impl Allocator {
             let (live, in_use) = locked.depot.live();
             let (committed, blocks) = (locked.depot.committed(), locked.depot.blocks());
             let mut usage = Usage { in_use, live, committed, blocks };
-            let heaps: Vec<&Heap> = at.heaps.all().collect();
+            let heaps: Vec<_> = at.heaps.all().map(|heap| heap.live(at.held)).collect();
             for class in Class::all() {
-                let sums = heaps.iter().map(|heap| heap.live(class));
+                let sums = heaps.iter().map(|live| live[class.index()]);
                 // Of an object that moves on at this moment the free may be seen, and not the rest.
                 let objects = sums.fold(0_usize, usize::wrapping_add).cast_signed().max(0);
                 let objects = objects.unsigned_abs() as u64;

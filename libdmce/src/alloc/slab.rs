@@ -30,6 +30,7 @@
 //!    The home empties that list only when it was told. So a slab that somebody is about to tell
 //!    of is in use.
 //! 5. Objects from `fresh` up have never been given out.
+//! 6. `counted` is how much of `used` is in the sums of its home ([`super::heap`], invariant 4).
 
 use std::fmt;
 
@@ -74,6 +75,8 @@ pub(crate) struct Slab {
     fresh: AtomicU16,
     /// The home's alone.
     used: AtomicU16,
+    /// The home's alone.
+    counted: AtomicU16,
     /// Whether the home's list of slabs has it. The home's alone.
     listed: AtomicU8,
     /// Whether nothing more is to be allocated from it. Stored while the home's gate is shut.
@@ -118,6 +121,7 @@ impl Slab {
             free: AtomicU16::new(END),
             fresh: AtomicU16::new(0),
             used: AtomicU16::new(0),
+            counted: AtomicU16::new(0),
             listed: AtomicU8::new(0),
             frozen: AtomicU8::new(0),
             bias: AtomicU8::new(if biased { BIASED } else { SHARED }),
@@ -238,7 +242,8 @@ impl Slab {
         }
     }
 
-    /// Puts what others brought back into the home's own list. For the home, when it was told.
+    /// Puts what others brought back into the home's own list. For the home, when it was told. Who
+    /// freed it has counted it.
     pub(crate) fn collect(&self) {
         // Acquire pairs with the releases in `put_back`; all of them, since each of those continues
         // the release sequence of the one before.
@@ -246,8 +251,25 @@ impl Slab {
         while let Some(word) = self.words.get(usize::from(index)) {
             let next = word.load(Ordering::Relaxed);
             self.put(index, word);
+            let counted = self.counted.load(Ordering::Relaxed).wrapping_sub(1);
+            self.counted.store(counted, Ordering::Relaxed);
             index = next;
         }
+    }
+
+    /// Objects that were allocated less those that the home freed since they were counted last, and
+    /// counts them.
+    pub(crate) fn count(&self) -> isize {
+        let change = self.uncounted();
+        self.counted.store(self.used.load(Ordering::Relaxed), Ordering::Relaxed);
+        change
+    }
+
+    /// The same, without counting them.
+    pub(crate) fn uncounted(&self) -> isize {
+        let (used, counted) = (&self.used, &self.counted);
+        isize::from(used.load(Ordering::Relaxed).cast_signed())
+            - isize::from(counted.load(Ordering::Relaxed).cast_signed())
     }
 
     #[inline]
