@@ -139,8 +139,8 @@ fn access<const IS_FIRST: bool>(
         return false;
     }
     let Some(key) = Key::new(key) else { return false };
-    let Some(gates) = gates::of_this_thread() else { return false };
-    let Some(inside) = gates.door(key).enter(key, wish, Fence::Asymmetric) else { return false };
+    let Some(pair) = gates::of_this_thread(key) else { return false };
+    let Some(inside) = pair.door.enter(key, wish, Fence::Asymmetric) else { return false };
     let Some(operation) = inside.begin(Fence::Asymmetric) else { return false };
     let (id, cell) = inside.split(addr);
     let table = inside.table();

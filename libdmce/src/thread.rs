@@ -4,7 +4,7 @@
 
 use std::cell::Cell;
 
-use crate::alloc::gates::{self, Gates};
+use crate::alloc::gates::{self, GATES, Gates, Pair, Said};
 use crate::alloc::{Gate, Key};
 use crate::door::Door;
 use crate::table::Table;
@@ -17,6 +17,7 @@ thread_local! {
     static OWN: OwnOfThread = const { OwnOfThread {
         recent: [const { Cell::new((0, 0)) }; RECENT_MAX],
         gates: Cell::new(None),
+        said: [const { Cell::new(None) }; GATES],
         binding: Cell::new(0),
     } };
 }
@@ -24,6 +25,7 @@ thread_local! {
 struct OwnOfThread {
     recent: [Cell<(u64, usize)>; RECENT_MAX],
     gates: Cell<Option<&'static Gates>>,
+    said: [Cell<Said>; GATES],
     binding: Cell<usize>,
 }
 
@@ -37,26 +39,37 @@ pub(crate) fn recent<R>(body: impl FnOnce(&[Cell<(u64, usize)>; RECENT_MAX]) -> 
 /// This thread's gate for the session that has a key, if it has gates.
 #[inline]
 pub(crate) fn gate(key: Key) -> Option<&'static Gate> {
-    OWN.with(|own| own.gates.get()).map(|gates| gates.of(key))
+    pair(key).map(|pair| &pair.gate)
 }
 
 /// This thread's door to the session that has a key, if it has doors.
 pub(crate) fn door(key: Key) -> Option<&'static Door<Table>> {
-    OWN.with(|own| own.gates.get()).map(|gates| gates.door(key))
+    pair(key).map(|pair| &pair.door)
 }
 
 /// Shuts this thread's gate and door to the session that has a key, if it has any.
 pub(crate) fn shut(key: Key) {
     if let Some(gates) = OWN.with(|own| own.gates.get()) {
         gates.of(key).shut();
-        gates.door(key).shut();
     }
 }
 
 /// Gives this thread gates, or takes them away.
 pub(crate) fn set_gates(gates: Option<&'static Gates>) {
     OWN.with(|own| own.gates.set(gates));
-    gates::say(gates);
+    if gates.is_none() {
+        gates::say_no_more();
+    }
+}
+
+/// The pair for the session that has a key, which the shortest calls find from now on.
+#[inline]
+fn pair(key: Key) -> Option<&'static Pair> {
+    OWN.with(|own| {
+        let pair = own.gates.get()?.of(key);
+        gates::say(key, pair, &own.said[Gates::place_of(key)]);
+        Some(pair)
+    })
 }
 
 /// A word of this thread for whoever makes this library's calls available to another language; 0 at

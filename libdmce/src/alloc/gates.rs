@@ -2,11 +2,11 @@
 //! wiped.
 //!
 //! ```text
-//!   page, wiped on fork:   | 4 gates, 4 doors of a thread | 4 gates, 4 doors | ..
-//!                               ^
-//!   ordinary memory:          [`Set`] -> [`Set`] -> ..     one for each, in a list
+//!   page, wiped on fork:   | gate, door | gate, door | gate, door | gate, door | ..
+//!                            ^ a thread's: a pair for each session that it uses
+//!   ordinary memory:       [`Set`] -> [`Set`] -> ..     one for each thread, in a list
 //!
-//!   a thread, by its number -> place in a table: | number | gates |
+//!   a thread's number, a session's key -> place in a table: | number | pair |
 //! ```
 //!
 //! A thread has its gates as a thread-local as well. Those of a shared library are found by a call,
@@ -19,47 +19,64 @@
 //!    list walked without a lock.
 //! 2. In a forked child all gates and doors are shut: the words of all are 0. Its one thread goes
 //!    on with its own set; those of the other threads stay taken.
-//! 3. A place with the number of a running thread is that thread's: it alone has stored the number,
-//!    after the gates, and takes it away before it ends. The place of a thread that a forked child
-//!    does not have is there for a thread with the same number.
+//! 3. A place with the number of a running thread is that thread's, and leads to a pair of its own:
+//!    it alone has stored the number, after the pair, and takes it away before it ends. Whether the
+//!    pair is open for a key, only the pair tells. The place of a thread that a forked child does
+//!    not have leads to a pair that stays shut, until a thread with the same number says another.
 
+use std::cell::Cell;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 use dmce_sys::map::WipedPage;
 use dmce_sys::thread;
 
-use super::gate::{Gate, Key};
+use super::gate::{Gate, KIND_BITS, Key};
 use crate::door::Door;
 use crate::table::Table;
 
 /// Gates of a thread, and doors: so many sessions it can use in turn without opening one anew.
-pub(super) const GATES: usize = 4;
+pub(crate) const GATES: usize = 4;
+
+/// What a thread passes on its way into a session.
+#[repr(C)]
+pub(crate) struct Pair {
+    /// To its objects.
+    pub gate: Gate,
+    /// To its blocks.
+    pub door: Door<Table>,
+}
 
 /// The gates of one thread, and its doors.
 #[repr(C)]
 pub(crate) struct Gates {
-    gates: [Gate; GATES],
-    doors: [Door<Table>; GATES],
+    pairs: [Pair; GATES],
+}
+
+impl Pair {
+    /// Shuts both. Anybody may.
+    pub(crate) fn shut(&self) {
+        self.gate.shut();
+        self.door.shut();
+    }
 }
 
 impl Gates {
-    /// The gate for the session that has a key.
+    /// The pair for the session that has a key.
     #[inline]
-    pub(crate) fn of(&self, key: Key) -> &Gate {
-        &self.gates[key.low_bits() % GATES]
+    pub(crate) fn of(&self, key: Key) -> &Pair {
+        &self.pairs[Self::place_of(key)]
     }
 
-    /// The door to the session that has a key.
+    /// Which of a thread's pairs that is.
     #[inline]
-    pub(crate) fn door(&self, key: Key) -> &Door<Table> {
-        &self.doors[key.low_bits() % GATES]
+    pub(crate) const fn place_of(key: Key) -> usize {
+        key.low_bits() % GATES
     }
 
     /// Shuts all of them. Anybody may.
     pub(crate) fn shut(&self) {
-        self.gates.iter().for_each(Gate::shut);
-        self.doors.iter().for_each(Door::shut);
+        self.pairs.iter().for_each(Pair::shut);
     }
 }
 
@@ -96,11 +113,11 @@ impl Set {
     }
 }
 
-/// Where a thread says which gates are its own.
-struct Place {
+/// Where a thread says which pair is its own for a session.
+pub(crate) struct Place {
     /// The thread's number, or one of the two below.
     thread: AtomicUsize,
-    gates: AtomicPtr<Gates>,
+    pair: AtomicPtr<Pair>,
 }
 
 /// A place that nobody has.
@@ -111,53 +128,89 @@ const CLAIMED: usize = 1;
 const PLACES_BITS: u32 = 10;
 
 static PLACES: [Place; 1 << PLACES_BITS] =
-    [const { Place { thread: AtomicUsize::new(FREE), gates: AtomicPtr::new(ptr::null_mut()) } };
+    [const { Place { thread: AtomicUsize::new(FREE), pair: AtomicPtr::new(ptr::null_mut()) } };
         1 << PLACES_BITS];
 
-/// The gates of this thread, if it said so and no other one has its place.
+/// The pair of this thread for a key, if it said so and no other one has its place. It may be for
+/// another key.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
-pub(crate) fn of_this_thread() -> Option<&'static Gates> {
+pub(crate) fn of_this_thread(key: Key) -> Option<&'static Pair> {
     let thread = thread::pointer()?;
-    let place = place_of(thread);
+    let place = place_of(thread, key);
     if place.thread.load(Ordering::Relaxed) != thread {
         return None;
     }
-    let gates = place.gates.load(Ordering::Relaxed);
-    // SAFETY: invariant 3: this thread stored the address of a set.
-    unsafe { std::hint::assert_unchecked(!gates.is_null()) };
+    let pair = place.pair.load(Ordering::Relaxed);
+    // SAFETY: invariant 3: this thread stored the address of a pair.
+    unsafe { std::hint::assert_unchecked(!pair.is_null()) };
     // SAFETY: as above, and sets are there for ever.
-    Some(unsafe { &*gates })
+    Some(unsafe { &*pair })
 }
 
-/// Says which gates are this thread's, if its place is free. `None`: none any more.
-pub(crate) fn say(gates: Option<&'static Gates>) {
+/// Says which pair is this thread's for a key, if the place is free. `said` is the thread's own:
+/// the place of the key that the pair was for before, which is given back.
+#[inline]
+pub(crate) fn say(key: Key, pair: &'static Pair, said: &Cell<Said>) {
     let Some(thread) = thread::pointer() else { return };
-    let place = place_of(thread);
-    let claim = |before| {
-        // Acquire pairs with the release below, of who had the place before.
-        let claimed =
-            place.thread.compare_exchange(before, CLAIMED, Ordering::Acquire, Ordering::Relaxed);
-        claimed.is_ok()
-    };
-    if let Some(gates) = gates
-        && (claim(thread) || claim(FREE))
-    {
-        place.gates.store(ptr::from_ref(gates).cast_mut(), Ordering::Relaxed);
-        // Release: a signal handler of this thread finds the gates with the number.
-        place.thread.store(thread, Ordering::Release);
-    } else if gates.is_none() && place.thread.load(Ordering::Relaxed) == thread {
-        place.thread.store(FREE, Ordering::Release);
+    let place = place_of(thread, key);
+    if place.thread.load(Ordering::Relaxed) == thread {
+        place.pair.store(ptr::from_ref(pair).cast_mut(), Ordering::Relaxed);
+    } else {
+        claim(thread, place, pair, said);
     }
 }
 
-#[inline]
-fn place_of(thread: usize) -> &'static Place {
+/// A place that a thread has said a pair in; none at first.
+pub(crate) type Said = Option<&'static Place>;
+
+#[cold]
+fn claim(thread: usize, place: &'static Place, pair: &'static Pair, said: &Cell<Said>) {
+    if let Some(before) = said.replace(Some(place)) {
+        before.leave(thread);
+    }
+    // Acquire pairs with the release in `leave`, of who had the place before.
+    let claimed =
+        place.thread.compare_exchange(FREE, CLAIMED, Ordering::Acquire, Ordering::Relaxed);
+    if claimed.is_ok() {
+        place.pair.store(ptr::from_ref(pair).cast_mut(), Ordering::Relaxed);
+        // Release: a signal handler of this thread finds the pair with the number.
+        place.thread.store(thread, Ordering::Release);
+    }
+}
+
+/// Gives back all places of this thread, which is about to give its gates back.
+pub(crate) fn say_no_more() {
+    let Some(thread) = thread::pointer() else { return };
+    // All of them: a signal handler may have said something in the middle of a `claim`.
+    PLACES.iter().for_each(|place| place.leave(thread));
+}
+
+impl Place {
+    fn leave(&self, thread: usize) {
+        if self.thread.load(Ordering::Relaxed) == thread {
+            self.thread.store(FREE, Ordering::Release);
+        }
+    }
+}
+
+/// Neighbours in the table are for sessions that a thread uses in turn.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
+fn place_of(thread: usize, key: Key) -> &'static Place {
     /// Fits an instruction.
     const FACTOR: usize = 0x1e35_a7bd;
     /// From here up all bits of a product tell, and below they tell neighbours apart.
     const SHIFT: u32 = if usize::BITS == 64 { 36 } else { usize::BITS - PLACES_BITS };
-    &PLACES[thread.wrapping_mul(FACTOR) >> SHIFT & (PLACES.len() - 1)]
+    /// Reckoned in bytes from the first place, which saves two instructions.
+    const PLACE_BITS: u32 = size_of::<Place>().trailing_zeros();
+    const BYTES: usize = (PLACES.len() - 1) << PLACE_BITS;
+    const _: () = assert!(size_of::<Place>().is_power_of_two());
+    let of_thread = thread.wrapping_mul(FACTOR) >> (SHIFT - PLACE_BITS);
+    let of_key = key.number() << (PLACE_BITS - KIND_BITS);
+    let place = PLACES.as_ptr().wrapping_byte_add(of_thread.wrapping_add(of_key) & BYTES);
+    // SAFETY: a whole number of places behind the first, and fewer than there are.
+    unsafe { &*place }
 }
 
 fn take_free() -> Option<&'static Set> {
@@ -216,7 +269,7 @@ mod tests {
     fn sets_are_used_again_and_come_back_shut() {
         let key = Key::new(9).unwrap();
         let set = Set::take().unwrap();
-        let gate = set.gates().of(key);
+        let gate = &set.gates().of(key).gate;
         gate.open(key, ptr::null(), ALL, Fence::Full);
         assert!(gate.enter(key, Errand::Take, Fence::Full).is_some());
         set.give();
@@ -232,32 +285,50 @@ mod tests {
 
     #[test]
     fn a_thread_finds_what_it_said_and_no_other_one_does() {
-        let of_thread = || of_this_thread().map(ptr::from_ref);
+        let keys = [5, 9].map(|number| Key::new(number << 2).unwrap());
+        let of_thread = |key| of_this_thread(key).map(ptr::from_ref);
         let sets = [Set::take().unwrap(), Set::take().unwrap()];
+        let said = [const { Cell::new(None) }; 2];
         for set in sets {
-            let gates = set.gates();
-            say(Some(gates));
-            // Another thread of this process may have the place.
-            let found = of_thread();
-            assert!(found.is_none_or(|found| ptr::eq(found, gates)));
-            assert_eq!(of_thread(), found);
-            let elsewhere =
-                std::thread::scope(|scope| scope.spawn(|| of_this_thread().is_none()).join());
-            assert!(elsewhere.unwrap());
+            for (key, said) in keys.into_iter().zip(&said) {
+                let pair = set.gates().of(key);
+                say(key, pair, said);
+                // Another thread of this process may have the place.
+                let found = of_thread(key);
+                assert!(found.is_none_or(|found| ptr::eq(found, pair)));
+                let elsewhere = || of_this_thread(key).is_none();
+                let elsewhere = std::thread::scope(|scope| scope.spawn(elsewhere).join());
+                assert!(elsewhere.unwrap());
+            }
         }
-        say(None);
-        assert!(of_this_thread().is_none());
+        say_no_more();
+        assert!(keys.iter().all(|&key| of_this_thread(key).is_none()));
         for set in sets {
             set.give();
         }
     }
 
     #[test]
+    fn a_thread_that_uses_many_sessions_in_turn_keeps_few_places() {
+        let set = Set::take().unwrap();
+        let said = [const { Cell::new(None) }; GATES];
+        let number = thread::pointer().unwrap_or(0);
+        for key in (1..5_000).map(|number| Key::new(number << 2).unwrap()) {
+            say(key, set.gates().of(key), &said[Gates::place_of(key)]);
+        }
+        let own = PLACES.iter().filter(|place| place.thread.load(Ordering::Relaxed) == number);
+        assert!(own.count() <= GATES);
+        say_no_more();
+        set.give();
+    }
+
+    #[test]
     fn numbers_of_neighbouring_stacks_have_places_of_their_own() {
-        for distance in [0x80_1000, 0x80_0000, 0x2_1000, 0x1000] {
-            let starts = (0..64).map(|thread| 0x7f00_0000_usize + thread * distance);
-            let mut places: Vec<*const Place> =
-                starts.map(|at| ptr::from_ref(place_of(at))).collect();
+        for (distance, keys) in [(0x80_1000, 1), (0x80_0000, 1), (0x2_1000, 1), (0x1000, 4)] {
+            let threads = (0..64 / keys).map(|thread| 0x7f00_0000_usize + thread * distance);
+            let each = |thread| (1..=keys).map(move |key| (thread, Key::new(key << 2).unwrap()));
+            let all = threads.flat_map(each).map(|(thread, key)| place_of(thread, key));
+            let mut places: Vec<*const Place> = all.map(ptr::from_ref).collect();
             places.sort_unstable();
             places.dedup();
             assert!(places.len() >= 56, "{} places at {distance:#x}", places.len());
@@ -268,7 +339,7 @@ mod tests {
     fn a_forked_child_finds_every_gate_shut() {
         let key = Key::new(5).unwrap();
         let set = Set::take().unwrap();
-        let gate = set.gates().of(key);
+        let gate = &set.gates().of(key).gate;
         gate.open(key, ptr::null(), ALL, Fence::Asymmetric);
         let passes = || {
             let errands = [Errand::Take, Errand::Give];

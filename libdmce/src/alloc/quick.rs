@@ -49,7 +49,7 @@ pub fn free(key: usize, addr: u64) -> bool {
 #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
 fn gate(key: usize) -> Option<(&'static Gate, Key)> {
     let key = Key::new(key)?;
-    Some((gates::of_this_thread()?.of(key), key))
+    Some((&gates::of_this_thread(key)?.gate, key))
 }
 
 #[cfg(test)]
@@ -139,7 +139,8 @@ mod tests {
         let allocator = new_allocator();
         add_block(&allocator);
         thread::set_gates(Some(set.gates()));
-        let owner = Owner { heap: allocator.heap(0), gate: set.gates().of(key), key };
+        let gate = thread::gate(key).unwrap();
+        let owner = Owner { heap: allocator.heap(0), gate, key };
         let wish = (Kind::default(), Shape::of(BYTES, 16).unwrap());
         let taken = allocator.allocate(Some(owner), wish, || ALL, 0).taken.unwrap();
         assert_eq!(malloc(key.number(), BYTES), taken.addr + 48);

@@ -100,7 +100,7 @@ impl Users {
 
     /// A thread, by its slot.
     pub(super) fn owner(&self, slot: usize) -> Owner<'_> {
-        let gate = self.sets[slot].gates().of(self.key);
+        let gate = &self.sets[slot].gates().of(self.key).gate;
         Owner { heap: self.allocator.heap(slot), gate, key: self.key }
     }
 
@@ -155,6 +155,8 @@ impl Users {
         call: impl FnOnce(usize) -> R,
     ) -> Option<R> {
         thread::set_gates(Some(self.sets[slot?].gates()));
+        // The shortest calls find the gate of a thread that has been the long way.
+        let _ = thread::gate(self.key);
         let called = call(self.key.number());
         thread::set_gates(None);
         Some(called)
