@@ -10,7 +10,7 @@ use std::ptr;
 use std::sync::atomic::{self, AtomicPtr, AtomicU64, AtomicUsize};
 
 use dmce_abi::block::{BlockId, Guid};
-use dmce_abi::limits::PAGE_BYTES;
+use dmce_abi::limits::{COPIES_MAX, PAGE_BYTES};
 use dmce_abi::wire::client::BlockInfo;
 use dmce_abi::{AddrLayout, Status};
 
@@ -384,7 +384,12 @@ pub(crate) fn check_info(
     )?;
     field("size", (1..=layout.block_bytes()).contains(&info.bytes_max))?;
     field("size", whole_pages(info.bytes_max))?;
-    field("committed size", info.committed <= info.bytes_max && whole_pages(info.committed))
+    field("committed size", info.committed <= info.bytes_max && whole_pages(info.committed))?;
+    let copies = u32::from(info.copies);
+    let most = if info.lost { 0..=0 } else { 1..=COPIES_MAX };
+    field("number of copies", most.contains(&copies))?;
+    // One that has lost its other copies still has it.
+    field("lock table", if info.has_locks { copies > 0 } else { copies <= 1 })
 }
 
 #[cfg(test)]
@@ -404,6 +409,8 @@ mod tests {
             page_size: 4096,
             writable: true,
             lost: false,
+            copies: 1,
+            has_locks: false,
         }
     }
 
@@ -449,5 +456,15 @@ mod tests {
         assert!(refused(|info| info.span_count = 96));
         assert!(refused(|info| info.span_first = BlockId::try_from(6).unwrap()));
         assert!(refused(|info| info.block = BlockId::try_from(100).unwrap()));
+        assert!(refused(|info| info.copies = 0));
+        assert!(refused(|info| info.copies = 2), "copies without a lock table");
+        assert!(refused(|info| (info.copies, info.has_locks) = (4, true)));
+        assert!(refused(|info| info.lost = true), "a copy of a lost block");
+        assert!(refused(|info| {
+            (info.lost, info.copies, info.has_locks) = (true, 0, true);
+        }));
+        let degraded = BlockInfo { has_locks: true, ..info() };
+        check_info(&degraded, layout, 100).unwrap();
+        check_info(&BlockInfo { lost: true, copies: 0, ..info() }, layout, 100).unwrap();
     }
 }

@@ -201,7 +201,7 @@ impl World {
     ) -> Result<Option<Refusal>, String> {
         let (daemon, block) = match descriptor {
             Descriptor::Block { daemon, block, .. } => (daemon, block),
-            Descriptor::Link { .. } => return Ok(None),
+            Descriptor::Link { .. } | Descriptor::Locks { .. } => return Ok(None),
             Descriptor::SessionObject(session) | Descriptor::Doorbell(session) => {
                 let there = self.host.sessions.contains_key(&session);
                 return if there { Ok(None) } else { Err(format!("no session object {session}")) };

@@ -8,7 +8,7 @@
 
 use dmce_abi::Status;
 use dmce_abi::addr::{AddrParts, DmceAddr};
-use dmce_abi::block::{BlockId, Guid, SessionId};
+use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
 use dmce_abi::limits::SPANS_LISTED;
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::client::{
@@ -49,12 +49,27 @@ impl Reached<'_> {
             page_size: self.span.page_size,
             writable,
             lost: self.block.state == BlockState::Lost,
+            copies: u8::try_from(self.good().count()).expect("a block has few copies"),
+            has_locks: self.has_locks(),
         }
     }
 
-    fn descriptor(&self, writable: bool) -> Option<Descriptor> {
-        let daemon = self.block.primary().filter(|_| self.block.state == BlockState::Held)?;
-        Some(Descriptor::Block { daemon, block: self.id, writable })
+    /// The daemons of its good copies, the primary's first: none, if it may not be used.
+    fn good(&self) -> impl Iterator<Item = DaemonId> {
+        let is_held = self.block.state == BlockState::Held;
+        self.block.copies.named().filter(move |_| is_held).map(|copy| copy.daemon)
+    }
+
+    fn has_locks(&self) -> bool {
+        self.block.state == BlockState::Held && self.span.copies > 1
+    }
+
+    /// What travels with that.
+    fn descriptors(&self, writable: bool) -> Vec<Descriptor> {
+        let block = self.id;
+        let data = self.good().map(|daemon| Descriptor::Block { daemon, block, writable });
+        let locks = self.has_locks().then_some(Descriptor::Locks { block, writable });
+        data.chain(locks).collect()
     }
 }
 
@@ -117,28 +132,28 @@ impl Dispatcher {
             let text = format!("block {} is open for reading alone", fetch.block);
             return refuse(Status::Denied, text);
         }
-        let descriptors = reached.descriptor(fetch.writable).into_iter().collect();
+        let descriptors = reached.descriptors(fetch.writable);
         let reply = ClientReply::Fetched(reached.info(fetch.writable));
         Ok(Outcome::Reply(Box::new(reply), descriptors))
     }
 
     /// The answer to the Malloc that made a span.
-    pub(super) fn granted(&self, first: BlockId) -> Option<(ClientReply, Descriptor)> {
+    pub(super) fn granted(&self, first: BlockId) -> Option<(ClientReply, Vec<Descriptor>)> {
         let span = self.blocks.span(first)?;
         let block = self.blocks.get(first)?;
         let last = self.blocks.get(first.checked_add(span.count - 1).ok()?)?;
         let reached = Reached { id: first, block, span, rights: Rights::ALL };
         let granted = Granted { first: reached.info(true), last_committed: last.committed };
-        Some((ClientReply::Granted(granted), reached.descriptor(true)?))
+        Some((ClientReply::Granted(granted), reached.descriptors(true)))
     }
 
-    /// What who opens a region is told, and the first block's descriptor.
+    /// What who opens a region is told, and the first block's descriptors.
     pub(super) fn opened(
         &self,
         session: SessionId,
         first: BlockId,
         writable: bool,
-    ) -> Option<(Opened, Option<Descriptor>)> {
+    ) -> Option<(Opened, Vec<Descriptor>)> {
         let region = &self.regions.get(first)?.attributes;
         let reached = self.reach(session, first).ok()?;
         let daemon = |place| {
@@ -154,7 +169,7 @@ impl Dispatcher {
             primary_daemon: daemon(0),
             mirror_daemon: daemon(1),
         };
-        Some((opened, reached.descriptor(writable)))
+        Some((opened, reached.descriptors(writable)))
     }
 
     /// An entry of the OS-to-DMCE table.

@@ -33,6 +33,14 @@ pub enum Descriptor {
         /// Whether it is opened for writing too.
         writable: bool,
     },
+    /// The lock table of a block. If it cannot be opened, the shell answers the request with a
+    /// refusal.
+    Locks {
+        /// The block.
+        block: BlockId,
+        /// Whether it is opened for writing too.
+        writable: bool,
+    },
     /// The session object, to read and write.
     SessionObject(SessionId),
     /// The session's eventfd; the shell makes it at the first use.

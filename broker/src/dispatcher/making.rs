@@ -151,7 +151,7 @@ impl Dispatcher {
             span.unclaimed = false;
         }
         match self.granted(first) {
-            Some((reply, descriptor)) => Ok(Outcome::Reply(Box::new(reply), vec![descriptor])),
+            Some((reply, descriptors)) => Ok(Outcome::Reply(Box::new(reply), descriptors)),
             None => refuse(Status::Internal, format!("span {first} has no first block")),
         }
     }
@@ -414,8 +414,8 @@ impl Dispatcher {
         let was_region = session.is_some_and(|session| session.making_regions.remove(&first));
         if was_region {
             self.reply(making.to, Ok(ClientReply::Done), Vec::new());
-        } else if let Some((reply, descriptor)) = self.granted(first) {
-            self.reply(making.to, Ok(reply), vec![descriptor]);
+        } else if let Some((reply, descriptors)) = self.granted(first) {
+            self.reply(making.to, Ok(reply), descriptors);
         }
     }
 }

@@ -164,8 +164,7 @@ impl Dispatcher {
             }
         }
         match self.opened(id, first, asked.write) {
-            Some((opened, descriptor)) => {
-                let descriptors = descriptor.into_iter().collect();
+            Some((opened, descriptors)) => {
                 Ok(Outcome::Reply(Box::new(ClientReply::Opened(opened)), descriptors))
             }
             None => refuse(Status::Internal, format!("region of block {first} has no blocks")),

@@ -321,6 +321,13 @@ impl Objects {
                     OpenFailure { refusal, block: Some((daemon, block)) }
                 })
             }
+            Descriptor::Locks { block, writable } => {
+                let opened = self.open(BROKER, ObjectKind::LockTable(block.get()), writable);
+                opened.map(|(fd, _)| Passed::Opened(fd)).map_err(|failure| {
+                    let text = format!("lock table of block {block}: {failure}");
+                    OpenFailure { refusal: Refusal::new(Status::Internal, text), block: None }
+                })
+            }
             Descriptor::SessionObject(session) => {
                 sessions.object(session).map(Passed::Kept).map_err(|e| no_session(&e))
             }

@@ -4,7 +4,7 @@
 pub const ABI_VERSION: u32 = 1;
 
 /// The messages ([`crate::wire`]). Both sides of a connection speak the same one.
-pub const WIRE_VERSION: u16 = 1;
+pub const WIRE_VERSION: u16 = 2;
 
 /// The layout of the shared objects (`docs/shared-memory.md`). Objects of another are not adopted.
 pub const SEGMENT_VERSION: u32 = 1;

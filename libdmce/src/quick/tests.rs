@@ -140,6 +140,8 @@ impl BlockOf {
             page_size: 4096,
             writable: self.protection == Protection::ReadWrite,
             lost: false,
+            copies: 1,
+            has_locks: false,
         };
         Block::of_info(&info, self.backing)
     }

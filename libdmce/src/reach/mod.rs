@@ -17,6 +17,7 @@
 
 #[cfg(test)]
 pub(crate) mod conformance;
+pub(crate) mod given;
 pub(crate) mod mapped;
 pub(crate) mod message;
 mod store;

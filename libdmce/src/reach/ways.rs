@@ -8,13 +8,14 @@
 #![forbid(unsafe_code)]
 
 use std::env;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dmce_abi::Status;
 use dmce_abi::wire::client::BlockInfo;
 use dmce_sys::map::{MapError, Protection};
 
+use super::given::Given;
 use super::mapped::MappedBlock;
 use super::message::LinkTable;
 use super::windowed::{WindowCache, WindowedBlock};
@@ -94,8 +95,10 @@ impl Ways {
     ///
     /// # Errors
     ///
-    /// [`Status::NoMem`] if there is no address space for it, not even for windows.
-    pub(crate) fn admit(&self, info: &BlockInfo, fd: OwnedFd) -> Result<Backing, Error> {
+    /// [`Status::NoMem`] if there is no address space for it, not even for windows. As
+    /// [`Given::into_only`].
+    pub(crate) fn admit(&self, info: &BlockInfo, given: Given) -> Result<Backing, Error> {
+        let fd = given.into_only(info)?;
         if self.plan.route.is_some() {
             return Ok(Backing::Absent);
         }

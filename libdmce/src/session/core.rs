@@ -16,7 +16,6 @@
 //! 5. Once the session is closed no operation begins: the known generation is one that never is.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -47,6 +46,7 @@ use crate::events::Events;
 use crate::operations::Operations;
 use crate::options::Options;
 use crate::reach::Trouble;
+use crate::reach::given::Given;
 use crate::reach::ways::Ways;
 use crate::slots::{SHARED_SLOT, Slots};
 use crate::table::{Retired, Table};
@@ -386,7 +386,7 @@ impl Core {
         }
         self.limit_descriptors();
         let fetch = Fetch { block: id, writable: absent.writable };
-        let (reply, mut fds) = match self.ask(&ClientRequest::Fetch(fetch)) {
+        let (reply, fds) = match self.ask(&ClientRequest::Fetch(fetch)) {
             Err(error) if error.status() == Status::Address => {
                 self.retire(self.table.remove_same(&absent));
                 return Err(error);
@@ -400,14 +400,13 @@ impl Core {
             return Err(Error::unexpected_reply("Fetch"));
         };
         check_info(&info, self.layout, self.ready.block_ids)?;
-        let fd = fds.pop();
-        let admit = || self.ways.admit(&info, fd.ok_or_else(no_descriptor)?);
-        self.put_fetched(&absent, &info, admit)
+        let given = Given::of(&info, fds)?;
+        self.put_fetched(&absent, &info, || self.ways.admit(&info, given))
     }
 
     /// Takes in what came along with another answer, if the block is still to be fetched. What
     /// fails here is told by the access that needs it.
-    pub(super) fn take_fetched(&self, info: &BlockInfo, fd: OwnedFd) {
+    pub(super) fn take_fetched(&self, info: &BlockInfo, given: Given) {
         let Some(_turn) = self.changing.take(self.deadline()) else { return };
         let absent = self.table.find(info.block);
         let is_wanted = |absent: &Arc<Block>| {
@@ -415,7 +414,7 @@ impl Core {
         };
         if let Some(absent) = absent.filter(is_wanted) {
             self.limit_descriptors();
-            if let Err(error) = self.put_fetched(&absent, info, || self.ways.admit(info, fd)) {
+            if let Err(error) = self.put_fetched(&absent, info, || self.ways.admit(info, given)) {
                 tracing::debug!(block = %info.block, %error, "to be fetched again");
             }
         }
@@ -574,11 +573,6 @@ fn lost(id: BlockId) -> Error {
 #[cold]
 pub(super) fn unknown(id: BlockId) -> Error {
     Error::address(format!("block {id} is not this session's"))
-}
-
-#[cold]
-fn no_descriptor() -> Error {
-    Error::unexpected_reply("Fetch")
 }
 
 #[cold]

@@ -31,9 +31,10 @@ use dmce_sys::map::{FileRange, MapError, Populate, Protection, Reservation};
 
 use super::core::Core;
 use super::data::Intent;
-use crate::block::{Backing, Block, Obstacle};
+use crate::block::{Backing, Block, Obstacle, check_info};
 use crate::error::Error;
 use crate::options::Prot;
+use crate::reach::given::Given;
 use crate::reach::mapped::HUGE_BYTES;
 use crate::reach::ways::of_map;
 
@@ -332,9 +333,9 @@ impl Core {
                 Err(Error::address(format!("block {id} is gone")).into())
             }
             (ClientReply::Fetched(info), _) if info.lost => Err(Hindrance::Met(id, Obstacle::Lost)),
-            (ClientReply::Fetched(_), mut fds) => {
-                let fd = fds.pop().ok_or_else(|| Error::unexpected_reply("Fetch"))?;
-                Ok((guid, fd))
+            (ClientReply::Fetched(info), fds) => {
+                check_info(&info, self.layout, self.ready.block_ids)?;
+                Ok((guid, Given::of(&info, fds)?.into_only(&info)?))
             }
             _ => Err(Error::unexpected_reply("Fetch").into()),
         }

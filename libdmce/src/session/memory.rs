@@ -13,7 +13,6 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
@@ -32,6 +31,7 @@ use crate::alloc::{Found, Grown, Growth, Kind, Place, Shape, SpanAllocation, Tak
 use crate::block::{Block, SpanIds, check_info};
 use crate::error::Error;
 use crate::options::AllocOptions;
+use crate::reach::given::Given;
 use crate::table::Retired;
 
 /// Blocks of a span that are fetched when it is granted or opened; the others at their first use.
@@ -339,8 +339,8 @@ impl Core {
             }
             Ok(granted)
         };
-        let (granted, fd) = first_or_second(wanted, at_least, ask)?;
-        self.admit(&granted, fd)?;
+        let (granted, given) = first_or_second(wanted, at_least, ask)?;
+        self.admit(&granted, given)?;
         let BlockInfo { block, committed, bytes_max, .. } = granted.first;
         let fresh = Grown { block, committed, bytes_max };
         self.allocator().commit(kind, fresh, monotonic_ms());
@@ -354,14 +354,14 @@ impl Core {
         if blocks >= self.ready.block_ids.into() {
             return Err(impossible(&format!("{bytes} bytes")));
         }
-        let (granted, fd) = self.ask_for_span(bytes, wish)?;
+        let (granted, given) = self.ask_for_span(bytes, wish)?;
         let info = granted.first;
         let whole = u64::from(info.span_count - 1).checked_mul(self.layout.block_bytes());
         let usable = whole.and_then(|whole| whole.checked_add(granted.last_committed));
         let Some(usable) = usable.filter(|&usable| usable >= bytes) else {
             return Err(Error::unexpected_reply("Malloc"));
         };
-        self.admit(&granted, fd)?;
+        self.admit(&granted, given)?;
         self.allocator().add_span(SpanAllocation {
             first: info.block,
             count: info.span_count,
@@ -425,18 +425,18 @@ impl Core {
     ) -> Result<Grant, Error> {
         let malloc = Malloc { ticket: self.ticket(), kind, page_size, copies };
         let with = MallocWith { malloc, policy, wait_ms: None };
-        let (reply, mut fds) = match (patience, policy) {
+        let (reply, fds) = match (patience, policy) {
             (Some(patience), _) => self.ask_patiently(with, patience)?,
             (None, 0) => self.ask(&ClientRequest::Malloc(malloc))?,
             (None, _) => self.ask(&ClientRequest::MallocWith(with))?,
         };
-        match (reply, fds.pop()) {
-            (ClientReply::Granted(granted), Some(fd)) => {
+        match reply {
+            ClientReply::Granted(granted) if !granted.first.lost => {
                 check_info(&granted.first, self.layout, self.ready.block_ids)?;
                 let is_first = granted.first.block == granted.first.span_first;
                 let fits = granted.last_committed <= self.layout.block_bytes();
                 if is_first && fits {
-                    return Ok((granted, fd));
+                    return Ok((granted, Given::of(&granted.first, fds)?));
                 }
                 Err(Error::unexpected_reply("Malloc"))
             }
@@ -445,11 +445,11 @@ impl Core {
     }
 
     /// Puts granted blocks into the table; gives them back if this process cannot reach them.
-    fn admit(&self, granted: &Granted, fd: OwnedFd) -> Result<(), Error> {
+    fn admit(&self, granted: &Granted, given: Given) -> Result<(), Error> {
         let info = granted.first;
         let span = SpanIds { first: info.span_first, count: info.span_count };
         self.limit_descriptors();
-        let backing = match self.ways.admit(&info, fd) {
+        let backing = match self.ways.admit(&info, given) {
             Ok(backing) => backing,
             Err(error) => {
                 let addr = self.join(info.block, 0)?.to_raw();
@@ -494,7 +494,7 @@ pub(super) struct TakenOut {
     retired: Retired,
 }
 
-type Grant = (Granted, OwnedFd);
+type Grant = (Granted, Given);
 
 /// Asks for what is wanted, and if there is no room for that, for what is needed.
 fn first_or_second<T>(

@@ -30,6 +30,7 @@ use crate::block::check_info;
 use crate::connection::Deadline;
 use crate::error::Error;
 use crate::options::{Mirror, Prot, RegionOptions};
+use crate::reach::given::{Given, one_copy};
 use crate::stat::RegionInfo;
 
 /// How long a delete waits before it is asked again: so long at first, and twice as long each time.
@@ -314,24 +315,28 @@ impl Core {
         }
         let region = region_name(volume, name)?;
         let write = prot.contains(Prot::WRITE);
-        let (opening, opened, fd) = match self.ask_to_open(&region, prot) {
+        let (opening, opened, fds) = match self.ask_to_open(&region, prot) {
             // The first block is gone, as the broker finds just now: the next answer says so, and
             // there may be other blocks.
             Err(error) if error.status() == Status::Lost => self.ask_to_open(&region, prot)?,
             asked => asked?,
         };
         let checked = self.check_opened(&opened);
-        let taken = checked.and_then(|()| self.take_in(&opened, opening, write));
-        let is_over = match taken {
-            Ok(is_over) => is_over,
+        let given = checked.and_then(|()| Given::of(&opened.first, fds));
+        let taken = given.and_then(|given| {
+            one_copy(&opened.first)?;
+            Ok((given, self.take_in(&opened, opening, write)?))
+        });
+        let (given, is_over) = match taken {
+            Ok(taken) => taken,
             Err(error) => {
                 self.chores().region_closes.push(opening);
                 self.link.wake();
                 return Err(error);
             }
         };
-        if let Some(fd) = fd {
-            self.take_fetched(&opened.first, fd);
+        if !opened.first.lost {
+            self.take_fetched(&opened.first, given);
         }
         self.fetch_ahead(span_of(&opened));
         let info = RegionInfo {
@@ -357,12 +362,12 @@ impl Core {
         &self,
         region: &RegionName,
         prot: Prot,
-    ) -> Result<(OpeningId, Opened, Option<OwnedFd>), Error> {
+    ) -> Result<(OpeningId, Opened, Vec<OwnedFd>), Error> {
         let opening = OpeningId(self.ticket());
         let (read, write) = (prot.contains(Prot::READ), prot.contains(Prot::WRITE));
         let open = RegionOpen { opening, region: region.clone(), read, write };
         match self.ask(&ClientRequest::RegionOpen(open))? {
-            (ClientReply::Opened(opened), mut fds) => Ok((opening, opened, fds.pop())),
+            (ClientReply::Opened(opened), fds) => Ok((opening, opened, fds)),
             _ => Err(Error::unexpected_reply("RegionOpen")),
         }
     }

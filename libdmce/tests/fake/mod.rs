@@ -71,6 +71,8 @@ pub struct State {
     pub holds: Option<&'static str>,
     /// The daemons do not answer: no region can be deleted. Whether the deletion has begun.
     pub postpones_begun: Option<bool>,
+    /// Copies of what is made; all of them, and the lock table, are one object.
+    pub copies: u8,
     /// Raises the generation at every Fetch, and does not answer what is asked about it.
     pub moves_at_fetch: bool,
     held: Option<Held>,
@@ -95,6 +97,7 @@ pub struct FakeBlock {
     pub first: u32,
     pub count: u32,
     pub lost: bool,
+    pub copies: u8,
 }
 
 struct FakeSession {
@@ -128,6 +131,7 @@ impl Fake {
             dies_after: None,
             holds: None,
             postpones_begun: None,
+            copies: 1,
             moves_at_fetch: false,
             held: None,
             next_block: 1,

@@ -140,9 +140,9 @@ fn answer(state: &mut State, request: &ClientRequest) -> Answer {
             if state.moves_at_fetch {
                 state.publish(&[]);
             }
-            let lost = state.block(fetch.block)?.lost;
+            state.block(fetch.block)?;
             let info = state.info(fetch.block.get(), fetch.writable);
-            let fds = if lost { Vec::new() } else { vec![state.copy_of(fetch.block.get())] };
+            let fds = state.copies_of(fetch.block.get());
             Ok((ClientReply::Fetched(info), fds))
         }
         ClientRequest::Map(map) => {
@@ -217,7 +217,7 @@ fn regions(state: &mut State, request: &ClientRequest) -> Answer {
                 primary_daemon: 1,
                 mirror_daemon: 0,
             };
-            let fds = if opened.first.lost { Vec::new() } else { vec![state.copy_of(first)] };
+            let fds = state.copies_of(first);
             Ok((ClientReply::Opened(opened), fds))
         }
         ClientRequest::RegionFind(name) => {
@@ -295,7 +295,7 @@ impl State {
         let last = first + self.blocks[&first].count - 1;
         let last_committed = self.blocks[&last].committed;
         let granted = Granted { first: self.info(first, true), last_committed };
-        Ok((ClientReply::Granted(granted), vec![self.copy_of(first)]))
+        Ok((ClientReply::Granted(granted), self.copies_of(first)))
     }
 
     /// Makes blocks; returns the first.
@@ -318,7 +318,8 @@ impl State {
             };
             let fd = self.object(committed);
             let bytes_max = most;
-            let block = FakeBlock { fd, guid, committed, bytes_max, first, count, lost: false };
+            let (copies, lost) = (self.copies, false);
+            let block = FakeBlock { fd, guid, committed, bytes_max, first, count, lost, copies };
             self.blocks.insert(first + place, block);
         }
         Ok(first)
@@ -337,6 +338,8 @@ impl State {
             page_size: 4096,
             writable,
             lost: block.lost,
+            copies: if block.lost { 0 } else { block.copies },
+            has_locks: block.copies > 1 && !block.lost,
         }
     }
 
@@ -345,8 +348,10 @@ impl State {
         self.blocks.get_mut(&id.get()).ok_or(none)
     }
 
-    fn copy_of(&self, id: u32) -> OwnedFd {
-        self.blocks[&id].fd.try_clone().unwrap()
+    /// What comes with the description of a block.
+    fn copies_of(&self, id: u32) -> Vec<OwnedFd> {
+        let count = self.info(id, true).descriptors();
+        (0..count).map(|_| self.blocks[&id].fd.try_clone().unwrap()).collect()
     }
 }
 

@@ -57,6 +57,16 @@ fn delete(granted: &Granted) -> ClientRequest {
     ClientRequest::Delete(Delete { addr, guid: granted.first.guid })
 }
 
+/// What travels with the description of a block to who may write it: the good copies, and the lock
+/// table.
+fn travels(daemons: &[u32], block: BlockId) -> Vec<Descriptor> {
+    let data = daemons.iter().map(|&daemon| {
+        let daemon = daemon_id(daemon);
+        Descriptor::Block { daemon, block, writable: true }
+    });
+    data.chain([Descriptor::Locks { block, writable: true }]).collect()
+}
+
 /// A client with a block that has two copies, the primary on daemon 1.
 fn two() -> (Rig, ClientConn, Granted) {
     let mut rig = rig(2);
@@ -110,8 +120,35 @@ fn headers_name_the_copy_that_was_made_elsewhere_before_anybody_has_the_block() 
     rig.event(Event::EpochRaised { raise, block, headers });
     let (reply, descriptors) = rig.answer(conn, number).unwrap();
     assert!(reply.is_ok());
-    let daemon = daemon_id(3);
-    assert_eq!(descriptors, [Descriptor::Block { daemon, block, writable: true }]);
+    assert_eq!(descriptors, travels(&[3, 2], block));
+}
+
+#[test]
+fn every_good_copy_travels_and_a_reader_gets_nothing_to_write() {
+    let mut rig = rig(3);
+    let (conn, _) = rig.session(1000);
+    let number = rig.ask_later(conn, with_copies(heap(1, MIB), 3));
+    let (reply, descriptors) = rig.answer(conn, number).unwrap();
+    let Ok(ClientReply::Granted(granted)) = reply else { panic!("{reply:?}") };
+    assert_eq!((granted.first.copies, granted.first.has_locks), (3, true));
+    assert_eq!(descriptors, travels(&[1, 2, 3], granted.first.block));
+    // One copy is what it always was.
+    let number = rig.ask_later(conn, with_copies(heap(2, MIB), 1));
+    let (reply, descriptors) = rig.answer(conn, number).unwrap();
+    let Ok(ClientReply::Granted(granted)) = reply else { panic!("{reply:?}") };
+    assert_eq!((granted.first.copies, granted.first.has_locks), (1, false));
+    assert_eq!(descriptors.len(), 1);
+
+    rig.done(conn, with_copies(region("r", MIB, 0o600), 2));
+    let number = rig.ask_later(conn, open(1, "r", false));
+    let (reply, descriptors) = rig.answer(conn, number).unwrap();
+    let Ok(ClientReply::Opened(opened)) = reply else { panic!("{reply:?}") };
+    assert_eq!(descriptors.len(), opened.first.descriptors());
+    let writes = |descriptor: &Descriptor| match descriptor {
+        Descriptor::Block { writable, .. } | Descriptor::Locks { writable, .. } => *writable,
+        _ => true,
+    };
+    assert!(!descriptors.iter().any(writes), "{descriptors:?}");
 }
 
 #[test]
@@ -204,8 +241,8 @@ fn a_block_goes_on_with_the_copy_that_is_left_when_its_header_says_so() {
     let (reply, descriptors) = rig.answer(conn, number).unwrap();
     let Ok(ClientReply::Fetched(info)) = reply else { panic!("{reply:?}") };
     assert!(!info.lost && info.epoch > granted.first.epoch);
-    let daemon = daemon_id(2);
-    assert_eq!(descriptors, [Descriptor::Block { daemon, block, writable: true }]);
+    assert_eq!((info.copies, info.has_locks), (1, true));
+    assert_eq!(descriptors, travels(&[2], block));
     let changed = rig.done(conn, ClientRequest::Changes(Changes { since: 0 }));
     assert!(matches!(changed, ClientReply::Changed(changed) if changed.blocks == [block]));
     let addr = u64::from(block.get()) << AddrLayout::IN_SERVER.cell_bits();
@@ -228,7 +265,8 @@ fn the_last_copy_that_is_lost_is_the_block() {
     take(&mut rig, 1, block);
     let fetch = ClientRequest::Fetch(Fetch { block, writable: false });
     let reply = rig.done(conn, fetch);
-    assert!(matches!(reply, ClientReply::Fetched(info) if info.lost));
+    let ClientReply::Fetched(info) = reply else { panic!("{reply:?}") };
+    assert!(info.lost && info.descriptors() == 0);
     assert_eq!(row(&mut rig, block).state, BlockState::Lost);
     let charged = rig.dispatcher.snapshot().charged;
     assert!(charged.values().all(|charged| *charged == (0, 0)));

@@ -79,20 +79,21 @@ pub enum ClientReply {
     /// session object, and the doorbell (an eventfd that the broker writes when the session's
     /// generation has moved).
     Ready(Ready),
-    /// To [`ClientRequest::Malloc`]. With one descriptor, readable and writable: the first block.
+    /// To [`ClientRequest::Malloc`]. With the descriptors of the first block, readable and
+    /// writable.
     Granted(Granted),
     /// To [`ClientRequest::Grow`]: the block's committed bytes, at least those asked for.
     Grown {
         /// Bytes.
         committed: u64,
     },
-    /// To [`ClientRequest::Fetch`]. With one descriptor, unless the block is lost.
+    /// To [`ClientRequest::Fetch`]. With the descriptors of the block.
     Fetched(BlockInfo),
     /// To [`ClientRequest::Changes`].
     Changed(Changed),
     /// To [`ClientRequest::Stat`].
     Stat(SessionStat),
-    /// To [`ClientRequest::RegionOpen`].
+    /// To [`ClientRequest::RegionOpen`]. With the descriptors of the first block.
     Opened(Opened),
     /// To [`ClientRequest::RegionFind`].
     Found(RegionKey),
@@ -337,10 +338,23 @@ pub struct BlockInfo {
     pub span_count: u32,
     /// Its page size.
     pub page_size: u32,
-    /// Whether the descriptor that came with this can write.
+    /// Whether the descriptors that came with this can write.
     pub writable: bool,
     /// Whether its bytes are gone. Then no descriptor came.
     pub lost: bool,
+    /// Its good copies; 0 of a lost block.
+    pub copies: u8,
+    /// Whether it has a lock table, which a lost block has not.
+    pub has_locks: bool,
+}
+
+impl BlockInfo {
+    /// Descriptors that come with this: one of the data of each copy, the primary's first, then
+    /// one of the lock table. With [`Reached`] none of them comes.
+    #[must_use]
+    pub const fn descriptors(&self) -> usize {
+        self.copies as usize + self.has_locks as usize
+    }
 }
 
 /// Asks for more bytes.
@@ -513,7 +527,7 @@ pub struct RegionKey {
 /// An open region (004 [84]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Opened {
-    /// Its first block, as a Fetch would tell it. The descriptor comes along, if there is one.
+    /// Its first block, as a Fetch would tell it. Its descriptors come along.
     pub first: BlockInfo,
     /// Names this region for ever.
     pub guid: Guid,

@@ -30,7 +30,7 @@ fn setup() -> ClientRequest {
 /// `docs/protocol.md` shows these bytes; another implementation is made from them.
 #[test]
 fn golden_frames() {
-    let header = [28, 0, 0, 0, 1, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1];
+    let header = [28, 0, 0, 0, 2, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1];
     let body = [0, 1, 32, 0xac, 2, 1, 1, 4, b'h', b'o', b'l', b'd'];
     assert_eq!(encode(PLAIN, &setup()).unwrap(), [&header[..], &body[..]].concat());
     let block = BlockId::try_from(300).unwrap();
@@ -166,7 +166,7 @@ fn each_cut_and_each_lie_is_refused() {
     other[4] = 9;
     assert_eq!(
         decode_header(&other, 0).unwrap_err().to_string(),
-        "the peer speaks message version 9, this side 1"
+        "the peer speaks message version 9, this side 2"
     );
     assert_eq!(peek_request(&other), PLAIN.request);
     let mut unknown = frame;
@@ -312,9 +312,12 @@ fn golden_links() {
         page_size: 4096,
         writable: true,
         lost: false,
+        copies: 2,
+        has_locks: true,
     };
+    assert_eq!(info.descriptors(), 3);
     let reached: Reply<ClientReply> = Ok(ClientReply::Reached(Reached { info, link: LinkId(5) }));
-    let middle = [1, 0x80, 0x20, 0x80, 0x40, 0xac, 2, 1, 0x80, 0x20, 1, 0, 5];
+    let middle = [1, 0x80, 0x20, 0x80, 0x40, 0xac, 2, 1, 0x80, 0x20, 1, 0, 2, 1, 5];
     let bytes = [&[0, 16, 0xac, 2][..], &[9; 16], &middle].concat();
     assert_eq!(encode(PLAIN, &reached).unwrap()[HEADER_BYTES..], bytes);
 }

@@ -160,6 +160,10 @@ impl World {
                     assert!(owner.is_none() || owner == session, "{block} is not {session:?}'s");
                     self.opened.push_back((daemon, block));
                 }
+                Descriptor::Locks { block, .. } => {
+                    let owner = owners.get(&block).copied().flatten();
+                    assert!(owner.is_none() || owner == session, "{block} is not {session:?}'s");
+                }
                 Descriptor::SessionObject(of) | Descriptor::Doorbell(of) => {
                     assert_eq!(Some(of), session);
                 }

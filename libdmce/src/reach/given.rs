@@ -1,0 +1,104 @@
+//! What comes with the broker's description of a block: the descriptors of its copies and of its
+//! lock table.
+//!
+//! # Invariants
+//!
+//! 1. As many came as the description says, or nothing is made of them.
+
+use std::os::fd::OwnedFd;
+
+use dmce_abi::Status;
+use dmce_abi::wire::client::BlockInfo;
+
+use crate::error::Error;
+
+/// The descriptors of one block: the data of each good copy, the primary's first, then the lock
+/// table, if there is one. None of a lost block.
+#[derive(Debug)]
+pub(crate) struct Given(Vec<OwnedFd>);
+
+impl Given {
+    /// What came with a description that was checked.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Internal`] if the description says otherwise.
+    pub(crate) fn of(info: &BlockInfo, fds: Vec<OwnedFd>) -> Result<Self, Error> {
+        let (came, said) = (fds.len(), info.descriptors());
+        if came == said {
+            return Ok(Self(fds));
+        }
+        let text = format!("block {} came with {came} descriptors, {said} are said", info.block);
+        Err(Error::new(Status::Internal, text))
+    }
+
+    /// The data of a block that is reached without page locks.
+    ///
+    /// # Errors
+    ///
+    /// As [`one_copy`]; [`Status::Internal`] of a lost block.
+    pub(crate) fn into_only(self, info: &BlockInfo) -> Result<OwnedFd, Error> {
+        one_copy(info)?;
+        let only = self.0.into_iter().next();
+        only.ok_or_else(|| Error::new(Status::Internal, "nothing comes of a lost block"))
+    }
+}
+
+/// Lets blocks pass that may be stored to without page locks.
+///
+/// # Errors
+///
+/// [`Status::Unsupported`]: the block has more than one copy, or had, when it was made.
+pub(crate) fn one_copy(info: &BlockInfo) -> Result<(), Error> {
+    if info.copies <= 1 && !info.has_locks {
+        return Ok(());
+    }
+    Err(Error::unsupported("this release reaches no block of more than one copy"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use dmce_abi::block::{BlockId, Guid};
+
+    use super::*;
+
+    fn given(copies: u8, has_locks: bool, came: usize) -> Result<OwnedFd, Error> {
+        let block = BlockId::try_from(5).unwrap();
+        let info = BlockInfo {
+            block,
+            guid: Guid([3; 16]),
+            epoch: 1,
+            committed: 4096,
+            bytes_max: 4096,
+            span_first: block,
+            span_count: 1,
+            page_size: 4096,
+            writable: true,
+            lost: copies == 0,
+            copies,
+            has_locks,
+        };
+        let fds = (0..came).map(|_| File::open("/dev/null").unwrap().into());
+        Given::of(&info, fds.collect())?.into_only(&info)
+    }
+
+    #[test]
+    fn what_came_is_what_was_said() {
+        assert!(given(1, false, 1).is_ok());
+        for (copies, has_locks, came) in [(1, false, 0), (1, false, 2), (2, true, 2), (0, false, 1)]
+        {
+            let refused = given(copies, has_locks, came).unwrap_err();
+            assert_eq!(refused.status(), Status::Internal, "{copies} {has_locks} {came}");
+        }
+    }
+
+    #[test]
+    fn a_block_of_several_copies_is_not_reached_yet() {
+        for (copies, came) in [(2, 3), (3, 4), (1, 2)] {
+            let refused = given(copies, true, came).unwrap_err();
+            assert_eq!(refused.status(), Status::Unsupported, "{copies}");
+        }
+    }
+}
