@@ -165,8 +165,10 @@ impl World {
                 self.link(conn, DaemonRequest::Link { link, session, uid, rate, grant });
                 continue;
             }
+            // All or nothing: what comes behind one that fails is not opened.
             if let Some(refusal) = self.open(*descriptor, &reply)? {
                 reply = Err(refusal);
+                break;
             }
         }
         let client = &self.clients[place];
