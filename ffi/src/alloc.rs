@@ -124,6 +124,9 @@ pub unsafe extern "C" fn dmce_free(
 #[cold]
 #[inline(never)]
 extern "C" fn free_slowly(session: *mut dmce_session_t, addr: dmce_addr_t) -> dmce_status_t {
+    if quick::free_rest(session.addr(), addr) {
+        return DMCE_OK;
+    }
     boundary::session(session, |session| match addr {
         0 => Ok(session.check()?),
         _ => Ok(session.free_slowly(self::addr(session, addr)?)?),

@@ -25,7 +25,7 @@ use crate::alloc::{Key, gates};
 use crate::block::{Backing, Block};
 use crate::door::Wish;
 
-pub use crate::alloc::quick::{free, malloc};
+pub use crate::alloc::quick::{free, free_rest, malloc};
 
 /// The most that is read or written at once this way: beyond, what is saved is nothing.
 pub(crate) const BYTES_MAX: usize = 4096;

@@ -183,7 +183,9 @@ fn claim(thread: usize, place: &'static Place, pair: &'static Pair, said: &Cell<
 pub(crate) fn say_no_more() {
     let Some(thread) = thread::pointer() else { return };
     // All of them: a signal handler may have said something in the middle of a `claim`.
-    PLACES.iter().for_each(|place| place.leave(thread));
+    for place in &PLACES {
+        place.leave(thread);
+    }
 }
 
 impl Place {
@@ -195,8 +197,7 @@ impl Place {
 }
 
 /// Neighbours in the table are for sessions that a thread uses in turn.
-#[inline(always)]
-#[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
+#[inline]
 fn place_of(thread: usize, key: Key) -> &'static Place {
     /// Fits an instruction.
     const FACTOR: usize = 0x1e35_a7bd;

@@ -25,6 +25,7 @@
 //!    `used`: who shuts the gate, and finds the owner outside, can tell later whether it came back.
 
 use std::ptr;
+use std::sync::Arc;
 
 use dmce_abi::limits::{PAGE_BYTES, SLOTS};
 use dmce_shm::Fence;
@@ -33,7 +34,7 @@ use dmce_shm::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering, fence};
 use super::class::{CLASSES, Class};
 use super::gate::{self, Gate, Key, Mark, Permits};
 use super::heaps::Heaps;
-use super::link::{Held, Link};
+use super::link::{Buried, Held, Link, Memo};
 use super::slab::{Slab, Taken};
 
 /// Bytes of listed slabs that a heap may have of a class before it gives empty ones back at once.
@@ -59,6 +60,10 @@ pub(crate) struct Heap {
     used: [AtomicU8; 2],
     /// The slab that the owner freed an object of last.
     recent: Link,
+    /// Another heap's, that it freed an object of last.
+    foreign: Memo,
+    /// Things that were buried, in all.
+    buried: Arc<AtomicUsize>,
     /// Slabs with objects that others gave back. Pushed by anybody, taken by the owner.
     returned: Link,
     /// Slabs that are to be given back to their blocks.
@@ -115,7 +120,7 @@ pub(crate) enum Given {
 
 impl Heap {
     /// One without slabs.
-    pub(crate) fn new(index: u32) -> Self {
+    pub(crate) fn new(index: u32, buried: Arc<AtomicUsize>) -> Self {
         let bin = || Bin {
             first: Link::none(),
             listed: AtomicUsize::new(0),
@@ -127,6 +132,8 @@ impl Heap {
             gate: AtomicPtr::new(ptr::null_mut()),
             used: std::array::from_fn(|_| AtomicU8::new(0)),
             recent: Link::none(),
+            foreign: Memo::none(),
+            buried,
             returned: Link::none(),
             surplus: Link::none(),
             bins: std::array::from_fn(|_| bin()),
@@ -234,6 +241,7 @@ impl Heap {
 
     /// Frees the object that begins at an address.
     pub(crate) fn give(&self, addr: u64, heaps: &Heaps, held: Held<'_>) -> Given {
+        let buried = self.buried();
         let Some(slab) = heaps.directory.find(addr, held) else { return Given::Elsewhere };
         if slab.home() == self.index {
             return self.give_home(slab, addr, held);
@@ -241,14 +249,35 @@ impl Heap {
         if !slab.is_shared() {
             return Given::Biased;
         }
+        let Some(home) = heaps.at(slab.home()) else { return Given::Elsewhere };
+        self.foreign.set(slab, home, buried);
+        if self.bring_back(slab, home, addr) { Given::Done } else { Given::Refused }
+    }
+
+    /// Frees the object that begins at an address, if it is in the slab of another heap that the
+    /// owner freed from last. If it is false nothing has been done.
+    #[must_use]
+    pub(crate) fn give_again(&self, addr: u64, held: Held<'_>) -> bool {
+        let Some((slab, home)) = self.foreign.get(|| self.buried(), held) else { return false };
+        slab.home() == home.index && home.index != self.index && self.bring_back(slab, home, addr)
+    }
+
+    /// Frees an object of another heap's slab, which is shared.
+    fn bring_back(&self, slab: &Slab, home: &Self, addr: u64) -> bool {
         let Some(index) = slab.index_at(addr).filter(|&index| slab.claim(index)) else {
-            return Given::Refused;
+            return false;
         };
         self.count(slab.class(), -1);
+        // It may have another home by now: then this one passes it on.
         if slab.put_back(index) {
-            heaps.tell(slab);
+            home.push_returned(slab);
         }
-        Given::Done
+        true
+    }
+
+    fn buried(&self) -> Buried {
+        // Acquire pairs with the release of who counts: nothing that was taken out before is found.
+        Buried(self.buried.load(Ordering::Acquire))
     }
 
     fn give_home(&self, slab: &Slab, addr: u64, held: Held<'_>) -> Given {

@@ -10,9 +10,10 @@
 //! 1. A heap, once made, stays as long as the session: a thread that ends leaves its heap to the
 //!    next one that has its slot, and to who tidies up.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use dmce_abi::limits::SLOTS;
+use dmce_shm::atomic::{AtomicUsize, Ordering};
 
 use super::directory::Directory;
 use super::gate::Mark;
@@ -28,12 +29,15 @@ pub(crate) struct Heaps {
     /// From addresses to slabs.
     pub directory: Directory,
     all: Box<[OnceLock<Box<Heap>>]>,
+    /// Things that were buried.
+    buried: Arc<AtomicUsize>,
 }
 
 impl Heaps {
     /// None yet.
     pub(crate) fn new(directory: Directory) -> Self {
-        Self { directory, all: (0..SLOTS + KINDS_MAX).map(|_| OnceLock::new()).collect() }
+        let all = (0..SLOTS + KINDS_MAX).map(|_| OnceLock::new()).collect();
+        Self { directory, all, buried: Arc::new(AtomicUsize::new(0)) }
     }
 
     /// The heap of the thread that has a slot.
@@ -79,9 +83,16 @@ impl Heaps {
         }
     }
 
+    /// Has nobody go by what was found before ([`super::link::Memo`]). Under the depot's lock, and
+    /// after what is gone was taken out.
+    pub(crate) fn count_buried(&self) {
+        // Release: who sees the number finds no more what was taken out.
+        self.buried.fetch_add(1, Ordering::Release);
+    }
+
     #[cold]
     fn make(&self, index: usize) -> &Heap {
         let number = u32::try_from(index).expect("there are few heaps");
-        self.all[index].get_or_init(|| Box::new(Heap::new(number)))
+        self.all[index].get_or_init(|| Box::new(Heap::new(number, Arc::clone(&self.buried))))
     }
 }

@@ -41,6 +41,8 @@ pub(crate) struct Limbo {
 impl Limbo {
     /// Takes a thing in, and frees others when there are many.
     pub(crate) fn bury(&mut self, gone: Gone, heaps: &Heaps, fence: Fence) {
+        // Before the fence of `settle`, and after the thing was taken out.
+        heaps.count_buried();
         self.buried.push(gone);
         if self.buried.len() >= BURIED_MAX {
             self.settle(heaps, fence);

@@ -4,13 +4,17 @@
 //!
 //! 1. A link names a slab that [`super::limbo`] has not freed. That frees a slab when no link names
 //!    it any more and everybody has left who was [`Held`] while one did.
+//! 2. A memo may name a slab that is no more. It is followed only by who is held, and then sees
+//!    that nothing was buried since the slab was found: what is buried later is not freed before
+//!    its holder has left.
 
 use std::marker::PhantomData;
 use std::ptr;
 
-use dmce_shm::atomic::{AtomicPtr, Ordering};
+use dmce_shm::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use super::gate::Inside;
+use super::heap::Heap;
 use super::slab::Slab;
 
 /// Proof that no slab is freed that its holder may have found: for as long as the holder is inside
@@ -87,6 +91,55 @@ impl Link {
                 Err(found) => first = found,
             }
         }
+    }
+}
+
+/// What one thread remembers of a slab that it has found in the directory.
+#[derive(Debug)]
+pub(crate) struct Memo {
+    slab: AtomicPtr<Slab>,
+    home: AtomicPtr<Heap>,
+    /// Of [`Buried`].
+    found: AtomicUsize,
+}
+
+/// How many things were buried when something was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Buried(pub usize);
+
+impl Memo {
+    /// Of none.
+    pub(crate) fn none() -> Self {
+        Self {
+            slab: AtomicPtr::new(ptr::null_mut()),
+            home: AtomicPtr::new(ptr::null_mut()),
+            found: AtomicUsize::new(0),
+        }
+    }
+
+    /// The slab and its home, if nothing was buried since they were found. `now`: what was buried
+    /// is looked at while `_held`.
+    #[inline]
+    pub(crate) fn get<'a>(
+        &self,
+        now: impl FnOnce() -> Buried,
+        _held: Held<'a>,
+    ) -> Option<(&'a Slab, &'a Heap)> {
+        if now() != Buried(self.found.load(Ordering::Relaxed)) {
+            return None;
+        }
+        // SAFETY: null, or a slab that lives at least as long as `_held` (invariant 2).
+        let slab = unsafe { self.slab.load(Ordering::Relaxed).as_ref() }?;
+        // SAFETY: null, or a heap, which lives as long as the session that `_held` is of.
+        let home = unsafe { self.home.load(Ordering::Relaxed).as_ref() }?;
+        Some((slab, home))
+    }
+
+    /// Remembers a slab and its home. `found`: from before the slab was looked for.
+    pub(crate) fn set(&self, slab: &Slab, home: &Heap, found: Buried) {
+        self.slab.store(pointer(Some(slab)), Ordering::Relaxed);
+        self.home.store(ptr::from_ref(home).cast_mut(), Ordering::Relaxed);
+        self.found.store(found.0, Ordering::Relaxed);
     }
 }
 

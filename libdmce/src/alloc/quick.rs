@@ -45,6 +45,15 @@ pub fn free(key: usize, addr: u64) -> bool {
     inside.heap().give_at_once(addr, Held::inside(&inside))
 }
 
+/// [`free`] of what that leaves: what another thread allocated.
+#[doc(hidden)]
+#[must_use]
+pub fn free_rest(key: usize, addr: u64) -> bool {
+    let Some((gate, key)) = gate(key) else { return false };
+    let Some(inside) = gate.enter(key, Errand::Give, Fence::Asymmetric) else { return false };
+    inside.heap().give_again(addr, Held::inside(&inside))
+}
+
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
 fn gate(key: usize) -> Option<(&'static Gate, Key)> {
@@ -130,6 +139,36 @@ mod tests {
         assert!(!free(third), "a plain store could meet a claim");
         assert!(users.free(0, third, 0));
         assert_eq!(users.allocator.usage().live, 0);
+    }
+
+    #[test]
+    fn another_thread_frees_from_the_slab_that_it_freed_from_last_until_something_is_gone() {
+        let (users, start) = users();
+        let free_rest = |slot, addr| users.quickly(Some(slot), |key| free_rest(key, addr)).unwrap();
+        let addrs: Vec<u64> = (0..4).map(|_| open(&users)).collect();
+        assert!(!free_rest(1, addrs[0]), "the slab is not known yet");
+        assert!(users.free(1, addrs[0], 0), "the way past the directory");
+        for near in [addrs[0], addrs[1] + 1, start - 48, 0, u64::MAX] {
+            assert!(!free_rest(1, near), "{near:#x}");
+        }
+        assert!(free_rest(1, addrs[1]));
+        assert!(!free_rest(1, addrs[1]), "it was freed twice");
+        assert!(!free_rest(0, addrs[2]), "at home");
+        assert!(!free_rest(2, addrs[2]), "a thread that has not freed from it");
+        assert_eq!(users.allocator.usage().live, 3);
+
+        // Another slab goes: what was found before is not followed any more, be it there or not.
+        let open_of = |slot, bytes| {
+            let wish = (Kind::default(), Shape::of(bytes, 16).unwrap());
+            users.allocator.allocate(Some(users.owner(slot)), wish, || ALL, 0).taken.unwrap().addr
+        };
+        let other = open_of(3, 32 << 10);
+        assert!(users.free(3, other, 0));
+        users.allocator.reclaim(0);
+        open_of(1, 32 << 10);
+        assert!(!free_rest(1, addrs[2]), "the slab has to be found anew");
+        assert!(users.free(1, addrs[2], 0));
+        assert!(free_rest(1, addrs[3]));
     }
 
     #[test]

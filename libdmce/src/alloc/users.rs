@@ -127,7 +127,8 @@ impl Users {
 
     /// Frees as a thread with a slot does; false if nothing that is allocated begins there.
     pub(super) fn free(&self, slot: usize, addr: u64, now: u64) -> bool {
-        if self.quickly(Some(slot), |key| quick::free(key, addr)) == Some(true) {
+        let quickly = |key| quick::free(key, addr) || quick::free_rest(key, addr);
+        if self.quickly(Some(slot), quickly) == Some(true) {
             return true;
         }
         let owner = self.owner(slot);

@@ -193,7 +193,8 @@ impl Session {
     /// session. [`Status::Busy`] while a pointer of [`Session::map`] is into it.
     #[inline]
     pub fn free(&self, addr: DmceAddr) -> Result<(), Error> {
-        if quick::free(self.core.key().number(), addr.to_raw()) {
+        let key = self.core.key().number();
+        if quick::free(key, addr.to_raw()) || quick::free_rest(key, addr.to_raw()) {
             return Ok(());
         }
         self.core.free_slowly(addr)
