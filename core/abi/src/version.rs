@@ -7,7 +7,7 @@ pub const ABI_VERSION: u32 = 1;
 pub const WIRE_VERSION: u16 = 2;
 
 /// The layout of the shared objects (`docs/shared-memory.md`). Objects of another are not adopted.
-pub const SEGMENT_VERSION: u32 = 1;
+pub const SEGMENT_VERSION: u32 = 2;
 
 /// The release, as `dmce_version()` gives it: `major << 16 | minor << 8 | patch`.
 pub const RELEASE: u32 = 1 << 8;

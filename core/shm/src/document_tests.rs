@@ -44,11 +44,12 @@ fn the_header_is_as_documented() {
 fn the_session_object_is_as_documented() {
     let [page, slot, pin] = crate::session::TABLES;
     let documented = &tables("## 4. ")[0];
-    // Behind the first page the table names the slots and the pins, each with a table of its own.
-    let (first_page, arrays) = documented.split_at(documented.len() - 2);
+    // Behind the first page the table names the slots and the pins, each with a table of its own,
+    // and the undo buffers.
+    let (first_page, arrays) = documented.split_at(documented.len() - 3);
     assert_eq!(first_page, page);
     let array = |offset, bytes| Field { offset, bytes };
-    assert_eq!(arrays, [array(4096, 256 * 64), array(20480, 512 * 32)]);
+    assert_eq!(arrays, [array(4096, 256 * 64), array(20480, 512 * 32), array(36864, 256 * 4096)]);
     assert_eq!(tables("### 4.1"), [slot]);
     assert_eq!(tables("### 4.2"), [pin]);
 }

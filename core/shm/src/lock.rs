@@ -1,17 +1,21 @@
 //! The lock word of a page: who writes it, and whether what was read is whole (section 6).
 //!
 //! ```text
-//!  63                              32 31        30       29    28 27            8 7       0
-//! |             sequence             | waiters | repair | 0  0  | session id    | slot     |
-//!                                     `------------- the half: a futex -------------------'
+//!  63                              32 31        30       29     28 27           8 7       0
+//! |             sequence             | waiters | repair | lost | 0 | session id   | slot     |
+//!                                     `------------- the half: a futex --------------------'
 //!
 //!                CAS 0 -> owner                    sequence += 1 (odd)
 //!     FREE -------------------------> HELD, CLEAN ----------------------> HELD, WRITING
 //!      ^ ^                             |      ^                               |
 //!      | `-- CAS own half -> 0, wake --'      `-- sequence += 1 (even) -------'
 //!      |       if `waiters` was set
-//!      |                              CAS owner -> repair
-//!      `-- swap -> 0, wake all -- HELD BY REPAIR <----------------- HELD by a dead owner
+//!      |                              CAS owner -> repair + owner
+//!      |-- CAS -> 0, wake all --- HELD BY REPAIR <----------------- HELD by a dead owner
+//!      |                              |
+//!      |   even: CAS own half -> 0    | nothing to make it whole from: CAS -> lost, wake all
+//!      `------ HELD, LOST <-------- LOST      (the sequence stays odd)
+//!                  CAS lost -> lost + owner, by who writes the whole page
 //! ```
 //!
 //! # Invariants
@@ -23,6 +27,7 @@
 //!    takes it after a sleep, leaves `waiters` set for the others.
 //! 4. Any bit pattern is a state: a word that somebody scribbled on gives an error or a wait that
 //!    ends with its deadline, never a panic and never a wrong index.
+//! 5. A page that is lost has an odd sequence, and only who writes all of it makes that even.
 //!
 //! Two 32-bit halves and not one 64-bit word: a futex has 32 bits; a reader's mapping may be
 //! read-only, and a 32-bit processor loads 64 bits at once by an instruction that also stores.
@@ -41,6 +46,10 @@ use crate::atomic::{AtomicU32, Ordering, fence};
 use crate::layout::layout;
 use crate::parking::{Deadline, Parked, Parking, Wake};
 
+mod bits;
+
+pub use bits::LockBits;
+
 layout! {
     /// The word of one page. Zero is a page that nobody has written.
     #[derive(Debug, Default)]
@@ -56,6 +65,7 @@ layout! {
 const FREE: u32 = 0;
 const WAITERS: u32 = 1 << 31;
 const REPAIR: u32 = 1 << 30;
+const LOST: u32 = 1 << 29;
 const OWNER_MASK: u32 = (1 << 28) - 1;
 const SLOT_BITS: u32 = 8;
 const WRITING: u32 = 1;
@@ -96,6 +106,8 @@ pub enum LockState {
     Held(LockOwner),
     /// The broker repairs the page.
     Repair,
+    /// Nobody holds it, and its bytes are those of a write that never ended.
+    Lost,
 }
 
 /// Why a lock was not taken.
@@ -105,6 +117,9 @@ pub enum LockError {
     /// Held by another.
     #[error("the page is locked")]
     Busy,
+    /// The page is lost, until somebody writes all of it.
+    #[error("the bytes of the page are lost")]
+    Lost,
     /// Not within the time that the caller allowed.
     #[error("the page stayed locked until the deadline")]
     Timeout,
@@ -139,7 +154,7 @@ impl PageLock {
     ///
     /// # Errors
     ///
-    /// [`LockError::Timeout`], [`LockError::Parking`].
+    /// [`LockError::Timeout`], [`LockError::Lost`], [`LockError::Parking`].
     #[inline]
     pub fn lock(
         &self,
@@ -150,13 +165,33 @@ impl PageLock {
         if self.try_lock(owner).is_ok() {
             return Ok(());
         }
-        self.lock_contended(owner, deadline, parking)
+        self.lock_contended(owner, Lost::Refused, deadline, parking)
+    }
+
+    /// [`PageLock::lock`] for who writes the whole page, lost or not. A lost one stays so unless
+    /// its sequence is even when it is given back.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Timeout`], [`LockError::Parking`].
+    #[inline]
+    pub fn lock_to_rewrite(
+        &self,
+        owner: LockOwner,
+        deadline: Deadline,
+        parking: &impl Parking,
+    ) -> Result<(), LockError> {
+        if self.try_lock(owner).is_ok() {
+            return Ok(());
+        }
+        self.lock_contended(owner, Lost::Taken, deadline, parking)
     }
 
     #[cold]
     fn lock_contended(
         &self,
         owner: LockOwner,
+        lost: Lost,
         deadline: Deadline,
         parking: &impl Parking,
     ) -> Result<(), LockError> {
@@ -174,6 +209,18 @@ impl PageLock {
             let taken =
                 self.half.compare_exchange(FREE, wanted, Ordering::Acquire, Ordering::Relaxed);
             let Err(held) = taken else { return Ok(()) };
+            if state_of(held) == LockState::Lost {
+                if lost == Lost::Refused {
+                    return Err(LockError::Lost);
+                }
+                let wanted = wanted | LOST;
+                let taken =
+                    self.half.compare_exchange(held, wanted, Ordering::Acquire, Ordering::Relaxed);
+                if taken.is_ok() {
+                    return Ok(());
+                }
+                continue;
+            }
             let Some(held) = self.ask_to_be_woken(held) else { continue };
             // Only now, with `waiters` set, may this one leave without the lock.
             if parking.park(&self.half, held, deadline)? == Parked::TimedOut {
@@ -206,21 +253,29 @@ impl PageLock {
         let given = self.half.compare_exchange(owner.0, FREE, Ordering::Release, Ordering::Relaxed);
         match given {
             Ok(_) => Ok(()),
-            Err(half) if half == owner.0 | WAITERS => self.unlock_contended(owner, parking),
+            Err(half) if state_of(half) == LockState::Held(owner) => {
+                self.unlock_contended(owner, parking)
+            }
             Err(_) => Err(LockError::NotHeld),
         }
     }
 
     #[cold]
     fn unlock_contended(&self, owner: LockOwner, parking: &impl Parking) -> Result<(), LockError> {
-        let held = owner.0 | WAITERS;
-        // Once set, `waiters` stays until the half is 0: nobody but repair can come in between.
-        let given = self.half.compare_exchange(held, FREE, Ordering::Release, Ordering::Relaxed);
-        if given.is_err() {
-            return Err(LockError::NotHeld);
+        let mut half = self.half.load(Ordering::Relaxed);
+        while state_of(half) == LockState::Held(owner) {
+            // Who took a lost page gives it back whole, or as it was.
+            let is_lost = half & LOST != 0 && self.condition() == PageCondition::Torn;
+            let given = if is_lost { LOST } else { FREE };
+            match self.half.compare_exchange(half, given, Ordering::Release, Ordering::Relaxed) {
+                // Those who wait are told of a lost page, and none of them tells the next.
+                Ok(_) if is_lost => return self.wake_all(parking),
+                Ok(half) if half & WAITERS == 0 => return Ok(()),
+                Ok(_) => return Ok(parking.wake(&self.half, Wake::One)?),
+                Err(now) => half = now,
+            }
         }
-        parking.wake(&self.half, Wake::One)?;
-        Ok(())
+        Err(LockError::NotHeld)
     }
 
     /// The holder's first step: from here on the page may be half written.
@@ -228,7 +283,9 @@ impl PageLock {
     pub fn begin_write(&self) {
         // Odd, also if a scribbler left it odd.
         let writing = self.sequence.load(Ordering::Relaxed).wrapping_add(1) | WRITING;
-        self.sequence.store(writing, Ordering::Relaxed);
+        // Release pairs with the acquire of `begin_read`: who sees it odd sees the half of its
+        // writer, and takes no earlier `lost` for its.
+        self.sequence.store(writing, Ordering::Release);
         // Release pairs with the acquire fence of `is_unchanged`: who reads a byte that is stored
         // from here on sees the odd sequence at its second look.
         fence(Ordering::Release);
@@ -249,6 +306,13 @@ impl PageLock {
         // Acquire pairs with the release of `end_write`.
         let sequence = self.sequence.load(Ordering::Acquire);
         (sequence & WRITING == 0).then_some(Sequence(sequence))
+    }
+
+    /// Whether the page is lost, for a reader that has just found no sequence to begin with.
+    #[inline]
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.half.load(Ordering::Relaxed) & (LOST | REPAIR) == LOST
     }
 
     /// A reader's look after it has read: whether what it read is whole. If not, all of it is to be
@@ -272,18 +336,16 @@ impl PageLock {
     }
 
     /// Takes the lock of a dead owner over, for repair. The caller knows that the owner's process
-    /// has ended, so nothing of it can follow.
+    /// has ended, so nothing of it can follow. Who repaired before and died as well is gone on
+    /// after: the half still names whose lock it was.
     ///
     /// # Errors
     ///
     /// [`LockError::NotHeld`] if the dead does not hold it.
     pub fn take_over(&self, dead: LockOwner) -> Result<PageCondition, LockError> {
         let mut half = self.half.load(Ordering::Relaxed);
-        while state_of(half) == LockState::Held(dead) {
-            // Without `waiters`: repair wakes all in any case.
-            let taken =
-                self.half.compare_exchange(half, REPAIR, Ordering::Acquire, Ordering::Relaxed);
-            match taken {
+        while let Some(taken) = taken_over(half, dead) {
+            match self.half.compare_exchange(half, taken, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => {
                     // Release pairs with the acquire fence of `is_unchanged`, as the one of
                     // `begin_write` did for the dead: who reads a byte that repair stores sees the
@@ -300,29 +362,26 @@ impl PageLock {
     /// Whether the page, held by repair or by the caller, may be half written.
     #[must_use]
     pub fn condition(&self) -> PageCondition {
-        if self.sequence.load(Ordering::Acquire) & WRITING == 0 {
-            PageCondition::Whole
-        } else {
-            PageCondition::Torn
-        }
+        condition_of(self.sequence.load(Ordering::Acquire))
     }
 
-    /// Gives the lock back after repair, with the page whole, and wakes all who wait.
+    /// Gives the lock back after repair and wakes all who wait. A page that `left` says is whole
+    /// has an even sequence then.
     ///
     /// # Errors
     ///
     /// [`LockError::NotHeld`] if repair does not hold it; [`LockError::Parking`]: released, nobody
     /// woken.
-    pub fn release_repaired(&self, parking: &impl Parking) -> Result<(), LockError> {
+    pub fn release_repaired(&self, left: Left, parking: &impl Parking) -> Result<(), LockError> {
         let mut half = self.half.load(Ordering::Relaxed);
         // Nobody but repair takes `repair` away, so this holds until the half is set below.
-        if state_of(half) == LockState::Repair && self.condition() == PageCondition::Torn {
+        let is_repair = state_of(half) == LockState::Repair;
+        if is_repair && left == Left::Whole && self.condition() == PageCondition::Torn {
             self.end_write();
         }
+        let given = left.half(self.condition());
         while state_of(half) == LockState::Repair {
-            let given =
-                self.half.compare_exchange(half, FREE, Ordering::Release, Ordering::Relaxed);
-            match given {
+            match self.half.compare_exchange(half, given, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return self.wake_all(parking),
                 Err(now) => half = now,
             }
@@ -355,12 +414,51 @@ pub enum PageCondition {
     Torn,
 }
 
+/// How repair leaves a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// All copies have the same bytes, of before the write or after it.
+    Whole,
+    /// There was nothing to make it whole from.
+    Lost,
+}
+
+/// Whether a lock is taken with a page that is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lost {
+    Refused,
+    Taken,
+}
+
+impl Left {
+    const fn half(self, condition: PageCondition) -> u32 {
+        match (self, condition) {
+            // A page that nobody was writing is not lost.
+            (Self::Lost, PageCondition::Torn) => LOST,
+            _ => FREE,
+        }
+    }
+}
+
+const fn condition_of(sequence: u32) -> PageCondition {
+    if sequence & WRITING == 0 { PageCondition::Whole } else { PageCondition::Torn }
+}
+
 fn state_of(half: u32) -> LockState {
     match half & !WAITERS {
         FREE => LockState::Free,
         held if held & REPAIR != 0 => LockState::Repair,
+        LOST => LockState::Lost,
         held => LockState::Held(LockOwner(held & OWNER_MASK)),
     }
+}
+
+/// The half after repair has taken it over from `dead`; none if that does not hold it, and did not
+/// when an earlier repair began. Without `waiters`: repair wakes all in any case.
+fn taken_over(half: u32, dead: LockOwner) -> Option<u32> {
+    let is_of_dead = half & OWNER_MASK == dead.0;
+    let is_taken = matches!(state_of(half), LockState::Held(_) | LockState::Repair);
+    (is_of_dead && is_taken).then_some((half & !WAITERS) | REPAIR)
 }
 
 #[cfg(test)]

@@ -38,6 +38,8 @@ use crate::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::fence::Fence;
 use crate::layout::layout;
 
+pub mod intent;
+
 layout! {
     /// One slot. Zero is a slot that was never used.
     #[derive(Debug, Default)]
@@ -45,7 +47,7 @@ layout! {
         /// Odd while an operation is in flight. Written by the slot's thread, read by servers and
         /// by who unmaps.
         0 => mark: AtomicU32,
-        /// Of the intent: 0 none, 1 the first copy is being written, 2 the others are.
+        /// How far the intent is: see [`intent`]. Written by the slot's thread, read by repair.
         4 => phase: AtomicU32,
         /// The first byte that the intent is about.
         8 => intent_addr: AtomicU64,
@@ -53,7 +55,9 @@ layout! {
         16 => intent_bytes: AtomicU64,
         /// Operations that the slot has done; a claim for the administrator.
         24 => operations: AtomicU64,
-        32 => reserved: [AtomicU64; 4],
+        /// The daemon whose copy the intent's operation writes first.
+        32 => intent_first: AtomicU32,
+        36 => reserved: [AtomicU32; 7],
     }
 }
 
@@ -120,6 +124,10 @@ impl Slot {
         // Acquire (b) pairs with the release of who took the changes in.
         if generation == look.known.load(Ordering::Acquire) { Ok(operation) } else { Err(Moved) }
     }
+
+    /// Where in a slot the bytes of its intent lie.
+    #[cfg(not(loom))]
+    pub(crate) const INTENT_BYTES: usize = core::mem::offset_of!(Self, intent_bytes);
 
     /// Counts operations that were done in this slot. For the slot's own thread.
     #[inline]

@@ -5,12 +5,13 @@ use std::cell::Cell;
 use arbitrary::{Result, Unstructured};
 use dmce_abi::block::SessionId;
 use dmce_shm::atomic::AtomicU32;
-use dmce_shm::lock::{LockError, LockOwner, LockState, PageCondition, PageLock};
+use dmce_shm::lock::{Left, LockBits, LockError, LockOwner, LockState, PageCondition, PageLock};
 use dmce_shm::parking::{Deadline, Parked, Parking, Wake};
 use dmce_sys::futex::FutexError;
 
 const WAITERS: u32 = 1 << 31;
 const REPAIR: u32 = 1 << 30;
+const LOST: u32 = 1 << 29;
 const OWNER_MASK: u32 = (1 << 28) - 1;
 /// Sleeps of one call that end for no reason, before the deadline has passed.
 const SPURIOUS_MAX: u32 = 3;
@@ -26,15 +27,17 @@ fn steps(bytes: &mut Unstructured<'_>) -> Result<()> {
     let sleeper = Sleeper::default();
     while !bytes.is_empty() {
         let owner = owner(bytes)?;
-        match bytes.int_in_range(0..=9)? {
+        match bytes.int_in_range(0..=11)? {
             0 => model.try_lock(&word, owner),
             1 => model.lock(&word, owner, &sleeper),
+            10 => model.lock_to_rewrite(&word, owner, &sleeper),
+            11 => model.release(&word, Left::Lost, &sleeper),
             2 | 3 => model.unlock(&word, owner, &sleeper),
             4 => model.begin_write(&word),
             5 => model.end_write(&word),
             6 => model.take_over(&word, owner),
             7 => model.take_over_holder(&word),
-            8 => model.release_repaired(&word, &sleeper),
+            8 => model.release(&word, Left::Whole, &sleeper),
             _ => model.unlock_holder(&word, &sleeper),
         }
         model.check(&word);
@@ -88,20 +91,21 @@ impl Model {
         match self.half & !WAITERS {
             0 => LockState::Free,
             half if half & REPAIR != 0 => LockState::Repair,
+            LOST => LockState::Lost,
             _ => LockState::Held(self.holder()),
         }
     }
 
     /// Whose the owner's bits are. An owner without a session is nobody's, and is there.
     fn holder(&self) -> LockOwner {
-        match PageLock::of_words(self.half & OWNER_MASK | 1 << 29, 0).state() {
+        match PageLock::of_words(self.half & OWNER_MASK | 1 << 28, 0).state() {
             LockState::Held(owner) => owner,
             other => panic!("{other:?}"),
         }
     }
 
     fn is_held_by(&self, owner: LockOwner) -> bool {
-        self.half & !WAITERS == bits(owner)
+        self.state() == LockState::Held(owner)
     }
 
     fn check(&self, word: &PageLock) {
@@ -109,6 +113,7 @@ impl Model {
         let whole = self.sequence.is_multiple_of(2);
         assert_eq!(word.condition() == PageCondition::Whole, whole);
         assert_eq!(word.begin_read().is_some(), whole);
+        assert_eq!(word.is_lost(), self.half & (LOST | REPAIR) == LOST);
     }
 
     fn try_lock(&mut self, word: &PageLock, owner: LockOwner) {
@@ -126,12 +131,24 @@ impl Model {
                 assert_eq!((self.half, sleeper.sleeps.get()), (0, 0));
                 self.half = bits(owner);
             }
+            Err(LockError::Lost) => assert_eq!(self.state(), LockState::Lost),
             Err(LockError::Timeout) => {
+                assert!(self.state() != LockState::Lost);
                 assert_eq!(sleeper.sleeps.get(), SPURIOUS_MAX + 1);
                 self.half |= WAITERS;
             }
             Err(error) => panic!("{error}"),
         }
+    }
+
+    fn lock_to_rewrite(&mut self, word: &PageLock, owner: LockOwner, sleeper: &Sleeper) {
+        if self.state() != LockState::Lost {
+            return self.lock(word, owner, sleeper);
+        }
+        let taken = word.lock_to_rewrite(owner, Deadline::PASSED, sleeper);
+        assert!(taken.is_ok());
+        // Others may be about to sleep.
+        self.half = bits(owner) | LOST | WAITERS;
     }
 
     fn unlock(&mut self, word: &PageLock, owner: LockOwner, sleeper: &Sleeper) {
@@ -140,8 +157,10 @@ impl Model {
         match word.unlock(owner, sleeper) {
             Ok(()) => {
                 assert!(self.is_held_by(owner));
-                assert_eq!(sleeper.woken.get(), awaited.then_some(Wake::One));
-                self.half = 0;
+                let is_lost = self.half & LOST != 0 && self.sequence % 2 == 1;
+                let one = awaited.then_some(Wake::One);
+                assert_eq!(sleeper.woken.get(), if is_lost { Some(Wake::All) } else { one });
+                self.half = if is_lost { LOST } else { 0 };
             }
             Err(error) => {
                 assert!(matches!(error, LockError::NotHeld) && !self.is_held_by(owner));
@@ -171,14 +190,23 @@ impl Model {
     }
 
     fn take_over(&mut self, word: &PageLock, dead: LockOwner) {
-        let held = self.state() == LockState::Held(dead);
+        // Also what an earlier repair took from it.
+        let of_dead = self.half & OWNER_MASK == bits(dead);
+        let held = match self.state() {
+            LockState::Held(_) | LockState::Repair => of_dead,
+            _ => false,
+        };
+        let at_once = self.bits().taken_over(dead);
         match word.take_over(dead) {
             Ok(condition) => {
                 assert!(held);
                 assert_eq!(condition == PageCondition::Torn, self.sequence % 2 == 1);
-                self.half = REPAIR;
+                self.half = self.half & !WAITERS | REPAIR;
+                assert_eq!(at_once, Some(self.bits()));
             }
-            Err(error) => assert!(matches!(error, LockError::NotHeld) && !held),
+            Err(error) => {
+                assert!(matches!(error, LockError::NotHeld) && !held && at_once.is_none());
+            }
         }
     }
 
@@ -188,18 +216,28 @@ impl Model {
         }
     }
 
-    fn release_repaired(&mut self, word: &PageLock, sleeper: &Sleeper) {
+    fn release(&mut self, word: &PageLock, left: Left, sleeper: &Sleeper) {
         let repaired = self.state() == LockState::Repair;
         sleeper.woken.set(None);
-        match word.release_repaired(sleeper) {
+        let at_once = self.bits().released(left);
+        match word.release_repaired(left, sleeper) {
             Ok(()) => {
                 assert!(repaired && sleeper.woken.get() == Some(Wake::All));
-                self.half = 0;
-                // Odd becomes even.
-                self.sequence = self.sequence.wrapping_add(self.sequence % 2);
+                let torn = self.sequence % 2;
+                self.half = if left == Left::Lost && torn == 1 { LOST } else { 0 };
+                // Odd becomes even where the page is whole.
+                self.sequence = self.sequence.wrapping_add(if self.half == 0 { torn } else { 0 });
+                assert_eq!(at_once, Some(self.bits()));
             }
-            Err(error) => assert!(matches!(error, LockError::NotHeld) && !repaired),
+            Err(error) => {
+                assert!(matches!(error, LockError::NotHeld) && !repaired && at_once.is_none());
+            }
         }
+    }
+
+    /// The word as a server sees it.
+    fn bits(&self) -> LockBits {
+        LockBits::of_word(u64::from(self.sequence) << 32 | u64::from(self.half))
     }
 }
 

@@ -15,17 +15,18 @@ use dmce_abi::limits::{PINS, SLOTS};
 use dmce_shm::Fence;
 use dmce_shm::session::object::{SessionError, SessionObject};
 use dmce_shm::session::pin::PinnedRange;
-use dmce_shm::session::{SESSION_BYTES, SessionIdentity};
+use dmce_shm::session::{SESSION_BYTES, SessionIdentity, UNDO_BYTES};
 use dmce_sys::object;
 
 use crate::objects::{bytes_of, holding};
 
-const OBJECT: usize = 36_864;
+/// What every session needs of its object; the undo buffers follow.
+const FRONT: usize = 36_864;
 const USAGE_OFFSET: usize = 128;
 const SLOTS_OFFSET: usize = 4096;
 const PINS_OFFSET: usize = 20480;
 
-const _: () = assert!(OBJECT as u64 == SESSION_BYTES);
+const _: () = assert!(FRONT as u64 + SLOTS as u64 * UNDO_BYTES as u64 == SESSION_BYTES);
 
 pub fn run(data: &[u8]) {
     let session = SessionId::try_from(7).expect("a small id");
@@ -52,8 +53,10 @@ fn scribble(object: &SessionObject, bytes: &mut Unstructured<'_>) -> Result<()> 
         let offset = u64::from(bytes.arbitrary::<u16>()?) * 4;
         let count = usize::from(bytes.arbitrary::<u8>()?).min(bytes.len());
         let stored = bytes.bytes(count)?;
-        if offset + (count as u64) > SESSION_BYTES {
-            object::truncate(object.as_fd(), offset).expect("a client can do that");
+        if let Some(beyond) = offset.checked_sub(2 * FRONT as u64) {
+            // About where the object ends.
+            let end = SESSION_BYTES - 256 + beyond;
+            object::truncate(object.as_fd(), end).expect("a client can do that");
         } else {
             object::write_at(object.as_fd(), stored, offset).expect("a client can do that");
         }
@@ -63,7 +66,7 @@ fn scribble(object: &SessionObject, bytes: &mut Unstructured<'_>) -> Result<()> 
 
 /// What the broker makes of the words is what they say, however wrong.
 fn read(object: &SessionObject) {
-    let copy = bytes_of_object(object);
+    let copy: [u8; FRONT] = bytes_of(object.as_fd());
     let word = |at: usize| u32::from_le_bytes(array(&copy, at));
     let long = |at: usize| u64::from_le_bytes(array(&copy, at));
     let marks = object.marks().expect("the object is whole");
@@ -71,6 +74,16 @@ fn read(object: &SessionObject) {
         (0..SLOTS).filter(|slot| word(SLOTS_OFFSET + slot * 64) % 2 == 1).collect();
     assert_eq!(marks.in_flight().collect::<Vec<_>>(), odd);
     assert_eq!(marks.waiting(&marks).collect::<Vec<_>>(), odd);
+
+    let changing = |slot: &usize| long(SLOTS_OFFSET + slot * 64 + 16) != 0;
+    let intents = object.intents().expect("the object is whole");
+    let slots: Vec<usize> = intents.iter().map(|(slot, _)| usize::from(*slot)).collect();
+    assert_eq!(slots, odd.iter().copied().filter(changing).collect::<Vec<_>>());
+    for (slot, intent) in intents {
+        assert_eq!(intent.addr, long(SLOTS_OFFSET + usize::from(slot) * 64 + 8));
+        object.clear_intent(slot).expect("the object is whole");
+    }
+    assert_eq!(object.intents().expect("the object is whole"), []);
 
     let pin = |place: usize| {
         let at = PINS_OFFSET + place * 32;
@@ -101,10 +114,6 @@ fn adopt(object: &SessionObject, whole: bool) {
         Err(SessionError::Barrier) => assert!(whole),
         Err(error) => assert!(!whole, "{error}"),
     }
-}
-
-fn bytes_of_object(object: &SessionObject) -> [u8; OBJECT] {
-    bytes_of(object.as_fd())
 }
 
 fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {

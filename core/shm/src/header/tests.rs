@@ -197,7 +197,7 @@ fn another_version_names_both() {
     create(fd.as_fd(), &of_session()).unwrap();
     object::write_at(fd.as_fd(), &9_u32.to_le_bytes(), 8).unwrap();
     let error = read(fd.as_fd(), LAYOUT).unwrap_err();
-    assert_eq!(error.to_string(), "the header is of segment version 9, this release reads 1");
+    assert_eq!(error.to_string(), "the header is of segment version 9, this release reads 2");
     assert!(!error.is_removable());
 }
 

@@ -15,15 +15,15 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use dmce_abi::limits::{PINS, SLOTS};
 use dmce_abi::version::SEGMENT_VERSION;
-use dmce_sys::map::{FileRange, MapError, Mapping, Populate, Protection};
+use dmce_sys::map::{self, FileRange, MapError, MappedRange, Mapping, Populate, Protection};
 use dmce_sys::object::{self, ObjectError};
 
 use super::pin::{Pin, PinId, PinnedRange, Pins, PinsExhausted};
 use super::{
     BARRIER_MEMBARRIER, MAGIC, PINS_OFFSET, SESSION_BYTES, SLOTS_OFFSET, SessionIdentity,
-    SessionPage,
+    SessionPage, UNDO_BYTES, UNDO_OFFSET, UNDO_READY,
 };
-use crate::atomic::{AtomicU64, Ordering};
+use crate::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::fence::Fence;
 use crate::layout::layout;
 use crate::slot::{Look, Moved, Operation, Slot};
@@ -54,11 +54,13 @@ layout! {
 }
 
 const GENERATION_OFFSET: usize = offset_of!(SessionPage, generation);
+const UNDO_READY_OFFSET: usize = offset_of!(SessionPage, undo_ready);
 const USAGE_OFFSET: usize = offset_of!(SessionPage, bytes_in_use);
 
 // Where the typed words lie in a mapping that is page aligned.
 const _: () = {
     assert!(GENERATION_OFFSET.is_multiple_of(align_of::<AtomicU64>()));
+    assert!(UNDO_READY_OFFSET.is_multiple_of(align_of::<AtomicU32>()));
     assert!(USAGE_OFFSET.is_multiple_of(align_of::<Usage>()));
     assert!(SLOTS_OFFSET.is_multiple_of(align_of::<Slot>()));
     assert!(PINS_OFFSET.is_multiple_of(align_of::<Pin>()));
@@ -107,7 +109,9 @@ impl SessionMap {
             return Err(SessionMapError::Foreign { identity, field: "the size" });
         }
         let range = FileRange { offset: 0, bytes: SESSION_BYTES };
-        let mapping = Mapping::shared(fd, range, Protection::ReadWrite, Populate::Yes)?;
+        let mapping = Mapping::shared(fd, range, Protection::ReadWrite, Populate::No)?;
+        // Not the undo buffers, which would be allocated by that.
+        map::populate_read(mapping.range(0, UNDO_OFFSET as u64)?)?;
         let fence = if page.barrier == BARRIER_MEMBARRIER { fence } else { Fence::Full };
         let pins = Pins::new(pins_in(&mapping));
         let known = AtomicU64::new(page.generation.get());
@@ -170,6 +174,21 @@ impl SessionMap {
         unsafe { slice::from_raw_parts(first, SLOTS) }
     }
 
+    /// The undo buffer of a slot, [`UNDO_BYTES`] long, for its thread; `None` as long as the broker
+    /// has not committed it.
+    #[inline]
+    #[must_use]
+    pub fn undo(&self, slot: u8) -> Option<MappedRange<'_>> {
+        // SAFETY: as in `slots`, for one word.
+        let ready = unsafe { &*self.at::<AtomicU32>(UNDO_READY_OFFSET) };
+        // Acquire: the kernel stored the word after it had committed the buffers.
+        if ready.load(Ordering::Acquire) != UNDO_READY {
+            return None;
+        }
+        let offset = UNDO_OFFSET + usize::from(slot) * UNDO_BYTES;
+        self.mapping.range(offset as u64, UNDO_BYTES as u64).ok()
+    }
+
     /// What the client shows to the administrator.
     #[inline]
     #[must_use]
@@ -220,7 +239,8 @@ fn check(page: &SessionPage, identity: SessionIdentity) -> Result<(), SessionMap
     same("the session", page.session == expected.session)?;
     same("the GUID", page.guid == expected.guid)?;
     same("the slots", (page.slots, page.slots_offset) == (expected.slots, expected.slots_offset))?;
-    same("the pins", (page.pins, page.pins_offset) == (expected.pins, expected.pins_offset))
+    same("the pins", (page.pins, page.pins_offset) == (expected.pins, expected.pins_offset))?;
+    same("the undo buffers", page.undo_buffers == expected.undo_buffers)
 }
 
 fn pins_in(mapping: &Mapping) -> &[Pin] {

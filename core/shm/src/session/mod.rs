@@ -1,9 +1,10 @@
 //! The session object: the one object that a client writes and a server reads (section 4).
 //!
 //! ```text
-//! 0        64           128       4096                    20480                36864
-//! | who    | generation | usage   | 256 slots of 64 bytes | 512 pins of 32     |
-//!   broker   broker       client    client                  client
+//! 0        64           128       4096           20480         36864                 1085440
+//! | who    | generation | usage   | 256 slots    | 512 pins    | 256 undo buffers    |
+//!   broker   broker       client    of 64 bytes    of 32         of 4096, sparse until the
+//!                                   client         client        broker commits them; client
 //! ```
 //!
 //! # Invariants
@@ -32,12 +33,16 @@ use pin::Pin;
 
 /// Bytes of a session object.
 pub const SESSION_BYTES: u64 = SESSION_END as u64;
+/// Bytes of a slot's undo buffer: a page of a block.
+pub const UNDO_BYTES: usize = 4096;
 
 const SLOTS_OFFSET: usize = 4096;
 const PINS_OFFSET: usize = SLOTS_OFFSET + SLOTS * size_of::<Slot>();
-const SESSION_END: usize = PINS_OFFSET + PINS * size_of::<Pin>();
+/// Where what every session needs ends, and what only writers of copies need begins.
+const UNDO_OFFSET: usize = PINS_OFFSET + PINS * size_of::<Pin>();
+const SESSION_END: usize = UNDO_OFFSET + SLOTS * UNDO_BYTES;
 
-const _: () = assert!(PINS_OFFSET == 20480 && SESSION_BYTES == 36_864);
+const _: () = assert!(PINS_OFFSET == 20480 && UNDO_OFFSET == 36_864 && SESSION_BYTES == 1_085_440);
 
 const MAGIC: [u8; 8] = *b"DMCESESS";
 /// The tables in `docs/shared-memory.md`: first page, slot, pin.
@@ -68,7 +73,7 @@ layout! {
         48 => pins: U32,
         52 => undo_buffers: U32,
         56 => barrier: U32,
-        60 => reserved: [u8; 4],
+        60 => undo_ready: U32,
         64 => generation: U64,
         72 => reserved_behind_generation: [u8; 56],
         128 => bytes_in_use: U64,
@@ -77,6 +82,9 @@ layout! {
         152 => reserved_behind_usage: [u8; 3944],
     }
 }
+
+/// The `undo_ready` of an object whose undo buffers are committed.
+const UNDO_READY: u32 = 1;
 
 /// The `barrier` of a broker that issues `membarrier`; 0 where both sides need full fences.
 const BARRIER_MEMBARRIER: u32 = 1;
@@ -94,6 +102,7 @@ impl SessionPage {
         page.slots_offset = (SLOTS_OFFSET as u32).into();
         page.pins_offset = (PINS_OFFSET as u32).into();
         page.pins = (PINS as u32).into();
+        page.undo_buffers = (SLOTS as u32).into();
         page.barrier = match fence {
             Fence::Asymmetric => BARRIER_MEMBARRIER,
             Fence::Full => 0,

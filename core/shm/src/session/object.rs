@@ -23,18 +23,19 @@ use dmce_sys::object::{self, ObjectError};
 
 use super::pin::{self, PinnedRange};
 use super::{
-    BARRIER_MEMBARRIER, PINS_OFFSET, SESSION_BYTES, SESSION_END, SLOTS_OFFSET, SessionIdentity,
-    SessionPage,
+    BARRIER_MEMBARRIER, PINS_OFFSET, SESSION_BYTES, SLOTS_OFFSET, SessionIdentity, SessionPage,
+    UNDO_BYTES, UNDO_OFFSET, UNDO_READY,
 };
 use crate::atomic::{Ordering, fence};
 use crate::fence::Fence;
-use crate::slot::{self, Marks};
+use crate::slot::intent::IntentClaim;
+use crate::slot::{self, Marks, Slot};
 
 /// More than this is never held by an object of [`SESSION_BYTES`], with huge pages either.
 const ALLOCATED_BYTES_MAX: u64 = 2 << 20;
 
 const SLOTS_RANGE: Range<usize> = SLOTS_OFFSET..PINS_OFFSET;
-const PINS_RANGE: Range<usize> = PINS_OFFSET..SESSION_END;
+const PINS_RANGE: Range<usize> = PINS_OFFSET..UNDO_OFFSET;
 
 /// A session object, as the broker holds it.
 #[derive(Debug)]
@@ -74,8 +75,8 @@ pub enum SessionError {
 }
 
 impl SessionObject {
-    /// Writes the session object into a new, empty object. All of it is written, so all of it is
-    /// committed, and no store of the client can fail.
+    /// Writes the session object into a new, empty object. All of it but the undo buffers is
+    /// written, so it is committed, and no store of the client there can fail.
     ///
     /// `fence` is what the broker uses after [`SessionObject::publish`] for as long as the session
     /// lives; the client reads it from the object.
@@ -88,10 +89,11 @@ impl SessionObject {
         identity: SessionIdentity,
         fence: Fence,
     ) -> Result<Self, SessionError> {
-        let mut whole = vec![0; SESSION_END];
+        let mut front = vec![0; UNDO_OFFSET];
         let page = SessionPage::new(identity, fence);
-        whole[..size_of::<SessionPage>()].copy_from_slice(page.as_bytes());
-        object::write_at(fd.as_fd(), &whole, 0)?;
+        front[..size_of::<SessionPage>()].copy_from_slice(page.as_bytes());
+        object::write_at(fd.as_fd(), &front, 0)?;
+        object::truncate(fd.as_fd(), SESSION_BYTES)?;
         Ok(Self { fd })
     }
 
@@ -110,6 +112,18 @@ impl SessionObject {
             return Err(SessionError::Barrier);
         }
         Ok(object)
+    }
+
+    /// Commits the undo buffers, then says so: before the session has a block with copies.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Object`], with no space among them.
+    pub fn commit_undo(&self) -> Result<(), SessionError> {
+        object::commit(self.as_fd(), UNDO_OFFSET as u64, SESSION_BYTES - UNDO_OFFSET as u64)?;
+        let ready = UNDO_READY.to_le_bytes();
+        object::write_at(self.as_fd(), &ready, offset_of!(SessionPage, undo_ready) as u64)?;
+        Ok(())
     }
 
     /// Stores the generation. After the heavy half of the fence every operation either sees it or
@@ -143,6 +157,48 @@ impl SessionObject {
     /// [`SessionError::Object`].
     pub fn marks(&self) -> Result<Marks, SessionError> {
         Ok(Marks::of_copy(&self.copy(SLOTS_RANGE)?))
+    }
+
+    /// What the slots were changing that were in flight, by slot. After the client's death: to a
+    /// living one an intent belongs alone.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Object`].
+    pub fn intents(&self) -> Result<Vec<(u8, IntentClaim)>, SessionError> {
+        let slots = self.copy(SLOTS_RANGE)?;
+        let of_slot = |slot: usize| {
+            let copy = slots.chunks_exact(size_of::<Slot>()).nth(slot)?;
+            Some((u8::try_from(slot).ok()?, IntentClaim::of_copy(copy)?))
+        };
+        Ok(Marks::of_copy(&slots).in_flight().filter_map(of_slot).collect())
+    }
+
+    /// Takes the intent of a slot away, when it was repaired.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Object`].
+    pub fn clear_intent(&self, slot: u8) -> Result<(), SessionError> {
+        let offset = SLOTS_OFFSET + usize::from(slot) * size_of::<Slot>() + Slot::INTENT_BYTES;
+        object::write_at(self.as_fd(), &[0; 8], offset as u64)?;
+        Ok(())
+    }
+
+    /// The beginning of a slot's undo buffer.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Object`].
+    ///
+    /// # Panics
+    ///
+    /// If `into` is longer than [`UNDO_BYTES`].
+    pub fn undo(&self, slot: u8, into: &mut [u8]) -> Result<(), SessionError> {
+        assert!(into.len() <= UNDO_BYTES, "an undo buffer has {UNDO_BYTES} bytes");
+        let offset = UNDO_OFFSET + usize::from(slot) * UNDO_BYTES;
+        object::read_at(self.as_fd(), into, offset as u64)?;
+        Ok(())
     }
 
     /// The pins now. Who must not miss one asks after the marks have quiesced: a pin is taken

@@ -1,12 +1,15 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
+use dmce_abi::block::DaemonId;
 use dmce_sys::object as file;
+use dmce_sys::transfer::{self, Store};
 
 use super::map::{SessionMap, SessionMapError};
 use super::object::{SessionError, SessionObject};
 use super::pin::PinnedRange;
 use super::*;
+use crate::slot::intent::{IntentClaim, Progress, Undo};
 use crate::slot::{Marks, Moved};
 use crate::testing::object;
 
@@ -33,7 +36,12 @@ fn duplicate(object: &SessionObject) -> OwnedFd {
 fn a_new_object_is_whole_committed_and_of_its_session() {
     let (object, map) = pair();
     object.check_size().unwrap();
-    assert_eq!(file::stat(object.as_fd()).unwrap().allocated_bytes, SESSION_BYTES);
+    let allocated = |object: &SessionObject| file::stat(object.as_fd()).unwrap().allocated_bytes;
+    assert_eq!(allocated(&object), UNDO_OFFSET as u64, "the undo buffers are sparse");
+    assert!(map.undo(0).is_none());
+    object.commit_undo().unwrap();
+    object.check_size().unwrap();
+    assert_eq!(allocated(&object), SESSION_BYTES);
     assert_eq!(object.generation().unwrap(), 0);
     assert_eq!(object.usage().unwrap(), super::object::UsageClaim::default());
     assert_eq!(object.marks().unwrap().in_flight().count(), 0);
@@ -131,6 +139,34 @@ fn the_last_pin_is_the_last_and_a_freed_one_can_be_taken_again() {
 }
 
 #[test]
+fn a_dead_slots_intent_and_undo_buffer_are_read_until_they_are_taken_away() {
+    let (object, map) = pair();
+    object.commit_undo().unwrap();
+    let _idle = map.begin(4).unwrap();
+    let _operation = map.begin(SLOTS - 1).unwrap();
+    let first = DaemonId::try_from(2).unwrap();
+    let intent = map.slots()[SLOTS - 1].intend(1 << 30, 3);
+    let undo = map.undo(255).unwrap();
+    assert_eq!(undo.len(), UNDO_BYTES);
+    // SAFETY: the buffer is mapped writable, and the bytes are no part of it.
+    unsafe { transfer::store(undo.part(0, 3).unwrap(), b"old".as_ptr(), Store::Cached) }.unwrap();
+    intent.begin_first(first, Undo::Saved);
+
+    let progress = Progress::First { first: 2, undo: Undo::Saved };
+    let claim = IntentClaim { addr: 1 << 30, bytes: 3, progress };
+    assert_eq!(object.intents().unwrap(), [(255, claim)]);
+    let mut saved = [0; 3];
+    object.undo(255, &mut saved).unwrap();
+    assert_eq!(saved, *b"old");
+    object.undo(254, &mut saved).unwrap();
+    assert_eq!(saved, [0; 3], "each slot has its own");
+    object.clear_intent(255).unwrap();
+    assert_eq!(object.intents().unwrap(), []);
+    let word = file::read_at(object.as_fd(), &mut saved, SESSION_BYTES - 3);
+    assert!(word.is_ok(), "the last undo buffer ends the object");
+}
+
+#[test]
 fn usage_is_what_the_client_shows() {
     let (object, map) = pair();
     map.usage().bytes_in_use.store(1 << 40, Ordering::Relaxed);
@@ -149,9 +185,9 @@ fn another_sessions_object_is_not_mapped() {
     let other = SessionIdentity { guid: Guid([6; 16]), ..identity() };
     let error = SessionMap::map(object.as_fd(), other, Fence::Full).unwrap_err();
     assert_eq!(error.to_string(), "the session object is not that of session 7: the GUID differs");
-    file::write_at(object.as_fd(), &2_u32.to_le_bytes(), 8).unwrap();
+    file::write_at(object.as_fd(), &3_u32.to_le_bytes(), 8).unwrap();
     let error = SessionMap::map(object.as_fd(), identity(), Fence::Full).unwrap_err();
-    assert!(matches!(error, SessionMapError::OtherVersion { theirs: 2, ours: 1 }), "{error}");
+    assert!(matches!(error, SessionMapError::OtherVersion { theirs: 3, ours: 2 }), "{error}");
 }
 
 #[test]
@@ -182,6 +218,7 @@ fn a_client_that_fills_its_object_with_noise_misleads_nobody_but_itself() {
     assert!(object.pins().unwrap().iter().all(|pin| pin.writable));
     assert_eq!(object.usage().unwrap().bytes_in_use, u64::MAX);
     assert_eq!(object.generation().unwrap(), u64::MAX);
+    assert_eq!(object.intents().unwrap().len(), SLOTS);
     assert!(map.has_moved());
 }
 
@@ -217,7 +254,7 @@ fn the_words_lie_where_the_document_says() {
     assert_eq!(word_at(0), u64::from_le_bytes(*b"DMCESESS"));
     assert_eq!(word_at(16), 256 << 32 | 7);
     assert_eq!(word_at(40), 20480 << 32 | 4096);
-    assert_eq!(word_at(48), 512);
+    assert_eq!(word_at(48), 256 << 32 | 512);
     assert_eq!((word_at(64), word_at(128)), (19, 11));
     assert_eq!((word_at(4096 + 64 + 24), word_at(4096 + 128)), (5, 1));
     assert_eq!((word_at(20480), word_at(20488), word_at(20496)), (13, 17, 3));

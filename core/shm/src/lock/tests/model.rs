@@ -201,9 +201,9 @@ fn repair(page: &Page, dead: LockOwner) {
             // As from the intent: the first copy decides.
             let value = page.words[0].load(Ordering::Relaxed);
             page.store(value);
-            page.lock.release_repaired(&&page.futex).unwrap();
+            page.lock.release_repaired(Left::Whole, &&page.futex).unwrap();
         }
-        Ok(PageCondition::Whole) => page.lock.release_repaired(&&page.futex).unwrap(),
+        Ok(PageCondition::Whole) => page.lock.release_repaired(Left::Whole, &&page.futex).unwrap(),
         Err(_) => page.lock.wake_all(&&page.futex).unwrap(),
     }
 }
@@ -275,5 +275,51 @@ fn the_death_of_a_woken_waiter_does_not_leave_another_asleep() {
         dies.join().unwrap();
         page.lock.wake_all(&&page.futex).unwrap();
         sleeper.join().unwrap();
+    });
+}
+
+/// A page that is lost is rewritten, and then written as any other.
+#[test]
+fn a_reader_takes_no_page_for_lost_that_was_rewritten() {
+    const SECOND_WRITE: u32 = 5;
+    explore(|| {
+        let page = Arc::new(Page { lock: PageLock::of_words(LOST, 1), ..Page::default() });
+        let writer = with(&page, |page| {
+            page.lock.lock_to_rewrite(owner(1, 0), Deadline::NEVER, &&page.futex).unwrap();
+            page.lock.begin_write();
+            page.store(1);
+            page.lock.end_write();
+            page.unlock(owner(1, 0));
+            page.lock(owner(1, 0));
+            page.lock.begin_write();
+            assert_eq!(page.lock.sequence.load(Ordering::Relaxed), SECOND_WRITE);
+        });
+        let sequence = page.lock.sequence.load(Ordering::Acquire);
+        if sequence == SECOND_WRITE {
+            assert!(!page.lock.is_lost(), "what is being written is called lost");
+        }
+        writer.join().unwrap();
+    });
+}
+
+/// Who waits for a page that is given up hears of it.
+#[test]
+fn nobody_sleeps_on_a_page_that_repair_calls_lost() {
+    explore(|| {
+        let page = Arc::new(Page::default());
+        page.lock(owner(1, 0));
+        page.lock.begin_write();
+        let sleepers = [2, 3].map(|session| {
+            with(&page, move |page| {
+                let taken = page.lock.lock(owner(session, 0), Deadline::NEVER, &&page.futex);
+                assert!(matches!(taken, Err(LockError::Lost)), "{taken:?}");
+            })
+        });
+        assert_eq!(page.lock.take_over(owner(1, 0)).unwrap(), PageCondition::Torn);
+        page.lock.release_repaired(Left::Lost, &&page.futex).unwrap();
+        for sleeper in sleepers {
+            sleeper.join().unwrap();
+        }
+        assert!(page.lock.is_lost() && page.lock.begin_read().is_none());
     });
 }

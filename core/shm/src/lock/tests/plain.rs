@@ -82,12 +82,12 @@ fn repair_takes_over_from_the_dead_alone() {
     assert!(matches!(lock.take_over(dead), Err(LockError::NotHeld)));
     lock.try_lock(dead).unwrap();
     assert!(matches!(lock.take_over(other), Err(LockError::NotHeld)));
-    assert!(matches!(lock.release_repaired(&Kernel), Err(LockError::NotHeld)));
+    assert!(matches!(lock.release_repaired(Left::Whole, &Kernel), Err(LockError::NotHeld)));
     assert_eq!(lock.take_over(dead).unwrap(), PageCondition::Whole);
     assert_eq!(lock.state(), LockState::Repair);
     assert!(matches!(lock.try_lock(other), Err(LockError::Busy)));
     assert!(matches!(lock.unlock(dead, &Kernel), Err(LockError::NotHeld)));
-    lock.release_repaired(&Kernel).unwrap();
+    lock.release_repaired(Left::Whole, &Kernel).unwrap();
     assert_eq!(lock.state(), LockState::Free);
 }
 
@@ -98,14 +98,14 @@ fn a_page_whose_writer_died_is_torn_until_repair_releases_it() {
     lock.begin_write();
     assert_eq!(lock.take_over(owner(1, 0)).unwrap(), PageCondition::Torn);
     assert!(lock.begin_read().is_none());
-    lock.release_repaired(&Kernel).unwrap();
+    lock.release_repaired(Left::Whole, &Kernel).unwrap();
     assert_eq!(lock.condition(), PageCondition::Whole);
     assert!(lock.begin_read().is_some());
 }
 
 #[test]
 fn no_word_that_somebody_scribbled_makes_a_panic_or_a_hang() {
-    let edges = [0, 1, 0xff, OWNER_MASK, 1 << 28, 1 << 29, REPAIR, WAITERS, u32::MAX];
+    let edges = [0, 1, 0xff, OWNER_MASK, 1 << 28, LOST, REPAIR, WAITERS, u32::MAX];
     for (half, sequence) in edges.into_iter().flat_map(|half| edges.map(|seq| (half, seq))) {
         let word = || scribbled(half, sequence);
         let _ = word().state();
@@ -113,7 +113,7 @@ fn no_word_that_somebody_scribbled_makes_a_panic_or_a_hang() {
         let _ = word().lock(owner(1, 0), Deadline::PASSED, &Kernel);
         let _ = word().unlock(owner(1, 0), &Kernel);
         let _ = word().take_over(owner(1, 0));
-        let _ = word().release_repaired(&Kernel);
+        let _ = word().release_repaired(Left::Whole, &Kernel);
         let lock = word();
         lock.begin_write();
         assert!(lock.begin_read().is_none(), "a writer is seen, whatever the sequence was");
