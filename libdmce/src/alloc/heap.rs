@@ -68,14 +68,15 @@ pub(crate) struct Heap {
     returned: Link,
     /// Slabs that are to be given back to their blocks.
     surplus: Link,
+    /// Of each class the slab in use, and those with room behind it.
+    firsts: [Link; CLASSES],
     bins: [Bin; CLASSES],
 }
 
+/// What else is to be said of a class.
 #[derive(Debug)]
 struct Bin {
-    /// The slab in use, and those with room behind it.
-    first: Link,
-    /// How many there are.
+    /// How many slabs are listed.
     listed: AtomicUsize,
     /// Objects that were allocated here less those that were freed here, as far as counted.
     live: AtomicUsize,
@@ -122,7 +123,6 @@ impl Heap {
     /// One without slabs.
     pub(crate) fn new(index: u32, buried: Arc<AtomicUsize>) -> Self {
         let bin = || Bin {
-            first: Link::none(),
             listed: AtomicUsize::new(0),
             live: AtomicUsize::new(0),
             ended: AtomicUsize::new(0),
@@ -136,6 +136,7 @@ impl Heap {
             buried,
             returned: Link::none(),
             surplus: Link::none(),
+            firsts: std::array::from_fn(|_| Link::none()),
             bins: std::array::from_fn(|_| bin()),
         }
     }
@@ -191,7 +192,7 @@ impl Heap {
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
     pub(crate) fn take_at_once(&self, class: Class, held: Held<'_>) -> Option<Taken> {
-        self.bins.get(class.index())?.first.get(held)?.take()
+        self.firsts.get(class.index())?.get(held)?.take()
     }
 
     /// Takes an object, if a slab has one that is listed.
@@ -204,8 +205,7 @@ impl Heap {
         if u64::from(class.object_bytes()) >= PAGE_BYTES {
             self.collect(heaps, held);
         }
-        let bin = &self.bins[class.index()];
-        while let Some(slab) = bin.first.get(held) {
+        while let Some(slab) = self.first(class, held) {
             if let Some(taken) = slab.take() {
                 return Some(taken);
             }
@@ -218,8 +218,7 @@ impl Heap {
     /// are listed. False if there is none.
     pub(crate) fn renew(&self, class: Class, heaps: &Heaps, held: Held<'_>) -> bool {
         self.collect(heaps, held);
-        let bin = &self.bins[class.index()];
-        while let Some(slab) = bin.first.get(held) {
+        while let Some(slab) = self.first(class, held) {
             if slab.has_room() {
                 return true;
             }
@@ -300,17 +299,17 @@ impl Heap {
 
     /// Lists a slab that has room again; lets one go that is empty, if there are enough others.
     fn place(&self, slab: &Slab, held: Held<'_>) -> Given {
-        let bin = &self.bins[slab.class().index()];
-        if slab.is_listed() && (!slab.is_empty() || bin.first.is(slab)) {
+        let class = slab.class();
+        if slab.is_listed() && (!slab.is_empty() || self.firsts[class.index()].is(slab)) {
             return Given::Done;
         }
-        let is_superfluous = slab.is_empty() && bin.has_enough(slab.class());
+        let is_superfluous = slab.is_empty() && self.bins[class.index()].has_enough(class);
         if slab.is_empty() && (slab.is_frozen() || is_superfluous) {
             self.discard(slab, held);
             return Given::Surplus;
         }
         if !slab.is_listed() && !slab.is_frozen() {
-            bin.list(slab, held);
+            self.list(slab, held);
         }
         Given::Done
     }
@@ -333,7 +332,7 @@ impl Heap {
     /// Takes a slab in that is at home here.
     pub(crate) fn adopt(&self, slab: &Slab, held: Held<'_>) {
         if slab.has_room() && !slab.is_frozen() {
-            self.bins[slab.class().index()].list(slab, held);
+            self.list(slab, held);
         }
     }
 
@@ -344,8 +343,31 @@ impl Heap {
         }
     }
 
+    /// Lists a slab behind the one in use.
+    fn list(&self, slab: &Slab, held: Held<'_>) {
+        let class = slab.class().index();
+        let first = self.firsts[class].get(held);
+        let place = first.map_or(&self.firsts[class], |first| &first.next);
+        let behind = place.get(held);
+        slab.before.set(first);
+        slab.next.set(behind);
+        place.set(Some(slab));
+        if let Some(behind) = behind {
+            behind.before.set(Some(slab));
+        }
+        slab.set_listed(true);
+        self.bins[class].count_listed(1);
+    }
+
     fn unlist(&self, slab: &Slab, held: Held<'_>) {
-        self.bins[slab.class().index()].unlist(slab, held);
+        let class = slab.class().index();
+        let (before, next) = (slab.before.get(held), slab.next.get(held));
+        before.map_or(&self.firsts[class], |before| &before.next).set(next);
+        if let Some(next) = next {
+            next.before.set(before);
+        }
+        slab.set_listed(false);
+        self.bins[class].count_listed(-1);
         self.forget(slab);
     }
 
@@ -364,7 +386,7 @@ impl Heap {
 
     /// Counts what is used of all slabs.
     pub(crate) fn settle_all(&self, held: Held<'_>) {
-        let firsts = self.bins.iter().filter_map(|bin| bin.first.get(held));
+        let firsts = self.firsts.iter().filter_map(|first| first.get(held));
         firsts.chain(self.recent.get(held)).for_each(|slab| self.settle(slab));
     }
 
@@ -384,7 +406,7 @@ impl Heap {
 
     /// A listed slab of a class.
     pub(crate) fn first<'a>(&self, class: Class, held: Held<'a>) -> Option<&'a Slab> {
-        self.bins[class.index()].first.get(held)
+        self.firsts[class.index()].get(held)
     }
 
     /// Lists a slab's objects as returned: for the home to collect.
@@ -423,8 +445,7 @@ impl Heap {
     fn live_at_once(&self, held: Held<'_>) -> [usize; CLASSES] {
         let recent = self.recent.get(held);
         std::array::from_fn(|class| {
-            let Bin { first, live, .. } = &self.bins[class];
-            let first = first.get(held);
+            let (first, live) = (self.firsts[class].get(held), &self.bins[class].live);
             let recent = recent.filter(|slab| slab.class().index() == class);
             let recent = recent.filter(|slab| first.is_none_or(|first| !ptr::eq(first, *slab)));
             let uncounted: isize = first.into_iter().chain(recent).map(Slab::uncounted).sum();
@@ -454,28 +475,8 @@ impl Bin {
         listed > KEPT_MIN && listed as u64 * class.slab_bytes() > KEPT_BYTES
     }
 
-    /// Lists a slab behind the one in use.
-    fn list(&self, slab: &Slab, held: Held<'_>) {
-        let first = self.first.get(held);
-        let place = first.map_or(&self.first, |first| &first.next);
-        let behind = place.get(held);
-        slab.before.set(first);
-        slab.next.set(behind);
-        place.set(Some(slab));
-        if let Some(behind) = behind {
-            behind.before.set(Some(slab));
-        }
-        slab.set_listed(true);
-        self.listed.store(self.listed.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-    }
-
-    fn unlist(&self, slab: &Slab, held: Held<'_>) {
-        let (before, next) = (slab.before.get(held), slab.next.get(held));
-        before.map_or(&self.first, |before| &before.next).set(next);
-        if let Some(next) = next {
-            next.before.set(before);
-        }
-        slab.set_listed(false);
-        self.listed.store(self.listed.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+    fn count_listed(&self, change: isize) {
+        let listed = self.listed.load(Ordering::Relaxed).wrapping_add_signed(change);
+        self.listed.store(listed, Ordering::Relaxed);
     }
 }

@@ -69,10 +69,11 @@ pub(crate) struct Slab {
     divider: Divider,
     bytes: u32,
     class: Class,
-    /// The home's own list of free objects. The home's alone.
-    free: AtomicU16,
+    /// The home's own list of free objects. The home's alone. An index or `END`, as wide as the
+    /// processor reads at once.
+    free: AtomicU32,
     /// Objects from here up were never given out. The home's alone.
-    fresh: AtomicU16,
+    fresh: AtomicU32,
     /// The home's alone.
     used: AtomicU16,
     /// The home's alone.
@@ -118,8 +119,8 @@ impl Slab {
             divider: class.divider(),
             bytes: objects * class.object_bytes(),
             class,
-            free: AtomicU16::new(END),
-            fresh: AtomicU16::new(0),
+            free: AtomicU32::new(END.into()),
+            fresh: AtomicU32::new(0),
             used: AtomicU16::new(0),
             counted: AtomicU16::new(0),
             listed: AtomicU8::new(0),
@@ -139,16 +140,15 @@ impl Slab {
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "part of the two shortest calls there are")]
     pub(crate) fn take(&self) -> Option<Taken> {
-        let index = usize::from(self.free.load(Ordering::Relaxed));
-        if let Some(word) = self.words.get(index) {
-            self.free.store(word.load(Ordering::Relaxed), Ordering::Relaxed);
-            return Some(self.taken(index, word, false));
+        let index = self.free.load(Ordering::Relaxed);
+        if let Some(word) = self.words.get(index as usize) {
+            self.free.store(word.load(Ordering::Relaxed).into(), Ordering::Relaxed);
+            return Some(self.taken(index as usize, word, false));
         }
-        let index = usize::from(self.fresh.load(Ordering::Relaxed));
-        let word = self.words.get(index)?;
-        #[expect(clippy::cast_possible_truncation, reason = "at most the number of its objects")]
-        self.fresh.store((index as u16).wrapping_add(1), Ordering::Relaxed);
-        Some(self.taken(index, word, self.site.zeroed))
+        let index = self.fresh.load(Ordering::Relaxed);
+        let word = self.words.get(index as usize)?;
+        self.fresh.store(index.wrapping_add(1), Ordering::Relaxed);
+        Some(self.taken(index as usize, word, self.site.zeroed))
     }
 
     #[inline(always)]
@@ -274,8 +274,9 @@ impl Slab {
 
     #[inline]
     fn put(&self, index: u16, word: &AtomicU16) {
-        word.store(self.free.load(Ordering::Relaxed), Ordering::Relaxed);
-        self.free.store(index, Ordering::Relaxed);
+        #[expect(clippy::cast_possible_truncation, reason = "an index or `END`")]
+        word.store(self.free.load(Ordering::Relaxed) as u16, Ordering::Relaxed);
+        self.free.store(index.into(), Ordering::Relaxed);
         // It counts the object that is put.
         let used = self.used.load(Ordering::Relaxed).wrapping_sub(1);
         self.used.store(used, Ordering::Relaxed);
@@ -314,8 +315,9 @@ impl Slab {
 
     /// Whether an object can be taken. The home's alone.
     pub(crate) fn has_room(&self) -> bool {
-        usize::from(self.free.load(Ordering::Relaxed)) < self.words.len()
-            || usize::from(self.fresh.load(Ordering::Relaxed)) < self.words.len()
+        let exists =
+            |index: &AtomicU32| (index.load(Ordering::Relaxed) as usize) < self.words.len();
+        exists(&self.free) || exists(&self.fresh)
     }
 
     /// Whether no object is taken. The home's alone.
