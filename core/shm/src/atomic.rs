@@ -6,9 +6,15 @@
 
 #[cfg(not(loom))]
 pub use std::sync::atomic::{
-    AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence,
-    fence,
+    AtomicPtr, AtomicU8, AtomicU16, AtomicUsize, Ordering, compiler_fence, fence,
 };
+
+#[cfg(not(any(loom, test)))]
+pub use std::sync::atomic::{AtomicU32, AtomicU64};
+
+/// In the tests of this crate an access is a step, before which its thread may be stopped.
+#[cfg(all(test, not(loom)))]
+pub use crate::stepped::{AtomicU32, AtomicU64};
 
 #[cfg(loom)]
 pub use loom::sync::atomic::{

@@ -9,6 +9,7 @@
 //!
 //! [`slot`] and [`lock`] are the two state machines that several processes run on one word, each in
 //! one file and explored under loom; [`fence`](mod@fence) and [`parking`] are what they stand on.
+//! [`copies`] is a write to all copies of a block, and its repair.
 //!
 //! # Invariants
 //!
@@ -21,6 +22,7 @@
 //!    a lock of a dead owner is decided by the crates above.
 
 pub mod atomic;
+pub mod copies;
 #[cfg(all(test, not(loom)))]
 mod document_tests;
 pub mod fence;
@@ -37,6 +39,8 @@ pub mod record;
 #[cfg(not(loom))]
 pub mod session;
 pub mod slot;
+#[cfg(all(test, not(loom)))]
+mod stepped;
 #[cfg(not(loom))]
 pub mod table;
 #[cfg(all(test, not(loom)))]

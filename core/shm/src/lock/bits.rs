@@ -70,6 +70,24 @@ impl LockBits {
 }
 
 #[cfg(all(test, not(loom)))]
+impl super::PageLock {
+    /// The word as a server loads it, at once.
+    pub(crate) fn word(&self) -> u64 {
+        use crate::atomic::Ordering::Relaxed;
+        let (half, sequence) = ((*self.half).load(Relaxed), (*self.sequence).load(Relaxed));
+        LockBits { half, sequence }.word()
+    }
+
+    /// Stores it as a server does, at once.
+    pub(crate) fn set_word(&self, word: u64) {
+        use crate::atomic::Ordering::SeqCst;
+        let LockBits { half, sequence } = LockBits::of_word(word);
+        (*self.sequence).store(sequence, SeqCst);
+        (*self.half).store(half, SeqCst);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use dmce_abi::block::SessionId;
 
@@ -77,8 +95,7 @@ mod tests {
     use super::*;
 
     fn bits_of(lock: &PageLock) -> LockBits {
-        use crate::atomic::Ordering::Relaxed;
-        LockBits { half: lock.half.load(Relaxed), sequence: lock.sequence.load(Relaxed) }
+        LockBits::of_word(lock.word())
     }
 
     /// What is done at once and what is done in steps end alike, whatever the word was.

@@ -108,6 +108,28 @@ impl Intent<'_> {
     }
 }
 
+#[cfg(all(test, not(loom)))]
+impl Slot {
+    /// As a server copies it.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let mut copy = vec![0; size_of::<Self>()];
+        // Not a step: whose slot it is is dead.
+        let word = |word: &AtomicU32| (**word).load(Ordering::Relaxed).to_le_bytes();
+        let wide = |wide: &AtomicU64| (**wide).load(Ordering::Relaxed).to_le_bytes();
+        copy[4..8].copy_from_slice(&word(&self.phase));
+        copy[8..16].copy_from_slice(&wide(&self.intent_addr));
+        copy[16..24].copy_from_slice(&wide(&self.intent_bytes));
+        copy[32..36].copy_from_slice(&word(&self.intent_first));
+        copy
+    }
+
+    /// As a server takes the intent away; and the slot of the next client.
+    pub(crate) fn take_intent_away(&self) {
+        (*self.intent_bytes).store(0, Ordering::Relaxed);
+        (*self.mark).store(0, Ordering::Relaxed);
+    }
+}
+
 /// What a dead slot said that it was changing: a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IntentClaim {
@@ -193,15 +215,6 @@ mod tests {
     use crate::fence::Fence;
     use crate::slot::Look;
 
-    fn copy_of(slot: &Slot) -> Vec<u8> {
-        let mut copy = vec![0; size_of::<Slot>()];
-        copy[4..8].copy_from_slice(&slot.phase.load(Ordering::Relaxed).to_le_bytes());
-        copy[8..16].copy_from_slice(&slot.intent_addr.load(Ordering::Relaxed).to_le_bytes());
-        copy[16..24].copy_from_slice(&slot.intent_bytes.load(Ordering::Relaxed).to_le_bytes());
-        copy[32..36].copy_from_slice(&slot.intent_first.load(Ordering::Relaxed).to_le_bytes());
-        copy
-    }
-
     #[allow(clippy::unwrap_used, reason = "for tests, outside of a test function")]
     fn in_operation(test: impl FnOnce(&Slot)) {
         let (generation, known) = (AtomicU64::new(1), AtomicU64::new(1));
@@ -216,7 +229,7 @@ mod tests {
     fn a_servers_copy_tells_how_far_an_intent_was() {
         let first = DaemonId::try_from(3).unwrap();
         in_operation(|slot| {
-            let claimed = || IntentClaim::of_copy(&copy_of(slot));
+            let claimed = || IntentClaim::of_copy(&slot.bytes());
             assert_eq!(claimed(), None);
             for undo in [Undo::Saved, Undo::Absent] {
                 let intent = slot.intend(1 << 30, 64);

@@ -1,0 +1,274 @@
+//! The writer's side: one batch, to all copies.
+
+use dmce_abi::block::DaemonId;
+
+use super::{BATCH_PAGES, Batch};
+use crate::lock::{LockError, LockOwner, PageLock};
+use crate::parking::{Deadline, Parking};
+use crate::slot::Slot;
+use crate::slot::intent::{Intent, Undo};
+
+/// How the bytes of a batch get to the copies of its block.
+///
+/// Each function returns when its stores are ordered before all later ones of the thread, also
+/// those that went past the caches.
+pub trait Copies {
+    /// Why a copy's bytes could not be had.
+    type Trouble;
+
+    /// Whose copy is written first, and whether what is overwritten there was saved in the slot's
+    /// undo buffer; `None` if nothing is to be written after all. The pages are locked, and all
+    /// copies are equal.
+    ///
+    /// With one copy left it has to be saved: there is nothing else to roll back to.
+    ///
+    /// # Errors
+    ///
+    /// As the copies have it.
+    fn prepare(&mut self) -> Result<Option<(DaemonId, Undo)>, Self::Trouble>;
+
+    /// Stores the bytes to the copy that [`Copies::prepare`] named.
+    ///
+    /// # Errors
+    ///
+    /// As the copies have it.
+    fn store_first(&mut self) -> Result<(), Self::Trouble>;
+
+    /// Stores the bytes to all other copies.
+    ///
+    /// # Errors
+    ///
+    /// As the copies have it.
+    fn store_others(&mut self) -> Result<(), Self::Trouble>;
+
+    /// What is to be done about a copy whose bytes cannot be had. Called with the pages locked, and
+    /// waits for who decides.
+    fn judge(&mut self, trouble: Self::Trouble) -> Verdict<Self::Trouble>;
+}
+
+/// What was decided about a copy whose bytes could not be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict<T> {
+    /// It is good and there: again.
+    Again,
+    /// It is good no more, and [`Copies`] has left it out: the write goes on with the others.
+    Without,
+    /// No copy is left to be equal to.
+    Over(T),
+    /// Nobody decided in time.
+    Undecided(T),
+}
+
+/// Why a batch was not written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WriteError<T> {
+    /// Its pages could not be locked, and nothing was stored; or they were taken from it.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// A copy could not be had, and nothing was stored to one that is good.
+    #[error("a copy cannot be written")]
+    Untouched(T),
+    /// A copy could not be had after another was written: the pages stay locked, and the intent
+    /// stays, for repair. The session has to end.
+    #[error("a copy cannot be written, and another one was")]
+    Abandoned(T),
+}
+
+/// What of a write has been done, and what comes next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Prepare,
+    First,
+    Others,
+}
+
+/// Why the stores ended without being done.
+enum Stopped<T> {
+    /// With all good copies as they were.
+    Untouched(T),
+    /// With some written.
+    Between(T),
+}
+
+/// Who writes to a block: a slot with an operation in flight.
+#[derive(Debug)]
+pub struct Writer<'a, P, D> {
+    /// The slot.
+    pub slot: &'a Slot,
+    /// The slot as the locks know it.
+    pub owner: LockOwner,
+    /// The DMCE address of the block's first cell.
+    pub base: u64,
+    /// The words of all pages of the block.
+    pub locks: &'a [PageLock],
+    /// How it waits for a lock.
+    pub parking: P,
+    /// Until when, asked for when it has to wait.
+    pub deadline: D,
+}
+
+impl<P: Parking, D: Fn() -> Deadline> Writer<'_, P, D> {
+    /// Writes a batch. When it returns `Ok` all good copies have the bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError`].
+    ///
+    /// # Panics
+    ///
+    /// If the batch has no byte, more than [`BATCH_PAGES`] pages, or pages without a word; if the
+    /// slot has no operation in flight.
+    #[inline]
+    pub fn write<C: Copies>(
+        &self,
+        batch: Batch,
+        copies: &mut C,
+    ) -> Result<(), WriteError<C::Trouble>> {
+        let locks = self.locks_of(batch);
+        let intent = self.slot.intend(self.base + batch.cell, batch.bytes);
+        if let Err(error) = self.lock_all(batch, locks) {
+            intent.clear();
+            return Err(error.into());
+        }
+        locks.iter().for_each(PageLock::begin_write);
+        match store(&intent, copies) {
+            Ok(()) => {
+                locks.iter().for_each(PageLock::end_write);
+                let given = self.unlock_all(locks);
+                intent.clear();
+                Ok(given?)
+            }
+            Err(Stopped::Untouched(trouble)) => {
+                // What was lost before is lost still.
+                locks.iter().filter(|lock| !lock.is_lost()).for_each(PageLock::end_write);
+                let given = self.unlock_all(locks);
+                intent.clear();
+                given?;
+                Err(WriteError::Untouched(trouble))
+            }
+            Err(Stopped::Between(trouble)) => Err(WriteError::Abandoned(trouble)),
+        }
+    }
+
+    /// Does something while nobody writes the pages, and no reader has to come again for it.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError`]: it was not done, or the pages were taken from it.
+    ///
+    /// # Panics
+    ///
+    /// As [`Writer::write`].
+    pub fn hold<R>(&self, batch: Batch, act: impl FnOnce() -> R) -> Result<R, LockError> {
+        let locks = self.locks_of(batch);
+        // Whoever repairs finds the locks by it.
+        let intent = self.slot.intend(self.base + batch.cell, batch.bytes);
+        if let Err(error) = self.lock_all(batch, locks) {
+            intent.clear();
+            return Err(error);
+        }
+        let done = act();
+        let given = self.unlock_all(locks);
+        intent.clear();
+        given.map(|()| done)
+    }
+
+    #[inline]
+    fn locks_of(&self, batch: Batch) -> &[PageLock] {
+        let pages = batch.pages();
+        let count = pages.end - pages.start;
+        assert!(batch.bytes > 0 && count <= BATCH_PAGES, "a batch of {count} pages");
+        let index = |page| usize::try_from(page).unwrap_or(usize::MAX);
+        &self.locks[index(pages.start)..index(pages.end)]
+    }
+
+    /// Takes all locks, in order, or none.
+    #[inline]
+    fn lock_all(&self, batch: Batch, locks: &[PageLock]) -> Result<(), LockError> {
+        for (done, lock) in locks.iter().enumerate() {
+            if lock.try_lock(self.owner).is_err() {
+                let page = batch.pages().start + done as u64;
+                if let Err(error) = self.lock_contended(batch.covers(page), lock) {
+                    // Those that were taken were not written; the error says why it ends here.
+                    let _ = self.unlock_all(&locks[..done]);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn lock_contended(&self, is_covered: bool, lock: &PageLock) -> Result<(), LockError> {
+        let deadline = (self.deadline)();
+        if is_covered {
+            lock.lock_to_rewrite(self.owner, deadline, &self.parking)
+        } else {
+            lock.lock(self.owner, deadline, &self.parking)
+        }
+    }
+
+    /// Gives all back; the first error, if there was one.
+    #[inline]
+    fn unlock_all(&self, locks: &[PageLock]) -> Result<(), LockError> {
+        let mut all = Ok(());
+        for lock in locks {
+            all = all.and(lock.unlock(self.owner, &self.parking));
+        }
+        all
+    }
+}
+
+/// Stores the bytes of a batch, whose pages are locked, to all copies.
+#[inline]
+fn store<C: Copies>(intent: &Intent<'_>, copies: &mut C) -> Result<(), Stopped<C::Trouble>> {
+    let mut stage = Stage::Prepare;
+    loop {
+        let done = match stage {
+            Stage::Prepare => match copies.prepare() {
+                Ok(Some((first, undo))) => {
+                    intent.begin_first(first, undo);
+                    stage = Stage::First;
+                    continue;
+                }
+                Ok(None) => return Ok(()),
+                Err(trouble) => Err(trouble),
+            },
+            Stage::First => copies.store_first().map(|()| {
+                intent.begin_others();
+                stage = Stage::Others;
+            }),
+            Stage::Others => match copies.store_others() {
+                Ok(()) => {
+                    intent.settle();
+                    return Ok(());
+                }
+                Err(trouble) => Err(trouble),
+            },
+        };
+        if let Err(trouble) = done {
+            stage = go_on(intent, stage, copies.judge(trouble))?;
+        }
+    }
+}
+
+/// Where a write goes on after a copy could not be had.
+#[cold]
+fn go_on<T>(intent: &Intent<'_>, stage: Stage, verdict: Verdict<T>) -> Result<Stage, Stopped<T>> {
+    match (verdict, stage) {
+        (Verdict::Again, stage) => Ok(stage),
+        // Only the copy that is good no more was written: there is another first one.
+        (Verdict::Without, Stage::Prepare | Stage::First) => {
+            intent.settle();
+            Ok(Stage::Prepare)
+        }
+        (Verdict::Without, Stage::Others) => Ok(Stage::Others),
+        (Verdict::Over(trouble), _) => {
+            intent.settle();
+            Err(Stopped::Untouched(trouble))
+        }
+        (Verdict::Undecided(trouble), Stage::Prepare) => Err(Stopped::Untouched(trouble)),
+        (Verdict::Undecided(trouble), _) => Err(Stopped::Between(trouble)),
+    }
+}
