@@ -52,6 +52,7 @@ impl World {
             }
         }
         self.host.check_primaries()?;
+        self.check_locks(&snapshot)?;
         self.check_copysets(&snapshot)?;
         if snapshot.quarantined > 0 {
             return Err("something is quarantined".to_owned());
@@ -64,6 +65,21 @@ impl World {
             }
         }
         self.check_room(&snapshot)
+    }
+
+    /// There is a lock table of each block that has one, and of no other.
+    fn check_locks(&self, snapshot: &Snapshot) -> Checked {
+        let mut tables = self.host.tables.keys();
+        if let Some(block) = tables.find(|block| !snapshot.locks.contains_key(*block)) {
+            return Err(format!("the lock table of block {block} is nobody's"));
+        }
+        for (block, _) in snapshot.locks.iter().filter(|(_, made)| **made) {
+            let there = self.host.tables.contains_key(block);
+            if !there && !self.host.harmed_tables.contains(block) {
+                return Err(format!("the lock table of block {block} is not there"));
+            }
+        }
+        Ok(())
     }
 
     /// A block that may be used has as many copies as were asked for, or one was harmed; and none
@@ -90,9 +106,9 @@ impl World {
     }
 
     /// What is charged and reserved fits the daemon, unless the daemon itself said more: because it
-    /// commits more than it was asked for, or still has some of what was called lost.
+    /// commits more than it was asked for, or has some of what was called lost, still or again.
     fn check_room(&self, snapshot: &Snapshot) -> Checked {
-        if self.manners.extra_pages > 0 || !self.host.harmed.is_empty() {
+        if self.manners.extra_pages > 0 || !self.host.harmed_copies.is_empty() {
             return Ok(());
         }
         for daemon in &self.daemons {
@@ -193,7 +209,7 @@ impl World {
         let all_heard =
             self.daemons.iter().all(|daemon| daemon.inbox.iter().all(|(number, _)| number.0 != 0));
         let only_sense = self.daemons.iter().all(|daemon| daemon.conn.is_some());
-        all_read && all_heard && only_sense && broker.soon.is_empty()
+        all_read && all_heard && only_sense && broker.soon.is_empty() && broker.idles.is_empty()
     }
 
     fn check_promises(&mut self) -> Checked {

@@ -6,7 +6,8 @@ use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, Owner, Region, 
 use dmce_abi::wire::client::RegionName;
 use dmce_abi::wire::daemon::{HeldBlock, PoolPlace};
 use dmce_broker::dispatcher::{
-    BelievedSession, FoundContent, FoundDaemon, Grant, Headers, Rewritten, SessionRecord, Started,
+    BelievedSession, FoundContent, FoundDaemon, FoundTable, Grant, Headers, Made, Rewritten,
+    SessionRecord, Started,
 };
 
 use crate::random::Random;
@@ -52,6 +53,10 @@ pub struct Host {
     pub stores: BTreeMap<DaemonId, BTreeMap<BlockId, Object>>,
     /// Pool objects by daemon, with their bytes.
     pub pools: BTreeMap<DaemonId, BTreeMap<PoolPlace, u64>>,
+    /// Lock tables: whose they are, and bytes of the block that they have words for.
+    pub tables: BTreeMap<BlockId, (Guid, u64)>,
+    /// Blocks whose lock table was harmed from outside since it was made.
+    pub harmed_tables: BTreeSet<BlockId>,
     /// Generation words of session objects.
     pub sessions: BTreeMap<SessionId, u64>,
     /// Those that nobody has yet: their records are not ready.
@@ -155,6 +160,51 @@ impl Host {
             object.is_some_and(|object| object.header == Header::Valid)
                 && !self.harmed_copies.contains(&(*daemon, guid))
         })
+    }
+
+    /// Makes a lock table, in place of one that may be there.
+    pub fn make_table(&mut self, block: BlockId, table: (Guid, u64)) {
+        self.harmed_tables.remove(&block);
+        self.tables.insert(block, table);
+    }
+
+    /// Gives a lock table words for more bytes.
+    pub fn grow_table(&mut self, block: BlockId, guid: Guid, bytes: u64) -> Made {
+        match self.tables.get_mut(&block) {
+            Some(table) if table.0 == guid => {
+                table.1 = table.1.max(bytes);
+                Made::Whole
+            }
+            other => Made::Unusable { reason: format!("it is {other:?}") },
+        }
+    }
+
+    /// Removes a lock table.
+    pub fn remove_table(&mut self, block: BlockId) {
+        self.harmed_tables.remove(&block);
+        self.tables.remove(&block);
+    }
+
+    /// Harms a lock table: it is taken away, cut, or says of another block that it is its.
+    pub fn harm_table(&mut self, random: &mut Random) {
+        let Some(block) = random.pick(self.tables.keys().copied()) else { return };
+        self.harmed_tables.insert(block);
+        let Some(table) = self.tables.get_mut(&block) else { return };
+        match random.below(3) {
+            0 => _ = self.tables.remove(&block),
+            1 => table.1 /= 2,
+            _ => table.0 = Guid::default(),
+        }
+    }
+
+    /// What the shell finds of a lock table.
+    pub fn found_table(&self, block: BlockId) -> Option<FoundTable> {
+        let (guid, bytes) = *self.tables.get(&block)?;
+        Some(FoundTable { block, guid: Some(guid).filter(|guid| *guid != Guid::default()), bytes })
+    }
+
+    fn found_tables(&self) -> Vec<FoundTable> {
+        self.tables.keys().filter_map(|block| self.found_table(*block)).collect()
     }
 
     /// A daemon looks through its names: what has no header yet, nobody was told of.
@@ -314,7 +364,11 @@ impl Host {
             let blocks = store.keys().copied().chain(squatted.map(|(_, block)| *block)).collect();
             Some(FoundDaemon { daemon, blocks, damaged, content })
         });
-        Started { sessions: believed.collect(), daemons: found.collect() }
+        Started {
+            sessions: believed.collect(),
+            daemons: found.collect(),
+            tables: self.found_tables(),
+        }
     }
 }
 

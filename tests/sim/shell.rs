@@ -2,8 +2,8 @@
 //! said.
 
 use dmce_abi::Status;
-use dmce_abi::block::{BlockDescription, DaemonId, Guid, SessionId};
-use dmce_abi::wire::client::{BlockInfo, ClientReply};
+use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, SessionId};
+use dmce_abi::wire::client::{BlockInfo, ClientReply, ClientRequest};
 use dmce_abi::wire::daemon::DaemonRequest;
 use dmce_abi::wire::{Refusal, Reply};
 use dmce_broker::dispatcher::{
@@ -21,8 +21,8 @@ use crate::world::{Checked, World};
 /// An action that no dispatcher may ask for.
 pub fn act(world: &mut World, action: Action) -> Checked {
     match action {
-        Action::Reply { conn, request_id, reply, descriptors } => {
-            return world.reply(conn, request_id, reply, &descriptors);
+        Action::Reply { conn, request_id, reply, descriptors, again } => {
+            return world.reply((conn, request_id), reply, (&descriptors, again));
         }
         Action::PrepareSession { session, guid } => return world.prepare_session(session, guid),
         Action::CreateSession { record } => return world.create_session(record),
@@ -88,6 +88,21 @@ pub fn act(world: &mut World, action: Action) -> Checked {
             }
             broker.soon.push_back(Event::EpochRaised { raise, block, headers: rewritten });
         }
+        Action::MakeLocks { .. } | Action::GrowLocks { .. } => return world.table(action),
+        Action::RemoveLocks { block } => {
+            broker.idles.retain(|(_, of, _)| *of != block);
+            world.host.remove_table(block);
+        }
+        Action::InspectLocks { block } => {
+            let found = world.host.found_table(block);
+            broker.soon.push_back(Event::LocksInspected { block, found });
+        }
+        Action::AwaitIdle { session, block, epoch } => {
+            if !world.host.sessions.contains_key(&session) {
+                return Err(format!("session {session} has ended, and its marks are looked at"));
+            }
+            broker.idles.insert((session, block, epoch));
+        }
         Action::AwaitLock { daemon } => _ = broker.locks.insert(daemon),
         Action::ForgetLock { daemon } => _ = broker.locks.remove(&daemon),
         Action::ReadHeaders { daemon } => {
@@ -107,6 +122,14 @@ pub fn act(world: &mut World, action: Action) -> Checked {
 
 /// Begins an action, and does not live to end it.
 pub fn begin(world: &mut World, action: Action) {
+    match &action {
+        // Not yet of any block.
+        Action::MakeLocks { block, .. } => {
+            return world.host.make_table(*block, (Guid::default(), 0));
+        }
+        Action::RemoveLocks { block } => return world.host.remove_table(*block),
+        _ => {}
+    }
     let Action::MakeBlock { daemon, conn, lent, description, committed, .. } = action else {
         return;
     };
@@ -146,13 +169,22 @@ fn make(
     Ok(Made::Whole)
 }
 
+/// What a reply says of the block that travels with it.
+fn info_of(reply: &Reply<ClientReply>) -> Result<BlockInfo, String> {
+    match reply {
+        Ok(ClientReply::Granted(granted)) => Ok(granted.first),
+        Ok(ClientReply::Fetched(info)) => Ok(*info),
+        Ok(ClientReply::Opened(opened)) => Ok(opened.first),
+        reply => Err(format!("a block travels with {reply:?}")),
+    }
+}
+
 impl World {
     fn reply(
         &mut self,
-        conn: ClientConn,
-        request_id: RequestId,
+        (conn, request_id): (ClientConn, RequestId),
         reply: Reply<ClientReply>,
-        descriptors: &[Descriptor],
+        (descriptors, again): (&[Descriptor], Option<Box<ClientRequest>>),
     ) -> Checked {
         let Some(broker) = &mut self.broker else { return Ok(()) };
         let Some(&place) = broker.clients.get(&conn) else { return Ok(()) };
@@ -166,10 +198,13 @@ impl World {
                 continue;
             }
             // All or nothing: what comes behind one that fails is not opened.
-            if let Some(refusal) = self.open(*descriptor, &reply)? {
-                reply = Err(refusal);
-                break;
+            let Some(refusal) = self.open(*descriptor, &reply)? else { continue };
+            if let (Some(broker), Some(request)) = (&mut self.broker, again) {
+                broker.at_once.push_back(Event::NotOpened { conn, request_id, request });
+                return Ok(());
             }
+            reply = Err(refusal);
+            break;
         }
         let client = &self.clients[place];
         if let Some(request) = client.asked(request_id) {
@@ -203,18 +238,14 @@ impl World {
     ) -> Result<Option<Refusal>, String> {
         let (daemon, block) = match descriptor {
             Descriptor::Block { daemon, block, .. } => (daemon, block),
-            Descriptor::Link { .. } | Descriptor::Locks { .. } => return Ok(None),
+            Descriptor::Link { .. } => return Ok(None),
+            Descriptor::Locks { block, .. } => return self.open_table(block, reply),
             Descriptor::SessionObject(session) | Descriptor::Doorbell(session) => {
                 let there = self.host.sessions.contains_key(&session);
                 return if there { Ok(None) } else { Err(format!("no session object {session}")) };
             }
         };
-        let info: BlockInfo = match reply {
-            Ok(ClientReply::Granted(granted)) => granted.first,
-            Ok(ClientReply::Fetched(info)) => *info,
-            Ok(ClientReply::Opened(opened)) => opened.first,
-            reply => return Err(format!("a block travels with {reply:?}")),
-        };
+        let info = info_of(reply)?;
         let object = self.host.stores.get(&daemon).and_then(|store| store.get(&block));
         let whole = object.is_some_and(|object| {
             object.header == Header::Valid
@@ -231,9 +262,60 @@ impl World {
             return Ok(None);
         }
         if let Some(broker) = &mut self.broker {
-            broker.soon.push_back(Event::OpenFailed { daemon, block });
+            broker.at_once.push_back(Event::OpenFailed { daemon, block });
         }
         Ok(Some(Refusal::new(Status::Lost, "no such object")))
+    }
+
+    /// Opens a lock table. One that is not there was harmed, and the client is told so.
+    fn open_table(
+        &mut self,
+        block: BlockId,
+        reply: &Reply<ClientReply>,
+    ) -> Result<Option<Refusal>, String> {
+        let (info, table) = (info_of(reply)?, self.host.tables.get(&block));
+        let is_whole = table.is_some_and(|(guid, bytes)| {
+            *guid == info.guid && *bytes >= info.committed && info.has_locks
+        });
+        if !is_whole && !self.host.harmed_tables.contains(&block) {
+            return Err(format!("{info:?} has the lock table {table:?}"));
+        }
+        let Some(broker) = &mut self.broker else { return Ok(None) };
+        if let Some(idle) = broker.idles.iter().find(|(_, of, _)| *of == block) {
+            return Err(format!("block {block} is granted before {idle:?}"));
+        }
+        if table.is_some() {
+            return Ok(None);
+        }
+        broker.at_once.push_back(Event::LocksInspected { block, found: None });
+        Ok(Some(Refusal::new(Status::Unavailable, "no such table")))
+    }
+
+    /// Makes a lock table, or gives it more words; now and then there is no room for it.
+    fn table(&mut self, action: Action) -> Checked {
+        let has_room = !self.random.once_in(self.faults.no_session);
+        let Some(broker) = &mut self.broker else { return Ok(()) };
+        let full = Made::Unusable { reason: "no room for words".to_owned() };
+        match action {
+            Action::MakeLocks { block, guid, epoch, bytes } => {
+                if let Some(idle) = broker.idles.iter().find(|(_, of, _)| *of == block) {
+                    return Err(format!("the table of block {block} is made before {idle:?}"));
+                }
+                self.host.remove_table(block);
+                if has_room {
+                    self.host.make_table(block, (guid, bytes));
+                }
+                let made = if has_room { Made::Whole } else { full };
+                broker.soon.push_back(Event::LocksMade { block, epoch, made });
+            }
+            Action::GrowLocks { request_id, block, guid, bytes } => {
+                let grow = |host: &mut Host| host.grow_table(block, guid, bytes);
+                let made = if has_room { grow(&mut self.host) } else { full };
+                broker.soon.push_back(Event::LocksGrown { request_id, made });
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     /// The object is there then, be the record too or not.
@@ -281,6 +363,7 @@ impl World {
     fn end_session(&mut self, session: SessionId) -> Checked {
         if let Some(broker) = &mut self.broker {
             broker.watched.remove(&session);
+            broker.idles.retain(|(of, _, _)| *of != session);
         }
         self.host.sessions.remove(&session);
         self.host.prepared.remove(&session);

@@ -63,6 +63,9 @@ impl World {
         }
         if self.random.once_in(2) {
             self.note("an object is harmed");
+            if self.random.once_in(4) {
+                return self.host.harm_table(&mut self.random);
+            }
             return self.host.harm(&mut self.random);
         }
         // Low ids are the next to be given.

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Display;
 
 use dmce_abi::AddrLayout;
-use dmce_abi::block::{DaemonId, SessionId};
+use dmce_abi::block::{BlockId, DaemonId, SessionId};
 use dmce_abi::name::Instance;
 use dmce_abi::wire::client::{self, ClientRequest};
 use dmce_abi::wire::daemon::{DaemonMessage, DaemonNotice};
@@ -46,6 +46,10 @@ pub struct Broker {
     pub held: BTreeSet<ClientConn>,
     /// Events that the shell will deliver.
     pub soon: VecDeque<Event>,
+    /// Events that come before any other: the shell knows them when it has acted.
+    pub at_once: VecDeque<Event>,
+    /// Sessions that may be in an operation that began before they were told of a block's epoch.
+    pub idles: BTreeSet<(SessionId, BlockId, u64)>,
     /// Processes that are watched.
     pub watched: BTreeMap<SessionId, u32>,
     /// Locks that are watched.
@@ -280,6 +284,16 @@ impl World {
             let headers = self.host.headers(daemon);
             return self.event(Event::LockFree { daemon, headers });
         }
+        // Operations end when they like.
+        if let Some(idle) = self.random.pick(broker.idles.iter().copied())
+            && self.random.once_in(3)
+        {
+            let (session, block, epoch) = idle;
+            let is_over =
+                |of: &(SessionId, BlockId, u64)| (of.0, of.1) == (session, block) && of.2 <= epoch;
+            broker.idles.retain(|of| !is_over(of));
+            return self.event(Event::Idle { session, block, epoch });
+        }
         match broker.soon.pop_front() {
             Some(event) => self.event(event),
             None => Ok(()),
@@ -420,6 +434,8 @@ impl World {
             held: BTreeSet::new(),
             soon: VecDeque::new(),
             watched: BTreeMap::new(),
+            idles: BTreeSet::new(),
+            at_once: VecDeque::new(),
             locks: BTreeSet::new(),
             wake_at: None,
         });
@@ -447,6 +463,9 @@ impl World {
         let Some(broker) = &mut self.broker else { return Ok(()) };
         let told = format!("{event:?}");
         let mut actions = Vec::new();
+        if let Event::NotOpened { conn, request_id, .. } = event {
+            broker.asked.entry(conn).or_default().insert(request_id);
+        }
         broker.dispatcher.step(self.now, event, &mut actions);
         let audit = broker.dispatcher.audit();
         self.note(told);
@@ -467,7 +486,9 @@ impl World {
         if dies {
             self.kill_broker();
         }
-        self.check_tables()
+        self.check_tables()?;
+        let next = self.broker.as_mut().and_then(|broker| broker.at_once.pop_front());
+        next.map_or(Ok(()), |event| self.event(event))
     }
 
     /// Drops clients that do not read.

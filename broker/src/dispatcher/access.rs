@@ -17,7 +17,7 @@ use dmce_abi::wire::client::{
 };
 
 use super::Dispatcher;
-use super::action::Descriptor;
+use super::action::{Action, Descriptor};
 use super::asking::lost;
 use super::blocks::{Block, BlockState, Span, SpanOwner, SpanState};
 use super::event::Rights;
@@ -229,6 +229,9 @@ impl Dispatcher {
         let daemons: Vec<_> = copies.map(|copy| copy.daemon).collect();
         for daemon in daemons {
             self.inspect(daemon, vec![id]);
+        }
+        if self.blocks.get(id).is_some_and(|block| block.locks.is_some()) {
+            self.out.push(Action::InspectLocks { block: id });
         }
         Ok(ClientReply::Done.into())
     }

@@ -6,13 +6,14 @@
 //!    step.
 //! 2. What the order protects: grants are stored before the opener is answered, a generation is
 //!    published before the blocks it speaks of are destroyed, a session's record goes before its
-//!    blocks are destroyed, headers are written before a generation speaks of them.
+//!    blocks are destroyed, headers are written before a generation speaks of them, a generation is
+//!    published before the marks are looked at.
 //! 3. An action on a connection that has hung up meanwhile does nothing.
 
 use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, SessionId};
 use dmce_abi::rate::Rate;
 use dmce_abi::wire;
-use dmce_abi::wire::client::ClientReply;
+use dmce_abi::wire::client::{ClientReply, ClientRequest};
 use dmce_abi::wire::daemon::DaemonRequest;
 use dmce_abi::wire::data::{LinkGrant, LinkId};
 
@@ -23,8 +24,9 @@ use super::event::{
 /// A descriptor that travels with a reply. The shell opens it by name, at the time of the reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Descriptor {
-    /// The data of a block. If it cannot be opened, the shell answers the request with a refusal
-    /// (`LOST` where there is no such object) and delivers [`super::Event::OpenFailed`].
+    /// The data of a block. If there is no such object, the shell delivers
+    /// [`super::Event::OpenFailed`], and then [`super::Event::NotOpened`]; if that cannot be, or
+    /// the object cannot be opened otherwise, it answers the request with a refusal.
     Block {
         /// Whose object it is.
         daemon: DaemonId,
@@ -33,8 +35,8 @@ pub enum Descriptor {
         /// Whether it is opened for writing too.
         writable: bool,
     },
-    /// The lock table of a block. If it cannot be opened, the shell answers the request with a
-    /// refusal.
+    /// The lock table of a block. If there is none, the shell delivers
+    /// [`super::Event::LocksInspected`], and goes on as with data.
     Locks {
         /// The block.
         block: BlockId,
@@ -88,8 +90,10 @@ pub enum Action {
         request_id: RequestId,
         /// The answer.
         reply: wire::Reply<ClientReply>,
-        /// What travels with it, in this order.
+        /// What travels with it, in this order: all of it, or the answer is not sent.
         descriptors: Vec<Descriptor>,
+        /// What was asked, where it can be served again: for [`super::Event::NotOpened`].
+        again: Option<Box<ClientRequest>>,
     },
     /// Ends a client's connection, after what was sent. No event follows for it.
     CloseClient {
@@ -185,6 +189,49 @@ pub enum Action {
         block: BlockId,
         /// Of each copy the daemon, and what the header is to say.
         headers: Vec<(DaemonId, BlockDescription)>,
+    },
+    /// Makes the lock table of a block, in place of what this user has under its name, with words
+    /// for so many bytes of the block; then [`super::Event::LocksMade`].
+    MakeLocks {
+        /// The block.
+        block: BlockId,
+        /// Its GUID.
+        guid: Guid,
+        /// Its epoch.
+        epoch: u64,
+        /// Bytes of the block.
+        bytes: u64,
+    },
+    /// Gives a lock table words for more bytes of its block; then [`super::Event::LocksGrown`].
+    GrowLocks {
+        /// What the event repeats.
+        request_id: RequestId,
+        /// The block.
+        block: BlockId,
+        /// Its GUID.
+        guid: Guid,
+        /// Bytes of the block in all.
+        bytes: u64,
+    },
+    /// Removes the lock table of a block, if there is one.
+    RemoveLocks {
+        /// The block.
+        block: BlockId,
+    },
+    /// Looks at the lock table of a block and delivers [`super::Event::LocksInspected`].
+    InspectLocks {
+        /// The block.
+        block: BlockId,
+    },
+    /// Delivers [`super::Event::Idle`] when each slot of the session that is marked now was not,
+    /// or was marked anew. What cannot be looked at is [`super::Event::Misused`].
+    AwaitIdle {
+        /// The session. Its generation has been published.
+        session: SessionId,
+        /// What the event repeats.
+        block: BlockId,
+        /// What the event repeats.
+        epoch: u64,
     },
     /// Stores the generation word of a session object, issues the `membarrier`, rings the doorbell.
     Publish {

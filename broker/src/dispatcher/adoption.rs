@@ -178,6 +178,7 @@ impl Dispatcher {
         // A span that was judged already had this block missing: who holds it looks again.
         if self.stands(first) {
             self.judge_copies(id);
+            self.judge_locks(id);
             self.tell_holders(first, id);
         }
     }
@@ -249,6 +250,9 @@ impl Dispatcher {
         first: BlockId,
         charge: Charge,
     ) {
+        let copies = self.blocks.span(first).map_or(0, |span| span.copies);
+        let payer = (self.payer_of(&found.owner), charge.bytes());
+        let locks = (copies > 1).then(|| self.adopt_locks(found.block, found.guid, payer));
         let block = Block {
             span: first,
             guid: found.guid,
@@ -257,6 +261,7 @@ impl Dispatcher {
             bytes_max: found.bytes_max,
             committed: charge.bytes(),
             copies: Copies::new(vec![Copy::held(daemon, charge, found.epoch)]),
+            locks,
             stamp: self.next_number(),
         };
         self.blocks.add(found.block, block);
@@ -307,6 +312,9 @@ impl Dispatcher {
             self.judge_copies(id);
         }
         self.judge_sizes(first, count, bytes);
+        for id in self.blocks.members(first) {
+            self.judge_locks(id);
+        }
     }
 
     /// Gives a region its name. `false` if it was destroyed, because a younger one has the name.
@@ -360,6 +368,7 @@ impl Dispatcher {
             bytes_max: 0,
             committed: 0,
             copies: Copies::default(),
+            locks: None,
             stamp: 0,
         };
         self.blocks.add(id, block);

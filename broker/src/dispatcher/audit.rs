@@ -14,6 +14,7 @@ use super::copies::{Copy, CopyState};
 use super::daemons::{Link, Server};
 use super::event::{ClientConn, RequestId};
 use super::growing::Growth;
+use super::locks::{LockTable, LocksState};
 use super::prepared::PREPARED_MAX;
 use super::sessions::SessionLink;
 
@@ -41,7 +42,7 @@ pub struct SnapshotBlock {
     pub copies: Vec<SnapshotCopy>,
     /// Daemons with a copy that is not one of these any more.
     pub others: Vec<DaemonId>,
-    /// Whether its headers are being written anew.
+    /// Whether its headers, or its lock table, are being made anew.
     pub losing: bool,
     /// Bytes that it has.
     pub committed: u64,
@@ -64,6 +65,8 @@ pub struct Snapshot {
     pub blocks: BTreeMap<BlockId, SnapshotBlock>,
     /// Blocks that are being made or destroyed.
     pub passing: usize,
+    /// Blocks that have a lock table, or may have one, and whether they have.
+    pub locks: BTreeMap<BlockId, bool>,
     /// Sessions, and whether their connection is there.
     pub sessions: BTreeMap<SessionId, bool>,
     /// The numbers of the openings of each session, 0 for one that its client has yet to tell.
@@ -94,8 +97,14 @@ impl Dispatcher {
             unconfirmed: self.daemons.unconfirmed.clone(),
             ..Snapshot::default()
         };
+        for id in self.restart.tables.keys() {
+            snapshot.locks.insert(*id, false);
+        }
         for (id, block) in self.blocks.all() {
             let Some(span) = self.blocks.span(block.span) else { continue };
+            if let Some(locks) = &block.locks {
+                snapshot.locks.insert(id, locks.state() == LocksState::Made);
+            }
             let usable = !matches!(block.state, BlockState::Making | BlockState::Going);
             if span.state != SpanState::Standing || !usable {
                 snapshot.passing += 1;
@@ -160,7 +169,9 @@ impl Dispatcher {
         let quarantined = self.restart.quarantined.values().map(|block| &block.charge);
         let regions = self.regions.all().map(|(_, region)| region.attributes.uid);
         let connections = self.clients.values().map(|client| client.peer.uid);
-        self.ledger.audit(blocks.chain(quarantined), regions, connections)
+        let tables = self.blocks.all().filter_map(|(_, block)| block.locks.as_ref());
+        let tables = tables.map(LockTable::charge);
+        self.ledger.audit(blocks.chain(quarantined), tables, regions, connections)
     }
 
     fn audit_spans(&self) -> Result<(), String> {
@@ -245,7 +256,26 @@ impl Dispatcher {
                 format!("block {id} has {} bytes, on {daemon} {committed}", block.committed)
             })?;
         }
+        self.audit_locks(id, block)?;
         self.audit_copyset(id, block)
+    }
+
+    /// A block has a lock table exactly if copies were asked for, and while it may be used that has
+    /// words for all of it.
+    fn audit_locks(&self, id: BlockId, block: &Block) -> Result<(), String> {
+        let asked = self.blocks.span(block.span).map_or(0, |span| span.copies);
+        let (state, committed, locks) = (block.state, block.committed, block.locks.as_ref());
+        check(locks.is_some() == (asked > 1) || !block.is_usable(), || {
+            format!("block {id} of {asked} copies has the lock table {locks:?}")
+        })?;
+        let is_there = locks.is_none_or(|locks| locks.covers(committed));
+        check(is_there || state != BlockState::Held, || {
+            format!("block {id} has {committed} bytes, and the lock table {locks:?}")
+        })?;
+        let is_waited_for = self.relocks.contains_key(&id);
+        check(!is_waited_for || state == BlockState::Losing, || {
+            format!("block {id} is {state:?}, and its lock table is made anew")
+        })
     }
 
     /// A block that may be used has the copies that all its headers name, and no others. In
@@ -265,9 +295,12 @@ impl Dispatcher {
                     format!("block {id} is held, and its copies are {copies:?}, epoch {epoch}")
                 })
             }
-            BlockState::Losing => check(named > 0 && copies.all_held() && is_raised, || {
-                format!("nobody decides on the copies of block {id}: {copies:?}")
-            }),
+            BlockState::Losing => {
+                let is_relocked = self.relocks.contains_key(&id);
+                check(named > 0 && copies.all_held() && is_raised != is_relocked, || {
+                    format!("nobody decides on the copies of block {id}: {copies:?}")
+                })
+            }
             BlockState::Lost | BlockState::Going => {
                 check(!is_raised, || format!("headers of block {id} are written for nobody"))
             }

@@ -24,6 +24,7 @@ use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
 
 use super::copies::{Copies, CopyState};
 use super::ids::IdRange;
+use super::locks::LockTable;
 
 /// Where a block is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +39,13 @@ pub(super) enum BlockState {
     Lost,
     /// It was given up.
     Going,
+}
+
+impl BlockState {
+    /// Whether the bytes of a block are there.
+    pub(super) const fn is_usable(self) -> bool {
+        matches!(self, Self::Held | Self::Losing)
+    }
 }
 
 /// One block.
@@ -57,6 +65,8 @@ pub(super) struct Block {
     pub committed: u64,
     /// Where it is; empty for a lost one that no daemon has.
     pub copies: Copies,
+    /// Its lock table, if copies were asked for.
+    pub locks: Option<LockTable>,
     /// The number of the last change of what a daemon has of it: an older inspection is void.
     pub stamp: u64,
 }
@@ -64,7 +74,7 @@ pub(super) struct Block {
 impl Block {
     /// Whether its bytes are there.
     pub(super) const fn is_usable(&self) -> bool {
-        matches!(self.state, BlockState::Held | BlockState::Losing)
+        self.state.is_usable()
     }
 
     /// The daemon of its primary.
@@ -72,11 +82,12 @@ impl Block {
         self.copies.primary().map(|copy| copy.daemon)
     }
 
-    /// Bytes that may be used are what all copies have, once these are there. They never become
-    /// fewer.
+    /// Bytes that may be used are what all copies have, once these are there, and what the lock
+    /// table has words for. They never become fewer.
     pub(super) fn settle_committed(&mut self) {
         if self.copies.all_held() {
-            self.committed = self.committed.max(self.copies.committed());
+            let words = self.locks.as_ref().map_or(u64::MAX, LockTable::bytes);
+            self.committed = self.committed.max(self.copies.committed().min(words));
         }
     }
 }
@@ -401,6 +412,7 @@ mod tests {
             bytes_max: 4096,
             committed: 4096,
             copies: Copies::default(),
+            locks: None,
             stamp: 0,
         }
     }

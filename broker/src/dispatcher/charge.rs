@@ -16,11 +16,15 @@
 //! 4. A user whom no quota limits, and who is neither root nor the service's own, still takes no
 //!    more than half of what there is for all ([`Ledger::quota`]).
 //! 5. Only what a daemon reports by itself (`force_*`) goes beyond a limit: it is a fact already.
+//!    So do lock tables, by less than a page for each 2 MiB of a block and two pages for it: they
+//!    count for their user, who may then have less of all else, and refuse nothing by themselves.
+//!    Otherwise what a reservation promised could not be had.
 
 use std::collections::BTreeMap;
 
 use dmce_abi::Status;
 use dmce_abi::block::DaemonId;
+use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::wire::Refusal;
 
 use super::config::{DispatcherConfig, Quota};
@@ -61,6 +65,21 @@ impl Charge {
     const fn beyond(&self) -> u64 {
         self.bytes - self.reserved
     }
+}
+
+/// What the lock table of a block costs its user. No daemon holds it.
+#[derive(Debug)]
+#[must_use = "a charge is retired"]
+pub(super) struct TableCharge {
+    bytes: u64,
+    /// The user; `None` once retired, and for what nobody owns.
+    uid: Option<u32>,
+}
+
+/// Bytes of the lock table of a block with so many bytes: a page that says whose it is, and eight
+/// for each page of the block.
+const fn table_bytes(bytes: u64) -> u64 {
+    PAGE_BYTES + (bytes.div_ceil(PAGE_BYTES) * 8).next_multiple_of(PAGE_BYTES)
 }
 
 /// Why a charge is refused.
@@ -411,6 +430,28 @@ impl Ledger {
         self.reduce(&mut charge, bytes);
     }
 
+    /// Charges the lock table of a block with so many bytes.
+    pub(super) fn charge_table(&mut self, uid: Option<u32>, bytes: u64) -> TableCharge {
+        let mut charge = TableCharge { bytes: 0, uid };
+        self.resize_table(&mut charge, bytes);
+        charge
+    }
+
+    /// The block has so many bytes now.
+    pub(super) fn resize_table(&mut self, charge: &mut TableCharge, bytes: u64) {
+        let before = std::mem::replace(&mut charge.bytes, table_bytes(bytes));
+        if let Some(uid) = charge.uid {
+            self.change_user(uid, |user| user.bytes = user.bytes - before + table_bytes(bytes));
+        }
+    }
+
+    /// The owner has given the block up.
+    pub(super) fn retire_table(&mut self, charge: &mut TableCharge) {
+        if let Some(uid) = charge.uid.take() {
+            self.change_user(uid, |user| user.bytes -= charge.bytes);
+        }
+    }
+
     fn add(&mut self, charge: &mut Charge, more: u64, own: u64) {
         self.touched = true;
         charge.bytes += more;
@@ -459,8 +500,8 @@ impl Ledger {
         }
     }
 
-    /// Recomputes every sum from `charges`, and from the users of all regions and connections. For
-    /// tests.
+    /// Recomputes every sum from `charges` and `tables`, and from the users of all regions and
+    /// connections. For tests.
     ///
     /// # Errors
     ///
@@ -468,6 +509,7 @@ impl Ledger {
     pub(super) fn audit<'a>(
         &self,
         charges: impl Iterator<Item = &'a Charge>,
+        tables: impl Iterator<Item = &'a TableCharge>,
         regions: impl Iterator<Item = u32>,
         connections: impl Iterator<Item = u32>,
     ) -> Result<(), String> {
@@ -497,6 +539,11 @@ impl Ledger {
             if let Some((_, bytes, blocks)) = account {
                 *bytes += charge.bytes;
                 *blocks += 1;
+            }
+        }
+        for table in tables {
+            if let Some(uid) = table.uid {
+                users.entry(uid).or_default().bytes += table.bytes;
             }
         }
         for uid in regions {

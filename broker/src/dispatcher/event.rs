@@ -177,6 +177,17 @@ pub enum Made {
     },
 }
 
+/// A lock table that the broker found when it started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FoundTable {
+    /// The block, as its name says.
+    pub block: BlockId,
+    /// Which block of that id it is of; `None` if it does not say so, or cannot be read.
+    pub guid: Option<Guid>,
+    /// Bytes of the block that it has words for.
+    pub bytes: u64,
+}
+
 /// What became of a header that was to be written anew.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rewritten {
@@ -233,6 +244,8 @@ pub struct Started {
     pub sessions: Vec<BelievedSession>,
     /// Every daemon of which there is a name.
     pub daemons: Vec<FoundDaemon>,
+    /// The lock tables of this user, sound or not.
+    pub tables: Vec<FoundTable>,
 }
 
 /// Something that happened.
@@ -351,6 +364,40 @@ pub enum Event {
         /// Each header that was to be written.
         headers: Vec<(DaemonId, Rewritten)>,
     },
+    /// Answers [`super::Action::MakeLocks`].
+    LocksMade {
+        /// The block.
+        block: BlockId,
+        /// The epoch that the action named.
+        epoch: u64,
+        /// What became of it.
+        made: Made,
+    },
+    /// Answers [`super::Action::GrowLocks`].
+    LocksGrown {
+        /// The number of the action.
+        request_id: RequestId,
+        /// What became of it.
+        made: Made,
+    },
+    /// Answers [`super::Action::InspectLocks`], and tells of a table that could not be opened for a
+    /// reply, since there is none.
+    LocksInspected {
+        /// The block.
+        block: BlockId,
+        /// The table, as far as there is one.
+        found: Option<FoundTable>,
+    },
+    /// Answers [`super::Action::AwaitIdle`]: no operation of the session is in flight any more that
+    /// was when its generation was published last.
+    Idle {
+        /// The session.
+        session: SessionId,
+        /// The block of the action.
+        block: BlockId,
+        /// The epoch of the action.
+        epoch: u64,
+    },
     /// Answers [`super::Action::AwaitLock`]: nobody serves the daemon, and this is what it left.
     LockFree {
         /// The daemon.
@@ -375,13 +422,22 @@ pub enum Event {
         /// the right kind. A block whose object could not be looked at is in no part.
         found: Vec<(BlockId, Option<u64>)>,
     },
-    /// A descriptor of a [`super::Action::Reply`] could not be opened. The shell has answered that
-    /// request itself with a refusal; the dispatcher now looks at the block.
+    /// A descriptor of a [`super::Action::Reply`] could not be opened, since there is no such
+    /// object: the dispatcher looks at the block.
     OpenFailed {
         /// Whose object it is.
         daemon: DaemonId,
         /// The block.
         block: BlockId,
+    },
+    /// Behind that: the answer was not sent, and the request is to be served again.
+    NotOpened {
+        /// The client's connection.
+        conn: ClientConn,
+        /// The request's number.
+        request_id: RequestId,
+        /// What was asked.
+        request: Box<ClientRequest>,
     },
     /// The time of the last [`super::Action::WakeAt`] has come. One that comes early does no harm.
     Tick,

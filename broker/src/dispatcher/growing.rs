@@ -1,7 +1,8 @@
-//! More bytes at the end of a block: every copy grows, and then the client is answered.
+//! More bytes at the end of a block: every copy grows, and the lock table, and then the client is
+//! answered.
 //!
 //! ```text
-//!         all but the primary asked       all have grown: that too        it has: Grown
+//!         table, all but the primary      all have grown: that too        it has: Grown
 //!  Grow  ---------------------------> o ---------------------------> o ------------------> (done)
 //!                                     | one cannot, or is silent     |
 //!                                     v                              v
@@ -29,6 +30,7 @@ use super::charge::ChargeError;
 use super::clients::ReplyTo;
 use super::copies::CopyState;
 use super::daemons::{Op, Server};
+use super::event::Made;
 use super::requests::{Outcome, Served, refuse};
 
 /// A block that grows for a client.
@@ -100,6 +102,11 @@ impl Dispatcher {
             refusal: None,
         };
         self.growths.insert(number, growth);
+        if self.grow_locks(id, number, asked)
+            && let Some(growth) = self.growths.get_mut(&number)
+        {
+            growth.left += 1;
+        }
         for daemon in daemons.into_iter().skip(1) {
             self.ask_to_grow(daemon, number);
         }
@@ -163,6 +170,19 @@ impl Dispatcher {
             }
         };
         self.growth_ended(id, guid, daemon, committed);
+        self.go_on_growing(number);
+    }
+
+    /// The lock table of a block has words for what it grows to, or cannot have them.
+    pub(super) fn locks_grown(&mut self, number: u64, made: Made) {
+        let Some(growth) = self.growths.get_mut(&number) else { return };
+        growth.left -= 1;
+        let Growth { block, guid, committed, .. } = *growth;
+        let has_grown = made == Made::Whole;
+        if let Made::NameTaken { reason } | Made::Unusable { reason } = made {
+            growth.refusal = Some(Refusal::new(Status::NoSpace, reason));
+        }
+        self.set_locks(block, guid, committed, has_grown);
         self.go_on_growing(number);
     }
 

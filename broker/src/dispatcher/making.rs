@@ -1,8 +1,8 @@
 //! How spans are made: planned whole, asked of daemons, granted when the last block is there.
 //!
 //! ```text
-//!  plan: ids, places, charges    ask all but the first    ask the first     grant
-//!  ------------------------->  ------------------------> ---------------> --------->
+//!  plan: ids, places, charges    lock tables; then ask    ask the first     grant
+//!  ------------------------->    all but the first   --> ---------------> --------->
 //!     no room: refused            refused: the next daemon, or the whole is given up
 //!                                 daemon gone, a name taken, a copy lost: the whole is given up
 //!                                 and planned again, with other ids
@@ -13,7 +13,7 @@
 //! 1. All or nothing: what was made of a span that is refused is destroyed.
 //! 2. The first block is asked for last, and of that the primary. So a broker that comes back
 //!    knows: a span without any copy of its first block was never granted, and where there is one,
-//!    all other blocks had all their copies.
+//!    all other blocks had all their copies, and all of them lock tables, if they have any.
 //! 3. An id that a daemon was asked for and did not answer is not used again before that daemon has
 //!    answered or its objects are known.
 //! 4. A ticket is made once, however often it is asked.
@@ -51,7 +51,7 @@ pub(super) struct Making {
     pub session: SessionId,
     /// Who pays.
     pub payer: Payer,
-    /// Creates that are not answered.
+    /// Creates, or lock tables, that are not answered.
     pub asked: u32,
     /// Daemons that have refused a block of it.
     pub refused: BTreeSet<DaemonId>,
@@ -144,7 +144,12 @@ impl Dispatcher {
         // Who repeats a ticket has not had its answer, so nothing was written there yet. Copies
         // that are missing may never have been made.
         if span.lost > 0 || self.blocks.is_degraded(first, span.count) {
+            let guid = self.blocks.get(first).map(|block| block.guid);
             self.delete_span(id, first);
+            // Who was told of it by a list of spans may delete it as well.
+            if let Some(guid) = guid {
+                self.remember_deleted(id, guid);
+            }
             return self.malloc(to, id, wanted);
         }
         if let Some(span) = self.blocks.span_mut(first) {
@@ -171,7 +176,8 @@ impl Dispatcher {
             ClientRequest::RegionCreate(create) => create.ticket == ticket,
             _ => false,
         };
-        if let Some(waiter) = self.parked.take_of(conn, is_it) {
+        let parked = self.parked.take_of(conn, is_it);
+        for waiter in parked.into_iter().chain(self.unsettled.take_of(conn, is_it)) {
             self.reply(waiter.to, Err(given_up()), Vec::new());
         }
         let session = self.sessions.get(id).map(|session| session.record.guid);
@@ -238,6 +244,11 @@ impl Dispatcher {
     /// Asks for what is planned of a span and may be asked for now, if nothing is asked for.
     pub(super) fn ask_for_more(&mut self, first: BlockId) {
         if self.makings.get(&first).is_some_and(|making| making.asked > 0) {
+            return;
+        }
+        let tables = self.ask_for_tables(first);
+        if let Some(making) = self.makings.get_mut(&first).filter(|_| tables > 0) {
+            making.asked = tables;
             return;
         }
         let next = self.next_to_ask(first);
@@ -307,16 +318,6 @@ impl Dispatcher {
         self.blocks.set_copy(id, daemon, CopyState::Planned);
     }
 
-    /// Something has the name of a block that was to be made: its id is not given again in this
-    /// broker's life.
-    pub(super) fn withhold(&mut self, id: BlockId, daemon: DaemonId, refusal: &Refusal) {
-        let text = format!("daemon {daemon} cannot name block {id}: {}", refusal.text);
-        self.log(LogLevel::Warn, text);
-        if self.blocks.withhold(id) {
-            self.restart.names.insert(id);
-        }
-    }
-
     /// A block that could not have its name: its span is planned anew, with other ids.
     pub(super) fn name_anew(&mut self, id: BlockId, daemon: DaemonId) {
         let Some(first) = self.blocks.get(id).map(|block| block.span) else { return };
@@ -358,7 +359,13 @@ impl Dispatcher {
 
     /// A copy of a block of a span is there.
     pub(super) fn made_copy(&mut self, id: BlockId) {
-        let Some(first) = self.blocks.get(id).map(|block| block.span) else { return };
+        if let Some(first) = self.blocks.get(id).map(|block| block.span) {
+            self.made_one(first);
+        }
+    }
+
+    /// Something of a span is there that was asked for.
+    pub(super) fn made_one(&mut self, first: BlockId) {
         if let Some(making) = self.makings.get_mut(&first) {
             making.asked -= 1;
             self.ask_for_more(first);
@@ -415,7 +422,7 @@ impl Dispatcher {
         if was_region {
             self.reply(making.to, Ok(ClientReply::Done), Vec::new());
         } else if let Some((reply, descriptors)) = self.granted(first) {
-            self.reply(making.to, Ok(reply), descriptors);
+            self.reply_again(making.to, Ok(reply), (descriptors, &making.request));
         }
     }
 }

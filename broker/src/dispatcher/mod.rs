@@ -22,6 +22,7 @@
 //! | what is made before it is asked for | `prepared` |
 //! | daemons | `link` (messages), `asking` (requests), `lending` (their pools) |
 //! | what becomes of blocks | `spans`; which copies there are: `raising`; their size: `growing` |
+//! | lock tables | `locks` |
 //! | a broker that comes back | `restart`, `adoption`, `reported_copies`, `silence` |
 //!
 //! # Invariants
@@ -58,6 +59,7 @@ mod ids;
 mod lending;
 mod link;
 mod links;
+mod locks;
 mod making;
 mod mappings;
 mod notices;
@@ -95,9 +97,9 @@ pub use action::{Action, Descriptor, LogLevel};
 pub use audit::{Snapshot, SnapshotBlock, SnapshotCopy};
 pub use config::{DispatcherConfig, Limits, Placement, Policy, Pressure, Quota};
 pub use event::{
-    BelievedSession, ClientConn, DaemonConn, Event, FoundContent, FoundDaemon, Grant, Headers,
-    InspectId, Lent, Made, Millis, Now, Peer, RaiseId, RequestId, Rewritten, Rights, SessionRecord,
-    Started,
+    BelievedSession, ClientConn, DaemonConn, Event, FoundContent, FoundDaemon, FoundTable, Grant,
+    Headers, InspectId, Lent, Made, Millis, Now, Peer, RaiseId, RequestId, Rewritten, Rights,
+    SessionRecord, Started,
 };
 pub use prepared::PREPARED_MAX;
 
@@ -157,6 +159,10 @@ pub struct Dispatcher {
     makings: BTreeMap<BlockId, Making>,
     /// Blocks whose headers are being written anew.
     raises: BTreeMap<BlockId, RaiseId>,
+    /// Blocks whose lock table is made anew, and the sessions that may still use the old one.
+    relocks: BTreeMap<BlockId, BTreeSet<SessionId>>,
+    /// Of these, what the shell has to be asked about when generations are published.
+    idles: Vec<(SessionId, BlockId, u64)>,
     /// Blocks that grow.
     growths: Growths,
     /// Requests that need the tables of a broker that came back to be complete.
@@ -215,6 +221,8 @@ impl Dispatcher {
             unsettled: Waiting::default(),
             settled: false,
             raises: BTreeMap::new(),
+            relocks: BTreeMap::new(),
+            idles: Vec::new(),
             growths: Growths::new(),
             patients: Patients::default(),
             granted: 0,
@@ -277,10 +285,17 @@ impl Dispatcher {
             Event::EpochRaised { raise, block, headers } => {
                 self.epoch_raised(raise, block, headers);
             }
+            Event::LocksMade { block, epoch, made } => self.locks_made(block, epoch, made),
+            Event::LocksGrown { request_id, made } => self.locks_grown(request_id.0, made),
+            Event::LocksInspected { block, found } => self.locks_inspected(block, found),
+            Event::Idle { session, block, epoch } => self.idle(session, block, epoch),
             Event::LockFree { daemon, headers } => self.lock_free(daemon, headers),
             Event::HeadersRead { daemon, headers } => self.headers_read(daemon, headers),
             Event::Inspected { inspect, daemon, found } => self.inspected(inspect, daemon, &found),
             Event::OpenFailed { daemon, block } => self.inspect(daemon, vec![block]),
+            Event::NotOpened { conn, request_id, request } => {
+                self.not_opened(ReplyTo { conn, request_id }, &request);
+            }
             Event::Tick => self.tick(),
         }
     }
@@ -313,6 +328,9 @@ impl Dispatcher {
             };
             let generation = changes.generation();
             self.out.push(Action::Publish { session, generation });
+        }
+        for (session, block, epoch) in std::mem::take(&mut self.idles) {
+            self.out.push(Action::AwaitIdle { session, block, epoch });
         }
     }
 

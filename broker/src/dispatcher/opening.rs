@@ -208,6 +208,7 @@ impl Dispatcher {
         self.notices.forget(id);
         self.forget_patients_of(id);
         self.unlink_session(id);
+        self.locks_nothing(id);
         self.out.push(Action::EndSession { session: id });
         for first in session.making_regions.iter().chain(&session.spans) {
             self.makings.remove(first);

@@ -21,6 +21,7 @@ use super::charge::Payer;
 use super::clients::ReplyTo;
 use super::copies::{Copies, Copy};
 use super::ids::IdRange;
+use super::locks::LockTable;
 use super::patience::Patient;
 use super::placement::Need;
 use super::policies::Terms;
@@ -216,6 +217,9 @@ impl Dispatcher {
             let Ok(id) = first.checked_add(place) else { return };
             let bytes = copies.first().map_or(0, |copy| copy.charge.bytes());
             let room = copies.iter().map(|copy| self.bytes_max(copy.daemon)).min();
+            let locks = (order.terms.copies > 1).then(|| {
+                LockTable::planned(self.ledger.charge_table(Some(order.payer.uid), bytes), bytes)
+            });
             let block = Block {
                 span: first,
                 guid: if single { guid } else { self.guids.next() },
@@ -224,6 +228,7 @@ impl Dispatcher {
                 bytes_max: room.unwrap_or(0).min(order.terms.block_bytes.max(bytes)),
                 committed: 0,
                 copies: Copies::new(copies),
+                locks,
                 stamp: 0,
             };
             self.blocks.add(id, block);

@@ -6,6 +6,7 @@
 //!                                                | ^ |                          copy fewer
 //!                                                | | +--- none is left ---> LOST
 //!                                                +-+ one is gone as well: raised again; or it
+//!  LOSING, all are written, and the lock table has to be made anew: `locks`
 //!  MAKING: all copies are made, one of them          could not be written: in `AGAIN_MS`
 //!  elsewhere than the headers of others say
 //! ```
@@ -26,7 +27,7 @@ use super::event::{RaiseId, Rewritten};
 use super::timers::Timer;
 
 /// How long until a header is written again that could not be.
-const AGAIN_MS: u64 = 100;
+pub(super) const AGAIN_MS: u64 = 100;
 
 impl Dispatcher {
     /// Has the headers of all copies of a block name these copies, under the next epoch.
@@ -41,6 +42,7 @@ impl Dispatcher {
         let headers: Vec<(DaemonId, BlockDescription)> =
             daemons.into_iter().filter_map(describe).collect();
         self.raises.insert(id, raise);
+        self.relocks.remove(&id);
         self.out.push(Action::RaiseEpoch { raise, block: id, headers });
     }
 
@@ -84,40 +86,46 @@ impl Dispatcher {
         }
     }
 
-    /// Headers that could not be written are to be tried again.
+    /// Headers, or a lock table, that could not be written are to be tried again.
     pub(super) fn raise_again(&mut self, id: BlockId) {
         if self.raises.contains_key(&id) {
             self.raise(id);
         }
+        self.relock_if_idle(id);
     }
 
     /// Nobody waits for the headers of a block any more.
     pub(super) fn forget_raise(&mut self, id: BlockId) {
         self.raises.remove(&id);
+        self.relocks.remove(&id);
         self.timers.cancel(Timer::Raise(id));
         self.settled = true;
     }
 
     /// The headers of all copies of a block say the same.
     fn raised(&mut self, id: BlockId) {
-        let Some(block) = self.blocks.get(id) else { return };
-        let (first, state, epoch) = (block.span, block.state, block.epoch);
-        let daemons = block.copies.daemons();
-        self.settled = true;
+        let Some(state) = self.blocks.get(id).map(|block| block.state) else { return };
         match state {
             BlockState::Making => {
                 self.usable_if_whole(id);
                 self.made_copy(id);
             }
-            BlockState::Losing => {
-                self.blocks.set_state(id, BlockState::Held);
-                let text = format!("block {id} is on {daemons:?} alone, epoch {epoch}");
-                self.log(LogLevel::Warn, text);
-                self.tell_holders(first, id);
-                self.tell_copy_lost(first, id);
-            }
+            BlockState::Losing if self.await_locks(id) => {}
+            BlockState::Losing => self.settle_losing(id),
             BlockState::Held | BlockState::Lost | BlockState::Going => {}
         }
+        self.settled = true;
+    }
+
+    /// It is decided which copies of a block there are, and its lock table is there.
+    pub(super) fn settle_losing(&mut self, id: BlockId) {
+        let Some(block) = self.blocks.get(id) else { return };
+        let (first, epoch, daemons) = (block.span, block.epoch, block.copies.daemons());
+        self.settled = true;
+        self.blocks.set_state(id, BlockState::Held);
+        self.log(LogLevel::Warn, format!("block {id} is on {daemons:?} alone, epoch {epoch}"));
+        self.tell_holders(first, id);
+        self.tell_copy_lost(first, id);
     }
 
     /// Whether it is being decided which copies of a block there are.

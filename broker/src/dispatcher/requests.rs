@@ -112,7 +112,7 @@ impl Dispatcher {
         let served = checked.map_err(Failure::from).and_then(|()| self.serve(to, request));
         let refusal = match served {
             Ok(Outcome::Reply(reply, descriptors)) => {
-                self.reply(to, Ok(*reply), descriptors);
+                self.reply_again(to, Ok(*reply), (descriptors, request));
                 None
             }
             Ok(Outcome::Later) => None,
@@ -214,6 +214,8 @@ impl Dispatcher {
             ClientRequest::RegionFind(name) => self.region_find(session, name),
             ClientRequest::RegionDelete(key) => self.region_delete(to, session, *key),
             ClientRequest::RegionList(list) => Ok(self.region_list(session, list)),
+            // What waits may be answered with a span that the list would tell as nobody's.
+            ClientRequest::Spans(_) if self.unsettled.has(to.conn) => Err(Failure::Unsettled),
             ClientRequest::Spans(list) => Ok(self.span_list(session, *list)),
             ClientRequest::Reach(reach) => self.way_to(session, *reach),
             ClientRequest::Data(request) => self.relay(to, session, request),
@@ -235,11 +237,52 @@ impl Dispatcher {
         reply: wire::Reply<ClientReply>,
         descriptors: Vec<Descriptor>,
     ) {
+        self.send(to, reply, (descriptors, None));
+    }
+
+    /// Answers a request that is served again if an object is gone that travels with the answer.
+    pub(super) fn reply_again(
+        &mut self,
+        to: ReplyTo,
+        reply: wire::Reply<ClientReply>,
+        (descriptors, request): (Vec<Descriptor>, &ClientRequest),
+    ) {
+        // Served twice, what has no ticket would be made twice.
+        let can_be = match request {
+            ClientRequest::Malloc(malloc) => malloc.ticket != 0,
+            ClientRequest::MallocWith(with) => with.malloc.ticket != 0,
+            _ => true,
+        };
+        let of_block = |descriptor: &Descriptor| {
+            matches!(descriptor, Descriptor::Block { .. } | Descriptor::Locks { .. })
+        };
+        let again = can_be && descriptors.iter().any(of_block);
+        let again = again.then(|| Box::new(request.clone()));
+        self.send(to, reply, (descriptors, again));
+    }
+
+    /// An object is gone that was to travel with an answer. It is being looked at, and then the
+    /// request is served again: another copy may be there.
+    pub(super) fn not_opened(&mut self, to: ReplyTo, request: &ClientRequest) {
+        let Some(client) = self.clients.get_mut(&to.conn) else { return };
+        client.outstanding += 1;
+        let uid = client.peer.uid;
+        if let Err(refusal) = self.unsettled.push(to, uid, request, None) {
+            self.refused(to, request, refusal);
+        }
+    }
+
+    fn send(
+        &mut self,
+        to: ReplyTo,
+        reply: wire::Reply<ClientReply>,
+        (descriptors, again): (Vec<Descriptor>, Option<Box<ClientRequest>>),
+    ) {
         let ReplyTo { conn, request_id } = to;
         let Some(client) = self.clients.get_mut(&conn) else { return };
         client.outstanding = client.outstanding.saturating_sub(1);
         if request_id.0 != 0 {
-            self.out.push(Action::Reply { conn, request_id, reply, descriptors });
+            self.out.push(Action::Reply { conn, request_id, reply, descriptors, again });
         }
     }
 

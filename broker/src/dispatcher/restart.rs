@@ -48,7 +48,7 @@ use super::blocks::{Block, BlockState};
 use super::charge::Charge;
 use super::copies::CopyState;
 use super::daemons::Link;
-use super::event::{FoundContent, FoundDaemon, Headers, Started};
+use super::event::{FoundContent, FoundDaemon, FoundTable, Headers, Started};
 use super::timers::Timer;
 
 /// Bytes that all blocks of one report may have: more than a host has.
@@ -72,6 +72,8 @@ pub(super) struct Restart {
     pub damaged: BTreeSet<BlockId>,
     /// The daemons that the headers of the highest epoch of a block name, the primary's first.
     pub named: BTreeMap<BlockId, Vec<DaemonId>>,
+    /// Lock tables that were found, and whose blocks have not been reported yet.
+    pub tables: BTreeMap<BlockId, FoundTable>,
     /// Spans that are assembled, with the attributes of regions.
     pub assembling: BTreeMap<BlockId, Option<Region>>,
     /// Blocks that fit to nothing, with what they cost their daemon.
@@ -105,6 +107,8 @@ impl Dispatcher {
     pub(super) fn started(&mut self, started: Started) {
         self.epoch = self.now.millis.0.max(1);
         self.restart.found = Some(BTreeMap::new());
+        let tables = started.tables.into_iter().map(|table| (table.block, table));
+        self.restart.tables = tables.collect();
         for session in started.sessions {
             self.believe(session);
         }
@@ -356,6 +360,7 @@ impl Dispatcher {
         self.adopt_all();
         self.inspect_doubtful();
         self.judge_spans();
+        self.remove_stray_tables();
         for session in self.sessions.ids() {
             self.restore_openings(session);
             self.restore_reservation(session);

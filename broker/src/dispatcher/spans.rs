@@ -67,6 +67,7 @@ impl Dispatcher {
     fn give_up_block(&mut self, id: BlockId) {
         self.forget_raise(id);
         self.blocks.set_state(id, BlockState::Going);
+        self.retire_locks(id);
         let Some(block) = self.blocks.get_mut(id) else { return };
         let mut copies = Vec::new();
         for copy in block.copies.iter_mut() {
@@ -131,6 +132,7 @@ impl Dispatcher {
     pub(super) fn remove_block(&mut self, id: BlockId) {
         let Some(block) = self.blocks.remove(id) else { return };
         assert!(block.copies.is_empty(), "block {id} is forgotten before its copies");
+        self.remove_locks(id, block.locks);
         self.room_changed = true;
         if id == block.span {
             self.first_is_gone(id);
@@ -252,6 +254,8 @@ impl Dispatcher {
         found: &[(BlockId, Option<u64>)],
     ) {
         let mut again = Vec::new();
+        // Somebody may wait for it whose answer was not sent.
+        self.settled = true;
         for &(id, bytes) in found {
             let Some(block) = self.blocks.get(id) else { continue };
             match block.copies.of(daemon).map(|copy| judge(block, copy, inspect, bytes)) {

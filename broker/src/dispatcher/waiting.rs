@@ -121,6 +121,11 @@ impl Waiting {
         self.waiters.contains_key(&place)
     }
 
+    /// Whether a request of a connection waits.
+    pub(super) fn has(&self, conn: ClientConn) -> bool {
+        self.by_conn.range((conn, 0)..=(conn, u64::MAX)).next().is_some()
+    }
+
     /// Forgets the requests of a connection.
     pub(super) fn drop_conn(&mut self, conn: ClientConn) {
         let places: Vec<_> = self.by_conn.range((conn, 0)..=(conn, u64::MAX)).copied().collect();

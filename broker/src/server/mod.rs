@@ -20,11 +20,13 @@ mod config;
 mod daemons;
 mod door;
 mod headers;
+mod idles;
 mod journal;
 mod objects;
 mod session_objects;
 mod sessions;
 mod start;
+mod tables;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
@@ -33,26 +35,29 @@ use std::time::Duration;
 use dmce_abi::Status;
 use dmce_abi::block::{BlockId, DaemonId};
 use dmce_abi::name::Instance;
-use dmce_abi::wire::Refusal;
+use dmce_abi::wire::client::{ClientReply, ClientRequest};
 use dmce_abi::wire::daemon::DaemonRequest;
+use dmce_abi::wire::{Refusal, Reply};
 use dmce_broker::dispatcher::{
-    Action, Descriptor, Dispatcher, Event, InspectId, Made, Millis, Now,
+    Action, ClientConn, Descriptor, Dispatcher, Event, InspectId, Made, Millis, Now, RequestId,
 };
 use dmce_config::Config;
 use dmce_shm::session::SessionIdentity;
+use dmce_shm::table::TableIdentity;
 use dmce_sys::lock::{LockError, OfdLock};
 use dmce_sys::object::{ObjectDir, ObjectError};
 use dmce_sys::poll::{Interest, Notice, Poller, Ready, SignalFd};
 use dmce_sys::socket::SocketError;
 use dmce_sys::{clock, limits, process, random};
 use std::os::fd::{AsFd, OwnedFd};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::args::Place;
 use clients::Clients;
 use daemons::Daemons;
+use idles::Idles;
 use journal::Journal;
-use objects::{Objects, OpenFailure, Passed};
+use objects::{Gone, Objects, OpenFailure, Passed};
 use sessions::Sessions;
 
 /// Copies of a block that this release keeps.
@@ -163,6 +168,7 @@ pub struct Server {
     journal: Journal,
     awaited_locks: BTreeSet<DaemonId>,
     inspections: VecDeque<Inspection>,
+    idles: Idles,
     wake_at: Option<Millis>,
     /// Held for the life of the process: it makes this broker the only one of its instance.
     _lock: OfdLock,
@@ -212,6 +218,7 @@ impl Server {
             journal: Journal::new(now().millis),
             awaited_locks: BTreeSet::new(),
             inspections: VecDeque::new(),
+            idles: Idles::default(),
             wake_at: None,
             _lock: lock,
         })
@@ -268,6 +275,7 @@ impl Server {
         self.daemons.tend(&self.poller, now, &mut self.events);
         self.sessions.tend(&self.objects, now, &mut self.events);
         self.objects.tend(now);
+        self.idles.tend(&self.sessions, now, &mut self.events);
         if self.wake_at.is_some_and(|at| at <= now) {
             self.wake_at = None;
             self.events.push_back(Event::Tick);
@@ -307,7 +315,10 @@ impl Server {
         let is_waited_for = !self.inspections.is_empty() || self.clients.is_waited_for();
         let at_once = is_waited_for.then_some(now);
         let shell = [lock, at_once, self.sessions.due_at(), self.daemons.due_at()];
-        let due = shell.into_iter().chain([self.wake_at, self.objects.due_at()]).chain(doors);
+        let due = shell
+            .into_iter()
+            .chain([self.wake_at, self.objects.due_at(), self.idles.due_at()])
+            .chain(doors);
         due.flatten().min().map(|at| Duration::from_millis(at.0.saturating_sub(now.0)))
     }
 
@@ -348,24 +359,8 @@ impl Server {
     /// Executes one action.
     fn act(&mut self, action: Action) {
         match action {
-            Action::Reply { conn, request_id, reply, descriptors } => {
-                let opened = match descriptors[..] {
-                    [link @ Descriptor::Link { .. }] => {
-                        self.link(link).map(|fd| vec![Passed::Opened(fd)])
-                    }
-                    _ => self.objects.open_all(&self.sessions, &descriptors),
-                };
-                let (reply, fds) = opened.map_or_else(
-                    |failure| {
-                        let event = |(daemon, block)| Event::OpenFailed { daemon, block };
-                        self.events.extend(failure.block.map(event));
-                        (Err(failure.refusal), Vec::new())
-                    },
-                    |fds| (reply, fds),
-                );
-                if !self.clients.reply(&self.poller, conn, request_id, &reply, &fds) {
-                    self.events.push_back(Event::HungUp { conn });
-                }
+            Action::Reply { conn, request_id, reply, descriptors, again } => {
+                self.reply((conn, request_id), reply, (&descriptors, again));
             }
             Action::CloseClient { conn, reason } => self.clients.close(&self.poller, conn, &reason),
             Action::HoldClient { conn } => self.clients.hold(&self.poller, conn),
@@ -409,9 +404,54 @@ impl Server {
             Action::Inspect { inspect, daemon, blocks } => {
                 self.inspections.push_back(Inspection { inspect, daemon, blocks });
             }
+            Action::MakeLocks { block, guid, epoch, bytes } => {
+                let identity = TableIdentity { block, guid, epoch };
+                let made = tables::make(&self.objects, identity, bytes);
+                self.events.push_back(Event::LocksMade { block, epoch, made });
+            }
+            Action::GrowLocks { request_id, block, guid, bytes } => {
+                let made = tables::grow(&self.objects, (block, guid), bytes);
+                self.events.push_back(Event::LocksGrown { request_id, made });
+            }
+            Action::RemoveLocks { block } => tables::remove(&self.objects, block),
+            Action::InspectLocks { block } => match tables::look(&self.objects, block) {
+                Ok(found) => self.events.push_back(Event::LocksInspected { block, found }),
+                Err(failure) => warn!(%block, "its lock table is not looked at: {failure}"),
+            },
+            Action::AwaitIdle { session, block, epoch } => {
+                let then = (now().millis, &mut self.events);
+                self.idles.add(&self.sessions, (session, block, epoch), then);
+            }
             Action::Log { level, text } => self.journal.log(now().millis, level, &text),
             Action::WakeAt(at) => self.wake_at = Some(at),
             other => self.act_on_session(other),
+        }
+    }
+
+    /// Answers a request, with all that travels with the answer; or has it served again.
+    fn reply(
+        &mut self,
+        (conn, request_id): (ClientConn, RequestId),
+        reply: Reply<ClientReply>,
+        (descriptors, again): (&[Descriptor], Option<Box<ClientRequest>>),
+    ) {
+        let opened = match descriptors {
+            [link @ Descriptor::Link { .. }] => self.link(*link).map(|fd| vec![Passed::Opened(fd)]),
+            _ => self.objects.open_all(&self.sessions, descriptors),
+        };
+        let (reply, fds) = match (opened, again) {
+            (Ok(fds), _) => (reply, fds),
+            (Err(OpenFailure { gone: Some(gone), .. }), Some(request)) => {
+                let again = Event::NotOpened { conn, request_id, request };
+                return self.events.extend([gone.event(), again]);
+            }
+            (Err(OpenFailure { refusal, gone }), _) => {
+                self.events.extend(gone.map(Gone::event));
+                (Err(refusal), Vec::new())
+            }
+        };
+        if !self.clients.reply(&self.poller, conn, request_id, &reply, &fds) {
+            self.events.push_back(Event::HungUp { conn });
         }
     }
 
@@ -426,7 +466,7 @@ impl Server {
                 self.events.push_back(Event::DaemonHungUp { conn });
             }
             let text = format!("no link to the daemon of block {}: {error}", grant.block);
-            OpenFailure { refusal: Refusal::new(Status::Busy, text), block: None }
+            OpenFailure { refusal: Refusal::new(Status::Busy, text), gone: None }
         })
     }
 

@@ -17,7 +17,9 @@ use dmce_abi::name::{Instance, ObjectKind, ObjectName};
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::daemon::HeldBlock;
 use dmce_abi::{AddrLayout, Status};
-use dmce_broker::dispatcher::{Descriptor, Headers as Reported, Lent, Made, Millis, Rewritten};
+use dmce_broker::dispatcher::{
+    Descriptor, Event, Headers as Reported, Lent, Made, Millis, Rewritten,
+};
 use dmce_shm::header::{self, BlockHeader, HeaderError};
 use dmce_sys::lock::{LockError, OfdLock};
 use dmce_sys::object::{self, ObjectDir, ObjectError, ObjectStat};
@@ -53,8 +55,27 @@ struct MadeBlock {
 pub struct OpenFailure {
     /// What the client is told.
     pub refusal: Refusal,
-    /// The block that could not be opened: the dispatcher is told of it.
-    pub block: Option<(DaemonId, BlockId)>,
+    /// What is not there any more.
+    pub gone: Option<Gone>,
+}
+
+/// An object that is not there any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gone {
+    /// A copy of a block.
+    Copy(DaemonId, BlockId),
+    /// The lock table of a block.
+    Locks(BlockId),
+}
+
+impl Gone {
+    /// What the dispatcher is told of it.
+    pub const fn event(self) -> Event {
+        match self {
+            Self::Copy(daemon, block) => Event::OpenFailed { daemon, block },
+            Self::Locks(block) => Event::LocksInspected { block, found: None },
+        }
+    }
 }
 
 /// A descriptor that travels with a reply.
@@ -316,16 +337,20 @@ impl Objects {
         let open_one = |descriptor: &Descriptor| match *descriptor {
             Descriptor::Block { daemon, block, writable } => {
                 self.open_data((daemon, block), writable).map(Passed::Opened).map_err(|failure| {
-                    let status = if failure.is_absence() { Status::Lost } else { Status::Internal };
+                    let gone = failure.is_absence();
+                    let status = if gone { Status::Lost } else { Status::Internal };
                     let refusal = Refusal::new(status, format!("block {block}: {failure}"));
-                    OpenFailure { refusal, block: Some((daemon, block)) }
+                    OpenFailure { refusal, gone: gone.then_some(Gone::Copy(daemon, block)) }
                 })
             }
             Descriptor::Locks { block, writable } => {
                 let opened = self.open(BROKER, ObjectKind::LockTable(block.get()), writable);
                 opened.map(|(fd, _)| Passed::Opened(fd)).map_err(|failure| {
                     let text = format!("lock table of block {block}: {failure}");
-                    OpenFailure { refusal: Refusal::new(Status::Internal, text), block: None }
+                    let gone = failure.is_absence();
+                    let status = if gone { Status::Unavailable } else { Status::Internal };
+                    let refusal = Refusal::new(status, text);
+                    OpenFailure { refusal, gone: gone.then_some(Gone::Locks(block)) }
                 })
             }
             Descriptor::SessionObject(session) => {
@@ -373,7 +398,7 @@ fn failed_to_make(error: &ObjectError) -> Made {
 
 fn no_session(error: &std::io::Error) -> OpenFailure {
     let refusal = Refusal::new(Status::Internal, format!("the session's descriptors: {error}"));
-    OpenFailure { refusal, block: None }
+    OpenFailure { refusal, gone: None }
 }
 
 /// Why no block was made of an object.

@@ -22,6 +22,7 @@ use dmce_shm::fence::Fence;
 use dmce_shm::record::{self, ProcessIdentity, RecordError};
 use dmce_shm::session::SessionIdentity;
 use dmce_shm::session::object::{SessionError, SessionObject};
+use dmce_shm::slot::Marks;
 use dmce_sys::poll::{Interest, Poller};
 use dmce_sys::{pidfd, process};
 use tracing::{debug, error, info, warn};
@@ -282,6 +283,11 @@ impl Sessions {
             std::thread::yield_now();
         }
         self.ring(id);
+    }
+
+    /// The marks of a session's slots; `None` if there is no such session.
+    pub fn marks(&self, id: SessionId) -> Option<Result<Marks, SessionError>> {
+        self.all.get(&id).map(|session| session.made.object.marks())
     }
 
     /// Wakes the session's service thread.

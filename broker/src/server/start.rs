@@ -10,6 +10,7 @@ use tracing::warn;
 
 use super::objects::{BROKER, Objects};
 use super::sessions::Sessions;
+use super::tables;
 
 /// Reads the folder. Sessions whose process is gone lose their objects here.
 pub fn read(objects: &Objects, sessions: &mut Sessions) -> Result<Started, ObjectError> {
@@ -17,6 +18,7 @@ pub fn read(objects: &Objects, sessions: &mut Sessions) -> Result<Started, Objec
     for (daemon, kinds) in objects.list()? {
         if daemon == BROKER {
             started.sessions = sessions.take_up(objects, &kinds);
+            started.tables = tables::all(objects, &kinds);
             continue;
         }
         match DaemonId::try_from(daemon) {

@@ -11,7 +11,9 @@
 //! 2. The broker writes the first page before any client has the object. Clients may write all of
 //!    it afterwards, so to the broker it is a claim.
 //!
-//! There is no table while a block has one copy, one opener and no pointer.
+//! There is none of a block that was asked for with one copy.
+
+use std::os::fd::BorrowedFd;
 
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -19,6 +21,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 use dmce_abi::block::{BlockId, Guid};
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::version::SEGMENT_VERSION;
+use dmce_sys::object::{self, ObjectError};
 
 use crate::layout::{Field, fingerprint, layout};
 use crate::lock::PageLock;
@@ -66,6 +69,9 @@ pub enum TableError {
     /// Made by another version.
     #[error("the lock table is of segment version {theirs}, this release uses {ours}")]
     OtherVersion { theirs: u32, ours: u32 },
+    /// It names no block.
+    #[error("the lock table names no block")]
+    NoTable,
     /// Not the table of this block.
     #[error("the lock table is not that of block {}: {field} differs", identity.block)]
     Foreign { identity: TableIdentity, field: &'static str },
@@ -104,6 +110,39 @@ impl LockTableHeader {
         same("the block", self.block == expected.block)?;
         same("the GUID", self.guid == expected.guid)?;
         same("the epoch", self.epoch == expected.epoch)
+    }
+}
+
+impl LockTableHeader {
+    /// Which block's table it says that it is: a claim, since clients can write it.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`] if it is no table of this version.
+    pub fn identity(&self) -> Result<TableIdentity, TableError> {
+        let block = BlockId::try_from(self.block.get()).map_err(|_| TableError::NoTable)?;
+        let identity = TableIdentity { block, guid: Guid(self.guid), epoch: self.epoch.get() };
+        self.check(identity).map(|()| identity)
+    }
+
+    /// A private copy of the first page of a table.
+    ///
+    /// # Errors
+    ///
+    /// [`ObjectError`]; [`ObjectError::Short`] of one that was cut.
+    pub fn read(fd: BorrowedFd<'_>) -> Result<Self, ObjectError> {
+        let mut header = Self::new_zeroed();
+        object::read_at(fd, header.as_mut_bytes(), 0)?;
+        Ok(header)
+    }
+
+    /// Writes the first page of a table.
+    ///
+    /// # Errors
+    ///
+    /// [`ObjectError`].
+    pub fn write(&self, fd: BorrowedFd<'_>) -> Result<(), ObjectError> {
+        object::write_at(fd, self.as_bytes(), 0)
     }
 }
 
@@ -146,6 +185,8 @@ mod tests {
             "the lock table is not that of block 9: the epoch differs"
         );
         assert!(refused(TableIdentity { guid: Guid([4; 16]), ..identity() }).contains("GUID"));
+        assert_eq!(header.identity(), Ok(identity()));
+        assert_eq!(LockTableHeader::new_zeroed().identity(), Err(TableError::NoTable));
         let mut other = LockTableHeader::new(identity());
         other.version = 7.into();
         let ours = SEGMENT_VERSION;

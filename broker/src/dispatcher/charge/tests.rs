@@ -39,7 +39,7 @@ fn a_reservation_pays_first_and_gets_back_what_it_paid() {
     );
     ledger.close_account(account);
     assert_eq!(ledger.store(daemon(1)), Store { capacity: 1000, committed: 0, reserved: 0 });
-    ledger.audit(none(), std::iter::empty(), std::iter::empty()).unwrap();
+    ledger.audit(none(), std::iter::empty(), std::iter::empty(), std::iter::empty()).unwrap();
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn what_a_closed_account_had_reserved_returns_to_nobody() {
     ledger.close_account(account);
     ledger.refund(charge);
     assert_eq!(ledger.store(daemon(1)).free(), 1000);
-    ledger.audit(none(), std::iter::empty(), std::iter::empty()).unwrap();
+    ledger.audit(none(), std::iter::empty(), std::iter::empty(), std::iter::empty()).unwrap();
 }
 
 #[test]
@@ -84,7 +84,12 @@ fn each_limit_refuses_with_its_numbers_and_charges_nothing() {
     let third = ledger.charge(payer, daemon(2), 1).unwrap();
     assert_eq!(text(ledger.charge(payer, daemon(2), 1)), "user 7 has 3 blocks, quota is 3");
     ledger
-        .audit([&first, &second, &third].into_iter(), std::iter::empty(), std::iter::empty())
+        .audit(
+            [&first, &second, &third].into_iter(),
+            std::iter::empty(),
+            std::iter::empty(),
+            std::iter::empty(),
+        )
         .unwrap();
 
     ledger.charge_region(7).unwrap();
@@ -96,7 +101,7 @@ fn each_limit_refuses_with_its_numbers_and_charges_nothing() {
         ledger.refund(charge);
     }
     ledger.refund_region(7);
-    ledger.audit(none(), std::iter::empty(), std::iter::empty()).unwrap();
+    ledger.audit(none(), std::iter::empty(), std::iter::empty(), std::iter::empty()).unwrap();
 }
 
 /// Random charges, and after each the sums are recomputed from those that exist.
@@ -109,7 +114,9 @@ fn charges_always_add_up() {
         let mut accounts: Vec<(AccountId, u32)> = Vec::new();
         for _ in 0..300 {
             one_change(&mut random, &mut ledger, &mut charges, &mut accounts);
-            ledger.audit(charges.iter(), std::iter::empty(), std::iter::empty()).unwrap();
+            ledger
+                .audit(charges.iter(), std::iter::empty(), std::iter::empty(), std::iter::empty())
+                .unwrap();
             for id in [1, 2] {
                 let store = ledger.store(daemon(id));
                 assert!(store.committed + store.reserved <= store.capacity, "seed {seed}");

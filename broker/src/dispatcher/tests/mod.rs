@@ -6,6 +6,7 @@ mod copysets;
 mod daemons;
 mod lending;
 mod links;
+mod locks;
 mod making;
 mod names;
 mod notices;

@@ -6,7 +6,7 @@ use dmce_abi::wire::client::{ClientReply, ClientRequest};
 use dmce_abi::wire::daemon::{DaemonMessage, HeldBlock};
 
 use super::rig::{GIB, MIB, Rig, block_id, config, daemon_id, session_id};
-use crate::dispatcher::{Action, FoundContent, FoundDaemon, Started};
+use crate::dispatcher::{Action, FoundContent, FoundDaemon, FoundTable, Started};
 
 /// Block 9, a region's, on a daemon; the copies are on `daemons`, the primary's first.
 fn held(daemon: u32, daemons: &[u32], epoch: u64, committed: u64) -> HeldBlock {
@@ -20,8 +20,18 @@ fn held(daemon: u32, daemons: &[u32], epoch: u64, committed: u64) -> HeldBlock {
     HeldBlock { committed, ..held }
 }
 
-/// A broker that finds what daemons left that are not there.
+/// A broker that finds what daemons left that are not there, with a lock table.
 fn found(held: Vec<(u32, HeldBlock)>) -> Rig {
+    let table = |(_, held): &(u32, HeldBlock)| FoundTable {
+        block: held.description.block,
+        guid: Some(held.description.guid),
+        bytes: 2 * MIB,
+    };
+    let tables = held.iter().map(table).collect();
+    found_tables(held, tables)
+}
+
+fn found_tables(held: Vec<(u32, HeldBlock)>, tables: Vec<FoundTable>) -> Rig {
     let mut config = config();
     config.copies_max = 3;
     let daemons = held.into_iter().map(|(daemon, held)| FoundDaemon {
@@ -30,7 +40,8 @@ fn found(held: Vec<(u32, HeldBlock)>) -> Rig {
         damaged: Vec::new(),
         content: FoundContent::Read(vec![held]),
     });
-    Rig::started(config, Started { sessions: Vec::new(), daemons: daemons.collect() })
+    let daemons = daemons.collect();
+    Rig::started(config, Started { daemons, tables, ..Started::default() })
 }
 
 fn row(rig: &mut Rig) -> BlockRow {
@@ -152,4 +163,51 @@ fn a_daemon_that_names_itself_as_its_peer_is_not_believed() {
         rig.actions[..],
         [.., Action::CloseDaemon { .. }, _] | [.., Action::CloseDaemon { .. }, _, _]
     ));
+}
+
+/// Lock tables that were found, and what was done about tables.
+fn found_with(tables: Vec<FoundTable>) -> (Rig, Vec<String>) {
+    let mut all = Vec::new();
+    for daemon in [1, 2] {
+        all.push((daemon, held(daemon, &[1, 2], 7, MIB)));
+    }
+    let rig = found_tables(all, tables);
+    let done = rig.actions.iter().filter_map(|action| match action {
+        Action::MakeLocks { block, .. } => Some(format!("make {block}")),
+        Action::RemoveLocks { block } => Some(format!("remove {block}")),
+        _ => None,
+    });
+    let done = done.collect();
+    (rig, done)
+}
+
+#[test]
+fn a_lock_table_that_is_there_is_used_and_that_of_no_block_is_removed() {
+    let guid = held(1, &[1, 2], 7, MIB).description.guid;
+    let own = FoundTable { block: block_id(9), guid: Some(guid), bytes: MIB };
+    let stray = FoundTable { block: block_id(30), ..own };
+    let (mut rig, done) = found_with(vec![own, stray]);
+    assert_eq!(done, ["remove 30"]);
+    assert_eq!((row(&mut rig).epoch, raises(&rig)), (7, 0));
+    let locks = rig.dispatcher.snapshot().locks;
+    assert!(locks.into_iter().eq([(block_id(9), true)]));
+}
+
+#[test]
+fn a_lock_table_that_is_not_there_or_short_or_anothers_is_made_anew_under_the_next_epoch() {
+    let guid = held(1, &[1, 2], 7, MIB).description.guid;
+    let own = FoundTable { block: block_id(9), guid: Some(guid), bytes: MIB };
+    for tables in [
+        Vec::new(),
+        vec![FoundTable { bytes: MIB - 4096, ..own }],
+        vec![FoundTable { guid: None, ..own }],
+        vec![FoundTable { guid: Some(dmce_abi::block::Guid([0xee; 16])), ..own }],
+    ] {
+        let (mut rig, done) = found_with(tables);
+        assert_eq!(done, ["make 9"]);
+        let row = row(&mut rig);
+        assert_eq!((row.state, raises(&rig)), (BlockState::Ok, 1));
+        assert!(row.epoch > 7);
+        assert_eq!(copies(&row), [(1, CopyState::Good), (2, CopyState::Good)]);
+    }
 }

@@ -131,7 +131,10 @@ pub fn fetched(rig: &mut Rig, conn: ClientConn, block: u32) -> Option<bool> {
 #[test]
 fn what_needs_the_tables_waits_for_every_daemon_and_listings_do_not() {
     let daemons = vec![expected(1, &[7]), expected(2, &[8])];
-    let mut rig = Rig::started(config(), Started { sessions: vec![believed(0, vec![])], daemons });
+    let mut rig = Rig::started(
+        config(),
+        Started { sessions: vec![believed(0, vec![])], daemons, ..Started::default() },
+    );
     let conn = attach(&mut rig);
     assert!(rig.ask(conn, ClientRequest::Admin(AdminRequest::Status)).unwrap().is_ok());
     let number = rig.ask_later(conn, heap(1, MIB));
@@ -147,8 +150,10 @@ fn what_needs_the_tables_waits_for_every_daemon_and_listings_do_not() {
 
 #[test]
 fn a_daemon_that_dies_while_it_is_waited_for_is_known_by_its_lock() {
-    let mut rig =
-        Rig::started(config(), Started { sessions: vec![], daemons: vec![expected(1, &[])] });
+    let mut rig = Rig::started(
+        config(),
+        Started { sessions: vec![], daemons: vec![expected(1, &[])], ..Started::default() },
+    );
     rig.register(1, GIB);
     rig.actions.clear();
     rig.daemon_dies(1);
@@ -160,8 +165,10 @@ fn a_daemon_that_dies_while_it_is_waited_for_is_known_by_its_lock() {
 
 #[test]
 fn an_id_that_any_name_has_is_not_given() {
-    let mut rig =
-        Rig::started(config(), Started { sessions: vec![], daemons: vec![expected(1, &[1, 2])] });
+    let mut rig = Rig::started(
+        config(),
+        Started { sessions: vec![], daemons: vec![expected(1, &[1, 2])], ..Started::default() },
+    );
     rig.daemon(1, 3 * GIB);
     let (conn, _) = rig.session(1000);
     for ticket in 1..=3 {
@@ -171,8 +178,10 @@ fn an_id_that_any_name_has_is_not_given() {
 
 #[test]
 fn blocks_of_a_session_that_is_no_more_are_destroyed() {
-    let mut rig =
-        Rig::started(config(), Started { sessions: vec![], daemons: vec![expected(1, &[7])] });
+    let mut rig = Rig::started(
+        config(),
+        Started { sessions: vec![], daemons: vec![expected(1, &[7])], ..Started::default() },
+    );
     rig.daemon_with(1, 3 * GIB, vec![held(7, 0, 1, 1), held(20, 0, 2, 2), held(20, 1, 2, 2)]);
     let mut destroyed = rig.daemons[&1].destroyed.clone();
     destroyed.sort_unstable();
@@ -183,7 +192,10 @@ fn blocks_of_a_session_that_is_no_more_are_destroyed() {
 #[test]
 fn a_span_without_its_first_block_was_never_granted_and_one_with_it_has_lost_the_others() {
     let sessions = vec![believed(0, vec![])];
-    let mut rig = Rig::started(config(), Started { sessions, daemons: vec![expected(1, &[])] });
+    let mut rig = Rig::started(
+        config(),
+        Started { sessions, daemons: vec![expected(1, &[])], ..Started::default() },
+    );
     let conn = attach(&mut rig);
     let held = vec![held(16, 1, 3, 1), held(16, 2, 3, 1), held(32, 0, 2, 2)];
     rig.daemon_with(1, 3 * GIB, held);
@@ -199,7 +211,8 @@ fn a_span_without_its_first_block_was_never_granted_and_one_with_it_has_lost_the
 #[test]
 fn a_session_is_told_that_a_block_is_lost_of_which_only_it_knows() {
     let sessions = vec![believed(0, vec![])];
-    let mut rig = Rig::started(config(), Started { sessions, daemons: vec![] });
+    let mut rig =
+        Rig::started(config(), Started { sessions, daemons: vec![], ..Started::default() });
     rig.daemon(1, GIB);
     let conn = attach(&mut rig);
     let fetch = ClientRequest::Fetch(Fetch { block: block_id(77), writable: false });
@@ -213,7 +226,10 @@ fn open_regions_are_open_again_and_those_that_are_gone_are_told() {
     let grant = |place, block| Grant { place, block: block_id(block), rights: Rights::ALL };
     let grants = vec![grant(0, 8), grant(5, 8), grant(1, 90)];
     let sessions = vec![believed(0, grants)];
-    let mut rig = Rig::started(config(), Started { sessions, daemons: vec![expected(1, &[8])] });
+    let mut rig = Rig::started(
+        config(),
+        Started { sessions, daemons: vec![expected(1, &[8])], ..Started::default() },
+    );
     rig.daemon_with(1, 3 * GIB, vec![held_region(8, 0, 1, 3)]);
     let revoke = Action::RevokeGrant { session: session_id(4), place: 1 };
     assert!(rig.actions.contains(&revoke));
@@ -246,7 +262,10 @@ fn open_regions_are_open_again_and_those_that_are_gone_are_told() {
 fn an_opening_of_which_its_client_was_not_told_ends_when_it_attaches() {
     let grant = |place| Grant { place, block: block_id(8), rights: Rights::ALL };
     let sessions = vec![believed(0, vec![grant(0), grant(1)])];
-    let mut rig = Rig::started(config(), Started { sessions, daemons: vec![expected(1, &[8])] });
+    let mut rig = Rig::started(
+        config(),
+        Started { sessions, daemons: vec![expected(1, &[8])], ..Started::default() },
+    );
     let known = Opening { opening: OpeningId(70), first: block_id(8), read: true, write: true };
     let conn = attach_with(&mut rig, vec![known]);
     let revoke = Action::RevokeGrant { session: session_id(4), place: 1 };
@@ -268,7 +287,10 @@ fn an_opening_of_which_its_client_was_not_told_ends_when_it_attaches() {
 fn a_client_is_told_which_of_its_openings_there_are_not() {
     let grant = Grant { place: 1, block: block_id(8), rights: Rights::ALL };
     let sessions = vec![believed(0, vec![grant])];
-    let mut rig = Rig::started(config(), Started { sessions, daemons: vec![expected(1, &[8])] });
+    let mut rig = Rig::started(
+        config(),
+        Started { sessions, daemons: vec![expected(1, &[8])], ..Started::default() },
+    );
     let told = |number, write| Opening {
         opening: OpeningId(number),
         first: block_id(8),
@@ -292,7 +314,10 @@ fn a_client_is_told_which_of_its_openings_there_are_not() {
 #[test]
 fn a_delete_that_an_earlier_broker_did_is_done_and_harms_no_namesake() {
     let sessions = vec![believed(0, vec![])];
-    let mut rig = Rig::started(config(), Started { sessions, daemons: vec![expected(1, &[8])] });
+    let mut rig = Rig::started(
+        config(),
+        Started { sessions, daemons: vec![expected(1, &[8])], ..Started::default() },
+    );
     rig.daemon_with(1, 3 * GIB, vec![held_region(8, 0, 1, 3)]);
     let conn = attach(&mut rig);
     let namesake = rig.key(conn, "r");
@@ -307,7 +332,10 @@ fn a_delete_that_an_earlier_broker_did_is_done_and_harms_no_namesake() {
 #[test]
 fn what_a_ticket_made_is_deleted_when_its_client_has_given_it_up() {
     let sessions = vec![believed(0, vec![])];
-    let mut rig = Rig::started(config(), Started { sessions, daemons: vec![expected(1, &[7, 8])] });
+    let mut rig = Rig::started(
+        config(),
+        Started { sessions, daemons: vec![expected(1, &[7, 8])], ..Started::default() },
+    );
     let conn = attach(&mut rig);
     let number = rig.ask_later(conn, ClientRequest::Abandon(Abandon { ticket: 5 }));
     assert_eq!(rig.answer(conn, number), None);
@@ -320,7 +348,8 @@ fn what_a_ticket_made_is_deleted_when_its_client_has_given_it_up() {
 #[test]
 fn of_two_regions_with_one_name_the_younger_was_created_when_the_older_was_gone() {
     let daemons = vec![expected(1, &[8]), expected(2, &[9])];
-    let mut rig = Rig::started(config(), Started { sessions: vec![], daemons });
+    let mut rig =
+        Rig::started(config(), Started { sessions: vec![], daemons, ..Started::default() });
     rig.daemon_with(1, 3 * GIB, vec![held_region(8, 0, 1, 30)]);
     rig.daemon_with(2, 3 * GIB, vec![held_region(9, 0, 1, 31)]);
     assert_eq!(rig.daemons[&1].destroyed, [block_id(8)]);
@@ -335,7 +364,10 @@ fn a_region_is_lost_only_where_it_was_whole_once() {
         let mut found = expected(1, &[8, 9]);
         found.damaged = damaged.iter().map(|id| block_id(*id)).collect();
         let sessions = vec![believed(0, grants)];
-        let mut rig = Rig::started(config(), Started { sessions, daemons: vec![found] });
+        let mut rig = Rig::started(
+            config(),
+            Started { sessions, daemons: vec![found], ..Started::default() },
+        );
         rig.daemon_with(1, 3 * GIB, held);
         let snapshot = rig.dispatcher.snapshot();
         let lost = snapshot.blocks.values().filter(|block| block.lost).count();
@@ -359,8 +391,10 @@ fn what_contradicts_itself_is_kept_from_everybody_and_the_rest_starts() {
     let mut other = held_region(8, 1, 2, 3);
     let Owner::Region(region) = &mut other.description.owner else { panic!() };
     region.mode = 0o666;
-    let mut rig =
-        Rig::started(config(), Started { sessions: vec![], daemons: vec![expected(1, &[8, 9])] });
+    let mut rig = Rig::started(
+        config(),
+        Started { sessions: vec![], daemons: vec![expected(1, &[8, 9])], ..Started::default() },
+    );
     rig.daemon_with(1, 3 * GIB, vec![first, other, held_region(30, 0, 1, 1)]);
     assert_eq!(rig.dispatcher.snapshot().quarantined, 1);
     assert!(rig.daemons[&1].destroyed.iter().all(|block| *block != block_id(9)));
@@ -377,7 +411,8 @@ fn what_contradicts_itself_still_does_so_when_its_daemon_is_back() {
     let Owner::Region(region) = &mut other.description.owner else { panic!() };
     region.mode = 0o666;
     let daemons = vec![expected(1, &[8]), expected(2, &[9])];
-    let mut rig = Rig::started(config(), Started { sessions: vec![], daemons });
+    let mut rig =
+        Rig::started(config(), Started { sessions: vec![], daemons, ..Started::default() });
     rig.daemon_with(1, 3 * GIB, vec![first]);
     for _ in 0..2 {
         rig.daemon_with(2, 3 * GIB, vec![other.clone()]);
@@ -392,7 +427,8 @@ fn what_contradicts_itself_still_does_so_when_its_daemon_is_back() {
 #[test]
 fn a_block_that_another_daemon_has_as_well_is_quarantined() {
     let daemons = vec![expected(1, &[8]), expected(2, &[8]), expected(3, &[8])];
-    let mut rig = Rig::started(config(), Started { sessions: vec![], daemons });
+    let mut rig =
+        Rig::started(config(), Started { sessions: vec![], daemons, ..Started::default() });
     for daemon in 1..=3 {
         rig.daemon_with(daemon, 3 * GIB, vec![held_region(8, 0, 1, 30)]);
     }
@@ -407,7 +443,10 @@ fn a_block_that_another_daemon_has_as_well_is_quarantined() {
 #[test]
 fn a_reservation_is_there_again_less_what_is_used_of_it() {
     let sessions = vec![believed(100 * MIB, vec![])];
-    let mut rig = Rig::started(config(), Started { sessions, daemons: vec![expected(1, &[7])] });
+    let mut rig = Rig::started(
+        config(),
+        Started { sessions, daemons: vec![expected(1, &[7])], ..Started::default() },
+    );
     let conn = attach(&mut rig);
     let reserved = |rig: &mut Rig| match rig.done(conn, ClientRequest::Stat) {
         ClientReply::Stat(stat) => stat.reserved,
@@ -434,7 +473,8 @@ fn a_reservation_is_there_again_when_the_daemons_are() {
         content: FoundContent::Read(vec![held(7, 0, 1, 1)]),
     };
     let sessions = vec![believed(100 * MIB, vec![])];
-    let mut rig = Rig::started(config(), Started { sessions, daemons: vec![found] });
+    let mut rig =
+        Rig::started(config(), Started { sessions, daemons: vec![found], ..Started::default() });
     let conn = attach(&mut rig);
     let reserved = |rig: &mut Rig| match rig.done(conn, ClientRequest::Stat) {
         ClientReply::Stat(stat) => stat.reserved,
@@ -463,7 +503,10 @@ fn headers_that_cannot_be_are_left_and_the_rest_of_a_dead_daemon_counts() {
         damaged: vec![],
         content: FoundContent::Read(vec![bad, held_region(8, 0, 1, 3)]),
     };
-    let mut rig = Rig::started(config(), Started { sessions: vec![], daemons: vec![found] });
+    let mut rig = Rig::started(
+        config(),
+        Started { sessions: vec![], daemons: vec![found], ..Started::default() },
+    );
     rig.daemon(2, GIB);
     let (conn, _) = rig.session(1000);
     let ClientReply::Opened(opened) = rig.done(conn, open(1, "r", true)) else { panic!() };
@@ -473,7 +516,11 @@ fn headers_that_cannot_be_are_left_and_the_rest_of_a_dead_daemon_counts() {
 
 #[test]
 fn what_can_never_be_served_is_refused_at_once_and_the_rest_waits() {
-    let started = Started { sessions: vec![believed(0, vec![])], daemons: vec![expected(1, &[])] };
+    let started = Started {
+        sessions: vec![believed(0, vec![])],
+        daemons: vec![expected(1, &[])],
+        ..Started::default()
+    };
     let mut rig = Rig::started(config(), started);
     let conn = attach(&mut rig);
     let long =
@@ -521,7 +568,8 @@ fn of_two_blocks_with_one_id_the_one_stays_that_was_made_by_the_later_broker() {
         for old_is_first in [true, false] {
             let found = vec![expected(1, &[8]), expected(2, &[8])];
             let sessions = vec![believed(0, vec![])];
-            let mut rig = Rig::started(config(), Started { sessions, daemons: found });
+            let mut rig =
+                Rig::started(config(), Started { sessions, daemons: found, ..Started::default() });
             let conn = attach(&mut rig);
             if old_is_first {
                 rig.daemon_with(2, 3 * GIB, old.clone());
@@ -543,7 +591,10 @@ fn of_two_blocks_with_one_id_the_one_stays_that_was_made_by_the_later_broker() {
 #[test]
 fn a_pointer_that_is_told_and_taken_back_before_the_tables_are_complete_is_not_shown() {
     let daemons = vec![expected(1, &[7])];
-    let mut rig = Rig::started(config(), Started { sessions: vec![believed(0, vec![])], daemons });
+    let mut rig = Rig::started(
+        config(),
+        Started { sessions: vec![believed(0, vec![])], daemons, ..Started::default() },
+    );
     let conn = attach(&mut rig);
     let (addr, os_address) = (7 << 30, 0x10_0000);
     let map = Map { addr, bytes: 4096, os_address, writable: false };
@@ -561,7 +612,10 @@ fn a_pointer_that_is_told_and_taken_back_before_the_tables_are_complete_is_not_s
 #[test]
 fn a_block_that_is_called_lost_before_the_tables_are_complete_is_looked_at_when_they_are() {
     let daemons = vec![expected(1, &[7]), expected(2, &[])];
-    let mut rig = Rig::started(config(), Started { sessions: vec![believed(0, vec![])], daemons });
+    let mut rig = Rig::started(
+        config(),
+        Started { sessions: vec![believed(0, vec![])], daemons, ..Started::default() },
+    );
     let conn = attach(&mut rig);
     rig.daemon_with(1, 3 * GIB, vec![held(7, 0, 1, 1)]);
     rig.tell(1, 0, DaemonMessage::Notice(DaemonNotice::Lost { block: block_id(7) }));

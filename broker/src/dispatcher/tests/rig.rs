@@ -55,6 +55,10 @@ pub struct Rig {
     pub session_names_taken: u32,
     /// What becomes of blocks that are made of what was lent; never, if there is nothing.
     pub makes: Option<Made>,
+    /// What becomes of lock tables; nothing, until the test says so, if there is nothing.
+    pub makes_locks: Option<Made>,
+    /// Whether no session is ever in an operation.
+    pub idles: bool,
     /// Daemons whose headers are gone when they are to be written anew.
     pub headers_gone: BTreeSet<u32>,
     /// Whether headers are written at once that are to be written anew.
@@ -84,6 +88,8 @@ impl Rig {
             actions: Vec::new(),
             session_names_taken: 0,
             makes: Some(Made::Whole),
+            makes_locks: Some(Made::Whole),
+            idles: true,
             headers_gone: BTreeSet::new(),
             rewrites: true,
             replies: BTreeMap::new(),
@@ -257,7 +263,7 @@ impl Rig {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Reply { conn, request_id, reply, descriptors } => {
+            Action::Reply { conn, request_id, reply, descriptors, .. } => {
                 let before = self.replies.insert((conn, request_id), (reply, descriptors));
                 assert!(before.is_none(), "{request_id:?} is answered twice");
             }
@@ -285,6 +291,19 @@ impl Rig {
                 };
                 let headers = headers.into_iter().map(rewrite).collect();
                 self.event(Event::EpochRaised { raise, block, headers });
+            }
+            Action::MakeLocks { block, epoch, .. } => {
+                if let Some(made) = self.makes_locks.clone() {
+                    self.event(Event::LocksMade { block, epoch, made });
+                }
+            }
+            Action::AwaitIdle { session, block, epoch } if self.idles => {
+                self.event(Event::Idle { session, block, epoch });
+            }
+            Action::GrowLocks { request_id, .. } => {
+                if let Some(made) = self.makes_locks.clone() {
+                    self.event(Event::LocksGrown { request_id, made });
+                }
             }
             Action::ToDaemon { conn, request_id, request } => {
                 self.daemon_is_asked(conn, request_id, request);

@@ -14,7 +14,7 @@ const READ_HEADERS: fn(u32) -> Action = |daemon| Action::ReadHeaders { daemon: d
 /// A broker that came back, of whose daemons the first is silent and the second up.
 fn silent_first(names: &[u32], grants: Vec<Grant>) -> Rig {
     let daemons = vec![expected(1, names), expected(2, &[])];
-    let started = Started { sessions: vec![believed(0, grants)], daemons };
+    let started = Started { sessions: vec![believed(0, grants)], daemons, ..Started::default() };
     let mut rig = Rig::started(config(), started);
     rig.daemon(2, 3 * GIB);
     rig
@@ -159,7 +159,11 @@ fn a_block_whose_header_could_not_be_read_is_taken_in_when_it_reports() {
 
 #[test]
 fn it_is_waited_for_as_long_as_it_reports_and_its_death_is_known_by_its_lock() {
-    let started = Started { sessions: vec![believed(0, vec![])], daemons: vec![expected(1, &[7])] };
+    let started = Started {
+        sessions: vec![believed(0, vec![])],
+        daemons: vec![expected(1, &[7])],
+        ..Started::default()
+    };
     let mut rig = Rig::started(config(), started);
     let conn = attach(&mut rig);
     rig.register(1, GIB);

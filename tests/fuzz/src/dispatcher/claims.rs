@@ -33,7 +33,7 @@ impl World {
                 FoundContent::Read(store.values().cloned().collect())
             },
         });
-        Started { sessions: believed.collect(), daemons: daemons.collect() }
+        Started { sessions: believed.collect(), daemons: daemons.collect(), ..Started::default() }
     }
 
     /// What the shell reads of a daemon's headers; some may have been damaged meanwhile.

@@ -47,7 +47,7 @@ impl World {
 
     fn act(&mut self, action: Action, owners: &BTreeMap<BlockId, Option<SessionId>>) {
         match action {
-            Action::Reply { conn, request_id, reply, descriptors } => {
+            Action::Reply { conn, request_id, reply, descriptors, .. } => {
                 self.reply((conn, request_id), &reply, &descriptors, owners);
             }
             Action::CloseClient { conn, .. } => _ = self.clients.remove(&conn),
@@ -117,6 +117,15 @@ impl World {
             Action::ReadHeaders { daemon } => self.headers.push_back(daemon),
             Action::Inspect { inspect, daemon, blocks } => {
                 self.inspections.push_back((inspect, daemon, blocks));
+            }
+            Action::MakeLocks { block, epoch, .. } => {
+                self.tables.push_back(Event::LocksMade { block, epoch, made: Made::Whole });
+            }
+            Action::GrowLocks { request_id, .. } => {
+                self.tables.push_back(Event::LocksGrown { request_id, made: Made::Whole });
+            }
+            Action::AwaitIdle { session, block, epoch } => {
+                self.tables.push_back(Event::Idle { session, block, epoch });
             }
             Action::RaiseEpoch { raise, block, headers } => {
                 assert!(!headers.is_empty(), "no header of block {block} is to be written");
@@ -231,6 +240,13 @@ impl World {
             });
             let headers = headers.collect::<Result<_>>()?;
             self.event(Event::EpochRaised { raise, block, headers });
+        } else if let Some(mut event) = self.tables.pop_front() {
+            if let Event::LocksMade { made, .. } | Event::LocksGrown { made, .. } = &mut event
+                && bytes.ratio(1, 8)?
+            {
+                *made = Made::Unusable { reason: "as the bytes say".to_owned() };
+            }
+            self.event(event);
         } else if let Some(daemon) = self.headers.pop_front() {
             let headers = self.headers_of(daemon, bytes)?;
             self.event(Event::HeadersRead { daemon, headers });

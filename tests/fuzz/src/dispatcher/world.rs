@@ -77,6 +77,8 @@ pub struct World {
     pub inspections: VecDeque<(InspectId, DaemonId, Vec<BlockId>)>,
     /// Headers that are to be written anew.
     pub raises: VecDeque<HeadersToWrite>,
+    /// What becomes of lock tables, and of who may use an old one.
+    pub tables: VecDeque<Event>,
     /// Blocks that are to be made of what was lent.
     pub blocks_to_make: VecDeque<BlockToMake>,
     /// Descriptors that the shell is to find missing.
@@ -109,6 +111,7 @@ impl World {
             headers: VecDeque::new(),
             inspections: VecDeque::new(),
             raises: VecDeque::new(),
+            tables: VecDeque::new(),
             blocks_to_make: VecDeque::new(),
             opened: VecDeque::new(),
             seen: Seen::default(),
@@ -182,6 +185,7 @@ impl World {
         self.headers.clear();
         self.inspections.clear();
         self.raises.clear();
+        self.tables.clear();
         self.blocks_to_make.clear();
         self.opened.clear();
         // The records of these were not made ready, so nobody believes in them.

@@ -1,0 +1,334 @@
+//! Lock tables: a block that was asked for with more than one copy has one, from before its first
+//! copy is made to after its last is gone.
+//!
+//! ```text
+//!            MakeLocks            it is there            GrowLocks, before its copies grow
+//!  PLANNED ------------> ASKED ------------------> MADE -----------------------------> MADE
+//!                          ^ |                      | it is gone, or not the block's any more,
+//!                          | | it cannot be:        | as somebody reports, or is found at a start
+//!                          | | the span is refused  v
+//!                          | +------------------> MISSING: the block is LOSING, and its headers
+//!                          |      in AGAIN_MS       |        are written under the next epoch
+//!                          |                        v
+//!                          +------------------ the generation of each session that may use the
+//!                           all are idle, or    block has moved, and its marks are looked at
+//!                           have ended
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. Nobody is granted a block before its table is there, with words for all bytes that may be
+//!    used.
+//! 2. Of a block that anybody may use there is one table. Who may still lock pages by one that is
+//!    to be replaced is waited for: each session that may use the block has to be seen without an
+//!    operation that began before it was told, or to end. Until then nothing of the block is
+//!    granted.
+//! 3. Tables are charged to who pays for the block, as long as that is anybody.
+
+use std::collections::BTreeSet;
+
+use dmce_abi::Status;
+use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
+use dmce_abi::wire::Refusal;
+
+use super::Dispatcher;
+use super::action::{Action, LogLevel};
+use super::blocks::{Block, BlockState};
+use super::charge::{Payer, TableCharge};
+use super::event::{FoundTable, Made, RequestId};
+use super::raising::AGAIN_MS;
+use super::timers::Timer;
+
+/// Where a lock table is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LocksState {
+    /// Nobody was asked for it.
+    Planned,
+    /// The shell makes it.
+    Asked,
+    /// It is there.
+    Made,
+    /// It has to be made anew.
+    Missing,
+}
+
+/// The lock table of a block.
+#[derive(Debug)]
+pub(super) struct LockTable {
+    state: LocksState,
+    /// Bytes of the block that it has words for, once it is there.
+    bytes: u64,
+    charge: TableCharge,
+}
+
+impl LockTable {
+    /// One that nobody was asked for, of a block with so many bytes.
+    pub(super) const fn planned(charge: TableCharge, bytes: u64) -> Self {
+        Self { state: LocksState::Planned, bytes, charge }
+    }
+
+    /// Bytes of the block that it has words for.
+    pub(super) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What it costs.
+    pub(super) const fn charge(&self) -> &TableCharge {
+        &self.charge
+    }
+
+    /// Where it is in its life.
+    pub(super) const fn state(&self) -> LocksState {
+        self.state
+    }
+
+    /// Whether it is there, with words for so many bytes.
+    pub(super) fn covers(&self, bytes: u64) -> bool {
+        self.state == LocksState::Made && self.bytes >= bytes
+    }
+}
+
+impl Dispatcher {
+    /// Asks for the tables of a span that is being made, if any is still to be asked for. Returns
+    /// how many were.
+    pub(super) fn ask_for_tables(&mut self, first: BlockId) -> u32 {
+        let mut asked = 0;
+        for id in self.blocks.members(first) {
+            let locks = self.blocks.get(id).and_then(|block| block.locks.as_ref());
+            if locks.is_some_and(|locks| locks.state == LocksState::Planned) {
+                self.make_locks(id);
+                asked += 1;
+            }
+        }
+        asked
+    }
+
+    fn make_locks(&mut self, id: BlockId) {
+        let Some(Block { guid, epoch, locks: Some(locks), .. }) = self.blocks.get_mut(id) else {
+            return;
+        };
+        locks.state = LocksState::Asked;
+        let (block, guid, epoch, bytes) = (id, *guid, *epoch, locks.bytes);
+        self.out.push(Action::MakeLocks { block, guid, epoch, bytes });
+    }
+
+    /// A table was made, or could not be.
+    pub(super) fn locks_made(&mut self, id: BlockId, epoch: u64, made: Made) {
+        let Some(block) = self.blocks.get_mut(id).filter(|block| block.epoch == epoch) else {
+            return;
+        };
+        let (first, state) = (block.span, block.state);
+        let asked = block.locks.as_mut().filter(|locks| locks.state == LocksState::Asked);
+        let Some(locks) = asked else { return };
+        let is_whole = made == Made::Whole;
+        locks.state = match state {
+            _ if is_whole => LocksState::Made,
+            BlockState::Making => LocksState::Planned,
+            _ => LocksState::Missing,
+        };
+        match (state, made) {
+            (BlockState::Making, Made::Whole) => self.made_one(first),
+            (BlockState::Making, Made::NameTaken { reason }) => {
+                let text = format!("the lock table of block {id} cannot be named: {reason}");
+                self.withhold_id(id, text);
+                self.make_again(first);
+            }
+            (BlockState::Making, Made::Unusable { reason }) => {
+                let text = format!("no lock table of block {id}: {reason}");
+                self.give_up_making(first, Refusal::new(Status::NoSpace, text));
+            }
+            (BlockState::Losing, Made::Whole) => {
+                self.relocks.remove(&id);
+                self.log(LogLevel::Warn, format!("block {id} has a new lock table"));
+                self.settle_losing(id);
+            }
+            (_, Made::Whole) => {}
+            (_, Made::NameTaken { reason } | Made::Unusable { reason }) => {
+                self.log(LogLevel::Error, format!("no lock table of block {id}: {reason}"));
+                self.timers.set(Timer::Raise(id), self.now.millis.after(AGAIN_MS));
+            }
+        }
+    }
+
+    /// Has a table have words for what a block grows to. `true` if the growth waits for that.
+    pub(super) fn grow_locks(&mut self, id: BlockId, number: u64, bytes: u64) -> bool {
+        let Some(Block { guid, locks: Some(locks), .. }) = self.blocks.get_mut(id) else {
+            return false;
+        };
+        if locks.bytes >= bytes {
+            return false;
+        }
+        self.ledger.resize_table(&mut locks.charge, bytes);
+        let (block, guid, request_id) = (id, *guid, RequestId(number));
+        self.out.push(Action::GrowLocks { request_id, block, guid, bytes });
+        true
+    }
+
+    /// A table has words for more bytes; or has not, and costs what it did.
+    pub(super) fn set_locks(&mut self, id: BlockId, guid: Guid, bytes: u64, has_grown: bool) {
+        let block = self.blocks.get_mut(id).filter(|block| block.guid == guid);
+        let Some(locks) = block.and_then(|block| block.locks.as_mut()) else { return };
+        // One that is made anew by now is made for all that its copies have.
+        if has_grown && locks.state == LocksState::Made {
+            locks.bytes = locks.bytes.max(bytes);
+        }
+        self.ledger.resize_table(&mut locks.charge, locks.bytes);
+    }
+
+    /// The table of a block was looked at.
+    pub(super) fn locks_inspected(&mut self, id: BlockId, found: Option<FoundTable>) {
+        // Somebody may wait for it whose answer was not sent.
+        self.settled = true;
+        let Some(block) = self.blocks.get_mut(id) else { return };
+        let Some(locks) = block.locks.as_mut() else { return };
+        let is_it =
+            |found: FoundTable| found.guid == Some(block.guid) && found.bytes >= block.committed;
+        let is_made = locks.state == LocksState::Made;
+        if !block.state.is_usable() || !is_made || found.is_some_and(is_it) {
+            return;
+        }
+        self.lose_locks(id);
+    }
+
+    /// The table of a block has to be made anew, under the next epoch.
+    fn lose_locks(&mut self, id: BlockId) {
+        let Some(block) = self.blocks.get_mut(id) else { return };
+        let (first, state) = (block.span, block.state);
+        let bytes = block.copies.named().map(|copy| copy.charge.bytes()).max().unwrap_or(0);
+        let Some(locks) = block.locks.as_mut() else { return };
+        locks.state = LocksState::Missing;
+        locks.bytes = bytes.max(block.committed);
+        self.ledger.resize_table(&mut locks.charge, locks.bytes);
+        self.log(LogLevel::Error, format!("the lock table of block {id} is gone"));
+        // Otherwise the headers are being written already.
+        if state == BlockState::Held {
+            self.blocks.set_state(id, BlockState::Losing);
+            self.revoke_block(first, id);
+            self.raise(id);
+        }
+    }
+
+    /// The headers of a block that is LOSING say the next epoch: its table is made anew, if it has
+    /// to be, as soon as nobody can use the old one. `false` if it is there.
+    pub(super) fn await_locks(&mut self, id: BlockId) -> bool {
+        let Some(block) = self.blocks.get(id) else { return false };
+        let (first, epoch) = (block.span, block.epoch);
+        let is_sound = |locks: &LockTable| locks.covers(block.committed);
+        if block.locks.as_ref().is_none_or(is_sound) {
+            return false;
+        }
+        self.tell_holders(first, id);
+        let sessions = self.holders(first);
+        self.idles.extend(sessions.iter().map(|session| (*session, id, epoch)));
+        self.relocks.insert(id, sessions);
+        self.relock_if_idle(id);
+        true
+    }
+
+    /// A session was seen without an operation that began before it was told.
+    pub(super) fn idle(&mut self, session: SessionId, id: BlockId, epoch: u64) {
+        if self.blocks.get(id).is_some_and(|block| block.epoch == epoch) {
+            self.is_over_at(session, id);
+        }
+    }
+
+    /// A session that has ended locks no more pages.
+    pub(super) fn locks_nothing(&mut self, session: SessionId) {
+        self.idles.retain(|(of, _, _)| *of != session);
+        let waits = self.relocks.iter().filter(|(_, left)| left.contains(&session));
+        let waits: Vec<BlockId> = waits.map(|(id, _)| *id).collect();
+        for id in waits {
+            self.is_over_at(session, id);
+        }
+    }
+
+    fn is_over_at(&mut self, session: SessionId, id: BlockId) {
+        let left = self.relocks.get_mut(&id);
+        if left.is_some_and(|left| left.remove(&session)) {
+            self.relock_if_idle(id);
+        }
+    }
+
+    /// Makes a table anew for which nobody is waited any more.
+    pub(super) fn relock_if_idle(&mut self, id: BlockId) {
+        let is_missing = self.blocks.get(id).and_then(|block| block.locks.as_ref());
+        let is_missing = is_missing.is_some_and(|locks| locks.state == LocksState::Missing);
+        if is_missing && self.relocks.get(&id).is_some_and(BTreeSet::is_empty) {
+            self.make_locks(id);
+        }
+    }
+
+    /// The table of a block that was reported: the one that was found, if it is that block's.
+    pub(super) fn adopt_locks(
+        &mut self,
+        id: BlockId,
+        guid: Guid,
+        (payer, bytes): (Option<Payer>, u64),
+    ) -> LockTable {
+        let found = self.restart.tables.remove(&id);
+        let own = found.filter(|found| found.guid == Some(guid));
+        let state = if own.is_some() { LocksState::Made } else { LocksState::Missing };
+        let bytes = own.map_or(bytes, |own| own.bytes);
+        let charge = self.ledger.charge_table(payer.map(|payer| payer.uid), bytes);
+        LockTable { state, bytes, charge }
+    }
+
+    /// All have reported: a block that may be used has a table with words for all of its bytes.
+    pub(super) fn judge_locks(&mut self, id: BlockId) {
+        let Some(block) = self.blocks.get(id).filter(|block| block.state.is_usable()) else {
+            return;
+        };
+        if block.locks.as_ref().is_some_and(|locks| !locks.covers(block.committed)) {
+            self.lose_locks(id);
+        }
+    }
+
+    /// All have reported: tables that were found and are of no block are removed. Those of blocks
+    /// of which only a name is known stay: nobody can say yet whose they are.
+    pub(super) fn remove_stray_tables(&mut self) {
+        let (blocks, names) = (&self.blocks, &self.restart.names);
+        let is_stray = |id: &BlockId| blocks.get(*id).is_none() && !names.contains(id);
+        let found = self.restart.tables.keys().copied();
+        let strays: Vec<BlockId> = found.filter(is_stray).collect();
+        for block in strays {
+            self.restart.tables.remove(&block);
+            self.out.push(Action::RemoveLocks { block });
+        }
+    }
+
+    /// Nobody pays for the table of a block that was given up.
+    pub(super) fn retire_locks(&mut self, id: BlockId) {
+        let locks = self.blocks.get_mut(id).and_then(|block| block.locks.as_mut());
+        if let Some(locks) = locks {
+            self.ledger.retire_table(&mut locks.charge);
+        }
+    }
+
+    /// A block is forgotten: its table goes.
+    pub(super) fn remove_locks(&mut self, id: BlockId, locks: Option<LockTable>) {
+        let found = self.restart.tables.remove(&id).is_some();
+        let Some(mut locks) = locks else {
+            if found {
+                self.out.push(Action::RemoveLocks { block: id });
+            }
+            return;
+        };
+        self.ledger.retire_table(&mut locks.charge);
+        if found || locks.state != LocksState::Planned {
+            self.out.push(Action::RemoveLocks { block: id });
+        }
+    }
+
+    /// The id of a block is not given again in this broker's life.
+    pub(super) fn withhold_id(&mut self, id: BlockId, text: String) {
+        self.log(LogLevel::Warn, text);
+        if self.blocks.withhold(id) {
+            self.restart.names.insert(id);
+        }
+    }
+
+    /// Something has the name of a copy that was to be made.
+    pub(super) fn withhold(&mut self, id: BlockId, daemon: DaemonId, refusal: &Refusal) {
+        self.withhold_id(id, format!("daemon {daemon} cannot name block {id}: {}", refusal.text));
+    }
+}

@@ -1,0 +1,116 @@
+use std::path::PathBuf;
+
+use dmce_abi::AddrLayout;
+use dmce_abi::block::Guid;
+use dmce_abi::name::Instance;
+use dmce_broker::dispatcher::SessionRecord;
+use dmce_sys::object::{self, ObjectDir};
+use dmce_sys::{clock, process};
+
+use super::super::objects::Objects;
+use super::*;
+
+/// Where the mark of the first slot lies.
+const MARK: u64 = 4096;
+
+struct Rig {
+    path: PathBuf,
+    sessions: Sessions,
+    idles: Idles,
+    events: VecDeque<Event>,
+    now: Millis,
+}
+
+impl Rig {
+    fn new(label: &str) -> Self {
+        let name = format!("dmce-test-idles-{label}-{}", process::own_pid());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir(&path).unwrap();
+        let instance = Instance::new("test-idles").unwrap();
+        let dir = ObjectDir::open(&path).unwrap();
+        let objects = Objects::new(dir, instance, AddrLayout::IN_SERVER);
+        let mut sessions = Sessions::new(process::boot_id().unwrap());
+        let record = SessionRecord {
+            session: session(),
+            guid: Guid([1; 16]),
+            pid: process::own_pid(),
+            lived_at: clock::boot_ticks(),
+            uid: 7,
+            gid: 8,
+            reserved: 0,
+            created_at: 9,
+            pointer_bits: 64,
+            copies: 2,
+            name: String::new(),
+        };
+        sessions.create(&objects, &record).unwrap();
+        let (idles, events, now) = (Idles::default(), VecDeque::new(), Millis(5));
+        Self { path, sessions, idles, events, now }
+    }
+
+    fn mark(&self, mark: u32) {
+        let object = self.sessions.object(session()).unwrap();
+        object::write_at(object, &mark.to_le_bytes(), MARK).unwrap();
+    }
+
+    fn add(&mut self) {
+        self.idles.add(&self.sessions, (session(), block(), 3), (self.now, &mut self.events));
+    }
+
+    fn look(&mut self) {
+        self.now = self.idles.due_at().unwrap_or(self.now);
+        self.idles.tend(&self.sessions, self.now, &mut self.events);
+    }
+
+    fn is_idle(&mut self) -> bool {
+        let idle = Event::Idle { session: session(), block: block(), epoch: 3 };
+        self.events.pop_front() == Some(idle)
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}
+
+fn session() -> SessionId {
+    SessionId::try_from(4).unwrap()
+}
+
+fn block() -> BlockId {
+    BlockId::try_from(5).unwrap()
+}
+
+#[test]
+fn who_is_in_no_operation_is_idle_at_once() {
+    let mut rig = Rig::new("none");
+    rig.mark(2);
+    rig.add();
+    assert!(rig.is_idle() && rig.idles.due_at().is_none());
+}
+
+#[test]
+fn an_operation_is_waited_for_and_the_next_one_is_not() {
+    let mut rig = Rig::new("one");
+    rig.mark(3);
+    rig.add();
+    rig.look();
+    assert!(rig.events.is_empty() && rig.idles.due_at().is_some());
+    rig.mark(5);
+    rig.look();
+    assert!(rig.is_idle() && rig.idles.due_at().is_none());
+}
+
+#[test]
+fn who_cuts_its_session_object_is_told_of_and_not_waited_for() {
+    let mut rig = Rig::new("cut");
+    rig.mark(1);
+    rig.add();
+    object::truncate(rig.sessions.object(session()).unwrap(), 4096).unwrap();
+    rig.look();
+    assert!(matches!(rig.events.pop_front(), Some(Event::Misused { .. })));
+    assert_eq!(rig.idles.due_at(), None);
+    rig.add();
+    assert!(matches!(rig.events.pop_front(), Some(Event::Misused { .. })));
+}

@@ -1,0 +1,170 @@
+//! The lock tables of blocks, by name: made, given more words, looked at, removed
+//! (docs/shared-memory.md, section 6).
+//!
+//! | step of making one | if the broker dies right after it |
+//! |---|---|
+//! | what this user has under the name is cut and removed | none: the next broker makes it anew |
+//! | the object is made and committed | it says of no block that it is its: the same |
+//! | its first page is written | its block has it; that of no block is removed by the next broker |
+//!
+//! # Invariants
+//!
+//! 1. A table is committed as far as it is long: who stores to a word of it meets no full file
+//!    system.
+//! 2. What is not this user's is neither used nor removed.
+//! 3. Tables are read and written by `pread` and `pwrite` alone: clients can write all of them.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, OwnedFd};
+
+use dmce_abi::block::{BlockId, Guid};
+use dmce_abi::limits::PAGE_BYTES;
+use dmce_abi::name::ObjectKind;
+use dmce_broker::dispatcher::{FoundTable, Made};
+use dmce_shm::table::{self, LockTableHeader, TableError, TableIdentity};
+use dmce_sys::object::{self, ObjectError};
+use tracing::warn;
+
+use super::objects::{BROKER, ObjectFailure, Objects};
+
+/// Why a table is not one that can be used.
+#[derive(Debug, thiserror::Error)]
+enum Unsound {
+    #[error(transparent)]
+    Object(#[from] ObjectFailure),
+    #[error(transparent)]
+    Table(#[from] TableError),
+    #[error("the lock table is of another block, with guid {guid}")]
+    Other { guid: Guid },
+}
+
+impl From<ObjectError> for Unsound {
+    fn from(error: ObjectError) -> Self {
+        Self::Object(error.into())
+    }
+}
+
+/// Makes the table of a block, with words for so many bytes of it.
+pub fn make(objects: &Objects, identity: TableIdentity, bytes: u64) -> Made {
+    let block = identity.block;
+    remove(objects, block);
+    let fd = match objects.folder().create(&name(objects, block)) {
+        Ok(fd) => fd,
+        Err(error @ ObjectError::Exists { .. }) => {
+            return Made::NameTaken { reason: error.to_string() };
+        }
+        Err(error) => return Made::Unusable { reason: error.to_string() },
+    };
+    match write(&fd, identity, bytes) {
+        Ok(()) => Made::Whole,
+        Err(error) => {
+            remove(objects, block);
+            Made::Unusable { reason: error.to_string() }
+        }
+    }
+}
+
+fn write(fd: &OwnedFd, identity: TableIdentity, bytes: u64) -> Result<(), ObjectError> {
+    object::commit(fd.as_fd(), 0, table_bytes(bytes))?;
+    LockTableHeader::new(identity).write(fd.as_fd())
+}
+
+/// Gives the table of a block words for so many bytes of it.
+pub fn grow(objects: &Objects, (block, guid): (BlockId, Guid), bytes: u64) -> Made {
+    let grown = open(objects, block, true).and_then(|(fd, identity, length)| {
+        if identity.guid != guid {
+            return Err(Unsound::Other { guid: identity.guid });
+        }
+        let more = table_bytes(bytes).saturating_sub(length);
+        Ok(object::commit(fd.as_fd(), length, more)?)
+    });
+    match grown {
+        Ok(()) => Made::Whole,
+        Err(error) => Made::Unusable { reason: format!("lock table of block {block}: {error}") },
+    }
+}
+
+/// Removes the table of a block, if there is one of this user's.
+pub fn remove(objects: &Objects, block: BlockId) {
+    let name = name(objects, block);
+    match objects.open(BROKER, ObjectKind::LockTable(block.get()), true) {
+        Ok((fd, _)) => {
+            // Who has it mapped keeps no memory with it.
+            if let Err(error) = object::truncate(fd.as_fd(), 0) {
+                warn!(object = name, "it keeps its memory: {error}");
+            }
+        }
+        Err(failure) if failure.is_absence() => return,
+        Err(failure) => warn!(object = name, "it is removed as it is: {failure}"),
+    }
+    match objects.folder().unlink(&name) {
+        Ok(()) | Err(ObjectError::NotFound { .. }) => {}
+        Err(error) => warn!(object = name, "it stays behind: {error}"),
+    }
+}
+
+/// What there is of the table of a block.
+///
+/// # Errors
+///
+/// It could not be looked at, which says nothing about it.
+pub fn look(objects: &Objects, block: BlockId) -> Result<Option<FoundTable>, ObjectFailure> {
+    match open(objects, block, false) {
+        Ok((_, TableIdentity { guid, .. }, length)) => {
+            let bytes = length.saturating_sub(table::TABLE_HEADER_BYTES) / WORD_BYTES * PAGE_BYTES;
+            Ok(Some(FoundTable { block, guid: Some(guid), bytes }))
+        }
+        Err(Unsound::Object(failure)) if failure.is_absence() => Ok(None),
+        Err(
+            Unsound::Object(ObjectFailure::Object(ObjectError::Short { .. }))
+            | Unsound::Table(_)
+            | Unsound::Other { .. },
+        ) => Ok(Some(FoundTable { block, guid: None, bytes: 0 })),
+        Err(Unsound::Object(failure)) => Err(failure),
+    }
+}
+
+/// The tables of this user among the names of the broker. One that could not be looked at counts as
+/// one that says nothing: it is made anew where a block needs it.
+pub fn all(objects: &Objects, kinds: &BTreeSet<ObjectKind>) -> Vec<FoundTable> {
+    let blocks = kinds.iter().filter_map(|kind| match *kind {
+        ObjectKind::LockTable(id) => BlockId::try_from(id).ok(),
+        _ => None,
+    });
+    let found = blocks.filter_map(|block| match look(objects, block) {
+        Ok(found) => found,
+        Err(failure) => {
+            warn!(%block, "its lock table: {failure}");
+            Some(FoundTable { block, guid: None, bytes: 0 })
+        }
+    });
+    found.collect()
+}
+
+/// Opens a table; which it is by its own words, and its bytes.
+fn open(
+    objects: &Objects,
+    block: BlockId,
+    writable: bool,
+) -> Result<(OwnedFd, TableIdentity, u64), Unsound> {
+    let (fd, stat) = objects.open(BROKER, ObjectKind::LockTable(block.get()), writable)?;
+    let identity = LockTableHeader::read(fd.as_fd())?.identity()?;
+    if identity.block != block {
+        return Err(Unsound::Other { guid: identity.guid });
+    }
+    Ok((fd, identity, stat.bytes))
+}
+
+const WORD_BYTES: u64 = 8;
+
+/// Bytes of a table with words for so many bytes of its block: whole pages.
+const fn table_bytes(bytes: u64) -> u64 {
+    table::table_bytes(bytes).next_multiple_of(PAGE_BYTES)
+}
+
+fn name(objects: &Objects, block: BlockId) -> String {
+    objects.name(BROKER, ObjectKind::LockTable(block.get()))
+}
+
+#[cfg(test)]
+mod tests;
