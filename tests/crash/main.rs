@@ -9,3 +9,4 @@ mod messages;
 mod objects;
 mod silent;
 mod steps;
+mod torture;

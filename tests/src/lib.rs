@@ -16,6 +16,7 @@ pub mod client;
 pub mod instance;
 pub mod programs;
 pub mod seeds;
+pub mod torture;
 
 use std::time::{Duration, Instant};
 

@@ -8,21 +8,24 @@
 //! rfill POINTER SEED BYTES        rcheck POINTER SEED BYTES       raddr POINTER -> ADDR
 //! delete VOLUME NAME              list VOLUME -> NAMES            map ADDR BYTES r|rw -> POINTER
 //! churn SEED [STEPS]              hold MIB -> ADDR..
+//! torture VOLUME NAME WRITER SEED NEXT -> lines
 //! count ADDR N add|cas            turns ADDR FIRST STEP N         raise ADDR BY -> VALUE
 //! ```
 //!
 //! Where `DMCE_TEST_MESSAGE_PATH` is set, the session is one on the message path.
 //!
 //! `churn` does what `dmce_tests::churn` says. It works for ever, and answers only if something is
-//! wrong, unless it is told for how many steps. `raise` answers what the word was; `count` raises
-//! it N times by one. `turns` waits until it is FIRST, FIRST + STEP.., N times, and each time
-//! raises it by one and wakes the others.
+//! wrong, unless it is told for how many steps. So does `torture`, as a campaign's writer
+//! (`dmce_tests::torture`), and says lines of its own meanwhile. `raise` answers what the word was;
+//! `count` raises it N times by one. `turns` waits until it is FIRST, FIRST + STEP.., N times, and
+//! each time raises it by one and wakes the others.
 
 use std::io::{self, BufRead, Write};
 
 use dmce_abi::DmceAddr;
 use dmce_tests::churn::{self, ChurnError, pattern};
 use dmce_tests::client::MESSAGE_PATH;
+use dmce_tests::torture;
 use libdmce::{Error, Mirror, Options, Prot, Region, RegionOptions, Session};
 
 #[derive(Default)]
@@ -81,6 +84,7 @@ fn run(state: &mut State, words: &[&str]) -> Answer {
             state.session.take().ok_or_else(|| wrong("no session"))?.close()?;
             Ok(String::new())
         }
+        "torture" => torture(state, rest),
         "create" | "ropen" | "rclose" | "rfill" | "rcheck" | "raddr" | "delete" | "list" => {
             regions(state, command, rest)
         }
@@ -186,6 +190,16 @@ fn in_region(region: &Region, command: &str, rest: &[&str]) -> Answer {
         ("raddr", [at]) => Ok(region.addr(number(at)?)?.to_raw().to_string()),
         _ => Err(wrong("no such command")),
     }
+}
+
+/// Writes a campaign's records to a region.
+fn torture(state: &State, rest: &[&str]) -> Answer {
+    let session = state.session.as_ref().ok_or_else(|| wrong("no session"))?;
+    let [volume, name, writer, seed, next] = rest else { return Err(wrong("five words follow")) };
+    let writer = writer.parse().map_err(|_| wrong("not a number"))?;
+    let region = session.region_open(volume, name, Prot::READ_WRITE)?;
+    let text = torture::work(session, &region, (writer, number(next)?), number(seed)?)?;
+    Err(wrong(&text))
 }
 
 /// Raises a word so often by one.

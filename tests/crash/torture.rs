@@ -1,0 +1,24 @@
+//! A campaign: clients, daemons and the broker are killed and stopped at random, for
+//! `DMCE_TORTURE_SECONDS` (20).
+
+use std::env;
+use std::time::Duration;
+
+use dmce_tests::torture::{Plan, run};
+
+const SECONDS: u64 = 20;
+
+fn number(name: &str) -> Option<u64> {
+    let text = env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
+}
+
+#[test]
+fn what_was_acknowledged_is_there_whoever_is_killed_or_stopped() {
+    let seed = number("DMCE_TEST_SEED").unwrap_or(1);
+    let length = Duration::from_secs(number("DMCE_TORTURE_SECONDS").unwrap_or(SECONDS));
+    let report = run(Plan { seed, length, daemons: 3 });
+    println!("seed {seed}\n{report}");
+    assert!(report.misfortunes() > 0 && report.acknowledged > 0, "nothing has happened");
+    assert_eq!(report.failed, 0);
+}
