@@ -11,7 +11,7 @@ use std::cmp::Ordering;
 use std::os::fd::BorrowedFd;
 
 use dmce_sys::map::{FileRange, MapError, MappedRange, Protection, Reservation};
-use dmce_sys::transfer;
+use dmce_sys::transfer::{self, Store};
 
 use super::word::{self, Change, Watch};
 use super::{Piece, Reach, Trouble, store};
@@ -52,6 +52,44 @@ impl MappedBlock {
         Ok(unsafe { transfer::copy(self.range(to), source, store::into_block(to.bytes)) }?)
     }
 
+    /// [`Reach::read`], past the caches or not.
+    ///
+    /// # Safety
+    ///
+    /// As [`Reach::read`].
+    #[inline]
+    pub(super) unsafe fn load(
+        &self,
+        piece: Piece,
+        buffer: *mut u8,
+        store: Store,
+    ) -> Result<(), Trouble> {
+        // SAFETY: the buffer is the caller's, and no part of a block.
+        Ok(unsafe { transfer::load(self.range(piece), buffer, store) }?)
+    }
+
+    /// [`Reach::write`], past the caches or not.
+    ///
+    /// # Safety
+    ///
+    /// As [`Reach::write`].
+    #[inline]
+    pub(super) unsafe fn store(
+        &self,
+        piece: Piece,
+        data: *const u8,
+        store: Store,
+    ) -> Result<(), Trouble> {
+        // SAFETY: the range is writable, the data is the caller's, and no part of a block.
+        Ok(unsafe { transfer::store(self.range(piece), data, store) }?)
+    }
+
+    /// [`Reach::fill`], past the caches or not.
+    pub(super) fn fill_by(&self, piece: Piece, byte: u8, store: Store) -> Result<(), Trouble> {
+        // SAFETY: the range is writable.
+        Ok(unsafe { transfer::fill(self.range(piece), byte, store) }?)
+    }
+
     /// The mapped bytes of a piece.
     #[inline]
     fn range(&self, piece: Piece) -> MappedRange<'_> {
@@ -64,22 +102,18 @@ impl MappedBlock {
 impl Reach for MappedBlock {
     #[inline]
     unsafe fn read(&self, piece: Piece, buffer: *mut u8) -> Result<(), Trouble> {
-        let store = store::out_of_block(piece.bytes);
-        // SAFETY: the buffer is the caller's, and no part of a block.
-        Ok(unsafe { transfer::load(self.range(piece), buffer, store) }?)
+        // SAFETY: as the caller promises.
+        unsafe { self.load(piece, buffer, store::out_of_block(piece.bytes)) }
     }
 
     #[inline]
     unsafe fn write(&self, piece: Piece, data: *const u8) -> Result<(), Trouble> {
-        let store = store::into_block(piece.bytes);
-        // SAFETY: the range is writable, the data is the caller's, and no part of a block.
-        Ok(unsafe { transfer::store(self.range(piece), data, store) }?)
+        // SAFETY: as the caller promises.
+        unsafe { self.store(piece, data, store::into_block(piece.bytes)) }
     }
 
     fn fill(&self, piece: Piece, byte: u8) -> Result<(), Trouble> {
-        let store = store::into_block(piece.bytes);
-        // SAFETY: the range is writable.
-        Ok(unsafe { transfer::fill(self.range(piece), byte, store) }?)
+        self.fill_by(piece, byte, store::into_block(piece.bytes))
     }
 
     unsafe fn compare(&self, piece: Piece, data: *const u8) -> Result<Ordering, Trouble> {

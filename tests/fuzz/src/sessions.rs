@@ -78,7 +78,7 @@ fn read(object: &SessionObject) {
     let changing = |slot: &usize| long(SLOTS_OFFSET + slot * 64 + 16) != 0;
     let intents = object.intents().expect("the object is whole");
     let slots: Vec<usize> = intents.iter().map(|(slot, _)| usize::from(*slot)).collect();
-    assert_eq!(slots, odd.iter().copied().filter(changing).collect::<Vec<_>>());
+    assert_eq!(slots, (0..SLOTS).filter(changing).collect::<Vec<_>>());
     for (slot, intent) in intents {
         assert_eq!(intent.addr, long(SLOTS_OFFSET + usize::from(slot) * 64 + 8));
         object.clear_intent(slot).expect("the object is whole");

@@ -127,7 +127,7 @@ impl<P: Parking, D: Fn() -> Deadline> Writer<'_, P, D> {
     ) -> Result<(), WriteError<C::Trouble>> {
         let locks = self.locks_of(batch);
         let intent = self.slot.intend(self.base + batch.cell, batch.bytes);
-        if let Err(error) = self.lock_all(batch, locks) {
+        if let Err(error) = self.lock_all(locks, |page| batch.covers(batch.pages().start + page)) {
             intent.clear();
             return Err(error.into());
         }
@@ -164,7 +164,7 @@ impl<P: Parking, D: Fn() -> Deadline> Writer<'_, P, D> {
         let locks = self.locks_of(batch);
         // Whoever repairs finds the locks by it.
         let intent = self.slot.intend(self.base + batch.cell, batch.bytes);
-        if let Err(error) = self.lock_all(batch, locks) {
+        if let Err(error) = self.lock_all(locks, |_| false) {
             intent.clear();
             return Err(error);
         }
@@ -183,26 +183,29 @@ impl<P: Parking, D: Fn() -> Deadline> Writer<'_, P, D> {
         &self.locks[index(pages.start)..index(pages.end)]
     }
 
-    /// Takes all locks, in order, or none.
+    /// Takes all locks, in order, or none: those of pages that are lost if they are rewritten.
     #[inline]
-    fn lock_all(&self, batch: Batch, locks: &[PageLock]) -> Result<(), LockError> {
+    fn lock_all(
+        &self,
+        locks: &[PageLock],
+        is_rewritten: impl Fn(u64) -> bool,
+    ) -> Result<(), LockError> {
         for (done, lock) in locks.iter().enumerate() {
-            if lock.try_lock(self.owner).is_err() {
-                let page = batch.pages().start + done as u64;
-                if let Err(error) = self.lock_contended(batch.covers(page), lock) {
-                    // Those that were taken were not written; the error says why it ends here.
-                    let _ = self.unlock_all(&locks[..done]);
-                    return Err(error);
-                }
+            if lock.try_lock(self.owner).is_err()
+                && let Err(error) = self.lock_contended(is_rewritten(done as u64), lock)
+            {
+                // Those that were taken were not written; the error says why it ends here.
+                let _ = self.unlock_all(&locks[..done]);
+                return Err(error);
             }
         }
         Ok(())
     }
 
     #[cold]
-    fn lock_contended(&self, is_covered: bool, lock: &PageLock) -> Result<(), LockError> {
+    fn lock_contended(&self, is_rewritten: bool, lock: &PageLock) -> Result<(), LockError> {
         let deadline = (self.deadline)();
-        if is_covered {
+        if is_rewritten {
             lock.lock_to_rewrite(self.owner, deadline, &self.parking)
         } else {
             lock.lock(self.owner, deadline, &self.parking)

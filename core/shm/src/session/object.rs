@@ -159,19 +159,17 @@ impl SessionObject {
         Ok(Marks::of_copy(&self.copy(SLOTS_RANGE)?))
     }
 
-    /// What the slots were changing that were in flight, by slot. After the client's death: to a
-    /// living one an intent belongs alone.
+    /// What the slots were changing, by slot. After the client's death: to a living one an intent
+    /// belongs alone. Also of a slot that is not marked any more: an operation that could not come
+    /// to an end leaves its intent.
     ///
     /// # Errors
     ///
     /// [`SessionError::Object`].
     pub fn intents(&self) -> Result<Vec<(u8, IntentClaim)>, SessionError> {
         let slots = self.copy(SLOTS_RANGE)?;
-        let of_slot = |slot: usize| {
-            let copy = slots.chunks_exact(size_of::<Slot>()).nth(slot)?;
-            Some((u8::try_from(slot).ok()?, IntentClaim::of_copy(copy)?))
-        };
-        Ok(Marks::of_copy(&slots).in_flight().filter_map(of_slot).collect())
+        let copies = (0..=u8::MAX).zip(slots.chunks_exact(size_of::<Slot>()));
+        Ok(copies.filter_map(|(slot, copy)| Some((slot, IntentClaim::of_copy(copy)?))).collect())
     }
 
     /// Takes the intent of a slot away, when it was repaired.

@@ -32,8 +32,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
 use dmce_sys::map::{FileRange, MapError, MappedRange, Mapping, Populate, Protection, page_bytes};
 use dmce_sys::object::{self, ObjectError};
-use dmce_sys::transfer;
 use dmce_sys::transfer::word::Word;
+use dmce_sys::transfer::{self, Store};
 
 use super::word::{self, Change, Watch};
 use super::{Piece, Reach, Trouble, store};
@@ -212,6 +212,64 @@ impl WindowedBlock {
         access(word::word_of(range)?)
     }
 
+    /// [`Reach::read`], past the caches or not.
+    ///
+    /// # Safety
+    ///
+    /// As [`Reach::read`].
+    pub(super) unsafe fn load(
+        &self,
+        piece: Piece,
+        buffer: *mut u8,
+        store: Store,
+    ) -> Result<(), Trouble> {
+        self.each_part(piece, |done, part, way| {
+            let buffer = buffer.wrapping_add(done);
+            let Way::Window(range) = way else {
+                // SAFETY: the caller's buffer, writable for the piece's bytes and nobody else's.
+                let buffer = unsafe { slice::from_raw_parts_mut(buffer, part.bytes) };
+                return self.read_direct(part, buffer);
+            };
+            // SAFETY: the buffer is the caller's, and no part of a block.
+            Ok(unsafe { transfer::load(range, buffer, store) }?)
+        })
+    }
+
+    /// [`Reach::write`], past the caches or not.
+    ///
+    /// # Safety
+    ///
+    /// As [`Reach::write`].
+    pub(super) unsafe fn store(
+        &self,
+        piece: Piece,
+        data: *const u8,
+        store: Store,
+    ) -> Result<(), Trouble> {
+        self.each_part(piece, |done, part, way| {
+            let data = data.wrapping_add(done);
+            let Way::Window(range) = way else {
+                // SAFETY: the caller's data, readable for the piece's bytes.
+                let data = unsafe { slice::from_raw_parts(data, part.bytes) };
+                return self.write_direct(part, data);
+            };
+            // SAFETY: the range is writable, the data is the caller's, and no part of a block.
+            Ok(unsafe { transfer::store(range, data, store) }?)
+        })
+    }
+
+    /// [`Reach::fill`], past the caches or not.
+    pub(super) fn fill_by(&self, piece: Piece, byte: u8, store: Store) -> Result<(), Trouble> {
+        let content = [byte; STEP_BYTES];
+        self.each_part(piece, |_, part, way| {
+            let Way::Window(range) = way else {
+                return each_step(part, |_, step| self.write_direct(step, &content[..step.bytes]));
+            };
+            // SAFETY: the range is writable.
+            Ok(unsafe { transfer::fill(range, byte, store) }?)
+        })
+    }
+
     fn read_direct(&self, part: Piece, buffer: &mut [u8]) -> Result<(), Trouble> {
         match object::read_at(self.fd(), buffer, part.cell) {
             Ok(()) => Ok(()),
@@ -242,43 +300,17 @@ impl Drop for WindowedBlock {
 
 impl Reach for WindowedBlock {
     unsafe fn read(&self, piece: Piece, buffer: *mut u8) -> Result<(), Trouble> {
-        let store = store::out_of_block(piece.bytes);
-        self.each_part(piece, |done, part, way| {
-            let buffer = buffer.wrapping_add(done);
-            let Way::Window(range) = way else {
-                // SAFETY: the caller's buffer, writable for the piece's bytes and nobody else's.
-                let buffer = unsafe { slice::from_raw_parts_mut(buffer, part.bytes) };
-                return self.read_direct(part, buffer);
-            };
-            // SAFETY: the buffer is the caller's, and no part of a block.
-            Ok(unsafe { transfer::load(range, buffer, store) }?)
-        })
+        // SAFETY: as the caller promises.
+        unsafe { self.load(piece, buffer, store::out_of_block(piece.bytes)) }
     }
 
     unsafe fn write(&self, piece: Piece, data: *const u8) -> Result<(), Trouble> {
-        let store = store::into_block(piece.bytes);
-        self.each_part(piece, |done, part, way| {
-            let data = data.wrapping_add(done);
-            let Way::Window(range) = way else {
-                // SAFETY: the caller's data, readable for the piece's bytes.
-                let data = unsafe { slice::from_raw_parts(data, part.bytes) };
-                return self.write_direct(part, data);
-            };
-            // SAFETY: the range is writable, the data is the caller's, and no part of a block.
-            Ok(unsafe { transfer::store(range, data, store) }?)
-        })
+        // SAFETY: as the caller promises.
+        unsafe { self.store(piece, data, store::into_block(piece.bytes)) }
     }
 
     fn fill(&self, piece: Piece, byte: u8) -> Result<(), Trouble> {
-        let store = store::into_block(piece.bytes);
-        let content = [byte; STEP_BYTES];
-        self.each_part(piece, |_, part, way| {
-            let Way::Window(range) = way else {
-                return each_step(part, |_, step| self.write_direct(step, &content[..step.bytes]));
-            };
-            // SAFETY: the range is writable.
-            Ok(unsafe { transfer::fill(range, byte, store) }?)
-        })
+        self.fill_by(piece, byte, store::into_block(piece.bytes))
     }
 
     unsafe fn compare(&self, piece: Piece, data: *const u8) -> Result<Ordering, Trouble> {

@@ -1,0 +1,384 @@
+//! A block with copies: what is written is on all of them, and what is read is whole.
+//!
+//! ```text
+//!   read    sequences even? -> the bytes of the first copy that is there -> the same sequences?
+//!   write   in batches of 16 pages: intent, locks, odd -> first copy -> others -> even, free
+//! ```
+//!
+//! The steps of a write, and why they are these, are those of [`dmce_shm::copies`].
+//!
+//! # Invariants
+//!
+//! 1. What a read returns was on a good copy at one moment, page by page, and no part of a write
+//!    that had not come to its end.
+//! 2. A copy that cannot be read is reported, and the next one is read under the same sequences:
+//!    nobody is waited for.
+//! 3. A copy that cannot be written is judged by who knows ([`Arbiter`]); until then the pages stay
+//!    locked. A write that nobody judges ends its session, and is repaired as that of the dead.
+//! 4. All accesses are inside an operation of the calling thread's slot, whose intent they use.
+
+use std::cmp::Ordering;
+use std::fmt::Debug;
+use std::hint;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::thread;
+use std::time::Duration;
+
+use dmce_abi::block::{BlockId, DaemonId, SessionId};
+use dmce_shm::copies::{BATCH_PAGES, Batch, Writer};
+use dmce_shm::lock::{LockError, LockOwner, PageLock, Sequence};
+use dmce_shm::parking::{Deadline, Kernel, Parking};
+use dmce_shm::session::map::SessionMap;
+
+use super::store;
+use super::word::{Change, Watch};
+use super::{Piece, Reach, Trouble};
+use crate::slots::{SHARED_SLOT, Slots};
+
+mod copy;
+mod table;
+#[cfg(test)]
+mod tests;
+mod write;
+
+pub(crate) use copy::{Copy, Way};
+pub(crate) use table::{LockTable, Size};
+use write::Content;
+
+/// The most copies that a block has.
+const COPIES_MAX: usize = 3;
+/// How long a reader that may not lock a page rests between looks at it.
+const PAUSE: Duration = Duration::from_micros(50);
+/// How often a reader looks again before it goes another way.
+const LOOKS: u32 = 64;
+
+/// What accesses of blocks with copies need of their session.
+#[derive(Debug)]
+pub(crate) struct Party {
+    pub map: Arc<SessionMap>,
+    pub slots: Arc<Slots>,
+    pub session: SessionId,
+    /// How long who wants a page waits for its holder.
+    pub timeout: Duration,
+    pub arbiter: Arc<dyn Arbiter>,
+}
+
+/// Who decides about copies that cannot be reached: the session, which asks the broker.
+pub(crate) trait Arbiter: Debug + Send + Sync {
+    /// A copy could not be read, and another was. Inside an operation: nobody is waited for.
+    fn report(&self, damage: Damage);
+
+    /// A copy could not be written. Waits, inside an operation and with pages locked, until it is
+    /// known what became of it: so whoever brings the answer does not wait for operations to end.
+    fn judge(&self, damage: Damage) -> Judgement;
+
+    /// A write was not brought to its end and keeps its locks: the session is over. No operation
+    /// begins any more; this says so to everybody else.
+    fn give_up(&self, damage: Damage);
+}
+
+/// Which copy it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Damage {
+    pub block: BlockId,
+    /// The block's epoch, as this client knows it.
+    pub epoch: u64,
+    /// Whose copy.
+    pub daemon: DaemonId,
+}
+
+/// What is known of a copy that could not be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Judgement {
+    /// It is good, and there again, in the same object.
+    Good,
+    /// A higher epoch names it no more.
+    Dropped,
+    /// Nobody has said so in time.
+    Unknown,
+}
+
+/// Which block it is, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub block: BlockId,
+    pub epoch: u64,
+    /// The DMCE address of its first cell.
+    pub base: u64,
+}
+
+/// A block with copies, or one that had some.
+#[derive(Debug)]
+pub(crate) struct CopiedBlock {
+    identity: Identity,
+    /// The primary first; one to three.
+    copies: Vec<Copy>,
+    locks: LockTable,
+    party: Arc<Party>,
+    /// Of each copy a bit, if it could not be read.
+    damaged: AtomicU8,
+}
+
+/// The pages of a batch, as a reader found them before it read.
+type Sequences = [Option<Sequence>; PAGES];
+
+const PAGES: usize = 16;
+const _: () = assert!(PAGES as u64 == BATCH_PAGES);
+
+/// Whether all pages of a range are whole just now.
+enum Found {
+    Whole(Sequences),
+    Written,
+    Lost,
+}
+
+impl CopiedBlock {
+    /// Takes the copies and the lock table of a block in.
+    ///
+    /// # Panics
+    ///
+    /// If there are no copies, or more than a block has.
+    pub(crate) fn new(
+        identity: Identity,
+        copies: Vec<Copy>,
+        locks: LockTable,
+        party: Arc<Party>,
+    ) -> Self {
+        assert!((1..=COPIES_MAX).contains(&copies.len()), "{} copies", copies.len());
+        Self { identity, copies, locks, party, damaged: AtomicU8::new(0) }
+    }
+
+    /// The pages' words that a piece of one batch lies in.
+    #[inline]
+    fn words(&self, piece: Piece) -> &[PageLock] {
+        let pages = batch_of(piece).pages();
+        self.locks.words(pages)
+    }
+
+    #[inline]
+    fn look(&self, piece: Piece) -> Found {
+        let mut sequences = [None; PAGES];
+        for (sequence, word) in sequences.iter_mut().zip(self.words(piece)) {
+            *sequence = word.begin_read();
+            if sequence.is_none() {
+                return if word.is_lost() { Found::Lost } else { Found::Written };
+            }
+        }
+        Found::Whole(sequences)
+    }
+
+    #[inline]
+    fn is_unchanged(&self, piece: Piece, since: &Sequences) -> bool {
+        let words = self.words(piece);
+        since.iter().zip(words).all(|(since, word)| since.is_some_and(|s| word.is_unchanged(s)))
+    }
+
+    /// Does something to a piece of one batch that only reads it, until nobody wrote it meanwhile.
+    #[inline]
+    fn observe<T>(
+        &self,
+        piece: Piece,
+        mut act: impl FnMut(&Copy) -> Result<T, Trouble>,
+    ) -> Result<T, Trouble> {
+        if let Some(observed) = self.try_observe(piece, &mut act)? {
+            return observed;
+        }
+        self.observe_again(piece, &mut act)
+    }
+
+    /// [`Self::observe`] once; none if somebody writes it.
+    #[inline]
+    fn try_observe<T>(
+        &self,
+        piece: Piece,
+        act: &mut impl FnMut(&Copy) -> Result<T, Trouble>,
+    ) -> Result<Option<Result<T, Trouble>>, Trouble> {
+        match self.look(piece) {
+            Found::Whole(since) => {
+                let observed = self.on_first(act);
+                Ok(self.is_unchanged(piece, &since).then_some(observed))
+            }
+            Found::Written => Ok(None),
+            Found::Lost => Err(Trouble::Unwritten),
+        }
+    }
+
+    /// Somebody writes it: looks again some times, then lets nobody write it meanwhile.
+    #[cold]
+    fn observe_again<T>(
+        &self,
+        piece: Piece,
+        act: &mut impl FnMut(&Copy) -> Result<T, Trouble>,
+    ) -> Result<T, Trouble> {
+        let deadline = Deadline::after(self.party.timeout);
+        for look in 0.. {
+            if let Some(observed) = self.try_observe(piece, act)? {
+                return observed;
+            }
+            if look < LOOKS {
+                hint::spin_loop();
+            } else if self.locks.is_writable() {
+                return self.hold(piece, || self.on_first(act));
+            } else if !Kernel.spin(look - LOOKS) {
+                // Who may not write the words cannot ask to be woken.
+                if deadline.rest().is_some_and(|rest| rest.is_zero()) {
+                    return Err(Trouble::Held);
+                }
+                thread::sleep(PAUSE);
+            }
+        }
+        unreachable!("a reader looks for as long as it may")
+    }
+
+    /// Does something while nobody writes the pages of a piece.
+    fn hold<T>(
+        &self,
+        piece: Piece,
+        act: impl FnOnce() -> Result<T, Trouble>,
+    ) -> Result<T, Trouble> {
+        self.writer(self.slot()).hold(batch_of(piece), act).map_err(|error| of_lock(&error))?
+    }
+
+    /// Does something to the first copy that is there, and to the next one if it is not.
+    #[inline]
+    fn on_first<T>(&self, act: &mut impl FnMut(&Copy) -> Result<T, Trouble>) -> Result<T, Trouble> {
+        let damaged = self.damaged.load(Relaxed);
+        if damaged == 0 {
+            match act(&self.copies[0]) {
+                Err(Trouble::Lost) => self.damage(0),
+                other => return other,
+            }
+        }
+        self.on_next(act)
+    }
+
+    #[cold]
+    fn on_next<T>(&self, act: &mut impl FnMut(&Copy) -> Result<T, Trouble>) -> Result<T, Trouble> {
+        let damaged = self.damaged.load(Relaxed);
+        let is_there = |copy: &usize| damaged & 1 << copy == 0;
+        for copy in (0..self.copies.len()).filter(is_there) {
+            match act(&self.copies[copy]) {
+                Err(Trouble::Lost) => self.damage(copy),
+                other => return other,
+            }
+        }
+        Err(Trouble::Lost)
+    }
+
+    /// Says that a copy cannot be read.
+    #[cold]
+    fn damage(&self, copy: usize) {
+        if self.damaged.fetch_or(1 << copy, Relaxed) & 1 << copy == 0 {
+            self.party.arbiter.report(self.damage_of(copy));
+        }
+    }
+
+    fn damage_of(&self, copy: usize) -> Damage {
+        let Identity { block, epoch, .. } = self.identity;
+        Damage { block, epoch, daemon: self.copies[copy].daemon }
+    }
+
+    /// The slot of the operation that the caller is in.
+    #[inline]
+    fn slot(&self) -> u8 {
+        let slot = self.party.slots.own().unwrap_or(SHARED_SLOT);
+        slot.to_le_bytes()[0]
+    }
+
+    #[inline]
+    fn writer(&self, slot: u8) -> Writer<'_, Kernel, impl Fn() -> Deadline> {
+        Writer {
+            slot: &self.party.map.slots()[usize::from(slot)],
+            owner: LockOwner::new(self.party.session, slot),
+            base: self.identity.base,
+            locks: self.locks.all(),
+            parking: Kernel,
+            deadline: || Deadline::after(self.party.timeout),
+        }
+    }
+}
+
+impl Reach for CopiedBlock {
+    #[inline]
+    unsafe fn read(&self, piece: Piece, buffer: *mut u8) -> Result<(), Trouble> {
+        let store = store::out_of_block(piece.bytes);
+        each_batch(piece, |part, done| {
+            let buffer = buffer.wrapping_add(done);
+            // SAFETY: a part of the caller's buffer.
+            self.observe(part, |copy| unsafe { copy.load(part, buffer, store) })
+        })
+    }
+
+    #[inline]
+    unsafe fn write(&self, piece: Piece, data: *const u8) -> Result<(), Trouble> {
+        // SAFETY: the caller's data are readable for as long as this lasts.
+        let content = unsafe { Content::data(data) };
+        self.put(piece, content).map(drop)
+    }
+
+    fn fill(&self, piece: Piece, byte: u8) -> Result<(), Trouble> {
+        self.put(piece, Content::byte(byte)).map(drop)
+    }
+
+    unsafe fn compare(&self, piece: Piece, data: *const u8) -> Result<Ordering, Trouble> {
+        let mut order = Ordering::Equal;
+        each_batch(piece, |part, done| {
+            if order == Ordering::Equal {
+                let data = data.wrapping_add(done);
+                // SAFETY: a part of the caller's data, which nobody writes.
+                order = self.observe(part, |copy| unsafe { copy.compare(part, data) })?;
+            }
+            Ok(())
+        })?;
+        Ok(order)
+    }
+
+    fn change(&self, piece: Piece, change: Change) -> Result<u64, Trouble> {
+        match change {
+            Change::None => self.observe(piece, |copy| copy.change(piece, Change::None)),
+            change => self.put(piece, Content::change(change)),
+        }
+    }
+
+    fn wake(&self, piece: Piece, count: u32) -> Result<(), Trouble> {
+        self.on_first(&mut |copy: &Copy| copy.wake(piece, count))
+    }
+
+    fn watch(&self, piece: Piece) -> Result<Watch, Trouble> {
+        self.on_first(&mut |copy: &Copy| copy.watch(piece))
+    }
+}
+
+/// Runs `act` on the parts of a piece that are batches.
+#[inline]
+fn each_batch(
+    piece: Piece,
+    mut act: impl FnMut(Piece, usize) -> Result<(), Trouble>,
+) -> Result<(), Trouble> {
+    let (mut done, until) = (0, piece.cell + piece.bytes as u64);
+    while done < piece.bytes {
+        let batch = Batch::first_of(piece.cell + done as u64, until, piece.committed);
+        let bytes = usize::try_from(batch.bytes).expect("a batch is a part of the piece");
+        act(piece.part(done, bytes), done)?;
+        done += bytes;
+    }
+    Ok(())
+}
+
+#[inline]
+const fn batch_of(piece: Piece) -> Batch {
+    Batch { cell: piece.cell, bytes: piece.bytes as u64, end: piece.committed }
+}
+
+#[cold]
+fn of_lock(error: &LockError) -> Trouble {
+    match error {
+        LockError::Lost => Trouble::Unwritten,
+        LockError::Timeout => Trouble::Held,
+        error => {
+            tracing::warn!(%error, "the lock of a page cannot be used");
+            Trouble::Io
+        }
+    }
+}

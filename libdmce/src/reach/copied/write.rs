@@ -1,0 +1,289 @@
+//! What is written, and to which copies.
+
+use std::mem::MaybeUninit;
+
+use dmce_abi::block::DaemonId;
+use dmce_shm::copies::{Batch, Copies, Verdict, WriteError};
+use dmce_shm::session::UNDO_BYTES;
+use dmce_shm::slot::intent::Undo;
+use dmce_sys::map::MappedRange;
+use dmce_sys::transfer::{self, Store};
+
+use super::{COPIES_MAX, CopiedBlock, Judgement, of_lock};
+use crate::reach::word::{Change, WORD_BYTES};
+use crate::reach::{Piece, Trouble, store};
+
+/// Up to so many bytes that are overwritten are saved although there are other copies: those and
+/// the writer may be lost together.
+const SAVED_BYTES: usize = 256;
+
+/// What is written.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Content {
+    /// Bytes of the caller.
+    Data(*const u8),
+    /// One byte everywhere.
+    Byte(u8),
+    /// What a word is changed to: how, what it was, and what it becomes.
+    Word(Change, [u64; 2]),
+}
+
+impl Content {
+    /// # Safety
+    ///
+    /// `data` are readable, and no part of a block, as long as they are written anywhere.
+    pub(super) const unsafe fn data(data: *const u8) -> Self {
+        Self::Data(data)
+    }
+
+    pub(super) const fn byte(byte: u8) -> Self {
+        Self::Byte(byte)
+    }
+
+    pub(super) const fn change(change: Change) -> Self {
+        Self::Word(change, [0; 2])
+    }
+
+    /// What remains of it after so many bytes.
+    const fn after(self, done: usize) -> Self {
+        match self {
+            Self::Data(data) => Self::Data(data.wrapping_add(done)),
+            other => other,
+        }
+    }
+}
+
+/// The copies that a write goes to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Targets {
+    /// Of each copy a bit.
+    bits: u8,
+}
+
+impl Targets {
+    const fn all(copies: usize) -> Self {
+        Self { bits: (1 << copies) - 1 }
+    }
+
+    const fn has(self, copy: usize) -> bool {
+        self.bits & 1 << copy != 0
+    }
+
+    const fn count(self) -> u32 {
+        self.bits.count_ones()
+    }
+
+    /// The first one; the caller knows that there is one.
+    const fn first(self) -> usize {
+        self.bits.trailing_zeros() as usize
+    }
+}
+
+/// One batch of a write.
+pub(super) struct Stores<'a> {
+    block: &'a CopiedBlock,
+    piece: Piece,
+    content: Content,
+    store: Store,
+    targets: Targets,
+    /// The one that is written first.
+    first: usize,
+    slot: u8,
+    /// The copy that could not be reached last.
+    failed: usize,
+}
+
+impl CopiedBlock {
+    /// Writes a piece to all copies; returns what the word was that was changed.
+    #[inline]
+    pub(super) fn put(&self, piece: Piece, content: Content) -> Result<u64, Trouble> {
+        let slot = self.slot();
+        let writer = self.writer(slot);
+        let mut stores = Stores {
+            block: self,
+            piece,
+            content,
+            store: store::into_block(piece.bytes),
+            targets: Targets::all(self.copies.len()),
+            first: 0,
+            slot,
+            failed: 0,
+        };
+        let (mut done, until) = (0, piece.cell + piece.bytes as u64);
+        while done < piece.bytes {
+            let cell = piece.cell + done as u64;
+            let batch = Batch::first_of(cell, stores.until(cell, until), piece.committed);
+            let bytes = usize::try_from(batch.bytes).expect("a batch is a part of the piece");
+            stores.piece = piece.part(done, bytes);
+            stores.content = content.after(done);
+            match writer.write(batch, &mut stores) {
+                Ok(()) => done += bytes,
+                Err(error) => return Err(self.end_of_write(&stores, error)),
+            }
+        }
+        Ok(stores.before())
+    }
+
+    #[cold]
+    fn end_of_write(&self, stores: &Stores<'_>, error: WriteError<Trouble>) -> Trouble {
+        match error {
+            WriteError::Lock(error) => of_lock(&error),
+            WriteError::Untouched(trouble) => trouble,
+            _ => {
+                // Nothing of this session may begin: its locks are taken from it.
+                self.party.map.settle(u64::MAX);
+                self.party.arbiter.give_up(self.damage_of(stores.failed));
+                Trouble::Abandoned
+            }
+        }
+    }
+}
+
+impl Stores<'_> {
+    /// How far the next batch may go: what is saved has to fit the buffer.
+    #[inline]
+    fn until(&self, cell: u64, until: u64) -> u64 {
+        if self.targets.count() > 1 {
+            return until;
+        }
+        let page = UNDO_BYTES as u64;
+        until.min((cell / page + 1) * page)
+    }
+
+    /// What the word was.
+    #[inline]
+    const fn before(&self) -> u64 {
+        match self.content {
+            Content::Word(_, [before, _]) => before,
+            _ => 0,
+        }
+    }
+
+    /// Stores the content to one copy.
+    #[inline]
+    fn store_to(&mut self, copy: usize) -> Result<(), Trouble> {
+        let target = &self.block.copies[copy];
+        let stored = match self.content {
+            // SAFETY: the block is writable, as who writes has looked; the data are the caller's,
+            // readable for the piece, as `Content::data` was promised.
+            Content::Data(data) => unsafe { target.store(self.piece, data, self.store) },
+            Content::Byte(byte) => target.fill(self.piece, byte, self.store),
+            Content::Word(_, [_, now]) => {
+                let word = now.to_ne_bytes();
+                // SAFETY: as above; the data are this function's, and the piece is a word.
+                unsafe { target.store(self.piece, word.as_ptr(), Store::Cached) }
+            }
+        };
+        self.met(copy, stored)
+    }
+
+    /// Remembers which copy could not be reached.
+    #[inline]
+    fn met<T>(&mut self, copy: usize, met: Result<T, Trouble>) -> Result<T, Trouble> {
+        if met.is_err() {
+            self.failed = copy;
+        }
+        met
+    }
+
+    /// Saves what the first copy has, if it has to be, or costs next to nothing.
+    #[inline]
+    fn save(&mut self) -> Result<Undo, Trouble> {
+        let bytes = self.piece.bytes;
+        if bytes <= SAVED_BYTES {
+            return self.save_by::<SAVED_BYTES>();
+        }
+        if self.targets.count() == 1 && bytes <= UNDO_BYTES {
+            return self.save_by::<UNDO_BYTES>();
+        }
+        Ok(Undo::Absent)
+    }
+
+    #[inline]
+    fn save_by<const BYTES: usize>(&mut self) -> Result<Undo, Trouble> {
+        let Some(undo) = self.undo() else { return Ok(Undo::Absent) };
+        let mut old = [const { MaybeUninit::<u8>::uninit() }; BYTES];
+        let old = old.as_mut_ptr().cast::<u8>();
+        let first = &self.block.copies[self.first];
+        // SAFETY: the buffer is this function's, and no shorter than the piece.
+        let loaded = unsafe { first.load(self.piece, old, Store::Cached) };
+        if let Err(trouble) = loaded {
+            self.failed = self.first;
+            return Err(trouble);
+        }
+        // SAFETY: the undo buffer is mapped writable, and this thread's as its slot is; as much of
+        // the other was just loaded.
+        let saved = unsafe { transfer::store(undo, old, Store::Cached) };
+        // It is the session's own object, and no copy.
+        saved.map_err(|_| Trouble::Io)?;
+        Ok(Undo::Saved)
+    }
+
+    /// As much of the slot's undo buffer as the piece needs.
+    #[inline]
+    fn undo(&self) -> Option<MappedRange<'_>> {
+        let undo = self.block.party.map.undo(self.slot)?;
+        undo.part(0, self.piece.bytes as u64).ok()
+    }
+
+    /// Works out what the word becomes. False if it stays as it is.
+    fn work_out(&mut self, change: Change) -> Result<bool, Trouble> {
+        debug_assert_eq!(self.piece.bytes, WORD_BYTES);
+        let looked = self.block.copies[self.first].change(self.piece, Change::None);
+        let before = self.met(self.first, looked)?;
+        let now = match change {
+            Change::Exchange { expected, desired } if expected == before => desired,
+            Change::Add(add) => before.wrapping_add(add),
+            Change::None | Change::Exchange { .. } => before,
+        };
+        self.content = Content::Word(change, [before, now]);
+        Ok(now != before)
+    }
+}
+
+impl Copies for Stores<'_> {
+    type Trouble = Trouble;
+
+    #[inline]
+    fn prepare(&mut self) -> Result<Option<(DaemonId, Undo)>, Trouble> {
+        self.first = self.targets.first();
+        if let Content::Word(change, _) = self.content
+            && !self.work_out(change)?
+        {
+            return Ok(None);
+        }
+        let undo = self.save()?;
+        Ok(Some((self.block.copies[self.first].daemon, undo)))
+    }
+
+    #[inline]
+    fn store_first(&mut self) -> Result<(), Trouble> {
+        self.store_to(self.first)
+    }
+
+    #[inline]
+    fn store_others(&mut self) -> Result<(), Trouble> {
+        for copy in 0..COPIES_MAX {
+            if copy != self.first && self.targets.has(copy) {
+                self.store_to(copy)?;
+            }
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn judge(&mut self, trouble: Trouble) -> Verdict<Trouble> {
+        if trouble != Trouble::Lost {
+            // Nothing that a broker knows better.
+            return Verdict::Undecided(trouble);
+        }
+        match self.block.party.arbiter.judge(self.block.damage_of(self.failed)) {
+            Judgement::Good => Verdict::Again,
+            Judgement::Unknown => Verdict::Undecided(trouble),
+            Judgement::Dropped => {
+                self.targets.bits &= !(1 << self.failed);
+                if self.targets.bits == 0 { Verdict::Over(trouble) } else { Verdict::Without }
+            }
+        }
+    }
+}
