@@ -9,8 +9,8 @@ use std::cmp::Ordering;
 use std::ptr;
 use std::sync::atomic::{self, AtomicPtr, AtomicU64, AtomicUsize};
 
-use dmce_abi::block::{BlockId, Guid};
-use dmce_abi::limits::{COPIES_MAX, PAGE_BYTES};
+use dmce_abi::block::{BlockId, DaemonId, Guid};
+use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::wire::client::BlockInfo;
 use dmce_abi::{AddrLayout, Status};
 
@@ -385,16 +385,22 @@ pub(crate) fn check_info(
     field("size", (1..=layout.block_bytes()).contains(&info.bytes_max))?;
     field("size", whole_pages(info.bytes_max))?;
     field("committed size", info.committed <= info.bytes_max && whole_pages(info.committed))?;
-    let copies = u32::from(info.copies);
-    let most = if info.lost { 0..=0 } else { 1..=COPIES_MAX };
-    field("number of copies", most.contains(&copies))?;
+    let good: Vec<DaemonId> = info.good().collect();
+    let is_once = |(place, daemon): (usize, &DaemonId)| !good[..place].contains(daemon);
+    let are_first = info.copies.iter().take(good.len()).all(Option::is_some);
+    field("list of copies", are_first && good.iter().enumerate().all(is_once))?;
+    field("list of copies", good.is_empty() == info.lost)?;
     // One that has lost its other copies still has it.
-    field("lock table", if info.has_locks { copies > 0 } else { copies <= 1 })
+    field("lock table", if info.has_locks { !info.lost } else { good.len() <= 1 })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn on(daemons: &[u32]) -> [Option<DaemonId>; 3] {
+        std::array::from_fn(|place| DaemonId::try_from(*daemons.get(place)?).ok())
+    }
 
     fn info() -> BlockInfo {
         let block = BlockId::try_from(5).unwrap();
@@ -409,7 +415,7 @@ mod tests {
             page_size: 4096,
             writable: true,
             lost: false,
-            copies: 1,
+            copies: on(&[1]),
             has_locks: false,
         }
     }
@@ -456,15 +462,16 @@ mod tests {
         assert!(refused(|info| info.span_count = 96));
         assert!(refused(|info| info.span_first = BlockId::try_from(6).unwrap()));
         assert!(refused(|info| info.block = BlockId::try_from(100).unwrap()));
-        assert!(refused(|info| info.copies = 0));
-        assert!(refused(|info| info.copies = 2), "copies without a lock table");
-        assert!(refused(|info| (info.copies, info.has_locks) = (4, true)));
+        assert!(refused(|info| info.copies = on(&[])));
+        assert!(refused(|info| info.copies = on(&[1, 2])), "copies without a lock table");
+        assert!(refused(|info| (info.copies, info.has_locks) = (on(&[1, 1]), true)));
+        assert!(refused(|info| (info.copies, info.has_locks) = (on(&[1, 0, 2]), true)));
         assert!(refused(|info| info.lost = true), "a copy of a lost block");
         assert!(refused(|info| {
-            (info.lost, info.copies, info.has_locks) = (true, 0, true);
+            (info.lost, info.copies, info.has_locks) = (true, on(&[]), true);
         }));
         let degraded = BlockInfo { has_locks: true, ..info() };
         check_info(&degraded, layout, 100).unwrap();
-        check_info(&BlockInfo { lost: true, copies: 0, ..info() }, layout, 100).unwrap();
+        check_info(&BlockInfo { lost: true, copies: on(&[]), ..info() }, layout, 100).unwrap();
     }
 }

@@ -38,6 +38,7 @@ pub(super) struct Reached<'a> {
 impl Reached<'_> {
     /// What the session is told of it.
     pub(super) fn info(&self, writable: bool) -> BlockInfo {
+        let mut good = self.good();
         BlockInfo {
             block: self.id,
             guid: self.block.guid,
@@ -49,7 +50,7 @@ impl Reached<'_> {
             page_size: self.span.page_size,
             writable,
             lost: self.block.state == BlockState::Lost,
-            copies: u8::try_from(self.good().count()).expect("a block has few copies"),
+            copies: std::array::from_fn(|_| good.next()),
             has_locks: self.has_locks(),
         }
     }

@@ -186,7 +186,7 @@ impl Dispatcher {
     }
 
     /// Tells a daemon something that it does not answer, if it is connected.
-    fn tell_daemon(&mut self, daemon: DaemonId, request: DaemonRequest) {
+    pub(super) fn tell_daemon(&mut self, daemon: DaemonId, request: DaemonRequest) {
         let conn = self.daemons.servers.get(&daemon).and_then(Server::conn);
         if let Some(conn) = conn {
             self.out.push(Action::ToDaemon { conn, request_id: RequestId(0), request });

@@ -19,10 +19,12 @@
 //!    acknowledged under the new epoch is on every copy that any header of it names.
 
 use dmce_abi::block::{BlockDescription, BlockId, DaemonId};
+use dmce_abi::wire::daemon::DaemonRequest;
 
 use super::Dispatcher;
 use super::action::{Action, LogLevel};
 use super::blocks::BlockState;
+use super::daemons::Server;
 use super::event::{RaiseId, Rewritten};
 use super::timers::Timer;
 
@@ -66,6 +68,7 @@ impl Dispatcher {
                     if let Some(copy) = block.copies.of_mut(daemon) {
                         copy.epoch = epoch;
                     }
+                    self.tell_rewritten(id, daemon);
                 }
                 Rewritten::Gone { reason } => self.lose_copy(id, daemon, &reason),
                 Rewritten::Failed { reason } => {
@@ -83,6 +86,14 @@ impl Dispatcher {
                 self.raises.remove(&id);
                 self.raised(id);
             }
+        }
+    }
+
+    /// A daemon writes the header of a copy again that somebody removes: as it is now.
+    fn tell_rewritten(&mut self, id: BlockId, daemon: DaemonId) {
+        let hears = self.daemons.servers.get(&daemon).is_some_and(Server::hears);
+        if let Some(description) = self.describe(id, daemon).filter(|_| hears) {
+            self.tell_daemon(daemon, DaemonRequest::Rewritten { description });
         }
     }
 

@@ -98,6 +98,22 @@ pub fn adopt_one(folder: &Folder, block: BlockId) -> Result<Adopted, ObjectError
     Ok(adopted)
 }
 
+/// What the header of a block says now; `None` if there is none.
+///
+/// # Errors
+///
+/// [`HeaderError`] of one that cannot be read, or is not this daemon's.
+pub fn header_of(folder: &Folder, block: BlockId) -> Result<Option<BlockHeader>, HeaderError> {
+    match folder.look(ObjectKind::Header(block.get()))? {
+        Found::Own(head) => read_header(folder, block, &head).map(Some),
+        Found::Missing => Ok(None),
+        found @ Found::Foreign { .. } => {
+            let why = format!("{found:?} has its name");
+            Err(HeaderError::Damaged { why })
+        }
+    }
+}
+
 /// Removes a block that is not known, whole or not. What is damaged is left.
 ///
 /// # Errors

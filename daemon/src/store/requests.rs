@@ -31,8 +31,8 @@ use super::{Begun, Condition, Held, Store};
 const BLOCK_BYTES_MAX: u64 = 1 << 48;
 
 impl Store {
-    /// Begins with a request. [`DaemonRequest::Settled`] and [`DaemonRequest::Taken`] ask for
-    /// nothing and are done.
+    /// Begins with a request. [`DaemonRequest::Settled`], [`DaemonRequest::Taken`] and
+    /// [`DaemonRequest::Rewritten`] ask for nothing and are done.
     pub fn begin(&mut self, request: DaemonRequest) -> Begun {
         let begun = match request {
             DaemonRequest::Create { description, committed } => self.create(description, committed),
@@ -40,6 +40,10 @@ impl Store {
             DaemonRequest::Destroy { block } => self.destroy(block),
             DaemonRequest::Taken { place, block, committed } => {
                 self.taken(place, block, committed);
+                Ok(Begun::Answered(Ok(DaemonAnswer::Done)))
+            }
+            DaemonRequest::Rewritten { description } => {
+                self.rewritten(description);
                 Ok(Begun::Answered(Ok(DaemonAnswer::Done)))
             }
             DaemonRequest::Sense => self.sense().map(|answer| Begun::Answered(Ok(answer))),

@@ -10,13 +10,14 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use dmce_abi::block::BlockId;
+use dmce_abi::block::{BlockDescription, BlockId};
 use dmce_abi::name::ObjectKind;
 use dmce_abi::wire::daemon::DaemonNotice;
 use dmce_sys::object::ObjectError;
 use dmce_sys::watch::Removals;
 use tracing::{debug, warn};
 
+use super::adopt;
 use super::block;
 use super::check::{self, Finding};
 use super::commit::Growth;
@@ -179,6 +180,33 @@ impl Store {
             }
             Ok(_) => {}
             Err(error) => warn!(%block, %error, "the header of a block was not looked at"),
+        }
+    }
+
+    /// The broker has written a header anew, as it does when the copies of a block change.
+    pub(super) fn rewritten(&mut self, description: BlockDescription) {
+        let held = self.blocks.get_mut(&description.block);
+        let own = held.map(|held| &mut held.header.description);
+        let is_newer = |own: &&mut BlockDescription| {
+            own.guid == description.guid && own.epoch < description.epoch
+        };
+        if let Some(own) = own.filter(is_newer) {
+            *own = description;
+        }
+    }
+
+    /// Takes in what a broker has written into headers that this daemon was not told of. Only those
+    /// of blocks with several copies are written anew. One that cannot be read stays what it was.
+    pub(super) fn read_headers_again(&mut self) {
+        let several =
+            self.blocks.iter().filter(|(_, held)| held.header.description.owner.copies() > 1);
+        let several: Vec<BlockId> = several.map(|(block, _)| *block).collect();
+        for block in several {
+            match adopt::header_of(&self.folder, block) {
+                Ok(Some(header)) => self.rewritten(header.description),
+                Ok(None) => self.restore_header(block),
+                Err(error) => warn!(%block, %error, "the header of a block is not as it was"),
+            }
         }
     }
 

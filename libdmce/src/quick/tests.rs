@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use dmce_abi::block::{BlockId, Guid};
+use dmce_abi::block::{BlockId, DaemonId, Guid};
 use dmce_abi::wire::client::BlockInfo;
 use dmce_shm::session::map::SessionMap;
 use dmce_sys::map::Protection;
@@ -140,7 +140,7 @@ impl BlockOf {
             page_size: 4096,
             writable: self.protection == Protection::ReadWrite,
             lost: false,
-            copies: 1,
+            copies: [DaemonId::try_from(1).ok(), None, None],
             has_locks: false,
         };
         Block::of_info(&info, self.backing)

@@ -50,7 +50,7 @@ impl Given {
 ///
 /// [`Status::Unsupported`]: the block has more than one copy, or had, when it was made.
 pub(crate) fn one_copy(info: &BlockInfo) -> Result<(), Error> {
-    if info.copies <= 1 && !info.has_locks {
+    if info.good().count() <= 1 && !info.has_locks {
         return Ok(());
     }
     Err(Error::unsupported("this release reaches no block of more than one copy"))
@@ -60,11 +60,11 @@ pub(crate) fn one_copy(info: &BlockInfo) -> Result<(), Error> {
 mod tests {
     use std::fs::File;
 
-    use dmce_abi::block::{BlockId, Guid};
+    use dmce_abi::block::{BlockId, DaemonId, Guid};
 
     use super::*;
 
-    fn given(copies: u8, has_locks: bool, came: usize) -> Result<OwnedFd, Error> {
+    fn given(copies: u32, has_locks: bool, came: usize) -> Result<OwnedFd, Error> {
         let block = BlockId::try_from(5).unwrap();
         let info = BlockInfo {
             block,
@@ -77,7 +77,7 @@ mod tests {
             page_size: 4096,
             writable: true,
             lost: copies == 0,
-            copies,
+            copies: [1, 2, 3].map(|id| DaemonId::try_from(id).ok().filter(|_| id <= copies)),
             has_locks,
         };
         let fds = (0..came).map(|_| File::open("/dev/null").unwrap().into());

@@ -72,7 +72,7 @@ pub struct State {
     /// The daemons do not answer: no region can be deleted. Whether the deletion has begun.
     pub postpones_begun: Option<bool>,
     /// Copies of what is made; all of them, and the lock table, are one object.
-    pub copies: u8,
+    pub copies: u32,
     /// Raises the generation at every Fetch, and does not answer what is asked about it.
     pub moves_at_fetch: bool,
     held: Option<Held>,
@@ -97,7 +97,7 @@ pub struct FakeBlock {
     pub first: u32,
     pub count: u32,
     pub lost: bool,
-    pub copies: u8,
+    pub copies: u32,
 }
 
 struct FakeSession {

@@ -327,6 +327,7 @@ impl State {
 
     fn info(&self, id: u32, writable: bool) -> BlockInfo {
         let block = &self.blocks[&id];
+        let is_good = |id| id <= block.copies && !block.lost;
         BlockInfo {
             block: BlockId::try_from(id).unwrap(),
             guid: block.guid,
@@ -338,7 +339,7 @@ impl State {
             page_size: 4096,
             writable,
             lost: block.lost,
-            copies: if block.lost { 0 } else { block.copies },
+            copies: [1, 2, 3].map(|id| DaemonId::try_from(id).ok().filter(|_| is_good(id))),
             has_locks: block.copies > 1 && !block.lost,
         }
     }

@@ -130,13 +130,13 @@ fn every_good_copy_travels_and_a_reader_gets_nothing_to_write() {
     let number = rig.ask_later(conn, with_copies(heap(1, MIB), 3));
     let (reply, descriptors) = rig.answer(conn, number).unwrap();
     let Ok(ClientReply::Granted(granted)) = reply else { panic!("{reply:?}") };
-    assert_eq!((granted.first.copies, granted.first.has_locks), (3, true));
+    assert!(granted.first.good().eq([1, 2, 3].map(daemon_id)) && granted.first.has_locks);
     assert_eq!(descriptors, travels(&[1, 2, 3], granted.first.block));
     // One copy is what it always was.
     let number = rig.ask_later(conn, with_copies(heap(2, MIB), 1));
     let (reply, descriptors) = rig.answer(conn, number).unwrap();
     let Ok(ClientReply::Granted(granted)) = reply else { panic!("{reply:?}") };
-    assert_eq!((granted.first.copies, granted.first.has_locks), (1, false));
+    assert_eq!((granted.first.good().count(), granted.first.has_locks), (1, false));
     assert_eq!(descriptors.len(), 1);
 
     rig.done(conn, with_copies(region("r", MIB, 0o600), 2));
@@ -241,7 +241,7 @@ fn a_block_goes_on_with_the_copy_that_is_left_when_its_header_says_so() {
     let (reply, descriptors) = rig.answer(conn, number).unwrap();
     let Ok(ClientReply::Fetched(info)) = reply else { panic!("{reply:?}") };
     assert!(!info.lost && info.epoch > granted.first.epoch);
-    assert_eq!((info.copies, info.has_locks), (1, true));
+    assert!(info.good().eq([daemon_id(2)]) && info.has_locks);
     assert_eq!(descriptors, travels(&[2], block));
     let changed = rig.done(conn, ClientRequest::Changes(Changes { since: 0 }));
     assert!(matches!(changed, ClientReply::Changed(changed) if changed.blocks == [block]));
@@ -332,4 +332,22 @@ fn a_region_with_a_lost_copy_is_deleted_without_the_daemon_that_had_it() {
     assert_eq!(rig.dispatcher.snapshot().passing, 1);
     rig.daemon(1, GIB);
     assert_eq!(rig.dispatcher.snapshot().passing, 0);
+}
+
+/// So that a daemon does not write one again as it was, if somebody removes it.
+#[test]
+fn a_daemon_is_told_of_the_header_that_was_written_anew() {
+    let (mut rig, _, granted) = two();
+    take(&mut rig, 1, granted.first.block);
+    let told = rig.actions.iter().filter_map(|action| match action {
+        Action::ToDaemon {
+            conn,
+            request_id,
+            request: dmce_abi::wire::daemon::DaemonRequest::Rewritten { description },
+        } => Some((*conn, request_id.0, description.clone())),
+        _ => None,
+    });
+    let told: Vec<_> = told.collect();
+    let [(2, header)] = &raised(&rig)[..] else { panic!("{:?}", raised(&rig)) };
+    assert_eq!(told, [(rig.daemons[&2].conn, 0, header.clone())]);
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::admin::{AdminReply, AdminRequest};
 use super::data::{DataReply, DataRequest, LinkId};
 use crate::block::{BlockId, DaemonId, Guid, SessionId};
+use crate::limits::COPIES_MAX;
 
 /// A client's request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -342,8 +343,9 @@ pub struct BlockInfo {
     pub writable: bool,
     /// Whether its bytes are gone. Then no descriptor came.
     pub lost: bool,
-    /// Its good copies; 0 of a lost block.
-    pub copies: u8,
+    /// The daemons of its good copies, the primary's first, and then nothing: what intents call a
+    /// copy. None of a lost block.
+    pub copies: [Option<DaemonId>; COPIES_MAX as usize],
     /// Whether it has a lock table, which a lost block has not.
     pub has_locks: bool,
 }
@@ -352,8 +354,13 @@ impl BlockInfo {
     /// Descriptors that come with this: one of the data of each copy, the primary's first, then
     /// one of the lock table. With [`Reached`] none of them comes.
     #[must_use]
-    pub const fn descriptors(&self) -> usize {
-        self.copies as usize + self.has_locks as usize
+    pub fn descriptors(&self) -> usize {
+        self.good().count() + usize::from(self.has_locks)
+    }
+
+    /// The daemons of its good copies, the primary's first.
+    pub fn good(&self) -> impl Iterator<Item = DaemonId> {
+        self.copies.into_iter().flatten()
     }
 }
 

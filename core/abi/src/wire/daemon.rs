@@ -105,6 +105,12 @@ pub enum DaemonRequest {
         /// Bytes of it that the block has; 0 if there is no block.
         committed: u64,
     },
+    /// The broker has written the header of a copy anew: so it is to be written again, if somebody
+    /// removes it. Not answered.
+    Rewritten {
+        /// What it says.
+        description: BlockDescription,
+    },
 }
 
 /// What a daemon tells the broker.

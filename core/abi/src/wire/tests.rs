@@ -312,12 +312,12 @@ fn golden_links() {
         page_size: 4096,
         writable: true,
         lost: false,
-        copies: 2,
+        copies: [DaemonId::try_from(3).ok(), DaemonId::try_from(1).ok(), None],
         has_locks: true,
     };
     assert_eq!(info.descriptors(), 3);
     let reached: Reply<ClientReply> = Ok(ClientReply::Reached(Reached { info, link: LinkId(5) }));
-    let middle = [1, 0x80, 0x20, 0x80, 0x40, 0xac, 2, 1, 0x80, 0x20, 1, 0, 2, 1, 5];
+    let middle = [1, 0x80, 0x20, 0x80, 0x40, 0xac, 2, 1, 0x80, 0x20, 1, 0, 1, 3, 1, 1, 0, 1, 5];
     let bytes = [&[0, 16, 0xac, 2][..], &[9; 16], &middle].concat();
     assert_eq!(encode(PLAIN, &reached).unwrap()[HEADER_BYTES..], bytes);
 }

@@ -215,7 +215,7 @@ fn a_damaged_block_is_neither_served_nor_removed() {
         ),
         (
             |folder| write_to(folder, ObjectKind::Header(1), &[9], VERSION_OFFSET),
-            "the header is of segment version 9, this release reads 1",
+            "the header is of segment version 9, this release reads 2",
         ),
         (
             |folder| {

@@ -99,6 +99,51 @@ fn a_removed_header_is_written_again() {
     assert_eq!(held(&fixture.open()), [(1, 64 * KIB)]);
 }
 
+/// A block of two copies, as its header says at first, and under the next epoch, alone.
+fn copies(number: u32) -> (BlockDescription, BlockDescription) {
+    let mut first = header(number).description;
+    let Owner::Session { session, ticket, uid, .. } = first.owner else { panic!("{first:?}") };
+    first.owner = Owner::Session { session, ticket, uid, copies: 2 };
+    first.membership.peers = vec![DaemonId::try_from(9).unwrap()];
+    let next = BlockDescription {
+        epoch: first.epoch + 1,
+        membership: Membership::alone(),
+        ..first.clone()
+    };
+    (first, next)
+}
+
+#[test]
+fn a_header_that_the_broker_has_written_anew_is_what_is_reported_and_written_again() {
+    for is_told in [false, true] {
+        let fixture = Fixture::new();
+        let mut store = fixture.open();
+        let (first, next) = copies(1);
+        let create = DaemonRequest::Create { description: first.clone(), committed: 64 * KIB };
+        ask(&mut store, create).unwrap();
+        let head = open_own(&fixture.folder(), ObjectKind::Header(1));
+        let written = BlockHeader { daemon: header(1).daemon, description: next.clone() };
+        dmce_shm::header::update(head.as_fd(), &written).unwrap();
+        if is_told {
+            ask(&mut store, DaemonRequest::Rewritten { description: next.clone() }).unwrap();
+            // What is older, or of another block, is no news.
+            ask(&mut store, DaemonRequest::Rewritten { description: first.clone() }).unwrap();
+            let guid = dmce_abi::block::Guid([0xee; 16]);
+            let other = BlockDescription { guid, epoch: 99, ..first };
+            ask(&mut store, DaemonRequest::Rewritten { description: other }).unwrap();
+        } else {
+            store.look_again().unwrap();
+        }
+        let told: Vec<_> = store.held().map(|held| held.description).collect();
+        assert_eq!(told, std::slice::from_ref(&next));
+        fixture.folder().unlink(ObjectKind::Header(1)).unwrap();
+        store.look_again().unwrap();
+        drop(store);
+        let told: Vec<_> = fixture.open().held().map(|held| held.description).collect();
+        assert_eq!(told, [next]);
+    }
+}
+
 /// Who may write a block may also give its pages back; those who share it must find memory there.
 #[test]
 fn pages_that_a_client_gave_back_come_again() {
