@@ -8,6 +8,8 @@
 //!                               +--------> store/      the blocks and their objects
 //!                               |
 //!                               +--------> workers.rs  what takes long
+//!                                             |
+//!                                             +--> helper.rs  what nobody waits for, in a process
 //! ```
 //!
 //! # Invariants
@@ -20,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod helper;
 mod link;
 mod links;
 mod rates;
@@ -49,6 +52,9 @@ const SOCKET: &str = "daemon.sock";
 const LOG_VARIABLE: &str = "DMCE_LOG";
 
 fn main() -> ExitCode {
+    if env::args_os().skip(1).eq([helper::ARGUMENT]) {
+        return helper::run();
+    }
     let args = Args::parse();
     // A thread that panics must not leave the rest waiting for it: another process of this daemon
     // adopts the blocks.

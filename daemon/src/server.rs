@@ -22,14 +22,16 @@ use dmce_abi::wire::Reply;
 use dmce_abi::wire::daemon::{DaemonAnswer, DaemonMessage, DaemonNotice, DaemonRequest, Register};
 use dmce_config::{Bytes, DaemonSection};
 use dmce_sys::clock;
+use dmce_sys::map::MapError;
 use dmce_sys::poll::{Interest, Notice, Poller, Ready, SignalFd};
 use dmce_sys::watch::{Watch, WatchError};
 use tracing::{debug, info, warn};
 
+use crate::helper::{Helper, HelperError};
 use crate::link::{Link, LinkError};
 use crate::links::{FIRST_TOKEN, Links, NewLink};
 use crate::rates::Payer;
-use crate::store::{Begun, Settings, Store, StoreError};
+use crate::store::{Begun, Preparer, Settings, Store, StoreError};
 use crate::turns::{Asked, Asker, Turns};
 use crate::workers::{Finished, StartError, Workers};
 
@@ -66,6 +68,12 @@ pub enum ServerError {
     /// There are no workers.
     #[error(transparent)]
     Workers(#[from] StartError),
+    /// Nobody prepares pages.
+    #[error(transparent)]
+    Helper(#[from] HelperError),
+    /// There is no address space for it.
+    #[error(transparent)]
+    Map(#[from] MapError),
     /// The loop cannot wait.
     #[error("waiting for events failed")]
     Poll(#[from] io::Error),
@@ -103,7 +111,8 @@ impl Server {
         let (instance, daemon) = (settings.instance.clone(), settings.daemon);
         let section = settings.section.clone();
         let store = Store::open(settings)?;
-        let workers = Workers::start(&store.folder(), section.huge_pages)?;
+        let preparer = Preparer::new(section.huge_pages, Some(Box::new(Helper::start()?)))?;
+        let workers = Workers::start(&store.folder(), preparer)?;
         let poller = Poller::new()?;
         poller.add(signals.as_fd(), SIGNALS, Interest::READ)?;
         poller.add(workers.wake().as_fd(), WORKERS, Interest::READ)?;

@@ -14,8 +14,9 @@
 //! # Invariants
 //!
 //! 1. Every job and every task that was handed over comes back as [`Finished`], once.
-//! 2. The thread that prepares pages has the lowest priority, and looks for newer work after each
-//!    step; so it takes no time that somebody waits for.
+//! 2. The thread that prepares pages has it done by a process of the lowest priority
+//!    ([`crate::helper`]), and looks for newer work after each step; so it takes no time that
+//!    somebody waits for. No thread of this process has a lower priority than another.
 //! 3. The threads end with the process. A death in the middle of a job is what adoption is for.
 
 use std::collections::VecDeque;
@@ -25,9 +26,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use dmce_sys::map::MapError;
 use dmce_sys::poll::EventFd;
-use dmce_sys::priority;
 use tracing::warn;
 
 use crate::store::{Done, Folder, Job, Preparation, Preparer, Task, TaskDone};
@@ -54,9 +53,6 @@ pub enum StartError {
     /// No thread, no descriptor.
     #[error("the workers cannot be started")]
     Io(#[from] io::Error),
-    /// No address space.
-    #[error(transparent)]
-    Map(#[from] MapError),
 }
 
 /// The threads.
@@ -87,7 +83,7 @@ impl Workers {
     /// # Errors
     ///
     /// [`StartError`].
-    pub fn start(folder: &Arc<Folder>, huge_pages: bool) -> Result<Self, StartError> {
+    pub fn start(folder: &Arc<Folder>, mut preparer: Preparer) -> Result<Self, StartError> {
         let (sender, finished) = channel();
         let wake = Arc::new(EventFd::new()?);
         let reporter = Reporter { finished: sender, wake: Arc::clone(&wake) };
@@ -100,9 +96,8 @@ impl Workers {
         }
         let tasks = Arc::new(Queue::default());
         let (queue, folder) = (Arc::clone(&tasks), Arc::clone(folder));
-        let preparer = Preparer::new(huge_pages)?;
         let thread = thread::Builder::new().name("prepare".to_owned());
-        thread.spawn(move || prepare(&queue, &folder, &preparer, &reporter))?;
+        thread.spawn(move || prepare(&queue, &folder, &mut preparer, &reporter))?;
         Ok(Self { jobs, tasks, finished, wake })
     }
 
@@ -155,10 +150,7 @@ fn commit(jobs: &Queue<Assignment>, folder: &Folder, reporter: &Reporter) {
 }
 
 /// Carries out tasks, a step of the newest at a time.
-fn prepare(queue: &Queue<Task>, folder: &Folder, preparer: &Preparer, reporter: &Reporter) {
-    if let Err(error) = priority::lower_own_thread() {
-        warn!(%error, "pages are prepared at the priority of the loop");
-    }
+fn prepare(queue: &Queue<Task>, folder: &Folder, preparer: &mut Preparer, reporter: &Reporter) {
     let mut stack = Vec::new();
     loop {
         if stack.is_empty() {
@@ -290,7 +282,8 @@ mod tests {
         let instance = Instance::new(&format!("test-workers-{}", std::process::id())).unwrap();
         let folder =
             Folder::open(Path::new("/dev/shm"), instance, DaemonId::try_from(1).unwrap()).unwrap();
-        let workers = Workers::start(&Arc::new(folder), true).unwrap();
+        let preparer = Preparer::new(true, None).unwrap();
+        let workers = Workers::start(&Arc::new(folder), preparer).unwrap();
         for block in 1..=50 {
             let remains = Remains { block: id(block), data: Data { inode: 0, bytes: 0 } };
             workers.submit(Job::Clear { remains }, Arc::default());

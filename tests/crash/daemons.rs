@@ -1,8 +1,11 @@
 //! Daemons die and come back.
 
+use std::fs;
+use std::path::{Path, PathBuf};
+
 use dmce_abi::wire::admin::{DaemonState, Health};
 use dmce_tests::client::{Signal, send, stop};
-use dmce_tests::{Client, Instance, wait_until};
+use dmce_tests::{Client, Instance, wait_for, wait_until};
 use libdmce::{AllocOptions, Prot, RegionOptions, Status};
 
 #[test]
@@ -164,4 +167,38 @@ fn clients_die_while_their_daemon_is_away() {
     instance.start_daemon(1);
     instance.wait_serving();
     instance.wait_empty();
+}
+
+/// A field of `/proc/PID/task/TID/stat`, counted as in proc(5).
+fn stat_field(path: &Path, field: usize) -> Option<String> {
+    let text = fs::read_to_string(path.join("stat")).ok()?;
+    // The name may hold spaces.
+    let (_, rest) = text.rsplit_once(") ")?;
+    rest.split(' ').nth(field - 3).map(str::to_owned)
+}
+
+fn entries(folder: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).expect("there is such a folder");
+    entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
+}
+
+#[test]
+fn a_daemon_dies_at_its_own_priority_and_takes_its_helper_along() {
+    const STATE: usize = 3;
+    const PPID: usize = 4;
+    const NICE: usize = 19;
+    let mut instance = Instance::start(1);
+    let daemon = instance.daemon_pid(1).unwrap().to_string();
+    let own = stat_field(Path::new("/proc/self"), NICE);
+    // Whichever thread is the last gives back what the process has.
+    let threads = entries(&format!("/proc/{daemon}/task"));
+    assert!(threads.len() > 1);
+    assert!(threads.iter().all(|thread| stat_field(thread, NICE) == own), "{threads:?}");
+    let is_child = |path: &PathBuf| stat_field(path, PPID).as_deref() == Some(&daemon);
+    let is_lowest = |path: &PathBuf| stat_field(path, NICE).as_deref() == Some("19");
+    let helper = wait_for("there is a helper of the lowest priority", || {
+        entries("/proc").into_iter().find(|path| is_child(path) && is_lowest(path))
+    });
+    instance.kill_daemon(1);
+    wait_until("the helper ends", || stat_field(&helper, STATE).is_none_or(|state| state == "Z"));
 }

@@ -57,6 +57,19 @@ impl Spare {
     ///
     /// [`CommitError`]: there is no object.
     pub fn make(folder: &Folder, bytes: u64, cancelled: &AtomicBool) -> Result<Self, CommitError> {
+        Self::make_by(folder, bytes, |fd, growth| commit::commit(fd, growth, cancelled))
+    }
+
+    /// The same, where `commit` commits what it is told.
+    ///
+    /// # Errors
+    ///
+    /// As [`Spare::make`]; those of `commit`.
+    pub fn make_by(
+        folder: &Folder,
+        bytes: u64,
+        commit: impl FnOnce(BorrowedFd<'_>, Growth) -> Result<(), CommitError>,
+    ) -> Result<Self, CommitError> {
         let (place, fd) = loop {
             let place = folder.next_place();
             match folder.dir().create(&folder.name(ObjectKind::Pool(place.0))) {
@@ -68,7 +81,7 @@ impl Spare {
         };
         let inode = object::stat(fd.as_fd())?.inode;
         let spare = Self { place, fd, inode, bytes, has_pages: false };
-        match commit::commit(spare.fd.as_fd(), Growth { from: 0, to: bytes }, cancelled) {
+        match commit(spare.fd.as_fd(), Growth { from: 0, to: bytes }) {
             Ok(()) => Ok(spare),
             Err(error) => {
                 spare.discard(folder)?;

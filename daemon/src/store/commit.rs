@@ -9,6 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dmce_config::Bytes;
+use dmce_sys::map::FileRange;
 use dmce_sys::object::{self, ObjectError};
 
 use super::ledger::Shortage;
@@ -57,7 +58,28 @@ pub fn commit(
     growth: Growth,
     cancelled: &AtomicBool,
 ) -> Result<(), CommitError> {
-    let done = commit_steps(fd, growth, cancelled);
+    commit_by(fd, growth, cancelled, |fd, step| {
+        object::commit(fd, step.offset, step.bytes).map_err(|error| match error {
+            ObjectError::NoSpace { .. } => {
+                CommitError::Shortage(Shortage::Full { wanted: Bytes(growth.bytes()) })
+            }
+            other => CommitError::Object(other),
+        })
+    })
+}
+
+/// The same, where `step` commits a part at a time.
+///
+/// # Errors
+///
+/// As [`commit`]; those of `step`.
+pub fn commit_by(
+    fd: BorrowedFd<'_>,
+    growth: Growth,
+    cancelled: &AtomicBool,
+    step: impl FnMut(BorrowedFd<'_>, FileRange) -> Result<(), CommitError>,
+) -> Result<(), CommitError> {
+    let done = commit_steps(fd, growth, cancelled, step);
     if done.is_err() {
         object::truncate(fd, growth.from)?;
     }
@@ -68,20 +90,16 @@ fn commit_steps(
     fd: BorrowedFd<'_>,
     growth: Growth,
     cancelled: &AtomicBool,
+    mut commit: impl FnMut(BorrowedFd<'_>, FileRange) -> Result<(), CommitError>,
 ) -> Result<(), CommitError> {
     let mut at = growth.from;
     while at < growth.to {
         if cancelled.load(Ordering::Relaxed) {
             return Err(CommitError::Cancelled);
         }
-        let step = (growth.to - at).min(STEP_BYTES);
-        object::commit(fd, at, step).map_err(|error| match error {
-            ObjectError::NoSpace { .. } => {
-                CommitError::Shortage(Shortage::Full { wanted: Bytes(growth.bytes()) })
-            }
-            other => CommitError::Object(other),
-        })?;
-        at += step;
+        let bytes = (growth.to - at).min(STEP_BYTES);
+        commit(fd, FileRange { offset: at, bytes })?;
+        at += bytes;
     }
     Ok(())
 }

@@ -10,19 +10,23 @@
 //!
 //! `MADV_COLLAPSE` makes huge pages of ordinary shared memory, whatever the file system's setting.
 //! They are a gift: where there is none to be had, the memory is as good without.
+//!
+//! Steps are done by another process ([`Hands`]), and by this one where there is none.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dmce_abi::block::BlockId;
+use dmce_config::Bytes;
 use dmce_sys::map::{self, FileRange, MapError, Populate, Protection, Reservation};
+use dmce_sys::object;
 use tracing::debug;
 
 use super::block::Spare;
-use super::commit::{CommitError, Growth};
+use super::commit::{self, CommitError, Growth};
 use super::folder::Folder;
-use super::ledger::Promise;
+use super::ledger::{Promise, Shortage};
 
 /// Bytes of a huge page, and of a step.
 pub const STEP_BYTES: u64 = 2 << 20;
@@ -85,21 +89,51 @@ pub enum TaskDone {
     },
 }
 
+/// What is done to a range of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Errand {
+    /// Its bytes are committed.
+    Commit,
+    /// Its pages are made, at most a step's.
+    Prepare {
+        /// As huge pages, where that can be.
+        huge_pages: bool,
+    },
+}
+
+/// What came of an [`Errand`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It is done.
+    Done,
+    /// The file system is full.
+    NoSpace,
+    /// The kernel said no.
+    Failed,
+}
+
+/// Who does what nobody waits for.
+pub trait Hands: std::fmt::Debug + Send {
+    /// Does it. `None` if there is nobody any more, and it may be done or not.
+    fn run(&self, errand: Errand, fd: BorrowedFd<'_>, range: FileRange) -> Option<Answer>;
+}
+
 /// Prepares pages, one step at a time.
 #[derive(Debug)]
 pub struct Preparer {
-    window: Reservation,
+    hands: Option<Box<dyn Hands>>,
+    own: PageMaker,
     huge_pages: bool,
 }
 
 impl Preparer {
-    /// With a place for its steps in the address space.
+    /// By `hands`, if there are any.
     ///
     /// # Errors
     ///
-    /// As [`Reservation::aligned`].
-    pub fn new(huge_pages: bool) -> Result<Self, MapError> {
-        Ok(Self { window: Reservation::aligned(STEP_BYTES, STEP_BYTES)?, huge_pages })
+    /// As [`PageMaker::new`].
+    pub fn new(huge_pages: bool, hands: Option<Box<dyn Hands>>) -> Result<Self, MapError> {
+        Ok(Self { hands, own: PageMaker::new()?, huge_pages })
     }
 
     /// Makes an object for the pool, with all its pages.
@@ -107,13 +141,15 @@ impl Preparer {
     /// # Errors
     ///
     /// As [`Spare::make`].
-    pub fn refill(&self, folder: &Folder, bytes: u64) -> Result<Spare, CommitError> {
+    pub fn refill(&mut self, folder: &Folder, bytes: u64) -> Result<Spare, CommitError> {
         let never = AtomicBool::new(false);
-        let spare = Spare::make(folder, bytes, &never)?;
+        let spare = Spare::make_by(folder, bytes, |fd, growth| {
+            commit::commit_by(fd, growth, &never, |fd, step| self.commit(fd, step, growth))
+        })?;
         let mut rest = Growth { from: 0, to: bytes };
         while let Some(step) = next_step(&mut rest) {
-            if let Err(error) = self.prepare(spare.as_fd(), step) {
-                debug!(%error, "a pool object is offered without all of its pages");
+            if !self.prepare(spare.as_fd(), step) {
+                debug!("a pool object is offered without all of its pages");
                 return Ok(spare);
             }
         }
@@ -121,30 +157,93 @@ impl Preparer {
     }
 
     /// Prepares the next step of a block's pages; false when there is none.
-    pub fn step(&self, task: &mut Preparation) -> bool {
+    pub fn step(&mut self, task: &mut Preparation) -> bool {
         if task.gone.load(Ordering::Relaxed) {
             return false;
         }
         let Some(step) = next_step(&mut task.rest) else { return false };
-        match self.prepare(task.data.as_fd(), step) {
-            Ok(()) => true,
-            Err(error) => {
-                debug!(block = %task.block, at = step.offset, %error, "pages are not prepared");
-                false
-            }
+        self.prepare(task.data.as_fd(), step)
+    }
+
+    fn commit(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        step: FileRange,
+        growth: Growth,
+    ) -> Result<(), CommitError> {
+        let full = Shortage::Full { wanted: Bytes(growth.bytes()) };
+        match self.by_hands(Errand::Commit, fd, step) {
+            Some(Answer::Done) => Ok(()),
+            Some(Answer::NoSpace) => Err(full.into()),
+            // Which error it was is found by trying again.
+            Some(Answer::Failed) | None => Ok(object::commit(fd, step.offset, step.bytes)?),
         }
     }
 
-    fn prepare(&self, fd: BorrowedFd<'_>, step: FileRange) -> Result<(), MapError> {
-        let done = self.prepare_mapped(fd, step);
+    fn prepare(&mut self, fd: BorrowedFd<'_>, step: FileRange) -> bool {
+        let huge_pages = self.huge_pages;
+        match self.by_hands(Errand::Prepare { huge_pages }, fd, step) {
+            Some(answer) => answer == Answer::Done,
+            None => match self.own.prepare(fd, step, huge_pages) {
+                Ok(()) => true,
+                Err(error) => {
+                    debug!(at = step.offset, %error, "pages are not prepared");
+                    false
+                }
+            },
+        }
+    }
+
+    fn by_hands(&mut self, errand: Errand, fd: BorrowedFd<'_>, range: FileRange) -> Option<Answer> {
+        let answer = self.hands.as_ref()?.run(errand, fd, range);
+        if answer.is_none() {
+            self.hands = None;
+        }
+        answer
+    }
+}
+
+/// Makes pages of objects, in a place of its own in the address space.
+#[derive(Debug)]
+pub struct PageMaker {
+    window: Reservation,
+}
+
+impl PageMaker {
+    /// With a place for a step.
+    ///
+    /// # Errors
+    ///
+    /// As [`Reservation::aligned`].
+    pub fn new() -> Result<Self, MapError> {
+        Ok(Self { window: Reservation::aligned(STEP_BYTES, STEP_BYTES)? })
+    }
+
+    /// Makes the pages of a range, at most a step's.
+    ///
+    /// # Errors
+    ///
+    /// As those of mapping, and of populating what is mapped.
+    pub fn prepare(
+        &self,
+        fd: BorrowedFd<'_>,
+        step: FileRange,
+        huge_pages: bool,
+    ) -> Result<(), MapError> {
+        let done = self.prepare_mapped(fd, step, huge_pages);
         self.window.clear_at(0, STEP_BYTES)?;
         done
     }
 
-    fn prepare_mapped(&self, fd: BorrowedFd<'_>, step: FileRange) -> Result<(), MapError> {
+    fn prepare_mapped(
+        &self,
+        fd: BorrowedFd<'_>,
+        step: FileRange,
+        huge_pages: bool,
+    ) -> Result<(), MapError> {
         let range = self.window.map_at(0, fd, step, Protection::ReadWrite, Populate::No)?;
         map::populate_write(range)?;
-        if !self.huge_pages || step.bytes < STEP_BYTES {
+        if !huge_pages || step.bytes < STEP_BYTES {
             return Ok(());
         }
         match map::collapse(range) {

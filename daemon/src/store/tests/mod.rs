@@ -180,7 +180,7 @@ fn ask(store: &mut Store, request: DaemonRequest) -> Reply<DaemonAnswer> {
 
 /// Carries out all tasks; how many there were.
 fn run_tasks(store: &mut Store) -> usize {
-    let preparer = Preparer::new(true).unwrap();
+    let mut preparer = Preparer::new(true, None).unwrap();
     if store.is_refill_due() {
         store.refill();
     }
