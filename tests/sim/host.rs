@@ -162,6 +162,15 @@ impl Host {
         })
     }
 
+    /// Removes the header of a copy, if nobody serves its daemon.
+    pub fn remove_header(&mut self, daemon: DaemonId, block: BlockId, guid: Guid) {
+        let object = self.stores.get_mut(&daemon).and_then(|store| store.get_mut(&block));
+        let is_served = self.locks.contains(&daemon);
+        if let Some(object) = object.filter(|of| of.description.guid == guid && !is_served) {
+            object.header = Header::Missing;
+        }
+    }
+
     /// Makes a lock table, in place of one that may be there.
     pub fn make_table(&mut self, block: BlockId, table: (Guid, u64)) {
         self.harmed_tables.remove(&block);

@@ -89,6 +89,9 @@ pub fn act(world: &mut World, action: Action) -> Checked {
             broker.soon.push_back(Event::EpochRaised { raise, block, headers: rewritten });
         }
         Action::MakeLocks { .. } | Action::GrowLocks { .. } => return world.table(action),
+        Action::RemoveHeader { daemon, block, guid } => {
+            world.host.remove_header(daemon, block, guid)
+        }
         Action::RemoveLocks { block } => {
             broker.idles.retain(|(_, of, _)| *of != block);
             world.host.remove_table(block);
@@ -297,7 +300,7 @@ impl World {
         let Some(broker) = &mut self.broker else { return Ok(()) };
         let full = Made::Unusable { reason: "no room for words".to_owned() };
         match action {
-            Action::MakeLocks { block, guid, epoch, bytes } => {
+            Action::MakeLocks { block, guid, epoch, bytes, .. } => {
                 if let Some(idle) = broker.idles.iter().find(|(_, of, _)| *of == block) {
                     return Err(format!("the table of block {block} is made before {idle:?}"));
                 }

@@ -27,6 +27,7 @@ use super::requests::{Failure, Outcome, Served, refuse};
 /// A block that a session reaches.
 pub(super) struct Reached<'a> {
     id: BlockId,
+    session: SessionId,
     /// The block.
     pub block: &'a Block,
     /// Its span.
@@ -69,7 +70,11 @@ impl Reached<'_> {
     fn descriptors(&self, writable: bool) -> Vec<Descriptor> {
         let block = self.id;
         let data = self.good().map(|daemon| Descriptor::Block { daemon, block, writable });
-        let locks = self.has_locks().then_some(Descriptor::Locks { block, writable });
+        let locks = self.has_locks().then_some(Descriptor::Locks {
+            block,
+            writable,
+            session: self.session,
+        });
         data.chain(locks).collect()
     }
 }
@@ -143,7 +148,8 @@ impl Dispatcher {
         let span = self.blocks.span(first)?;
         let block = self.blocks.get(first)?;
         let last = self.blocks.get(first.checked_add(span.count - 1).ok()?)?;
-        let reached = Reached { id: first, block, span, rights: Rights::ALL };
+        let SpanOwner::Session(session) = span.owner else { return None };
+        let reached = Reached { id: first, session, block, span, rights: Rights::ALL };
         let granted = Granted { first: reached.info(true), last_committed: last.committed };
         Some((ClientReply::Granted(granted), reached.descriptors(true)))
     }
@@ -276,7 +282,7 @@ impl Dispatcher {
                 SpanOwner::Session(_) => Rights::default(),
                 SpanOwner::Region => self.sessions.get(session)?.opens.rights(block.span),
             };
-            (stands && rights.any()).then_some(Reached { id, block, span, rights })
+            (stands && rights.any()).then_some(Reached { id, session, block, span, rights })
         });
         if let Some(reached) = reached {
             let is_losing = reached.block.state == BlockState::Losing;

@@ -42,6 +42,9 @@ pub enum Descriptor {
         block: BlockId,
         /// Whether it is opened for writing too.
         writable: bool,
+        /// Who gets it. If it is to write, its undo buffers are committed before; without room for
+        /// them the request is refused.
+        session: SessionId,
     },
     /// The session object, to read and write.
     SessionObject(SessionId),
@@ -190,9 +193,22 @@ pub enum Action {
         /// Of each copy the daemon, and what the header is to say.
         headers: Vec<(DaemonId, BlockDescription)>,
     },
+    /// Removes the header of a copy that is not one of its block's any more, if nobody serves its
+    /// daemon: without it, that daemon removes the rest when it starts.
+    RemoveHeader {
+        /// Whose object it is.
+        daemon: DaemonId,
+        /// The block.
+        block: BlockId,
+        /// Its GUID.
+        guid: Guid,
+    },
     /// Makes the lock table of a block, in place of what this user has under its name, with words
     /// for so many bytes of the block; then [`super::Event::LocksMade`].
     MakeLocks {
+        /// The session that is to have the block, if it is one's: its undo buffers are committed
+        /// before.
+        session: Option<SessionId>,
         /// The block.
         block: BlockId,
         /// Its GUID.

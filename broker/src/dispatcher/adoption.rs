@@ -74,7 +74,7 @@ impl Dispatcher {
     /// Takes in a block that is not in the tables.
     pub(super) fn adopt(&mut self, daemon: DaemonId, held: &HeldBlock) {
         let HeldBlock { description, committed } = held;
-        let payer = self.payer_of(&description.owner);
+        let payer = self.payer_of(&description.owner).filter(|_| !self.was_deleted(description));
         // Another daemon may have a copy of it, or one that a span misses.
         let is_new = self.blocks.get(description.block).is_none();
         if payer.is_some() && is_new && self.fits(description) {
@@ -110,6 +110,13 @@ impl Dispatcher {
     /// Whether a copy agrees with what is known of its block and span.
     pub(super) fn contradicts_nothing(&mut self, held: &HeldBlock) -> bool {
         self.payer_of(&held.description.owner).is_some() && self.fits(&held.description)
+    }
+
+    /// Whether a block was deleted by its session: a copy whose object was gone then is back.
+    fn was_deleted(&self, found: &BlockDescription) -> bool {
+        let Owner::Session { session, .. } = found.owner else { return false };
+        let deleted = self.sessions.get(session).map(|session| &session.deleted);
+        deleted.is_some_and(|all| all.contains(&found.guid) || all.contains(&found.span.guid))
     }
 
     /// Who pays for a block that is found: its region's owner, or its session if that is known.

@@ -33,7 +33,7 @@ use dmce_abi::wire::Refusal;
 
 use super::Dispatcher;
 use super::action::{Action, LogLevel};
-use super::blocks::{Block, BlockState};
+use super::blocks::{Block, BlockState, SpanOwner};
 use super::charge::{Payer, TableCharge};
 use super::event::{FoundTable, Made, RequestId};
 use super::raising::AGAIN_MS;
@@ -104,12 +104,18 @@ impl Dispatcher {
     }
 
     fn make_locks(&mut self, id: BlockId) {
-        let Some(Block { guid, epoch, locks: Some(locks), .. }) = self.blocks.get_mut(id) else {
+        let Some(Block { span, guid, epoch, locks: Some(locks), .. }) = self.blocks.get_mut(id)
+        else {
             return;
         };
+        let span = *span;
         locks.state = LocksState::Asked;
         let (block, guid, epoch, bytes) = (id, *guid, *epoch, locks.bytes);
-        self.out.push(Action::MakeLocks { block, guid, epoch, bytes });
+        let session = match self.blocks.span(span).map(|span| span.owner) {
+            Some(SpanOwner::Session(session)) => Some(session),
+            Some(SpanOwner::Region) | None => None,
+        };
+        self.out.push(Action::MakeLocks { session, block, guid, epoch, bytes });
     }
 
     /// A table was made, or could not be.

@@ -93,9 +93,16 @@ impl Dispatcher {
     /// Has a copy destroyed that its daemon has, or may have.
     pub(super) fn destroy(&mut self, id: BlockId, daemon: DaemonId) {
         let stamp = self.next_number();
+        let hears = self.daemons.servers.get(&daemon).is_some_and(Server::hears);
         if let Some(block) = self.blocks.get_mut(id) {
             block.stamp = stamp;
+            let guid = block.guid;
             if let Some(copy) = block.copies.of_mut(daemon) {
+                // Its daemon is asked when it is back. The broker after this one could take it for
+                // a good one, since those that would tell are gone by then.
+                if !copy.named && !hears {
+                    self.out.push(Action::RemoveHeader { daemon, block: id, guid });
+                }
                 copy.state = CopyState::Dying;
                 self.ledger.retire(&mut copy.charge);
             }

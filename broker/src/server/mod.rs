@@ -404,9 +404,16 @@ impl Server {
             Action::Inspect { inspect, daemon, blocks } => {
                 self.inspections.push_back(Inspection { inspect, daemon, blocks });
             }
-            Action::MakeLocks { block, guid, epoch, bytes } => {
+            Action::RemoveHeader { daemon, block, guid } => {
+                self.objects.remove_header(daemon, (block, guid));
+            }
+            Action::MakeLocks { session, block, guid, epoch, bytes } => {
                 let identity = TableIdentity { block, guid, epoch };
-                let made = tables::make(&self.objects, identity, bytes);
+                let undo = session.map_or(Ok(()), |session| self.sessions.commit_undo(session));
+                let made = match undo {
+                    Ok(()) => tables::make(&self.objects, identity, bytes),
+                    Err(refusal) => Made::Unusable { reason: refusal.text },
+                };
                 self.events.push_back(Event::LocksMade { block, epoch, made });
             }
             Action::GrowLocks { request_id, block, guid, bytes } => {

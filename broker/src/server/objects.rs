@@ -12,7 +12,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use dmce_abi::block::{BlockDescription, BlockId, DaemonId};
+use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid};
 use dmce_abi::name::{Instance, ObjectKind, ObjectName};
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::daemon::HeldBlock;
@@ -288,6 +288,21 @@ impl Objects {
         }
     }
 
+    /// Removes the header of a copy that nobody wants any more, if nobody serves its daemon.
+    pub fn remove_header(&self, daemon: DaemonId, (block, guid): (BlockId, Guid)) {
+        let kind = ObjectKind::Header(block.get());
+        let Ok((fd, _)) = self.open(daemon.get(), kind, false) else { return };
+        let is_it = header::read(fd.as_fd(), self.layout)
+            .is_ok_and(|found| found.daemon == daemon && found.description.guid == guid);
+        if !is_it || self.is_served(daemon) {
+            return;
+        }
+        let name = self.name(daemon.get(), kind);
+        if let Err(error) = self.folder.unlink(&name) {
+            warn!(object = name, "it stays behind: {error}");
+        }
+    }
+
     /// Opens what a block is made of, and gives back what the block does not need of it.
     fn cut(&self, (daemon, block): (DaemonId, BlockId), committed: u64) -> Result<OwnedFd, Unfit> {
         let (fd, stat) = self.open(daemon.get(), ObjectKind::Data(block.get()), true)?;
@@ -343,7 +358,9 @@ impl Objects {
                     OpenFailure { refusal, gone: gone.then_some(Gone::Copy(daemon, block)) }
                 })
             }
-            Descriptor::Locks { block, writable } => {
+            Descriptor::Locks { block, writable, session } => {
+                let undo = if writable { sessions.commit_undo(session) } else { Ok(()) };
+                undo.map_err(|refusal| OpenFailure { refusal, gone: None })?;
                 let opened = self.open(BROKER, ObjectKind::LockTable(block.get()), writable);
                 opened.map(|(fd, _)| Passed::Opened(fd)).map_err(|failure| {
                     let text = format!("lock table of block {block}: {failure}");

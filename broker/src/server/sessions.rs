@@ -9,11 +9,13 @@
 //! 3. What a client adds to its session object is found by [`Sessions::check`], which looks at a
 //!    few objects a second, each in its turn, and takes it away again.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use dmce_abi::Status;
 use dmce_abi::block::{Guid, SessionId};
 use dmce_abi::name::ObjectKind;
 use dmce_abi::wire::Refusal;
@@ -38,6 +40,14 @@ const CHECK_MS: u64 = 1_000;
 struct Session {
     made: Made,
     process: Option<OwnedFd>,
+    /// Whether its undo buffers are committed, as far as this broker knows.
+    has_undo: Cell<bool>,
+}
+
+impl Session {
+    const fn new(made: Made) -> Self {
+        Self { made, process: None, has_undo: Cell::new(false) }
+    }
 }
 
 /// Why a session of an earlier broker is not taken up.
@@ -139,7 +149,7 @@ impl Sessions {
             .map_err(|error| Dead::of(&error))?;
         let generation = object.generation().map_err(|error| Dead::of(&error))?;
         let made = Made::found(object, record_fd);
-        self.all.insert(session, Session { made, process: None });
+        self.all.insert(session, Session::new(made));
         let grants = grants.into_iter().map(|(place, grant)| to_grant(place, grant)).collect();
         Ok(BelievedSession { record: to_record(record), generation, grants })
     }
@@ -166,7 +176,7 @@ impl Sessions {
             Made::new(objects, identity, self.fence)?
         };
         made.write(&from_record(record, identity, process))?;
-        self.all.insert(record.session, Session { made, process: None });
+        self.all.insert(record.session, Session::new(made));
         Ok(())
     }
 
@@ -283,6 +293,24 @@ impl Sessions {
             std::thread::yield_now();
         }
         self.ring(id);
+    }
+
+    /// Commits the undo buffers of a session, if that was not done: before it can write a block of
+    /// several copies.
+    ///
+    /// # Errors
+    ///
+    /// What its client is to be told.
+    pub fn commit_undo(&self, id: SessionId) -> Result<(), Refusal> {
+        let Some(session) = self.all.get(&id).filter(|session| !session.has_undo.get()) else {
+            return Ok(());
+        };
+        session.made.object.commit_undo().map_err(|error| {
+            let text = format!("undo buffers of session {id}: {error}");
+            Refusal::new(Status::NoSpace, text)
+        })?;
+        session.has_undo.set(true);
+        Ok(())
     }
 
     /// The marks of a session's slots; `None` if there is no such session.

@@ -366,7 +366,14 @@ impl Core {
         let opening = OpeningId(self.ticket());
         let (read, write) = (prot.contains(Prot::READ), prot.contains(Prot::WRITE));
         let open = RegionOpen { opening, region: region.clone(), read, write };
-        match self.ask(&ClientRequest::RegionOpen(open))? {
+        let asked = self.ask(&ClientRequest::RegionOpen(open)).inspect_err(|error| {
+            // The opening may be there all the same.
+            if matches!(error.status(), Status::NoSpace | Status::Lost) {
+                self.chores().region_closes.push(opening);
+                self.link.wake();
+            }
+        });
+        match asked? {
             (ClientReply::Opened(opened), fds) => Ok((opening, opened, fds)),
             _ => Err(Error::unexpected_reply("RegionOpen")),
         }

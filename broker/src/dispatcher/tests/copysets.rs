@@ -2,14 +2,14 @@
 
 use dmce_abi::Status;
 use dmce_abi::addr::AddrLayout;
-use dmce_abi::block::{BlockDescription, BlockId, Role};
+use dmce_abi::block::{BlockDescription, BlockId, Role, SessionId};
 use dmce_abi::wire::admin::{AdminReply, AdminRequest, BlockRow, BlockState, CopyState, Health};
 use dmce_abi::wire::client::{
     Changes, ClientReply, ClientRequest, Delete, Fetch, Granted, Grow, SessionEvent,
 };
 
 use super::copies::{rig, with_copies};
-use super::rig::{GIB, MIB, Mood, Rig, daemon_id, heap, open, region, span};
+use super::rig::{GIB, MIB, Mood, Rig, daemon_id, heap, open, region, session_id, span};
 use crate::dispatcher::{Action, ClientConn, Descriptor, Event, InspectId};
 
 /// What daemons were asked to make, in the order of asking.
@@ -59,12 +59,12 @@ fn delete(granted: &Granted) -> ClientRequest {
 
 /// What travels with the description of a block to who may write it: the good copies, and the lock
 /// table.
-fn travels(daemons: &[u32], block: BlockId) -> Vec<Descriptor> {
+fn travels(daemons: &[u32], block: BlockId, session: SessionId) -> Vec<Descriptor> {
     let data = daemons.iter().map(|&daemon| {
         let daemon = daemon_id(daemon);
         Descriptor::Block { daemon, block, writable: true }
     });
-    data.chain([Descriptor::Locks { block, writable: true }]).collect()
+    data.chain([Descriptor::Locks { block, writable: true, session }]).collect()
 }
 
 /// A client with a block that has two copies, the primary on daemon 1.
@@ -120,7 +120,7 @@ fn headers_name_the_copy_that_was_made_elsewhere_before_anybody_has_the_block() 
     rig.event(Event::EpochRaised { raise, block, headers });
     let (reply, descriptors) = rig.answer(conn, number).unwrap();
     assert!(reply.is_ok());
-    assert_eq!(descriptors, travels(&[3, 2], block));
+    assert_eq!(descriptors, travels(&[3, 2], block, session_id(1)));
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn every_good_copy_travels_and_a_reader_gets_nothing_to_write() {
     let (reply, descriptors) = rig.answer(conn, number).unwrap();
     let Ok(ClientReply::Granted(granted)) = reply else { panic!("{reply:?}") };
     assert!(granted.first.good().eq([1, 2, 3].map(daemon_id)) && granted.first.has_locks);
-    assert_eq!(descriptors, travels(&[1, 2, 3], granted.first.block));
+    assert_eq!(descriptors, travels(&[1, 2, 3], granted.first.block, session_id(1)));
     // One copy is what it always was.
     let number = rig.ask_later(conn, with_copies(heap(2, MIB), 1));
     let (reply, descriptors) = rig.answer(conn, number).unwrap();
@@ -242,7 +242,7 @@ fn a_block_goes_on_with_the_copy_that_is_left_when_its_header_says_so() {
     let Ok(ClientReply::Fetched(info)) = reply else { panic!("{reply:?}") };
     assert!(!info.lost && info.epoch > granted.first.epoch);
     assert!(info.good().eq([daemon_id(2)]) && info.has_locks);
-    assert_eq!(descriptors, travels(&[2], block));
+    assert_eq!(descriptors, travels(&[2], block, session_id(1)));
     let changed = rig.done(conn, ClientRequest::Changes(Changes { since: 0 }));
     assert!(matches!(changed, ClientReply::Changed(changed) if changed.blocks == [block]));
     let addr = u64::from(block.get()) << AddrLayout::IN_SERVER.cell_bits();
@@ -334,6 +334,28 @@ fn a_region_with_a_lost_copy_is_deleted_without_the_daemon_that_had_it() {
     assert_eq!(rig.dispatcher.snapshot().passing, 0);
 }
 
+/// The broker after this one would find it alone, and take it for the region.
+#[test]
+fn a_copy_that_is_none_any_more_goes_with_its_region_though_its_daemon_is_away() {
+    for is_away in [false, true] {
+        let mut rig = rig(2);
+        let (conn, _) = rig.session(1000);
+        rig.done(conn, with_copies(region("r", MIB, 0o600), 2));
+        let ClientReply::Opened(opened) = rig.done(conn, open(1, "r", true)) else { panic!() };
+        let (block, guid) = (opened.first.block, opened.first.guid);
+        take(&mut rig, 1, block);
+        if is_away {
+            rig.daemon_dies(1);
+        }
+        let key = rig.key(conn, "r");
+        assert_eq!(rig.done(conn, ClientRequest::RegionDelete(key)), ClientReply::Done);
+        let removed = Action::RemoveHeader { daemon: daemon_id(1), block, guid };
+        assert_eq!(rig.actions.contains(&removed), is_away);
+        let others = |action: &Action| matches!(action, Action::RemoveHeader { .. });
+        assert_eq!(rig.actions.iter().filter(|action| others(action)).count(), is_away.into());
+    }
+}
+
 /// So that a daemon does not write one again as it was, if somebody removes it.
 #[test]
 fn a_daemon_is_told_of_the_header_that_was_written_anew() {
@@ -350,4 +372,19 @@ fn a_daemon_is_told_of_the_header_that_was_written_anew() {
     let told: Vec<_> = told.collect();
     let [(2, header)] = &raised(&rig)[..] else { panic!("{:?}", raised(&rig)) };
     assert_eq!(told, [(rig.daemons[&2].conn, 0, header.clone())]);
+}
+
+/// Somebody took its object away before it was deleted, and brings it back.
+#[test]
+fn a_copy_of_what_a_session_has_deleted_is_destroyed_when_it_is_back() {
+    let (mut rig, conn, granted) = two();
+    let description = rig.daemons[&1].created[0].clone();
+    rig.done(conn, delete(&granted));
+    rig.daemon_dies(1);
+    let held = dmce_abi::wire::daemon::HeldBlock { description, committed: MIB };
+    rig.daemon_with(1, GIB, vec![held]);
+    assert_eq!(rig.daemons[&1].destroyed, [granted.first.block]);
+    let list = ClientRequest::Spans(dmce_abi::wire::client::SpanList { after: 0 });
+    let spans = rig.done(conn, list);
+    assert!(matches!(spans, ClientReply::Spans { spans, .. } if spans.is_empty()));
 }

@@ -156,3 +156,22 @@ fn a_header_is_written_anew_in_place_of_its_own_block_s_and_of_no_other() {
     }
     assert_eq!(folder.objects.read_headers(daemon()).held[0].description, raised);
 }
+
+#[test]
+fn the_header_of_a_copy_goes_if_it_is_that_ones_and_nobody_serves_its_daemon() {
+    let mut folder = Folder::new("given-up");
+    let lent = folder.lend(1, 2, 2);
+    assert_eq!(folder.make(5, lent, 2), Made::Whole);
+    let has_header = |folder: &Folder| folder.kinds().contains(&ObjectKind::Header(5));
+    folder.objects.remove_header(daemon(), (block(5), Guid([8; 16])));
+    assert!(has_header(&folder), "it is another block's");
+    let name = folder.objects.name(daemon().get(), ObjectKind::Lock);
+    let lock = OfdLock::try_exclusive(folder.objects.folder().create(&name).unwrap()).unwrap();
+    folder.objects.remove_header(daemon(), (block(5), Guid([7; 16])));
+    assert!(has_header(&folder), "its daemon is there");
+    drop(lock);
+    folder.objects.remove_header(daemon(), (block(5), Guid([7; 16])));
+    assert!(!has_header(&folder));
+    assert!(folder.kinds().contains(&ObjectKind::Data(5)));
+    folder.objects.remove_header(daemon(), (block(5), Guid([7; 16])));
+}

@@ -216,3 +216,23 @@ fn a_process_is_found_by_its_pid_unless_it_has_the_pid_of_one_that_lived_before(
     }
     assert!(find(pid, boot_ticks()).is_none(), "it is a zombie");
 }
+
+#[test]
+fn undo_buffers_are_committed_once_and_the_session_object_stays_as_it_may_be() {
+    let folder = Folder::new("undo");
+    let mut sessions = broker();
+    sessions.create(&folder.objects, &record(1)).unwrap();
+    let allocated = |sessions: &Sessions| {
+        let stat = dmce_sys::object::stat(sessions.object(id(1)).unwrap()).unwrap();
+        (stat.bytes, stat.allocated_bytes)
+    };
+    let (bytes, before) = allocated(&sessions);
+    sessions.commit_undo(id(1)).unwrap();
+    let (after, committed) = allocated(&sessions);
+    assert!(after == bytes && committed > before);
+    sessions.commit_undo(id(1)).unwrap();
+    assert_eq!(allocated(&sessions), (bytes, committed));
+    sessions.all[&id(1)].made.object.check_size().unwrap();
+    // Of one that is not there nothing is left to do.
+    sessions.commit_undo(id(9)).unwrap();
+}
