@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use dmce_abi::Status;
 use dmce_abi::limits::FRAME_BYTES_MAX;
+use dmce_abi::version::{SEGMENT_VERSION, WIRE_VERSION};
 use dmce_abi::wire::client::{ClientReply, ClientRequest, Setup};
 use dmce_abi::wire::{self, FrameHeader, Reply};
 use dmce_sys::socket::Socket;
@@ -42,17 +43,22 @@ fn frame(request: &ClientRequest) -> Vec<u8> {
 fn another_version_is_refused_with_both_named() {
     let instance = Instance::start(1);
     let socket = connect(&instance);
-    let mut other = frame(&setup(1));
+    let mut other = frame(&setup(SEGMENT_VERSION));
     other[4] = 77;
     let answer = exchange(&socket, &other, &[]).expect("a refusal comes");
     let reply: Reply<ClientReply> = wire::decode_body(&answer).unwrap();
     let refusal = reply.unwrap_err();
     assert_eq!(refusal.status, Status::Version);
-    assert!(refusal.text.contains("77") && refusal.text.contains('1'), "{}", refusal.text);
-    assert!(exchange(&socket, &frame(&setup(1)), &[]).is_none(), "the connection has ended");
+    let ours = format!("this side {WIRE_VERSION}");
+    assert!(refusal.text.contains("77") && refusal.text.contains(&ours), "{}", refusal.text);
+    assert!(
+        exchange(&socket, &frame(&setup(SEGMENT_VERSION)), &[]).is_none(),
+        "the connection has ended"
+    );
 
     let socket = connect(&instance);
-    let answer = exchange(&socket, &frame(&setup(9)), &[]).expect("a refusal comes");
+    let answer =
+        exchange(&socket, &frame(&setup(SEGMENT_VERSION + 8)), &[]).expect("a refusal comes");
     let reply: Reply<ClientReply> = wire::decode_body(&answer).unwrap();
     assert_eq!(reply.unwrap_err().status, Status::Version);
     assert_eq!(instance.status().sessions, 0);
@@ -81,7 +87,7 @@ fn a_hostile_frame_ends_that_session_with_a_reason_and_nothing_else() {
     frames.push(lying);
     for (place, bad) in frames.iter().enumerate() {
         let socket = connect(&instance);
-        assert!(exchange(&socket, &frame(&setup(1)), &[]).is_some());
+        assert!(exchange(&socket, &frame(&setup(SEGMENT_VERSION)), &[]).is_some());
         let sessions = instance.status().sessions;
         assert_eq!(sessions, 2, "frame {place}");
         assert!(exchange(&socket, bad, &[]).is_none(), "frame {place} was answered");
@@ -105,7 +111,7 @@ fn random_frames_harm_nobody() {
     for round in 0..3_000_u64 {
         let socket = connect(&instance);
         if round % 2 == 0 {
-            let _ = exchange(&socket, &frame(&setup(1)), &[]);
+            let _ = exchange(&socket, &frame(&setup(SEGMENT_VERSION)), &[]);
         }
         // A right header, so that the body is looked at; often a right first byte of it as well.
         let mut bytes = vec![0; 16 + random.below(200) as usize];
@@ -115,7 +121,7 @@ fn random_frames_harm_nobody() {
         }
         let length = u32::try_from(bytes.len()).unwrap();
         bytes[0..4].copy_from_slice(&length.to_le_bytes());
-        bytes[4] = 1;
+        bytes[4..6].copy_from_slice(&WIRE_VERSION.to_le_bytes());
         bytes[8] = 1;
         let _ = exchange(&socket, &bytes, &[]);
     }
@@ -129,7 +135,7 @@ fn a_client_that_never_reads_is_dropped_and_others_are_served() {
     let instance = Instance::start(1);
     let mut witness = Client::open(&instance);
     let socket = connect(&instance);
-    assert!(exchange(&socket, &frame(&setup(1)), &[]).is_some());
+    assert!(exchange(&socket, &frame(&setup(SEGMENT_VERSION)), &[]).is_some());
     let ask = frame(&ClientRequest::Stat);
     wait_until("the broker has had enough", || (0..64).any(|_| socket.send(&ask, &[]).is_err()));
     witness.ask("hold 2").unwrap();
@@ -144,8 +150,8 @@ fn a_request_without_a_session_is_refused() {
         let reply: Reply<ClientReply> = wire::decode_body(&answer).unwrap();
         assert_eq!(reply.unwrap_err().status, Status::Closed);
     }
-    assert!(exchange(&socket, &frame(&setup(1)), &[]).is_some());
-    let answer = exchange(&socket, &frame(&setup(1)), &[]).expect("a refusal comes");
+    assert!(exchange(&socket, &frame(&setup(SEGMENT_VERSION)), &[]).is_some());
+    let answer = exchange(&socket, &frame(&setup(SEGMENT_VERSION)), &[]).expect("a refusal comes");
     let reply: Reply<ClientReply> = wire::decode_body(&answer).unwrap();
     assert_eq!(reply.unwrap_err().status, Status::Invalid, "a second setup");
 }
@@ -172,7 +178,7 @@ fn a_session_is_taken_up_by_its_own_process_alone() {
 #[test]
 fn clients_that_go_before_they_are_refused_are_forgotten() {
     let instance = Instance::builder().config("limits.sessions = 4\n").start();
-    let mut other = frame(&setup(1));
+    let mut other = frame(&setup(SEGMENT_VERSION));
     other[4] = 77;
     for _ in 0..600 {
         connect(&instance).send(&other, &[]).unwrap();

@@ -88,9 +88,9 @@ pub fn act(world: &mut World, action: Action) -> Checked {
             }
             broker.soon.push_back(Event::EpochRaised { raise, block, headers: rewritten });
         }
-        Action::MakeLocks { .. } | Action::GrowLocks { .. } => return world.table(action),
+        Action::MakeLocks { .. } | Action::GrowLocks { .. } => return world.table(&action),
         Action::RemoveHeader { daemon, block, guid } => {
-            world.host.remove_header(daemon, block, guid)
+            world.host.remove_header(daemon, block, guid);
         }
         Action::RemoveLocks { block } => {
             broker.idles.retain(|(_, of, _)| *of != block);
@@ -295,11 +295,11 @@ impl World {
     }
 
     /// Makes a lock table, or gives it more words; now and then there is no room for it.
-    fn table(&mut self, action: Action) -> Checked {
+    fn table(&mut self, action: &Action) -> Checked {
         let has_room = !self.random.once_in(self.faults.no_session);
         let Some(broker) = &mut self.broker else { return Ok(()) };
         let full = Made::Unusable { reason: "no room for words".to_owned() };
-        match action {
+        match *action {
             Action::MakeLocks { block, guid, epoch, bytes, .. } => {
                 if let Some(idle) = broker.idles.iter().find(|(_, of, _)| *of == block) {
                     return Err(format!("the table of block {block} is made before {idle:?}"));

@@ -91,8 +91,9 @@ fn who_listens_and_is_no_broker_is_found_out() {
     let home = Home::new("impostor");
     fs::create_dir(&home.dir).unwrap();
     let listener = Listener::bind(home.socket(), 0o600).unwrap();
+    let ours = u8::try_from(dmce_abi::version::WIRE_VERSION).unwrap();
     let header = |version: u8| [17, 0, 0, 0, version, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0xff];
-    for answer in [None, Some(&b"hello"[..]), Some(&header(1))] {
+    for answer in [None, Some(&b"hello"[..]), Some(&header(ours))] {
         let error = told_by(&home, &listener, answer).failed(3);
         assert!(error.starts_with("no broker answers"), "{error}");
     }

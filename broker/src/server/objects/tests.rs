@@ -175,3 +175,43 @@ fn the_header_of_a_copy_goes_if_it_is_that_ones_and_nobody_serves_its_daemon() {
     assert!(folder.kinds().contains(&ObjectKind::Data(5)));
     folder.objects.remove_header(daemon(), (block(5), Guid([7; 16])));
 }
+
+/// Blocks of three copies, as their descriptors travel.
+#[test]
+fn the_descriptors_of_all_copies_and_of_the_lock_table_are_opened_or_none() {
+    let folder = Folder::new("copies");
+    let objects = &folder.objects;
+    let daemons = [1, 2, 3].map(|id| DaemonId::try_from(id).unwrap());
+    for daemon in daemons {
+        let fd = objects.folder().create(&objects.name(daemon.get(), ObjectKind::Data(5))).unwrap();
+        object::commit(fd.as_fd(), 0, u64::from(daemon.get()) * PAGE).unwrap();
+    }
+    let identity =
+        dmce_shm::table::TableIdentity { block: block(5), guid: Guid([7; 16]), epoch: 1 };
+    let make = || super::super::tables::make(objects, identity, 4 * PAGE);
+    assert_eq!(make(), Made::Whole);
+    let session = SessionId::try_from(3).unwrap();
+    let travels = |writable| {
+        let data = daemons.map(|daemon| Descriptor::Block { daemon, block: block(5), writable });
+        let mut all = data.to_vec();
+        all.push(Descriptor::Locks { block: block(5), writable, session });
+        all
+    };
+    for writable in [false, true] {
+        let Ok(opened) = objects.open_all(&folder.sessions, &travels(writable)) else {
+            panic!("not opened")
+        };
+        let bytes = |fd: &Passed<'_>| object::stat(fd.as_fd()).unwrap().bytes / PAGE;
+        assert_eq!(opened.iter().map(bytes).collect::<Vec<_>>(), [1, 2, 3, 2]);
+        assert!(opened.iter().all(|fd| object::is_writable(fd.as_fd()) == writable));
+    }
+    let gone = || match objects.open_all(&folder.sessions, &travels(true)) {
+        Ok(_) => panic!("opened"),
+        Err(failure) => failure.gone,
+    };
+    super::super::tables::remove(objects, block(5));
+    assert_eq!(gone(), Some(Gone::Locks(block(5))));
+    let name = objects.name(2, ObjectKind::Data(5));
+    objects.folder().unlink(&name).unwrap();
+    assert_eq!(gone(), Some(Gone::Copy(daemons[1], block(5))));
+}
