@@ -217,12 +217,12 @@ impl Dispatcher {
     /// The headers of a block that is LOSING say the next epoch: its table is made anew, if it has
     /// to be, as soon as nobody can use the old one. `false` if it is there.
     pub(super) fn await_locks(&mut self, id: BlockId) -> bool {
-        let Some(block) = self.blocks.get(id) else { return false };
-        let (first, epoch) = (block.span, block.epoch);
-        let is_sound = |locks: &LockTable| locks.covers(block.committed);
-        if block.locks.as_ref().is_none_or(is_sound) {
-            return false;
-        }
+        let Some(block) = self.blocks.get_mut(id) else { return false };
+        let (first, epoch, committed) = (block.span, block.epoch, block.committed);
+        let unsound = block.locks.as_mut().filter(|locks| !locks.covers(committed));
+        let Some(locks) = unsound else { return false };
+        // One that is being made is of an epoch that is over.
+        locks.state = LocksState::Missing;
         self.tell_holders(first, id);
         let sessions = self.holders(first);
         self.idles.extend(sessions.iter().map(|session| (*session, id, epoch)));

@@ -333,3 +333,27 @@ fn a_list_of_spans_waits_for_what_was_asked_before_and_abandon_ends_that() {
     let (reply, _) = rig.answer(conn, spans).unwrap();
     assert!(matches!(reply, Ok(ClientReply::Spans { spans, .. }) if spans.is_empty()));
 }
+
+/// The answer of the shell is about an epoch that is over.
+#[test]
+fn a_copy_that_is_lost_while_the_table_is_being_made_has_it_made_again() {
+    let (mut rig, conn, granted) = two();
+    let block = granted.first.block;
+    rig.actions.clear();
+    rig.makes_locks = None;
+    take(&mut rig, block);
+    assert_eq!(only(&rig, &["make"]).len(), 1);
+    let (inspect, found) = (crate::dispatcher::InspectId(u64::MAX), vec![(block, None)]);
+    rig.event(Event::Inspected { inspect, daemon: daemon_id(1), found });
+    assert_eq!(only(&rig, &["raise", "make"]), ["raise", "make", "raise", "make"]);
+    let epochs = rig.actions.iter().filter_map(|action| match action {
+        Action::MakeLocks { epoch, .. } => Some(*epoch),
+        _ => None,
+    });
+    let epochs: Vec<u64> = epochs.collect();
+    let number = rig.ask_later(conn, fetch(block));
+    rig.event(Event::LocksMade { block, epoch: epochs[0], made: Made::Whole });
+    assert!(rig.answer(conn, number).is_none());
+    rig.event(Event::LocksMade { block, epoch: epochs[1], made: Made::Whole });
+    assert!(rig.answer(conn, number).is_some());
+}
