@@ -18,6 +18,7 @@ use crate::slot::{Look, Slot};
 use crate::stepped::{self, Access};
 
 mod deaths;
+mod hostile;
 mod interleavings;
 
 const BASE: u64 = 7 << 30;

@@ -70,6 +70,14 @@ impl LockBits {
 }
 
 #[cfg(all(test, not(loom)))]
+impl LockBits {
+    /// Of a page that is held and whole.
+    pub(crate) const fn held(owner: LockOwner) -> Self {
+        Self { half: owner.0, sequence: 0 }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 impl super::PageLock {
     /// The word as a server loads it, at once.
     pub(crate) fn word(&self) -> u64 {

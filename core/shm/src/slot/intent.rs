@@ -123,6 +123,12 @@ impl Slot {
         copy
     }
 
+    /// As a client stores what it likes.
+    pub(crate) fn claim_for_test(&self, addr: u64, bytes: u64) {
+        (*self.intent_addr).store(addr, Ordering::Relaxed);
+        (*self.intent_bytes).store(bytes, Ordering::Relaxed);
+    }
+
     /// As a server takes the intent away; and the slot of the next client.
     pub(crate) fn take_intent_away(&self) {
         (*self.intent_bytes).store(0, Ordering::Relaxed);

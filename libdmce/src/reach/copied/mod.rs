@@ -181,10 +181,23 @@ impl CopiedBlock {
         piece: Piece,
         mut act: impl FnMut(&Copy) -> Result<T, Trouble>,
     ) -> Result<T, Trouble> {
-        if let Some(observed) = self.try_observe(piece, &mut act)? {
-            return observed;
-        }
-        self.observe_again(piece, &mut act)
+        let observed = match self.words(piece) {
+            [word] => self.try_observe_page(word, &mut act),
+            _ => self.try_observe(piece, &mut act)?,
+        };
+        observed.unwrap_or_else(|| self.observe_again(piece, &mut act))
+    }
+
+    /// [`Self::observe`] once, of a piece of one page; none if somebody writes it, or it is lost.
+    #[inline]
+    fn try_observe_page<T>(
+        &self,
+        word: &PageLock,
+        act: &mut impl FnMut(&Copy) -> Result<T, Trouble>,
+    ) -> Option<Result<T, Trouble>> {
+        let since = word.begin_read()?;
+        let observed = self.on_first(act);
+        word.is_unchanged(since).then_some(observed)
     }
 
     /// [`Self::observe`] once; none if somebody writes it.
