@@ -230,9 +230,18 @@ impl Host {
         }
     }
 
-    /// The GUID of the region of a name: of several, the one that was created last.
+    /// The GUID of the region of a name: of several, the one that was created last. What has no
+    /// first block is none: it is what an attempt left that was given up.
     pub fn newest(&self, name: &RegionName) -> Option<Guid> {
-        let named = self.regions().filter(|(of, _)| named_as(of, name));
+        let objects = self.stores.values().flat_map(BTreeMap::values);
+        let firsts = objects.filter(|object| {
+            let BlockDescription { block, span, .. } = &object.description;
+            object.header == Header::Valid && *block == span.first
+        });
+        let named = firsts.filter_map(|object| match &object.description.owner {
+            Owner::Region(of) if named_as(of, name) => Some((of, object.description.span.guid)),
+            _ => None,
+        });
         named.max_by_key(|(region, _)| region.created_at).map(|(_, guid)| guid)
     }
 
