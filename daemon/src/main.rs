@@ -9,7 +9,7 @@
 //!                               |
 //!                               +--------> workers.rs  what takes long
 //!                                             |
-//!                                             +--> helper.rs  what nobody waits for, in a process
+//!                                             +--> background.rs  what nobody waits for: a process
 //! ```
 //!
 //! # Invariants
@@ -22,7 +22,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
-mod helper;
+mod background;
 mod link;
 mod links;
 mod rates;
@@ -52,8 +52,8 @@ const SOCKET: &str = "daemon.sock";
 const LOG_VARIABLE: &str = "DMCE_LOG";
 
 fn main() -> ExitCode {
-    if env::args_os().skip(1).eq([helper::ARGUMENT]) {
-        return helper::run();
+    if env::args_os().skip(1).eq([background::ARGUMENT]) {
+        return ended(start_log().map_err(Into::into).and_then(|()| background::serve()));
     }
     let args = Args::parse();
     // A thread that panics must not leave the rest waiting for it: another process of this daemon
@@ -63,7 +63,11 @@ fn main() -> ExitCode {
         print(panic);
         std::process::abort();
     }));
-    match start_log().map_err(Into::into).and_then(|()| serve(args)) {
+    ended(start_log().map_err(Into::into).and_then(|()| serve(args)))
+}
+
+fn ended(result: Result<(), Box<dyn Error>>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("dmce-daemon: {}", chain(&*error));

@@ -27,7 +27,7 @@ use dmce_sys::poll::{Interest, Notice, Poller, Ready, SignalFd};
 use dmce_sys::watch::{Watch, WatchError};
 use tracing::{debug, info, warn};
 
-use crate::helper::{Helper, HelperError};
+use crate::background::Background;
 use crate::link::{Link, LinkError};
 use crate::links::{FIRST_TOKEN, Links, NewLink};
 use crate::rates::Payer;
@@ -68,10 +68,7 @@ pub enum ServerError {
     /// There are no workers.
     #[error(transparent)]
     Workers(#[from] StartError),
-    /// Nobody prepares pages.
-    #[error(transparent)]
-    Helper(#[from] HelperError),
-    /// There is no address space for it.
+    /// There is no address space to prepare pages in.
     #[error(transparent)]
     Map(#[from] MapError),
     /// The loop cannot wait.
@@ -111,7 +108,8 @@ impl Server {
         let (instance, daemon) = (settings.instance.clone(), settings.daemon);
         let section = settings.section.clone();
         let store = Store::open(settings)?;
-        let preparer = Preparer::new(section.huge_pages, Some(Box::new(Helper::start()?)))?;
+        let hands = Box::new(Background::default());
+        let preparer = Preparer::new(section.huge_pages, Some(hands))?;
         let workers = Workers::start(&store.folder(), preparer)?;
         let poller = Poller::new()?;
         poller.add(signals.as_fd(), SIGNALS, Interest::READ)?;

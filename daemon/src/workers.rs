@@ -15,8 +15,8 @@
 //!
 //! 1. Every job and every task that was handed over comes back as [`Finished`], once.
 //! 2. The thread that prepares pages has it done by a process of the lowest priority
-//!    ([`crate::helper`]), and looks for newer work after each step; so it takes no time that
-//!    somebody waits for. No thread of this process has a lower priority than another.
+//!    ([`crate::background`]), while there is one, and looks for newer work after each step; so it
+//!    takes no time that somebody waits for. No thread here has a lower priority than another.
 //! 3. The threads end with the process. A death in the middle of a job is what adoption is for.
 
 use std::collections::VecDeque;

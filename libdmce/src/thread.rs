@@ -56,8 +56,7 @@ pub(crate) fn shut(key: Key) {
 
 /// Gives this thread gates, or takes them away.
 pub(crate) fn set_gates(gates: Option<&'static Gates>) {
-    OWN.with(|own| own.gates.set(gates));
-    if gates.is_none() {
+    if OWN.with(|own| own.gates.replace(gates)).is_some() {
         gates::say_no_more();
     }
 }

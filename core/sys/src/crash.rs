@@ -5,6 +5,9 @@
 //! right after its step N. A test that does this for N = 1, 2, .. has seen a death between any two
 //! steps. Release builds know nothing of it.
 
+/// Where a debug build reads after which step it ends.
+pub const VARIABLE: &str = "DMCE_CRASH_AFTER";
+
 /// A step was taken.
 #[inline]
 pub(crate) fn step() {
@@ -17,7 +20,7 @@ mod counted {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    const VARIABLE: &str = "DMCE_CRASH_AFTER";
+    use super::VARIABLE;
 
     static TAKEN: AtomicU64 = AtomicU64::new(0);
     static LAST: OnceLock<u64> = OnceLock::new();

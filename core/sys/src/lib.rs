@@ -16,7 +16,7 @@
 
 pub mod clock;
 pub mod closing;
-mod crash;
+pub mod crash;
 pub mod fault;
 pub mod futex;
 pub mod headroom;

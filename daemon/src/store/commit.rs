@@ -58,35 +58,42 @@ pub fn commit(
     growth: Growth,
     cancelled: &AtomicBool,
 ) -> Result<(), CommitError> {
-    commit_by(fd, growth, cancelled, |fd, step| {
-        object::commit(fd, step.offset, step.bytes).map_err(|error| match error {
-            ObjectError::NoSpace { .. } => {
-                CommitError::Shortage(Shortage::Full { wanted: Bytes(growth.bytes()) })
-            }
-            other => CommitError::Object(other),
-        })
-    })
+    commit_by(fd, growth, cancelled, |fd, part| commit_part(fd, part, growth))
 }
 
-/// The same, where `step` commits a part at a time.
+/// Commits a part of `growth`.
 ///
 /// # Errors
 ///
-/// As [`commit`]; those of `step`.
+/// As [`commit`]: the object may end elsewhere.
+pub fn commit_part(fd: BorrowedFd<'_>, part: FileRange, growth: Growth) -> Result<(), CommitError> {
+    object::commit(fd, part.offset, part.bytes).map_err(|error| match error {
+        ObjectError::NoSpace { .. } => {
+            CommitError::Shortage(Shortage::Full { wanted: Bytes(growth.bytes()) })
+        }
+        other => CommitError::Object(other),
+    })
+}
+
+/// The same, where `part` commits a part at a time.
+///
+/// # Errors
+///
+/// As [`commit`]; those of `part`.
 pub fn commit_by(
     fd: BorrowedFd<'_>,
     growth: Growth,
     cancelled: &AtomicBool,
-    step: impl FnMut(BorrowedFd<'_>, FileRange) -> Result<(), CommitError>,
+    part: impl FnMut(BorrowedFd<'_>, FileRange) -> Result<(), CommitError>,
 ) -> Result<(), CommitError> {
-    let done = commit_steps(fd, growth, cancelled, step);
+    let done = commit_parts(fd, growth, cancelled, part);
     if done.is_err() {
         object::truncate(fd, growth.from)?;
     }
     done
 }
 
-fn commit_steps(
+fn commit_parts(
     fd: BorrowedFd<'_>,
     growth: Growth,
     cancelled: &AtomicBool,

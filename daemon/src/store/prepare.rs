@@ -18,15 +18,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dmce_abi::block::BlockId;
-use dmce_config::Bytes;
 use dmce_sys::map::{self, FileRange, MapError, Populate, Protection, Reservation};
-use dmce_sys::object;
 use tracing::debug;
 
 use super::block::Spare;
 use super::commit::{self, CommitError, Growth};
 use super::folder::Folder;
-use super::ledger::{Promise, Shortage};
+use super::ledger::Promise;
 
 /// Bytes of a huge page, and of a step.
 pub const STEP_BYTES: u64 = 2 << 20;
@@ -101,21 +99,10 @@ pub enum Errand {
     },
 }
 
-/// What came of an [`Errand`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// It is done.
-    Done,
-    /// The file system is full.
-    NoSpace,
-    /// The kernel said no.
-    Failed,
-}
-
 /// Who does what nobody waits for.
 pub trait Hands: std::fmt::Debug + Send {
-    /// Does it. `None` if there is nobody any more, and it may be done or not.
-    fn run(&self, errand: Errand, fd: BorrowedFd<'_>, range: FileRange) -> Option<Answer>;
+    /// Does it; whether it is done. `None` if there is nobody now, and it may be done or not.
+    fn run(&mut self, errand: Errand, fd: BorrowedFd<'_>, range: FileRange) -> Option<bool>;
 }
 
 /// Prepares pages, one step at a time.
@@ -165,41 +152,37 @@ impl Preparer {
         self.prepare(task.data.as_fd(), step)
     }
 
+    /// Commits a part of `growth`, a step at a time: what is begun is not given up.
     fn commit(
         &mut self,
         fd: BorrowedFd<'_>,
-        step: FileRange,
+        part: FileRange,
         growth: Growth,
     ) -> Result<(), CommitError> {
-        let full = Shortage::Full { wanted: Bytes(growth.bytes()) };
-        match self.by_hands(Errand::Commit, fd, step) {
-            Some(Answer::Done) => Ok(()),
-            Some(Answer::NoSpace) => Err(full.into()),
-            // Which error it was is found by trying again.
-            Some(Answer::Failed) | None => Ok(object::commit(fd, step.offset, step.bytes)?),
+        let mut rest = Growth { from: part.offset, to: part.offset + part.bytes };
+        while let Some(step) = next_step(&mut rest) {
+            if self.by_hands(Errand::Commit, fd, step) != Some(true) {
+                // If it was tried, it is tried again to see what is in the way.
+                commit::commit_part(fd, step, growth)?;
+            }
         }
+        Ok(())
     }
 
     fn prepare(&mut self, fd: BorrowedFd<'_>, step: FileRange) -> bool {
         let huge_pages = self.huge_pages;
-        match self.by_hands(Errand::Prepare { huge_pages }, fd, step) {
-            Some(answer) => answer == Answer::Done,
-            None => match self.own.prepare(fd, step, huge_pages) {
-                Ok(()) => true,
-                Err(error) => {
-                    debug!(at = step.offset, %error, "pages are not prepared");
-                    false
-                }
-            },
+        if let Some(is_done) = self.by_hands(Errand::Prepare { huge_pages }, fd, step) {
+            return is_done;
         }
+        let done = self.own.prepare(fd, step, huge_pages);
+        if let Err(error) = &done {
+            debug!(at = step.offset, %error, "pages are not prepared");
+        }
+        done.is_ok()
     }
 
-    fn by_hands(&mut self, errand: Errand, fd: BorrowedFd<'_>, range: FileRange) -> Option<Answer> {
-        let answer = self.hands.as_ref()?.run(errand, fd, range);
-        if answer.is_none() {
-            self.hands = None;
-        }
-        answer
+    fn by_hands(&mut self, errand: Errand, fd: BorrowedFd<'_>, range: FileRange) -> Option<bool> {
+        self.hands.as_mut()?.run(errand, fd, range)
     }
 }
 

@@ -20,7 +20,8 @@
 //! 4. What is allocated is `live` of all heaps together, counted round and round, and what their
 //!    slabs have not counted: who allocates counts up and who frees counts down, each in its own
 //!    heap. Only the first slab of a bin and the recent one may have more or less used than was
-//!    counted, so that the shortest calls need not count; those are counted when they cease to be.
+//!    counted, so that the shortest calls need not count. Those are counted when they cease to be
+//!    that, and when objects come back: so it is never more than a slab's objects.
 //! 5. While the gate is shut the owner uses its heap only after [`Heap::open`], which says so in
 //!    `used`: who shuts the gate, and finds the owner outside, can tell later whether it came back.
 
@@ -322,6 +323,7 @@ impl Heap {
             told = slab.next_returned.get(held);
             if slab.home() == self.index {
                 slab.collect();
+                self.settle(slab);
                 self.place(slab, held);
             } else {
                 heaps.tell(slab);
@@ -382,12 +384,6 @@ impl Heap {
     /// Counts what is used of a slab.
     fn settle(&self, slab: &Slab) {
         self.count(slab.class(), slab.count());
-    }
-
-    /// Counts what is used of all slabs.
-    pub(crate) fn settle_all(&self, held: Held<'_>) {
-        let firsts = self.firsts.iter().filter_map(|first| first.get(held));
-        firsts.chain(self.recent.get(held)).for_each(|slab| self.settle(slab));
     }
 
     /// Lets go of an empty slab, to be given back to its block.

@@ -31,6 +31,7 @@
 //!    of is in use.
 //! 5. Objects from `fresh` up have never been given out.
 //! 6. `counted` is how much of `used` is in the sums of its home ([`super::heap`], invariant 4).
+//!    They differ by no more than the slab has objects: who collects counts.
 
 use std::fmt;
 

@@ -7,7 +7,7 @@ use std::thread;
 
 use dmce_abi::block::BlockId;
 
-use super::users::{BLOCK_BYTES_MAX, Seeded, Users, addr, place, seeds};
+use super::users::{ALL, BLOCK_BYTES_MAX, Seeded, Users, addr, new_allocator, place, seeds};
 use super::{Grown, Growth, Kind, Moment, Shape};
 
 const THREADS: usize = 3;
@@ -160,4 +160,22 @@ fn of_all_who_free_an_address_at_once_exactly_one_succeeds() {
         assert!(starts.iter().all(|&start| world.users.allocator.find(place(start)).is_none()));
         assert!(starts.iter().all(|&start| addr(place(start)) == start));
     }
+}
+
+#[test]
+fn what_is_allocated_is_told_right_however_often_one_slab_is_used() {
+    let allocator = new_allocator();
+    let kind = Kind { policy: 1, ..Kind::default() };
+    let grown =
+        Grown { block: BlockId::try_from(1).unwrap(), committed: 2 << 20, bytes_max: 2 << 20 };
+    // The kind is known when something of it was wanted.
+    let shape = Shape::of(64, 16).unwrap();
+    assert!(allocator.growth(kind, shape, &[]).is_some());
+    allocator.commit(kind, grown, 0);
+    let malloc = || allocator.allocate(None, (kind, shape), || ALL, 0).taken.unwrap().addr;
+    malloc();
+    for _ in 0..70_000 {
+        assert!(allocator.free(place(malloc()), 0).is_some());
+    }
+    assert_eq!((allocator.usage().live, allocator.usage().in_use), (1, 64));
 }

@@ -81,7 +81,6 @@ impl Calendar {
                 continue;
             }
             heap.set_used(Since::SummedUp, false);
-            heap.settle_all(at.held);
             heap.collect(at.heaps, at.held);
             if tidies {
                 tidy(heap, !heap.set_used(Since::Tidied, false), at);
