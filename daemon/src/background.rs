@@ -58,7 +58,7 @@ enum Trouble {
     Silent,
 }
 
-/// The process, as its daemon has it: started when there is something to do. Dropped, it ends.
+/// The process, as its daemon has it. Dropped, it ends.
 #[derive(Debug, Default)]
 pub struct Background {
     running: Option<Running>,
@@ -88,6 +88,24 @@ impl Hands for Background {
 }
 
 impl Background {
+    /// Starts it; one that cannot be started now is tried again later.
+    ///
+    /// Before the daemon has its lock: a process that is being started holds a copy of each
+    /// descriptor until it executes its program, and the daemon may be killed meanwhile.
+    pub fn start() -> Self {
+        let mut background = Self::default();
+        if let Err(trouble) = background.start_anew() {
+            warn!("nothing is done in the background for a while: {trouble}");
+        }
+        background
+    }
+
+    fn start_anew(&mut self) -> Result<(), Trouble> {
+        self.started = Some(Instant::now());
+        self.running = Some(Running::start()?);
+        Ok(())
+    }
+
     fn ask(
         &mut self,
         errand: Errand,
@@ -95,8 +113,7 @@ impl Background {
         range: FileRange,
     ) -> Result<bool, Trouble> {
         if self.running.is_none() {
-            self.started = Some(Instant::now());
-            self.running = Some(Running::start()?);
+            self.start_anew()?;
         }
         let Some(Running { socket, .. }) = &self.running else { return Err(Trouble::Silent) };
         socket.send(&encode(errand, range), &[fd])?;

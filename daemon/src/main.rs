@@ -44,6 +44,7 @@ use tracing::warn;
 use tracing_subscriber::EnvFilter;
 
 use args::Args;
+use background::Background;
 use server::Server;
 
 /// The socket on which the broker listens for daemons, in the folder of the instance.
@@ -83,7 +84,8 @@ fn serve(args: Args) -> Result<(), Box<dyn Error>> {
     if let Err(error) = limits::raise_open_files() {
         warn!(%error, "the limit of open files stays as it is");
     }
-    let server = Server::start(settings, &dir.join(SOCKET), signals)?;
+    let background = Background::start();
+    let server = Server::start(settings, &dir.join(SOCKET), signals, background)?;
     notify(NotifyState::Ready);
     server.run()?;
     notify(NotifyState::Stopping);

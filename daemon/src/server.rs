@@ -95,7 +95,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Takes over what there is. `signals` was made before the first thread.
+    /// Takes over what there is. `signals` was made before the first thread, and `background` was
+    /// started before.
     ///
     /// # Errors
     ///
@@ -104,12 +105,12 @@ impl Server {
         settings: Settings,
         socket: &Path,
         signals: SignalFd,
+        background: Background,
     ) -> Result<Self, ServerError> {
         let (instance, daemon) = (settings.instance.clone(), settings.daemon);
         let section = settings.section.clone();
         let store = Store::open(settings)?;
-        let hands = Box::new(Background::default());
-        let preparer = Preparer::new(section.huge_pages, Some(hands))?;
+        let preparer = Preparer::new(section.huge_pages, Some(Box::new(background)))?;
         let workers = Workers::start(&store.folder(), preparer)?;
         let poller = Poller::new()?;
         poller.add(signals.as_fd(), SIGNALS, Interest::READ)?;

@@ -68,7 +68,10 @@ impl Broker {
     pub fn restart(&mut self) {
         let listener = self.listener.take().expect("the broker listens");
         listener.unlink().unwrap();
-        self.connection = None;
+        // As with the listener: a copy of it would keep the connection alive.
+        if let Some(connection) = self.connection.take() {
+            connection.shutdown();
+        }
         self.listen();
     }
 
