@@ -24,11 +24,11 @@ use std::collections::BTreeMap;
 
 use dmce_abi::Status;
 use dmce_abi::block::DaemonId;
-use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::wire::Refusal;
 
 use super::config::{DispatcherConfig, Quota};
 use aside::Aside;
+pub(super) use tables::TableCharge;
 
 /// The account of one session. A number is never given twice, unlike a session's id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,21 +65,6 @@ impl Charge {
     const fn beyond(&self) -> u64 {
         self.bytes - self.reserved
     }
-}
-
-/// What the lock table of a block costs its user. No daemon holds it.
-#[derive(Debug)]
-#[must_use = "a charge is retired"]
-pub(super) struct TableCharge {
-    bytes: u64,
-    /// The user; `None` once retired, and for what nobody owns.
-    uid: Option<u32>,
-}
-
-/// Bytes of the lock table of a block with so many bytes: a page that says whose it is, and eight
-/// for each page of the block.
-const fn table_bytes(bytes: u64) -> u64 {
-    PAGE_BYTES + (bytes.div_ceil(PAGE_BYTES) * 8).next_multiple_of(PAGE_BYTES)
 }
 
 /// Why a charge is refused.
@@ -430,28 +415,6 @@ impl Ledger {
         self.reduce(&mut charge, bytes);
     }
 
-    /// Charges the lock table of a block with so many bytes.
-    pub(super) fn charge_table(&mut self, uid: Option<u32>, bytes: u64) -> TableCharge {
-        let mut charge = TableCharge { bytes: 0, uid };
-        self.resize_table(&mut charge, bytes);
-        charge
-    }
-
-    /// The block has so many bytes now.
-    pub(super) fn resize_table(&mut self, charge: &mut TableCharge, bytes: u64) {
-        let before = std::mem::replace(&mut charge.bytes, table_bytes(bytes));
-        if let Some(uid) = charge.uid {
-            self.change_user(uid, |user| user.bytes = user.bytes - before + table_bytes(bytes));
-        }
-    }
-
-    /// The owner has given the block up.
-    pub(super) fn retire_table(&mut self, charge: &mut TableCharge) {
-        if let Some(uid) = charge.uid.take() {
-            self.change_user(uid, |user| user.bytes -= charge.bytes);
-        }
-    }
-
     fn add(&mut self, charge: &mut Charge, more: u64, own: u64) {
         self.touched = true;
         charge.bytes += more;
@@ -607,5 +570,6 @@ fn count(uid: u32, what: &'static str, held: u64, limit: u64) -> Result<(), Char
 }
 
 mod aside;
+mod tables;
 #[cfg(test)]
 mod tests;

@@ -18,7 +18,6 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 
 use dmce_abi::block::{BlockId, Guid};
-use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::name::ObjectKind;
 use dmce_broker::dispatcher::{FoundTable, Made};
 use dmce_shm::table::{self, LockTableHeader, TableError, TableIdentity};
@@ -65,7 +64,7 @@ pub fn make(objects: &Objects, identity: TableIdentity, bytes: u64) -> Made {
 }
 
 fn write(fd: &OwnedFd, identity: TableIdentity, bytes: u64) -> Result<(), ObjectError> {
-    object::commit(fd.as_fd(), 0, table_bytes(bytes))?;
+    object::commit(fd.as_fd(), 0, table::object_bytes(bytes))?;
     LockTableHeader::new(identity).write(fd.as_fd())
 }
 
@@ -75,7 +74,7 @@ pub fn grow(objects: &Objects, (block, guid): (BlockId, Guid), bytes: u64) -> Ma
         if identity.guid != guid {
             return Err(Unsound::Other { guid: identity.guid });
         }
-        let more = table_bytes(bytes).saturating_sub(length);
+        let more = table::object_bytes(bytes).saturating_sub(length);
         Ok(object::commit(fd.as_fd(), length, more)?)
     });
     match grown {
@@ -111,7 +110,7 @@ pub fn remove(objects: &Objects, block: BlockId) {
 pub fn look(objects: &Objects, block: BlockId) -> Result<Option<FoundTable>, ObjectFailure> {
     match open(objects, block, false) {
         Ok((_, TableIdentity { guid, .. }, length)) => {
-            let bytes = length.saturating_sub(table::TABLE_HEADER_BYTES) / WORD_BYTES * PAGE_BYTES;
+            let bytes = table::covered_bytes(length);
             Ok(Some(FoundTable { block, guid: Some(guid), bytes }))
         }
         Err(Unsound::Object(failure)) if failure.is_absence() => Ok(None),
@@ -153,13 +152,6 @@ fn open(
         return Err(Unsound::Other { guid: identity.guid });
     }
     Ok((fd, identity, stat.bytes))
-}
-
-const WORD_BYTES: u64 = 8;
-
-/// Bytes of a table with words for so many bytes of its block: whole pages.
-const fn table_bytes(bytes: u64) -> u64 {
-    table::table_bytes(bytes).next_multiple_of(PAGE_BYTES)
 }
 
 fn name(objects: &Objects, block: BlockId) -> String {

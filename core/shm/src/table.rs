@@ -152,6 +152,18 @@ pub const fn table_bytes(bytes_max: u64) -> u64 {
     TABLE_HEADER_BYTES + bytes_max.div_ceil(PAGE_BYTES) * WORD_BYTES
 }
 
+/// Bytes of a table's object that has words for so many bytes of its block: whole pages.
+#[must_use]
+pub const fn object_bytes(bytes: u64) -> u64 {
+    table_bytes(bytes).next_multiple_of(PAGE_BYTES)
+}
+
+/// Bytes of a block that a table's object of `length` bytes has words for.
+#[must_use]
+pub const fn covered_bytes(length: u64) -> u64 {
+    length.saturating_sub(TABLE_HEADER_BYTES) / WORD_BYTES * PAGE_BYTES
+}
+
 /// Where in its block's table the word of the page lies that holds `cell`.
 #[must_use]
 pub const fn word_offset(cell: u64) -> u64 {
@@ -173,6 +185,8 @@ mod tests {
         assert_eq!(word_offset(4096), 4104);
         let bytes_max = 1 << 30;
         assert_eq!(word_offset(bytes_max - 1) + WORD_BYTES, table_bytes(bytes_max));
+        assert_eq!([0, 1, 2 << 20, (2 << 20) + 1].map(object_bytes), [4096, 8192, 8192, 12288]);
+        assert_eq!([0, 4096, 8192, 12288].map(covered_bytes), [0, 0, 2 << 20, 4 << 20]);
     }
 
     #[test]

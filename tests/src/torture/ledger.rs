@@ -9,7 +9,7 @@ use super::record::Found;
 struct Place {
     /// The sequence that was acknowledged last; 0: none.
     acknowledged: u64,
-    /// Those that were tried since, and have not failed or come through as far as is known.
+    /// Those that were tried since, and failed or were not answered: each may be there or not.
     tried: Vec<u64>,
     /// Whether a torn record was found there, so that it may hold anything until the next.
     is_torn: bool,
