@@ -259,7 +259,8 @@ impl Dispatcher {
     ) {
         let copies = self.blocks.span(first).map_or(0, |span| span.copies);
         let payer = (self.payer_of(&found.owner), charge.bytes());
-        let locks = (copies > 1).then(|| self.adopt_locks(found.block, found.guid, payer));
+        let adopt = || self.adopt_locks(found.block, found.guid, payer, found.bytes_max);
+        let locks = (copies > 1).then(adopt);
         let block = Block {
             span: first,
             guid: found.guid,

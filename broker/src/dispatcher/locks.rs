@@ -270,20 +270,28 @@ impl Dispatcher {
         id: BlockId,
         guid: Guid,
         (payer, bytes): (Option<Payer>, u64),
+        bytes_max: u64,
     ) -> LockTable {
         let found = self.restart.tables.remove(&id);
         let own = found.filter(|found| found.guid == Some(guid));
         let state = if own.is_some() { LocksState::Made } else { LocksState::Missing };
-        let bytes = own.map_or(bytes, |own| own.bytes);
+        // Its length is what a client says.
+        let bytes = own.map_or(bytes, |own| own.bytes.min(bytes_max));
         let charge = self.ledger.charge_table(payer.map(|payer| payer.uid), bytes);
         LockTable { state, bytes, charge }
     }
 
     /// All have reported: a block that may be used has a table with words for all of its bytes.
     pub(super) fn judge_locks(&mut self, id: BlockId) {
-        let Some(block) = self.blocks.get(id).filter(|block| block.state.is_usable()) else {
+        let Some(block) = self.blocks.get_mut(id).filter(|block| block.state.is_usable()) else {
             return;
         };
+        if let Some(locks) = block.locks.as_mut() {
+            // Words for more than its copies have may be there, and may not be committed.
+            let most = block.copies.named().map(|copy| copy.charge.bytes()).max().unwrap_or(0);
+            locks.bytes = locks.bytes.min(most.max(block.committed));
+            self.ledger.resize_table(&mut locks.charge, locks.bytes);
+        }
         if block.locks.as_ref().is_some_and(|locks| !locks.covers(block.committed)) {
             self.lose_locks(id);
         }

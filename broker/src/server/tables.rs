@@ -9,8 +9,8 @@
 //!
 //! # Invariants
 //!
-//! 1. A table is committed as far as it is long: who stores to a word of it meets no full file
-//!    system.
+//! 1. A table is committed as far as there are words of it to use: who stores to one meets no full
+//!    file system.
 //! 2. What is not this user's is neither used nor removed.
 //! 3. Tables are read and written by `pread` and `pwrite` alone: clients can write all of them.
 
@@ -70,12 +70,12 @@ fn write(fd: &OwnedFd, identity: TableIdentity, bytes: u64) -> Result<(), Object
 
 /// Gives the table of a block words for so many bytes of it.
 pub fn grow(objects: &Objects, (block, guid): (BlockId, Guid), bytes: u64) -> Made {
-    let grown = open(objects, block, true).and_then(|(fd, identity, length)| {
+    let grown = open(objects, block, true).and_then(|(fd, identity, _)| {
         if identity.guid != guid {
             return Err(Unsound::Other { guid: identity.guid });
         }
-        let more = table::object_bytes(bytes).saturating_sub(length);
-        Ok(object::commit(fd.as_fd(), length, more)?)
+        // All of it: a client may have lengthened it, or given pages of it back.
+        Ok(object::commit(fd.as_fd(), 0, table::object_bytes(bytes))?)
     });
     match grown {
         Ok(()) => Made::Whole,

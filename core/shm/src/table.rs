@@ -158,10 +158,11 @@ pub const fn object_bytes(bytes: u64) -> u64 {
     table_bytes(bytes).next_multiple_of(PAGE_BYTES)
 }
 
-/// Bytes of a block that a table's object of `length` bytes has words for.
+/// Bytes of a block that a table's object of `length` bytes has words for. Clients can give it any
+/// length.
 #[must_use]
 pub const fn covered_bytes(length: u64) -> u64 {
-    length.saturating_sub(TABLE_HEADER_BYTES) / WORD_BYTES * PAGE_BYTES
+    (length.saturating_sub(TABLE_HEADER_BYTES) / WORD_BYTES).saturating_mul(PAGE_BYTES)
 }
 
 /// Where in its block's table the word of the page lies that holds `cell`.
@@ -187,6 +188,7 @@ mod tests {
         assert_eq!(word_offset(bytes_max - 1) + WORD_BYTES, table_bytes(bytes_max));
         assert_eq!([0, 1, 2 << 20, (2 << 20) + 1].map(object_bytes), [4096, 8192, 8192, 12288]);
         assert_eq!([0, 4096, 8192, 12288].map(covered_bytes), [0, 0, 2 << 20, 4 << 20]);
+        assert_eq!(covered_bytes(i64::MAX.unsigned_abs()), u64::MAX);
     }
 
     #[test]

@@ -194,6 +194,18 @@ fn a_lock_table_that_is_there_is_used_and_that_of_no_block_is_removed() {
 }
 
 #[test]
+fn a_lock_table_that_a_client_has_lengthened_costs_its_user_no_more() {
+    let guid = held(1, &[1, 2], 7, MIB).description.guid;
+    for bytes in [MIB + 4096, u64::MAX] {
+        let (rig, done) =
+            found_with(vec![FoundTable { block: block_id(9), guid: Some(guid), bytes }]);
+        assert_eq!(done, [""; 0]);
+        let block = rig.dispatcher.blocks.get(block_id(9)).unwrap();
+        assert_eq!(block.locks.as_ref().unwrap().bytes(), MIB);
+    }
+}
+
+#[test]
 fn a_lock_table_that_is_not_there_or_short_or_anothers_is_made_anew_under_the_next_epoch() {
     let guid = held(1, &[1, 2], 7, MIB).description.guid;
     let own = FoundTable { block: block_id(9), guid: Some(guid), bytes: MIB };

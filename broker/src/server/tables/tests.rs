@@ -73,6 +73,16 @@ fn a_table_has_words_for_all_pages_and_is_committed_as_far() {
 }
 
 #[test]
+fn a_table_that_a_client_has_lengthened_is_committed_as_far_as_it_is_used() {
+    let folder = Folder::new("long");
+    assert_eq!(make(&folder.objects, identity(1), 4096), Made::Whole);
+    object::truncate(folder.fd().as_fd(), 4096 + (1 << 30)).unwrap();
+    assert_eq!(folder.found(), [sound(1, 1 << 39)]);
+    assert_eq!(grow(&folder.objects, (block(), Guid([1; 16])), 1024 * 4096), Made::Whole);
+    assert_eq!(object::stat(folder.fd().as_fd()).unwrap().allocated_bytes, 12288);
+}
+
+#[test]
 fn a_table_that_is_made_anew_is_another_object_with_no_lock_held() {
     let folder = Folder::new("anew");
     assert_eq!(make(&folder.objects, identity(1), 4096), Made::Whole);
