@@ -132,8 +132,8 @@ impl Running {
         // The running program, also if its file was replaced.
         let mut command = Command::new("/proc/self/exe");
         command.arg0("dmce-daemon").arg(ARGUMENT);
-        // Whose steps are counted is the daemon.
-        command.env_remove(crash::VARIABLE);
+        // Whose steps are counted, and who dies at a point, is the daemon.
+        command.env_remove(crash::VARIABLE).env_remove(crash::POINT_VARIABLE);
         command.stdin(Stdio::from(other.into_fd())).stdout(Stdio::null());
         let process = command.spawn().map_err(Trouble::Spawn)?;
         Ok(Self { socket, process })

@@ -24,6 +24,7 @@ use dmce_abi::{Status, wire::peek_request};
 use dmce_broker::dispatcher::{ClientConn, Event, Peer, RequestId};
 use dmce_config::BrokerSection;
 use dmce_sys::closing::Closer;
+use dmce_sys::crash::{Point, point};
 use dmce_sys::poll::{Interest, Poller, is_hung_up};
 use dmce_sys::socket::{Listener, Socket, SocketError};
 use dmce_sys::{clock, identity, process};
@@ -242,7 +243,9 @@ impl Clients {
         });
         let frame = frame.expect("a short refusal fits a frame");
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        point(Point::AnswerDue);
         let sent = client.socket.try_send(&frame, &fds);
+        point(Point::AnswerSent);
         if let Err(error) = &sent {
             info!(connection = conn.0, "a client did not take its answer: {error}");
             self.end(poller, conn);

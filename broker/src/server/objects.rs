@@ -21,6 +21,7 @@ use dmce_broker::dispatcher::{
     Descriptor, Event, Headers as Reported, Lent, Made, Millis, Rewritten,
 };
 use dmce_shm::header::{self, BlockHeader, HeaderError};
+use dmce_sys::crash::{Point, point};
 use dmce_sys::lock::{LockError, OfdLock};
 use dmce_sys::object::{self, ObjectDir, ObjectError, ObjectStat};
 use dmce_sys::{identity, lock};
@@ -241,8 +242,10 @@ impl Objects {
         if let Err(error) = self.folder.rename_new(&pool, &data) {
             return failed_to_make(&error);
         }
+        point(Point::DataNamed);
         let header = BlockHeader { daemon, description };
         let made = self.cut((daemon, block), committed).and_then(|fd| {
+            point(Point::DataCut);
             let name = self.name(daemon.get(), ObjectKind::Header(block.get()));
             self.headers.make(&self.folder, &name, &header)?;
             Ok(fd)
@@ -298,8 +301,9 @@ impl Objects {
             return;
         }
         let name = self.name(daemon.get(), kind);
-        if let Err(error) = self.folder.unlink(&name) {
-            warn!(object = name, "it stays behind: {error}");
+        match self.folder.unlink(&name) {
+            Ok(()) => point(Point::StaleHeaderRemoved),
+            Err(error) => warn!(object = name, "it stays behind: {error}"),
         }
     }
 

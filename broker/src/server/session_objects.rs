@@ -31,6 +31,7 @@ use dmce_shm::fence::Fence;
 use dmce_shm::record::{self, SessionRecord};
 use dmce_shm::session::SessionIdentity;
 use dmce_shm::session::object::SessionObject;
+use dmce_sys::crash::{Point, point};
 use dmce_sys::object::ObjectError;
 use dmce_sys::poll::EventFd;
 use tracing::warn;
@@ -64,8 +65,10 @@ impl Made {
     ) -> Result<Self, Refusal> {
         let id = identity.session.get();
         let fd = new(objects, ObjectKind::Session(id))?;
+        point(Point::SessionCreated);
         let object = SessionObject::create(fd, identity, fence).map_err(|e| refusal(&e))?;
         let record = new(objects, ObjectKind::Record(id))?;
+        point(Point::RecordCreated);
         Ok(Self { object, record, doorbell: OnceCell::new() })
     }
 
@@ -137,8 +140,10 @@ impl Leaving {
     /// Removes them.
     pub fn clear(&mut self, objects: &Objects) {
         for id in self.all.drain(..) {
-            for kind in kinds(id.get()) {
+            let points = [Point::RecordUnlinked, Point::SessionUnlinked];
+            for (kind, passed) in kinds(id.get()).into_iter().zip(points) {
                 unlink(objects, kind);
+                point(passed);
             }
         }
     }

@@ -21,6 +21,7 @@ use dmce_abi::block::{BlockId, Guid};
 use dmce_abi::name::ObjectKind;
 use dmce_broker::dispatcher::{FoundTable, Made};
 use dmce_shm::table::{self, LockTableHeader, TableError, TableIdentity};
+use dmce_sys::crash::{Point, point};
 use dmce_sys::object::{self, ObjectError};
 use tracing::warn;
 
@@ -54,6 +55,7 @@ pub fn make(objects: &Objects, identity: TableIdentity, bytes: u64) -> Made {
         }
         Err(error) => return Made::Unusable { reason: error.to_string() },
     };
+    point(Point::TableCreated);
     match write(&fd, identity, bytes) {
         Ok(()) => Made::Whole,
         Err(error) => {
@@ -65,7 +67,10 @@ pub fn make(objects: &Objects, identity: TableIdentity, bytes: u64) -> Made {
 
 fn write(fd: &OwnedFd, identity: TableIdentity, bytes: u64) -> Result<(), ObjectError> {
     object::commit(fd.as_fd(), 0, table::object_bytes(bytes))?;
-    LockTableHeader::new(identity).write(fd.as_fd())
+    point(Point::TableCommitted);
+    LockTableHeader::new(identity).write(fd.as_fd())?;
+    point(Point::TableWritten);
+    Ok(())
 }
 
 /// Gives the table of a block words for so many bytes of it.
@@ -78,7 +83,10 @@ pub fn grow(objects: &Objects, (block, guid): (BlockId, Guid), bytes: u64) -> Ma
         Ok(object::commit(fd.as_fd(), 0, table::object_bytes(bytes))?)
     });
     match grown {
-        Ok(()) => Made::Whole,
+        Ok(()) => {
+            point(Point::TableGrown);
+            Made::Whole
+        }
         Err(error) => Made::Unusable { reason: format!("lock table of block {block}: {error}") },
     }
 }
@@ -89,15 +97,17 @@ pub fn remove(objects: &Objects, block: BlockId) {
     match objects.open(BROKER, ObjectKind::LockTable(block.get()), true) {
         Ok((fd, _)) => {
             // Who has it mapped keeps no memory with it.
-            if let Err(error) = object::truncate(fd.as_fd(), 0) {
-                warn!(object = name, "it keeps its memory: {error}");
+            match object::truncate(fd.as_fd(), 0) {
+                Ok(()) => point(Point::TableCut),
+                Err(error) => warn!(object = name, "it keeps its memory: {error}"),
             }
         }
         Err(failure) if failure.is_absence() => return,
         Err(failure) => warn!(object = name, "it is removed as it is: {failure}"),
     }
     match objects.folder().unlink(&name) {
-        Ok(()) | Err(ObjectError::NotFound { .. }) => {}
+        Ok(()) => point(Point::TableUnlinked),
+        Err(ObjectError::NotFound { .. }) => {}
         Err(error) => warn!(object = name, "it stays behind: {error}"),
     }
 }

@@ -28,6 +28,7 @@ use dmce_abi::block::{
 };
 use dmce_abi::limits::PEERS_MAX;
 use dmce_abi::version::SEGMENT_VERSION;
+use dmce_sys::crash::{Point, point};
 use dmce_sys::object::{self, ObjectDir, ObjectError};
 
 use crate::layout::{Field, fingerprint, layout};
@@ -96,6 +97,7 @@ impl From<Flaw> for HeaderError {
 /// As [`create`]. [`ObjectError::Exists`]: what has that name is left.
 pub fn make(dir: &ObjectDir, name: &str, header: &BlockHeader) -> Result<(), HeaderError> {
     let fd = dir.create(name)?;
+    point(Point::HeaderCreated);
     let written = create(fd.as_fd(), header);
     if written.is_err() {
         dir.unlink(name)?;
@@ -129,7 +131,9 @@ pub fn make_of(
     let mut slot = HeaderSlot::encode(header, 1)?;
     slot.ready = READY.into();
     object::write_at(blank, slot.as_bytes(), 0)?;
-    Ok(dir.name_new(blank, name)?)
+    dir.name_new(blank, name)?;
+    point(Point::HeaderNamed);
+    Ok(())
 }
 
 /// Writes the first header of a block into a new, empty object. The last write makes it ready.
@@ -144,8 +148,11 @@ pub fn create(fd: BorrowedFd<'_>, header: &BlockHeader) -> Result<(), HeaderErro
     page[..SLOT_BYTES].copy_from_slice(slot.as_bytes());
     // Nothing in an empty object is ready, and to write the whole page is to commit it.
     object::write_at(fd, &page, 0)?;
+    point(Point::HeaderWritten);
     let [_, _, ready] = preamble::steps(0, slot.as_bytes());
-    Ok(object::write_at(fd, ready.bytes, ready.offset)?)
+    object::write_at(fd, ready.bytes, ready.offset)?;
+    point(Point::HeaderReady);
+    Ok(())
 }
 
 /// Replaces the header. Until the last write the earlier one is in force, whoever dies when.
@@ -419,8 +426,10 @@ fn read_page(fd: BorrowedFd<'_>) -> Result<HeaderPage, HeaderError> {
 }
 
 fn carry_out(fd: BorrowedFd<'_>, steps: [Step<'_>; 3]) -> Result<(), HeaderError> {
-    for step in steps {
+    let points = [Point::HeaderCleared, Point::HeaderFilled, Point::HeaderRaised];
+    for (step, passed) in steps.into_iter().zip(points) {
         object::write_at(fd, step.bytes, step.offset)?;
+        point(passed);
     }
     Ok(())
 }

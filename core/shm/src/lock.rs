@@ -40,6 +40,7 @@
 //! | after the unlock, before the wake; or as a waiter that was just woken | any | wakes all |
 
 use dmce_abi::block::SessionId;
+use dmce_sys::crash::{Point, point};
 use dmce_sys::futex::FutexError;
 
 use crate::atomic::{AtomicU32, Ordering, fence};
@@ -238,7 +239,9 @@ impl PageLock {
         }
         // Relaxed: the flag orders nothing, it is the half's own history that counts.
         let set = self.half.compare_exchange(held, asked, Ordering::Relaxed, Ordering::Relaxed);
-        set.is_ok().then_some(asked)
+        set.ok()?;
+        point(Point::WaiterEnlisted);
+        Some(asked)
     }
 
     /// Gives the lock back.
@@ -271,7 +274,10 @@ impl PageLock {
                 // Those who wait are told of a lost page, and none of them tells the next.
                 Ok(_) if is_lost => return self.wake_all(parking),
                 Ok(half) if half & WAITERS == 0 => return Ok(()),
-                Ok(_) => return Ok(parking.wake(&self.half, Wake::One)?),
+                Ok(_) => {
+                    point(Point::WaitersUnwoken);
+                    return Ok(parking.wake(&self.half, Wake::One)?);
+                }
                 Err(now) => half = now,
             }
         }
@@ -289,6 +295,7 @@ impl PageLock {
         // Release pairs with the acquire fence of `is_unchanged`: who reads a byte that is stored
         // from here on sees the odd sequence at its second look.
         fence(Ordering::Release);
+        point(Point::SequenceOdd);
     }
 
     /// The holder's second step: the page is whole again.
@@ -297,6 +304,7 @@ impl PageLock {
         let written = self.sequence.load(Ordering::Relaxed).wrapping_add(1) & !WRITING;
         // Release pairs with the acquire of `begin_read`.
         self.sequence.store(written, Ordering::Release);
+        point(Point::SequenceEven);
     }
 
     /// A reader's look before it reads; none while the page may be half written.

@@ -22,6 +22,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 use dmce_abi::block::{BlockId, Guid, SessionId};
 use dmce_abi::limits::{GRANTS, SESSION_NAME_BYTES_MAX};
 use dmce_abi::version::SEGMENT_VERSION;
+use dmce_sys::crash::{Point, point};
 use dmce_sys::object::{self, ObjectError};
 use dmce_sys::process::{self, ProcessError};
 
@@ -181,8 +182,9 @@ pub fn create(fd: BorrowedFd<'_>, record: &SessionRecord) -> Result<(), RecordEr
     let page = RecordPage::encode(record)?;
     // `ready` was never set here, and the page leaves it clear.
     let [_, body, ready] = preamble::steps(0, page.as_bytes());
-    for step in [body, ready] {
+    for (step, passed) in [(body, Point::RecordWritten), (ready, Point::RecordReady)] {
         object::write_at(fd, step.bytes, step.offset)?;
+        point(passed);
     }
     Ok(())
 }
@@ -196,6 +198,7 @@ pub fn end(fd: BorrowedFd<'_>) -> Result<(), RecordError> {
     let zeroed = RecordPage::new_zeroed();
     let [clear, ..] = preamble::steps(0, zeroed.as_bytes());
     object::write_at(fd, clear.bytes, clear.offset)?;
+    point(Point::RecordEnded);
     Ok(())
 }
 
@@ -215,7 +218,9 @@ pub fn read(fd: BorrowedFd<'_>) -> Result<SessionRecord, RecordError> {
 ///
 /// [`RecordError::NoSuchGrant`], [`RecordError::Object`].
 pub fn grant(fd: BorrowedFd<'_>, index: usize, grant: Grant) -> Result<(), RecordError> {
-    store_grant(fd, index, encode_grant(Some(grant)))
+    store_grant(fd, index, encode_grant(Some(grant)))?;
+    point(Point::GrantStored);
+    Ok(())
 }
 
 /// Frees the place of a grant.
@@ -224,7 +229,9 @@ pub fn grant(fd: BorrowedFd<'_>, index: usize, grant: Grant) -> Result<(), Recor
 ///
 /// As [`grant`].
 pub fn revoke(fd: BorrowedFd<'_>, index: usize) -> Result<(), RecordError> {
-    store_grant(fd, index, encode_grant(None))
+    store_grant(fd, index, encode_grant(None))?;
+    point(Point::GrantRevoked);
+    Ok(())
 }
 
 /// The grants with their places, by rising place.

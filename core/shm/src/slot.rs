@@ -33,6 +33,7 @@
 //! flight; and a mixture of two values is seen only when the mark changed after the look began.
 
 use dmce_abi::limits::SLOTS;
+use dmce_sys::crash::{Point, point};
 
 use crate::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::fence::Fence;
@@ -118,6 +119,7 @@ impl Slot {
         // Release (a): whoever sees this mark instead of the one before has the earlier operation
         // behind it. The next load must not be done before this store: the fence.
         self.mark.store(even | IN_FLIGHT, Ordering::Release);
+        point(Point::SlotMarked);
         look.fence.light();
         // Relaxed: what comes with a new generation is asked of the broker, not loaded.
         let generation = look.generation.load(Ordering::Relaxed);
@@ -145,6 +147,7 @@ impl Drop for Operation<'_> {
         let odd = self.0.mark.load(Ordering::Relaxed);
         // Release (c): everything that the operation did is before this store.
         self.0.mark.store(odd.wrapping_add(1), Ordering::Release);
+        point(Point::SlotUnmarked);
     }
 }
 

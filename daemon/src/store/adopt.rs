@@ -18,6 +18,7 @@ use dmce_abi::block::BlockId;
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::name::ObjectKind;
 use dmce_shm::header::{self, BlockHeader, HeaderError};
+use dmce_sys::crash::{Point, point};
 use dmce_sys::object::{self, ObjectError};
 
 use super::block::{self, Data};
@@ -63,7 +64,10 @@ pub fn adopt(folder: &Folder) -> Result<Adopted, ObjectError> {
     for name in folder.names()? {
         if let Some(kind @ ObjectKind::Pool(_)) = folder.kind_of(&name) {
             match folder.look(kind)? {
-                Found::Own(_) => folder.unlink(kind)?,
+                Found::Own(_) => {
+                    folder.unlink(kind)?;
+                    point(Point::PoolRemoved);
+                }
                 found => adopted.leave(folder, kind, &found, ""),
             }
         }
@@ -200,9 +204,11 @@ impl Adopted {
         let bytes = (found - found % PAGE_BYTES).min(header.description.bytes_max);
         if found > bytes {
             object::truncate(data.as_fd(), bytes)?;
+            point(Point::ExcessCut);
             self.excess.push((block, found));
         }
         self.blocks.insert(block, (header, Data { inode: data.stat.inode, bytes }));
+        point(Point::BlockAdopted);
         Ok(())
     }
 

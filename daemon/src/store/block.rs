@@ -26,6 +26,7 @@ use dmce_abi::block::BlockId;
 use dmce_abi::name::ObjectKind;
 use dmce_abi::wire::daemon::PoolPlace;
 use dmce_shm::header::{self, BlockHeader, HeaderError};
+use dmce_sys::crash::{Point, point};
 use dmce_sys::object::{self, ObjectError};
 
 use super::commit::{self, CommitError, Growth};
@@ -79,10 +80,14 @@ impl Spare {
                 Err(error) => return Err(error.into()),
             }
         };
+        point(Point::PoolCreated);
         let inode = object::stat(fd.as_fd())?.inode;
         let spare = Self { place, fd, inode, bytes, has_pages: false };
         match commit(spare.fd.as_fd(), Growth { from: 0, to: bytes }) {
-            Ok(()) => Ok(spare),
+            Ok(()) => {
+                point(Point::PoolCommitted);
+                Ok(spare)
+            }
             Err(error) => {
                 spare.discard(folder)?;
                 Err(error)
@@ -135,6 +140,7 @@ impl Spare {
     pub fn name(&self, folder: &Folder, block: BlockId) -> Result<Data, ObjectError> {
         let pool = folder.name(ObjectKind::Pool(self.place.0));
         folder.dir().rename_new(&pool, &folder.name(ObjectKind::Data(block.get())))?;
+        point(Point::DataNamed);
         Ok(Data { inode: self.inode, bytes: self.bytes })
     }
 
@@ -203,7 +209,10 @@ pub fn clear(folder: &Folder, block: BlockId, inode: u64) -> Result<(), ObjectEr
     match folder.look(kind)? {
         Found::Own(own) if own.stat.inode == inode => {
             empty(&own)?;
-            folder.unlink(kind)
+            point(Point::DataEmptied);
+            folder.unlink(kind)?;
+            point(Point::DataUnlinked);
+            Ok(())
         }
         _ => Ok(()),
     }

@@ -17,6 +17,7 @@ use dmce_abi::wire::daemon::{DaemonAnswer, DaemonNotice, DaemonRequest, PoolPlac
 use dmce_abi::wire::{Refusal, Reply};
 use dmce_config::Bytes;
 use dmce_shm::header::{BlockHeader, HeaderError};
+use dmce_sys::crash::{Point, point};
 use dmce_sys::object::{self, ObjectError};
 use tracing::warn;
 
@@ -172,6 +173,7 @@ impl Store {
         held.condition = Condition::Whole;
         match result {
             Ok(()) => {
+                point(Point::GrowthCommitted);
                 held.data.bytes = growth.to;
                 let gone = Arc::clone(&held.gone);
                 self.ledger.keep(promise);
@@ -197,6 +199,7 @@ impl Store {
         self.folder
             .unlink(ObjectKind::Header(block.get()))
             .map_err(|error| refusal_of_object(block, &error))?;
+        point(Point::HeaderUnlinked);
         held.gone.store(true, Ordering::Relaxed);
         let remains = Remains { block, data: held.data };
         self.blocks.remove(&block);

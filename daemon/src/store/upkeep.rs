@@ -13,6 +13,7 @@ use std::sync::atomic::AtomicBool;
 use dmce_abi::block::{BlockDescription, BlockId};
 use dmce_abi::name::ObjectKind;
 use dmce_abi::wire::daemon::DaemonNotice;
+use dmce_sys::crash::{Point, point};
 use dmce_sys::object::ObjectError;
 use dmce_sys::watch::Removals;
 use tracing::{debug, warn};
@@ -174,8 +175,9 @@ impl Store {
         match self.folder.look(ObjectKind::Header(block.get())) {
             Ok(Found::Missing) => {
                 warn!(%block, "the header of a block was removed; it is written again");
-                if let Err(error) = block::write_header(&self.folder, &held.header) {
-                    warn!(%block, %error, "the header of a block is gone");
+                match block::write_header(&self.folder, &held.header) {
+                    Ok(()) => point(Point::HeaderRestored),
+                    Err(error) => warn!(%block, %error, "the header of a block is gone"),
                 }
             }
             Ok(_) => {}

@@ -2,6 +2,7 @@
 
 use dmce_abi::block::DaemonId;
 use dmce_abi::limits::PAGE_BYTES;
+use dmce_sys::crash::{Point, point};
 
 use super::{BATCH_PAGES, Batch};
 use crate::lock::{Left, LockBits, LockOwner, PageCondition};
@@ -223,11 +224,13 @@ pub fn repair<S: Site>(
     }
     for ((page, _), left) in held.iter().zip(left) {
         release(site, *page, left)?;
+        point(Point::RepairReleased);
     }
     // Those as well that the dead may have been woken for, or may have released and not woken.
     for page in wreck.batch.pages() {
         site.wake(page).map_err(RepairError::Table)?;
     }
+    point(Point::RepairWoken);
     Ok(repaired)
 }
 
@@ -256,6 +259,7 @@ fn restore<S: Site>(
     for copy in targets {
         site.write(*copy, cells.start, &buffer[..bytes])
             .map_err(|source| RepairError::Copy { copy: *copy, source })?;
+        point(Point::RepairStored);
     }
     Ok(())
 }
@@ -266,7 +270,8 @@ fn take_over<S: Site>(
     page: u64,
     dead: LockOwner,
 ) -> Result<Option<LockBits>, RepairError<S::Error>> {
-    change(site, page, |bits| bits.taken_over(dead))
+    let taken = change(site, page, |bits| bits.taken_over(dead))?;
+    Ok(taken.inspect(|_| point(Point::RepairBegun)))
 }
 
 /// Gives the lock of a page back.

@@ -1,6 +1,7 @@
 //! The writer's side: one batch, to all copies.
 
 use dmce_abi::block::DaemonId;
+use dmce_sys::crash::{Point, point};
 
 use super::{BATCH_PAGES, Batch};
 use crate::lock::{LockError, LockOwner, PageLock};
@@ -198,6 +199,7 @@ impl<P: Parking, D: Fn() -> Deadline> Writer<'_, P, D> {
                 let _ = self.unlock_all(&locks[..done]);
                 return Err(error);
             }
+            point(Point::PageLocked);
         }
         Ok(())
     }
@@ -218,6 +220,7 @@ impl<P: Parking, D: Fn() -> Deadline> Writer<'_, P, D> {
         let mut all = Ok(());
         for lock in locks {
             all = all.and(lock.unlock(self.owner, &self.parking));
+            point(Point::PageFreed);
         }
         all
     }
@@ -231,6 +234,7 @@ fn store<C: Copies>(intent: &Intent<'_>, copies: &mut C) -> Result<(), Stopped<C
         let done = match stage {
             Stage::Prepare => match copies.prepare() {
                 Ok(Some((first, undo))) => {
+                    point(Point::UndoSaved);
                     intent.begin_first(first, undo);
                     stage = Stage::First;
                     continue;
@@ -239,11 +243,13 @@ fn store<C: Copies>(intent: &Intent<'_>, copies: &mut C) -> Result<(), Stopped<C
                 Err(trouble) => Err(trouble),
             },
             Stage::First => copies.store_first().map(|()| {
+                point(Point::FirstStored);
                 intent.begin_others();
                 stage = Stage::Others;
             }),
             Stage::Others => match copies.store_others() {
                 Ok(()) => {
+                    point(Point::OthersStored);
                     intent.settle();
                     return Ok(());
                 }

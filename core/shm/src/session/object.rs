@@ -19,6 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use zerocopy::{FromZeros, IntoBytes};
 
+use dmce_sys::crash::{Point, point};
 use dmce_sys::object::{self, ObjectError};
 
 use super::pin::{self, PinnedRange};
@@ -94,6 +95,7 @@ impl SessionObject {
         front[..size_of::<SessionPage>()].copy_from_slice(page.as_bytes());
         object::write_at(fd.as_fd(), &front, 0)?;
         object::truncate(fd.as_fd(), SESSION_BYTES)?;
+        point(Point::SessionWritten);
         Ok(Self { fd })
     }
 
@@ -121,8 +123,10 @@ impl SessionObject {
     /// [`SessionError::Object`], with no space among them.
     pub fn commit_undo(&self) -> Result<(), SessionError> {
         object::commit(self.as_fd(), UNDO_OFFSET as u64, SESSION_BYTES - UNDO_OFFSET as u64)?;
+        point(Point::UndoCommitted);
         let ready = UNDO_READY.to_le_bytes();
         object::write_at(self.as_fd(), &ready, offset_of!(SessionPage, undo_ready) as u64)?;
+        point(Point::UndoReady);
         Ok(())
     }
 
@@ -135,6 +139,7 @@ impl SessionObject {
     pub fn publish(&self, generation: u64) -> Result<(), SessionError> {
         let bytes = generation.to_le_bytes();
         object::write_at(self.as_fd(), &bytes, offset_of!(SessionPage, generation) as u64)?;
+        point(Point::GenerationPublished);
         Ok(())
     }
 
@@ -180,6 +185,7 @@ impl SessionObject {
     pub fn clear_intent(&self, slot: u8) -> Result<(), SessionError> {
         let offset = SLOTS_OFFSET + usize::from(slot) * size_of::<Slot>() + Slot::INTENT_BYTES;
         object::write_at(self.as_fd(), &[0; 8], offset as u64)?;
+        point(Point::RepairEnded);
         Ok(())
     }
 

@@ -10,6 +10,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use dmce_abi::limits::PINS;
+use dmce_sys::crash::{Point, point};
 
 use crate::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::layout::layout;
@@ -74,6 +75,7 @@ impl Pins {
         // Release pairs with the acquire after the broker's copy: a pin that is seen taken has its
         // range.
         pin.state.store(state, Ordering::Release);
+        point(Point::PinTaken);
         Ok(PinId(index))
     }
 
@@ -81,6 +83,7 @@ impl Pins {
     pub(super) fn free(&self, pins: &[Pin], id: PinId) {
         // Release: the accesses through the pointer are over before the pin is seen free.
         pins[id.0].state.store(FREE, Ordering::Release);
+        point(Point::PinFreed);
         self.free.lock().unwrap_or_else(PoisonError::into_inner).push(id.0);
     }
 }

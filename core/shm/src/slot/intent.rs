@@ -31,6 +31,7 @@
 //! the compiler could move a store past another, and each store here holds it back on both sides.
 
 use dmce_abi::block::DaemonId;
+use dmce_sys::crash::{Point, point};
 
 use super::{Slot, is_in_flight};
 use crate::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence};
@@ -72,6 +73,7 @@ impl Slot {
         self.phase.put(NONE);
         self.intent_addr.put(addr);
         self.intent_bytes.put(bytes);
+        point(Point::IntentSet);
         Intent(self)
     }
 }
@@ -85,6 +87,7 @@ impl Intent<'_> {
             Undo::Saved => FIRST | SAVED,
             Undo::Absent => FIRST,
         });
+        point(Point::PhaseFirst);
     }
 
     /// From here on the first copy has the new bytes, and the others may be half written.
@@ -92,6 +95,7 @@ impl Intent<'_> {
     pub fn begin_others(&self) {
         let saved = self.0.phase.load(Ordering::Relaxed) & SAVED;
         self.0.phase.put(OTHERS | saved);
+        point(Point::PhaseOthers);
     }
 
     /// All good copies are equal: the write has come to its end, or the one that was being written
@@ -99,12 +103,14 @@ impl Intent<'_> {
     #[inline]
     pub fn settle(&self) {
         self.0.phase.put(NONE);
+        point(Point::PhaseSettled);
     }
 
     /// Nothing is changed any more, and no lock held.
     #[inline]
     pub fn clear(self) {
         self.0.intent_bytes.put(0);
+        point(Point::IntentCleared);
     }
 }
 
