@@ -16,6 +16,7 @@ use dmce_abi::{AddrLayout, Status};
 
 use crate::door::Wish;
 use crate::error::Error;
+use crate::reach::copied::CopiedBlock;
 use crate::reach::mapped::MappedBlock;
 use crate::reach::message::AskedBlock;
 use crate::reach::windowed::WindowedBlock;
@@ -96,6 +97,8 @@ pub(crate) enum Backing {
     Mapped(MappedBlock),
     /// Through windows.
     Windowed(WindowedBlock),
+    /// Each copy by one of these, under page locks.
+    Copied(CopiedBlock),
     /// By message.
     Asked(AskedBlock),
     /// It has to be fetched first.
@@ -259,6 +262,8 @@ impl Block {
             // SAFETY: as the caller promises.
             Backing::Windowed(windowed) => Ok(unsafe { windowed.read(piece, buffer) }?),
             // SAFETY: as the caller promises.
+            Backing::Copied(copied) => Ok(unsafe { copied.read(piece, buffer) }?),
+            // SAFETY: as the caller promises.
             Backing::Asked(asked) => Ok(unsafe { asked.read(piece, buffer) }?),
             other => Err(other.obstacle()),
         }
@@ -277,6 +282,8 @@ impl Block {
             // SAFETY: as the caller promises.
             Backing::Windowed(windowed) => Ok(unsafe { windowed.write(piece, data) }?),
             // SAFETY: as the caller promises.
+            Backing::Copied(copied) => Ok(unsafe { copied.write(piece, data) }?),
+            // SAFETY: as the caller promises.
             Backing::Asked(asked) => Ok(unsafe { asked.write(piece, data) }?),
             other => Err(other.obstacle()),
         }
@@ -287,6 +294,7 @@ impl Block {
         match &self.backing {
             Backing::Mapped(mapped) => Ok(mapped.fill(piece, byte)?),
             Backing::Windowed(windowed) => Ok(windowed.fill(piece, byte)?),
+            Backing::Copied(copied) => Ok(copied.fill(piece, byte)?),
             Backing::Asked(asked) => Ok(asked.fill(piece, byte)?),
             other => Err(other.obstacle()),
         }
@@ -308,6 +316,8 @@ impl Block {
             // SAFETY: as the caller promises.
             Backing::Windowed(windowed) => Ok(unsafe { windowed.compare(piece, data) }?),
             // SAFETY: as the caller promises.
+            Backing::Copied(copied) => Ok(unsafe { copied.compare(piece, data) }?),
+            // SAFETY: as the caller promises.
             Backing::Asked(asked) => Ok(unsafe { asked.compare(piece, data) }?),
             other => Err(other.obstacle()),
         }
@@ -319,6 +329,7 @@ impl Block {
         match &self.backing {
             Backing::Mapped(mapped) => Ok(mapped.change(piece, change)?),
             Backing::Windowed(windowed) => Ok(windowed.change(piece, change)?),
+            Backing::Copied(copied) => Ok(copied.change(piece, change)?),
             Backing::Asked(asked) => Ok(asked.change(piece, change)?),
             other => Err(other.obstacle()),
         }
@@ -329,6 +340,7 @@ impl Block {
         match &self.backing {
             Backing::Mapped(mapped) => Ok(mapped.wake(piece, count)?),
             Backing::Windowed(windowed) => Ok(windowed.wake(piece, count)?),
+            Backing::Copied(copied) => Ok(copied.wake(piece, count)?),
             Backing::Asked(asked) => Ok(asked.wake(piece, count)?),
             other => Err(other.obstacle()),
         }
@@ -339,6 +351,7 @@ impl Block {
         match &self.backing {
             Backing::Mapped(mapped) => Ok(mapped.watch(piece)?),
             Backing::Windowed(windowed) => Ok(windowed.watch(piece)?),
+            Backing::Copied(copied) => Ok(copied.watch(piece)?),
             Backing::Asked(asked) => Ok(asked.watch(piece)?),
             other => Err(other.obstacle()),
         }
@@ -346,6 +359,24 @@ impl Block {
 }
 
 impl Backing {
+    /// How many descriptors it keeps.
+    pub(crate) fn descriptors(&self) -> usize {
+        match self {
+            Self::Windowed(_) => 1,
+            Self::Copied(copied) => copied.descriptors(),
+            Self::Mapped(_) | Self::Asked(_) | Self::Absent | Self::Lost => 0,
+        }
+    }
+
+    /// Whether one of those was used since the last call.
+    pub(crate) fn take_touched(&self) -> bool {
+        match self {
+            Self::Windowed(windowed) => windowed.take_touched(),
+            Self::Copied(copied) => copied.take_touched(),
+            Self::Mapped(_) | Self::Asked(_) | Self::Absent | Self::Lost => false,
+        }
+    }
+
     /// Why bytes behind this cannot be reached, if they cannot.
     #[cold]
     fn obstacle(&self) -> Obstacle {

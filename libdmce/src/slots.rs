@@ -32,15 +32,15 @@ pub(crate) const SHARED_SLOT: usize = SLOTS - 1;
 
 const WORDS: usize = SLOTS / 64;
 
-/// The slots of one session.
-#[derive(Debug)]
+/// The slots of one session. Clones are of the same.
+#[derive(Clone, Debug)]
 pub(crate) struct Slots {
     /// Tells the sessions of this process apart; never 0, never reused.
     key: u64,
     /// Its place in [`thread::recent`].
     place: usize,
     taken: Arc<TakenSlots>,
-    shared: Mutex<()>,
+    shared: Arc<Mutex<()>>,
 }
 
 #[derive(Debug)]
@@ -72,7 +72,7 @@ impl Slots {
         bits[SHARED_SLOT / 64].store(1 << (SHARED_SLOT % 64), Ordering::Relaxed);
         #[expect(clippy::cast_possible_truncation, reason = "a small remainder")]
         let place = (key % RECENT_MAX as u64) as usize;
-        Self { key, place, taken: Arc::new(TakenSlots { bits }), shared: Mutex::new(()) }
+        Self { key, place, taken: Arc::new(TakenSlots { bits }), shared: Arc::default() }
     }
 
     /// What gates know the session by at first: no number that another library makes up, as the

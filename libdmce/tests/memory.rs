@@ -38,23 +38,6 @@ fn size(random: &mut Seeded) -> u64 {
 
 /// As policies of the instance may say, though nobody asked for it.
 #[test]
-fn a_block_of_two_copies_is_given_back() {
-    Fake::with_each_mode(|fake, session| {
-        fake.state().copies = 2;
-        assert_eq!(status(session.malloc(100)), Status::Unsupported);
-        let is_deleted = |fake: &Fake| !fake.state().deletes.is_empty();
-        wait_until("it is deleted", || is_deleted(fake));
-        session.region_create("v", "r", 4096, &RegionOptions::default()).unwrap();
-        let opened = session.region_open("v", "r", Prot::READ | Prot::WRITE);
-        assert_eq!(opened.map(drop).unwrap_err().status(), Status::Unsupported);
-        wait_until("it is closed", || fake.state().openings.is_empty());
-        fake.state().copies = 1;
-        let addr = session.malloc(100).unwrap();
-        session.write(addr, &[7; 100]).unwrap();
-    });
-}
-
-#[test]
 fn every_allocation_keeps_its_bytes_until_it_is_freed() {
     let mut seed = 0;
     Fake::with_each_mode(|fake, session| {
@@ -154,7 +137,6 @@ fn sizes_and_options_that_cannot_be_are_refused_as_such() {
     assert_eq!(with(AllocOptions { align: 48, ..default.clone() }), Status::Invalid);
     assert_eq!(with(AllocOptions { align: 4 << 20, ..default.clone() }), Status::Invalid);
     assert_eq!(with(AllocOptions { page_size: 5000, ..default.clone() }), Status::Invalid);
-    assert_eq!(with(AllocOptions { copies: 2, ..default.clone() }), Status::Unsupported);
     assert_eq!(with(AllocOptions { copies: 9, ..default.clone() }), Status::Invalid);
     assert_eq!(with(AllocOptions { policy: 1, ..default.clone() }), Status::NotFound);
     assert_eq!(with(AllocOptions { numa_node: 1, ..default.clone() }), Status::Unsupported);

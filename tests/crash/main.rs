@@ -3,6 +3,7 @@
 
 mod brokers;
 mod clients;
+mod copies;
 mod daemons;
 mod everything;
 mod messages;

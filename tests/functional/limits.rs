@@ -172,5 +172,8 @@ fn little_address_space_means_fewer_windows_or_an_answer() {
 fn more_copies_than_there_are_daemons_are_never_silently_fewer() {
     let instance = Instance::start(1);
     let two = Options { copies: 2, ..instance.options() };
-    assert_eq!(Session::open(&two).unwrap_err().status(), Status::Unsupported);
+    let reserving = Options { reserve_bytes: 1 << 20, ..two.clone() };
+    assert_eq!(Session::open(&reserving).unwrap_err().status(), Status::NoSpace);
+    let session = Session::open(&two).unwrap();
+    assert_eq!(session.malloc(100).unwrap_err().status(), Status::NoSpace);
 }

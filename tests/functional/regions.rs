@@ -61,7 +61,7 @@ fn the_half_that_does_not_exist_is_named() {
     assert_eq!(region.write(0, b"x", Mirror::Mirror).unwrap_err().status(), Status::NoCopy);
     let two = RegionOptions { copies: 2, ..RegionOptions::default() };
     let refused = session.region_create("vol", "mirrored", 4096, &two).unwrap_err();
-    assert_eq!(refused.status(), Status::Unsupported);
+    assert_eq!(refused.status(), Status::NoSpace);
 }
 
 #[test]

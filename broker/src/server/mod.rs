@@ -61,7 +61,7 @@ use objects::{Gone, Objects, OpenFailure, Passed};
 use sessions::Sessions;
 
 /// Copies of a block that this release keeps.
-const COPIES_SERVED: u32 = 1;
+const COPIES_SERVED: u32 = 3;
 
 /// How often a lock that is waited for is looked at: the kernel has no notice for it.
 const LOCK_POLL_MS: u64 = 20;

@@ -54,7 +54,7 @@ pub(crate) struct Quick {
     doors: Doors,
     table: Box<Table>,
     map: Arc<SessionMap>,
-    slots: Arc<Slots>,
+    slots: Slots,
     key: Key,
     done: AtomicU64,
 }

@@ -43,7 +43,7 @@ const BYTES: u64 = 3 * WINDOW_BYTES + 12_288;
 /// A session object, so that accesses are inside operations as a session's are.
 pub(crate) struct Session {
     map: Arc<SessionMap>,
-    slots: Arc<Slots>,
+    slots: Slots,
     pub operations: Operations,
     /// As the broker holds it.
     pub object: SessionObject,
@@ -58,12 +58,12 @@ impl Session {
         object.commit_undo().unwrap();
         let map = Arc::new(SessionMap::map(object.as_fd(), identity, fence).unwrap());
         let operations = Operations::new(Arc::clone(&map), fence);
-        Self { map, slots: Arc::new(Slots::new()), operations, object }
+        Self { map, slots: Slots::new(), operations, object }
     }
 
     /// Its object's mapping, and who has which slot.
-    pub(crate) fn parts(&self) -> (Arc<SessionMap>, Arc<Slots>) {
-        (Arc::clone(&self.map), Arc::clone(&self.slots))
+    pub(crate) fn parts(&self) -> (Arc<SessionMap>, Slots) {
+        (Arc::clone(&self.map), self.slots.clone())
     }
 
     pub(crate) fn operate<R>(&self, access: impl FnOnce() -> R) -> R {

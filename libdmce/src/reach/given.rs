@@ -32,15 +32,20 @@ impl Given {
         Err(Error::new(Status::Internal, text))
     }
 
-    /// The data of a block that is reached without page locks.
+    /// The data of the primary, to be looked at or stored to without page locks.
     ///
     /// # Errors
     ///
-    /// As [`one_copy`]; [`Status::Internal`] of a lost block.
-    pub(crate) fn into_only(self, info: &BlockInfo) -> Result<OwnedFd, Error> {
-        one_copy(info)?;
-        let only = self.0.into_iter().next();
-        only.ok_or_else(|| Error::new(Status::Internal, "nothing comes of a lost block"))
+    /// [`Status::Internal`] of a lost block.
+    pub(crate) fn into_primary(self) -> Result<OwnedFd, Error> {
+        let first = self.0.into_iter().next();
+        first.ok_or_else(|| Error::new(Status::Internal, "nothing comes of a lost block"))
+    }
+
+    /// The data of the good copies, as the description names them, and the lock table.
+    pub(crate) fn into_parts(mut self, info: &BlockInfo) -> (Vec<OwnedFd>, Option<OwnedFd>) {
+        let locks = self.0.split_off(self.0.len().min(info.good().count())).pop();
+        (self.0, locks)
     }
 }
 
@@ -53,7 +58,7 @@ pub(crate) fn one_copy(info: &BlockInfo) -> Result<(), Error> {
     if info.good().count() <= 1 && !info.has_locks {
         return Ok(());
     }
-    Err(Error::unsupported("this release reaches no block of more than one copy"))
+    Err(Error::unsupported("the message path reaches no block of more than one copy"))
 }
 
 #[cfg(test)]
@@ -64,9 +69,9 @@ mod tests {
 
     use super::*;
 
-    fn given(copies: u32, has_locks: bool, came: usize) -> Result<OwnedFd, Error> {
+    fn info(copies: u32, has_locks: bool) -> BlockInfo {
         let block = BlockId::try_from(5).unwrap();
-        let info = BlockInfo {
+        BlockInfo {
             block,
             guid: Guid([3; 16]),
             epoch: 1,
@@ -79,25 +84,36 @@ mod tests {
             lost: copies == 0,
             copies: [1, 2, 3].map(|id| DaemonId::try_from(id).ok().filter(|_| id <= copies)),
             has_locks,
-        };
+        }
+    }
+
+    fn given(info: &BlockInfo, came: usize) -> Result<Given, Error> {
         let fds = (0..came).map(|_| File::open("/dev/null").unwrap().into());
-        Given::of(&info, fds.collect())?.into_only(&info)
+        Given::of(info, fds.collect())
     }
 
     #[test]
     fn what_came_is_what_was_said() {
-        assert!(given(1, false, 1).is_ok());
+        for (copies, has_locks, came) in [(1, false, 1), (2, true, 3), (1, true, 2), (0, false, 0)]
+        {
+            let info = info(copies, has_locks);
+            let (data, locks) = given(&info, came).unwrap().into_parts(&info);
+            assert_eq!((data.len(), locks.is_some()), (copies as usize, has_locks), "{came}");
+            let primary = given(&info, came).unwrap().into_primary();
+            assert_eq!(primary.is_ok(), copies > 0);
+        }
         for (copies, has_locks, came) in [(1, false, 0), (1, false, 2), (2, true, 2), (0, false, 1)]
         {
-            let refused = given(copies, has_locks, came).unwrap_err();
+            let refused = given(&info(copies, has_locks), came).unwrap_err();
             assert_eq!(refused.status(), Status::Internal, "{copies} {has_locks} {came}");
         }
     }
 
     #[test]
-    fn a_block_of_several_copies_is_not_reached_yet() {
-        for (copies, came) in [(2, 3), (3, 4), (1, 2)] {
-            let refused = given(copies, true, came).unwrap_err();
+    fn the_message_path_reaches_no_block_of_several_copies_yet() {
+        assert!(one_copy(&info(1, false)).is_ok());
+        for (copies, has_locks) in [(2, true), (3, true), (1, true)] {
+            let refused = one_copy(&info(copies, has_locks)).unwrap_err();
             assert_eq!(refused.status(), Status::Unsupported, "{copies}");
         }
     }

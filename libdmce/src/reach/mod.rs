@@ -18,10 +18,6 @@
 
 #[cfg(test)]
 pub(crate) mod conformance;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, unused_imports, reason = "no block with copies is let in yet: `given`")
-)]
 pub(crate) mod copied;
 pub(crate) mod given;
 pub(crate) mod mapped;

@@ -4,18 +4,20 @@
 //!
 //! 1. A session on the message path maps nothing.
 //! 2. A block is mapped whole where the process has the address space; behind windows where the
-//!    session has a budget, and where mapping it whole failed for lack of space.
+//!    session has a budget, and where mapping it whole failed for lack of space. Of a block with
+//!    copies that goes for each copy.
 #![forbid(unsafe_code)]
 
 use std::env;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dmce_abi::Status;
 use dmce_abi::wire::client::BlockInfo;
 use dmce_sys::map::{MapError, Protection};
 
-use super::given::Given;
+use super::copied::{CopiedBlock, Copy, Identity, LockTable, Party, Size, TableFault, Way};
+use super::given::{Given, one_copy};
 use super::mapped::MappedBlock;
 use super::message::LinkTable;
 use super::windowed::{WindowCache, WindowedBlock};
@@ -51,6 +53,8 @@ pub(crate) struct Plan {
 pub(crate) struct Ways {
     plan: Plan,
     operations: Operations,
+    /// Who accesses blocks with copies.
+    party: Arc<Party>,
     /// Made when the first block needs it.
     cache: Mutex<Option<Arc<WindowCache>>>,
     links: LinkTable,
@@ -77,8 +81,8 @@ impl Plan {
 
 impl Ways {
     /// Those of a plan, for accesses inside operations.
-    pub(crate) fn new(plan: Plan, operations: Operations) -> Self {
-        Self { plan, operations, cache: Mutex::new(None), links: LinkTable::default() }
+    pub(crate) fn new(plan: Plan, operations: Operations, party: Arc<Party>) -> Self {
+        Self { plan, operations, party, cache: Mutex::new(None), links: LinkTable::default() }
     }
 
     /// How daemons are asked, on the message path.
@@ -91,21 +95,59 @@ impl Ways {
         &self.links
     }
 
-    /// Makes a block's bytes reachable; on the message path, when they are used.
+    /// Checks that the session's way leads to such a block.
     ///
     /// # Errors
     ///
-    /// [`Status::NoMem`] if there is no address space for it, not even for windows. As
-    /// [`Given::into_only`].
-    pub(crate) fn admit(&self, info: &BlockInfo, given: Given) -> Result<Backing, Error> {
-        let fd = given.into_only(info)?;
+    /// As [`one_copy`], on the message path.
+    pub(crate) fn leads_to(&self, info: &BlockInfo) -> Result<(), Error> {
+        if self.plan.route.is_some() { one_copy(info) } else { Ok(()) }
+    }
+
+    /// Makes a block's bytes reachable; on the message path, when they are used. `base` is the DMCE
+    /// address of its first cell.
+    ///
+    /// # Errors
+    ///
+    /// [`Unreached`].
+    pub(crate) fn admit(
+        &self,
+        info: &BlockInfo,
+        given: Given,
+        base: u64,
+    ) -> Result<Backing, Unreached> {
+        if info.lost {
+            return Ok(Backing::Lost);
+        }
+        self.leads_to(info)?;
         if self.plan.route.is_some() {
             return Ok(Backing::Absent);
         }
         let protection = if info.writable { Protection::ReadWrite } else { Protection::Read };
+        let (copies, locks) = given.into_parts(info);
+        let way = |fd| self.way(info, fd, protection);
+        let Some(locks) = locks else {
+            let only = copies.into_iter().next().map(way).transpose()?;
+            return Ok(only.map_or(Backing::Lost, |way| match way {
+                Way::Mapped(mapped) => Backing::Mapped(mapped),
+                Way::Windowed(windowed) => Backing::Windowed(windowed),
+            }));
+        };
+        let size = Size { committed: info.committed, bytes_max: info.bytes_max };
+        let who = (info.block, info.guid, info.epoch);
+        let locks = LockTable::map(locks.as_fd(), who, size, protection)?;
+        let identity = Identity { block: info.block, epoch: info.epoch, base };
+        let copies = info.good().zip(copies);
+        let copies = copies.map(|(daemon, fd)| Ok(Copy { daemon, way: way(fd)? }));
+        let copies = copies.collect::<Result<Vec<Copy>, Error>>()?;
+        Ok(Backing::Copied(CopiedBlock::new(identity, copies, locks, Arc::clone(&self.party))))
+    }
+
+    /// How an object's bytes are reached.
+    fn way(&self, info: &BlockInfo, fd: OwnedFd, protection: Protection) -> Result<Way, Error> {
         if self.plan.maps_whole {
             match MappedBlock::new(fd.as_fd(), info.bytes_max, protection) {
-                Ok(mapped) => return Ok(Backing::Mapped(mapped)),
+                Ok(mapped) => return Ok(Way::Mapped(mapped)),
                 Err(MapError::AddressSpace { bytes }) => {
                     tracing::info!(block = %info.block, bytes, "no room to map it whole");
                 }
@@ -114,7 +156,7 @@ impl Ways {
         }
         let cache = self.cache()?;
         let windowed = WindowedBlock::new(cache, fd, info.bytes_max, protection);
-        windowed.map(Backing::Windowed).map_err(|error| of_map(&error))
+        windowed.map(Way::Windowed).map_err(|error| of_map(&error))
     }
 
     /// Gives address space up that the application needs for a mapping. False if there is none to
@@ -146,6 +188,31 @@ impl Ways {
         let cache = Arc::new(cache.map_err(|error| of_map(&error))?);
         *made = Some(Arc::clone(&cache));
         Ok(cache)
+    }
+}
+
+/// Why a block's bytes cannot be reached.
+#[derive(Debug)]
+pub(crate) enum Unreached {
+    /// Its lock table is not what it should be: who made it can mend that.
+    Harmed(TableFault),
+    /// [`Status::NoMem`] if there is no address space for it, not even for windows; as
+    /// [`Ways::leads_to`].
+    Failed(Error),
+}
+
+impl From<Error> for Unreached {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<TableFault> for Unreached {
+    fn from(fault: TableFault) -> Self {
+        match fault {
+            TableFault::Map(error) => Self::Failed(of_map(&error)),
+            fault => Self::Harmed(fault),
+        }
     }
 }
 

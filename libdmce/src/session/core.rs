@@ -21,13 +21,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use dmce_abi::block::BlockId;
-use dmce_abi::wire::client::{
-    Abandon, BlockInfo, Changes, ClientReply, ClientRequest, Fetch, Policy, Ready,
-};
+use dmce_abi::wire::client::{Abandon, Changes, ClientReply, ClientRequest, Policy, Ready};
 use dmce_abi::{AddrLayout, DmceAddr, Status};
 use dmce_shm::session::map::SessionMap;
 use dmce_shm::slot::Operation;
-use dmce_sys::clock::monotonic_ms;
 use dmce_sys::map::WipeOnForkPage;
 
 use super::bell::Bell;
@@ -38,7 +35,7 @@ use super::mapping::{Pinned, Told};
 use super::openings::OpenRegions;
 use super::service::{Chores, Service};
 use crate::alloc::{Allocator, Key};
-use crate::block::{Backing, Block, Obstacle, check_info};
+use crate::block::{Backing, Block, Obstacle};
 use crate::connection::{Answer, Deadline};
 use crate::doors::Doors;
 use crate::error::Error;
@@ -46,7 +43,6 @@ use crate::events::Events;
 use crate::operations::Operations;
 use crate::options::Options;
 use crate::reach::Trouble;
-use crate::reach::given::Given;
 use crate::reach::ways::Ways;
 use crate::slots::{SHARED_SLOT, Slots};
 use crate::table::{Retired, Table};
@@ -130,6 +126,8 @@ pub(crate) struct Core {
     pub(super) key: AtomicUsize,
     /// Set by close, and when the broker has ended the session.
     pub(super) closed: AtomicBool,
+    /// Set when the session ended over a write: the broker is to be told.
+    pub(super) given_up: AtomicBool,
     /// Set by close alone.
     pub(super) torn_down: AtomicBool,
 }
@@ -207,6 +205,7 @@ impl Core {
         if self.is_closed() {
             // Who is told so is not let in any more, also before `shut` has come to its gate.
             thread::shut(self.key());
+            self.leave();
             return Err(Error::closed());
         }
         Ok(())
@@ -364,135 +363,14 @@ impl Core {
                 Ok(())
             }
             Obstacle::Trouble(Trouble::Refused(Status::Closed)) => Err(Error::closed()),
+            Obstacle::Trouble(Trouble::Abandoned) => {
+                self.leave();
+                Err(Error::new(Status::Closed, format!("block {id}: {}", Trouble::Abandoned)))
+            }
             Obstacle::Trouble(trouble) => {
                 Err(Error::new(trouble.status(), format!("block {id}: {trouble}")))
             }
         }
-    }
-
-    /// Fetches a block whose bytes are not here.
-    ///
-    /// # Errors
-    ///
-    /// As [`Core::ask`]; [`Status::Address`] if the session has it no more; [`Status::NoMem`].
-    pub(crate) fn fetch(&self, id: BlockId) -> Result<(), Error> {
-        if let Some(route) = self.ways.route() {
-            return self.fetch_way(id, route);
-        }
-        let _turn = self.changing.take(self.deadline()).ok_or_else(busy)?;
-        let Some(absent) = self.table.find(id) else { return Err(unknown(id)) };
-        if !matches!(absent.backing, Backing::Absent) {
-            return Ok(());
-        }
-        self.limit_descriptors();
-        let fetch = Fetch { block: id, writable: absent.writable };
-        let (reply, fds) = match self.ask(&ClientRequest::Fetch(fetch)) {
-            Err(error) if error.status() == Status::Address => {
-                self.retire(self.table.remove_same(&absent));
-                return Err(error);
-            }
-            Err(error) if error.status() == Status::Denied && self.fetch_to_read(&absent) => {
-                return Ok(());
-            }
-            answer => answer?,
-        };
-        let ClientReply::Fetched(info) = reply else {
-            return Err(Error::unexpected_reply("Fetch"));
-        };
-        check_info(&info, self.layout, self.ready.block_ids)?;
-        let given = Given::of(&info, fds)?;
-        self.put_fetched(&absent, &info, || self.ways.admit(&info, given))
-    }
-
-    /// Takes in what came along with another answer, if the block is still to be fetched. What
-    /// fails here is told by the access that needs it.
-    pub(super) fn take_fetched(&self, info: &BlockInfo, given: Given) {
-        let Some(_turn) = self.changing.take(self.deadline()) else { return };
-        let absent = self.table.find(info.block);
-        let is_wanted = |absent: &Arc<Block>| {
-            matches!(absent.backing, Backing::Absent) && absent.writable == info.writable
-        };
-        if let Some(absent) = absent.filter(is_wanted) {
-            self.limit_descriptors();
-            if let Err(error) = self.put_fetched(&absent, info, || self.ways.admit(info, given)) {
-                tracing::debug!(block = %info.block, %error, "to be fetched again");
-            }
-        }
-    }
-
-    /// Puts a block in the place of the absent one, whose info was checked.
-    pub(super) fn put_fetched(
-        &self,
-        absent: &Arc<Block>,
-        info: &BlockInfo,
-        admit: impl FnOnce() -> Result<Backing, Error>,
-    ) -> Result<(), Error> {
-        let id = absent.id;
-        let is_other = absent.guid.is_some_and(|guid| guid != info.guid);
-        let span = (info.span_first, info.span_count);
-        if is_other || info.block != id || span != (absent.span.first, absent.span.count) {
-            // The id is another block's by now: the one that was known is gone.
-            self.retire(self.table.remove_same(absent));
-            return Err(unknown(id));
-        }
-        let backing = if info.lost { Backing::Lost } else { admit()? };
-        if info.lost {
-            self.allocator().freeze(id, monotonic_ms());
-        }
-        let block = Block::of_info(info, backing).ending_at(absent.bytes_max);
-        // What an earlier answer committed stays committed.
-        block.grow(absent.committed());
-        let retired = self.table.replace(absent, block).unwrap_or_default();
-        // The absent one holds nothing that anybody waits for.
-        self.retire(self.table.keep(retired));
-        self.note_holder(id);
-        Ok(())
-    }
-
-    /// Calls a block lost whose bytes could not be reached, and has the broker look at it.
-    fn take_damaged(&self, id: BlockId) {
-        let Some(block) = self.table.find(id) else { return };
-        if matches!(block.backing, Backing::Absent | Backing::Lost) {
-            return;
-        }
-        let lost = block.without_bytes(Backing::Lost);
-        let Some(retired) = self.table.replace(&block, lost) else { return };
-        drop(block);
-        tracing::warn!(block = %id, "bytes of a block are gone");
-        self.retire(retired);
-        self.allocator().freeze(id, monotonic_ms());
-        self.chores().damaged.push(id);
-        self.link.wake();
-    }
-
-    /// Gives descriptors back where blocks behind windows hold as many as they may, those first
-    /// that were not used of late.
-    pub(super) fn limit_descriptors(&self) {
-        let open_files = dmce_sys::limits::open_files().unwrap_or(u64::MAX);
-        let limit = usize::try_from(open_files / 2).unwrap_or(usize::MAX);
-        let take_touched = |block: &Block| match &block.backing {
-            Backing::Windowed(windowed) => windowed.take_touched(),
-            _ => false,
-        };
-        let idle = self.holders().make_room(limit, take_touched);
-        let mut retired = Retired::default();
-        for block in idle {
-            let absent = block.without_bytes(Backing::Absent);
-            retired.extend(self.table.replace(&block, absent).unwrap_or_default());
-        }
-        self.retire(retired);
-    }
-
-    /// Counts a block that is new in the table, if it holds a descriptor.
-    pub(super) fn note_holder(&self, id: BlockId) {
-        let block = self.table.find(id);
-        if let Some(block) = block.filter(|block| matches!(block.backing, Backing::Windowed(_))) {
-            self.holders().add(&block);
-        }
-    }
-
-    fn holders(&self) -> MutexGuard<'_, Holders<Block>> {
-        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is allocated.

@@ -207,7 +207,7 @@ impl Core {
         let pointer = match &block.backing {
             _ if !fits => return Ok(None),
             Backing::Mapped(mapped) => mapped.pointer(cell),
-            Backing::Windowed(_) => return Ok(None),
+            Backing::Windowed(_) | Backing::Copied(_) => return Ok(None),
             Backing::Asked(_) => return Err(not_mapped().into()),
             Backing::Absent => return Err(Hindrance::Met(block.id, Obstacle::Absent)),
             Backing::Lost => return Err(Hindrance::Met(block.id, Obstacle::Lost)),
@@ -323,7 +323,7 @@ impl Core {
                 return Ok((guid, fd));
             }
             Backing::Asked(_) => return Err(not_mapped().into()),
-            Backing::Mapped(_) => {}
+            Backing::Mapped(_) | Backing::Copied(_) => {}
         }
         let fetch = Fetch { block: id, writable };
         match self.ask(&ClientRequest::Fetch(fetch))? {
@@ -335,7 +335,7 @@ impl Core {
             (ClientReply::Fetched(info), _) if info.lost => Err(Hindrance::Met(id, Obstacle::Lost)),
             (ClientReply::Fetched(info), fds) => {
                 check_info(&info, self.layout, self.ready.block_ids)?;
-                Ok((guid, Given::of(&info, fds)?.into_only(&info)?))
+                Ok((guid, Given::of(&info, fds)?.into_primary()?))
             }
             _ => Err(Error::unexpected_reply("Fetch").into()),
         }

@@ -28,10 +28,11 @@ use super::core::{Core, busy};
 use super::patience::{Patience, Terms};
 use super::service::can_be_later;
 use crate::alloc::{Found, Grown, Growth, Kind, Place, Shape, SpanAllocation, Taken, Usage};
-use crate::block::{Block, SpanIds, check_info};
+use crate::block::{Backing, Block, SpanIds, check_info};
 use crate::error::Error;
 use crate::options::AllocOptions;
 use crate::reach::given::Given;
+use crate::reach::ways::Unreached;
 use crate::table::Retired;
 
 /// Blocks of a span that are fetched when it is granted or opened; the others at their first use.
@@ -449,10 +450,12 @@ impl Core {
         let info = granted.first;
         let span = SpanIds { first: info.span_first, count: info.span_count };
         self.limit_descriptors();
-        let backing = match self.ways.admit(&info, given) {
+        let addr = self.join(info.block, 0)?.to_raw();
+        let backing = match self.ways.admit(&info, given, addr) {
             Ok(backing) => backing,
-            Err(error) => {
-                let addr = self.join(info.block, 0)?.to_raw();
+            // Its first use has that seen to.
+            Err(Unreached::Harmed(_)) => Backing::Absent,
+            Err(Unreached::Failed(error)) => {
                 self.delete(Delete { addr, guid: info.guid });
                 return Err(error);
             }

@@ -97,7 +97,8 @@ impl Core {
                 continue;
             };
             let asked = AskedBlock::new(id, info.guid, carrier, self.timeout_ms);
-            return self.put_fetched(&absent, &info, || Ok(Backing::Asked(asked)));
+            let backing = if info.lost { Backing::Lost } else { Backing::Asked(asked) };
+            return self.put_fetched(&absent, &info, backing);
         }
     }
 

@@ -9,10 +9,12 @@
 //!           -- region_* ......... region   -+   service: what nobody calls for
 //! ```
 
+mod arbiter;
 mod atomic;
 mod bell;
 mod core;
 mod data;
+mod fetching;
 mod holders;
 mod limit;
 mod link;

@@ -9,7 +9,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::Duration;
 
 use dmce_abi::limits::{BLOCK_IDS_MAX, COPIES_MAX, PAGE_BYTES, SESSION_NAME_BYTES_MAX};
 use dmce_abi::version::SEGMENT_VERSION;
@@ -22,6 +23,7 @@ use dmce_sys::fault;
 use dmce_sys::map::WipeOnForkPage;
 use std::os::fd::AsFd;
 
+use super::arbiter::AskBroker;
 use super::bell::Bell;
 use super::core::Core;
 use super::link::{Descriptors, Link, Wires};
@@ -34,6 +36,7 @@ use crate::events::Events;
 use crate::locate::{self, Found};
 use crate::operations::Operations;
 use crate::options::Options;
+use crate::reach::copied::Party;
 use crate::reach::ways::{Plan, Ways, of_map};
 use crate::slots::Slots;
 use crate::table::Table;
@@ -102,7 +105,7 @@ struct Parts {
     check: bool,
     layout: AddrLayout,
     ready: Ready,
-    ways: Ways,
+    plan: Plan,
     map: Arc<SessionMap>,
     operations: Operations,
     fork: WipeOnForkPage,
@@ -116,24 +119,24 @@ fn assemble(
 ) -> Parts {
     let map = Arc::new(map);
     let operations = Operations::new(Arc::clone(&map), fence);
-    let ways = Ways::new(plan, operations.clone());
-    Parts { check, layout, ready, ways, map, operations, fork }
+    Parts { check, layout, ready, plan, map, operations, fork }
 }
 
 fn finish(options: &Options, link: Link, parts: Parts) -> Result<Arc<Core>, Error> {
-    let Parts { check, layout, ready, ways, map, operations, fork } = parts;
+    let Parts { check, layout, ready, plan, map, operations, fork } = parts;
     let (block_ids, fence) = (ready.block_ids, operations.fence());
     let slots = Slots::new();
-    let core = Arc::new(Core {
+    let timeout_ms = options.timeout_ms();
+    let accessor = party_of(&ready, timeout_ms, (&map, &slots));
+    let core = Arc::new_cyclic(|core| Core {
         doors: Doors::new(map.look().fence),
         layout,
         cell_bits: layout.cell_bits(),
-        timeout_ms: options.timeout_ms(),
+        timeout_ms,
         verify: options.verify,
         check,
         table: Table::new(ready.block_ids),
-        ready,
-        ways,
+        ways: Ways::new(plan, operations.clone(), Arc::new(accessor(core))),
         map,
         operations,
         allocator: Allocator::new(block_ids, layout.cell_bits(), fence),
@@ -156,7 +159,9 @@ fn finish(options: &Options, link: Link, parts: Parts) -> Result<Arc<Core>, Erro
         fork,
         key: AtomicUsize::new(slots.own_key()),
         slots,
+        ready,
         closed: AtomicBool::new(false),
+        given_up: AtomicBool::new(false),
         torn_down: AtomicBool::new(false),
     });
     if !options.no_thread
@@ -167,6 +172,20 @@ fn finish(options: &Options, link: Link, parts: Parts) -> Result<Arc<Core>, Erro
     }
     tracing::debug!(session = %core.ready.session, instance = %core.ready.instance, "open");
     Ok(core)
+}
+
+/// Who accesses blocks with copies, for a session that is yet to be.
+fn party_of(
+    ready: &Ready,
+    timeout_ms: u32,
+    (map, slots): (&Arc<SessionMap>, &Slots),
+) -> impl FnOnce(&Weak<Core>) -> Party + use<> {
+    let (session, timeout) = (ready.session, Duration::from_millis(timeout_ms.into()));
+    let (map, slots) = (Arc::clone(map), slots.clone());
+    move |core| {
+        let arbiter = Arc::new(AskBroker { core: Weak::clone(core) });
+        Party { map, slots, session, timeout, arbiter }
+    }
 }
 
 fn check_options(options: &Options) -> Result<(), Error> {

@@ -30,7 +30,7 @@ use crate::block::check_info;
 use crate::connection::Deadline;
 use crate::error::Error;
 use crate::options::{Mirror, Prot, RegionOptions};
-use crate::reach::given::{Given, one_copy};
+use crate::reach::given::Given;
 use crate::stat::RegionInfo;
 
 /// How long a delete waits before it is asked again: so long at first, and twice as long each time.
@@ -324,7 +324,7 @@ impl Core {
         let checked = self.check_opened(&opened);
         let given = checked.and_then(|()| Given::of(&opened.first, fds));
         let taken = given.and_then(|given| {
-            one_copy(&opened.first)?;
+            self.ways.leads_to(&opened.first)?;
             Ok((given, self.take_in(&opened, opening, write)?))
         });
         let (given, is_over) = match taken {

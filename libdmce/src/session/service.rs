@@ -136,6 +136,7 @@ impl Core {
             tracing::debug!(error = %error, "the broker is away");
         }
         if self.is_closed() {
+            self.leave();
             // Nothing is left to do but to end. Who waits for news is to see that.
             self.events.note_rung();
             return None;
@@ -269,11 +270,17 @@ impl Core {
         }
     }
 
-    /// The broker looks at a block that was called lost: it is to be fetched again.
+    /// The broker looks at a block that was called lost, or has a copy that could not be read: it
+    /// is to be fetched again.
     fn expect_word_of(&self, id: BlockId) {
         let Some(_turn) = self.changing.take(self.deadline()) else { return };
         let Some(block) = self.table.find(id) else { return };
-        if matches!(block.backing, Backing::Lost) {
+        let is_to_be_fetched = match &block.backing {
+            Backing::Lost => true,
+            Backing::Copied(copied) => copied.is_damaged(),
+            _ => false,
+        };
+        if is_to_be_fetched {
             let absent = block.without_bytes(Backing::Absent);
             self.retire(self.table.replace(&block, absent).unwrap_or_default());
         }
@@ -359,6 +366,7 @@ impl Core {
         if broker_knows {
             self.link.disconnect(self.deadline());
         }
+        self.leave();
         self.drop_pins();
         let mut retired = crate::table::Retired::default();
         for block in self.table.all() {

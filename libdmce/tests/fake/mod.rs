@@ -20,6 +20,7 @@ use dmce_abi::wire::client::{Attach, Delete, Malloc, Map, OpeningId, RegionName}
 use dmce_shm::Fence;
 use dmce_shm::session::SessionIdentity;
 use dmce_shm::session::object::SessionObject;
+use dmce_shm::table::{LockTableHeader, TableIdentity, table_bytes};
 use dmce_sys::object::{self, DEFAULT_DIR, ObjectDir};
 use dmce_sys::poll::EventFd;
 use libdmce::{Options, Session, Status};
@@ -71,8 +72,10 @@ pub struct State {
     pub holds: Option<&'static str>,
     /// The daemons do not answer: no region can be deleted. Whether the deletion has begun.
     pub postpones_begun: Option<bool>,
-    /// Copies of what is made; all of them, and the lock table, are one object.
+    /// Copies of what is made.
     pub copies: u32,
+    /// What is found when a client calls a block with copies damaged.
+    pub finds: Finds,
     /// Raises the generation at every Fetch, and does not answer what is asked about it.
     pub moves_at_fetch: bool,
     held: Option<Held>,
@@ -97,7 +100,33 @@ pub struct FakeBlock {
     pub first: u32,
     pub count: u32,
     pub lost: bool,
-    pub copies: u32,
+    /// The daemons of its good copies.
+    pub good: Vec<u32>,
+    /// The other copies, of daemons 2 and 3.
+    pub others: Vec<OwnedFd>,
+    /// If there are any, or were.
+    pub locks: Option<OwnedFd>,
+    pub epoch: u64,
+}
+
+/// What a look at a block with copies finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finds {
+    /// Nothing is wrong.
+    AllGood,
+    /// All good copies are as long as they should be: somebody has seen to it.
+    Mended,
+    /// The copy of this daemon is gone.
+    Gone(u32),
+    /// The lock table has to be made anew.
+    HarmedTable,
+}
+
+impl FakeBlock {
+    /// The object of a daemon's copy.
+    pub fn copy(&self, daemon: u32) -> &OwnedFd {
+        if daemon == 1 { &self.fd } else { &self.others[daemon as usize - 2] }
+    }
 }
 
 struct FakeSession {
@@ -132,6 +161,7 @@ impl Fake {
             holds: None,
             postpones_begun: None,
             copies: 1,
+            finds: Finds::AllGood,
             moves_at_fetch: false,
             held: None,
             next_block: 1,
@@ -214,6 +244,19 @@ impl Fake {
         found
     }
 
+    /// The bytes of a daemon's copy.
+    pub fn copy_of(&self, block: u32, daemon: u32, offset: u64, bytes: usize) -> Vec<u8> {
+        let mut found = vec![0; bytes];
+        let state = self.state();
+        object::read_at(state.blocks[&block].copy(daemon).as_fd(), &mut found, offset).unwrap();
+        found
+    }
+
+    /// Cuts a daemon's copy short under its readers.
+    pub fn truncate_copy(&self, block: u32, daemon: u32) {
+        object::truncate(self.state().blocks[&block].copy(daemon).as_fd(), 0).unwrap();
+    }
+
     /// Cuts a block's object short under its readers.
     pub fn truncate(&self, block: u32, bytes: u64) {
         object::truncate(self.state().blocks[&block].fd.as_fd(), bytes).unwrap();
@@ -259,6 +302,52 @@ impl State {
         self.dir.unlink(&name).unwrap();
         object::commit(fd.as_fd(), 0, bytes).unwrap();
         fd
+    }
+
+    /// A lock table for a block of so many bytes.
+    fn table(&self, block: u32, (guid, epoch): (Guid, u64), bytes: u64) -> OwnedFd {
+        let fd = self.object(table_bytes(bytes));
+        let block = BlockId::try_from(block).unwrap();
+        LockTableHeader::new(TableIdentity { block, guid, epoch }).write(fd.as_fd()).unwrap();
+        fd
+    }
+
+    /// Looks at a block that a client called damaged.
+    fn look_at(&mut self, id: u32) {
+        let finds = self.finds;
+        let block = self.blocks.get_mut(&id).unwrap();
+        let Some(locks) = &block.locks else {
+            block.lost = true;
+            return;
+        };
+        match finds {
+            Finds::AllGood => return,
+            Finds::Mended => {
+                for daemon in &block.good {
+                    object::commit(block.copy(*daemon).as_fd(), 0, block.committed).unwrap();
+                }
+                return;
+            }
+            Finds::Gone(daemon) => {
+                let before = block.good.len();
+                block.good.retain(|good| *good != daemon);
+                if block.good.len() == before {
+                    return;
+                }
+                block.lost = block.good.is_empty();
+                block.epoch += 1;
+            }
+            Finds::HarmedTable => {
+                if object::end(locks.as_fd()).unwrap() > 0 {
+                    return;
+                }
+                block.epoch += 1;
+                let (who, bytes) = ((block.guid, block.epoch), block.bytes_max);
+                let made = self.table(id, who, bytes);
+                self.blocks.get_mut(&id).unwrap().locks = Some(made);
+            }
+        }
+        self.publish(&[id]);
     }
 
     fn committed(&self) -> u64 {

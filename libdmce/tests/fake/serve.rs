@@ -122,7 +122,9 @@ fn answer(state: &mut State, request: &ClientRequest) -> Answer {
                 return refuse(Status::NoSpace);
             }
             let block = state.block(grow.block)?;
-            dmce_sys::object::commit(block.fd.as_fd(), 0, grow.committed).unwrap();
+            for object in [&block.fd].into_iter().chain(&block.others) {
+                dmce_sys::object::commit(object.as_fd(), 0, grow.committed).unwrap();
+            }
             block.committed = grow.committed;
             Ok((ClientReply::Grown { committed: grow.committed }, Vec::new()))
         }
@@ -161,7 +163,8 @@ fn answer(state: &mut State, request: &ClientRequest) -> Answer {
         }
         ClientRequest::Damaged(block) => {
             state.damaged.push(*block);
-            state.block(*block)?.lost = true;
+            state.block(*block)?;
+            state.look_at(block.get());
             done()
         }
         ClientRequest::RegionClose(opening) => {
@@ -284,9 +287,6 @@ impl State {
 
     fn malloc(&mut self, malloc: Malloc) -> Answer {
         self.mallocs.push(malloc);
-        if malloc.copies > 1 {
-            return refuse(Status::Unsupported);
-        }
         let first = match self.tickets.get(&malloc.ticket) {
             Some(&first) => first,
             None => self.make(malloc.kind)?,
@@ -316,10 +316,20 @@ impl State {
                 MallocKind::Heap { .. } => (bytes, BLOCK_BYTES),
                 MallocKind::Span { .. } => (rest.min(BLOCK_BYTES), rest.min(BLOCK_BYTES)),
             };
-            let fd = self.object(committed);
-            let bytes_max = most;
-            let (copies, lost) = (self.copies, false);
-            let block = FakeBlock { fd, guid, committed, bytes_max, first, count, lost, copies };
+            let epoch = 1;
+            let block = FakeBlock {
+                fd: self.object(committed),
+                guid,
+                committed,
+                bytes_max: most,
+                first,
+                count,
+                lost: false,
+                good: (1..=self.copies).collect(),
+                others: (1..self.copies).map(|_| self.object(committed)).collect(),
+                locks: (self.copies > 1).then(|| self.table(first + place, (guid, epoch), most)),
+                epoch,
+            };
             self.blocks.insert(first + place, block);
         }
         Ok(first)
@@ -327,11 +337,11 @@ impl State {
 
     fn info(&self, id: u32, writable: bool) -> BlockInfo {
         let block = &self.blocks[&id];
-        let is_good = |id| id <= block.copies && !block.lost;
+        let daemon = |place| DaemonId::try_from(*block.good.get(place)?).ok();
         BlockInfo {
             block: BlockId::try_from(id).unwrap(),
             guid: block.guid,
-            epoch: 1,
+            epoch: block.epoch,
             committed: block.committed,
             bytes_max: block.bytes_max,
             span_first: BlockId::try_from(block.first).unwrap(),
@@ -339,8 +349,8 @@ impl State {
             page_size: 4096,
             writable,
             lost: block.lost,
-            copies: [1, 2, 3].map(|id| DaemonId::try_from(id).ok().filter(|_| is_good(id))),
-            has_locks: block.copies > 1 && !block.lost,
+            copies: std::array::from_fn(|place| daemon(place).filter(|_| !block.lost)),
+            has_locks: block.locks.is_some() && !block.lost,
         }
     }
 
@@ -351,8 +361,12 @@ impl State {
 
     /// What comes with the description of a block.
     fn copies_of(&self, id: u32) -> Vec<OwnedFd> {
-        let count = self.info(id, true).descriptors();
-        (0..count).map(|_| self.blocks[&id].fd.try_clone().unwrap()).collect()
+        let block = &self.blocks[&id];
+        if block.lost {
+            return Vec::new();
+        }
+        let copies = block.good.iter().map(|daemon| block.copy(*daemon));
+        copies.chain(&block.locks).map(|fd| fd.try_clone().unwrap()).collect()
     }
 }
 

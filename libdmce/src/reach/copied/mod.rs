@@ -43,7 +43,7 @@ mod tests;
 mod write;
 
 pub(crate) use copy::{Copy, Way};
-pub(crate) use table::{LockTable, Size};
+pub(crate) use table::{LockTable, Size, TableFault};
 use write::Content;
 
 /// The most copies that a block has.
@@ -57,7 +57,7 @@ const LOOKS: u32 = 64;
 #[derive(Debug)]
 pub(crate) struct Party {
     pub map: Arc<SessionMap>,
-    pub slots: Arc<Slots>,
+    pub slots: Slots,
     pub session: SessionId,
     /// How long who wants a page waits for its holder.
     pub timeout: Duration,
@@ -147,6 +147,22 @@ impl CopiedBlock {
     ) -> Self {
         assert!((1..=COPIES_MAX).contains(&copies.len()), "{} copies", copies.len());
         Self { identity, copies, locks, party, damaged: AtomicU8::new(0) }
+    }
+
+    /// How many descriptors it keeps.
+    pub(crate) fn descriptors(&self) -> usize {
+        self.copies.iter().filter(|copy| matches!(copy.way, Way::Windowed(_))).count()
+    }
+
+    /// Whether one of those was used since the last call.
+    pub(crate) fn take_touched(&self) -> bool {
+        let mut ways = self.copies.iter().map(|copy| &copy.way);
+        ways.any(|way| matches!(way, Way::Windowed(windowed) if windowed.take_touched()))
+    }
+
+    /// Whether a copy could not be read.
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.damaged.load(Relaxed) != 0
     }
 
     /// The pages' words that a piece of one batch lies in.

@@ -16,6 +16,8 @@ use crate::reach::{Piece, Trouble, store};
 /// Up to so many bytes that are overwritten are saved although there are other copies: those and
 /// the writer may be lost together.
 const SAVED_BYTES: usize = 256;
+/// How often a copy may be called good that cannot be reached, in one batch.
+const GOOD_MAX: u32 = 3;
 
 /// What is written.
 #[derive(Clone, Copy, Debug)]
@@ -91,6 +93,8 @@ pub(super) struct Stores<'a> {
     slot: u8,
     /// The copy that could not be reached last.
     failed: usize,
+    /// How often one was called good.
+    good: u32,
 }
 
 impl CopiedBlock {
@@ -108,6 +112,7 @@ impl CopiedBlock {
             first: 0,
             slot,
             failed: 0,
+            good: 0,
         };
         let (mut done, until) = (0, piece.cell + piece.bytes as u64);
         while done < piece.bytes {
@@ -116,6 +121,7 @@ impl CopiedBlock {
             let bytes = usize::try_from(batch.bytes).expect("a batch is a part of the piece");
             stores.piece = piece.part(done, bytes);
             stores.content = content.after(done);
+            stores.good = 0;
             match writer.write(batch, &mut stores) {
                 Ok(()) => done += bytes,
                 Err(error) => return Err(self.end_of_write(&stores, error)),
@@ -278,8 +284,11 @@ impl Copies for Stores<'_> {
             return Verdict::Undecided(trouble);
         }
         match self.block.party.arbiter.judge(self.block.damage_of(self.failed)) {
-            Judgement::Good => Verdict::Again,
-            Judgement::Unknown => Verdict::Undecided(trouble),
+            Judgement::Good if self.good < GOOD_MAX => {
+                self.good += 1;
+                Verdict::Again
+            }
+            Judgement::Good | Judgement::Unknown => Verdict::Undecided(trouble),
             Judgement::Dropped => {
                 self.targets.bits &= !(1 << self.failed);
                 if self.targets.bits == 0 { Verdict::Over(trouble) } else { Verdict::Without }

@@ -1,0 +1,118 @@
+//! What becomes of copies that cannot be reached: the broker is asked, from within operations.
+//!
+//! ```text
+//!   read:   reported, by a chore; the next copy is read
+//!   write:  Damaged, then Fetch: who is named?  -- the copy ----> it is there, or will be
+//!                      |                        -- others -----> good no more
+//!                      | no answer in time
+//!                      v
+//!           the session is over: shut, and left when no lock of its own is held any more
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. Nothing here waits for operations to be over, nor for who does: the turn of the link is
+//!    taken, and no other.
+//! 2. A session that has given up begins no operation, and the broker learns of its end.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+
+use dmce_abi::Status;
+use dmce_abi::block::{BlockId, DaemonId};
+use dmce_abi::wire::client::{ClientReply, ClientRequest, Fetch};
+
+use super::core::Core;
+use super::link::LinkError;
+use crate::connection::Deadline;
+use crate::reach::copied::{Arbiter, Damage, Judgement};
+
+/// Asks the broker of a session, as long as that is there.
+#[derive(Debug)]
+pub(super) struct AskBroker {
+    pub core: Weak<Core>,
+}
+
+impl AskBroker {
+    /// Who accesses a block of the session has it.
+    fn core(&self) -> Option<Arc<Core>> {
+        self.core.upgrade()
+    }
+}
+
+impl Arbiter for AskBroker {
+    fn report(&self, damage: Damage) {
+        let Damage { block, epoch, daemon } = damage;
+        tracing::warn!(%block, epoch, %daemon, "a copy cannot be read");
+        if let Some(core) = self.core() {
+            core.report(block);
+        }
+    }
+
+    fn judge(&self, damage: Damage) -> Judgement {
+        let Damage { block, epoch, daemon } = damage;
+        tracing::warn!(%block, epoch, %daemon, "a copy cannot be written");
+        let judged = self.core().and_then(|core| core.judge(damage));
+        judged.unwrap_or(Judgement::Unknown)
+    }
+
+    fn give_up(&self, damage: Damage) {
+        let Damage { block, epoch, daemon } = damage;
+        tracing::error!(%block, epoch, %daemon, "a write has ended between two copies");
+        if let Some(core) = self.core() {
+            core.given_up.store(true, Ordering::SeqCst);
+            core.shut();
+            core.link.wake();
+        }
+    }
+}
+
+/// Who has good copies of a block.
+enum Named {
+    Copies([Option<DaemonId>; 3]),
+    /// It is no block of this session any more.
+    Nobody,
+}
+
+impl Core {
+    fn judge(&self, damage: Damage) -> Option<Judgement> {
+        let deadline = self.deadline();
+        match self.link.ask(&ClientRequest::Damaged(damage.block), deadline) {
+            Ok(_) => {}
+            Err(LinkError::Refused(error)) if error.status() == Status::Address => {
+                return Some(Judgement::Dropped);
+            }
+            Err(_) => return None,
+        }
+        // The right to write it may have gone since this write began.
+        let mut asked = [true, false].into_iter();
+        let named = asked.find_map(|writable| self.ask_who(damage.block, writable, deadline))?;
+        Some(match named {
+            Named::Copies(daemons) if daemons.contains(&Some(damage.daemon)) => Judgement::Good,
+            Named::Copies(_) | Named::Nobody => Judgement::Dropped,
+        })
+    }
+
+    /// Whose copies of a block are good. The broker answers when that is decided.
+    fn ask_who(&self, block: BlockId, writable: bool, deadline: Deadline) -> Option<Named> {
+        match self.link.ask(&ClientRequest::Fetch(Fetch { block, writable }), deadline) {
+            Ok((ClientReply::Fetched(info), _)) if info.block == block => {
+                Some(Named::Copies(info.copies))
+            }
+            // It was given back, or deleted.
+            Err(LinkError::Refused(error)) if error.status() == Status::Address => {
+                Some(Named::Nobody)
+            }
+            _ => None,
+        }
+    }
+
+    /// Tells the broker, once, that the session is over that has given up. Not from inside an
+    /// operation.
+    pub(super) fn leave(&self) {
+        if self.given_up.swap(false, Ordering::SeqCst) {
+            self.link.disconnect(self.deadline());
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Blocks with copies, as a session sees them: what it does about copies that it cannot reach, and
+//! what the broker's answers make of that.
+
+mod fake;
+
+use fake::{Fake, Finds, status, wait_until};
+use libdmce::{DmceAddr, Options, Prot, RegionOptions, Session, Status};
+
+/// Blocks that are mapped whole, and behind windows; with a service thread, and without.
+fn with_each_kind(options: &Options, mut test: impl FnMut(&mut Fake, &Session)) {
+    for window_budget in [0, 4 << 20] {
+        for no_thread in [false, true] {
+            let mut fake = Fake::start();
+            fake.state().copies = 2;
+            let own = Options {
+                socket: fake.options().socket,
+                window_budget,
+                no_thread,
+                ..options.clone()
+            };
+            let session = Session::open(&own).expect("the broker serves");
+            test(&mut fake, &session);
+        }
+    }
+}
+
+fn patient() -> Options {
+    Options { timeout_ms: 20_000, ..Options::default() }
+}
+
+fn read(session: &Session, at: DmceAddr, bytes: usize) -> Vec<u8> {
+    let mut found = vec![0; bytes];
+    session.read(at, &mut found).expect("it may be read");
+    found
+}
+
+/// An allocation of the first block, and its cell.
+fn allocated(session: &Session, bytes: u64) -> (DmceAddr, u64) {
+    let addr = session.malloc(bytes).expect("there is room");
+    (addr, addr.to_raw() & (fake::BLOCK_BYTES - 1))
+}
+
+#[test]
+fn what_is_written_is_on_all_copies() {
+    for copies in [2, 3] {
+        with_each_kind(&patient(), |fake, session| {
+            fake.state().copies = copies;
+            let (addr, cell) = allocated(session, 10_000);
+            session.write(addr, &[7; 10_000]).unwrap();
+            assert_eq!(session.add64(addr, 1), Ok(0x0707_0707_0707_0707));
+            for daemon in 1..=copies {
+                let found = fake.copy_of(1, daemon, cell, 10_000);
+                assert_eq!((found[0], &found[1..]), (8, &[7; 9_999][..]), "daemon {daemon}");
+            }
+        });
+    }
+}
+
+#[test]
+fn a_copy_that_cannot_be_read_is_reported_and_the_other_is_read() {
+    with_each_kind(&patient(), |fake, session| {
+        let (addr, cell) = allocated(session, 10_000);
+        session.write(addr, &[7; 10_000]).unwrap();
+        fake.state().finds = Finds::Gone(1);
+        fake.truncate_copy(1, 1);
+        assert_eq!(read(session, addr, 10_000), [7; 10_000]);
+        wait_until("it is reported", || {
+            session.poll().unwrap();
+            fake.asked("Damaged") > 0
+        });
+        session.write(addr, &[8; 100]).unwrap();
+        assert_eq!(read(session, addr, 100), [8; 100]);
+        assert_eq!(fake.copy_of(1, 2, cell, 100), [8; 100]);
+        assert_eq!(fake.asked("Damaged"), 1, "once");
+    });
+}
+
+#[test]
+fn a_write_goes_on_without_the_copy_that_is_gone() {
+    for gone in [1, 2] {
+        with_each_kind(&patient(), |fake, session| {
+            const BYTES: usize = 300_000;
+            let [seven, eight, nine] = [7, 8, 9].map(|byte| vec![byte; BYTES]);
+            let (addr, cell) = allocated(session, BYTES as u64);
+            session.write(addr, &seven).unwrap();
+            fake.state().finds = Finds::Gone(gone);
+            fake.truncate_copy(1, gone);
+            session.write(addr, &eight).unwrap();
+            assert!(read(session, addr, BYTES) == eight);
+            assert!(fake.copy_of(1, 3 - gone, cell, BYTES) == eight);
+            session.fill(addr, 9, BYTES as u64).unwrap();
+            assert!(fake.copy_of(1, 3 - gone, cell, BYTES) == nine);
+        });
+    }
+}
+
+#[test]
+fn a_copy_that_is_there_again_is_written_again() {
+    with_each_kind(&patient(), |fake, session| {
+        let (addr, cell) = allocated(session, 5_000);
+        session.write(addr, &[7; 5_000]).unwrap();
+        fake.state().finds = Finds::Mended;
+        fake.truncate_copy(1, 2);
+        session.write(addr, &[8; 5_000]).unwrap();
+        for daemon in [1, 2] {
+            assert_eq!(fake.copy_of(1, daemon, cell, 5_000), [8; 5_000], "daemon {daemon}");
+        }
+    });
+}
+
+#[test]
+fn when_all_copies_are_gone_that_memory_is_lost_and_no_other() {
+    with_each_kind(&patient(), |fake, session| {
+        let (addr, _) = allocated(session, 5_000);
+        session.write(addr, &[7; 5_000]).unwrap();
+        for gone in [1, 2] {
+            fake.state().finds = Finds::Gone(gone);
+            fake.truncate_copy(1, gone);
+            let written = session.write(addr, &[8; 5_000]);
+            assert_eq!(written.is_ok(), gone == 1, "{written:?}");
+        }
+        assert_eq!(status(session.write(addr, &[8; 10])), Status::Lost);
+        let (other, _) = allocated(session, 3 << 20);
+        session.write(other, &[1; 100]).unwrap();
+    });
+}
+
+#[test]
+fn a_write_that_nobody_judges_ends_the_session_and_the_broker_is_told() {
+    let hasty = Options { timeout_ms: 300, ..Options::default() };
+    with_each_kind(&hasty, |fake, session| {
+        let (addr, _) = allocated(session, 5_000);
+        session.write(addr, &[7; 5_000]).unwrap();
+        fake.state().holds = Some("Damaged");
+        fake.truncate_copy(1, 2);
+        assert_eq!(status(session.write(addr, &[8; 5_000])), Status::Closed);
+        assert_eq!(status(session.read(addr, &mut [0; 10])), Status::Closed);
+        wait_until("the broker is told", || fake.asked("Disconnect") == 1);
+        assert_eq!(status(session.malloc(100)), Status::Closed);
+        session.close().unwrap();
+        assert_eq!(fake.asked("Disconnect"), 1, "once");
+    });
+}
+
+/// A broker that calls a copy good which cannot be reached is not asked for ever.
+#[test]
+fn a_copy_that_is_called_good_and_is_not_ends_the_session() {
+    with_each_kind(&patient(), |fake, session| {
+        let (addr, _) = allocated(session, 5_000);
+        session.write(addr, &[7; 5_000]).unwrap();
+        fake.truncate_copy(1, 2);
+        assert_eq!(status(session.write(addr, &[8; 5_000])), Status::Closed);
+        assert!((2..10).contains(&fake.asked("Damaged")));
+    });
+}
+
+#[test]
+fn a_harmed_lock_table_is_made_anew_before_the_block_is_reached() {
+    with_each_kind(&patient(), |fake, session| {
+        fake.state().finds = Finds::HarmedTable;
+        session.region_create("v", "r", 10_000, &RegionOptions::default()).unwrap();
+        {
+            let state = fake.state();
+            let locks = state.blocks[&1].locks.as_ref().unwrap();
+            dmce_sys::object::truncate(std::os::fd::AsFd::as_fd(locks), 0).unwrap();
+        }
+        let region = session.region_open("v", "r", Prot::READ_WRITE).unwrap();
+        region.write(1000, &[7; 5_000], libdmce::Mirror::Both).unwrap();
+        assert_eq!(fake.copy_of(1, 2, 0, 5_000), [7; 5_000]);
+        assert!(fake.asked("Damaged") > 0);
+    });
+}
+
+/// The message path has no way to such blocks yet: what was granted is given back.
+#[test]
+fn the_message_path_refuses_blocks_of_several_copies() {
+    let fake = Fake::start();
+    fake.state().copies = 2;
+    let session = Session::open(&Options { message_path: true, ..fake.options() }).unwrap();
+    assert_eq!(status(session.malloc(100)), Status::Unsupported);
+    wait_until("it is deleted", || !fake.state().deletes.is_empty());
+    session.region_create("v", "r", 4096, &RegionOptions::default()).unwrap();
+    let opened = session.region_open("v", "r", Prot::READ | Prot::WRITE);
+    assert_eq!(opened.map(drop).unwrap_err().status(), Status::Unsupported);
+    wait_until("it is closed", || fake.state().openings.is_empty());
+}
