@@ -23,7 +23,7 @@ const CONFIG: &str = "broker.reattach_ms = 500\nbroker.sense_ms = 100\nbroker.su
                       daemon.pool_objects = 1\n";
 
 /// Does something until it is done: a broker that dies over it may have been asked in vain.
-fn persist<T>(what: &str, mut call: impl FnMut() -> Result<T, Error>) -> T {
+pub(super) fn persist<T>(what: &str, mut call: impl FnMut() -> Result<T, Error>) -> T {
     loop {
         match call() {
             Ok(value) => return value,
@@ -40,7 +40,7 @@ fn check(session: &Session, addr: DmceAddr, byte: u8, bytes: usize) {
 
 /// All that a session asks of servers. No call fails but the opening, which nobody repeats.
 /// It has `blocks` blocks beside its first, each for pages of another size.
-fn work(options: &Options, blocks: u32) {
+pub(super) fn work(options: &Options, blocks: u32) {
     let session = persist("open", || Session::open(options));
     let small = session.malloc(100_000).expect("there is room");
     session.fill(small, 1, 100_000).expect("it is its own");

@@ -8,7 +8,7 @@ use std::fmt::Display;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 
 use dmce_abi::Status;
 pub use dmce_sys::pidfd::Signal;
@@ -97,12 +97,19 @@ impl Client {
         let mut line = String::new();
         let bytes = self.answers.read_line(&mut line).expect("the client answers in text");
         assert_ne!(bytes, 0, "the client ended");
-        let line = line.trim_end();
-        if let Some(rest) = line.strip_prefix("ok") {
-            return Ok(rest.trim_start().to_owned());
-        }
-        let code = line.strip_prefix("err ").and_then(|rest| rest.split(' ').next()?.parse().ok());
-        Err(Status::from_code(code.unwrap_or_else(|| panic!("the client said {line:?}"))))
+        understand(line.trim_end())
+    }
+
+    /// Gives a command and waits for its answer; `None` if the client ended over it.
+    ///
+    /// # Panics
+    ///
+    /// If what it says is no answer.
+    pub fn try_ask(&mut self, command: impl Display) -> Option<Result<String, Status>> {
+        writeln!(self.commands, "{command}").and_then(|()| self.commands.flush()).ok()?;
+        let mut line = String::new();
+        let bytes = self.answers.read_line(&mut line).expect("the client answers in text");
+        (bytes > 0).then(|| understand(line.trim_end()))
     }
 
     /// Gives a command and waits for its answer.
@@ -157,10 +164,29 @@ impl Client {
         words
     }
 
+    /// Waits until it has ended of itself.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be waited for.
+    #[must_use]
+    pub fn end(mut self) -> ExitStatus {
+        self.child.wait().expect("an own child can be waited for")
+    }
+
     /// Kills it (`SIGKILL`) and waits until it is gone.
     pub fn kill(self) {
         drop(self);
     }
+}
+
+/// What an answer says.
+fn understand(line: &str) -> Result<String, Status> {
+    if let Some(rest) = line.strip_prefix("ok") {
+        return Ok(rest.trim_start().to_owned());
+    }
+    let code = line.strip_prefix("err ").and_then(|rest| rest.split(' ').next()?.parse().ok());
+    Err(Status::from_code(code.unwrap_or_else(|| panic!("the client said {line:?}"))))
 }
 
 /// Sends a signal to a process that the test started.

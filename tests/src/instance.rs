@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use dmce_abi::wire::admin::{
@@ -243,14 +243,28 @@ impl Instance {
     ///
     /// If it cannot be asked.
     pub fn reap(&mut self) -> bool {
-        let ended = |child: &mut Child| child.try_wait().expect("own children are asked").is_some();
-        let before = self.daemons.len();
-        self.daemons.retain(|_, child| !ended(child));
-        let broker = self.broker.as_mut().is_some_and(ended);
-        if broker {
-            self.broker = None;
+        let mut is_any = false;
+        while self.reap_one().is_some() {
+            is_any = true;
         }
-        broker || self.daemons.len() < before
+        is_any
+    }
+
+    /// Takes in that one server has died of itself: which (0 is the broker), and how.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be asked.
+    pub fn reap_one(&mut self) -> Option<(u32, ExitStatus)> {
+        let ended = |child: &mut Child| child.try_wait().expect("own children are asked");
+        if let Some(status) = self.broker.as_mut().and_then(ended) {
+            self.broker = None;
+            return Some((0, status));
+        }
+        let mut all = self.daemons.iter_mut();
+        let (daemon, status) = all.find_map(|(id, child)| Some((*id, ended(child)?)))?;
+        self.daemons.remove(&daemon);
+        Some((daemon, status))
     }
 
     /// Kills all servers (`SIGKILL`).

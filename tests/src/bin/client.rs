@@ -10,6 +10,7 @@
 //! churn SEED [STEPS]              hold MIB -> ADDR..
 //! torture VOLUME NAME WRITER SEED NEXT -> lines
 //! count ADDR N add|cas            turns ADDR FIRST STEP N         raise ADDR BY -> VALUE
+//! unmap POINTER
 //! ```
 //!
 //! Where `DMCE_TEST_MESSAGE_PATH` is set, the session is one on the message path.
@@ -117,6 +118,11 @@ fn memory(state: &State, command: &str, rest: &[&str]) -> Answer {
         ("map", [at, bytes, rights]) => {
             let bytes = usize::try_from(number(bytes)?).map_err(|_| wrong("too long"))?;
             Ok((session.map(addr(session, at)?, bytes, prot(rights)?)? as usize).to_string())
+        }
+        ("unmap", [pointer]) => {
+            let pointer: usize = pointer.parse().map_err(|_| wrong("not a pointer"))?;
+            session.unmap(pointer as *const u8)?;
+            Ok(String::new())
         }
         ("stat", []) => {
             let stat = session.stat()?;

@@ -1,0 +1,279 @@
+//! A process dies at each point that has a name (`dmce_sys::crash`): everything that was
+//! acknowledged is there, calls go on, and nothing is left behind.
+
+mod keeper;
+mod table;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use dmce_abi::wire::admin::Health;
+use dmce_sys::crash::{POINT_VARIABLE, Point};
+use dmce_tests::churn::pattern;
+use dmce_tests::client::own_client;
+use dmce_tests::{Client, Instance, wait_for, wait_until};
+
+use libdmce::{AllocOptions, Options, Prot, RegionOptions, Session};
+
+use super::steps::{persist, work};
+use keeper::{Keeper, OTHERS_BYTES, PLACE_BYTES, PLACES, SHARED, VOLUME};
+use table::{BROKER, CLIENT, DAEMON, LENDER, NEED_COPIES, Row, Work};
+
+const SIGKILL: i32 = 9;
+
+/// Works of sessions, and commands of a client, that pass no point: more are not tried.
+const WORKS_MAX: u32 = 30;
+const COMMANDS_MAX: u64 = 2_000;
+
+/// Two of these are more than a block begins with.
+const GROWTH_BYTES: u64 = 3 << 20;
+
+const CONFIG: &str = "broker.reattach_ms = 500\nbroker.sense_ms = 100\nbroker.suspect_ms = 400\n";
+
+fn armed(row: &Row) -> [(&'static str, String); 1] {
+    [(POINT_VARIABLE, format!("{}:{}", row.point.name(), row.time))]
+}
+
+fn start(pool_objects: u32) -> Instance {
+    let config = format!("{CONFIG}daemon.pool_objects = {pool_objects}\n");
+    Instance::builder().daemons(2).config(&config).start()
+}
+
+/// Everything is as if nobody had died.
+fn check_all(instance: &Instance, keeper: Keeper) {
+    keeper.check();
+    wait_until("all is well", || instance.status().state == Health::Ok);
+    keeper.end();
+    instance.wait_empty();
+}
+
+/// Says to stop when it goes, also after a failure.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A client works until it dies. What it has written is there, but for the last.
+fn client_dies(row: &Row) {
+    let instance = start(1);
+    let keeper = Keeper::start(&instance);
+    let [(name, value)] = armed(row);
+    let mut client = Client::open_with(&own_client(), &instance, &[(name, &value)]);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| keeper.rival(&stop));
+        let _stop = Stop(&stop);
+        client.ask(format!("ropen {VOLUME} {SHARED} rw")).expect("it is there");
+        let written = match row.work {
+            Work::Pointers => take_pointers(&mut client),
+            _ => write_records(&mut client),
+        };
+        // Nobody else kills it.
+        assert_eq!(client.end().signal(), Some(SIGKILL), "{row:?}");
+        for (place, seed) in written {
+            assert_eq!(keeper.others(place), pattern(seed, OTHERS_BYTES), "{row:?}: {place}");
+        }
+        // What the dead was at is free again.
+        for place in 0..PLACES {
+            keeper.write_over(place);
+        }
+    });
+    check_all(&instance, keeper);
+}
+
+/// Has a client write until it is dead; what it was told that it had written, by place, but for
+/// the place that it was writing to.
+fn write_records(client: &mut Client) -> BTreeMap<u64, u64> {
+    let mut written = BTreeMap::new();
+    for seed in 1..COMMANDS_MAX {
+        let place = seed % PLACES;
+        let at = place * PLACE_BYTES;
+        let Some(answer) = client.try_ask(format!("rfill {at} {seed} {OTHERS_BYTES}")) else {
+            written.remove(&place);
+            return written;
+        };
+        answer.expect("the region is there");
+        written.insert(place, seed);
+    }
+    panic!("the client never came to its point");
+}
+
+/// Has a client take pointers and give them back until it is dead.
+fn take_pointers(client: &mut Client) -> BTreeMap<u64, u64> {
+    let mut next = || {
+        let addr = client.try_ask("raddr 0")?.expect("a region is open");
+        let pointer = client.try_ask(format!("map {addr} {OTHERS_BYTES} rw"))?.expect("it is open");
+        client.try_ask(format!("unmap {pointer}"))?.expect("it was mapped");
+        Some(())
+    };
+    let passed = (0..COMMANDS_MAX).take_while(|_| next().is_some()).count();
+    assert!((passed as u64) < COMMANDS_MAX, "the client never came to its point");
+    BTreeMap::new()
+}
+
+/// Which server dies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Server {
+    Broker,
+    /// The first of two daemons.
+    Daemon,
+}
+
+impl Server {
+    fn kill(self, instance: &mut Instance) {
+        match self {
+            Self::Broker => instance.kill_broker(),
+            Self::Daemon => instance.kill_daemon(1),
+        }
+    }
+
+    fn start(self, instance: &mut Instance, row: &Row) {
+        match self {
+            Self::Broker => instance.start_broker_with(&armed(row)),
+            Self::Daemon => instance.start_daemon_with(1, &armed(row)),
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Broker => "broker",
+            Self::Daemon => "daemon-1",
+        }
+    }
+}
+
+/// A server dies, and another one comes; nobody else notices.
+fn server_dies(server: Server, pool_objects: u32, row: &Row) {
+    let mut instance = start(pool_objects);
+    let keeper = Keeper::start(&instance);
+    let idle = of_first_daemon(&instance, "data", || keeper.make_idle_regions());
+    wait_until("what is lent is there", || pool_objects == 0 || has_pool(&instance));
+    server.kill(&mut instance);
+    if row.work == Work::StartWithExcess {
+        for name in &idle {
+            lengthen(&instance, name);
+        }
+    }
+    server.start(&mut instance, row);
+    if row.work == Work::LostHeader {
+        instance.wait_serving();
+        // With two, one would be gone when the daemon dies.
+        let all = of_first_daemon(&instance, "head", || {});
+        fs::remove_file(instance.object(&all[0])).expect("it is there");
+    }
+    let (options, is_dead) = (instance.options(), AtomicBool::new(false));
+    let death = thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            for _ in 0..WORKS_MAX {
+                if is_dead.load(Ordering::Relaxed) {
+                    return;
+                }
+                if row.work == Work::Sessions {
+                    work(&options, 3);
+                    work_more(&options);
+                }
+            }
+        });
+        let seen = wait_for(row.point.name(), || {
+            let death = instance.reap_one();
+            let gives_up = row.work == Work::Sessions && worker.is_finished();
+            (death.is_some() || gives_up).then_some(death)
+        });
+        is_dead.store(true, Ordering::Relaxed);
+        instance.start_all();
+        worker.join().unwrap_or_else(|_| panic!("{row:?}: the work failed"));
+        seen
+    });
+    let (_, status) = death.unwrap_or_else(|| panic!("{row:?}: nobody died of {WORKS_MAX} works"));
+    assert_eq!(status.signal(), Some(SIGKILL), "{row:?}: {status}");
+    let says = format!("dies at the point {}\n", row.point.name());
+    assert!(instance.log(server.name()).contains(&says), "{row:?}: it died elsewhere");
+    check_all(&instance, keeper);
+}
+
+/// What [`work`] leaves out: blocks that grow, and a region that is deleted while it is open.
+fn work_more(options: &Options) {
+    let session = persist("open", || Session::open(options));
+    for power in 0..4 {
+        let pages = AllocOptions { page_size: 4096 << power, ..AllocOptions::default() };
+        for byte in [1, 2] {
+            let addr = session.malloc_with(GROWTH_BYTES, &pages).expect("there is room");
+            session.fill(addr, byte, GROWTH_BYTES).expect("it is its own");
+        }
+    }
+    session.region_create(VOLUME, "r", 4096, &RegionOptions::default()).expect("there is room");
+    let region = session.region_open(VOLUME, "r", Prot::READ_WRITE).expect("it is there");
+    session.region_delete(VOLUME, "r").expect("it is nobody else's");
+    drop(region);
+    session.close().expect("it is open");
+}
+
+/// The data objects, or headers, of the first daemon; those of them that are new after
+/// `do_more`, if any.
+fn of_first_daemon(instance: &Instance, kind: &str, do_more: impl FnOnce()) -> Vec<String> {
+    let prefix = format!("dmce.{}.1.{kind}-", instance.name());
+    let is_one = |name: &String| name.starts_with(&prefix);
+    let before: Vec<_> = instance.objects().into_iter().filter(is_one).collect();
+    do_more();
+    let is_new = |name: &String| is_one(name) && !before.contains(name);
+    let made: Vec<_> = instance.objects().into_iter().filter(is_new).collect();
+    let found = if made.is_empty() { before } else { made };
+    assert!(!found.is_empty(), "everybody's blocks are on all daemons");
+    found
+}
+
+fn has_pool(instance: &Instance) -> bool {
+    let prefix = format!("dmce.{}.1.pool-", instance.name());
+    instance.objects().iter().any(|name| name.starts_with(&prefix))
+}
+
+/// Makes an object longer than it may be, as a client can.
+fn lengthen(instance: &Instance, name: &str) {
+    let object = File::options().write(true).open(instance.object(name)).expect("it is there");
+    let bytes = object.metadata().expect("it is open").len();
+    object.set_len(bytes + 100).expect("it is open");
+}
+
+#[test]
+fn a_client_that_dies_at_any_point_has_what_was_acknowledged_and_blocks_nobody() {
+    for row in CLIENT {
+        client_dies(row);
+    }
+}
+
+#[test]
+fn a_daemon_that_dies_at_any_point_loses_nothing_and_leaves_nothing() {
+    for row in DAEMON {
+        server_dies(Server::Daemon, 0, row);
+    }
+    for row in LENDER {
+        server_dies(Server::Daemon, 1, row);
+    }
+}
+
+#[test]
+fn a_broker_that_dies_at_any_point_loses_nothing_and_leaves_nothing() {
+    for row in BROKER {
+        server_dies(Server::Broker, 1, row);
+    }
+}
+
+#[test]
+fn every_point_has_a_row_or_needs_more_copies_than_there_are() {
+    let rows = [CLIENT, DAEMON, LENDER, BROKER].into_iter().flatten().map(|row| row.point);
+    let mut rows: Vec<Point> = rows.collect();
+    rows.sort_unstable();
+    rows.dedup();
+    for point in NEED_COPIES {
+        assert!(!rows.contains(point), "{point:?} has a row");
+    }
+    rows.extend(NEED_COPIES);
+    rows.sort_unstable();
+    assert_eq!(rows, Point::ALL, "each point has a row, or its place among those that wait");
+}
