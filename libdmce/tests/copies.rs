@@ -159,15 +159,38 @@ fn a_harmed_lock_table_is_made_anew_before_the_block_is_reached() {
     with_each_kind(&patient(), |fake, session| {
         fake.state().finds = Finds::HarmedTable;
         session.region_create("v", "r", 10_000, &RegionOptions::default()).unwrap();
-        {
-            let state = fake.state();
-            let locks = state.blocks[&1].locks.as_ref().unwrap();
-            dmce_sys::object::truncate(std::os::fd::AsFd::as_fd(locks), 0).unwrap();
-        }
+        fake.cut_table(1);
         let region = session.region_open("v", "r", Prot::READ_WRITE).unwrap();
         region.write(1000, &[7; 5_000], libdmce::Mirror::Both).unwrap();
         assert_eq!(fake.copy_of(1, 2, 0, 5_000), [7; 5_000]);
         assert!(fake.asked("Damaged") > 0);
+    });
+}
+
+#[test]
+fn what_was_written_while_the_lock_table_went_is_written_again() {
+    with_each_kind(&patient(), |fake, session| {
+        fake.state().finds = Finds::HarmedTable;
+        let (addr, cell) = allocated(session, 10_000);
+        session.write(addr, &[7; 10_000]).unwrap();
+        for access in 0..4_u8 {
+            fake.cut_table(1);
+            match access {
+                0 => session.write(addr, &[8; 10_000]).unwrap(),
+                1 => assert_eq!(read(session, addr, 10_000), [8; 10_000]),
+                2 => session.fill(addr, 9, 10_000).unwrap(),
+                _ => assert_eq!(session.add64(addr, 1), Ok(0x0909_0909_0909_0909)),
+            }
+            let looked = u32::from(access) + 1;
+            wait_until("the broker looks", || {
+                session.poll().unwrap();
+                fake.asked("Damaged") >= looked
+            });
+        }
+        for daemon in [1, 2] {
+            let found = fake.copy_of(1, daemon, cell, 10_000);
+            assert_eq!((found[0], &found[1..]), (10, &[9; 9_999][..]), "daemon {daemon}");
+        }
     });
 }
 

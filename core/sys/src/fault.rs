@@ -1,11 +1,12 @@
-//! The process's handler of SIGBUS, which lets [`crate::transfer`] end with an error.
+//! The process's handler of SIGBUS, which lets [`crate::transfer`] end with an error, and puts
+//! something else beneath pointers whose pages are gone ([`StandIn`]).
 //!
 //! # Invariants
 //!
-//! 1. A SIGBUS that is not of a transfer's shared range has the effect that it would have without
-//!    us ([`action`]).
-//! 2. The handler allocates nothing, takes no lock, keeps `errno`, and makes no call of the kernel
-//!    for a transfer.
+//! 1. A SIGBUS that is neither of a transfer's shared range nor of one with a stand-in has the
+//!    effect that it would have without us ([`action`]).
+//! 2. The handler allocates nothing, takes no lock that a thread outside of it may have, keeps
+//!    `errno`, and makes no call of the kernel for a transfer.
 //! 3. It runs in threads that do not block the signal ([`unblock`]): in any other the kernel ends
 //!    the process without asking it.
 
@@ -19,6 +20,9 @@ use crate::map::page_bytes;
 use crate::transfer;
 
 mod action;
+mod stand_in;
+
+pub use stand_in::{Other, StandIn};
 
 /// Why the handler is not in place.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +76,9 @@ extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, context: *mut
         // SAFETY: for these codes the kernel fills the address.
         let addr = unsafe { info.si_addr() };
         // SAFETY: the kernel's context and the address of the access, in the handler.
-        unsafe { transfer::recover(context, addr.addr()) }
+        let was_transfer = unsafe { transfer::recover(context, addr.addr()) };
+        // SAFETY: in the handler, with the address of the access.
+        was_transfer || unsafe { stand_in::put_beneath(addr.addr()) }
     };
     // SAFETY: valid as said above; before the chained handler, which sees what it would have seen.
     unsafe { errno.write(saved) };

@@ -86,6 +86,9 @@ pub(crate) enum Trouble {
     /// written.
     #[error("its bytes are those of a write that was not brought to its end")]
     Unwritten,
+    /// The page locks are gone: what was done was done without them.
+    #[error("its lock table is gone")]
+    Unlocked,
     /// A copy could not be written after another was, and nobody said what became of it: the
     /// session is over.
     #[error("a copy could not be written, and the session has ended over it")]
@@ -104,7 +107,12 @@ impl Trouble {
             Self::Refused(status) => status,
             Self::Late | Self::Held => Status::Timeout,
             Self::Abandoned => Status::Closed,
-            Self::Differs | Self::Unlinked | Self::Unsure | Self::Silent | Self::Io => Status::Io,
+            Self::Differs
+            | Self::Unlinked
+            | Self::Unlocked
+            | Self::Unsure
+            | Self::Silent
+            | Self::Io => Status::Io,
         }
     }
 }

@@ -362,6 +362,7 @@ impl Core {
                 self.drop_way(id);
                 Ok(())
             }
+            Obstacle::Trouble(Trouble::Unlocked) => self.drop_harmed(id),
             Obstacle::Trouble(Trouble::Refused(Status::Closed)) => Err(Error::closed()),
             Obstacle::Trouble(Trouble::Abandoned) => {
                 self.leave();

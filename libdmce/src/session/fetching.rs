@@ -13,6 +13,7 @@
 //! 2. A block that holds descriptors is among the holders, once for each.
 #![forbid(unsafe_code)]
 
+use std::fmt;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,7 +26,6 @@ use super::core::{Core, busy, unknown};
 use super::holders::Holders;
 use crate::block::{Backing, Block, check_info};
 use crate::error::Error;
-use crate::reach::copied::TableFault;
 use crate::reach::given::Given;
 use crate::reach::ways::Unreached;
 use crate::table::Retired;
@@ -72,10 +72,23 @@ impl Core {
         }
     }
 
-    /// Has the broker look at the lock table of a block, which it makes anew. The block is to be
-    /// fetched again.
+    /// The lock table of a block is gone: the block is to be fetched again, with another.
+    ///
+    /// # Errors
+    ///
+    /// As [`Core::ask`].
+    pub(super) fn drop_harmed(&self, id: BlockId) -> Result<(), Error> {
+        let Some(block) = self.table.find(id) else { return Ok(()) };
+        let absent = block.without_bytes(Backing::Absent);
+        let retired = self.table.replace(&block, absent).unwrap_or_default();
+        drop(block);
+        self.retire(retired);
+        self.report_harm(id, &"a part of it is gone")
+    }
+
+    /// Has the broker look at the lock table of a block, which it makes anew.
     #[cold]
-    fn report_harm(&self, id: BlockId, fault: &TableFault) -> Result<(), Error> {
+    fn report_harm(&self, id: BlockId, fault: &dyn fmt::Display) -> Result<(), Error> {
         tracing::warn!(block = %id, %fault, "the lock table is not what it should be");
         self.ask(&ClientRequest::Damaged(id))?;
         self.link.pause(LOOK_AGAIN).map_err(|error| self.of_link(error))

@@ -252,6 +252,11 @@ impl Fake {
         found
     }
 
+    /// Cuts a block's lock table short under its users.
+    pub fn cut_table(&self, block: u32) {
+        object::truncate(self.state().blocks[&block].locks.as_ref().unwrap().as_fd(), 0).unwrap();
+    }
+
     /// Cuts a daemon's copy short under its readers.
     pub fn truncate_copy(&self, block: u32, daemon: u32) {
         object::truncate(self.state().blocks[&block].copy(daemon).as_fd(), 0).unwrap();

@@ -6,6 +6,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
+use crate::map::Protection;
 use crate::testing::{Lent, lend};
 use crate::transfer::{self, Store};
 
@@ -65,6 +66,81 @@ fn an_earlier_handler_without_siginfo_runs_too() {
 #[test]
 fn an_earlier_handler_that_is_for_once_runs_once() {
     assert_eq!(run_child("once").signal(), Some(libc::SIGBUS));
+}
+
+/// The first byte of a page, as a pointer of the application finds it.
+fn load(lent: &Lent, page: usize) -> u8 {
+    // SAFETY: mapped; that its page may be gone is what is tested.
+    unsafe { lent.mapping.as_ptr().wrapping_add(page * page_bytes()).read_volatile() }
+}
+
+fn store(lent: &Lent, page: usize, byte: u8) {
+    let at = lent.mapping.as_ptr().wrapping_add(page * page_bytes());
+    // SAFETY: as in `load`; the mapping is writable.
+    unsafe { at.write_volatile(byte) };
+}
+
+#[test]
+fn zeros_stand_in_for_pages_that_are_gone_and_keep_what_is_stored() {
+    install().unwrap();
+    let lent = lend(3, 7);
+    let stand_in = StandIn::zeros(lent.mapping.whole(), Protection::ReadWrite);
+    assert_eq!((load(&lent, 2), stand_in.was_used()), (7, false));
+    lent.keep_pages(1);
+    std::thread::scope(|scope| {
+        for page in 1..3 {
+            scope.spawn({
+                let lent = &lent;
+                move || store(lent, page, 9)
+            });
+        }
+    });
+    assert_eq!([load(&lent, 0), load(&lent, 1), load(&lent, 2)], [0, 9, 9]);
+    assert!(stand_in.was_used());
+    // It is this process's alone.
+    lent.keep_pages(3);
+    assert_eq!(load(&lent, 1), 9);
+}
+
+#[test]
+fn the_first_object_that_has_the_page_stands_in() {
+    install().unwrap();
+    let page = page_bytes() as u64;
+    let [lent, short, whole] = [lend(3, 7), lend(1, 1), lend(4, 8)];
+    let other = |lent: &Lent, offset| Other { fd: lent.fd.try_clone().unwrap(), offset };
+    let others = vec![other(&short, 0), other(&whole, page)];
+    let stand_in = StandIn::objects(lent.mapping.whole(), Protection::ReadWrite, others);
+    assert_eq!(load(&lent, 2), 7);
+    lent.keep_pages(0);
+    assert_eq!(load(&lent, 2), 8);
+    assert!(stand_in.was_used());
+    store(&lent, 1, 5);
+    assert_eq!([load(&lent, 0), load(&whole, 1), load(&whole, 2)], [8, 8, 5]);
+    drop(stand_in);
+    // Its place is another's now.
+    let next = StandIn::zeros(short.mapping.whole(), Protection::ReadWrite);
+    assert!(!next.was_used());
+}
+
+#[test]
+fn many_ranges_have_stand_ins_at_a_time() {
+    install().unwrap();
+    let lent = lend(200, 7);
+    let page = page_bytes() as u64;
+    let range = |at: u64| lent.mapping.range(at * page, page).unwrap();
+    let mut all: Vec<StandIn> =
+        (0..200).map(|at| StandIn::zeros(range(at), Protection::ReadWrite)).collect();
+    lent.keep_pages(0);
+    all.drain(..50);
+    for at in (50..200).rev() {
+        assert_eq!(load(&lent, at), 0);
+    }
+    assert!(all.iter().all(StandIn::was_used));
+}
+
+#[test]
+fn where_no_object_has_the_page_the_signal_kills() {
+    assert_eq!(run_child("no object").signal(), Some(libc::SIGBUS));
 }
 
 const HANDLER_EXIT: c_int = 42;
@@ -127,7 +203,7 @@ fn plays_the_child() {
     // The object's name is gone before the process is.
     let Lent { mapping, fd: _fd, objects } = lent;
     drop(objects);
-    let Lent { mapping: other, fd: _other_fd, objects } = other;
+    let Lent { mapping: other, fd: other_fd, objects } = other;
     drop(objects);
     // A loss in a transfer is dealt with, whatever is behind us.
     let lost_and_found = lend(1, 1);
@@ -135,6 +211,10 @@ fn plays_the_child() {
     lost_and_found.keep_pages(0);
     assert!(read(&lost_and_found).is_err());
     drop(lost_and_found);
+    let _stand_in = (scene == "no object").then(|| {
+        let short = vec![Other { fd: other_fd, offset: page_bytes() as u64 }];
+        StandIn::objects(mapping.whole(), Protection::ReadWrite, short)
+    });
 
     EXPECTED_ADDR.store(mapping.as_ptr().addr(), Ordering::Relaxed);
     // SAFETY: mapped; that the page is gone is what is tested.

@@ -15,7 +15,8 @@
 //!    nobody is waited for.
 //! 3. A copy that cannot be written is judged by who knows ([`Arbiter`]); until then the pages stay
 //!    locked. A write that nobody judges ends its session, and is repaired as that of the dead.
-//! 4. All accesses are inside an operation of the calling thread's slot, whose intent they use.
+//! 4. What was done without page locks, since somebody cut their table, is done again.
+//! 5. All accesses are inside an operation of the calling thread's slot, whose intent they use.
 
 use std::cmp::Ordering;
 use std::fmt::Debug;
@@ -46,6 +47,8 @@ pub(crate) use copy::{Copy, Way};
 pub(crate) use table::{LockTable, Size, TableFault};
 use write::Content;
 
+/// That the lock table is gone was reported.
+const TABLE: u8 = 1 << 7;
 /// The most copies that a block has.
 const COPIES_MAX: usize = 3;
 /// How long a reader that may not lock a page rests between looks at it.
@@ -116,7 +119,7 @@ pub(crate) struct CopiedBlock {
     copies: Vec<Copy>,
     locks: LockTable,
     party: Arc<Party>,
-    /// Of each copy a bit, if it could not be read.
+    /// Of each copy a bit, if it could not be read; and [`TABLE`].
     damaged: AtomicU8,
 }
 
@@ -160,7 +163,7 @@ impl CopiedBlock {
         ways.any(|way| matches!(way, Way::Windowed(windowed) if windowed.take_touched()))
     }
 
-    /// Whether a copy could not be read.
+    /// Whether something of it was reported.
     pub(crate) fn is_damaged(&self) -> bool {
         self.damaged.load(Relaxed) != 0
     }
@@ -201,7 +204,23 @@ impl CopiedBlock {
             [word] => self.try_observe_page(word, &mut act),
             _ => self.try_observe(piece, &mut act)?,
         };
-        observed.unwrap_or_else(|| self.observe_again(piece, &mut act))
+        let observed = observed.unwrap_or_else(|| self.observe_again(piece, &mut act));
+        self.locked()?;
+        observed
+    }
+
+    /// Checks that the page locks are those of all who use the block.
+    #[inline]
+    fn locked(&self) -> Result<(), Trouble> {
+        if self.locks.is_harmed() { Err(Trouble::Unlocked) } else { Ok(()) }
+    }
+
+    /// Has the broker look at the lock table if it is gone.
+    #[inline]
+    fn locked_or_reported(&self) {
+        if self.locks.is_harmed() && self.damaged.fetch_or(TABLE, Relaxed) & TABLE == 0 {
+            self.party.arbiter.report(self.damage_of(0));
+        }
     }
 
     /// [`Self::observe`] once, of a piece of one page; none if somebody writes it, or it is lost.

@@ -5,6 +5,8 @@
 //! 1. The mapping has room for the words of all pages that the block may have, and lasts as long as
 //!    they are borrowed. The object has those of what is committed, and no others are touched.
 //! 2. The words are atomics: everybody who may write the block stores to them at any time.
+//! 3. Where somebody cut the object, the words are zeros of this process alone from then on: they
+//!    keep nobody out, and who has used them does it again under the table's successor.
 
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
@@ -16,12 +18,15 @@ use dmce_shm::lock::PageLock;
 use dmce_shm::table::{
     LockTableHeader, TABLE_HEADER_BYTES, TableError, TableIdentity, table_bytes,
 };
+use dmce_sys::fault::StandIn;
 use dmce_sys::map::{FileRange, MapError, Mapping, Populate, Protection};
 use dmce_sys::object::{self, ObjectError};
 
 /// The words of a block's pages.
 #[derive(Debug)]
 pub(crate) struct LockTable {
+    /// Before what it stands in for.
+    stand_in: StandIn,
     mapping: Mapping,
     pages: usize,
     is_writable: bool,
@@ -93,7 +98,15 @@ impl LockTable {
         let mapping = Mapping::shared(fd, range, protection, Populate::No)?;
         let pages = usize::try_from(size.bytes_max.div_ceil(PAGE_BYTES))
             .map_err(|_| MapError::AddressSpace { bytes: range.bytes })?;
-        Ok(Self { mapping, pages, is_writable: protection == Protection::ReadWrite })
+        let stand_in = StandIn::zeros(mapping.whole(), protection);
+        let is_writable = protection == Protection::ReadWrite;
+        Ok(Self { stand_in, mapping, pages, is_writable })
+    }
+
+    /// Whether a part of it is gone, as somebody who used it has found.
+    #[inline]
+    pub(super) fn is_harmed(&self) -> bool {
+        self.stand_in.was_used()
     }
 
     /// Whether this process may lock pages.

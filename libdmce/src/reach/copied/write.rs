@@ -127,13 +127,18 @@ impl CopiedBlock {
                 Err(error) => return Err(self.end_of_write(&stores, error)),
             }
         }
+        match content {
+            // It cannot be done again.
+            Content::Word(..) => self.locked_or_reported(),
+            _ => self.locked()?,
+        }
         Ok(stores.before())
     }
 
     #[cold]
     fn end_of_write(&self, stores: &Stores<'_>, error: WriteError<Trouble>) -> Trouble {
         match error {
-            WriteError::Lock(error) => of_lock(&error),
+            WriteError::Lock(error) => self.locked().err().unwrap_or_else(|| of_lock(&error)),
             WriteError::Untouched(trouble) => trouble,
             _ => {
                 // Nothing of this session may begin: its locks are taken from it.
