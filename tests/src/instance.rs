@@ -420,6 +420,12 @@ impl Instance {
         names
     }
 
+    /// The folder of its objects.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.made_of.objects
+    }
+
     /// The path of one of its objects.
     #[must_use]
     pub fn object(&self, name: &str) -> PathBuf {

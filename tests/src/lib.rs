@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::missing_panics_doc, reason = "the harness panics wherever a test has failed")]
 
+pub mod checker;
 pub mod churn;
 pub mod client;
 pub mod instance;

@@ -12,6 +12,7 @@ use std::thread;
 
 use dmce_abi::wire::admin::Health;
 use dmce_sys::crash::{POINT_VARIABLE, Point};
+use dmce_tests::checker::wait_sound;
 use dmce_tests::churn::pattern;
 use dmce_tests::client::own_client;
 use dmce_tests::{Client, Instance, wait_for, wait_until};
@@ -46,8 +47,10 @@ fn start(pool_objects: u32) -> Instance {
 fn check_all(instance: &Instance, keeper: Keeper) {
     keeper.check();
     wait_until("all is well", || instance.status().state == Health::Ok);
+    assert!(wait_sound(instance).good > 0);
     keeper.end();
     instance.wait_empty();
+    assert_eq!(wait_sound(instance).blocks, 0);
 }
 
 /// Says to stop when it goes, also after a failure.
