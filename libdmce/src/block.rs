@@ -323,6 +323,15 @@ impl Block {
         }
     }
 
+    /// Brings what was stored to a piece by a plain pointer to all copies.
+    pub(crate) fn carry(&self, piece: Piece) -> Result<(), Obstacle> {
+        match &self.backing {
+            Backing::Mapped(_) | Backing::Windowed(_) | Backing::Asked(_) => Ok(()),
+            Backing::Copied(copied) => Ok(copied.carry(piece)?),
+            other => Err(other.obstacle()),
+        }
+    }
+
     /// As [`Reach::change`].
     #[inline]
     pub(crate) fn change(&self, piece: Piece, change: Change) -> Result<u64, Obstacle> {

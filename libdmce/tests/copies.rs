@@ -194,6 +194,92 @@ fn what_was_written_while_the_lock_table_went_is_written_again() {
     });
 }
 
+/// Stores by a pointer of [`Session::map`].
+fn store(pointer: *mut u8, data: &[u8]) {
+    // SAFETY: the pointer is to as many bytes that may be written.
+    unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), pointer, data.len()) };
+}
+
+/// Loads by one.
+fn load(pointer: *const u8, bytes: usize) -> Vec<u8> {
+    // SAFETY: the pointer is to as many bytes, which only this thread writes.
+    unsafe { std::slice::from_raw_parts(pointer, bytes) }.to_vec()
+}
+
+#[test]
+fn what_a_pointer_stored_is_on_all_copies_when_it_is_given_back() {
+    with_each_kind(&patient(), |fake, session| {
+        fake.state().copies = 3;
+        let (addr, cell) = allocated(session, 200_000);
+        session.fill(addr, 1, 200_000).unwrap();
+        let from = addr.checked_add(session.layout(), 100).unwrap();
+        let pointer = session.map(from, 150_000, Prot::READ_WRITE).unwrap();
+        let data: Vec<u8> = (0..150_000_u32).map(|at| (at % 251).to_le_bytes()[0]).collect();
+        store(pointer, &data);
+        assert!(read(session, from, 150_000) == data, "others see it at once");
+        assert_eq!(fake.copy_of(1, 2, cell + 100, 10), [1; 10]);
+        session.unmap(pointer).unwrap();
+        for daemon in 1..=3 {
+            assert!(fake.copy_of(1, daemon, cell + 100, 150_000) == data, "daemon {daemon}");
+            assert_eq!(fake.copy_of(1, daemon, cell + 150_100, 10), [1; 10]);
+        }
+    });
+}
+
+#[test]
+fn what_a_pointer_stored_is_on_all_copies_when_the_session_is_closed() {
+    with_each_kind(&patient(), |fake, session| {
+        session.region_create("v", "r", 100_000, &RegionOptions::default()).unwrap();
+        let region = session.region_open("v", "r", Prot::READ_WRITE).unwrap();
+        let from = region.addr(1000).unwrap();
+        store(session.map(from, 5_000, Prot::READ_WRITE).unwrap(), &[7; 5_000]);
+        session.close().unwrap();
+        assert_eq!(fake.copy_of(1, 2, 0, 5_000), [7; 5_000]);
+    });
+}
+
+#[test]
+fn beneath_a_pointer_whose_copy_goes_there_is_the_other() {
+    with_each_kind(&patient(), |fake, session| {
+        fake.state().copies = 3;
+        let (addr, cell) = allocated(session, 200_000);
+        session.fill(addr, 1, 200_000).unwrap();
+        let from = addr.checked_add(session.layout(), 5_000).unwrap();
+        let pointer = session.map(from, 100_000, Prot::READ_WRITE).unwrap();
+        let reader = session.map(from, 100_000, Prot::READ).unwrap();
+        for gone in [1, 2] {
+            fake.state().finds = Finds::Gone(gone);
+            fake.truncate_copy(1, gone);
+            assert_eq!(load(reader, 10), if gone == 1 { [1; 10] } else { [2; 10] });
+            store(pointer, &vec![3; 100_000]);
+            session.fill(from, 2, 100_000).unwrap();
+            assert_eq!(load(pointer, 10), [2; 10]);
+        }
+        store(pointer, &[4; 100]);
+        session.unmap(pointer).unwrap();
+        session.unmap(reader).unwrap();
+        assert_eq!(fake.copy_of(1, 3, cell + 5_000, 100), [4; 100]);
+    });
+}
+
+#[test]
+fn the_right_to_write_stays_as_long_as_a_pointer_needs_it() {
+    with_each_kind(&patient(), |_fake, session| {
+        session.region_create("v", "r", 100_000, &RegionOptions::default()).unwrap();
+        let open = |prot| session.region_open("v", "r", prot).unwrap();
+        let (reader, writer) = (open(Prot::READ), open(Prot::READ_WRITE));
+        let from = reader.addr(1000).unwrap();
+        let pointer = session.map(from, 100, Prot::READ_WRITE).unwrap();
+        assert_eq!(status(writer.close()), Status::Busy);
+        store(pointer, &[7; 100]);
+        session.unmap(pointer).unwrap();
+        let looked_at = session.map(from, 100, Prot::READ).unwrap();
+        writer.close().unwrap();
+        assert_eq!(load(looked_at, 100), [7; 100]);
+        session.unmap(looked_at).unwrap();
+    });
+}
+
 /// The message path has no way to such blocks yet: what was granted is given back.
 #[test]
 fn the_message_path_refuses_blocks_of_several_copies() {

@@ -32,14 +32,18 @@ impl Given {
         Err(Error::new(Status::Internal, text))
     }
 
-    /// The data of the primary, to be looked at or stored to without page locks.
+    /// The data of the good copies, to be looked at or stored to without page locks: the primary's
+    /// first.
     ///
     /// # Errors
     ///
     /// [`Status::Internal`] of a lost block.
-    pub(crate) fn into_primary(self) -> Result<OwnedFd, Error> {
-        let first = self.0.into_iter().next();
-        first.ok_or_else(|| Error::new(Status::Internal, "nothing comes of a lost block"))
+    pub(crate) fn into_copies(self, info: &BlockInfo) -> Result<Vec<OwnedFd>, Error> {
+        let (copies, _) = self.into_parts(info);
+        if copies.is_empty() {
+            return Err(Error::new(Status::Internal, "nothing comes of a lost block"));
+        }
+        Ok(copies)
     }
 
     /// The data of the good copies, as the description names them, and the lock table.
@@ -99,8 +103,8 @@ mod tests {
             let info = info(copies, has_locks);
             let (data, locks) = given(&info, came).unwrap().into_parts(&info);
             assert_eq!((data.len(), locks.is_some()), (copies as usize, has_locks), "{came}");
-            let primary = given(&info, came).unwrap().into_primary();
-            assert_eq!(primary.is_ok(), copies > 0);
+            let data = given(&info, came).unwrap().into_copies(&info);
+            assert_eq!(data.is_ok(), copies > 0);
         }
         for (copies, has_locks, came) in [(1, false, 0), (1, false, 2), (2, true, 2), (0, false, 1)]
         {

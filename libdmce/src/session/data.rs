@@ -44,7 +44,7 @@ pub(crate) enum Intent {
 }
 
 /// What is done with one piece of a range: its block, the piece, and how much was done before.
-type Act<'a> = dyn FnMut(&Block, Piece, usize) -> Result<(), Obstacle> + 'a;
+pub(super) type Act<'a> = dyn FnMut(&Block, Piece, usize) -> Result<(), Obstacle> + 'a;
 
 impl Core {
     /// Copies out of blocks.
@@ -234,7 +234,7 @@ impl Core {
 
     /// Runs `act` on a range, piece by piece, whatever is in the way.
     #[cold]
-    fn access_all(
+    pub(super) fn access_all(
         &self,
         addr: DmceAddr,
         bytes: u64,

@@ -17,6 +17,8 @@
 //! 4. A mapping of its own is of the blocks that the table has when its range is recorded.
 //! 5. A pointer is given into memory that is allocated, which is not freed before it is unmapped.
 //! 6. A pointer that can write is given for memory that may be written, and for no other.
+//! 7. A pointer into a block with copies is into its primary. What is stored by it is on all copies
+//!    when it is given back; where the primary's page is gone, another copy's takes its place.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
@@ -27,6 +29,7 @@ use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::wire::client::{ClientReply, ClientRequest, Fetch, Map, Unmap};
 use dmce_abi::{DmceAddr, Status};
 use dmce_shm::session::pin::{PinId, PinnedRange};
+use dmce_sys::fault::{Other, StandIn};
 use dmce_sys::map::{FileRange, MapError, Populate, Protection, Reservation};
 
 use super::core::Core;
@@ -58,18 +61,28 @@ pub(crate) struct Told {
 enum Held {
     /// The block's own mapping.
     Block { _block: Arc<Block> },
-    /// A mapping for this pointer alone.
-    Own { _mapping: Reservation },
+    /// A mapping for this pointer alone, and what stands in for it.
+    Own { _stand_ins: Vec<StandIn>, _mapping: Reservation },
 }
 
 type Pins = BTreeMap<usize, Vec<Pinned>>;
 
 /// Whether a pointer is into a range of addresses.
 pub(crate) fn is_pinned(pins: &Pins, addr: u64, bytes: u64) -> bool {
-    let ends = |start: u64, bytes: u64| start.saturating_add(bytes);
-    pins.values().flatten().any(|pin| {
-        pin.range.addr < ends(addr, bytes) && addr < ends(pin.range.addr, pin.range.bytes)
-    })
+    pins.values().flatten().any(|pin| pin.is_into(addr, bytes))
+}
+
+/// [`is_pinned`], by a pointer that can write.
+pub(crate) fn is_pinned_to_write(pins: &Pins, addr: u64, bytes: u64) -> bool {
+    let writable = |pin: &&Pinned| pin.range.writable;
+    pins.values().flatten().filter(writable).any(|pin| pin.is_into(addr, bytes))
+}
+
+impl Pinned {
+    fn is_into(&self, addr: u64, bytes: u64) -> bool {
+        let ends = |start: u64, bytes: u64| start.saturating_add(bytes);
+        self.range.addr < ends(addr, bytes) && addr < ends(self.range.addr, self.range.bytes)
+    }
 }
 
 impl Core {
@@ -107,8 +120,10 @@ impl Core {
 
     pub(crate) fn unmap(&self, pointer: *const u8) -> Result<(), Error> {
         self.usable()?;
-        let mut pins = self.pins();
         let unknown = || Error::new(Status::NotFound, format!("nothing is mapped at {pointer:p}"));
+        let range = self.pinned_at(pointer.addr()).ok_or_else(unknown)?;
+        self.carry(range)?;
+        let mut pins = self.pins();
         let same = pins.get_mut(&pointer.addr()).ok_or_else(unknown)?;
         let Pinned { record, mapping, .. } = same.pop().ok_or_else(unknown)?;
         let is_last = same.is_empty();
@@ -123,6 +138,33 @@ impl Core {
         drop(mapping);
         self.map.free_pin(record);
         Ok(())
+    }
+
+    /// Brings what was stored by a pointer to all copies. What is no memory of the session any more
+    /// has none.
+    fn carry(&self, range: PinnedRange) -> Result<(), Error> {
+        if !range.writable {
+            return Ok(());
+        }
+        let addr = DmceAddr::from_raw(self.layout, range.addr)?;
+        let act = &mut |block: &Block, piece, _| block.carry(piece);
+        match self.access_all(addr, range.bytes, Intent::Write, act) {
+            Err(error) if is_gone(error.status()) => Ok(()),
+            carried => carried,
+        }
+    }
+
+    /// Brings what was stored by all pointers to all copies, as far as that can be: what cannot is
+    /// left to the broker, with the record of its pointer.
+    pub(super) fn carry_all(&self) {
+        let ranges: Vec<PinnedRange> =
+            self.pins().values().flatten().map(|pin| pin.range).collect();
+        for range in ranges {
+            if let Err(error) = self.carry(range) {
+                let addr = range.addr;
+                tracing::warn!(addr, %error, "what a pointer stored is left to the broker");
+            }
+        }
     }
 
     /// Tells the broker what became of a pointer; later, if that would mean to wait.
@@ -246,7 +288,9 @@ impl Core {
         };
         match placed {
             Ok((mapping, pointer)) => {
-                let pinned = Pinned { range, record, mapping: Held::Own { _mapping: mapping } };
+                let stand_ins = stand_ins(parts, &mapping, range);
+                let mapping = Held::Own { _stand_ins: stand_ins, _mapping: mapping };
+                let pinned = Pinned { range, record, mapping };
                 pins.entry(pointer.expose_provenance()).or_default().push(pinned);
                 Ok(pointer)
             }
@@ -295,20 +339,21 @@ impl Core {
             let id = u32::try_from(id).ok().and_then(|id| BlockId::try_from(id).ok());
             let id = id.ok_or_else(|| Error::address(format!("{:#x}", addr.to_raw())))?;
             // Fetched here: from the beginning again would ask for each part again.
-            let (guid, fd) = loop {
+            let (guid, fd, others) = loop {
                 match self.open_object(id, range.writable) {
                     Err(Hindrance::Met(id, Obstacle::Absent)) => self.fetch(id)?,
                     opened => break opened?,
                 }
             };
-            parts.push(Part { block: id, guid, fd, cell, bytes });
+            parts.push(Part { block: id, guid, fd, others, cell, bytes });
             done += bytes;
         }
         Ok(parts)
     }
 
-    /// A descriptor of the object of a block that the table has, and which block that is.
-    fn open_object(&self, id: BlockId, writable: bool) -> Result<(Guid, OwnedFd), Hindrance> {
+    /// A descriptor of the object of a block that the table has, and which block that is; and those
+    /// of its other copies.
+    fn open_object(&self, id: BlockId, writable: bool) -> Result<Opened, Hindrance> {
         let block = self.table.find(id);
         let block = block.ok_or_else(|| Error::address(format!("block {id} is gone")))?;
         let Some(guid) = block.guid else {
@@ -320,7 +365,7 @@ impl Core {
             Backing::Windowed(windowed) => {
                 let copied = windowed.fd().try_clone_to_owned();
                 let fd = copied.map_err(|error| Error::new(Status::NoMem, error.to_string()))?;
-                return Ok((guid, fd));
+                return Ok((guid, fd, Vec::new()));
             }
             Backing::Asked(_) => return Err(not_mapped().into()),
             Backing::Mapped(_) | Backing::Copied(_) => {}
@@ -335,7 +380,8 @@ impl Core {
             (ClientReply::Fetched(info), _) if info.lost => Err(Hindrance::Met(id, Obstacle::Lost)),
             (ClientReply::Fetched(info), fds) => {
                 check_info(&info, self.layout, self.ready.block_ids)?;
-                Ok((guid, Given::of(&info, fds)?.into_primary()?))
+                let mut copies = Given::of(&info, fds)?.into_copies(&info)?;
+                Ok((guid, copies.remove(0), copies))
             }
             _ => Err(Error::unexpected_reply("Fetch").into()),
         }
@@ -355,6 +401,30 @@ fn not_mapped() -> Error {
     Error::unsupported("a session on the message path maps nothing")
 }
 
+/// Has the other copies of each part stand in for it.
+fn stand_ins(parts: Vec<Part>, mapping: &Reservation, range: PinnedRange) -> Vec<StandIn> {
+    let (_, lead) = lead_of(&parts, range);
+    let pages: Vec<(u64, FileRange)> = pages_of(&parts, lead).collect();
+    let with_others = parts.into_iter().zip(pages).filter(|(part, _)| !part.others.is_empty());
+    let stand_ins = with_others.filter_map(|(part, (at, FileRange { offset, bytes }))| {
+        // What was mapped there is in the mapping.
+        let bytes = bytes.next_multiple_of(PAGE_BYTES).min(mapping.len() as u64 - at);
+        let range_of = mapping.range(at, bytes).ok()?;
+        let others = part.others.into_iter().map(|fd| Other { fd, offset });
+        Some(StandIn::objects(range_of, protection_of(range), others.collect()))
+    });
+    stand_ins.collect()
+}
+
+const fn protection_of(range: PinnedRange) -> Protection {
+    if range.writable { Protection::ReadWrite } else { Protection::Read }
+}
+
+/// Whether what a pointer is into is gone: nobody is to see what it stored.
+const fn is_gone(status: Status) -> bool {
+    matches!(status, Status::Address | Status::Lost)
+}
+
 /// Why a range is not mapped, or not yet.
 enum Hindrance {
     Failed(Error),
@@ -372,24 +442,41 @@ struct Part {
     block: BlockId,
     guid: Guid,
     fd: OwnedFd,
+    /// The block's other copies.
+    others: Vec<OwnedFd>,
     cell: u64,
     bytes: u64,
 }
 
-/// Maps parts one behind the other; returns the pointer to the first byte.
-fn place(parts: &[Part], range: PinnedRange) -> Result<(Reservation, *mut u8), MapError> {
-    let protection = if range.writable { Protection::ReadWrite } else { Protection::Read };
+/// A block's GUID, its object, and its other copies.
+type Opened = (Guid, OwnedFd, Vec<OwnedFd>);
+
+/// The alignment of a range's mapping, and where in it the range begins. A large one lies as its
+/// objects do, so that the kernel can use huge pages.
+fn lead_of(parts: &[Part], range: PinnedRange) -> (u64, u64) {
     let first_cell = parts.first().map_or(0, |part| part.cell);
-    // A large range lies as its objects do, so that the kernel can use huge pages.
     let align = if range.bytes >= 2 * HUGE_BYTES { HUGE_BYTES } else { PAGE_BYTES };
-    let lead = first_cell % align;
-    let reservation = Reservation::aligned(lead + range.bytes, align)?;
-    let mut at = lead;
-    for part in parts {
+    (align, first_cell % align)
+}
+
+/// What of its objects each part maps, and where.
+fn pages_of(parts: &[Part], lead: u64) -> impl Iterator<Item = (u64, FileRange)> {
+    parts.iter().scan(lead, |at, part| {
         let skip = part.cell % PAGE_BYTES;
         let object = FileRange { offset: part.cell - skip, bytes: part.bytes + skip };
-        reservation.map_at(at - skip, part.fd.as_fd(), object, protection, Populate::No)?;
-        at += part.bytes;
+        let start = *at - skip;
+        *at += part.bytes;
+        Some((start, object))
+    })
+}
+
+/// Maps parts one behind the other; returns the pointer to the first byte.
+fn place(parts: &[Part], range: PinnedRange) -> Result<(Reservation, *mut u8), MapError> {
+    let (align, lead) = lead_of(parts, range);
+    let reservation = Reservation::aligned(lead + range.bytes, align)?;
+    for (part, (at, object)) in parts.iter().zip(pages_of(parts, lead)) {
+        let fd = part.fd.as_fd();
+        reservation.map_at(at, fd, object, protection_of(range), Populate::No)?;
     }
     let offset = usize::try_from(lead).map_err(|_| MapError::AddressSpace { bytes: lead })?;
     let pointer = reservation.as_ptr().wrapping_add(offset);

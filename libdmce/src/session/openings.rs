@@ -25,7 +25,7 @@ use dmce_abi::block::{BlockId, Guid};
 use dmce_abi::wire::client::{Opened, OpeningId, RegionKey};
 
 use super::core::{Core, busy};
-use super::mapping::is_pinned;
+use super::mapping::{is_pinned, is_pinned_to_write};
 use crate::block::{Block, SpanIds};
 use crate::error::Error;
 use crate::table::Retired;
@@ -49,6 +49,13 @@ struct Handle {
     writes: bool,
     /// Shared with the handle.
     is_over: Arc<AtomicBool>,
+}
+
+impl OpenRegion {
+    fn is_last_writer(&self, opening: OpeningId) -> bool {
+        let mut writers = self.handles.iter().filter(|(_, handle)| handle.writes);
+        writers.next().is_some_and(|(first, _)| *first == opening) && writers.next().is_none()
+    }
 }
 
 impl Core {
@@ -117,7 +124,8 @@ impl Core {
     /// # Errors
     ///
     /// [`Status::Busy`] while a pointer is mapped into the `bytes` from `addr` on, and this is the
-    /// region's last handle; [`Status::Closed`] if the handle is over.
+    /// region's last handle, or the last that may write and the pointer can; [`Status::Closed`] if
+    /// the handle is over.
     pub(super) fn close_handle(
         &self,
         (first, opening): (BlockId, OpeningId),
@@ -129,6 +137,12 @@ impl Core {
         let known = regions.get(&first).filter(|known| known.handles.contains_key(&opening));
         let is_last = known.is_some_and(|known| known.handles.len() == 1);
         if is_last && is_pinned(&pins, addr, bytes) {
+            return Err(pointed_into());
+        }
+        // Without the right to write, what a pointer stored could not be brought to all copies.
+        if known.is_some_and(|known| known.is_last_writer(opening))
+            && is_pinned_to_write(&pins, addr, bytes)
+        {
             return Err(pointed_into());
         }
         if is_over.swap(true, Ordering::SeqCst) {

@@ -64,7 +64,8 @@ impl Region {
     /// # Errors
     ///
     /// [`Status::Closed`] for a handle that is closed already, [`Status::Busy`] while a pointer of
-    /// [`crate::Session::map`] is into the region and this is its last handle, [`Status::Forked`].
+    /// [`crate::Session::map`] is into the region and this is its last handle, or the last with the
+    /// pointer's right to write; [`Status::Forked`].
     pub fn close(&self) -> Result<(), Error> {
         self.core.usable()?;
         self.usable()?;

@@ -358,6 +358,7 @@ impl Core {
         if self.torn_down.swap(true, Ordering::SeqCst) {
             return Err(Error::closed());
         }
+        self.carry_all();
         let broker_knows = self.shut();
         self.link.interrupt();
         self.events.note_rung();

@@ -30,7 +30,7 @@ mod repair;
 mod write;
 
 pub use repair::{RepairError, Repaired, Site, Wreck, repair};
-pub use write::{Copies, Verdict, WriteError, Writer};
+pub use write::{Beginning, Copies, Verdict, WriteError, Writer};
 
 /// Pages of one block that are written at a time.
 pub const BATCH_PAGES: u64 = 16;

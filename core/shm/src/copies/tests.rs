@@ -213,18 +213,18 @@ impl<'a> Stores<'a> {
 impl Copies for Stores<'_> {
     type Trouble = Cut;
 
-    fn prepare(&mut self) -> Result<Option<(DaemonId, Undo)>, Cut> {
+    fn prepare(&mut self) -> Result<Beginning, Cut> {
         self.first = self.copies[0];
         // With the last one left it has to be.
         let is_last = self.copies.len() == 1 && self.block.copies.len() > 1;
         if !(self.saves || is_last && self.batch.bytes <= PAGE_BYTES) {
-            return Ok(Some((daemon(self.first), Undo::Absent)));
+            return Ok(Beginning::First(daemon(self.first), Undo::Absent));
         }
         for (page, word) in words(cells(self.batch)) {
             let old = self.block.copies[self.first][page][word].load(Ordering::Relaxed);
             self.block.clients[self.client].undo[page][word].store(old, Ordering::Relaxed);
         }
-        Ok(Some((daemon(self.first), Undo::Saved)))
+        Ok(Beginning::First(daemon(self.first), Undo::Saved))
     }
 
     fn store_first(&mut self) -> Result<(), Cut> {

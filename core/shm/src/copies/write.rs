@@ -17,16 +17,12 @@ pub trait Copies {
     /// Why a copy's bytes could not be had.
     type Trouble;
 
-    /// Whose copy is written first, and whether what is overwritten there was saved in the slot's
-    /// undo buffer; `None` if nothing is to be written after all. The pages are locked, and all
-    /// copies are equal.
-    ///
-    /// With one copy left it has to be saved: there is nothing else to roll back to.
+    /// How the write begins. The pages are locked.
     ///
     /// # Errors
     ///
     /// As the copies have it.
-    fn prepare(&mut self) -> Result<Option<(DaemonId, Undo)>, Self::Trouble>;
+    fn prepare(&mut self) -> Result<Beginning, Self::Trouble>;
 
     /// Stores the bytes to the copy that [`Copies::prepare`] named.
     ///
@@ -45,6 +41,19 @@ pub trait Copies {
     /// What is to be done about a copy whose bytes cannot be had. Called with the pages locked, and
     /// waits for who decides.
     fn judge(&mut self, trouble: Self::Trouble) -> Verdict<Self::Trouble>;
+}
+
+/// How a write begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beginning {
+    /// Not at all: nothing is to be written.
+    Nothing,
+    /// With this daemon's copy, as all good ones are equal. Whether what is overwritten there was
+    /// saved in the slot's undo buffer: with one copy left it has to be, as there is nothing else
+    /// to roll back to.
+    First(DaemonId, Undo),
+    /// With the others: this daemon's has the bytes, which were stored to it without the locks.
+    Others(DaemonId),
 }
 
 /// What was decided about a copy whose bytes could not be had.
@@ -233,13 +242,18 @@ fn store<C: Copies>(intent: &Intent<'_>, copies: &mut C) -> Result<(), Stopped<C
     loop {
         let done = match stage {
             Stage::Prepare => match copies.prepare() {
-                Ok(Some((first, undo))) => {
+                Ok(Beginning::Nothing) => return Ok(()),
+                Ok(Beginning::First(first, undo)) => {
                     point(Point::UndoSaved);
                     intent.begin_first(first, undo);
                     stage = Stage::First;
                     continue;
                 }
-                Ok(None) => return Ok(()),
+                Ok(Beginning::Others(first)) => {
+                    intent.begin_others_of(first);
+                    stage = Stage::Others;
+                    continue;
+                }
                 Err(trouble) => Err(trouble),
             },
             Stage::First => copies.store_first().map(|()| {

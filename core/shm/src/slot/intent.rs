@@ -98,6 +98,14 @@ impl Intent<'_> {
         point(Point::PhaseOthers);
     }
 
+    /// The copy of `first` has bytes that the others lack: from here on those may be half written.
+    #[inline]
+    pub fn begin_others_of(&self, first: DaemonId) {
+        self.0.intent_first.put(first.get());
+        self.0.phase.put(OTHERS);
+        point(Point::PhaseOthers);
+    }
+
     /// All good copies are equal: the write has come to its end, or the one that was being written
     /// is good no more.
     #[inline]

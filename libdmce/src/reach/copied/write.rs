@@ -2,8 +2,8 @@
 
 use std::mem::MaybeUninit;
 
-use dmce_abi::block::DaemonId;
-use dmce_shm::copies::{Batch, Copies, Verdict, WriteError};
+use dmce_abi::limits::PAGE_BYTES;
+use dmce_shm::copies::{BATCH_PAGES, Batch, Beginning, Copies, Verdict, WriteError};
 use dmce_shm::session::UNDO_BYTES;
 use dmce_shm::slot::intent::Undo;
 use dmce_sys::map::MappedRange;
@@ -16,6 +16,9 @@ use crate::reach::{Piece, Trouble, store};
 /// Up to so many bytes that are overwritten are saved although there are other copies: those and
 /// the writer may be lost together.
 const SAVED_BYTES: usize = 256;
+/// The most that a batch has.
+const BATCH_BYTES: usize = 64 << 10;
+const _: () = assert!(BATCH_BYTES as u64 == BATCH_PAGES * PAGE_BYTES);
 /// How often a copy may be called good that cannot be reached, in one batch.
 const GOOD_MAX: u32 = 3;
 
@@ -28,6 +31,8 @@ pub(super) enum Content {
     Byte(u8),
     /// What a word is changed to: how, what it was, and what it becomes.
     Word(Change, [u64; 2]),
+    /// What the first copy has already, by way of a buffer that has room for a batch.
+    Carried(*mut u8),
 }
 
 impl Content {
@@ -135,6 +140,13 @@ impl CopiedBlock {
         Ok(stores.before())
     }
 
+    /// Brings what the first copy has in a piece to the others: it was stored there by a plain
+    /// pointer.
+    pub(crate) fn carry(&self, piece: Piece) -> Result<(), Trouble> {
+        let mut buffer = vec![0_u8; piece.bytes.min(BATCH_BYTES)];
+        self.put(piece, Content::Carried(buffer.as_mut_ptr())).map(drop)
+    }
+
     #[cold]
     fn end_of_write(&self, stores: &Stores<'_>, error: WriteError<Trouble>) -> Trouble {
         match error {
@@ -179,6 +191,10 @@ impl Stores<'_> {
             // readable for the piece, as `Content::data` was promised.
             Content::Data(data) => unsafe { target.store(self.piece, data, self.store) },
             Content::Byte(byte) => target.fill(self.piece, byte, self.store),
+            // SAFETY: as for data: `prepare` has filled the buffer.
+            Content::Carried(buffer) => unsafe {
+                target.store(self.piece, buffer.cast_const(), Store::Cached)
+            },
             Content::Word(_, [_, now]) => {
                 let word = now.to_ne_bytes();
                 // SAFETY: as above; the data are this function's, and the piece is a word.
@@ -195,6 +211,15 @@ impl Stores<'_> {
             self.failed = copy;
         }
         met
+    }
+
+    /// Fills the buffer with what the first copy has.
+    #[cold]
+    fn take(&mut self, buffer: *mut u8) -> Result<(), Trouble> {
+        let first = &self.block.copies[self.first];
+        // SAFETY: the buffer has room for a batch, as `Content::Carried` has it.
+        let loaded = unsafe { first.load(self.piece, buffer, Store::Cached) };
+        self.met(self.first, loaded)
     }
 
     /// Saves what the first copy has, if it has to be, or costs next to nothing.
@@ -256,15 +281,21 @@ impl Copies for Stores<'_> {
     type Trouble = Trouble;
 
     #[inline]
-    fn prepare(&mut self) -> Result<Option<(DaemonId, Undo)>, Trouble> {
+    fn prepare(&mut self) -> Result<Beginning, Trouble> {
         self.first = self.targets.first();
-        if let Content::Word(change, _) = self.content
-            && !self.work_out(change)?
-        {
-            return Ok(None);
+        let first = self.block.copies[self.first].daemon;
+        let is_changed = match self.content {
+            Content::Word(change, _) => self.work_out(change)?,
+            Content::Carried(buffer) => {
+                self.take(buffer)?;
+                return Ok(Beginning::Others(first));
+            }
+            Content::Data(_) | Content::Byte(_) => true,
+        };
+        if !is_changed {
+            return Ok(Beginning::Nothing);
         }
-        let undo = self.save()?;
-        Ok(Some((self.block.copies[self.first].daemon, undo)))
+        Ok(Beginning::First(first, self.save()?))
     }
 
     #[inline]
