@@ -9,9 +9,9 @@ use std::cmp::Ordering;
 use std::ptr;
 use std::sync::atomic::{self, AtomicPtr, AtomicU64, AtomicUsize};
 
-use dmce_abi::block::{BlockId, DaemonId, Guid};
+use dmce_abi::block::{BlockId, Guid, Half};
 use dmce_abi::limits::PAGE_BYTES;
-use dmce_abi::wire::client::BlockInfo;
+use dmce_abi::wire::client::{BlockInfo, GoodCopy};
 use dmce_abi::{AddrLayout, Status};
 
 use crate::door::Wish;
@@ -323,6 +323,59 @@ impl Block {
         }
     }
 
+    /// [`Block::read`] of one half.
+    ///
+    /// # Safety
+    ///
+    /// As [`Reach::read`].
+    pub(crate) unsafe fn read_half(
+        &self,
+        piece: Piece,
+        half: Half,
+        buffer: *mut u8,
+    ) -> Result<(), Obstacle> {
+        match &self.backing {
+            // SAFETY: as the caller promises.
+            Backing::Copied(copied) => Ok(unsafe { copied.read_half(piece, half, buffer) }?),
+            // SAFETY: as the caller promises.
+            _ if half == Half::PRIMARY => unsafe { self.read(piece, buffer) },
+            other => Err(other.without_half()),
+        }
+    }
+
+    /// [`Block::write`] to one half.
+    ///
+    /// # Safety
+    ///
+    /// As [`Reach::write`].
+    pub(crate) unsafe fn write_half(
+        &self,
+        piece: Piece,
+        half: Half,
+        data: *const u8,
+    ) -> Result<(), Obstacle> {
+        match &self.backing {
+            // SAFETY: as the caller promises.
+            Backing::Copied(copied) => Ok(unsafe { copied.write_half(piece, half, data) }?),
+            // SAFETY: as the caller promises.
+            _ if half == Half::PRIMARY => unsafe { self.write(piece, data) },
+            other => Err(other.without_half()),
+        }
+    }
+
+    /// Brings what one half has in a piece to all copies.
+    pub(crate) fn resync(&self, piece: Piece, half: Half) -> Result<(), Obstacle> {
+        match &self.backing {
+            Backing::Copied(copied) => Ok(copied.resync(piece, half)?),
+            Backing::Mapped(_) | Backing::Windowed(_) | Backing::Asked(_)
+                if half == Half::PRIMARY =>
+            {
+                Ok(())
+            }
+            other => Err(other.without_half()),
+        }
+    }
+
     /// Brings what was stored to a piece by a plain pointer to all copies.
     pub(crate) fn carry(&self, piece: Piece) -> Result<(), Obstacle> {
         match &self.backing {
@@ -386,6 +439,14 @@ impl Backing {
         }
     }
 
+    /// What is met by who asks for another half than the primary of a block that has one copy.
+    fn without_half(&self) -> Obstacle {
+        match self {
+            Self::Absent | Self::Lost => self.obstacle(),
+            _ => Trouble::NoHalf.into(),
+        }
+    }
+
     /// Why bytes behind this cannot be reached, if they cannot.
     #[cold]
     fn obstacle(&self) -> Obstacle {
@@ -425,8 +486,10 @@ pub(crate) fn check_info(
     field("size", (1..=layout.block_bytes()).contains(&info.bytes_max))?;
     field("size", whole_pages(info.bytes_max))?;
     field("committed size", info.committed <= info.bytes_max && whole_pages(info.committed))?;
-    let good: Vec<DaemonId> = info.good().collect();
-    let is_once = |(place, daemon): (usize, &DaemonId)| !good[..place].contains(daemon);
+    let good: Vec<GoodCopy> = info.good().collect();
+    let is_other = |a: &GoodCopy, b: &GoodCopy| a.daemon != b.daemon && a.half != b.half;
+    let is_once =
+        |(place, copy): (usize, &GoodCopy)| good[..place].iter().all(|b| is_other(copy, b));
     let are_first = info.copies.iter().take(good.len()).all(Option::is_some);
     field("list of copies", are_first && good.iter().enumerate().all(is_once))?;
     field("list of copies", good.is_empty() == info.lost)?;
@@ -436,10 +499,15 @@ pub(crate) fn check_info(
 
 #[cfg(test)]
 mod tests {
+    use dmce_abi::block::{DaemonId, Half};
+
     use super::*;
 
-    fn on(daemons: &[u32]) -> [Option<DaemonId>; 3] {
-        std::array::from_fn(|place| DaemonId::try_from(*daemons.get(place)?).ok())
+    fn on(daemons: &[u32]) -> [Option<GoodCopy>; 3] {
+        std::array::from_fn(|place| {
+            let daemon = DaemonId::try_from(*daemons.get(place)?).ok()?;
+            Some(GoodCopy { daemon, half: Half::of(place)? })
+        })
     }
 
     fn info() -> BlockInfo {
@@ -506,6 +574,10 @@ mod tests {
         assert!(refused(|info| info.copies = on(&[1, 2])), "copies without a lock table");
         assert!(refused(|info| (info.copies, info.has_locks) = (on(&[1, 1]), true)));
         assert!(refused(|info| (info.copies, info.has_locks) = (on(&[1, 0, 2]), true)));
+        assert!(refused(|info| {
+            (info.copies, info.has_locks) = (on(&[1, 2]), true);
+            info.copies[1].as_mut().unwrap().half = Half::PRIMARY;
+        }));
         assert!(refused(|info| info.lost = true), "a copy of a lost block");
         assert!(refused(|info| {
             (info.lost, info.copies, info.has_locks) = (true, on(&[]), true);

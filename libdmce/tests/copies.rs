@@ -4,7 +4,7 @@
 mod fake;
 
 use fake::{Fake, Finds, status, wait_until};
-use libdmce::{DmceAddr, Options, Prot, RegionOptions, Session, Status};
+use libdmce::{DmceAddr, Mirror, Options, Prot, RegionOptions, Session, Status};
 
 /// Blocks that are mapped whole, and behind windows; with a service thread, and without.
 fn with_each_kind(options: &Options, mut test: impl FnMut(&mut Fake, &Session)) {
@@ -161,7 +161,7 @@ fn a_harmed_lock_table_is_made_anew_before_the_block_is_reached() {
         session.region_create("v", "r", 10_000, &RegionOptions::default()).unwrap();
         fake.cut_table(1);
         let region = session.region_open("v", "r", Prot::READ_WRITE).unwrap();
-        region.write(1000, &[7; 5_000], libdmce::Mirror::Both).unwrap();
+        region.write(1000, &[7; 5_000], Mirror::Both).unwrap();
         assert_eq!(fake.copy_of(1, 2, 0, 5_000), [7; 5_000]);
         assert!(fake.asked("Damaged") > 0);
     });
@@ -278,6 +278,59 @@ fn the_right_to_write_stays_as_long_as_a_pointer_needs_it() {
         assert_eq!(load(looked_at, 100), [7; 100]);
         session.unmap(looked_at).unwrap();
     });
+}
+
+#[test]
+fn each_half_is_read_and_written_by_its_name() {
+    with_each_kind(&patient(), |fake, session| {
+        session.region_create("v", "r", 100_000, &RegionOptions::default()).unwrap();
+        let region = session.region_open("v", "r", Prot::READ_WRITE).unwrap();
+        let base = region.info().unwrap().base_pointer;
+        let found = |mirror| {
+            let mut found = [0; 3];
+            region.read(base + 5_000, &mut found, mirror).unwrap();
+            found
+        };
+        region.write(base + 4_000, &vec![1; 20_000], Mirror::Both).unwrap();
+        region.write(base + 5_000, &[2; 10_000], Mirror::Primary).unwrap();
+        region.write(base + 5_000, &[3; 10_000], Mirror::Mirror).unwrap();
+        assert_eq!([Mirror::Primary, Mirror::Mirror].map(found), [[2; 3], [3; 3]]);
+        assert_eq!(found(Mirror::Any), [2; 3]);
+        // Both, in part: the rest stays as each half has it.
+        region.write(base + 5_001, &[4; 9_000], Mirror::Both).unwrap();
+        assert_eq!([Mirror::Primary, Mirror::Mirror].map(found), [[2, 4, 4], [3, 4, 4]]);
+        region.resync(Mirror::Mirror).unwrap();
+        assert_eq!([Mirror::Primary, Mirror::Mirror].map(found), [[3, 4, 4]; 2]);
+        let [one, other] = [1, 2].map(|daemon| fake.copy_of(1, daemon, 0, 98_304));
+        assert!(one == other, "the halves are equal");
+        assert_eq!(status(region.resync(Mirror::Both)), Status::Invalid);
+    });
+}
+
+#[test]
+fn a_half_that_is_away_is_named_and_the_other_is_there() {
+    for gone in [1, 2] {
+        with_each_kind(&patient(), |fake, session| {
+            session.region_create("v", "r", 100_000, &RegionOptions::default()).unwrap();
+            let region = session.region_open("v", "r", Prot::READ_WRITE).unwrap();
+            let base = region.info().unwrap().base_pointer;
+            region.write(base, &[1; 10_000], Mirror::Both).unwrap();
+            let halves = [Mirror::Primary, Mirror::Mirror];
+            let (away, left) = (halves[gone as usize - 1], halves[2 - gone as usize]);
+            fake.state().finds = Finds::Gone(gone);
+            fake.truncate_copy(1, gone);
+            let mut found = [0; 10];
+            assert_eq!(status(region.read(base, &mut found, away)), Status::NoCopy);
+            assert_eq!(status(region.write(base, &[2; 10], away)), Status::NoCopy);
+            assert_eq!(status(region.resync(away)), Status::NoCopy);
+            region.write(base, &[2; 10], left).unwrap();
+            region.write(base + 5, &[3; 5], Mirror::Both).unwrap();
+            for mirror in [left, Mirror::Any] {
+                region.read(base, &mut found, mirror).unwrap();
+                assert_eq!(found, [2, 2, 2, 2, 2, 3, 3, 3, 3, 3]);
+            }
+        });
+    }
 }
 
 /// The message path has no way to such blocks yet: what was granted is given back.

@@ -8,12 +8,12 @@
 
 use dmce_abi::Status;
 use dmce_abi::addr::{AddrParts, DmceAddr};
-use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
+use dmce_abi::block::{BlockId, Guid, Half, SessionId};
 use dmce_abi::limits::SPANS_LISTED;
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::client::{
-    BlockInfo, Changed, ClientReply, Delete, Fetch, Granted, Map, Opened, SessionStat, SpanKey,
-    SpanList, Unmap,
+    BlockInfo, Changed, ClientReply, Delete, Fetch, GoodCopy, Granted, Map, Opened, SessionStat,
+    SpanKey, SpanList, Unmap,
 };
 
 use super::Dispatcher;
@@ -56,10 +56,11 @@ impl Reached<'_> {
         }
     }
 
-    /// The daemons of its good copies, the primary's first: none, if it may not be used.
-    fn good(&self) -> impl Iterator<Item = DaemonId> {
+    /// Its good copies, the primary first: none, if it may not be used.
+    fn good(&self) -> impl Iterator<Item = GoodCopy> {
         let is_held = self.block.state == BlockState::Held;
-        self.block.copies.named().filter(move |_| is_held).map(|copy| copy.daemon)
+        let named = self.block.copies.named().filter(move |_| is_held);
+        named.map(|copy| GoodCopy { daemon: copy.daemon, half: copy.half })
     }
 
     fn has_locks(&self) -> bool {
@@ -69,7 +70,8 @@ impl Reached<'_> {
     /// What travels with that.
     fn descriptors(&self, writable: bool) -> Vec<Descriptor> {
         let block = self.id;
-        let data = self.good().map(|daemon| Descriptor::Block { daemon, block, writable });
+        let daemons = self.good().map(|copy| copy.daemon);
+        let data = daemons.map(|daemon| Descriptor::Block { daemon, block, writable });
         let locks = self.has_locks().then_some(Descriptor::Locks {
             block,
             writable,
@@ -163,8 +165,8 @@ impl Dispatcher {
     ) -> Option<(Opened, Vec<Descriptor>)> {
         let region = &self.regions.get(first)?.attributes;
         let reached = self.reach(session, first).ok()?;
-        let daemon = |place| {
-            let copy = reached.block.copies.iter().nth(place);
+        let daemon = |half| {
+            let copy = reached.good().find(|copy| copy.half == half);
             copy.map_or(0, |copy| copy.daemon.get())
         };
         let opened = Opened {
@@ -173,8 +175,8 @@ impl Dispatcher {
             region_size: region.region_size,
             base_pointer: region.base_pointer,
             copies: region.copies,
-            primary_daemon: daemon(0),
-            mirror_daemon: daemon(1),
+            primary_daemon: daemon(Half::PRIMARY),
+            mirror_daemon: daemon(Half::MIRROR),
         };
         Some((opened, reached.descriptors(writable)))
     }

@@ -261,6 +261,7 @@ impl Dispatcher {
         let payer = (self.payer_of(&found.owner), charge.bytes());
         let adopt = || self.adopt_locks(found.block, found.guid, payer, found.bytes_max);
         let locks = (copies > 1).then(adopt);
+        let copy = (daemon, found.membership.half);
         let block = Block {
             span: first,
             guid: found.guid,
@@ -268,7 +269,7 @@ impl Dispatcher {
             state: BlockState::Held,
             bytes_max: found.bytes_max,
             committed: charge.bytes(),
-            copies: Copies::new(vec![Copy::held(daemon, charge, found.epoch)]),
+            copies: Copies::new(vec![Copy::held(copy, charge, found.epoch)]),
             locks,
             stamp: self.next_number(),
         };

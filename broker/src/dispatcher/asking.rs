@@ -223,6 +223,7 @@ impl Dispatcher {
     pub(super) fn describe(&self, id: BlockId, daemon: DaemonId) -> Option<BlockDescription> {
         let block = self.blocks.get(id)?;
         let span = self.blocks.span(block.span)?;
+        let copy = (daemon, block.copies.of(daemon)?.half);
         Some(BlockDescription {
             block: id,
             guid: block.guid,
@@ -231,7 +232,7 @@ impl Dispatcher {
             bytes_max: block.bytes_max,
             span: block::Span { first: block.span, count: span.count, guid: span.guid },
             owner: self.owner(block, span)?,
-            membership: Membership::of(daemon, &block.copies.daemons()),
+            membership: Membership::of(copy, &block.copies.daemons()),
         })
     }
 

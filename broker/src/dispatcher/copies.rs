@@ -13,7 +13,7 @@
 //! 2. The first is the primary. Those that the headers do not name any more come last.
 //! 3. A copy that its daemon has, or may have, is in the table; and while it is, it is charged.
 
-use dmce_abi::block::DaemonId;
+use dmce_abi::block::{DaemonId, Half};
 
 use super::charge::Charge;
 
@@ -41,6 +41,8 @@ pub(super) enum CopyState {
 pub(super) struct Copy {
     /// Whose object it is.
     pub daemon: DaemonId,
+    /// What it was made as.
+    pub half: Half,
     /// Where it is in its life.
     pub state: CopyState,
     /// Bytes that the daemon has answered for.
@@ -57,20 +59,20 @@ pub(super) struct Copy {
 
 impl Copy {
     /// A copy that nobody was asked for.
-    pub(super) const fn planned(daemon: DaemonId, charge: Charge) -> Self {
+    pub(super) const fn planned((daemon, half): (DaemonId, Half), charge: Charge) -> Self {
         let state = CopyState::Planned;
-        Self { daemon, state, committed: 0, charge, grows: 0, epoch: 0, named: true }
+        Self { daemon, half, state, committed: 0, charge, grows: 0, epoch: 0, named: true }
     }
 
     /// A copy that its daemon has, with a header of that epoch.
-    pub(super) const fn held(daemon: DaemonId, charge: Charge, epoch: u64) -> Self {
+    pub(super) const fn held((daemon, half): (DaemonId, Half), charge: Charge, epoch: u64) -> Self {
         let (state, committed) = (CopyState::Held, charge.bytes());
-        Self { daemon, state, committed, charge, grows: 0, epoch, named: true }
+        Self { daemon, half, state, committed, charge, grows: 0, epoch, named: true }
     }
 
     /// A copy that its daemon has, and that nobody reads or pays for.
-    pub(super) const fn stale(daemon: DaemonId, charge: Charge, epoch: u64) -> Self {
-        let held = Self::held(daemon, charge, epoch);
+    pub(super) const fn stale(copy: (DaemonId, Half), charge: Charge, epoch: u64) -> Self {
+        let held = Self::held(copy, charge, epoch);
         Self { state: CopyState::Stale, named: false, ..held }
     }
 

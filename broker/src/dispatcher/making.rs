@@ -332,7 +332,7 @@ impl Dispatcher {
         let block = self.blocks.get_mut(id)?;
         let (place, copy) = block.copies.take(daemon)?;
         refused.extend(block.copies.iter().map(|copy| copy.daemon));
-        let bytes = copy.charge.bytes();
+        let (bytes, half) = (copy.charge.bytes(), copy.half);
         self.ledger.refund(copy.charge);
         let placement = terms.placement;
         let need = Need { bytes, account: payer.account, refused: &refused, placement };
@@ -353,7 +353,7 @@ impl Dispatcher {
             if block.copies.is_empty() { bytes_max } else { block.bytes_max.min(bytes_max) };
         // What was asked for already says that this one is elsewhere.
         block.epoch += u64::from(block.copies.iter().any(Copy::may_exist));
-        block.copies.put(place, Copy::planned(daemon, charge));
+        block.copies.put(place, Copy::planned((daemon, half), charge));
         Some(daemon)
     }
 

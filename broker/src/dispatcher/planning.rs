@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 
 use dmce_abi::Status;
-use dmce_abi::block::{BlockId, DaemonId, Region, SessionId};
+use dmce_abi::block::{BlockId, DaemonId, Half, Region, SessionId};
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::client::ClientRequest;
@@ -133,8 +133,9 @@ impl Dispatcher {
     fn place_planned(&mut self, order: &Order, bytes: u64) -> Result<Placed, Failure> {
         let mut copies = Placed::new();
         let mut taken = BTreeSet::new();
-        while copies.len() < order.terms.copies as usize {
-            match self.place_copy(order, bytes, &taken) {
+        let halves = (0..order.terms.copies as usize).filter_map(Half::of);
+        for half in halves {
+            match self.place_copy(order, half, bytes, &taken) {
                 Ok(copy) => {
                     taken.insert(copy.daemon);
                     copies.push(copy);
@@ -151,6 +152,7 @@ impl Dispatcher {
     fn place_copy(
         &mut self,
         order: &Order,
+        half: Half,
         bytes: u64,
         taken: &BTreeSet<DaemonId>,
     ) -> Result<Copy, Failure> {
@@ -169,7 +171,7 @@ impl Dispatcher {
         };
         let charge = self.ledger.charge(payer, daemon, bytes)?;
         self.daemons.placed(daemon);
-        Ok(Copy::planned(daemon, charge))
+        Ok(Copy::planned((daemon, half), charge))
     }
 
     fn refund_all(&mut self, placed: Vec<Placed>) {

@@ -18,7 +18,7 @@
 //!    cut while nobody looked is told from that only where the length is known: not of a session's
 //!    last block, which grows.
 
-use dmce_abi::block::{BlockId, DaemonId};
+use dmce_abi::block::{BlockId, DaemonId, Half};
 use dmce_abi::wire::daemon::HeldBlock;
 
 use super::Dispatcher;
@@ -33,12 +33,14 @@ impl Dispatcher {
         let id = description.block;
         let Some(block) = self.blocks.get(id) else { return false };
         let (is_it, state, epoch) = (block.guid == description.guid, block.state, block.epoch);
+        let half = description.membership.half;
+        let is_twice = block.copies.held().any(|copy| copy.half == half);
         if !is_it || block.copies.of(daemon).is_some() {
             return false;
         }
         if state == BlockState::Going {
             let charge = self.ledger.force_charge(None, daemon, *committed);
-            self.put_copy(id, Copy::stale(daemon, charge, epoch));
+            self.put_copy(id, Copy::stale((daemon, half), charge, epoch));
             self.destroy(id, daemon);
             return true;
         }
@@ -52,15 +54,18 @@ impl Dispatcher {
                 return false;
             }
             let charge = self.ledger.force_charge(None, daemon, *committed);
-            self.put_copy(id, Copy::stale(daemon, charge, description.epoch));
+            self.put_copy(id, Copy::stale((daemon, half), charge, description.epoch));
             let epochs = format!("epoch {} of {epoch}", description.epoch);
             let text = format!("daemon {daemon} has a stale copy of block {id}, {epochs}");
             self.log(LogLevel::Warn, text);
             return true;
         }
+        if is_twice {
+            return false;
+        }
         let payer = self.payer_of(&description.owner);
         let charge = self.ledger.force_charge(payer, daemon, *committed);
-        self.put_copy(id, Copy::held(daemon, charge, description.epoch));
+        self.put_copy(id, Copy::held((daemon, half), charge, description.epoch));
         true
     }
 
@@ -104,7 +109,9 @@ impl Dispatcher {
             );
             if self.daemons.servers.contains_key(&daemon) {
                 let charge = self.ledger.force_charge(None, daemon, 0);
-                let copy = Copy { state: CopyState::Lost, ..Copy::stale(daemon, charge, 0) };
+                // What it was made as only its header would say.
+                let copy = Copy::stale((daemon, Half::PRIMARY), charge, 0);
+                let copy = Copy { state: CopyState::Lost, ..copy };
                 self.put_copy(id, copy);
             }
         }

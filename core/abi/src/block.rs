@@ -207,11 +207,41 @@ pub enum Role {
     Copy,
 }
 
+/// Which of its block's copies one is, as they were made: whichever arbitrates now (004).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Half(u8);
+
+impl Half {
+    /// The one that was the primary when the block was made.
+    pub const PRIMARY: Self = Self(0);
+    /// Its mirror.
+    pub const MIRROR: Self = Self(1);
+
+    /// The one that was made in a place, from 0 on; `None` beyond the copies that a block has.
+    #[must_use]
+    pub fn of(place: usize) -> Option<Self> {
+        let place = u8::try_from(place).ok()?;
+        (u32::from(place) < COPIES_MAX).then_some(Self(place))
+    }
+
+    /// Its place.
+    #[must_use]
+    pub const fn place(self) -> u8 {
+        self.0
+    }
+
+    const fn exists(self) -> bool {
+        (self.0 as u32) < COPIES_MAX
+    }
+}
+
 /// What a copy is, and where the others are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Membership {
     /// What it is.
     pub role: Role,
+    /// What it was made as.
+    pub half: Half,
     /// The daemons of the others, at most [`PEERS_MAX`], each once, the primary's first.
     pub peers: Vec<DaemonId>,
 }
@@ -220,15 +250,16 @@ impl Membership {
     /// The only copy of a block.
     #[must_use]
     pub const fn alone() -> Self {
-        Self { role: Role::Primary, peers: Vec::new() }
+        Self { role: Role::Primary, half: Half::PRIMARY, peers: Vec::new() }
     }
 
-    /// The copy of `daemon` among those of `daemons`, the primary's first.
+    /// The copy of `daemon`, made as `half`, among those of `daemons`, the primary's first.
     #[must_use]
-    pub fn of(daemon: DaemonId, daemons: &[DaemonId]) -> Self {
+    pub fn of((daemon, half): (DaemonId, Half), daemons: &[DaemonId]) -> Self {
         let is_primary = daemons.first() == Some(&daemon);
+        let role = if is_primary { Role::Primary } else { Role::Copy };
         let others = daemons.iter().copied().filter(|other| *other != daemon);
-        Self { role: if is_primary { Role::Primary } else { Role::Copy }, peers: others.collect() }
+        Self { role, half, peers: others.collect() }
     }
 
     /// The daemons of all copies, the primary's first, as the copy of `daemon` says.
@@ -249,10 +280,13 @@ impl Membership {
     ///
     /// [`DescriptionError`] for too many peers, one that is named twice, or a copy without any.
     pub fn validate(&self) -> Result<(), DescriptionError> {
-        let Self { role, peers } = self;
+        let Self { role, half, peers } = self;
         let is_new = |(place, peer): (usize, &DaemonId)| !peers[..place].contains(peer);
         let fits = peers.len() <= PEERS_MAX && peers.iter().enumerate().all(is_new);
         let follows = *role == Role::Primary || !peers.is_empty();
+        if !half.exists() {
+            return Err(DescriptionError { field: "half" });
+        }
         if fits && follows { Ok(()) } else { Err(DescriptionError { field: "peers" }) }
     }
 }
@@ -399,13 +433,13 @@ mod tests {
     fn every_copy_knows_all_copies_and_which_is_the_primary() {
         let daemons = [7, 3, 9].map(|id| DaemonId::try_from(id).unwrap());
         for daemon in daemons {
-            let membership = Membership::of(daemon, &daemons);
+            let membership = Membership::of((daemon, Half::MIRROR), &daemons);
             assert_eq!(membership.role == Role::Primary, daemon == daemons[0]);
-            assert_eq!(membership.validate(), Ok(()));
+            assert_eq!((membership.half, membership.validate()), (Half::MIRROR, Ok(())));
             let told = membership.daemons(daemon);
             assert_eq!(told[0], daemons[0]);
             assert!(told.len() == 3 && daemons.iter().all(|daemon| told.contains(daemon)));
         }
-        assert_eq!(Membership::of(daemons[0], &daemons[..1]), Membership::alone());
+        assert_eq!(Membership::of((daemons[0], Half::PRIMARY), &daemons[..1]), Membership::alone());
     }
 }

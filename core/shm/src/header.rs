@@ -23,8 +23,8 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 
 use dmce_abi::AddrLayout;
 use dmce_abi::block::{
-    BlockDescription, BlockId, DaemonId, Guid, IdError, Membership, Owner, Region, Role, SessionId,
-    Span, Ticket,
+    BlockDescription, BlockId, DaemonId, Guid, Half, IdError, Membership, Owner, Region, Role,
+    SessionId, Span, Ticket,
 };
 use dmce_abi::limits::PEERS_MAX;
 use dmce_abi::version::SEGMENT_VERSION;
@@ -212,7 +212,8 @@ layout! {
         180 => peer: [U32; 3],
         192 => volume: [u8; 64],
         256 => name: [u8; 128],
-        384 => reserved: [u8; 1664],
+        384 => half: U32,
+        388 => reserved: [u8; 1660],
     }
 }
 
@@ -237,7 +238,7 @@ const ROLE_COPY: u32 = 2;
 impl HeaderSlot {
     fn encode(header: &BlockHeader, sequence: u64) -> Result<Self, HeaderError> {
         let description = &header.description;
-        let Membership { role, peers } = &description.membership;
+        let Membership { role, half, peers } = &description.membership;
         check_peers(header.daemon, peers).map_err(|why| HeaderError::Unfit { why })?;
         let mut slot = Self::new_zeroed();
         slot.sequence = sequence.into();
@@ -247,6 +248,7 @@ impl HeaderSlot {
             Role::Copy => ROLE_COPY,
         }
         .into();
+        slot.half = u32::from(half.place()).into();
         for (place, peer) in slot.peer.iter_mut().zip(peers) {
             *place = peer.get().into();
         }
@@ -308,6 +310,9 @@ impl HeaderSlot {
             ROLE_COPY => Role::Copy,
             other => return Err(HeaderError::damaged(format!("role {other} is no role"))),
         };
+        let half = usize::try_from(self.half.get()).ok().and_then(Half::of);
+        let no_half = || HeaderError::damaged(format!("half {} is no half", self.half));
+        let half = half.ok_or_else(no_half)?;
         let span = Span {
             first: BlockId::try_from(self.span_first.get()).map_err(bad_id)?,
             count: self.span_count.get(),
@@ -321,7 +326,7 @@ impl HeaderSlot {
             bytes_max: self.bytes_max.get(),
             span,
             owner: self.decode_owner()?,
-            membership: Membership { role, peers: self.decode_peers(daemon)? },
+            membership: Membership { role, half, peers: self.decode_peers(daemon)? },
         };
         let checked = description.validate(layout.block_bytes());
         checked.map_err(|error| HeaderError::damaged(error.to_string()))?;

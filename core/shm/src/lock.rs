@@ -1,9 +1,9 @@
 //! The lock word of a page: who writes it, and whether what was read is whole (section 6).
 //!
 //! ```text
-//!  63                              32 31        30       29     28 27           8 7       0
-//! |             sequence             | waiters | repair | lost | 0 | session id   | slot     |
-//!                                     `------------- the half: a futex --------------------'
+//!  63                        32 31        30       29     28         27         8 7    0
+//! |          sequence          | waiters | repair | lost | detached | session id  | slot |
+//!                               `---------------- the half: a futex --------------------'
 //!
 //!                CAS 0 -> owner                    sequence += 1 (odd)
 //!     FREE -------------------------> HELD, CLEAN ----------------------> HELD, WRITING
@@ -28,6 +28,8 @@
 //! 4. Any bit pattern is a state: a word that somebody scribbled on gives an error or a wait that
 //!    ends with its deadline, never a panic and never a wrong index.
 //! 5. A page that is lost has an odd sequence, and only who writes all of it makes that even.
+//! 6. `detached` says that the copies of the page differ, as somebody wants it (004). It stays over
+//!    every change of the rest of the word; only a holder changes it.
 //!
 //! Two 32-bit halves and not one 64-bit word: a futex has 32 bits; a reader's mapping may be
 //! read-only, and a 32-bit processor loads 64 bits at once by an instruction that also stores.
@@ -67,8 +69,11 @@ const FREE: u32 = 0;
 const WAITERS: u32 = 1 << 31;
 const REPAIR: u32 = 1 << 30;
 const LOST: u32 = 1 << 29;
+const DETACHED: u32 = 1 << 28;
 const OWNER_MASK: u32 = (1 << 28) - 1;
 const SLOT_BITS: u32 = 8;
+/// What stays with the page, whoever holds it.
+const MARKS: u32 = LOST | DETACHED;
 const WRITING: u32 = 1;
 
 /// The session and slot that hold a lock. Never 0, because no session's id is.
@@ -198,31 +203,37 @@ impl PageLock {
     ) -> Result<(), LockError> {
         let mut round = 0;
         while parking.spin(round) {
-            if self.half.load(Ordering::Relaxed) == FREE && self.try_lock(owner).is_ok() {
+            let half = self.half.load(Ordering::Relaxed);
+            if half == FREE && self.try_lock(owner).is_ok() {
                 return Ok(());
+            }
+            if matches!(state_of(half), LockState::Lost | LockState::Free) {
+                break;
             }
             round += 1;
         }
         // From here on the lock is taken with `waiters`: others may sleep, and the wake-up that
         // came here was theirs as well.
         loop {
-            let wanted = owner.0 | WAITERS;
-            let taken =
-                self.half.compare_exchange(FREE, wanted, Ordering::Acquire, Ordering::Relaxed);
-            let Err(held) = taken else { return Ok(()) };
-            if state_of(held) == LockState::Lost {
-                if lost == Lost::Refused {
-                    return Err(LockError::Lost);
+            let half = self.half.load(Ordering::Relaxed);
+            match state_of(half) {
+                LockState::Lost if lost == Lost::Refused => return Err(LockError::Lost),
+                LockState::Lost | LockState::Free => {
+                    let wanted = owner.0 | WAITERS | half & MARKS;
+                    let taken = self.half.compare_exchange(
+                        half,
+                        wanted,
+                        Ordering::Acquire,
+                        Ordering::Relaxed,
+                    );
+                    if taken.is_ok() {
+                        return Ok(());
+                    }
+                    continue;
                 }
-                let wanted = wanted | LOST;
-                let taken =
-                    self.half.compare_exchange(held, wanted, Ordering::Acquire, Ordering::Relaxed);
-                if taken.is_ok() {
-                    return Ok(());
-                }
-                continue;
+                LockState::Held(_) | LockState::Repair => {}
             }
-            let Some(held) = self.ask_to_be_woken(held) else { continue };
+            let Some(held) = self.ask_to_be_woken(half) else { continue };
             // Only now, with `waiters` set, may this one leave without the lock.
             if parking.park(&self.half, held, deadline)? == Parked::TimedOut {
                 return Err(LockError::Timeout);
@@ -269,7 +280,7 @@ impl PageLock {
         while state_of(half) == LockState::Held(owner) {
             // Who took a lost page gives it back whole, or as it was.
             let is_lost = half & LOST != 0 && self.condition() == PageCondition::Torn;
-            let given = if is_lost { LOST } else { FREE };
+            let given = if is_lost { LOST } else { FREE } | half & DETACHED;
             match self.half.compare_exchange(half, given, Ordering::Release, Ordering::Relaxed) {
                 // Those who wait are told of a lost page, and none of them tells the next.
                 Ok(_) if is_lost => return self.wake_all(parking),
@@ -282,6 +293,23 @@ impl PageLock {
             }
         }
         Err(LockError::NotHeld)
+    }
+
+    /// Whether the copies of the page differ, as somebody wants it. For its holder.
+    #[inline]
+    #[must_use]
+    pub fn is_detached(&self) -> bool {
+        self.half.load(Ordering::Relaxed) & DETACHED != 0
+    }
+
+    /// Says that they do, or do not any more. For its holder.
+    pub fn set_detached(&self, detached: bool) {
+        // Relaxed: it orders nothing; the next holder acquires what this one releases.
+        if detached {
+            self.half.fetch_or(DETACHED, Ordering::Relaxed);
+        } else {
+            self.half.fetch_and(!DETACHED, Ordering::Relaxed);
+        }
     }
 
     /// The holder's first step: from here on the page may be half written.
@@ -387,8 +415,9 @@ impl PageLock {
         if is_repair && left == Left::Whole && self.condition() == PageCondition::Torn {
             self.end_write();
         }
-        let given = left.half(self.condition());
+        let marks = left.half(self.condition());
         while state_of(half) == LockState::Repair {
+            let given = marks | half & DETACHED;
             match self.half.compare_exchange(half, given, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return self.wake_all(parking),
                 Err(now) => half = now,
@@ -453,7 +482,7 @@ const fn condition_of(sequence: u32) -> PageCondition {
 }
 
 fn state_of(half: u32) -> LockState {
-    match half & !WAITERS {
+    match half & !(WAITERS | DETACHED) {
         FREE => LockState::Free,
         held if held & REPAIR != 0 => LockState::Repair,
         LOST => LockState::Lost,

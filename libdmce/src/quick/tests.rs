@@ -4,8 +4,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use dmce_abi::block::{BlockId, DaemonId, Guid};
-use dmce_abi::wire::client::BlockInfo;
+use dmce_abi::block::{BlockId, DaemonId, Guid, Half};
+use dmce_abi::wire::client::{BlockInfo, GoodCopy};
 use dmce_shm::session::map::SessionMap;
 use dmce_sys::map::Protection;
 
@@ -129,6 +129,7 @@ pub(crate) struct BlockOf {
 impl BlockOf {
     fn finish(self, id: u32) -> Block {
         let block = BlockId::try_from(id).unwrap();
+        let daemon = DaemonId::try_from(1).unwrap();
         let info = BlockInfo {
             block,
             guid: Guid([3; 16]),
@@ -140,7 +141,7 @@ impl BlockOf {
             page_size: 4096,
             writable: self.protection == Protection::ReadWrite,
             lost: false,
-            copies: [DaemonId::try_from(1).ok(), None, None],
+            copies: [Some(GoodCopy { daemon, half: Half::PRIMARY }), None, None],
             has_locks: false,
         };
         Block::of_info(&info, self.backing)

@@ -69,7 +69,8 @@ pub(crate) fn one_copy(info: &BlockInfo) -> Result<(), Error> {
 mod tests {
     use std::fs::File;
 
-    use dmce_abi::block::{BlockId, DaemonId, Guid};
+    use dmce_abi::block::{BlockId, DaemonId, Guid, Half};
+    use dmce_abi::wire::client::GoodCopy;
 
     use super::*;
 
@@ -86,7 +87,10 @@ mod tests {
             page_size: 4096,
             writable: true,
             lost: copies == 0,
-            copies: [1, 2, 3].map(|id| DaemonId::try_from(id).ok().filter(|_| id <= copies)),
+            copies: [1, 2, 3].map(|id| {
+                let daemon = DaemonId::try_from(id).ok().filter(|_| id <= copies)?;
+                Some(GoodCopy { daemon, half: Half::of(id as usize - 1)? })
+            }),
             has_locks,
         }
     }

@@ -86,6 +86,12 @@ pub(crate) enum Trouble {
     /// written.
     #[error("its bytes are those of a write that was not brought to its end")]
     Unwritten,
+    /// The half that was asked for is away.
+    #[error("the half that is asked for is away")]
+    NoHalf,
+    /// The copies of a page differ, as somebody wanted it: it is written page by page.
+    #[error("its copies differ")]
+    Detached,
     /// The page locks are gone: what was done was done without them.
     #[error("its lock table is gone")]
     Unlocked,
@@ -105,9 +111,11 @@ impl Trouble {
             Self::Lost | Self::Unwritten => Status::Lost,
             Self::NoAddressSpace => Status::NoMem,
             Self::Refused(status) => status,
+            Self::NoHalf => Status::NoCopy,
             Self::Late | Self::Held => Status::Timeout,
             Self::Abandoned => Status::Closed,
             Self::Differs
+            | Self::Detached
             | Self::Unlinked
             | Self::Unlocked
             | Self::Unsure

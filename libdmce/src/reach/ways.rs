@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dmce_abi::Status;
-use dmce_abi::wire::client::BlockInfo;
+use dmce_abi::wire::client::{BlockInfo, GoodCopy};
 use dmce_sys::map::{MapError, Protection};
 
 use super::copied::{CopiedBlock, Copy, Identity, LockTable, Party, Size, TableFault, Way};
@@ -138,7 +138,8 @@ impl Ways {
         let locks = LockTable::map(locks.as_fd(), who, size, protection)?;
         let identity = Identity { block: info.block, epoch: info.epoch, base };
         let copies = info.good().zip(copies);
-        let copies = copies.map(|(daemon, fd)| Ok(Copy { daemon, way: way(fd)? }));
+        let copies =
+            copies.map(|(GoodCopy { daemon, half }, fd)| Ok(Copy { daemon, half, way: way(fd)? }));
         let copies = copies.collect::<Result<Vec<Copy>, Error>>()?;
         Ok(Backing::Copied(CopiedBlock::new(identity, copies, locks, Arc::clone(&self.party))))
     }

@@ -70,7 +70,7 @@ impl Arbiter for AskBroker {
 
 /// Who has good copies of a block.
 enum Named {
-    Copies([Option<DaemonId>; 3]),
+    Copies(Vec<DaemonId>),
     /// It is no block of this session any more.
     Nobody,
 }
@@ -89,7 +89,7 @@ impl Core {
         let mut asked = [true, false].into_iter();
         let named = asked.find_map(|writable| self.ask_who(damage.block, writable, deadline))?;
         Some(match named {
-            Named::Copies(daemons) if daemons.contains(&Some(damage.daemon)) => Judgement::Good,
+            Named::Copies(daemons) if daemons.contains(&damage.daemon) => Judgement::Good,
             Named::Copies(_) | Named::Nobody => Judgement::Dropped,
         })
     }
@@ -98,7 +98,7 @@ impl Core {
     fn ask_who(&self, block: BlockId, writable: bool, deadline: Deadline) -> Option<Named> {
         match self.link.ask(&ClientRequest::Fetch(Fetch { block, writable }), deadline) {
             Ok((ClientReply::Fetched(info), _)) if info.block == block => {
-                Some(Named::Copies(info.copies))
+                Some(Named::Copies(info.daemons().collect()))
             }
             // It was given back, or deleted.
             Err(LinkError::Refused(error)) if error.status() == Status::Address => {

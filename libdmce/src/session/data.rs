@@ -13,8 +13,9 @@
 use std::cmp::Ordering;
 use std::ops::Range;
 use std::ptr;
+use std::slice;
 
-use dmce_abi::block::BlockId;
+use dmce_abi::block::{BlockId, Half};
 use dmce_abi::{DmceAddr, Status};
 
 use super::core::Core;
@@ -133,6 +134,59 @@ impl Core {
                 _ => Err(Trouble::Differs.into()),
             }
         })
+    }
+
+    /// Copies out of one half.
+    ///
+    /// # Safety
+    ///
+    /// As [`Core::read`].
+    pub(crate) unsafe fn read_half(
+        &self,
+        from: DmceAddr,
+        half: Half,
+        buffer: *mut u8,
+        bytes: usize,
+    ) -> Result<(), Error> {
+        self.access_all(from, bytes as u64, Intent::Read, &mut |block, piece, done| {
+            // SAFETY: the piece is a part of `bytes`, for which the caller's buffer is writable.
+            unsafe { block.read_half(piece, half, buffer.wrapping_add(done)) }
+        })
+    }
+
+    /// Copies into one half, which is read back if the session verifies [0088].
+    ///
+    /// # Safety
+    ///
+    /// As [`Core::write`].
+    pub(crate) unsafe fn write_half(
+        &self,
+        to: DmceAddr,
+        half: Half,
+        data: *const u8,
+        bytes: usize,
+    ) -> Result<(), Error> {
+        self.access_all(to, bytes as u64, Intent::Write, &mut |block, piece, done| {
+            let data = data.wrapping_add(done);
+            // SAFETY: the piece is a part of `bytes`, for which the caller's data is readable; the
+            // block is writable, since this is a write.
+            unsafe { block.write_half(piece, half, data) }?;
+            if !self.verify {
+                return Ok(());
+            }
+            let mut found = vec![0; piece.bytes];
+            // SAFETY: the buffer has room for the piece.
+            unsafe { block.read_half(piece, half, found.as_mut_ptr()) }?;
+            // SAFETY: as for the write.
+            let data = unsafe { slice::from_raw_parts(data, piece.bytes) };
+            if found == data { Ok(()) } else { Err(Trouble::Differs.into()) }
+        })
+    }
+
+    /// Brings what one half has to all copies.
+    pub(crate) fn resync(&self, at: DmceAddr, bytes: u64, half: Half) -> Result<(), Error> {
+        let act = &mut |block: &Block, piece, _| block.resync(piece, half);
+        self.access_all(at, bytes, Intent::Write, act)
     }
 
     /// Fills blocks with a byte.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use dmce_abi::block::BlockId;
+use dmce_abi::block::{BlockId, Half};
 use dmce_abi::limits::{REGION_BYTES_MAX, VOLUME_BYTES_MAX};
 use dmce_abi::name;
 use dmce_abi::wire::client::{
@@ -100,14 +100,19 @@ impl Region {
         mirror: Mirror,
     ) -> Result<(), Error> {
         self.core.usable()?;
-        match mirror {
-            Mirror::Any | Mirror::Primary => {}
-            Mirror::Mirror => return Err(self.no_mirror()),
+        let half = match mirror {
+            Mirror::Any => None,
+            Mirror::Primary => Some(Half::PRIMARY),
+            Mirror::Mirror => Some(Half::MIRROR),
             Mirror::Both => return Err(Error::invalid("a read is of one half, not of both")),
-        }
+        };
         let from = self.at(read_pointer, bytes, Prot::READ)?;
-        // SAFETY: as the caller promises.
-        closed_if_gone(unsafe { self.core.read(from, buffer, bytes) })
+        closed_if_gone(match half {
+            // SAFETY: as the caller promises.
+            None => unsafe { self.core.read(from, buffer, bytes) },
+            // SAFETY: as the caller promises.
+            Some(half) => unsafe { self.core.read_half(from, half, buffer, bytes) },
+        })
     }
 
     /// Writes from `write_pointer` on. With [`Mirror::Both`], to every half that exists.
@@ -137,14 +142,38 @@ impl Region {
         mirror: Mirror,
     ) -> Result<(), Error> {
         self.core.usable()?;
-        match mirror {
-            Mirror::Both | Mirror::Primary => {}
-            Mirror::Mirror => return Err(self.no_mirror()),
+        let half = match mirror {
+            Mirror::Both => None,
+            Mirror::Primary => Some(Half::PRIMARY),
+            Mirror::Mirror => Some(Half::MIRROR),
             Mirror::Any => return Err(Error::invalid("a write is of a named half, or of both")),
-        }
+        };
         let to = self.at(write_pointer, bytes, Prot::WRITE)?;
-        // SAFETY: as the caller promises.
-        closed_if_gone(unsafe { self.core.write(to, data, bytes) })
+        closed_if_gone(match half {
+            // SAFETY: as the caller promises.
+            None => unsafe { self.core.write(to, data, bytes) },
+            // SAFETY: as the caller promises.
+            Some(half) => unsafe { self.core.write_half(to, half, data, bytes) },
+        })
+    }
+
+    /// Ends all differences between the halves: every copy gets what one half has.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Denied`] without the rights to read and to write, [`Status::NoCopy`] if that half
+    /// is away, [`Status::Invalid`] for what is no half, [`Status::Lost`], [`Status::Closed`]. What
+    /// was done stays done.
+    pub fn resync(&self, from: Mirror) -> Result<(), Error> {
+        self.core.usable()?;
+        let half = match from {
+            Mirror::Primary => Half::PRIMARY,
+            Mirror::Mirror => Half::MIRROR,
+            Mirror::Any | Mirror::Both => return Err(Error::invalid("that is no half")),
+        };
+        let RegionInfo { base_pointer, region_size, .. } = self.info;
+        let all = self.at(base_pointer, 0, Prot::READ_WRITE)?;
+        closed_if_gone(self.core.resync(all, region_size, half))
     }
 
     /// The address of a byte of the region, for every other call.
@@ -190,11 +219,6 @@ impl Region {
                 "{bytes} bytes at {pointer:#x} are not in {region_size} from {base_pointer:#x}"
             ))),
         }
-    }
-
-    fn no_mirror(&self) -> Error {
-        let copies = self.info.copies;
-        Error::new(Status::NoCopy, format!("the region has {copies} copy, and no mirror"))
     }
 }
 

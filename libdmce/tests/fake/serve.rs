@@ -3,11 +3,11 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use dmce_abi::Status;
-use dmce_abi::block::{BlockId, DaemonId};
+use dmce_abi::block::{BlockId, DaemonId, Half};
 use dmce_abi::limits::FRAME_BYTES_MAX;
 use dmce_abi::wire::client::{
-    BlockInfo, Changed, ClientReply, ClientRequest, Granted, Malloc, MallocKind, Opened, OpeningId,
-    Ready, RegionKey, SpanKey,
+    BlockInfo, Changed, ClientReply, ClientRequest, GoodCopy, Granted, Malloc, MallocKind, Opened,
+    OpeningId, Ready, RegionKey, SpanKey,
 };
 use dmce_abi::wire::{self, FrameHeader, Refusal, Reply};
 use dmce_sys::poll::{Interest, Poller};
@@ -337,7 +337,11 @@ impl State {
 
     fn info(&self, id: u32, writable: bool) -> BlockInfo {
         let block = &self.blocks[&id];
-        let daemon = |place| DaemonId::try_from(*block.good.get(place)?).ok();
+        let copy = |place| {
+            let id = *block.good.get(place).filter(|_| !block.lost)?;
+            let (daemon, half) = (DaemonId::try_from(id).ok()?, Half::of(id as usize - 1)?);
+            Some(GoodCopy { daemon, half })
+        };
         BlockInfo {
             block: BlockId::try_from(id).unwrap(),
             guid: block.guid,
@@ -349,7 +353,7 @@ impl State {
             page_size: 4096,
             writable,
             lost: block.lost,
-            copies: std::array::from_fn(|place| daemon(place).filter(|_| !block.lost)),
+            copies: std::array::from_fn(copy),
             has_locks: block.locks.is_some() && !block.lost,
         }
     }

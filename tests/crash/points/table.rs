@@ -101,6 +101,7 @@ pub const NEED_COPIES: &[Point] = &[
     Point::UndoSaved,
     Point::PhaseFirst,
     Point::FirstStored,
+    Point::PhaseAlone,
     Point::PhaseOthers,
     Point::OthersStored,
     Point::PhaseSettled,

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use dmce_abi::block::{
-    BlockDescription, BlockId, DaemonId, Guid, Membership, Owner, Region, SessionId, Span, Ticket,
+    BlockDescription, BlockId, DaemonId, Guid, Half, Membership, Owner, Region, SessionId, Span,
+    Ticket,
 };
 use dmce_abi::name::{self, ObjectKind, ObjectName};
 use dmce_shm::fence::Fence;
@@ -81,7 +82,8 @@ impl World {
 
     fn copy_of(&self, of: u32, daemons: &[u32], mut description: BlockDescription) {
         let daemons: Vec<_> = daemons.iter().map(|id| daemon(*id)).collect();
-        description.membership = Membership::of(daemon(of), &daemons);
+        let half = Half::of(of as usize - 1).unwrap();
+        description.membership = Membership::of((daemon(of), half), &daemons);
         let head = self.make(of, ObjectKind::Header(BLOCK));
         header::create(head.as_fd(), &BlockHeader { daemon: daemon(of), description }).unwrap();
         let data = self.make(of, ObjectKind::Data(BLOCK));

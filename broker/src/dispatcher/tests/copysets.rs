@@ -130,7 +130,7 @@ fn every_good_copy_travels_and_a_reader_gets_nothing_to_write() {
     let number = rig.ask_later(conn, with_copies(heap(1, MIB), 3));
     let (reply, descriptors) = rig.answer(conn, number).unwrap();
     let Ok(ClientReply::Granted(granted)) = reply else { panic!("{reply:?}") };
-    assert!(granted.first.good().eq([1, 2, 3].map(daemon_id)) && granted.first.has_locks);
+    assert!(granted.first.daemons().eq([1, 2, 3].map(daemon_id)) && granted.first.has_locks);
     assert_eq!(descriptors, travels(&[1, 2, 3], granted.first.block, session_id(1)));
     // One copy is what it always was.
     let number = rig.ask_later(conn, with_copies(heap(2, MIB), 1));
@@ -241,7 +241,7 @@ fn a_block_goes_on_with_the_copy_that_is_left_when_its_header_says_so() {
     let (reply, descriptors) = rig.answer(conn, number).unwrap();
     let Ok(ClientReply::Fetched(info)) = reply else { panic!("{reply:?}") };
     assert!(!info.lost && info.epoch > granted.first.epoch);
-    assert!(info.good().eq([daemon_id(2)]) && info.has_locks);
+    assert!(info.daemons().eq([daemon_id(2)]) && info.has_locks);
     assert_eq!(descriptors, travels(&[2], block, session_id(1)));
     let changed = rig.done(conn, ClientRequest::Changes(Changes { since: 0 }));
     assert!(matches!(changed, ClientReply::Changed(changed) if changed.blocks == [block]));

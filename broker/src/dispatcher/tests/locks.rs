@@ -314,7 +314,7 @@ fn what_could_not_be_opened_is_answered_by_the_other_copy() {
     let headers = vec![(daemon_id(2), Rewritten::Written)];
     rig.event(Event::EpochRaised { raise: raise.unwrap(), block, headers });
     let (reply, _) = rig.answer(conn, number).unwrap();
-    assert!(matches!(reply, Ok(ClientReply::Fetched(info)) if info.good().eq([daemon_id(2)])));
+    assert!(matches!(reply, Ok(ClientReply::Fetched(info)) if info.daemons().eq([daemon_id(2)])));
 }
 
 /// A span that the list told, and whose grant comes later, would be taken for nobody's.

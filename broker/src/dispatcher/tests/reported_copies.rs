@@ -1,6 +1,6 @@
 //! Copies that daemons report to a broker that comes back, or bring back themselves.
 
-use dmce_abi::block::{Membership, Owner};
+use dmce_abi::block::{Half, Membership, Owner};
 use dmce_abi::wire::admin::{AdminReply, AdminRequest, BlockRow, BlockState, CopyState};
 use dmce_abi::wire::client::{ClientReply, ClientRequest};
 use dmce_abi::wire::daemon::{DaemonMessage, HeldBlock};
@@ -8,11 +8,16 @@ use dmce_abi::wire::daemon::{DaemonMessage, HeldBlock};
 use super::rig::{GIB, MIB, Rig, block_id, config, daemon_id, session_id};
 use crate::dispatcher::{Action, FoundContent, FoundDaemon, FoundTable, Started};
 
+/// What the copy of a daemon was made as.
+fn half(daemon: u32) -> Half {
+    Half::of(daemon as usize - 1).unwrap()
+}
+
 /// Block 9, a region's, on a daemon; the copies are on `daemons`, the primary's first.
 fn held(daemon: u32, daemons: &[u32], epoch: u64, committed: u64) -> HeldBlock {
     let mut held = super::restart::held_region(9, 0, 1, 5);
     let daemons: Vec<_> = daemons.iter().map(|id| daemon_id(*id)).collect();
-    held.description.membership = Membership::of(daemon_id(daemon), &daemons);
+    held.description.membership = Membership::of((daemon_id(daemon), half(daemon)), &daemons);
     held.description.epoch = epoch;
     if let Owner::Region(region) = &mut held.description.owner {
         (region.copies, region.region_size) = (2, MIB);
@@ -140,7 +145,7 @@ fn both_copies_of_a_session_that_is_no_more_are_destroyed() {
     let of = |daemon| {
         let mut held = super::restart::held(9, 0, 1, 1);
         let daemons = [daemon_id(1), daemon_id(2)];
-        held.description.membership = Membership::of(daemon_id(daemon), &daemons);
+        held.description.membership = Membership::of((daemon_id(daemon), half(daemon)), &daemons);
         held
     };
     let mut rig = found(vec![(1, of(1)), (2, of(2))]);

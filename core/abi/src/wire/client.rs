@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::admin::{AdminReply, AdminRequest};
 use super::data::{DataReply, DataRequest, LinkId};
-use crate::block::{BlockId, DaemonId, Guid, SessionId};
+use crate::block::{BlockId, DaemonId, Guid, Half, SessionId};
 use crate::limits::COPIES_MAX;
 
 /// A client's request.
@@ -343,9 +343,8 @@ pub struct BlockInfo {
     pub writable: bool,
     /// Whether its bytes are gone. Then no descriptor came.
     pub lost: bool,
-    /// The daemons of its good copies, the primary's first, and then nothing: what intents call a
-    /// copy. None of a lost block.
-    pub copies: [Option<DaemonId>; COPIES_MAX as usize],
+    /// Its good copies, the primary first, and then nothing. None of a lost block.
+    pub copies: [Option<GoodCopy>; COPIES_MAX as usize],
     /// Whether it has a lock table, which a lost block has not.
     pub has_locks: bool,
 }
@@ -358,10 +357,24 @@ impl BlockInfo {
         self.good().count() + usize::from(self.has_locks)
     }
 
-    /// The daemons of its good copies, the primary's first.
-    pub fn good(&self) -> impl Iterator<Item = DaemonId> {
+    /// Its good copies, the primary first.
+    pub fn good(&self) -> impl Iterator<Item = GoodCopy> {
         self.copies.into_iter().flatten()
     }
+
+    /// The daemons of those.
+    pub fn daemons(&self) -> impl Iterator<Item = DaemonId> {
+        self.good().map(|copy| copy.daemon)
+    }
+}
+
+/// A copy of a block that may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GoodCopy {
+    /// Whose it is: what intents call a copy.
+    pub daemon: DaemonId,
+    /// What it was made as.
+    pub half: Half,
 }
 
 /// Asks for more bytes.

@@ -9,7 +9,8 @@ use super::daemon::{DaemonAnswer, DaemonMessage, DaemonNotice, DaemonRequest};
 use super::data::{Bytes, DataAnswer, DataReply, DataRequest, LinkGrant, LinkId, Target};
 use super::*;
 use crate::block::{
-    BlockDescription, BlockId, DaemonId, Guid, Membership, Owner, Role, SessionId, Span, Ticket,
+    BlockDescription, BlockId, DaemonId, Guid, Half, Membership, Owner, Role, SessionId, Span,
+    Ticket,
 };
 use crate::limits::INSTANCE_BYTES_MAX;
 use crate::rate::Rate;
@@ -90,7 +91,7 @@ fn golden_create() {
         bytes_max: 8192,
         span: Span { first: block, count: 1, guid },
         owner: Owner::Session { session, ticket, uid: 1000, copies: 2 },
-        membership: Membership { role: Role::Copy, peers },
+        membership: Membership { role: Role::Copy, half: Half::MIRROR, peers },
     };
     let create = DaemonRequest::Create { description, committed: 4096 };
     let mut bytes = vec![0, 0xac, 2];
@@ -99,7 +100,7 @@ fn golden_create() {
     bytes.extend([9; 16]);
     bytes.extend([0, 7]);
     bytes.extend([9; 16]);
-    bytes.extend([1, 0xe8, 7, 2, 1, 1, 3, 0x80, 0x20]);
+    bytes.extend([1, 0xe8, 7, 2, 1, 1, 1, 3, 0x80, 0x20]);
     assert_eq!(encode(PLAIN, &create).unwrap()[HEADER_BYTES..], bytes);
 }
 
@@ -301,6 +302,9 @@ fn golden_links() {
     assert_eq!(encode(PLAIN, &link).unwrap()[HEADER_BYTES..], bytes);
     let revoke = DaemonRequest::Revoke { link: LinkId(5), block };
     assert_eq!(encode(PLAIN, &revoke).unwrap()[HEADER_BYTES..], [8, 5, 0xac, 2]);
+    let copy = |daemon, half| {
+        Some(super::client::GoodCopy { daemon: DaemonId::try_from(daemon).ok()?, half })
+    };
     let info = crate::wire::client::BlockInfo {
         block,
         guid,
@@ -312,12 +316,13 @@ fn golden_links() {
         page_size: 4096,
         writable: true,
         lost: false,
-        copies: [DaemonId::try_from(3).ok(), DaemonId::try_from(1).ok(), None],
+        copies: [copy(3, Half::MIRROR), copy(1, Half::PRIMARY), None],
         has_locks: true,
     };
     assert_eq!(info.descriptors(), 3);
     let reached: Reply<ClientReply> = Ok(ClientReply::Reached(Reached { info, link: LinkId(5) }));
-    let middle = [1, 0x80, 0x20, 0x80, 0x40, 0xac, 2, 1, 0x80, 0x20, 1, 0, 1, 3, 1, 1, 0, 1, 5];
+    let middle =
+        [1, 0x80, 0x20, 0x80, 0x40, 0xac, 2, 1, 0x80, 0x20, 1, 0, 1, 3, 1, 1, 1, 0, 0, 1, 5];
     let bytes = [&[0, 16, 0xac, 2][..], &[9; 16], &middle].concat();
     assert_eq!(encode(PLAIN, &reached).unwrap()[HEADER_BYTES..], bytes);
 }

@@ -12,7 +12,8 @@
 //!
 //! # Invariants
 //!
-//! 1. *Good copies are equal wherever no page is locked*, but for pages that are lost.
+//! 1. *Good copies are equal wherever no page is locked*, but for pages that are lost, or detached
+//!    (004).
 //! 2. A page is given back only when it is equal on all good copies: by its writer, or by repair.
 //!    Who can do neither keeps it.
 //! 3. What was acknowledged is on every copy that was good then. A write that was not is there as a
@@ -30,7 +31,7 @@ mod repair;
 mod write;
 
 pub use repair::{RepairError, Repaired, Site, Wreck, repair};
-pub use write::{Beginning, Copies, Verdict, WriteError, Writer};
+pub use write::{Beginning, Copies, Pages, Verdict, WriteError, Writer};
 
 /// Pages of one block that are written at a time.
 pub const BATCH_PAGES: u64 = 16;

@@ -139,8 +139,9 @@ impl Wreck {
         fits.then_some(Self { owner, batch, progress: claim.progress })
     }
 
-    /// Where its pages' bytes are to come from, with these good copies.
-    fn source(&self, copies: &[DaemonId]) -> Source {
+    /// Where its pages' bytes are to come from, with these good copies. If one of the pages was
+    /// detached before, the others do not say what was in the first.
+    fn source(&self, copies: &[DaemonId], were_equal: bool) -> Source {
         let find = |first: u32| copies.iter().copied().find(|copy| copy.get() == first);
         let saved = |undo| {
             // What is saved lies in one page.
@@ -154,10 +155,11 @@ impl Wreck {
                 // The others were not touched.
                 None => Source::Nowhere,
                 Some(first) => match copies.iter().find(|copy| **copy != first) {
-                    Some(other) => Source::Back(*other),
-                    None => saved(undo),
+                    Some(other) if were_equal => Source::Back(*other),
+                    _ => saved(undo),
                 },
             },
+            Progress::Alone { first, undo } => find(first).map_or(Source::Nowhere, |_| saved(undo)),
             Progress::Others { first, undo } => {
                 find(first).map_or_else(|| saved(undo), Source::Forward)
             }
@@ -169,7 +171,10 @@ impl Wreck {
     fn targets(&self, copies: &[DaemonId], source: Source) -> Vec<DaemonId> {
         let is_target = |copy: &DaemonId| match (source, self.progress) {
             (Source::Forward(from), _) => *copy != from,
-            (Source::Back(_), Progress::First { first, .. }) => copy.get() == first,
+            (
+                Source::Back(_) | Source::Undo,
+                Progress::First { first, .. } | Progress::Alone { first, .. },
+            ) => copy.get() == first,
             (Source::Undo, _) => true,
             _ => false,
         };
@@ -195,7 +200,7 @@ pub fn repair<S: Site>(
             held.push((page, bits));
         }
     }
-    let source = wreck.source(copies);
+    let source = wreck.source(copies, !held.iter().any(|(_, bits)| bits.is_detached()));
     let targets = wreck.targets(copies, source);
     let mut repaired = Repaired { held: count(held.len()), ..Repaired::default() };
     let mut left = Vec::new();

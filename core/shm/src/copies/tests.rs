@@ -18,6 +18,7 @@ use crate::slot::{Look, Slot};
 use crate::stepped::{self, Access};
 
 mod deaths;
+mod halves;
 mod hostile;
 mod interleavings;
 
@@ -185,6 +186,8 @@ struct Stores<'a> {
     batch: Batch,
     value: u64,
     saves: bool,
+    /// The only copy that it writes.
+    alone: Option<usize>,
     /// The copies that its epoch names.
     copies: Vec<usize>,
     first: usize,
@@ -195,7 +198,8 @@ struct Stores<'a> {
 impl<'a> Stores<'a> {
     fn new(block: &'a Block, client: usize, batch: Batch, value: u64) -> Self {
         let copies = (0..block.copies.len()).collect();
-        Self { block, client, batch, value, saves: false, copies, first: 0, cut: None }
+        let (saves, alone, first, cut) = (false, None, 0, None);
+        Self { block, client, batch, value, saves, alone, copies, first, cut }
     }
 
     fn store(&self, copy: usize) -> Result<(), Cut> {
@@ -213,18 +217,23 @@ impl<'a> Stores<'a> {
 impl Copies for Stores<'_> {
     type Trouble = Cut;
 
-    fn prepare(&mut self) -> Result<Beginning, Cut> {
-        self.first = self.copies[0];
+    fn prepare(&mut self, pages: Pages) -> Result<Beginning, Cut> {
+        self.first = self.alone.unwrap_or(self.copies[0]);
         // With the last one left it has to be.
         let is_last = self.copies.len() == 1 && self.block.copies.len() > 1;
-        if !(self.saves || is_last && self.batch.bytes <= PAGE_BYTES) {
+        let has_to_be = is_last || self.alone.is_some() || pages == Pages::Detached;
+        if !(self.saves || has_to_be && self.batch.bytes <= PAGE_BYTES) {
             return Ok(Beginning::First(daemon(self.first), Undo::Absent));
         }
         for (page, word) in words(cells(self.batch)) {
             let old = self.block.copies[self.first][page][word].load(Ordering::Relaxed);
             self.block.clients[self.client].undo[page][word].store(old, Ordering::Relaxed);
         }
-        Ok(Beginning::First(daemon(self.first), Undo::Saved))
+        let (first, undo) = (daemon(self.first), Undo::Saved);
+        Ok(match self.alone {
+            Some(_) => Beginning::Alone(first, undo),
+            None => Beginning::First(first, undo),
+        })
     }
 
     fn store_first(&mut self) -> Result<(), Cut> {

@@ -17,12 +17,12 @@ pub trait Copies {
     /// Why a copy's bytes could not be had.
     type Trouble;
 
-    /// How the write begins. The pages are locked.
+    /// How the write begins. The pages are locked; whether one of them is detached.
     ///
     /// # Errors
     ///
     /// As the copies have it.
-    fn prepare(&mut self) -> Result<Beginning, Self::Trouble>;
+    fn prepare(&mut self, pages: Pages) -> Result<Beginning, Self::Trouble>;
 
     /// Stores the bytes to the copy that [`Copies::prepare`] named.
     ///
@@ -43,15 +43,26 @@ pub trait Copies {
     fn judge(&mut self, trouble: Self::Trouble) -> Verdict<Self::Trouble>;
 }
 
+/// What is known of the pages of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pages {
+    /// All good copies of them are equal.
+    Equal,
+    /// Those of one page differ, as somebody wanted it: what is overwritten has to be saved.
+    Detached,
+}
+
 /// How a write begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Beginning {
     /// Not at all: nothing is to be written.
     Nothing,
-    /// With this daemon's copy, as all good ones are equal. Whether what is overwritten there was
-    /// saved in the slot's undo buffer: with one copy left it has to be, as there is nothing else
-    /// to roll back to.
+    /// With this daemon's copy. Whether what is overwritten there was saved in the slot's undo
+    /// buffer: with one copy left, or of detached pages, it has to be, as there is nothing else to
+    /// roll back to.
     First(DaemonId, Undo),
+    /// With this daemon's copy, and no other is written: the pages are detached from now on.
+    Alone(DaemonId, Undo),
     /// With the others: this daemon's has the bytes, which were stored to it without the locks.
     Others(DaemonId),
 }
@@ -90,7 +101,16 @@ pub enum WriteError<T> {
 enum Stage {
     Prepare,
     First,
+    Alone,
     Others,
+}
+
+/// To which copies a batch was written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wrote {
+    All,
+    /// To one of several, or to none.
+    Less,
 }
 
 /// Why the stores ended without being done.
@@ -137,13 +157,20 @@ impl<P: Parking, D: Fn() -> Deadline> Writer<'_, P, D> {
     ) -> Result<(), WriteError<C::Trouble>> {
         let locks = self.locks_of(batch);
         let intent = self.slot.intend(self.base + batch.cell, batch.bytes);
-        if let Err(error) = self.lock_all(locks, |page| batch.covers(batch.pages().start + page)) {
-            intent.clear();
-            return Err(error.into());
-        }
+        let is_rewritten = |page| batch.covers(batch.pages().start + page);
+        let marked = match self.lock_all(locks, is_rewritten) {
+            Ok(marked) => marked,
+            Err(error) => {
+                intent.clear();
+                return Err(error.into());
+            }
+        };
         locks.iter().for_each(PageLock::begin_write);
-        match store(&intent, copies) {
-            Ok(()) => {
+        match store(&intent, (marked, locks), copies) {
+            Ok(wrote) => {
+                if marked == Pages::Detached && wrote == Wrote::All {
+                    attach(locks, |page| batch.covers(batch.pages().start + page));
+                }
                 locks.iter().for_each(PageLock::end_write);
                 let given = self.unlock_all(locks);
                 intent.clear();
@@ -199,18 +226,23 @@ impl<P: Parking, D: Fn() -> Deadline> Writer<'_, P, D> {
         &self,
         locks: &[PageLock],
         is_rewritten: impl Fn(u64) -> bool,
-    ) -> Result<(), LockError> {
+    ) -> Result<Pages, LockError> {
+        let mut pages = Pages::Equal;
         for (done, lock) in locks.iter().enumerate() {
-            if lock.try_lock(self.owner).is_err()
-                && let Err(error) = self.lock_contended(is_rewritten(done as u64), lock)
-            {
-                // Those that were taken were not written; the error says why it ends here.
-                let _ = self.unlock_all(&locks[..done]);
-                return Err(error);
+            if lock.try_lock(self.owner).is_err() {
+                if let Err(error) = self.lock_contended(is_rewritten(done as u64), lock) {
+                    // Those that were taken were not written; the error says why it ends here.
+                    let _ = self.unlock_all(&locks[..done]);
+                    return Err(error);
+                }
+                // The word of a detached page is never the one that is taken at once.
+                if lock.is_detached() {
+                    pages = Pages::Detached;
+                }
             }
             point(Point::PageLocked);
         }
-        Ok(())
+        Ok(pages)
     }
 
     #[cold]
@@ -235,14 +267,37 @@ impl<P: Parking, D: Fn() -> Deadline> Writer<'_, P, D> {
     }
 }
 
+/// The pages of a batch that were written as a whole, to all copies, are detached no more.
+#[cold]
+fn attach(locks: &[PageLock], is_rewritten: impl Fn(u64) -> bool) {
+    for (page, lock) in (0..).zip(locks) {
+        if is_rewritten(page) {
+            lock.set_detached(false);
+        }
+    }
+}
+
 /// Stores the bytes of a batch, whose pages are locked, to all copies.
 #[inline]
-fn store<C: Copies>(intent: &Intent<'_>, copies: &mut C) -> Result<(), Stopped<C::Trouble>> {
+fn store<C: Copies>(
+    intent: &Intent<'_>,
+    (pages, locks): (Pages, &[PageLock]),
+    copies: &mut C,
+) -> Result<Wrote, Stopped<C::Trouble>> {
     let mut stage = Stage::Prepare;
     loop {
         let done = match stage {
-            Stage::Prepare => match copies.prepare() {
-                Ok(Beginning::Nothing) => return Ok(()),
+            Stage::Prepare => match copies.prepare(pages) {
+                Ok(Beginning::Nothing) => return Ok(Wrote::Less),
+                Ok(Beginning::Alone(first, undo)) => {
+                    // Before a byte of it differs.
+                    for lock in locks {
+                        lock.set_detached(true);
+                    }
+                    intent.begin_alone(first, undo);
+                    stage = Stage::Alone;
+                    continue;
+                }
                 Ok(Beginning::First(first, undo)) => {
                     point(Point::UndoSaved);
                     intent.begin_first(first, undo);
@@ -261,11 +316,18 @@ fn store<C: Copies>(intent: &Intent<'_>, copies: &mut C) -> Result<(), Stopped<C
                 intent.begin_others();
                 stage = Stage::Others;
             }),
+            Stage::Alone => match copies.store_first() {
+                Ok(()) => {
+                    intent.settle();
+                    return Ok(Wrote::Less);
+                }
+                Err(trouble) => Err(trouble),
+            },
             Stage::Others => match copies.store_others() {
                 Ok(()) => {
                     point(Point::OthersStored);
                     intent.settle();
-                    return Ok(());
+                    return Ok(Wrote::All);
                 }
                 Err(trouble) => Err(trouble),
             },
@@ -282,7 +344,7 @@ fn go_on<T>(intent: &Intent<'_>, stage: Stage, verdict: Verdict<T>) -> Result<St
     match (verdict, stage) {
         (Verdict::Again, stage) => Ok(stage),
         // Only the copy that is good no more was written: there is another first one.
-        (Verdict::Without, Stage::Prepare | Stage::First) => {
+        (Verdict::Without, Stage::Prepare | Stage::First | Stage::Alone) => {
             intent.settle();
             Ok(Stage::Prepare)
         }

@@ -38,7 +38,7 @@ fn of_session() -> BlockHeader {
 fn of_region() -> BlockHeader {
     let mut header = of_session();
     let peers = vec![daemon(1), daemon(256)];
-    header.description.membership = Membership { role: Role::Copy, peers };
+    header.description.membership = Membership { role: Role::Copy, half: Half::MIRROR, peers };
     header.description.epoch = u64::MAX;
     header.description.owner = Owner::Region(Region {
         volume: "v".repeat(63),

@@ -5,8 +5,8 @@
 //! is no page. Each change is one that [`PageLock`](super::PageLock) makes in steps.
 
 use super::{
-    FREE, LOST, Left, LockOwner, LockState, PageCondition, REPAIR, condition_of, state_of,
-    taken_over,
+    DETACHED, FREE, LOST, Left, LockOwner, LockState, PageCondition, REPAIR, condition_of,
+    state_of, taken_over,
 };
 
 /// A copy of a lock word: a claim.
@@ -48,6 +48,12 @@ impl LockBits {
         self.half & LOST != 0
     }
 
+    /// Whether its copies differ, as somebody wants it.
+    #[must_use]
+    pub const fn is_detached(self) -> bool {
+        self.half & DETACHED != 0
+    }
+
     /// With the lock taken over from `dead`, as
     /// [`PageLock::take_over`](super::PageLock::take_over); `None` if that does not hold it.
     #[must_use]
@@ -60,9 +66,10 @@ impl LockBits {
     /// hold it.
     #[must_use]
     pub fn released(self, left: Left) -> Option<Self> {
-        let half = left.half(self.condition());
+        let marks = left.half(self.condition());
+        let half = marks | self.half & DETACHED;
         let sequence = match self.condition() {
-            PageCondition::Torn if half == FREE => self.sequence.wrapping_add(1),
+            PageCondition::Torn if marks == FREE => self.sequence.wrapping_add(1),
             _ => self.sequence,
         };
         (self.half & REPAIR != 0).then_some(Self { half, sequence })
@@ -113,7 +120,10 @@ mod tests {
         let other = LockOwner::new(SessionId::try_from(2).unwrap(), 3);
         let owners = [0, dead.0, other.0];
         let flags = [0, LOST, REPAIR, LOST | REPAIR, WAITERS, WAITERS | LOST, WAITERS | REPAIR];
-        for half in owners.into_iter().flat_map(|owner| flags.map(|flags| owner | flags)) {
+        let flags = flags.into_iter().flat_map(|flags| [flags, flags | DETACHED]);
+        for half in
+            owners.into_iter().flat_map(|owner| flags.clone().map(move |flags| owner | flags))
+        {
             for sequence in [0, 1, 7, u32::MAX] {
                 let bits = LockBits { half, sequence };
                 assert_eq!(LockBits::of_word(bits.word()), bits);

@@ -13,7 +13,10 @@
 //! | 0 | none |
 //! | 1 | the one that `intent_first` names |
 //! | 2 | all but that |
-//! | 5, 6 | as 1 and 2; and the undo buffer holds what the bytes were |
+//! | 3 | that one, and no other is to be written (004) |
+//! | 5, 6, 7 | as 1, 2 and 3; and the undo buffer holds what the bytes were |
+//!
+//! A write begins with the others if the first copy has the bytes already.
 //!
 //! # Invariants
 //!
@@ -39,6 +42,7 @@ use crate::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence};
 const NONE: u32 = 0;
 const FIRST: u32 = 1;
 const OTHERS: u32 = 2;
+const ALONE: u32 = 3;
 #[cfg(not(loom))]
 const STEP_MASK: u32 = 3;
 /// Beside one of those: the undo buffer holds what the bytes were.
@@ -82,12 +86,24 @@ impl Intent<'_> {
     /// From here on the copy of `first` may be half written, and no other.
     #[inline]
     pub fn begin_first(&self, first: DaemonId, undo: Undo) {
+        self.begin(first, FIRST, undo);
+        point(Point::PhaseFirst);
+    }
+
+    /// From here on the copy of `first` may be half written, and no other will be.
+    #[inline]
+    pub fn begin_alone(&self, first: DaemonId, undo: Undo) {
+        self.begin(first, ALONE, undo);
+        point(Point::PhaseAlone);
+    }
+
+    #[inline]
+    fn begin(&self, first: DaemonId, step: u32, undo: Undo) {
         self.0.intent_first.put(first.get());
         self.0.phase.put(match undo {
-            Undo::Saved => FIRST | SAVED,
-            Undo::Absent => FIRST,
+            Undo::Saved => step | SAVED,
+            Undo::Absent => step,
         });
-        point(Point::PhaseFirst);
     }
 
     /// From here on the first copy has the new bytes, and the others may be half written.
@@ -101,8 +117,7 @@ impl Intent<'_> {
     /// The copy of `first` has bytes that the others lack: from here on those may be half written.
     #[inline]
     pub fn begin_others_of(&self, first: DaemonId) {
-        self.0.intent_first.put(first.get());
-        self.0.phase.put(OTHERS);
+        self.begin(first, OTHERS, Undo::Absent);
         point(Point::PhaseOthers);
     }
 
@@ -173,6 +188,13 @@ pub enum Progress {
         /// Whether the undo buffer holds what the bytes were.
         undo: Undo,
     },
+    /// As that, and no other was to be written.
+    Alone {
+        /// Whose copy was written.
+        first: u32,
+        /// As above.
+        undo: Undo,
+    },
     /// All copies but that daemon's may be.
     Others {
         /// Whose copy was written first.
@@ -202,6 +224,7 @@ impl IntentClaim {
             NONE if phase == NONE => Progress::Settled,
             FIRST => Progress::First { first, undo },
             OTHERS => Progress::Others { first, undo },
+            ALONE => Progress::Alone { first, undo },
             _ => Progress::Nonsense,
         };
         let claim = Self { addr: wide(offset_of!(Slot, intent_addr))?, bytes, progress };
@@ -261,6 +284,11 @@ mod tests {
                 assert_eq!(claimed(), is(Progress::Others { first: 3, undo }));
                 intent.settle();
                 assert_eq!(claimed(), is(Progress::Settled));
+                intent.begin_alone(first, undo);
+                assert_eq!(claimed(), is(Progress::Alone { first: 3, undo }));
+                intent.begin_others_of(first);
+                let undo = Undo::Absent;
+                assert_eq!(claimed(), is(Progress::Others { first: 3, undo }));
                 intent.clear();
                 assert_eq!(claimed(), None);
             }
@@ -269,7 +297,7 @@ mod tests {
 
     #[test]
     fn noise_is_an_intent_without_sense_and_a_short_copy_none() {
-        for phase in [3, 4, 7, 8, 9, u32::MAX] {
+        for phase in [4, 8, 9, 11, u32::MAX] {
             let mut copy = vec![0xff; size_of::<Slot>()];
             copy[4..8].copy_from_slice(&phase.to_le_bytes());
             let claim = IntentClaim::of_copy(&copy).unwrap();

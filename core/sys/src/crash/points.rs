@@ -53,6 +53,8 @@ points! {
     PhaseFirst = "phase-first",
     /// The first copy has the bytes; the phase is 1 or 5.
     FirstStored = "first-stored",
+    /// The phase is 3 or 7: one copy alone is to be written; the pages are detached.
+    PhaseAlone = "phase-alone",
     /// The phase is 2 or 6; no other copy has a byte.
     PhaseOthers = "phase-others",
     /// All copies have the bytes; the phase is 2 or 6.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use dmce_abi::block::{BlockId, DaemonId};
+use dmce_abi::block::{BlockId, DaemonId, Half};
 use dmce_shm::table::{LockTableHeader, TableIdentity, table_bytes};
 
 use super::*;
@@ -100,7 +100,9 @@ pub(crate) fn party(session: &Session, timeout: Duration, arbiter: Arc<dyn Arbit
 
 pub(crate) fn block_of(ways: Vec<Way>, locks: LockTable, party: Arc<Party>) -> CopiedBlock {
     let daemons = (1..).map(|daemon| DaemonId::try_from(daemon).unwrap());
-    let copies = daemons.zip(ways).map(|(daemon, way)| Copy { daemon, way }).collect();
+    let halves = (0..).filter_map(Half::of);
+    let copies = daemons.zip(halves).zip(ways);
+    let copies = copies.map(|((daemon, half), way)| Copy { daemon, half, way }).collect();
     let identity = Identity { block: identity().block, epoch: EPOCH, base: 9 << 30 };
     CopiedBlock::new(identity, copies, locks, party)
 }

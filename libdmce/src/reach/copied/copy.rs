@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use dmce_abi::block::DaemonId;
+use dmce_abi::block::{DaemonId, Half};
 use dmce_sys::transfer::Store;
 
 use crate::reach::mapped::MappedBlock;
@@ -15,6 +15,8 @@ use crate::reach::{Piece, Reach, Trouble};
 pub(crate) struct Copy {
     /// Whose it is.
     pub daemon: DaemonId,
+    /// What it was made as.
+    pub half: Half,
     pub way: Way,
 }
 

@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
 
-use dmce_abi::block::{BlockId, DaemonId, SessionId};
+use dmce_abi::block::{BlockId, DaemonId, Half, SessionId};
 use dmce_shm::copies::{BATCH_PAGES, Batch, Writer};
 use dmce_shm::lock::{LockError, LockOwner, PageLock, Sequence};
 use dmce_shm::parking::{Deadline, Kernel, Parking};
@@ -45,7 +45,7 @@ mod write;
 
 pub(crate) use copy::{Copy, Way};
 pub(crate) use table::{LockTable, Size, TableFault};
-use write::Content;
+use write::{Content, Where};
 
 /// That the lock table is gone was reported.
 const TABLE: u8 = 1 << 7;
@@ -322,6 +322,42 @@ impl CopiedBlock {
         }
     }
 
+    /// Which copy is a half.
+    fn place_of(&self, half: Half) -> Result<usize, Trouble> {
+        self.copies.iter().position(|copy| copy.half == half).ok_or(Trouble::NoHalf)
+    }
+
+    /// Copies a piece out of one half.
+    ///
+    /// # Safety
+    ///
+    /// As [`Reach::read`].
+    pub(crate) unsafe fn read_half(
+        &self,
+        piece: Piece,
+        half: Half,
+        buffer: *mut u8,
+    ) -> Result<(), Trouble> {
+        let (place, store) = (self.place_of(half)?, store::out_of_block(piece.bytes));
+        each_batch(piece, |part, done| {
+            let buffer = buffer.wrapping_add(done);
+            self.observe(part, |_| {
+                // SAFETY: a part of the caller's buffer.
+                let loaded = unsafe { self.copies[place].load(part, buffer, store) };
+                loaded.map_err(|trouble| self.not_of_half(place, trouble))
+            })
+        })
+    }
+
+    /// Where a half is gone no other takes its place.
+    fn not_of_half(&self, copy: usize, trouble: Trouble) -> Trouble {
+        if trouble != Trouble::Lost {
+            return trouble;
+        }
+        self.damage(copy);
+        Trouble::NoHalf
+    }
+
     fn damage_of(&self, copy: usize) -> Damage {
         let Identity { block, epoch, .. } = self.identity;
         Damage { block, epoch, daemon: self.copies[copy].daemon }
@@ -362,11 +398,11 @@ impl Reach for CopiedBlock {
     unsafe fn write(&self, piece: Piece, data: *const u8) -> Result<(), Trouble> {
         // SAFETY: the caller's data are readable for as long as this lasts.
         let content = unsafe { Content::data(data) };
-        self.put(piece, content).map(drop)
+        self.put(piece, content, Where::All).map(drop)
     }
 
     fn fill(&self, piece: Piece, byte: u8) -> Result<(), Trouble> {
-        self.put(piece, Content::byte(byte)).map(drop)
+        self.put(piece, Content::byte(byte), Where::All).map(drop)
     }
 
     unsafe fn compare(&self, piece: Piece, data: *const u8) -> Result<Ordering, Trouble> {
@@ -385,7 +421,7 @@ impl Reach for CopiedBlock {
     fn change(&self, piece: Piece, change: Change) -> Result<u64, Trouble> {
         match change {
             Change::None => self.observe(piece, |copy| copy.change(piece, Change::None)),
-            change => self.put(piece, Content::change(change)),
+            change => self.put(piece, Content::change(change), Where::All),
         }
     }
 

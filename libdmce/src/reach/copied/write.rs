@@ -2,8 +2,9 @@
 
 use std::mem::MaybeUninit;
 
+use dmce_abi::block::Half;
 use dmce_abi::limits::PAGE_BYTES;
-use dmce_shm::copies::{BATCH_PAGES, Batch, Beginning, Copies, Verdict, WriteError};
+use dmce_shm::copies::{BATCH_PAGES, Batch, Beginning, Copies, Pages, Verdict, WriteError};
 use dmce_shm::session::UNDO_BYTES;
 use dmce_shm::slot::intent::Undo;
 use dmce_sys::map::MappedRange;
@@ -33,6 +34,17 @@ pub(super) enum Content {
     Word(Change, [u64; 2]),
     /// What the first copy has already, by way of a buffer that has room for a batch.
     Carried(*mut u8),
+}
+
+/// Where it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Where {
+    /// To all copies.
+    All,
+    /// To that copy alone, so that the copies differ (004).
+    Alone(usize),
+    /// To all others.
+    From(usize),
 }
 
 impl Content {
@@ -67,6 +79,15 @@ pub(super) struct Targets {
     bits: u8,
 }
 
+impl Where {
+    const fn targets(self, copies: usize) -> Targets {
+        match self {
+            Self::All | Self::From(_) => Targets::all(copies),
+            Self::Alone(copy) => Targets { bits: 1 << copy },
+        }
+    }
+}
+
 impl Targets {
     const fn all(copies: usize) -> Self {
         Self { bits: (1 << copies) - 1 }
@@ -93,6 +114,7 @@ pub(super) struct Stores<'a> {
     content: Content,
     store: Store,
     targets: Targets,
+    place: Where,
     /// The one that is written first.
     first: usize,
     slot: u8,
@@ -103,9 +125,9 @@ pub(super) struct Stores<'a> {
 }
 
 impl CopiedBlock {
-    /// Writes a piece to all copies; returns what the word was that was changed.
+    /// Writes a piece to copies; returns what the word was that was changed.
     #[inline]
-    pub(super) fn put(&self, piece: Piece, content: Content) -> Result<u64, Trouble> {
+    pub(super) fn put(&self, piece: Piece, content: Content, place: Where) -> Result<u64, Trouble> {
         let slot = self.slot();
         let writer = self.writer(slot);
         let mut stores = Stores {
@@ -113,15 +135,17 @@ impl CopiedBlock {
             piece,
             content,
             store: store::into_block(piece.bytes),
-            targets: Targets::all(self.copies.len()),
+            targets: place.targets(self.copies.len()),
+            place,
             first: 0,
             slot,
             failed: 0,
             good: 0,
         };
-        let (mut done, until) = (0, piece.cell + piece.bytes as u64);
+        let (mut done, until, mut by_pages) = (0, piece.cell + piece.bytes as u64, false);
         while done < piece.bytes {
             let cell = piece.cell + done as u64;
+            let until = if by_pages { Stores::page_until(cell, until) } else { until };
             let batch = Batch::first_of(cell, stores.until(cell, until), piece.committed);
             let bytes = usize::try_from(batch.bytes).expect("a batch is a part of the piece");
             stores.piece = piece.part(done, bytes);
@@ -129,6 +153,7 @@ impl CopiedBlock {
             stores.good = 0;
             match writer.write(batch, &mut stores) {
                 Ok(()) => done += bytes,
+                Err(WriteError::Untouched(Trouble::Detached)) if !by_pages => by_pages = true,
                 Err(error) => return Err(self.end_of_write(&stores, error)),
             }
         }
@@ -144,7 +169,34 @@ impl CopiedBlock {
     /// pointer.
     pub(crate) fn carry(&self, piece: Piece) -> Result<(), Trouble> {
         let mut buffer = vec![0_u8; piece.bytes.min(BATCH_BYTES)];
-        self.put(piece, Content::Carried(buffer.as_mut_ptr())).map(drop)
+        self.put(piece, Content::Carried(buffer.as_mut_ptr()), Where::All).map(drop)
+    }
+
+    /// Brings what one half has in a piece to the others, so that they differ no more.
+    pub(crate) fn resync(&self, piece: Piece, half: Half) -> Result<(), Trouble> {
+        let from = Where::From(self.place_of(half)?);
+        let mut buffer = vec![0_u8; piece.bytes.min(BATCH_BYTES)];
+        self.put(piece, Content::Carried(buffer.as_mut_ptr()), from).map(drop)
+    }
+
+    /// Writes a piece to one half alone.
+    ///
+    /// # Safety
+    ///
+    /// As [`Reach::write`](crate::reach::Reach::write).
+    pub(crate) unsafe fn write_half(
+        &self,
+        piece: Piece,
+        half: Half,
+        data: *const u8,
+    ) -> Result<(), Trouble> {
+        let place = Where::Alone(self.place_of(half)?);
+        // SAFETY: the caller's data are readable for as long as this lasts.
+        let content = unsafe { Content::data(data) };
+        match self.put(piece, content, place) {
+            Err(Trouble::Lost) => Err(Trouble::NoHalf),
+            put => put.map(drop),
+        }
     }
 
     #[cold]
@@ -166,9 +218,12 @@ impl Stores<'_> {
     /// How far the next batch may go: what is saved has to fit the buffer.
     #[inline]
     fn until(&self, cell: u64, until: u64) -> u64 {
-        if self.targets.count() > 1 {
-            return until;
-        }
+        if self.targets.count() > 1 { until } else { Self::page_until(cell, until) }
+    }
+
+    /// How far it may go within one page.
+    #[inline]
+    fn page_until(cell: u64, until: u64) -> u64 {
         let page = UNDO_BYTES as u64;
         until.min((cell / page + 1) * page)
     }
@@ -224,15 +279,16 @@ impl Stores<'_> {
 
     /// Saves what the first copy has, if it has to be, or costs next to nothing.
     #[inline]
-    fn save(&mut self) -> Result<Undo, Trouble> {
+    fn save(&mut self, pages: Pages) -> Result<Undo, Trouble> {
         let bytes = self.piece.bytes;
         if bytes <= SAVED_BYTES {
             return self.save_by::<SAVED_BYTES>();
         }
-        if self.targets.count() == 1 && bytes <= UNDO_BYTES {
+        let has_to_be = self.targets.count() == 1 || pages == Pages::Detached;
+        if has_to_be && bytes <= UNDO_BYTES {
             return self.save_by::<UNDO_BYTES>();
         }
-        Ok(Undo::Absent)
+        if pages == Pages::Detached { Err(Trouble::Detached) } else { Ok(Undo::Absent) }
     }
 
     #[inline]
@@ -281,8 +337,12 @@ impl Copies for Stores<'_> {
     type Trouble = Trouble;
 
     #[inline]
-    fn prepare(&mut self) -> Result<Beginning, Trouble> {
-        self.first = self.targets.first();
+    fn prepare(&mut self, pages: Pages) -> Result<Beginning, Trouble> {
+        self.first = match self.place {
+            Where::From(copy) if !self.targets.has(copy) => return Err(Trouble::NoHalf),
+            Where::From(copy) => copy,
+            Where::All | Where::Alone(_) => self.targets.first(),
+        };
         let first = self.block.copies[self.first].daemon;
         let is_changed = match self.content {
             Content::Word(change, _) => self.work_out(change)?,
@@ -295,7 +355,11 @@ impl Copies for Stores<'_> {
         if !is_changed {
             return Ok(Beginning::Nothing);
         }
-        Ok(Beginning::First(first, self.save()?))
+        let undo = self.save(pages)?;
+        Ok(match self.place {
+            Where::Alone(_) => Beginning::Alone(first, undo),
+            Where::All | Where::From(_) => Beginning::First(first, undo),
+        })
     }
 
     #[inline]

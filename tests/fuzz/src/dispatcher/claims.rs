@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use arbitrary::{Result, Unstructured};
 use dmce_abi::block::{
-    BlockDescription, DaemonId, Guid, Membership, Owner, Region, SessionId, Span, Ticket,
+    BlockDescription, DaemonId, Guid, Half, Membership, Owner, Region, SessionId, Span, Ticket,
 };
 use dmce_abi::wire::daemon::HeldBlock;
 use dmce_broker::dispatcher::{BelievedSession, FoundContent, FoundDaemon, Headers, Started};
@@ -140,10 +140,15 @@ fn region(created_by: Ticket, bytes: &mut Unstructured<'_>) -> Result<Region> {
 fn membership(bytes: &mut Unstructured<'_>) -> Result<Membership> {
     let daemons = [daemon(bytes)?, daemon(bytes)?];
     Ok(match bytes.int_in_range(0..=3)? {
-        0 => Membership::of(daemons[0], &daemons),
+        0 => Membership::of((daemons[0], half(bytes)?), &daemons),
         1 => Membership { peers: vec![daemons[0]], ..Membership::alone() },
         _ => Membership::alone(),
     })
+}
+
+fn half(bytes: &mut Unstructured<'_>) -> Result<Half> {
+    let place = bytes.int_in_range(0..=2)?;
+    Ok(Half::of(place).expect("a small place"))
 }
 
 /// One of the daemons that there are.
