@@ -108,11 +108,12 @@ test-loom:
 	CARGO_TARGET_DIR="$(TARGET_DIR)/loom" RUSTFLAGS="--cfg loom" \
 		cargo test $(TEST_FLAGS) -p dmce-shm -p libdmce --release --lib
 
-## torture       clients write while all are killed and stopped at random, for SECONDS (60) from a SEED (1)
+## torture       clients write while all are killed and stopped at random, for SECONDS (60) from a SEED (1); COPIES
 .PHONY: torture
 torture: test-requirements build-debug build-debug-i386
 	$(call test_env,$(I386_BUILT)) DMCE_TORTURE_SECONDS=$(or $(SECONDS),60) \
-		DMCE_TEST_SEED=$(or $(SEED),1) cargo test -p dmce-tests --test crash torture -- --nocapture
+		$(if $(COPIES),DMCE_TORTURE_COPIES=$(COPIES)) DMCE_TEST_SEED=$(or $(SEED),1) \
+		cargo test -p dmce-tests --test crash torture -- --nocapture
 
 ## fuzz          new inputs for what reads messages and shared memory, for SECONDS (60) a TARGET (all)
 .PHONY: fuzz

@@ -1,5 +1,6 @@
-//! A campaign: clients, daemons and the broker are killed and stopped at random, for
-//! `DMCE_TORTURE_SECONDS` (20).
+//! A campaign: clients, daemons and the broker are killed and stopped at random, and with
+//! `DMCE_TORTURE_COPIES` (1) from two on daemons lose what they hold, for `DMCE_TORTURE_SECONDS`
+//! (20).
 
 use std::env;
 use std::time::Duration;
@@ -7,6 +8,9 @@ use std::time::Duration;
 use dmce_tests::torture::{Plan, run};
 
 const SECONDS: u64 = 20;
+
+/// Copies of each region, if `DMCE_TORTURE_COPIES` does not say.
+const COPIES: u32 = 1;
 
 fn number(name: &str) -> Option<u64> {
     let text = env::var(name).ok()?;
@@ -17,7 +21,9 @@ fn number(name: &str) -> Option<u64> {
 fn what_was_acknowledged_is_there_whoever_is_killed_or_stopped() {
     let seed = number("DMCE_TEST_SEED").unwrap_or(1);
     let length = Duration::from_secs(number("DMCE_TORTURE_SECONDS").unwrap_or(SECONDS));
-    let report = run(Plan { seed, length, daemons: 3 });
+    let copies = number("DMCE_TORTURE_COPIES")
+        .map_or(COPIES, |copies| u32::try_from(copies).expect("a block has few copies"));
+    let report = run(Plan { seed, length, daemons: 3, copies });
     println!("seed {seed}\n{report}");
     assert!(report.misfortunes() > 0 && report.acknowledged > 0, "nothing has happened");
     assert_eq!(report.failed, 0);

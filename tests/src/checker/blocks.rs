@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use dmce_abi::AddrLayout;
 use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, Membership, Owner};
 use dmce_abi::name::ObjectKind;
-use dmce_shm::header::{self, HeaderError};
+use dmce_shm::header::{self, BlockHeader, HeaderError};
 use dmce_shm::table::LockTableHeader;
 use dmce_sys::object::{self, ObjectError};
 
@@ -28,8 +28,19 @@ pub struct Copy {
     description: BlockDescription,
 }
 
-/// All copies of each block.
-type Blocks = BTreeMap<(BlockId, Guid), Vec<Copy>>;
+/// A header whose data are not there.
+struct Husk {
+    daemon: DaemonId,
+    description: BlockDescription,
+}
+
+/// What daemons have.
+#[derive(Default)]
+struct Blocks {
+    /// All copies of each block.
+    all: BTreeMap<(BlockId, Guid), Vec<Copy>>,
+    husks: Vec<Husk>,
+}
 
 /// Compares all copies of all blocks.
 pub fn check(
@@ -37,7 +48,7 @@ pub fn check(
     sessions: &Sessions,
     checked: &mut Checked,
 ) -> Result<(), ObjectError> {
-    let mut blocks = Blocks::new();
+    let mut blocks = Blocks::default();
     for daemon in objects.daemons() {
         read_daemon(objects, daemon, &mut blocks, &mut checked.differences)?;
     }
@@ -48,7 +59,16 @@ pub fn check(
             checked.differences.push(objects.leftover(BROKER, kind, "there is no block of it"));
         }
     }
-    for ((block, guid), copies) in blocks {
+    for husk in &blocks.husks {
+        if blocks.has_outlived(husk) {
+            checked.stale += 1;
+        } else {
+            let (daemon, kind) =
+                (husk.daemon.get(), ObjectKind::Header(husk.description.block.get()));
+            checked.differences.push(objects.leftover(daemon, kind, "there are no data"));
+        }
+    }
+    for ((block, guid), copies) in blocks.all {
         let (good, stale) = judge(block, copies, &mut checked.differences);
         checked.blocks += 1;
         checked.good += good.len();
@@ -81,18 +101,11 @@ fn read_daemon(
             ObjectKind::Data(id) if !objects.has(daemon, ObjectKind::Header(id)) => {
                 differences.push(objects.leftover(daemon, kind, "there is no header"));
             }
-            ObjectKind::Header(id) if !objects.has(daemon, ObjectKind::Data(id)) => {
-                differences.push(objects.leftover(daemon, kind, "there are no data"));
-            }
-            ObjectKind::Header(id) => match read_copy(objects, daemon, id)? {
-                Ok(Some(copy)) => {
-                    let description = &copy.description;
-                    let key = (description.block, description.guid);
-                    blocks.entry(key).or_default().push(copy);
+            ObjectKind::Header(id) => {
+                if let Err(difference) = blocks.read(objects, daemon, id)? {
+                    differences.push(difference);
                 }
-                Ok(None) => {}
-                Err(difference) => differences.push(difference),
-            },
+            }
             ObjectKind::Data(_) | ObjectKind::Pool(_) | ObjectKind::Lock => {}
             ObjectKind::Session(_) | ObjectKind::Record(_) | ObjectKind::LockTable(_) => {
                 differences.push(objects.leftover(daemon, kind, "no daemon makes one"));
@@ -102,26 +115,44 @@ fn read_daemon(
     Ok(())
 }
 
-/// A copy, or none if it has gone meanwhile.
-fn read_copy(
-    objects: &Objects,
-    daemon: u32,
-    id: u32,
-) -> Result<Result<Option<Copy>, Difference>, ObjectError> {
-    let kind = ObjectKind::Header(id);
-    let Some(head) = objects.open(daemon, kind)? else { return Ok(Ok(None)) };
-    let header = match header::read(head.as_fd(), ANY_LAYOUT) {
-        Ok(header) => header,
-        Err(HeaderError::Object(error)) => return Err(error),
-        Err(error) => return Ok(Err(objects.unsound(daemon, kind, &error))),
-    };
-    let description = header.description;
-    if (header.daemon.get(), description.block.get()) != (daemon, id) {
-        return Ok(Err(objects.unsound(daemon, kind, &"it is another block's, or daemon's")));
+impl Blocks {
+    /// Reads the header of a block, and looks at its data. It may have gone meanwhile.
+    fn read(
+        &mut self,
+        objects: &Objects,
+        daemon: u32,
+        id: u32,
+    ) -> Result<Result<(), Difference>, ObjectError> {
+        let kind = ObjectKind::Header(id);
+        let Some(head) = objects.open(daemon, kind)? else { return Ok(Ok(())) };
+        let header = match header::read(head.as_fd(), ANY_LAYOUT) {
+            Ok(header) => header,
+            Err(HeaderError::Object(error)) => return Err(error),
+            Err(error) => return Ok(Err(objects.unsound(daemon, kind, &error))),
+        };
+        let BlockHeader { daemon: of, description } = header;
+        if (of.get(), description.block.get()) != (daemon, id) {
+            return Ok(Err(objects.unsound(daemon, kind, &"it is another block's, or daemon's")));
+        }
+        match objects.open(daemon, ObjectKind::Data(id))? {
+            None => self.husks.push(Husk { daemon: of, description }),
+            Some(data) => {
+                let bytes = object::stat(data.as_fd())?.bytes;
+                let key = (description.block, description.guid);
+                let copy = Copy { daemon: of, data, bytes, description };
+                self.all.entry(key).or_default().push(copy);
+            }
+        }
+        Ok(Ok(()))
     }
-    let Some(data) = objects.open(daemon, ObjectKind::Data(id))? else { return Ok(Ok(None)) };
-    let bytes = object::stat(data.as_fd())?.bytes;
-    Ok(Ok(Some(Copy { daemon: header.daemon, data, bytes, description })))
+
+    /// Whether the copies of a block have gone on without one. Its header may stay with a daemon
+    /// that serves, as long as the block does.
+    fn has_outlived(&self, husk: &Husk) -> bool {
+        let BlockDescription { block, guid, epoch, .. } = husk.description;
+        let copies = self.all.get(&(block, guid));
+        copies.is_some_and(|copies| copies.iter().any(|copy| copy.description.epoch > epoch))
+    }
 }
 
 /// Whether the block is there of which a lock table says that it is its.
@@ -129,7 +160,7 @@ fn has_table(objects: &Objects, id: u32, blocks: &Blocks) -> Result<bool, Object
     let Some(fd) = objects.open(BROKER, ObjectKind::LockTable(id))? else { return Ok(true) };
     // One that says nothing is the block's to complain of, if there is one.
     let identity = LockTableHeader::read(fd.as_fd()).ok().and_then(|header| header.identity().ok());
-    Ok(blocks.keys().any(|(block, guid)| {
+    Ok(blocks.all.keys().any(|(block, guid)| {
         block.get() == id && identity.is_none_or(|identity| identity.guid == *guid)
     }))
 }

@@ -30,7 +30,7 @@ use std::path::Path;
 
 use dmce_sys::object::ObjectError;
 
-pub use difference::Difference;
+pub use difference::{Difference, LockFault};
 
 use crate::{Instance, WATCHDOG};
 use objects::Objects;
@@ -51,6 +51,20 @@ pub struct Checked {
     pub compared: u64,
     /// What is not as it must be.
     pub differences: Vec<Difference>,
+}
+
+impl Checked {
+    /// Whether a dead session has left something that is to be repaired, or is being repaired.
+    #[must_use]
+    pub fn awaits_repair(&self) -> bool {
+        self.differences.iter().any(|difference| match difference {
+            Difference::Lock { condition, .. } => {
+                matches!(condition, LockFault::Dead { .. } | LockFault::UnderRepair)
+            }
+            Difference::Leftover { why, .. } => *why == sessions::DEAD,
+            _ => false,
+        })
+    }
 }
 
 /// Looks at all objects of an instance in a folder.

@@ -13,6 +13,9 @@ use dmce_sys::object::ObjectError;
 use super::Difference;
 use super::objects::{BROKER, Objects};
 
+/// Why what is left of a session is nobody's that was not ended.
+pub const DEAD: &str = "its process is gone";
+
 /// A session that lives.
 struct Session {
     guid: Guid,
@@ -81,7 +84,7 @@ fn read(objects: &Objects, id: u32) -> Result<Result<Option<Session>, Difference
     }
     match record.process.is_alive() {
         Ok(true) => {}
-        Ok(false) => return Ok(Err(objects.leftover(BROKER, kind, "its process is gone"))),
+        Ok(false) => return Ok(Err(objects.leftover(BROKER, kind, DEAD))),
         Err(error) => return Ok(Err(objects.unsound(BROKER, kind, &error))),
     }
     let kind = ObjectKind::Session(id);

@@ -1,5 +1,6 @@
 //! The campaign: clients write records and note which were acknowledged, while clients, daemons and
-//! the broker are killed and stopped; afterwards every record that was acknowledged is there.
+//! the broker are killed and stopped, and daemons lose what they hold; afterwards every record that
+//! was acknowledged is there, and all good copies are equal.
 //!
 //! ```text
 //!   writer process --- "try", "acknowledged" ---> ledger, in the campaign's process
@@ -13,15 +14,19 @@
 //! 1. A writer says what it tries before it begins, and that it was acknowledged before it tries
 //!    the next: so at its death the ledger knows all but whether the last try came through.
 //! 2. A place has one writer. It is read by others only when that is dead.
-//! 3. Nobody waits for a time: a stopped process goes on, and the next misfortune comes, when the
+//! 3. It goes by rounds, each with regions of its own: a copy that is lost is made again by nobody,
+//!    so in a round fewer daemons lose something than a region has copies.
+//! 4. Nobody waits for a time: a stopped process goes on, and the next misfortune comes, when the
 //!    writers have acknowledged so much more.
 
+mod damage;
 mod ledger;
 mod record;
 mod report;
 mod work;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 pub use ledger::{Ledger, Loss};
@@ -30,10 +35,12 @@ pub use work::work;
 
 use libdmce::{Mirror, Prot, RegionOptions, Session};
 
+use crate::checker::{self, Checked};
 use crate::client::{MESSAGE_PATH, Signal, own_client, send, stop};
 use crate::programs::other_client;
 use crate::{Instance, Seeded, wait_until};
-use record::{PLACE_BYTES, PLACES};
+use damage::Damage;
+use record::{LANES, PLACE_BYTES, PLACES, REGION_BYTES};
 use writer::Writer;
 
 /// The volume of the writers' regions.
@@ -42,9 +49,17 @@ const VOLUME: &str = "torture";
 /// Writers: mapped ones of the test's own width and of the other, if there is a program of that,
 /// and one on the message path.
 const WRITERS: u32 = 4;
+const _: () = assert!(LANES == 2 && WRITERS.is_multiple_of(LANES));
 
 /// Records that are acknowledged between two misfortunes, and while somebody is stopped.
 const PROGRESS: u64 = 200;
+
+/// Copies up to which the message path reaches memory.
+const MESSAGE_PATH_COPIES: u32 = 1;
+
+/// Misfortunes of a round.
+const MISFORTUNES_MIN: u64 = 4;
+const MISFORTUNES_MAX: u64 = 16;
 
 /// How long a campaign is, and what it draws from.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +70,8 @@ pub struct Plan {
     pub length: Duration,
     /// Daemons.
     pub daemons: u32,
+    /// Copies of the writers' regions: in each round one fewer may be lost.
+    pub copies: u32,
 }
 
 /// A campaign under way.
@@ -63,57 +80,112 @@ struct Campaign {
     random: Seeded,
     writers: Vec<Writer>,
     report: Report,
-    daemons: u32,
+    plan: Plan,
+    end: Instant,
 }
 
 /// Runs a campaign.
 ///
 /// # Panics
 ///
-/// If a record is lost, a call failed, or somebody stands still.
+/// If a record is lost, copies differ, or somebody stands still.
 #[must_use]
 pub fn run(plan: Plan) -> Report {
-    let mut campaign = Campaign::start(plan);
-    let end = Instant::now() + plan.length;
-    while Instant::now() < end {
-        campaign.wait_progress(|_| true);
-        match campaign.random.below(4) {
-            0 => campaign.stop_somebody(),
-            _ => campaign.kill_some(),
-        }
+    let instance = Instance::builder().daemons(plan.daemons).capacity("64MiB").start();
+    let mut campaign = Campaign {
+        instance,
+        random: Seeded::quiet(plan.seed),
+        writers: Vec::new(),
+        report: Report::default(),
+        plan,
+        end: Instant::now() + plan.length,
+    };
+    while Instant::now() < campaign.end {
+        campaign.round();
     }
-    campaign.end()
+    campaign.report
 }
 
 impl Campaign {
-    fn start(plan: Plan) -> Self {
-        let instance = Instance::builder().daemons(plan.daemons).capacity("64MiB").start();
-        let session = instance.open();
-        for writer in 0..WRITERS {
-            let bytes = PLACES * PLACE_BYTES;
+    /// New regions, misfortunes, and a look at what is left.
+    fn round(&mut self) {
+        self.begin_round();
+        let count = MISFORTUNES_MIN + self.random.below(MISFORTUNES_MAX - MISFORTUNES_MIN + 1);
+        let mut losses = self.draw_losses(count);
+        for place in 0..count {
+            if Instant::now() >= self.end {
+                break;
+            }
+            self.wait_progress(|_| true);
+            match losses.remove(&place) {
+                Some(daemon) => self.lose_copies(daemon),
+                None if self.random.below(4) == 0 => self.stop_somebody(),
+                None => self.kill_some(),
+            }
+        }
+        self.wait_progress(|_| true);
+        self.end_round();
+    }
+
+    fn begin_round(&mut self) {
+        let options = RegionOptions { copies: self.plan.copies, ..RegionOptions::default() };
+        let session = self.instance.open();
+        for writer in (0..WRITERS).step_by(LANES as usize) {
             session
-                .region_create(VOLUME, &name_of(writer), bytes, &RegionOptions::default())
+                .region_create(VOLUME, &name_of(writer), REGION_BYTES, &options)
                 .expect("there is room for the writers' regions");
         }
         session.close().expect("the broker serves");
-        let mut campaign = Self {
-            instance,
-            random: Seeded::quiet(plan.seed),
-            writers: Vec::new(),
-            report: Report::default(),
-            daemons: plan.daemons,
-        };
         for writer in 0..WRITERS {
-            let fresh = campaign.start_writer(writer, Ledger::new(PLACES));
-            campaign.writers.push(fresh);
+            let fresh = self.start_writer(writer, Ledger::new(PLACES));
+            self.writers.push(fresh);
         }
-        campaign
+    }
+
+    /// At which misfortunes of a round which daemon loses what it holds: one copy of each record
+    /// stays where it is.
+    fn draw_losses(&mut self, misfortunes: u64) -> BTreeMap<u64, u32> {
+        let mut daemons: Vec<u32> = (1..=self.plan.daemons).collect();
+        let mut losses = BTreeMap::new();
+        for _ in 1..self.plan.copies {
+            let place = self.random.below(daemons.len() as u64);
+            let daemon = daemons.swap_remove(usize::try_from(place).expect("few"));
+            losses.insert(self.random.below(misfortunes), daemon);
+        }
+        losses
+    }
+
+    /// A daemon loses what it holds, or some of it, and the writers notice nothing but the time.
+    ///
+    /// A writer that died before is repaired first, and nobody dies until each write that was under
+    /// way is done: a page whose writer dies as well as the copy that it was writing may be lost
+    /// (docs/adr/0008-two-copies.md).
+    fn lose_copies(&mut self, daemon: u32) {
+        wait_until("the dead are repaired", || !self.look().awaits_repair());
+        for writer in &self.writers {
+            self.report.slowest = self.report.slowest.max(writer.take_slowest());
+        }
+        let damage = Damage::draw(&mut self.random);
+        damage.inflict(&mut self.instance, daemon, &mut self.random);
+        self.report.count(damage.kind());
+        if let Some(victims) = damage.victims() {
+            self.report.count(victims);
+        }
+        self.wait_progress(|_| true);
+        let slowest = self.writers.iter().map(Writer::take_slowest).max().unwrap_or_default();
+        self.report.slowest_redirect = self.report.slowest_redirect.max(slowest);
+        self.report.slowest = self.report.slowest.max(slowest);
+    }
+
+    fn look(&self) -> Checked {
+        checker::check(self.instance.folder(), self.instance.name())
+            .expect("own objects are looked at")
     }
 
     fn start_writer(&mut self, writer: u32, ledger: Ledger) -> Writer {
         let is_other = writer % 2 == 1;
         let program = is_other.then(other_client).flatten().unwrap_or_else(own_client);
-        let by_message = writer == WRITERS - 1;
+        let by_message = writer == WRITERS - 1 && self.plan.copies <= MESSAGE_PATH_COPIES;
         let environment: &[_] = if by_message { &[(MESSAGE_PATH, "1")] } else { &[] };
         let seed = self.random.bits();
         let mut command = std::process::Command::new(program);
@@ -137,7 +209,7 @@ impl Campaign {
 
     /// Stops a client or a server, sees that others go on, and has it go on.
     fn stop_somebody(&mut self) {
-        let place = self.random.below(u64::from(WRITERS + self.daemons) + 1);
+        let place = self.random.below(u64::from(WRITERS + self.plan.daemons) + 1);
         let place = u32::try_from(place).expect("there are few processes");
         let (kind, pid) = match place {
             0 => ("stopped brokers", self.instance.broker_pid()),
@@ -146,8 +218,17 @@ impl Campaign {
         };
         let pid = pid.expect("everybody runs between two misfortunes");
         stop(pid);
-        // Who asks a server for each byte waits for it.
-        self.wait_progress(|writer| writer.pid() != pid && !writer.is_by_message());
+        // Who asks a server for each byte waits for it; and with copies, who wants a page that a
+        // client has locked.
+        let neighbour = match place {
+            1..=WRITERS if self.plan.copies > 1 => {
+                Some(self.writers[(place as usize - 1) ^ 1].pid())
+            }
+            _ => None,
+        };
+        self.wait_progress(|writer| {
+            writer.pid() != pid && !writer.is_by_message() && Some(writer.pid()) != neighbour
+        });
         send(pid, Signal::CONT);
         self.report.count(kind);
     }
@@ -155,7 +236,7 @@ impl Campaign {
     /// Kills some clients and servers in any order, starts what is missing, and sees what is there.
     fn kill_some(&mut self) {
         let mut victims = vec![Victim::Broker];
-        victims.extend((1..=self.daemons).map(Victim::Daemon));
+        victims.extend((1..=self.plan.daemons).map(Victim::Daemon));
         victims.extend((0..WRITERS as usize).map(Victim::Client));
         let count = match self.random.below(8) {
             0 => victims.len(),
@@ -196,7 +277,9 @@ impl Campaign {
             .expect("a region outlives whoever wrote to it");
         let mut found = vec![0; usize::try_from(PLACE_BYTES).expect("a place is small")];
         for place in 0..PLACES {
-            region.read(place * PLACE_BYTES, &mut found, Mirror::Any).expect("it is there");
+            region
+                .read(record::offset(writer, place), &mut found, Mirror::Any)
+                .expect("it is there");
             match ledger.settle(place, record::find(writer, place, &found)) {
                 Ok(is_torn) => self.report.torn += u64::from(is_torn),
                 Err(loss) => panic!("writer {writer}, place {place}: {loss}"),
@@ -206,14 +289,25 @@ impl Campaign {
         session.close().expect("the broker serves");
     }
 
-    fn end(mut self) -> Report {
-        self.wait_progress(|_| true);
-        for writer in 0..self.writers.len() {
-            self.writers[writer].kill();
-            let mut ledger = self.writers[writer].take_ledger(&mut self.report);
-            self.check(u32::try_from(writer).expect("there are few writers"), &mut ledger);
+    /// Sees that all that was acknowledged is there, that the copies are equal, and that nothing
+    /// is left when the regions are gone.
+    fn end_round(&mut self) {
+        for writer in &mut self.writers {
+            writer.kill();
         }
-        self.report
+        self.report.add(&checker::wait_sound(&self.instance));
+        for (number, mut writer) in (0..).zip(std::mem::take(&mut self.writers)) {
+            let mut ledger = writer.take_ledger(&mut self.report);
+            self.check(number, &mut ledger);
+        }
+        let session = self.instance.open();
+        for writer in (0..WRITERS).step_by(LANES as usize) {
+            session.region_delete(VOLUME, &name_of(writer)).expect("nobody has it open");
+        }
+        session.close().expect("the broker serves");
+        self.instance.wait_empty();
+        assert_eq!(checker::wait_sound(&self.instance).blocks, 0);
+        self.report.rounds += 1;
     }
 }
 
@@ -235,6 +329,7 @@ impl Victim {
     }
 }
 
+/// The region of a writer.
 fn name_of(writer: u32) -> String {
-    format!("writer-{writer}")
+    format!("records-{}", writer / LANES)
 }

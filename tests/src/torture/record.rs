@@ -5,8 +5,8 @@
 //!   | magic  | writer | bytes  | sequence | content .. |     rest of the place: older records
 //! ```
 //!
-//! The content is drawn from writer, place and sequence. Places begin at no multiple of a page, so
-//! that neighbours share pages.
+//! The content is drawn from writer, place and sequence. Places begin at no multiple of a page, and
+//! those of the writers of a region take turns, so that each shares pages with another writer's.
 
 use crate::churn::pattern;
 
@@ -17,6 +17,11 @@ pub const PLACE_BYTES: u64 = 3 * 4096 + 136;
 /// Bytes of a record.
 pub const BYTES_MIN: u64 = 64;
 pub const BYTES_MAX: u64 = PLACE_BYTES;
+
+/// Writers of a region.
+pub const LANES: u32 = 2;
+/// Bytes of a region.
+pub const REGION_BYTES: u64 = PLACES * LANES as u64 * PLACE_BYTES;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"RECORDED");
 const HEADER_BYTES: usize = 24;
@@ -33,6 +38,11 @@ pub enum Found {
     },
     /// Neither.
     Torn,
+}
+
+/// Where in its region a place of a writer begins.
+pub const fn offset(writer: u32, place: u64) -> u64 {
+    (place * LANES as u64 + (writer % LANES) as u64) * PLACE_BYTES
 }
 
 /// The record of a sequence.

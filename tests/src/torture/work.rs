@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use libdmce::{Error, Mirror, Region, Session};
 
-use super::record::{self, BYTES_MAX, BYTES_MIN, PLACE_BYTES, PLACES};
+use super::record::{self, BYTES_MAX, BYTES_MIN, PLACES};
 use crate::Seeded;
 
 /// Every so many records one is read back.
@@ -37,7 +37,7 @@ pub fn work(
     let mut lines = io::stdout().lock();
     for sequence in next.. {
         let place = random.below(PLACES);
-        let at = place * PLACE_BYTES;
+        let at = record::offset(writer, place);
         let record = record::make(writer, place, sequence, bytes_of(&mut random));
         say(&mut lines, format_args!("t {place} {sequence}"));
         let begin = Instant::now();

@@ -74,6 +74,11 @@ impl Writer {
         self.heard.acknowledged.load(Ordering::Relaxed)
     }
 
+    /// The slowest write that was acknowledged since this was asked.
+    pub fn take_slowest(&self) -> Duration {
+        Duration::from_micros(self.heard.slowest_us.swap(0, Ordering::Relaxed))
+    }
+
     /// Kills it (`SIGKILL`), and waits until it is gone and all that it said was heard.
     pub fn kill(&mut self) {
         // It may have ended of itself.
@@ -88,8 +93,7 @@ impl Writer {
     pub fn take_ledger(&mut self, report: &mut Report) -> Ledger {
         report.acknowledged += self.acknowledged();
         report.failed += self.heard.failed.load(Ordering::Relaxed);
-        let slowest = Duration::from_micros(self.heard.slowest_us.load(Ordering::Relaxed));
-        report.slowest = report.slowest.max(slowest);
+        report.slowest = report.slowest.max(self.take_slowest());
         self.heard.ledger.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
