@@ -190,13 +190,14 @@ impl Store {
     }
 
     /// Prepares for a report to another broker: takes in what the one before made of lent objects,
-    /// and wrote into headers, and lends the rest anew.
+    /// and wrote into headers, forgets blocks that are gone, and lends the rest anew.
     ///
     /// # Errors
     ///
     /// [`ObjectError`] if an object could not be looked at.
     pub fn look_again(&mut self) -> Result<(), ObjectError> {
         self.pool.lend_anew(&self.folder)?;
+        self.forget_gone()?;
         self.read_headers_again();
         let adopted = adopt::adopt_unknown(&self.folder, |block| self.blocks.contains_key(&block))?;
         self.take_in(adopted);

@@ -8,7 +8,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use dmce_abi::block::{BlockDescription, BlockId};
 use dmce_abi::name::ObjectKind;
@@ -210,6 +210,25 @@ impl Store {
                 Err(error) => warn!(%block, %error, "the header of a block is not as it was"),
             }
         }
+    }
+
+    /// Forgets blocks whose data were removed, as a daemon that starts does: a broker that does not
+    /// know of them would never have their headers go.
+    pub(super) fn forget_gone(&mut self) -> Result<(), ObjectError> {
+        let lost = self.blocks.iter().filter(|(_, held)| held.condition == Condition::Lost);
+        let lost: Vec<BlockId> = lost.map(|(block, _)| *block).collect();
+        for block in lost {
+            if !matches!(self.folder.look(ObjectKind::Data(block.get()))?, Found::Missing) {
+                continue;
+            }
+            self.folder.unlink(ObjectKind::Header(block.get()))?;
+            self.open_objects.close(block);
+            if let Some(held) = self.blocks.remove(&block) {
+                held.gone.store(true, Ordering::Relaxed);
+                self.ledger.refund(held.data.bytes);
+            }
+        }
+        Ok(())
     }
 
     /// Tries again to remove what could not be removed.

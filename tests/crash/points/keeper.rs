@@ -5,8 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use dmce_tests::Instance;
 use libdmce::{AllocOptions, DmceAddr, Mirror, Prot, Region, RegionOptions, Session};
 
-use super::table::COPIES;
-
 /// The volume of all regions here.
 pub const VOLUME: &str = "points";
 /// The region that a keeper shares with the one who dies.
@@ -38,17 +36,13 @@ impl Keeper {
     /// Has its memory, and has written to all of it.
     pub fn start(instance: &Instance) -> Self {
         let session = instance.open();
-        let of = |power: u32| AllocOptions {
-            page_size: 4096 << power,
-            copies: COPIES,
-            ..AllocOptions::default()
-        };
+        let of = |power: u32| AllocOptions { page_size: 4096 << power, ..AllocOptions::default() };
         let held = (0..ALLOCATIONS).map(|power| session.malloc_with(BYTES as u64, &of(power)));
         let held: Vec<_> = held.collect::<Result<_, _>>().expect("there is room");
         for (byte, addr) in (1..).zip(&held) {
             session.fill(*addr, byte, BYTES as u64).expect("it is its own");
         }
-        let options = RegionOptions { copies: COPIES, ..RegionOptions::default() };
+        let options = RegionOptions::default();
         session
             .region_create(VOLUME, SHARED, PLACES * PLACE_BYTES, &options)
             .expect("there is room");
@@ -109,7 +103,7 @@ impl Keeper {
     /// Makes regions that nobody has open: who adds to one of an open one ends all who have it.
     pub fn make_idle_regions(&self) {
         for idle in 0..IDLE {
-            let options = RegionOptions { copies: COPIES, ..RegionOptions::default() };
+            let options = RegionOptions::default();
             let name = format!("idle-{idle}");
             self.session.region_create(VOLUME, &name, 4096, &options).expect("there is room");
         }

@@ -1,12 +1,9 @@
 //! Which process dies at which point, and over what.
 //!
-//! The rows are those that the copies which a broker serves let be reached. What waits for more has
-//! its point in [`NEED_COPIES`], and becomes a row: `at(Point::PhaseFirst, 3, Work::Writes)`.
+//! Each point has a row, or stands in [`NEED_REPAIR`] or [`LEAVES_A_TABLE`] until there is one for
+//! it: `at(Point::PhaseFirst, 3, Work::Writes).with_copies()`.
 
 use dmce_sys::crash::Point;
-
-/// Copies of the regions and allocations of all rows.
-pub const COPIES: u32 = 1;
 
 /// What is done until somebody dies over it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +20,8 @@ pub enum Work {
     StartWithExcess,
     /// Somebody removes a header.
     LostHeader,
+    /// A daemon that lives loses what it holds.
+    LostCopies,
 }
 
 /// A death.
@@ -34,10 +33,20 @@ pub struct Row {
     pub time: u64,
     /// Over what.
     pub work: Work,
+    /// Copies of all regions and allocations.
+    pub copies: u32,
 }
 
+/// With one copy of everything.
 const fn at(point: Point, time: u64, work: Work) -> Row {
-    Row { point, time, work }
+    Row { point, time, work, copies: 1 }
+}
+
+impl Row {
+    /// With two of everything.
+    const fn with_copies(self) -> Self {
+        Self { copies: 2, ..self }
+    }
 }
 
 /// Deaths of a client.
@@ -47,6 +56,9 @@ pub const CLIENT: &[Row] = &[
     at(Point::PinTaken, 1, Work::Pointers),
     at(Point::PinTaken, 7, Work::Pointers),
     at(Point::PinFreed, 1, Work::Pointers),
+    at(Point::SlotMarked, 60, Work::Writes).with_copies(),
+    at(Point::IntentSet, 40, Work::Writes).with_copies(),
+    at(Point::IntentCleared, 40, Work::Writes).with_copies(),
 ];
 
 /// Deaths of the first of two daemons, which lends nothing: it makes each block itself.
@@ -65,6 +77,11 @@ pub const DAEMON: &[Row] = &[
     at(Point::BlockAdopted, 1, Work::Start),
     at(Point::ExcessCut, 1, Work::StartWithExcess),
     at(Point::HeaderRestored, 1, Work::LostHeader),
+    at(Point::HeaderReady, 1, Work::Sessions).with_copies(),
+    at(Point::GrowthCommitted, 1, Work::Sessions).with_copies(),
+    at(Point::HeaderUnlinked, 1, Work::Sessions).with_copies(),
+    at(Point::DataUnlinked, 1, Work::Sessions).with_copies(),
+    at(Point::BlockAdopted, 2, Work::Start).with_copies(),
 ];
 
 /// Deaths of a daemon that has lent objects.
@@ -90,11 +107,27 @@ pub const BROKER: &[Row] = &[
     at(Point::AnswerDue, 4, Work::Sessions),
     at(Point::AnswerSent, 1, Work::Sessions),
     at(Point::AnswerSent, 4, Work::Sessions),
+    at(Point::DataNamed, 2, Work::Sessions).with_copies(),
+    at(Point::HeaderNamed, 1, Work::Sessions).with_copies(),
+    at(Point::HeaderNamed, 2, Work::Sessions).with_copies(),
+    at(Point::UndoCommitted, 1, Work::Sessions).with_copies(),
+    at(Point::UndoReady, 1, Work::Sessions).with_copies(),
+    at(Point::TableCreated, 1, Work::Sessions).with_copies(),
+    at(Point::TableCommitted, 1, Work::Sessions).with_copies(),
+    at(Point::TableWritten, 1, Work::Sessions).with_copies(),
+    at(Point::TableGrown, 1, Work::Sessions).with_copies(),
+    at(Point::TableCut, 1, Work::Sessions).with_copies(),
+    at(Point::TableUnlinked, 1, Work::Sessions).with_copies(),
+    at(Point::HeaderCleared, 1, Work::LostCopies).with_copies(),
+    at(Point::HeaderFilled, 1, Work::LostCopies).with_copies(),
+    at(Point::HeaderRaised, 1, Work::LostCopies).with_copies(),
+    at(Point::HeaderRaised, 3, Work::LostCopies).with_copies(),
+    at(Point::GenerationPublished, 1, Work::LostCopies).with_copies(),
 ];
 
-/// Points that nobody passes with one copy.
-pub const NEED_COPIES: &[Point] = &[
-    Point::IntentSet,
+/// Points that are passed when a client dies that holds pages, or after that: its pages stay locked
+/// as long as no broker repairs them.
+pub const NEED_REPAIR: &[Point] = &[
     Point::PageLocked,
     Point::WaiterEnlisted,
     Point::SequenceOdd,
@@ -108,22 +141,13 @@ pub const NEED_COPIES: &[Point] = &[
     Point::SequenceEven,
     Point::PageFreed,
     Point::WaitersUnwoken,
-    Point::IntentCleared,
-    Point::HeaderCleared,
-    Point::HeaderFilled,
-    Point::HeaderRaised,
-    Point::StaleHeaderRemoved,
-    Point::UndoCommitted,
-    Point::UndoReady,
-    Point::TableCreated,
-    Point::TableCommitted,
-    Point::TableWritten,
-    Point::TableGrown,
-    Point::TableCut,
-    Point::TableUnlinked,
     Point::RepairBegun,
     Point::RepairStored,
     Point::RepairReleased,
     Point::RepairWoken,
     Point::RepairEnded,
 ];
+
+/// A broker that dies there leaves the lock table of a block that was deleted: the next one finds
+/// a name of the block still, and keeps what it cannot tell whose it is.
+pub const LEAVES_A_TABLE: &[Point] = &[Point::StaleHeaderRemoved];

@@ -28,6 +28,26 @@ fn a_block_that_a_client_made_larger_is_cut_back_and_told_each_time() {
 }
 
 #[test]
+fn a_block_whose_data_were_removed_is_gone_with_its_header_at_the_next_report() {
+    let fixture = Fixture::new();
+    let mut store = fixture.open();
+    for block in [1, 2, 3] {
+        ask(&mut store, create(block, 64 * KIB)).unwrap();
+    }
+    std::fs::remove_file(fixture.path(ObjectKind::Data(1))).unwrap();
+    object::truncate(open_data(&store, 2).as_fd(), 0).unwrap();
+    store.tick();
+    let lost = [1, 2].map(|block| DaemonNotice::Lost { block: id(block) });
+    assert_eq!(store.take_notices(), lost);
+    store.look_again().unwrap();
+    let names = ["data-00000002", "data-00000003", "head-00000002", "head-00000003"];
+    assert_eq!(fixture.names(), names, "what is short may be of use to somebody");
+    assert_eq!((held(&store), store.committed()), (vec![(3, 64 * KIB)], 128 * KIB));
+    assert_eq!(ask(&mut store, create(1, 64 * KIB)), committed(64 * KIB));
+    assert_eq!(store.committed(), 3 * 64 * KIB);
+}
+
+#[test]
 fn a_block_that_a_client_made_shorter_is_lost_once() {
     let fixture = Fixture::new();
     let mut store = fixture.open();
