@@ -60,6 +60,9 @@ pub enum Command {
     Usage(Listing),
     /// Decode an address: whose it is, and who has it mapped where
     Map(Map),
+    /// Do something to a region
+    #[command(subcommand)]
+    Region(RegionCommand),
     /// Say what on this host would make DMCE fail or slow, with the fix
     Doctor(Doctor),
     /// Watch over the servers of a directory; `up` starts it
@@ -139,6 +142,34 @@ pub struct Map {
     pub address: Address,
     #[command(flatten)]
     pub listing: Listing,
+}
+
+/// `dmce region`.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum RegionCommand {
+    /// Give all copies what one half has
+    Resync(Resync),
+}
+
+/// `dmce region resync`.
+#[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
+pub struct Resync {
+    /// The volume
+    pub volume: String,
+    /// The region
+    pub name: String,
+    /// The half that is right
+    #[arg(long, value_name = "HALF")]
+    pub from: Side,
+}
+
+/// A half of a region, as it was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Side {
+    /// What was the primary.
+    Primary,
+    /// What was its mirror.
+    Mirror,
 }
 
 /// `dmce doctor`.

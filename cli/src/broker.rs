@@ -130,6 +130,11 @@ impl Broker {
         }
     }
 
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The instance as a whole.
     ///
     /// # Errors

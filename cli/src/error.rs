@@ -8,6 +8,7 @@ use crate::address::MapError;
 use crate::broker::BrokerError;
 use crate::doctor::DoctorError;
 use crate::down::DownError;
+use crate::region::RegionError;
 use crate::supervise::SuperviseError;
 use crate::up::UpError;
 
@@ -39,6 +40,9 @@ pub enum Error {
     /// `dmce down`.
     #[error(transparent)]
     Down(#[from] DownError),
+    /// `dmce region`.
+    #[error(transparent)]
+    Region(#[from] RegionError),
     /// `dmce doctor`.
     #[error(transparent)]
     Doctor(#[from] DoctorError),

@@ -19,6 +19,7 @@ mod error;
 mod instance;
 mod objects;
 mod processes;
+mod region;
 mod show;
 mod supervise;
 mod up;
@@ -77,6 +78,7 @@ fn run(args: Args) -> Result<Outcome, Error> {
             let location = show::Location::new(map.address, found);
             Ok(show::print(&location, map.listing.json).map(done)?)
         }
+        Command::Region(command) => Ok(region::run(&broker()?, &command).map(done)?),
         Command::Doctor(args) => {
             let diagnosis = doctor::run(&args, socket.as_deref())?;
             show::print(&diagnosis.checks, args.listing.json)?;

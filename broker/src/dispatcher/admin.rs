@@ -169,6 +169,7 @@ impl Dispatcher {
                 CopyState::Stale => RowCopyState::Stale,
                 _ => RowCopyState::Good,
             },
+            half: copy.half,
         });
         (span.state == SpanState::Standing).then(|| BlockRow {
             block: id.get(),
@@ -297,7 +298,7 @@ fn count(number: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dmce_abi::block::Guid;
+    use dmce_abi::block::{Guid, Half};
     use dmce_abi::limits::{FRAME_BYTES_MAX, REGION_BYTES_MAX, VOLUME_BYTES_MAX};
     use dmce_abi::wire::{FrameHeader, Reply, encode};
 
@@ -315,7 +316,10 @@ mod tests {
             epoch: u64::MAX,
             owner: OwnerRow::Region { region, uid: u32::MAX },
             state: RowState::Lost,
-            copies: vec![CopyRow { daemon: u32::MAX, state: RowCopyState::Lost }; 3],
+            copies: vec![
+                CopyRow { daemon: u32::MAX, state: RowCopyState::Lost, half: Half::MIRROR };
+                3
+            ],
             span_first: u32::MAX,
             span_count: u32::MAX,
         }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use dmce_abi::block::Half;
 use dmce_abi::wire::admin::{BlockRow, BlockState, CopyRow, CopyState, OwnerRow};
 use dmce_config::Bytes;
 use serde::Serialize;
@@ -40,6 +41,7 @@ pub enum Owner {
 pub struct Copy {
     pub daemon: u32,
     pub state: &'static str,
+    pub half: &'static str,
 }
 
 impl From<BlockRow> for Block {
@@ -80,7 +82,12 @@ impl From<CopyRow> for Copy {
             CopyState::Lost => "lost",
             _ => "unknown",
         };
-        Self { daemon: copy.daemon, state }
+        let half = match copy.half {
+            Half::PRIMARY => "primary",
+            Half::MIRROR => "mirror",
+            _ => "third",
+        };
+        Self { daemon: copy.daemon, state, half }
     }
 }
 

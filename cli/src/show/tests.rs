@@ -1,6 +1,6 @@
 //! The shapes that scripts rely on, and the tables that people read.
 
-use dmce_abi::block::Guid;
+use dmce_abi::block::{Guid, Half};
 use dmce_abi::wire::admin::{
     self, BlockRow, BlockState, CopyRow, CopyState, DaemonRow, DaemonState, Health, MappingRow,
     OwnerRow, RegionRow, SessionRow, StatusReport,
@@ -23,8 +23,8 @@ fn block_row() -> BlockRow {
         owner: OwnerRow::Session { session: 3, pid: 4711, uid: 1000 },
         state: BlockState::Degraded,
         copies: vec![
-            CopyRow { daemon: 1, state: CopyState::Good },
-            CopyRow { daemon: 2, state: CopyState::Syncing },
+            CopyRow { daemon: 1, state: CopyState::Good, half: Half::PRIMARY },
+            CopyRow { daemon: 2, state: CopyState::Syncing, half: Half::MIRROR },
         ],
         span_first: 6,
         span_count: 3,
@@ -103,7 +103,10 @@ fn blocks_name_their_copies_and_their_owner_of_either_kind() {
         "bytes": 1_073_741_824, "committed": 1_610_612_736, "page_size": 4096, "epoch": 2,
         "span_first": 6, "span_count": 3,
         "owner": { "session": 3, "pid": 4711, "uid": 1000 },
-        "copies": [{ "daemon": 1, "state": "good" }, { "daemon": 2, "state": "syncing" }],
+        "copies": [
+            { "daemon": 1, "state": "good", "half": "primary" },
+            { "daemon": 2, "state": "syncing", "half": "mirror" },
+        ],
     });
     let listed = json_of(&vec![of_session, of_region]);
     assert_eq!(listed[0], expected);
@@ -177,7 +180,10 @@ fn a_location_is_an_object_with_its_mappings() {
             "state": "degraded", "bytes": 1_073_741_824, "committed": 1_610_612_736,
             "page_size": 4096, "epoch": 2, "span_first": 6, "span_count": 3,
             "owner": { "session": 3, "pid": 4711, "uid": 1000 },
-            "copies": [{ "daemon": 1, "state": "good" }, { "daemon": 2, "state": "syncing" }],
+            "copies": [
+            { "daemon": 1, "state": "good", "half": "primary" },
+            { "daemon": 2, "state": "syncing", "half": "mirror" },
+        ],
             "mappings": [{
                 "session": 3, "pid": 4711, "os_address": 139_637_976_727_568_u64, "writable": true,
             }],
@@ -197,7 +203,7 @@ fn a_table_lines_up_and_has_nothing_but_text() {
         block: 12,
         owner: of_region(),
         state: BlockState::Ok,
-        copies: vec![CopyRow { daemon: 3, state: CopyState::Good }],
+        copies: vec![CopyRow { daemon: 3, state: CopyState::Good, half: Half::PRIMARY }],
         span_first: 12,
         span_count: 1,
         ..row.clone()

@@ -5,6 +5,7 @@
 mod client;
 mod failed_starts;
 mod failures;
+mod halves;
 mod harness;
 mod lifecycle;
 mod listings;

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use super::client::RegionName;
-use crate::block::Guid;
+use crate::block::{Guid, Half};
 
 /// Asks for a listing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -169,6 +169,8 @@ pub struct CopyRow {
     pub daemon: u32,
     /// How it is.
     pub state: CopyState,
+    /// What it was made as.
+    pub half: Half,
 }
 
 /// Whose something is.
