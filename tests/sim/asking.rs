@@ -28,6 +28,8 @@ pub struct Sizes {
     pub ids: u32,
     /// Copies that the broker keeps.
     pub copies_max: u32,
+    /// Whether clients mostly want to write to regions of several copies.
+    pub writes: bool,
 }
 
 impl Sizes {
@@ -78,6 +80,9 @@ pub fn setup(random: &mut Random, sizes: Sizes) -> ClientRequest {
 
 /// Any request of a client that has a session.
 pub fn request(random: &mut Random, view: &mut View, sizes: Sizes) -> ClientRequest {
+    if sizes.writes && !random.once_in(3) {
+        return shared(random, view, sizes);
+    }
     match random.below(24) {
         0..=4 => malloc(random, view, sizes),
         5 | 6 => grow(random, view, sizes),
@@ -189,6 +194,25 @@ fn region_create(random: &mut Random, view: &mut View, sizes: Sizes) -> ClientRe
         copies: sizes.some_copies(random),
         page_size: 0,
     })
+}
+
+/// What leads to a region of several copies that others write as well.
+fn shared(random: &mut Random, view: &mut View, sizes: Sizes) -> ClientRequest {
+    let region = RegionName { volume: "a".into(), name: format!("r{}", random.below(2)) };
+    view.ticket += 1;
+    let ticket = view.ticket;
+    if view.openings.is_empty() && random.once_in(2) {
+        let (region_size, copies) = (4096 * (1 + random.below(4)), sizes.copies_max.min(2));
+        let (base_pointer, mode, page_size) = (0, 0o666, 0);
+        let create =
+            RegionCreate { ticket, region, region_size, base_pointer, mode, copies, page_size };
+        return ClientRequest::RegionCreate(create);
+    }
+    if view.openings.len() > 2 {
+        return ClientRequest::Stat;
+    }
+    let opening = OpeningId(ticket);
+    ClientRequest::RegionOpen(RegionOpen { opening, region, read: true, write: true })
 }
 
 fn region_open(random: &mut Random, view: &mut View) -> ClientRequest {

@@ -127,7 +127,8 @@ impl World {
         for (other, client) in self.clients.iter().enumerate() {
             let lives = client.view.as_ref().is_some_and(|view| {
                 let record = self.host.records.get(&view.session);
-                record.is_some_and(|record| record.record.guid == view.guid)
+                let is_it = record.is_some_and(|record| record.record.guid == view.guid);
+                is_it && !self.truth.ended.contains(&view.guid)
             });
             if other == place || !client.alive || !lives {
                 continue;
@@ -192,6 +193,7 @@ impl World {
             self.deliver_daemon_message()?;
             self.deliver_soon()?;
             self.client_reads()?;
+            self.client_writes(false)?;
             self.tick()?;
             quiet = if self.is_quiet() { quiet + 1 } else { 0 };
             if quiet > rest {
@@ -204,7 +206,8 @@ impl World {
     fn is_quiet(&self) -> bool {
         let Some(broker) = &self.broker else { return false };
         let all_read = self.clients.iter().filter(|client| client.alive).all(|client| {
-            client.inbox.is_empty() && client.outbox.is_empty() && client.pending.is_empty()
+            let is_heard = client.inbox.is_empty() && client.outbox.is_empty();
+            is_heard && client.pending.is_empty() && client.writing.is_none()
         });
         let all_heard =
             self.daemons.iter().all(|daemon| daemon.inbox.iter().all(|(number, _)| number.0 != 0));
@@ -336,6 +339,9 @@ impl World {
         let Some(broker) = &self.broker else { return Ok(()) };
         let snapshot = broker.dispatcher.snapshot();
         let session = snapshot.blocks.iter().find(|(_, block)| block.session.is_some());
+        if !snapshot.wrecks.is_empty() {
+            return Err(format!("nobody repairs {:?}", snapshot.wrecks));
+        }
         if !snapshot.sessions.is_empty() || session.is_some() || snapshot.passing > 0 {
             return Err(format!("something is left: {snapshot:?}"));
         }
@@ -426,7 +432,8 @@ impl World {
     /// Whether the client of a session believes that it has a block.
     fn has(&self, session: SessionId, block: BlockId) -> bool {
         let of = |client: &&Client| {
-            client.alive && client.view.as_ref().is_some_and(|view| view.session == session)
+            let view = client.view.as_ref().filter(|view| view.session == session);
+            client.alive && view.is_some_and(|view| !self.truth.ended.contains(&view.guid))
         };
         self.clients.iter().filter(of).any(|client| client.own_blocks().any(|id| id == block))
     }

@@ -13,6 +13,7 @@ use dmce_broker::dispatcher::{ClientConn, Peer, RequestId};
 
 use crate::random::Random;
 use crate::view::{Known, OpenRegion, View, members};
+use crate::writing::Writing;
 
 /// What arrives over a connection.
 #[derive(Clone, Debug)]
@@ -48,6 +49,10 @@ pub struct Client {
     pub view: Option<View>,
     /// Whether the broker has a reason to end its session.
     pub excused: bool,
+    /// What it is writing to all copies of a block.
+    pub writing: Option<Writing>,
+    /// The lock tables that travelled with answers that it has not read.
+    pub tables: BTreeMap<RequestId, u64>,
     /// Tickets of the requests that were asked, and may wait, when the doorbell rang last.
     rung: BTreeSet<u64>,
     /// Width of a cell.
@@ -69,6 +74,8 @@ impl Client {
             given_up: BTreeMap::new(),
             view: None,
             excused: false,
+            writing: None,
+            tables: BTreeMap::new(),
             rung: BTreeSet::new(),
             cell_bits,
             last_request: 0,
@@ -87,6 +94,9 @@ impl Client {
     /// Begins on a new connection: takes its session up again, if it has one.
     pub fn begin(&mut self, conn: ClientConn) {
         self.conn = Some(conn);
+        self.tables.clear();
+        // Who gave a session up does not take it up again.
+        self.view.take_if(|view| view.has_given_up);
         if let Some(view) = &self.view {
             let (session, guid) = (view.session, view.guid);
             let told = |(&opening, region): (&OpeningId, &OpenRegion)| {
@@ -193,6 +203,14 @@ impl Client {
                 let Some(request) = self.pending.remove(&number) else {
                     return Err(format!("an answer to {number:?}, which waits for none"));
                 };
+                let table = self.tables.remove(&number);
+                if let (Some(view), Some(table), Ok(reply)) = (&mut self.view, table, &reply) {
+                    match reply {
+                        ClientReply::Fetched(info) => view.mapped_copies(info, table),
+                        ClientReply::Opened(opened) => view.mapped_copies(&opened.first, table),
+                        _ => {}
+                    }
+                }
                 self.answered(&request, reply, known)
                     .map_err(|error| format!("process {} to {request:?}: {error}", self.peer.pid))
             }
@@ -310,6 +328,8 @@ impl Client {
             ticket: 0,
             again: Vec::new(),
             waiting: BTreeMap::new(),
+            reach: BTreeMap::new(),
+            has_given_up: false,
         });
         Ok(())
     }

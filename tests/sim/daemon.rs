@@ -284,7 +284,7 @@ impl Daemon {
             return Err(Refusal::new(Status::Exists, format!("daemon {} has block {id}", self.id)));
         }
         let bytes = (committed + extra).min(description.bytes_max);
-        store.insert(id, Object { description, bytes, header: Header::Valid });
+        store.insert(id, Object { description, bytes, header: Header::Valid, value: 0 });
         Ok(DaemonAnswer::Committed { committed: bytes })
     }
 }

@@ -10,6 +10,9 @@ use dmce_broker::dispatcher::{
     SessionRecord, Started,
 };
 
+use dmce_shm::lock::LockBits;
+
+use crate::pages::Pages;
 use crate::random::Random;
 
 /// Names that another user takes at most: there are few ids.
@@ -35,6 +38,8 @@ pub struct Object {
     pub bytes: u64,
     /// The state of the header.
     pub header: Header,
+    /// What its page is.
+    pub value: u64,
 }
 
 /// A session's record.
@@ -73,8 +78,10 @@ pub struct Host {
     pub harmed_copies: BTreeSet<(DaemonId, Guid)>,
     /// The ids of their blocks.
     pub touched_ids: BTreeSet<BlockId>,
+    /// Lock words and slots.
+    pub pages: Pages,
     /// Objects that somebody took away.
-    taken: Vec<(DaemonId, Object)>,
+    pub taken: Vec<(DaemonId, Object)>,
     /// Blocks of which no copy was left when one was harmed: they may be lost, and no others.
     pub harmed: BTreeSet<Guid>,
     /// Their ids: of a block whose header is gone, the broker knows no more.
@@ -172,9 +179,11 @@ impl Host {
     }
 
     /// Makes a lock table, in place of one that may be there.
-    pub fn make_table(&mut self, block: BlockId, table: (Guid, u64)) {
+    pub fn make_table(&mut self, block: BlockId, table: (Guid, u64), lost: &[u64]) {
         self.harmed_tables.remove(&block);
         self.tables.insert(block, table);
+        let word = if lost.contains(&0) { LockBits::LOST.word() } else { 0 };
+        self.pages.name_table(block, word);
     }
 
     /// Gives a lock table words for more bytes.
@@ -192,18 +201,25 @@ impl Host {
     pub fn remove_table(&mut self, block: BlockId) {
         self.harmed_tables.remove(&block);
         self.tables.remove(&block);
+        self.pages.truncate_table(block);
     }
 
-    /// Harms a lock table: it is taken away, cut, or says of another block that it is its.
-    pub fn harm_table(&mut self, random: &mut Random) {
-        let Some(block) = random.pick(self.tables.keys().copied()) else { return };
+    /// Harms a lock table: it is taken away, cut, or says of another block that it is its. Returns
+    /// the block's GUID.
+    pub fn harm_table(&mut self, random: &mut Random) -> Option<Guid> {
+        let block = random.pick(self.tables.keys().copied())?;
         self.harmed_tables.insert(block);
-        let Some(table) = self.tables.get_mut(&block) else { return };
+        let table = self.tables.get_mut(&block)?;
+        let guid = table.0;
         match random.below(3) {
-            0 => _ = self.tables.remove(&block),
+            0 => {
+                self.tables.remove(&block);
+                self.pages.named.remove(&block);
+            }
             1 => table.1 /= 2,
             _ => table.0 = Guid::default(),
         }
+        Some(guid)
     }
 
     /// What the shell finds of a lock table.
@@ -258,6 +274,15 @@ impl Host {
             Owner::Region(region) => Some((region, object.description.span.guid)),
             Owner::Session { .. } => None,
         })
+    }
+
+    /// Whether a region has as many objects as were asked for.
+    pub fn has_all_copies(&self, guid: Guid) -> bool {
+        let objects = self.stores.values().flat_map(BTreeMap::values);
+        let own = objects.filter(|of| of.description.span.guid == guid);
+        let own = own.filter(|of| of.header == Header::Valid).map(|of| &of.description);
+        let asked = own.clone().map(|of| of.owner.copies() * of.span.count).max();
+        asked.is_some_and(|asked| own.count() >= asked as usize)
     }
 
     /// Whether a region has an object.
@@ -358,11 +383,8 @@ impl Host {
         lives(&self.processes, record)
     }
 
-    /// What a broker finds that starts now. Objects of sessions that are not believed are removed.
+    /// What a broker finds that starts now. Objects of sessions that nobody had are removed.
     pub fn found(&mut self) -> Started {
-        let processes = std::mem::take(&mut self.processes);
-        self.records.retain(|_, Record { record, .. }| lives(&processes, record));
-        self.processes = processes;
         self.prepared.clear();
         let records = &self.records;
         self.sessions.retain(|session, _| records.contains_key(session));
@@ -370,6 +392,7 @@ impl Host {
             record: record.clone(),
             generation: self.sessions.get(&record.session).copied().unwrap_or(0),
             grants: grants.values().copied().collect(),
+            lives: self.lives(record),
         });
         let found = self.stores.iter().filter_map(|(&daemon, store)| {
             let served = self.locks.contains(&daemon);

@@ -15,13 +15,18 @@ mod check;
 mod client;
 mod daemon;
 mod host;
+mod mending;
+mod pages;
 mod random;
+mod settings;
 mod shell;
 mod trouble;
 mod truth;
 mod view;
 mod world;
+mod writing;
 
+use std::collections::BTreeMap;
 use std::env;
 use std::panic::{self, AssertUnwindSafe};
 
@@ -69,9 +74,19 @@ fn no_history_breaks_a_promise() {
         return;
     }
     let first = number("DMCE_SIM_FROM").unwrap_or(0);
-    for seed in first..first + number("DMCE_SIM_SEEDS").unwrap_or(SEEDS) {
-        run(seed);
+    let seeds = number("DMCE_SIM_SEEDS").unwrap_or(SEEDS);
+    let mut counts = BTreeMap::<&str, u64>::new();
+    for seed in first..first + seeds {
+        for (what, count) in run(seed).counts {
+            *counts.entry(what).or_default() += count;
+        }
     }
+    println!("{counts:?}");
+    let often = [writing::WRITTEN, writing::WENT_ON, mending::REPAIRED];
+    let rare = [writing::GIVEN_UP, mending::LEVEL, mending::NOT_REPAIRED, mending::CUT_SHORT];
+    let few = if seeds < SEEDS { &[][..] } else { &often };
+    let all = if seeds < 20 * SEEDS { few.to_vec() } else { [few, &rare].concat() };
+    assert!(all.iter().all(|what| counts.contains_key(what)), "{counts:?}");
 }
 
 /// Otherwise no seed would replay.

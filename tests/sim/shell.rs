@@ -89,22 +89,20 @@ pub fn act(world: &mut World, action: Action) -> Checked {
             broker.soon.push_back(Event::EpochRaised { raise, block, headers: rewritten });
         }
         Action::MakeLocks { .. } | Action::GrowLocks { .. } => return world.table(&action),
+        Action::AwaitIdle { .. }
+        | Action::ReadIntents { .. }
+        | Action::Repair { .. }
+        | Action::ClearIntent { .. } => return world.mend(&action),
         Action::RemoveHeader { daemon, block, guid } => {
             world.host.remove_header(daemon, block, guid);
         }
         Action::RemoveLocks { block } => {
-            broker.idles.retain(|(_, of, _)| *of != block);
+            broker.idles.retain(|(_, of, _), _| *of != block);
             world.host.remove_table(block);
         }
         Action::InspectLocks { block } => {
             let found = world.host.found_table(block);
             broker.soon.push_back(Event::LocksInspected { block, found });
-        }
-        Action::AwaitIdle { session, block, epoch } => {
-            if !world.host.sessions.contains_key(&session) {
-                return Err(format!("session {session} has ended, and its marks are looked at"));
-            }
-            broker.idles.insert((session, block, epoch));
         }
         Action::AwaitLock { daemon } => _ = broker.locks.insert(daemon),
         Action::ForgetLock { daemon } => _ = broker.locks.remove(&daemon),
@@ -128,7 +126,10 @@ pub fn begin(world: &mut World, action: Action) {
     match &action {
         // Not yet of any block.
         Action::MakeLocks { block, .. } => {
-            return world.host.make_table(*block, (Guid::default(), 0));
+            return world.host.make_table(*block, (Guid::default(), 0), &[]);
+        }
+        Action::Repair { .. } => {
+            return world.begin_repair(&action);
         }
         Action::RemoveLocks { block } => return world.host.remove_table(*block),
         _ => {}
@@ -168,7 +169,8 @@ fn make(
         return Ok(Made::NameTaken { reason: "somebody else has an object of that name".into() });
     }
     pool.remove(&lent.place);
-    store.insert(id, Object { description, bytes, header: Header::Valid });
+    let (header, value) = (Header::Valid, 0);
+    store.insert(id, Object { description, bytes, header, value });
     Ok(Made::Whole)
 }
 
@@ -219,6 +221,12 @@ impl World {
                 self.check_granted(place, granted.first)?;
             }
             _ => {}
+        }
+        if let Ok(info) = info_of(&reply)
+            && let Some(table) = self.host.pages.named.get(&info.block)
+            && info.has_locks
+        {
+            self.clients[place].tables.insert(request_id, *table);
         }
         self.clients[place].inbox.push_back((conn, Arrival::Reply(request_id, reply)));
         self.drop_the_silent();
@@ -284,7 +292,7 @@ impl World {
             return Err(format!("{info:?} has the lock table {table:?}"));
         }
         let Some(broker) = &mut self.broker else { return Ok(None) };
-        if let Some(idle) = broker.idles.iter().find(|(_, of, _)| *of == block) {
+        if let Some(idle) = broker.idles.keys().find(|(_, of, _)| *of == block) {
             return Err(format!("block {block} is granted before {idle:?}"));
         }
         if table.is_some() {
@@ -300,13 +308,13 @@ impl World {
         let Some(broker) = &mut self.broker else { return Ok(()) };
         let full = Made::Unusable { reason: "no room for words".to_owned() };
         match *action {
-            Action::MakeLocks { block, guid, epoch, bytes, .. } => {
-                if let Some(idle) = broker.idles.iter().find(|(_, of, _)| *of == block) {
+            Action::MakeLocks { block, guid, epoch, bytes, ref lost, .. } => {
+                if let Some(idle) = broker.idles.keys().find(|(_, of, _)| *of == block) {
                     return Err(format!("the table of block {block} is made before {idle:?}"));
                 }
                 self.host.remove_table(block);
                 if has_room {
-                    self.host.make_table(block, (guid, bytes));
+                    self.host.make_table(block, (guid, bytes), lost);
                 }
                 let made = if has_room { Made::Whole } else { full };
                 broker.soon.push_back(Event::LocksMade { block, epoch, made });
@@ -366,14 +374,15 @@ impl World {
     fn end_session(&mut self, session: SessionId) -> Checked {
         if let Some(broker) = &mut self.broker {
             broker.watched.remove(&session);
-            broker.idles.retain(|(of, _, _)| *of != session);
+            broker.idles.retain(|(of, _, _), _| *of != session);
         }
         self.host.sessions.remove(&session);
         self.host.prepared.remove(&session);
-        let Some(Record { record, .. }) = self.host.records.remove(&session) else {
+        let Some(Record { record, grants }) = self.host.records.remove(&session) else {
             return Ok(());
         };
         let lives = self.host.lives(&record);
+        self.check_left(&record, &grants, lives)?;
         let client = self.clients.iter_mut().find(|client| client.peer.pid == record.pid);
         let patience = self.config.reattach_ms;
         let late = self.truth.is_late(session, self.now.millis, patience);

@@ -64,7 +64,10 @@ impl World {
         if self.random.once_in(2) {
             self.note("an object is harmed");
             if self.random.once_in(4) {
-                return self.host.harm_table(&mut self.random);
+                if let Some(guid) = self.host.harm_table(&mut self.random) {
+                    self.truth.knows_nothing_of(guid);
+                }
+                return;
             }
             return self.host.harm(&mut self.random);
         }
@@ -107,7 +110,9 @@ impl World {
         if living.len() < 3 {
             self.add_client();
         }
-        let Some(place) = self.random.pick(living) else { return Ok(()) };
+        let is_writing = |place: &usize| self.clients[*place].writing.is_some();
+        let writer = living.iter().copied().find(is_writing).filter(|_| self.random.once_in(2));
+        let Some(place) = writer.or_else(|| self.random.pick(living)) else { return Ok(()) };
         let pid = self.clients[place].peer.pid;
         match self.random.below(8) {
             0 | 1 => {
@@ -147,6 +152,7 @@ impl World {
         self.hang_up_client(place);
         let client = &mut self.clients[place];
         client.alive = false;
+        client.writing = None;
         client.inbox.clear();
         client.outbox.clear();
         let pid = client.peer.pid;

@@ -15,6 +15,9 @@ use crate::host::Host;
 pub struct Truth {
     /// Regions whose creation was acknowledged, and that nobody has asked to delete since.
     pub regions: BTreeMap<RegionName, Guid>,
+    /// Of these, those that had all of their copies then. One that a dead broker half made, and
+    /// that somebody has opened since, is acknowledged to its maker as it is.
+    whole: BTreeSet<Guid>,
     /// Regions that somebody asked for at some time.
     pub regions_asked: BTreeSet<RegionName>,
     /// Requests to delete a region that may be waiting.
@@ -23,11 +26,62 @@ pub struct Truth {
     deleters: BTreeMap<Guid, BTreeSet<u32>>,
     /// Sessions that ended.
     pub ended: BTreeSet<Guid>,
+    /// What the pages of blocks may be, by the blocks' GUIDs.
+    pages: BTreeMap<Guid, PageTruth>,
+    /// The last value that somebody began to write.
+    values: u64,
     /// Sessions that were told that they are open; since when their connection is missing.
     open: BTreeMap<SessionId, Option<Millis>>,
 }
 
+/// What a page may be that nobody holds.
+#[derive(Debug, Default)]
+pub struct PageTruth {
+    /// What was written last, on all copies.
+    stable: u64,
+    /// What was begun to be written since.
+    begun: BTreeSet<u64>,
+    /// Nothing is known of it: a table that said that it is lost is gone.
+    is_unknown: bool,
+}
+
+impl PageTruth {
+    /// Whether it may be this; which it stays from now on.
+    pub fn check(&mut self, value: u64) -> bool {
+        let is_it = self.stable == value || self.begun.contains(&value) || self.is_unknown;
+        (self.stable, self.is_unknown) = (value, false);
+        self.begun.clear();
+        is_it
+    }
+}
+
 impl Truth {
+    /// A value that nobody has written.
+    pub const fn next_value(&mut self) -> u64 {
+        self.values += 1;
+        self.values
+    }
+
+    /// What the page of a block may be.
+    pub fn page_of(&mut self, block: Guid) -> &mut PageTruth {
+        self.pages.entry(block).or_default()
+    }
+
+    /// Somebody who holds the page begins to write.
+    pub fn writes(&mut self, block: Guid, value: u64) {
+        self.page_of(block).begun.insert(value);
+    }
+
+    /// Who holds the page has written it to all copies.
+    pub fn wrote(&mut self, block: Guid, value: u64) {
+        *self.page_of(block) = PageTruth { stable: value, ..PageTruth::default() };
+    }
+
+    /// The table is harmed that said that a page is lost.
+    pub fn knows_nothing_of(&mut self, block: Guid) {
+        self.page_of(block).is_unknown = true;
+    }
+
     /// A request reaches the broker.
     pub fn delivered(&mut self, request: &ClientRequest, pid: u32) {
         match request {
@@ -58,6 +112,9 @@ impl Truth {
         match (request, reply) {
             (ClientRequest::RegionCreate(create), Ok(ClientReply::Done)) => {
                 if let Some(guid) = host.newest(&create.region) {
+                    if host.has_all_copies(guid) {
+                        self.whole.insert(guid);
+                    }
                     self.promised(create.region.clone(), guid);
                 }
             }
@@ -85,7 +142,7 @@ impl Truth {
     /// Whether a region was acknowledged, and nobody has ever asked to delete it: a deletion that a
     /// broker began and another forgot may have reached one copy.
     pub fn is_promised_whole(&self, guid: Guid) -> bool {
-        let is_promised = self.regions.values().any(|promised| *promised == guid);
+        let is_promised = self.whole.contains(&guid);
         is_promised && !self.deleters.contains_key(&guid)
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dmce_abi::block::{BlockId, Guid, SessionId};
+use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
 use dmce_abi::limits::EVENTS_QUEUED;
 use dmce_abi::wire::client::{
     BlockInfo, Changed, ClientReply, ClientRequest, Granted, MallocWith, Opened, OpeningId,
@@ -63,6 +63,21 @@ pub struct View {
     pub again: Vec<ClientRequest>,
     /// What waits for room at the broker, by ticket.
     pub waiting: BTreeMap<u64, MallocWith>,
+    /// Blocks that it has mapped to write to all copies.
+    pub reach: BTreeMap<BlockId, Reach>,
+    /// Whether it could not bring a write to its end: nothing begins any more.
+    pub has_given_up: bool,
+}
+
+/// A block with several copies, as it was mapped.
+#[derive(Clone, Debug)]
+pub struct Reach {
+    /// Its GUID.
+    pub guid: Guid,
+    /// The daemons of its copies, the primary's first.
+    pub copies: Vec<DaemonId>,
+    /// Its lock table.
+    pub table: u64,
 }
 
 /// What the world knows when a client reads.
@@ -77,6 +92,14 @@ pub struct Known<'a> {
 }
 
 impl View {
+    /// A block was opened, with a lock table.
+    pub fn mapped_copies(&mut self, info: &BlockInfo, table: u64) {
+        let (guid, copies) = (info.guid, info.good().map(|copy| copy.daemon).collect());
+        if info.writable && info.has_locks {
+            self.reach.insert(info.block, Reach { guid, copies, table });
+        }
+    }
+
     /// Whether a fetch of a block to read must succeed.
     pub fn may_read(&self, block: BlockId, harmed: &BTreeSet<BlockId>) -> bool {
         let home = self.spans.range(..=block).next_back();
@@ -194,7 +217,7 @@ impl View {
         }
         // Of a block that went while there was no broker, the next knows neither its GUID nor its
         // length, and its id may be another's by now: the client must look.
-        if known.harmed_ids.contains(&asked) {
+        if known.harmed_ids.contains(&asked) || known.ended.contains(&self.guid) {
             return Ok(());
         }
         if info.lost {
@@ -224,6 +247,7 @@ impl View {
     /// A region of which a block is named may be gone; one that is not will fail when it is used.
     fn changed(&mut self, changed: &Changed) {
         self.generation = changed.upto;
+        self.reach.retain(|block, _| !changed.all && !changed.blocks.contains(block));
     }
 }
 

@@ -9,12 +9,11 @@ use std::fmt::Display;
 
 use dmce_abi::AddrLayout;
 use dmce_abi::block::{BlockId, DaemonId, SessionId};
-use dmce_abi::name::Instance;
-use dmce_abi::wire::client::{self, ClientRequest};
+use dmce_abi::wire::client::ClientRequest;
 use dmce_abi::wire::daemon::{DaemonMessage, DaemonNotice};
 use dmce_broker::dispatcher::{
-    Action, ClientConn, DaemonConn, Dispatcher, DispatcherConfig, Event, Limits, Millis, Now, Peer,
-    Placement, Policy, Quota, RequestId,
+    Action, ClientConn, DaemonConn, Dispatcher, DispatcherConfig, Event, Millis, Now, Peer,
+    RequestId,
 };
 
 use crate::asking::{self, Sizes};
@@ -22,6 +21,7 @@ use crate::client::{Arrival, Client};
 use crate::daemon::{Daemon, Manners};
 use crate::host::Host;
 use crate::random::Random;
+use crate::settings;
 use crate::truth::Truth;
 use crate::view::Known;
 
@@ -49,7 +49,7 @@ pub struct Broker {
     /// Events that come before any other: the shell knows them when it has acted.
     pub at_once: VecDeque<Event>,
     /// Sessions that may be in an operation that began before they were told of a block's epoch.
-    pub idles: BTreeSet<(SessionId, BlockId, u64)>,
+    pub idles: BTreeMap<(SessionId, BlockId, u64), BTreeMap<u8, u32>>,
     /// Processes that are watched.
     pub watched: BTreeMap<SessionId, u32>,
     /// Locks that are watched.
@@ -115,6 +115,8 @@ pub struct World {
     pub history: VecDeque<String>,
     /// How many lines of it are kept.
     pub remember: u64,
+    /// How often what is rare has happened.
+    pub counts: BTreeMap<&'static str, u64>,
     conns: u64,
     pids: u32,
 }
@@ -129,9 +131,10 @@ impl World {
         let bits = [(32, 6, 26), (32, 8, 24), (32, 12, 20)];
         let (server, block, cell) = random.pick(bits).unwrap_or(bits[0]);
         let layout = AddrLayout::new(server, block, cell).expect("widths that sum to 64");
-        let config = config(&mut random, layout);
+        let config = settings::config(&mut random, layout);
         let copies_max = config.copies_max;
-        let sizes = Sizes { cell_bits: cell, ids: config.block_ids(), copies_max };
+        let writes = copies_max > 1 && random.once_in(2);
+        let sizes = Sizes { cell_bits: cell, ids: config.block_ids(), copies_max, writes };
         let rough = !random.once_in(4);
         let often = |random: &mut Random, times: u64| {
             if rough && !random.once_in(4) { times } else { u64::MAX }
@@ -152,7 +155,8 @@ impl World {
         let pace_ms = random.pick([4, 12, 40]).unwrap_or(12);
         let mut host = Host::default();
         let mut daemons = Vec::new();
-        for id in 1..=1 + u32::try_from(random.below(4)).unwrap_or(0) {
+        let fewest = if writes { 2 } else { 1 };
+        for id in 1..=fewest + u32::try_from(random.below(4)).unwrap_or(0) {
             let id = DaemonId::try_from(id).expect("a small id");
             let capacity = layout.block_bytes() / 2 * (1 + random.below(8));
             let mut daemon = Daemon::new(id, capacity);
@@ -174,6 +178,7 @@ impl World {
             pace_ms,
             history: VecDeque::new(),
             remember: HISTORY,
+            counts: BTreeMap::new(),
             conns: 0,
             pids: 100,
         };
@@ -191,6 +196,7 @@ impl World {
     pub fn step(&mut self) -> Checked {
         self.now.millis.0 += self.random.below(self.pace_ms);
         self.now.unix_s = 1_700_000_000 + self.now.millis.0 / 1000;
+        self.client_writes(true)?;
         if self.broker.is_none() {
             return if self.random.once_in(8) { self.start_broker() } else { self.elsewhere() };
         }
@@ -284,15 +290,23 @@ impl World {
             let headers = self.host.headers(daemon);
             return self.event(Event::LockFree { daemon, headers });
         }
-        // Operations end when they like.
-        if let Some(idle) = self.random.pick(broker.idles.iter().copied())
+        // Operations of other kinds end when they like.
+        if let Some(idle) = self.random.pick(broker.idles.keys().copied())
             && self.random.once_in(3)
         {
             let (session, block, epoch) = idle;
-            let is_over =
-                |of: &(SessionId, BlockId, u64)| (of.0, of.1) == (session, block) && of.2 <= epoch;
-            broker.idles.retain(|of| !is_over(of));
-            return self.event(Event::Idle { session, block, epoch });
+            let guid = host.records.get(&session).map(|record| record.record.guid);
+            let now = guid.map(|guid| host.pages.marks(guid)).unwrap_or_default();
+            let before = broker.idles.get(&idle).into_iter().flatten();
+            let mut left = before
+                .filter(|(slot, mark)| !mark.is_multiple_of(2) && now.get(slot) == Some(mark));
+            if left.next().is_none() {
+                let is_over = |of: &(SessionId, BlockId, u64)| {
+                    (of.0, of.1) == (session, block) && of.2 <= epoch
+                };
+                broker.idles.retain(|of, _| !is_over(of));
+                return self.event(Event::Idle { session, block, epoch });
+            }
         }
         match broker.soon.pop_front() {
             Some(event) => self.event(event),
@@ -336,6 +350,16 @@ impl World {
                 .values()
                 .any(|request| matches!(request, dmce_abi::wire::client::ClientRequest::Attach(_)));
             if attaching && waits {
+                return;
+            }
+            // Who gives up what it is writing to waits for the end of that.
+            let is_giving_up = matches!(
+                request,
+                ClientRequest::Disconnect
+                    | ClientRequest::RegionClose(_)
+                    | ClientRequest::RegionDelete(_)
+            );
+            if is_giving_up && client.writing.is_some() {
                 return;
             }
             client.ask(request);
@@ -434,7 +458,7 @@ impl World {
             held: BTreeSet::new(),
             soon: VecDeque::new(),
             watched: BTreeMap::new(),
-            idles: BTreeSet::new(),
+            idles: BTreeMap::new(),
             at_once: VecDeque::new(),
             locks: BTreeSet::new(),
             wake_at: None,
@@ -473,8 +497,16 @@ impl World {
             self.note(format!("    {action:?}"));
         }
         audit?;
-        let dies = self.random.once_in(self.faults.broker_dies);
-        let last = self.random.below(actions.len() as u64 + 1);
+        self.note_wrecks();
+        let mut dies = self.random.once_in(self.faults.broker_dies);
+        let mut last = self.random.below(actions.len() as u64 + 1);
+        let is_repair = |action: &Action| matches!(action, Action::Repair { .. });
+        if let Some(repair) = actions.iter().position(is_repair)
+            && self.faults.broker_dies < u64::MAX
+            && self.random.once_in(4)
+        {
+            (dies, last) = (true, repair as u64);
+        }
         for (index, action) in (0..).zip(actions) {
             if dies && index == last {
                 // In the middle of an action that has steps.
@@ -487,8 +519,19 @@ impl World {
             self.kill_broker();
         }
         self.check_tables()?;
+        self.check_pages()?;
         let next = self.broker.as_mut().and_then(|broker| broker.at_once.pop_front());
         next.map_or(Ok(()), |event| self.event(event))
+    }
+
+    /// Sessions that have ended, and whose records stay until they are repaired.
+    fn note_wrecks(&mut self) {
+        let Some(broker) = &self.broker else { return };
+        for id in broker.dispatcher.snapshot().wrecks {
+            if let Some(record) = self.host.records.get(&id) {
+                self.truth.ended.insert(record.record.guid);
+            }
+        }
     }
 
     /// Drops clients that do not read.
@@ -509,6 +552,11 @@ impl World {
         }
     }
 
+    /// Counts something that is rare.
+    pub fn count(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+
     /// Adds a line to the history.
     pub fn note(&mut self, line: impl Display) {
         if self.history.len() as u64 >= self.remember {
@@ -521,60 +569,4 @@ impl World {
     fn act(&mut self, action: Action) -> Checked {
         crate::shell::act(self, action)
     }
-}
-
-fn config(random: &mut Random, layout: AddrLayout) -> DispatcherConfig {
-    let instance = Instance::new("test").expect("a plain name");
-    let mut config = DispatcherConfig::new(instance, 999);
-    config.layout = layout;
-    if random.once_in(2) {
-        config.copies_max = 3;
-        config.copies = 1 + u32::from(random.once_in(3));
-    }
-    let placements =
-        [Placement::RoundRobin, Placement::LeastUsed, Placement::PowerOfTwo, Placement::Weighted];
-    config.placement = random.pick(placements).unwrap_or_default();
-    config.weights = [(1, 3), (2, 0)]
-        .map(|(id, weight)| (DaemonId::try_from(id).expect("a small id"), weight))
-        .into();
-    config.policies = policies(random, layout, placements);
-    config.usage_ms = 300;
-    config.usage_samples = 4;
-    config.static_reservation = !random.once_in(5);
-    config.reattach_ms = 4000;
-    config.suspect_ms = random.pick([200, 2000]).unwrap_or(2000);
-    config.limits = Limits {
-        connections_max: 20,
-        sessions_max: 6,
-        blocks_max: 60,
-        regions_max: 5,
-        daemons_max: 8,
-        outstanding_max: 8,
-        mappings_max: 6,
-    };
-    if random.once_in(2) {
-        let bytes = layout.block_bytes() * (1 + random.below(6));
-        config.quota = Quota { bytes, sessions: 3, blocks: 12, regions: 3, ..Quota::UNLIMITED };
-    }
-    if random.once_in(3) {
-        config.quota.requests_per_s = 50 + random.below(200);
-        config.quota.requests_burst = 1 + random.below(40);
-    }
-    config
-}
-
-/// As many as clients believe there are.
-fn policies(random: &mut Random, layout: AddrLayout, placements: [Placement; 4]) -> Vec<Policy> {
-    let full = layout.block_bytes();
-    let up_to = [full / 64, 0, full];
-    let policy = |up_to| {
-        let told = client::Policy {
-            up_to,
-            page_size: random.pick([0, 4096, 16384]).unwrap_or(0),
-            block_bytes: random.pick([0, full / 2]).unwrap_or(0),
-            ..client::Policy::default()
-        };
-        Policy { told, placement: random.pick(placements) }
-    };
-    up_to.map(policy).into()
 }

@@ -16,6 +16,7 @@ use dmce_abi::wire;
 use dmce_abi::wire::client::{ClientReply, ClientRequest};
 use dmce_abi::wire::daemon::DaemonRequest;
 use dmce_abi::wire::data::{LinkGrant, LinkId};
+use dmce_shm::copies::Wreck;
 
 use super::event::{
     ClientConn, DaemonConn, Grant, InspectId, Lent, Millis, RaiseId, RequestId, SessionRecord,
@@ -217,6 +218,8 @@ pub enum Action {
         epoch: u64,
         /// Bytes of the block.
         bytes: u64,
+        /// Pages that it says are lost.
+        lost: Vec<u64>,
     },
     /// Gives a lock table words for more bytes of its block; then [`super::Event::LocksGrown`].
     GrowLocks {
@@ -248,6 +251,43 @@ pub enum Action {
         block: BlockId,
         /// What the event repeats.
         epoch: u64,
+    },
+    /// Looks what the slots of a session were changing that has ended: of all slots, if its process
+    /// is gone, else of those that are in no operation. Then [`super::Event::IntentsRead`].
+    ReadIntents {
+        /// The session. Its generation was published after its end.
+        session: SessionId,
+        /// Its process.
+        pid: u32,
+        /// When that lived, in clock ticks since boot.
+        lived_at: u64,
+    },
+    /// Makes the good copies of a block equal where a slot of a session that has ended was writing,
+    /// gives the locks of that slot back and wakes who waits for them; then
+    /// [`super::Event::Repaired`], after others have had their turn.
+    Repair {
+        /// The session.
+        session: SessionId,
+        /// The slot.
+        slot: u8,
+        /// What it was writing, as far as that can be true.
+        wreck: Wreck,
+        /// The block.
+        block: BlockId,
+        /// Its GUID.
+        guid: Guid,
+        /// The daemons of its good copies, the primary's first.
+        copies: Vec<DaemonId>,
+        /// Whether it has a lock table. Without one nobody writes to the block, and all that the
+        /// slot may have been writing is made equal.
+        has_locks: bool,
+    },
+    /// Takes the intent of a slot away that was repaired.
+    ClearIntent {
+        /// The session.
+        session: SessionId,
+        /// The slot.
+        slot: u8,
     },
     /// Stores the generation word of a session object, issues the `membarrier`, rings the doorbell.
     Publish {

@@ -16,30 +16,36 @@ use super::charge::{Charge, Payer};
 use super::copies::{Copies, Copy};
 use super::event::BelievedSession;
 use super::ids::IdRange;
+use super::opens::Opens;
 use super::restart::Quarantined;
 use super::sessions::Session;
 use super::timers::Timer;
 
 impl Dispatcher {
-    /// A session that lived under the broker before this one. Its client has time to come back.
+    /// A session that lived under the broker before this one. Its client has time to come back, if
+    /// its process lives.
     pub(super) fn believe(&mut self, believed: BelievedSession) {
-        let BelievedSession { record, generation, grants } = believed;
+        let BelievedSession { record, generation, grants, lives } = believed;
         let id = record.session;
-        if self.sessions.get(id).is_some() {
+        if self.sessions.get(id).is_some() || self.wrecks.has(id) {
             self.log(LogLevel::Error, format!("there are two records of session {id}"));
             return;
         }
-        let deadline = self.now.millis.after(self.config.reattach_ms);
-        let account = self.ledger.force_account(record.uid);
-        let (pid, lived_at) = (record.pid, record.lived_at);
-        let mut session = Session::restored(record, deadline, account, generation);
+        let mut opens = Opens::default();
         for grant in grants {
-            if !session.opens.adopt(grant) {
+            if !opens.adopt(grant) {
                 let text = format!("the record of session {id} has an impossible {grant:?}");
                 self.log(LogLevel::Warn, text);
             }
         }
-        self.sessions.add(session);
+        if !lives {
+            return self.find_wreck(&record, opens);
+        }
+        let deadline = self.now.millis.after(self.config.reattach_ms);
+        let account = self.ledger.force_account(record.uid);
+        let (pid, lived_at) = (record.pid, record.lived_at);
+        let session = Session::restored(record, deadline, account, generation);
+        self.sessions.add(Session { opens, ..session });
         self.timers.set(Timer::Reattach(id), deadline);
         self.out.push(Action::WatchProcess { session: id, pid, lived_at, conn: None });
     }

@@ -67,6 +67,8 @@ pub struct Snapshot {
     pub passing: usize,
     /// Blocks that have a lock table, or may have one, and whether they have.
     pub locks: BTreeMap<BlockId, bool>,
+    /// Sessions that have ended, and are to be repaired.
+    pub wrecks: BTreeSet<SessionId>,
     /// Sessions, and whether their connection is there.
     pub sessions: BTreeMap<SessionId, bool>,
     /// The numbers of the openings of each session, 0 for one that its client has yet to tell.
@@ -129,6 +131,7 @@ impl Dispatcher {
             };
             snapshot.blocks.insert(id, entry);
         }
+        snapshot.wrecks = self.wrecks.ids().into_iter().collect();
         let attached = |link| matches!(link, SessionLink::Attached(_));
         snapshot.sessions =
             self.sessions.all().map(|s| (s.record.session, attached(s.link))).collect();
@@ -156,6 +159,7 @@ impl Dispatcher {
         self.audit_spans()?;
         self.audit_blocks()?;
         self.audit_sessions()?;
+        self.audit_wrecks()?;
         self.audit_prepared()?;
         self.audit_patients()?;
         self.audit_rates()?;
@@ -338,12 +342,28 @@ impl Dispatcher {
         Ok(())
     }
 
+    /// What has ended is no session's any more, and what is to be repaired is waited for somewhere.
+    fn audit_wrecks(&self) -> Result<(), String> {
+        let both = self.wrecks.all().find(|(id, _)| self.sessions.get(*id).is_some());
+        check(both.is_none(), || format!("{both:?} has ended and has not"))?;
+        check(self.wrecks.is_sound(), || format!("claims are nowhere: {:?}", self.wrecks))?;
+        for (id, wreck) in self.wrecks.all().filter(|_| self.tables_complete()) {
+            let mut regions = wreck.opens.regions();
+            let gone = regions.find(|first| self.regions.get(*first).is_none());
+            check(gone.is_none(), || format!("session {id} left something in {gone:?}"))?;
+            let is_over = wreck.is_read && wreck.claims.is_empty();
+            check(!is_over, || format!("nothing of session {id} is left"))?;
+        }
+        Ok(())
+    }
+
     /// What is prepared is nobody's, and leaves room for what is asked for.
     fn audit_prepared(&self) -> Result<(), String> {
-        let mut ids = self.sessions.all().map(|session| session.record.session);
+        let ids = self.sessions.all().map(|session| session.record.session);
+        let mut ids = ids.chain(self.wrecks.ids());
         let taken = ids.find(|id| self.prepared.has(*id));
         check(taken.is_none(), || format!("session {taken:?} is prepared and somebody's"))?;
-        let (ready, sessions) = (self.prepared.ready(), self.sessions.len());
+        let (ready, sessions) = (self.prepared.ready(), self.sessions_held());
         let fits = ready == 0 || ready + sessions <= self.config.limits.sessions_max;
         let is_bounded = self.prepared.len() <= PREPARED_MAX;
         check(fits && is_bounded, || format!("{ready} prepared beside {sessions}"))

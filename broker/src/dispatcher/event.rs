@@ -11,6 +11,7 @@ use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::client::ClientRequest;
 use dmce_abi::wire::daemon::{DaemonMessage, HeldBlock, PoolPlace};
+use dmce_shm::slot::intent::IntentClaim;
 
 /// Milliseconds of a clock that never goes back. Its start means nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -139,8 +140,7 @@ pub struct Grant {
     pub rights: Rights,
 }
 
-/// A session that lived under the broker before this one, and whose process still lives (the same
-/// boot id, and a process of that pid that had started by then).
+/// A session that lived under the broker before this one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BelievedSession {
     /// Its record.
@@ -149,6 +149,49 @@ pub struct BelievedSession {
     pub generation: u64,
     /// The grants of its record.
     pub grants: Vec<Grant>,
+    /// Whether its process still lives (the same boot id, and a process of that pid that had
+    /// started by then).
+    pub lives: bool,
+}
+
+/// What the slots of a session that has ended were changing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FoundIntents {
+    /// By slot, of those that are in no operation any more: claims.
+    pub claims: Vec<(u8, IntentClaim)>,
+    /// Whether that are all slots: none is in an operation.
+    pub is_all: bool,
+}
+
+impl FoundIntents {
+    /// Nothing, and nothing can be any more.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self { claims: Vec::new(), is_all: true }
+    }
+}
+
+/// What became of an [`super::Action::Repair`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Repaired {
+    /// All good copies are equal there, and nobody is kept waiting by the dead slot.
+    Done {
+        /// Pages of the block that are lost: nothing could be made whole from. With a lock table
+        /// this is said there.
+        lost: Vec<u64>,
+    },
+    /// A copy could not be read or written.
+    Copy {
+        /// Whose.
+        daemon: DaemonId,
+        /// Why, for the log.
+        reason: String,
+    },
+    /// The lock table could not be.
+    Table {
+        /// Why, for the log.
+        reason: String,
+    },
 }
 
 /// An object of a daemon's pool that the broker may make a block of.
@@ -240,7 +283,8 @@ pub enum FoundContent {
 /// What the shell found when the broker started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Started {
-    /// Sessions to believe in. The shell removed the objects of all others.
+    /// Sessions to believe in, and those whose processes are gone, and that may have to be
+    /// repaired. The shell removed the objects of all others.
     pub sessions: Vec<BelievedSession>,
     /// Every daemon of which there is a name.
     pub daemons: Vec<FoundDaemon>,
@@ -397,6 +441,22 @@ pub enum Event {
         block: BlockId,
         /// The epoch of the action.
         epoch: u64,
+    },
+    /// Answers [`super::Action::ReadIntents`].
+    IntentsRead {
+        /// The session.
+        session: SessionId,
+        /// What was found; or why nothing can be: its client cut its object.
+        found: Result<FoundIntents, String>,
+    },
+    /// Answers [`super::Action::Repair`].
+    Repaired {
+        /// The session.
+        session: SessionId,
+        /// The slot.
+        slot: u8,
+        /// What became of it.
+        repaired: Repaired,
     },
     /// Answers [`super::Action::AwaitLock`]: nobody serves the daemon, and this is what it left.
     LockFree {

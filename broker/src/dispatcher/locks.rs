@@ -115,7 +115,8 @@ impl Dispatcher {
             Some(SpanOwner::Session(session)) => Some(session),
             Some(SpanOwner::Region) | None => None,
         };
-        self.out.push(Action::MakeLocks { session, block, guid, epoch, bytes });
+        let lost = self.wrecks.lost_pages(id);
+        self.out.push(Action::MakeLocks { session, block, guid, epoch, bytes, lost });
     }
 
     /// A table was made, or could not be.
@@ -255,12 +256,32 @@ impl Dispatcher {
         }
     }
 
-    /// Makes a table anew for which nobody is waited any more.
+    /// Whether a table is to be made anew, and no session uses the old one any more.
+    pub(super) fn is_without_locks(&self, id: BlockId) -> bool {
+        let locks = self.blocks.get(id).and_then(|block| block.locks.as_ref());
+        let is_missing = locks.is_some_and(|locks| locks.state == LocksState::Missing);
+        is_missing && self.relocks.get(&id).is_some_and(BTreeSet::is_empty)
+    }
+
+    /// Makes a table anew for which nobody is waited any more. What the dead were writing is made
+    /// equal first: nobody else may have those pages before.
     pub(super) fn relock_if_idle(&mut self, id: BlockId) {
-        let is_missing = self.blocks.get(id).and_then(|block| block.locks.as_ref());
-        let is_missing = is_missing.is_some_and(|locks| locks.state == LocksState::Missing);
-        if is_missing && self.relocks.get(&id).is_some_and(BTreeSet::is_empty) {
+        let Some(first) = self.blocks.get(id).map(|block| block.span) else { return };
+        if !self.is_without_locks(id) {
+            return;
+        }
+        if self.wrecks.may_hold(id, first) {
+            self.wrecks.stir(Some(id));
+        } else {
             self.make_locks(id);
+        }
+    }
+
+    /// Nothing of a dead session is left to be waited for, at some block.
+    pub(super) fn relock_all(&mut self) {
+        let ids: Vec<BlockId> = self.relocks.keys().copied().collect();
+        for id in ids {
+            self.relock_if_idle(id);
         }
     }
 

@@ -23,6 +23,7 @@
 //! | daemons | `link` (messages), `asking` (requests), `lending` (their pools) |
 //! | what becomes of blocks | `spans`; which copies there are: `raising`; their size: `growing` |
 //! | lock tables | `locks` |
+//! | what the dead left half written | `wrecks`, `repairs` |
 //! | a broker that comes back | `restart`, `adoption`, `reported_copies`, `silence` |
 //!
 //! # Invariants
@@ -76,6 +77,7 @@ mod region_deletes;
 mod region_requests;
 mod regions;
 mod relay;
+mod repairs;
 mod reported_copies;
 mod requests;
 mod restart;
@@ -88,6 +90,7 @@ mod test_random;
 mod tests;
 mod timers;
 mod waiting;
+mod wrecks;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -97,9 +100,9 @@ pub use action::{Action, Descriptor, LogLevel};
 pub use audit::{Snapshot, SnapshotBlock, SnapshotCopy};
 pub use config::{DispatcherConfig, Limits, Placement, Policy, Pressure, Quota};
 pub use event::{
-    BelievedSession, ClientConn, DaemonConn, Event, FoundContent, FoundDaemon, FoundTable, Grant,
-    Headers, InspectId, Lent, Made, Millis, Now, Peer, RaiseId, RequestId, Rewritten, Rights,
-    SessionRecord, Started,
+    BelievedSession, ClientConn, DaemonConn, Event, FoundContent, FoundDaemon, FoundIntents,
+    FoundTable, Grant, Headers, InspectId, Lent, Made, Millis, Now, Peer, RaiseId, Repaired,
+    RequestId, Rewritten, Rights, SessionRecord, Started,
 };
 pub use prepared::PREPARED_MAX;
 
@@ -123,6 +126,7 @@ use restart::Restart;
 use sessions::Sessions;
 use timers::Timers;
 use waiting::Waiting;
+use wrecks::Wrecks;
 
 /// The broker's state.
 #[derive(Debug)]
@@ -145,6 +149,8 @@ pub struct Dispatcher {
     daemons: Daemons,
     clients: Clients,
     sessions: Sessions,
+    /// Sessions that have ended, and are to be repaired.
+    wrecks: Wrecks,
     prepared: Prepared,
     regions: Regions,
     history: History,
@@ -208,6 +214,7 @@ impl Dispatcher {
             daemons: Daemons::default(),
             clients: Clients::default(),
             sessions: Sessions::default(),
+            wrecks: Wrecks::default(),
             prepared: Prepared::default(),
             regions: Regions::default(),
             history: History::default(),
@@ -241,6 +248,7 @@ impl Dispatcher {
         self.now = now;
         self.out = std::mem::take(actions);
         self.take_in(event);
+        self.mend();
         self.serve_unsettled();
         self.use_room();
         self.publish();
@@ -289,6 +297,10 @@ impl Dispatcher {
             Event::LocksGrown { request_id, made } => self.locks_grown(request_id.0, made),
             Event::LocksInspected { block, found } => self.locks_inspected(block, found),
             Event::Idle { session, block, epoch } => self.idle(session, block, epoch),
+            Event::IntentsRead { session, found } => self.intents_read(session, found),
+            Event::Repaired { session, slot, repaired } => {
+                self.repaired((session, slot), repaired);
+            }
             Event::LockFree { daemon, headers } => self.lock_free(daemon, headers),
             Event::HeadersRead { daemon, headers } => self.headers_read(daemon, headers),
             Event::Inspected { inspect, daemon, found } => self.inspected(inspect, daemon, &found),
@@ -315,6 +327,8 @@ impl Dispatcher {
                 timers::Timer::Rested(_) => self.room_changed = true,
                 timers::Timer::GoOn => {}
                 timers::Timer::Rate(uid) => self.read_again(uid),
+                timers::Timer::Intents(session) => self.read_intents(session),
+                timers::Timer::Repair => self.wrecks.try_again(),
                 timers::Timer::Prepare => self.prepare(),
             }
         }

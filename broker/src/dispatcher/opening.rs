@@ -6,7 +6,8 @@
 //!    watched, before its client is answered.
 //! 2. Only the process that opened a session takes it up again, and only with its GUID.
 //! 3. A session ends in one step. Its record goes before its blocks: a broker that comes back in
-//!    between does not believe in the session, and destroys what is left of it.
+//!    between does not believe in the session, and destroys what is left of it. Only what it may
+//!    have left half written of regions keeps the record (`repairs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -37,7 +38,7 @@ impl Dispatcher {
         let peer = client.peer.clone();
         let copies = self.copies([setup.copies, self.config.copies])?;
         let limit = self.config.limits.sessions_max;
-        if self.sessions.len() >= limit {
+        if self.sessions_held() >= limit {
             let text = format!("there are {limit} sessions, limit {limit}");
             return refuse(Status::NoSpace, text);
         }
@@ -197,27 +198,27 @@ impl Dispatcher {
         if let Some(SessionLink::Attached(conn)) = self.sessions.get(id).map(|s| s.link) {
             self.close_client(conn, "its process died");
         }
+        if self.wrecks.has(id) {
+            // It was in an operation when it ended, and is no more.
+            return self.read_intents(id);
+        }
         self.end_session(id, "its process died");
     }
 
-    /// Ends a session: nothing of it stays but what daemons have yet to destroy.
+    /// Ends a session: nothing of it stays but what daemons have yet to destroy, and what it may
+    /// have left half written.
     pub(super) fn end_session(&mut self, id: SessionId, reason: &str) {
-        let Some(session) = self.sessions.remove(id) else { return };
+        let Some(mut session) = self.sessions.remove(id) else { return };
         self.timers.cancel(Timer::Reattach(id));
         self.moved.remove(&id);
         self.notices.forget(id);
         self.forget_patients_of(id);
         self.unlink_session(id);
+        self.wreck(&mut session);
         self.locks_nothing(id);
-        self.out.push(Action::EndSession { session: id });
         for first in session.making_regions.iter().chain(&session.spans) {
             self.makings.remove(first);
             self.give_up(*first);
-        }
-        for first in session.opens.regions() {
-            if let Some(region) = self.regions.get_mut(first) {
-                region.opens.remove(&id);
-            }
         }
         for first in session.untold {
             self.told(id, first);

@@ -79,11 +79,11 @@ impl Dispatcher {
         Some((self.next_session_id()?, self.guids.next()))
     }
 
-    /// The next id that no session has, and none that is prepared.
+    /// The next id that no session has, none that is prepared, and no wreck.
     pub(super) fn next_session_id(&mut self) -> Option<SessionId> {
-        (0..=self.prepared.len()).find_map(|_| {
+        (0..=self.prepared.len() + self.wrecks.len()).find_map(|_| {
             let id = self.sessions.next_id()?;
-            (!self.prepared.has(id)).then_some(id)
+            (!self.prepared.has(id) && !self.wrecks.has(id)).then_some(id)
         })
     }
 
@@ -116,7 +116,7 @@ impl Dispatcher {
         let limit = self.config.limits.sessions_max;
         match result {
             // Somebody opened the last session that there may be, while it was made.
-            Ok(()) if self.sessions.len() + self.prepared.ready.len() >= limit => {
+            Ok(()) if self.sessions_held() + self.prepared.ready.len() >= limit => {
                 self.prepared.ids.remove(&id);
                 self.out.push(Action::EndSession { session: id });
             }
@@ -135,9 +135,14 @@ impl Dispatcher {
         }
     }
 
+    /// Sessions, and those that have ended and are to be repaired.
+    pub(super) fn sessions_held(&self) -> usize {
+        self.sessions.len() + self.wrecks.len()
+    }
+
     /// How many more may be made.
     fn lacking(&self) -> usize {
-        let sessions = self.config.limits.sessions_max.saturating_sub(self.sessions.len());
+        let sessions = self.config.limits.sessions_max.saturating_sub(self.sessions_held());
         PREPARED_MAX.min(sessions).saturating_sub(self.prepared.len())
     }
 }

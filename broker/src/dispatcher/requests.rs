@@ -102,7 +102,7 @@ impl Dispatcher {
     /// Serves a request, or lets it wait. `place` is where it waited before.
     pub(super) fn route(&mut self, to: ReplyTo, request: &ClientRequest, place: Option<u64>) {
         let checked = self.check_request(to.conn, request);
-        if checked.is_ok() && !self.tables_complete() && needs_complete_tables(request) {
+        if checked.is_ok() && !self.is_back() && needs_complete_tables(request) {
             let uid = self.uid_of(to.conn);
             if let Err(refusal) = self.deferred.push(to, uid, request, None) {
                 self.refused(to, request, refusal);

@@ -6,7 +6,8 @@
 //!     v       each expected daemon: Holds .. last, or its lock is free and its headers are read
 //!  Assembling ----------------------------------------------------> tables complete:
 //!     reports are kept                        spans from their blocks, judged; openings and
-//!                                             reservations restored, deferred requests served
+//!                                             reservations restored; what the dead left
+//!                                             repaired, deferred requests served
 //!     |
 //!     v       each daemon that comes later: reservations that found no room are refilled
 //! ```
@@ -365,6 +366,7 @@ impl Dispatcher {
             self.restore_openings(session);
             self.restore_reservation(session);
         }
+        self.read_wrecks();
         let (blocks, regions) = (self.blocks.len(), self.regions.len());
         let sessions = self.sessions.len();
         self.log(
@@ -373,7 +375,20 @@ impl Dispatcher {
                 "the tables are complete: {sessions} sessions, {regions} regions, {blocks} blocks"
             ),
         );
-        while let Some(waiter) = self.deferred.pop() {
+        self.serve_deferred();
+    }
+
+    /// Whether nobody has to wait any more because this broker came back: the tables are complete,
+    /// and what died with the one before is repaired, or waits for its blocks.
+    pub(super) fn is_back(&self) -> bool {
+        self.tables_complete() && self.wrecks.found.is_empty()
+    }
+
+    /// Serves those who waited for that.
+    pub(super) fn serve_deferred(&mut self) {
+        while self.is_back()
+            && let Some(waiter) = self.deferred.pop()
+        {
             self.route(waiter.to, &waiter.request, None);
         }
     }

@@ -32,6 +32,10 @@ pub(super) enum Timer {
     GoOn,
     /// The user has tokens again.
     Rate(u32),
+    /// The slots of a session that has ended are to be looked at again.
+    Intents(SessionId),
+    /// What could not be repaired is to be tried again.
+    Repair,
     /// Sessions are to be prepared, if it is quiet.
     Prepare,
 }

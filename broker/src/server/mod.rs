@@ -23,6 +23,7 @@ mod headers;
 mod idles;
 mod journal;
 mod objects;
+mod repairs;
 mod session_objects;
 mod sessions;
 mod start;
@@ -39,11 +40,13 @@ use dmce_abi::wire::client::{ClientReply, ClientRequest};
 use dmce_abi::wire::daemon::DaemonRequest;
 use dmce_abi::wire::{Refusal, Reply};
 use dmce_broker::dispatcher::{
-    Action, ClientConn, Descriptor, Dispatcher, Event, InspectId, Made, Millis, Now, RequestId,
+    Action, ClientConn, Descriptor, Dispatcher, Event, FoundIntents, InspectId, Made, Millis, Now,
+    RequestId,
 };
 use dmce_config::Config;
 use dmce_shm::session::SessionIdentity;
 use dmce_shm::table::TableIdentity;
+use dmce_sys::fault::{self, FaultError};
 use dmce_sys::lock::{LockError, OfdLock};
 use dmce_sys::object::{ObjectDir, ObjectError};
 use dmce_sys::poll::{Interest, Notice, Poller, Ready, SignalFd};
@@ -58,6 +61,7 @@ use daemons::Daemons;
 use idles::Idles;
 use journal::Journal;
 use objects::{Gone, Objects, OpenFailure, Passed};
+use repairs::Job;
 use sessions::Sessions;
 
 /// Copies of a block that this release keeps.
@@ -147,6 +151,9 @@ pub enum ServerError {
         /// As configured.
         name: String,
     },
+    /// The handler of SIGBUS.
+    #[error("what clients may cut cannot be touched")]
+    Fault(#[from] FaultError),
     /// The process.
     #[error("what the kernel says of this process")]
     Process(#[from] process::ProcessError),
@@ -169,6 +176,8 @@ pub struct Server {
     awaited_locks: BTreeSet<DaemonId>,
     inspections: VecDeque<Inspection>,
     idles: Idles,
+    /// Told when others have had their turn.
+    later: Vec<Event>,
     wake_at: Option<Millis>,
     /// Held for the life of the process: it makes this broker the only one of its instance.
     _lock: OfdLock,
@@ -182,6 +191,8 @@ impl Server {
     /// [`ServerError`], above all [`ServerError::InUse`].
     pub fn start(place: &Place, config: &Config) -> Result<Self, ServerError> {
         let signals = SignalFd::new()?;
+        // Words of lock tables are changed in mappings, and clients can cut those objects.
+        fault::install()?;
         let open_files = limits::raise_open_files()?;
         let copies = config.policy.iter().filter_map(|policy| policy.copies);
         let asked = copies.fold(config.instance.copies, u32::max);
@@ -219,6 +230,7 @@ impl Server {
             awaited_locks: BTreeSet::new(),
             inspections: VecDeque::new(),
             idles: Idles::default(),
+            later: Vec::new(),
             wake_at: None,
             _lock: lock,
         })
@@ -250,6 +262,7 @@ impl Server {
             self.look_at_locks();
             self.look_at_objects();
             self.look_at_clock();
+            self.events.extend(self.later.drain(..));
         }
     }
 
@@ -312,7 +325,8 @@ impl Server {
         let now = now().millis;
         let lock = (!self.awaited_locks.is_empty()).then_some(now.after(LOCK_POLL_MS));
         let doors = [self.clients.door().rests_until(), self.daemons.door().rests_until()];
-        let is_waited_for = !self.inspections.is_empty() || self.clients.is_waited_for();
+        let has_work = !self.inspections.is_empty() || !self.later.is_empty();
+        let is_waited_for = has_work || self.clients.is_waited_for();
         let at_once = is_waited_for.then_some(now);
         let shell = [lock, at_once, self.sessions.due_at(), self.daemons.due_at()];
         let due = shell
@@ -407,11 +421,11 @@ impl Server {
             Action::RemoveHeader { daemon, block, guid } => {
                 self.objects.remove_header(daemon, (block, guid));
             }
-            Action::MakeLocks { session, block, guid, epoch, bytes } => {
+            Action::MakeLocks { session, block, guid, epoch, bytes, lost } => {
                 let identity = TableIdentity { block, guid, epoch };
                 let undo = session.map_or(Ok(()), |session| self.sessions.commit_undo(session));
                 let made = match undo {
-                    Ok(()) => tables::make(&self.objects, identity, bytes),
+                    Ok(()) => tables::make(&self.objects, identity, bytes, &lost),
                     Err(refusal) => Made::Unusable { reason: refusal.text },
                 };
                 self.events.push_back(Event::LocksMade { block, epoch, made });
@@ -511,6 +525,19 @@ impl Server {
             }
             Action::StoreGrant { session, grant } => self.sessions.store_grant(session, grant),
             Action::RevokeGrant { session, place } => self.sessions.revoke_grant(session, place),
+            Action::ReadIntents { session, pid, lived_at } => {
+                let found = self.sessions.intents(session, (pid, lived_at));
+                let found = found.unwrap_or_else(|| Ok(FoundIntents::none()));
+                let found = found.map_err(|error| error.to_string());
+                self.events.push_back(Event::IntentsRead { session, found });
+            }
+            Action::Repair { session, slot, wreck, block, guid, copies, has_locks } => {
+                let left_by = (session, slot);
+                let job = Job { left_by, wreck, block, guid, copies, has_locks };
+                let repaired = repairs::repair(&self.objects, &self.sessions, &job);
+                self.later.push(Event::Repaired { session, slot, repaired });
+            }
+            Action::ClearIntent { session, slot } => self.sessions.clear_intent(session, slot),
             Action::Publish { session, generation } => self.sessions.publish(session, generation),
             Action::Ring { session } => self.sessions.ring(session),
             other => unreachable!("{other:?} is executed by act"),

@@ -19,13 +19,16 @@ use dmce_abi::Status;
 use dmce_abi::block::{Guid, SessionId};
 use dmce_abi::name::ObjectKind;
 use dmce_abi::wire::Refusal;
-use dmce_broker::dispatcher::{BelievedSession, Event, Grant, Millis, Rights, SessionRecord};
+use dmce_broker::dispatcher::{
+    BelievedSession, Event, FoundIntents, Grant, Millis, Rights, SessionRecord,
+};
 use dmce_shm::fence::Fence;
 use dmce_shm::record::{self, ProcessIdentity, RecordError};
 use dmce_shm::session::SessionIdentity;
 use dmce_shm::session::object::{SessionError, SessionObject};
 use dmce_shm::slot::Marks;
 use dmce_sys::poll::{Interest, Poller};
+use dmce_sys::process::ProcessError;
 use dmce_sys::{pidfd, process};
 use tracing::{debug, error, info, warn};
 
@@ -94,8 +97,9 @@ impl Sessions {
         }
     }
 
-    /// Takes up the sessions of an earlier broker whose processes live; removes what is left of
-    /// the others. `kinds` are the broker's own objects.
+    /// Takes up the sessions of an earlier broker, those included whose processes are gone: they
+    /// may have left something half written. Removes what is left of the others. `kinds` are the
+    /// broker's own objects.
     pub fn take_up(
         &mut self,
         objects: &Objects,
@@ -141,17 +145,22 @@ impl Sessions {
             return Err(Dead::Over(format!("its record is that of session {session}")));
         }
         let who = record.process;
-        let alive = process::is_alive(who.pid, who.lived_at).map_err(|error| Dead::of(&error))?;
-        if who.boot_id != self.boot_id || !alive {
-            return Err(Dead::Over(format!("process {} is gone", who.pid)));
+        if who.boot_id != self.boot_id {
+            return Err(Dead::Over(format!("process {} was of another boot", who.pid)));
         }
-        let object = SessionObject::open(open(ObjectKind::Session(id))?, self.fence)
+        let lives = !is_gone(who.pid, who.lived_at).map_err(|error| Dead::of(&error))?;
+        // Nobody relies on barriers any more whose process is gone.
+        let fence = if lives { self.fence } else { Fence::Asymmetric };
+        let object = SessionObject::open(open(ObjectKind::Session(id))?, fence)
             .map_err(|error| Dead::of(&error))?;
         let generation = object.generation().map_err(|error| Dead::of(&error))?;
         let made = Made::found(object, record_fd);
         self.all.insert(session, Session::new(made));
         let grants = grants.into_iter().map(|(place, grant)| to_grant(place, grant)).collect();
-        Ok(BelievedSession { record: to_record(record), generation, grants })
+        if !lives {
+            info!(session = id, "process {} is gone", who.pid);
+        }
+        Ok(BelievedSession { record: to_record(record), generation, grants, lives })
     }
 
     /// Makes the objects of a session that nobody has yet.
@@ -318,6 +327,40 @@ impl Sessions {
         self.all.get(&id).map(|session| session.made.object.marks())
     }
 
+    /// What the slots of a session that has ended were changing; `None` if there is no such
+    /// session. If its process is not known to be gone, those in an operation are left out.
+    pub fn intents(
+        &self,
+        id: SessionId,
+        (pid, lived_at): (u32, u64),
+    ) -> Option<Result<FoundIntents, SessionError>> {
+        let object = &self.all.get(&id)?.made.object;
+        let found = if is_gone(pid, lived_at).unwrap_or(false) {
+            object.intents().map(|claims| (claims, true))
+        } else {
+            object.abandoned_intents()
+        };
+        Some(found.map(|(claims, is_all)| FoundIntents { claims, is_all }))
+    }
+
+    /// Takes the intent of a slot away.
+    pub fn clear_intent(&self, id: SessionId, slot: u8) {
+        let Some(session) = self.all.get(&id) else { return };
+        if let Err(error) = session.made.object.clear_intent(slot) {
+            warn!(session = id.get(), slot, "its intent stays: {error}");
+        }
+    }
+
+    /// The beginning of a slot's undo buffer; `None` if there is no such session.
+    pub fn undo(
+        &self,
+        id: SessionId,
+        slot: u8,
+        into: &mut [u8],
+    ) -> Option<Result<(), SessionError>> {
+        self.all.get(&id).map(|session| session.made.object.undo(slot, into))
+    }
+
     /// Wakes the session's service thread.
     pub fn ring(&self, id: SessionId) {
         if let Some(Err(error)) = self.all.get(&id).map(|session| session.made.ring()) {
@@ -337,6 +380,21 @@ impl Sessions {
 
     fn get(&self, id: SessionId) -> io::Result<&Session> {
         self.all.get(&id).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+/// Whether the process that had a pid and lived at that moment has ended, with all of its threads.
+fn is_gone(pid: u32, lived_at: u64) -> Result<bool, ProcessError> {
+    let fd = match pidfd::open(pid) {
+        Ok(fd) => fd,
+        Err(ProcessError::Gone { .. }) => return Ok(true),
+        Err(error) => return Err(error),
+    };
+    // Looked at with the pidfd in hand: that the first thread has ended says nothing of others.
+    match process::start_time(pid) {
+        Ok(started) if started <= lived_at => pidfd::has_ended(fd.as_fd()),
+        Ok(_) | Err(ProcessError::Gone { .. }) => Ok(true),
+        Err(error) => Err(error),
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a broker finds when it starts: names, sessions that live, headers of daemons that do not.
+//! What a broker finds when it starts: names, sessions, headers of daemons that do not live.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use super::objects::{BROKER, Objects};
 use super::sessions::Sessions;
 use super::tables;
 
-/// Reads the folder. Sessions whose process is gone lose their objects here.
+/// Reads the folder. What is left of sessions that had ended, or that nobody had, goes here.
 pub fn read(objects: &Objects, sessions: &mut Sessions) -> Result<Started, ObjectError> {
     let mut started = Started::default();
     for (daemon, kinds) in objects.list()? {

@@ -4,7 +4,7 @@
 //! | step of making one | if the broker dies right after it |
 //! |---|---|
 //! | what this user has under the name is cut and removed | none: the next broker makes it anew |
-//! | the object is made and committed | it says of no block that it is its: the same |
+//! | it is made and committed; words of lost pages say so | it says of no block that it is its |
 //! | its first page is written | its block has it; that of no block is removed by the next broker |
 //!
 //! # Invariants
@@ -18,8 +18,10 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 
 use dmce_abi::block::{BlockId, Guid};
+use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::name::ObjectKind;
 use dmce_broker::dispatcher::{FoundTable, Made};
+use dmce_shm::lock::LockBits;
 use dmce_shm::table::{self, LockTableHeader, TableError, TableIdentity};
 use dmce_sys::crash::{Point, point};
 use dmce_sys::object::{self, ObjectError};
@@ -29,13 +31,19 @@ use super::objects::{BROKER, ObjectFailure, Objects};
 
 /// Why a table is not one that can be used.
 #[derive(Debug, thiserror::Error)]
-enum Unsound {
+pub enum Unsound {
+    /// It could not be opened.
     #[error(transparent)]
     Object(#[from] ObjectFailure),
+    /// It is none.
     #[error(transparent)]
     Table(#[from] TableError),
+    /// It is another block's.
     #[error("the lock table is of another block, with guid {guid}")]
-    Other { guid: Guid },
+    Other {
+        /// Whose.
+        guid: Guid,
+    },
 }
 
 impl From<ObjectError> for Unsound {
@@ -44,8 +52,9 @@ impl From<ObjectError> for Unsound {
     }
 }
 
-/// Makes the table of a block, with words for so many bytes of it.
-pub fn make(objects: &Objects, identity: TableIdentity, bytes: u64) -> Made {
+/// Makes the table of a block, with words for so many bytes of it, of which some say that their
+/// page is lost.
+pub fn make(objects: &Objects, identity: TableIdentity, bytes: u64, lost: &[u64]) -> Made {
     let block = identity.block;
     remove(objects, block);
     let fd = match objects.folder().create(&name(objects, block)) {
@@ -56,7 +65,7 @@ pub fn make(objects: &Objects, identity: TableIdentity, bytes: u64) -> Made {
         Err(error) => return Made::Unusable { reason: error.to_string() },
     };
     point(Point::TableCreated);
-    match write(&fd, identity, bytes) {
+    match write(&fd, identity, bytes, lost) {
         Ok(()) => Made::Whole,
         Err(error) => {
             remove(objects, block);
@@ -65,9 +74,18 @@ pub fn make(objects: &Objects, identity: TableIdentity, bytes: u64) -> Made {
     }
 }
 
-fn write(fd: &OwnedFd, identity: TableIdentity, bytes: u64) -> Result<(), ObjectError> {
+fn write(
+    fd: &OwnedFd,
+    identity: TableIdentity,
+    bytes: u64,
+    lost: &[u64],
+) -> Result<(), ObjectError> {
     object::commit(fd.as_fd(), 0, table::object_bytes(bytes))?;
     point(Point::TableCommitted);
+    for page in lost.iter().filter(|page| **page < bytes.div_ceil(PAGE_BYTES)) {
+        let word = LockBits::LOST.word().to_le_bytes();
+        object::write_at(fd.as_fd(), &word, table::word_offset(page * PAGE_BYTES))?;
+    }
     LockTableHeader::new(identity).write(fd.as_fd())?;
     point(Point::TableWritten);
     Ok(())
@@ -151,7 +169,11 @@ pub fn all(objects: &Objects, kinds: &BTreeSet<ObjectKind>) -> Vec<FoundTable> {
 }
 
 /// Opens a table; which it is by its own words, and its bytes.
-fn open(
+///
+/// # Errors
+///
+/// There is none, or it is not that of a block with this id.
+pub fn open(
     objects: &Objects,
     block: BlockId,
     writable: bool,

@@ -7,7 +7,8 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use rustix::io::Errno;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 
 use crate::process::ProcessError;
@@ -31,6 +32,19 @@ pub fn open(pid: u32) -> Result<OwnedFd, ProcessError> {
     })
 }
 
+/// Whether the process has ended: all of its threads, and not the first alone.
+///
+/// # Errors
+///
+/// [`ProcessError::Io`].
+pub fn has_ended(pidfd: BorrowedFd<'_>) -> Result<bool, ProcessError> {
+    let failed = |source| ProcessError::Io { action: "polling a pidfd", source };
+    let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let ready = retry_on_intr(|| poll(&mut fds, Some(&now)));
+    Ok(ready.map_err(|errno| failed(errno.into()))? > 0)
+}
+
 /// Sends a signal.
 ///
 /// # Errors
@@ -41,4 +55,22 @@ pub fn signal(pidfd: BorrowedFd<'_>, signal: Signal) -> Result<(), ProcessError>
         Errno::SRCH => ProcessError::Ended,
         other => ProcessError::Io { action: "pidfd_send_signal", source: other.into() },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_process_has_ended_when_it_was_killed_and_not_before() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let fd = open(child.id()).unwrap();
+        let before = has_ended(fd.as_fd()).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!before && has_ended(fd.as_fd()).unwrap());
+    }
 }

@@ -16,6 +16,7 @@ mod policies;
 mod prepared;
 mod rates;
 mod regions;
+mod repairs;
 mod reported_copies;
 mod restart;
 mod rig;

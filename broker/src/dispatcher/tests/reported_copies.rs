@@ -14,7 +14,7 @@ fn half(daemon: u32) -> Half {
 }
 
 /// Block 9, a region's, on a daemon; the copies are on `daemons`, the primary's first.
-fn held(daemon: u32, daemons: &[u32], epoch: u64, committed: u64) -> HeldBlock {
+pub fn held(daemon: u32, daemons: &[u32], epoch: u64, committed: u64) -> HeldBlock {
     let mut held = super::restart::held_region(9, 0, 1, 5);
     let daemons: Vec<_> = daemons.iter().map(|id| daemon_id(*id)).collect();
     held.description.membership = Membership::of((daemon_id(daemon), half(daemon)), &daemons);

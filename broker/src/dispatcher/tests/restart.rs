@@ -36,7 +36,7 @@ pub fn believed(reserved: u64, grants: Vec<Grant>) -> BelievedSession {
         copies: 1,
         name: "before".into(),
     };
-    BelievedSession { record, generation: 10, grants }
+    BelievedSession { record, generation: 10, grants, lives: true }
 }
 
 pub fn expected(daemon: u32, blocks: &[u32]) -> FoundDaemon {

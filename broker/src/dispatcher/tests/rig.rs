@@ -17,8 +17,8 @@ use dmce_abi::wire::data::{Bytes, DataReply, DataRequest};
 use dmce_abi::wire::{Refusal, Reply};
 
 use crate::dispatcher::{
-    Action, ClientConn, DaemonConn, Descriptor, Dispatcher, DispatcherConfig, Event, Made, Millis,
-    Now, Peer, RequestId, Rewritten, Started,
+    Action, ClientConn, DaemonConn, Descriptor, Dispatcher, DispatcherConfig, Event, FoundIntents,
+    Made, Millis, Now, Peer, Repaired, RequestId, Rewritten, Started,
 };
 
 pub const MIB: u64 = 1 << 20;
@@ -59,6 +59,12 @@ pub struct Rig {
     pub makes_locks: Option<Made>,
     /// Whether no session is ever in an operation.
     pub idles: bool,
+    /// What is found in the slots of sessions that have ended; nothing, if it is not said.
+    pub intents: BTreeMap<SessionId, FoundIntents>,
+    /// Whether slots are looked at at once.
+    pub reads: bool,
+    /// What becomes of repairs; nothing, until the test says so, if there is nothing.
+    pub repairs: Option<Repaired>,
     /// Daemons whose headers are gone when they are to be written anew.
     pub headers_gone: BTreeSet<u32>,
     /// Whether headers are written at once that are to be written anew.
@@ -90,6 +96,9 @@ impl Rig {
             makes: Some(Made::Whole),
             makes_locks: Some(Made::Whole),
             idles: true,
+            intents: BTreeMap::new(),
+            reads: true,
+            repairs: Some(Repaired::Done { lost: Vec::new() }),
             headers_gone: BTreeSet::new(),
             rewrites: true,
             replies: BTreeMap::new(),
@@ -299,6 +308,20 @@ impl Rig {
             }
             Action::AwaitIdle { session, block, epoch } if self.idles => {
                 self.event(Event::Idle { session, block, epoch });
+            }
+            Action::ReadIntents { session, .. } if self.reads => {
+                let found = self.intents.get(&session).cloned();
+                let found = Ok(found.unwrap_or_else(FoundIntents::none));
+                self.event(Event::IntentsRead { session, found });
+            }
+            Action::Repair { session, slot, .. } => {
+                if let Some(repaired) = self.repairs.clone() {
+                    self.event(Event::Repaired { session, slot, repaired });
+                }
+            }
+            Action::ClearIntent { session, slot } => {
+                let found = self.intents.get_mut(&session).expect("a session with intents");
+                found.claims.retain(|(of, _)| *of != slot);
             }
             Action::GrowLocks { request_id, .. } => {
                 if let Some(made) = self.makes_locks.clone() {

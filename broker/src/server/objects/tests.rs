@@ -188,7 +188,7 @@ fn the_descriptors_of_all_copies_and_of_the_lock_table_are_opened_or_none() {
     }
     let identity =
         dmce_shm::table::TableIdentity { block: block(5), guid: Guid([7; 16]), epoch: 1 };
-    let make = || super::super::tables::make(objects, identity, 4 * PAGE);
+    let make = || super::super::tables::make(objects, identity, 4 * PAGE, &[]);
     assert_eq!(make(), Made::Whole);
     let session = SessionId::try_from(3).unwrap();
     let travels = |writable| {

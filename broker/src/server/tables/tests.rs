@@ -54,7 +54,7 @@ fn sound(guid: u8, bytes: u64) -> FoundTable {
 #[test]
 fn a_table_has_words_for_all_pages_and_is_committed_as_far() {
     let folder = Folder::new("words");
-    assert_eq!(make(&folder.objects, identity(1), 512 * 4096), Made::Whole);
+    assert_eq!(make(&folder.objects, identity(1), 512 * 4096, &[]), Made::Whole);
     let stat = object::stat(folder.fd().as_fd()).unwrap();
     assert_eq!((stat.bytes, stat.allocated_bytes), (8192, 8192));
     assert_eq!(folder.found(), [sound(1, 512 * 4096)]);
@@ -75,7 +75,7 @@ fn a_table_has_words_for_all_pages_and_is_committed_as_far() {
 #[test]
 fn a_table_that_a_client_has_lengthened_is_committed_as_far_as_it_is_used() {
     let folder = Folder::new("long");
-    assert_eq!(make(&folder.objects, identity(1), 4096), Made::Whole);
+    assert_eq!(make(&folder.objects, identity(1), 4096, &[]), Made::Whole);
     object::truncate(folder.fd().as_fd(), 4096 + (1 << 30)).unwrap();
     assert_eq!(folder.found(), [sound(1, 1 << 39)]);
     assert_eq!(grow(&folder.objects, (block(), Guid([1; 16])), 1024 * 4096), Made::Whole);
@@ -85,10 +85,10 @@ fn a_table_that_a_client_has_lengthened_is_committed_as_far_as_it_is_used() {
 #[test]
 fn a_table_that_is_made_anew_is_another_object_with_no_lock_held() {
     let folder = Folder::new("anew");
-    assert_eq!(make(&folder.objects, identity(1), 4096), Made::Whole);
+    assert_eq!(make(&folder.objects, identity(1), 4096, &[]), Made::Whole);
     let old = folder.fd();
     object::write_at(old.as_fd(), &[7; 8], table::word_offset(0)).unwrap();
-    assert_eq!(make(&folder.objects, identity(1), 4096), Made::Whole);
+    assert_eq!(make(&folder.objects, identity(1), 4096, &[]), Made::Whole);
     let mut word = [1; 8];
     object::read_at(folder.fd().as_fd(), &mut word, table::word_offset(0)).unwrap();
     assert_eq!(word, [0; 8]);
@@ -98,7 +98,7 @@ fn a_table_that_is_made_anew_is_another_object_with_no_lock_held() {
 #[test]
 fn what_clients_do_to_a_table_is_found() {
     let folder = Folder::new("claims");
-    make(&folder.objects, identity(1), 1 << 30);
+    make(&folder.objects, identity(1), 1 << 30, &[]);
     object::truncate(folder.fd().as_fd(), 8192).unwrap();
     assert_eq!(folder.found(), [sound(1, 512 * 4096)]);
     for harm in [
@@ -107,7 +107,7 @@ fn what_clients_do_to_a_table_is_found() {
         |fd: OwnedFd| object::truncate(fd.as_fd(), 100).unwrap(),
         |fd: OwnedFd| object::truncate(fd.as_fd(), 0).unwrap(),
     ] {
-        make(&folder.objects, identity(1), 4096);
+        make(&folder.objects, identity(1), 4096, &[]);
         harm(folder.fd());
         assert_eq!(folder.found(), [FoundTable { block: block(), guid: None, bytes: 0 }]);
         let refused = grow(&folder.objects, (block(), Guid([1; 16])), 1 << 30);
@@ -120,7 +120,7 @@ fn what_is_not_a_table_of_this_user_is_left() {
     let folder = Folder::new("foreign");
     let name = name(&folder.objects, block());
     std::fs::create_dir(folder.path.join(&name)).unwrap();
-    let made = make(&folder.objects, identity(1), 4096);
+    let made = make(&folder.objects, identity(1), 4096, &[]);
     assert!(matches!(made, Made::NameTaken { .. }), "{made:?}");
     assert_eq!(folder.found(), []);
     remove(&folder.objects, block());

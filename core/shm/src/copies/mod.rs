@@ -30,7 +30,7 @@ use dmce_abi::limits::PAGE_BYTES;
 mod repair;
 mod write;
 
-pub use repair::{RepairError, Repaired, Site, Wreck, repair};
+pub use repair::{RepairError, Repaired, Site, Wreck, level, repair};
 pub use write::{Beginning, Copies, Pages, Verdict, WriteError, Writer};
 
 /// Pages of one block that are written at a time.

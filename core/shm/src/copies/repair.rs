@@ -128,6 +128,25 @@ enum Source {
 }
 
 impl Wreck {
+    /// Whose slot it was.
+    #[must_use]
+    pub const fn owner(&self) -> LockOwner {
+        self.owner
+    }
+
+    /// The same, as far as it can be true when the undo buffer cannot be read.
+    #[must_use]
+    pub const fn without_undo(self) -> Self {
+        let undo = Undo::Absent;
+        let progress = match self.progress {
+            Progress::First { first, .. } => Progress::First { first, undo },
+            Progress::Others { first, .. } => Progress::Others { first, undo },
+            Progress::Alone { first, .. } => Progress::Alone { first, undo },
+            other => other,
+        };
+        Self { progress, ..self }
+    }
+
     /// What `claim` says that `owner` was changing, from `cell` on, in a block of `end` bytes;
     /// `None` if no writer changes that.
     #[must_use]
@@ -237,6 +256,33 @@ pub fn repair<S: Site>(
     }
     point(Point::RepairWoken);
     Ok(repaired)
+}
+
+/// Makes all good copies equal where a dead slot was writing, without the lock table, which is
+/// gone; returns the pages that nothing could be made whole from. The caller knows what it knows
+/// for [`repair`]; and that nobody else writes to the block, or will before it has a new table, in
+/// which those pages are lost.
+///
+/// # Errors
+///
+/// [`RepairError`], but not of the table.
+pub fn level<S: Site>(
+    wreck: &Wreck,
+    copies: &[DaemonId],
+    site: &mut S,
+) -> Result<Vec<u64>, RepairError<S::Error>> {
+    // What was detached is not known any more: the others say what was in the first.
+    let source = wreck.source(copies, true);
+    if source == Source::Missing {
+        return Ok(wreck.batch.pages().collect());
+    }
+    let targets = wreck.targets(copies, source);
+    if !targets.is_empty() {
+        for page in wreck.batch.pages() {
+            restore(wreck, page, (source, &targets), site)?;
+        }
+    }
+    Ok(Vec::new())
 }
 
 /// Brings the bytes of the dead one's batch in a page to the copies that may have them half.

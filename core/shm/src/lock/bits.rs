@@ -17,6 +17,9 @@ pub struct LockBits {
 }
 
 impl LockBits {
+    /// Of a page that is lost, and that nobody holds.
+    pub const LOST: Self = Self { half: LOST, sequence: 1 };
+
     /// Out of the word of a table.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "the halves of a word")]
@@ -111,6 +114,14 @@ mod tests {
 
     fn bits_of(lock: &PageLock) -> LockBits {
         LockBits::of_word(lock.word())
+    }
+
+    #[test]
+    fn a_page_that_is_lost_from_the_beginning_is_so_to_clients() {
+        let lock = PageLock::default();
+        lock.set_word(LockBits::LOST.word());
+        assert_eq!((lock.is_lost(), lock.state()), (true, LockState::Lost));
+        assert!(lock.begin_read().is_none());
     }
 
     /// What is done at once and what is done in steps end alike, whatever the word was.

@@ -177,6 +177,24 @@ impl SessionObject {
         Ok(copies.filter_map(|(slot, copy)| Some((slot, IntentClaim::of_copy(copy)?))).collect())
     }
 
+    /// What those slots were changing that are in no operation, of a session whose client may live:
+    /// its operations that could not come to an end. And whether no slot is in an operation.
+    ///
+    /// It has ended, and its generation was published after that: so what begins now ends before it
+    /// has an intent.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Object`].
+    pub fn abandoned_intents(&self) -> Result<(Vec<(u8, IntentClaim)>, bool), SessionError> {
+        // The marks first: a slot that was even then has no intent anymore that it would clear.
+        let marks = self.marks()?;
+        let in_flight: Vec<usize> = marks.in_flight().collect();
+        let mut intents = self.intents()?;
+        intents.retain(|(slot, _)| !in_flight.contains(&usize::from(*slot)));
+        Ok((intents, in_flight.is_empty()))
+    }
+
     /// Takes the intent of a slot away, when it was repaired.
     ///
     /// # Errors

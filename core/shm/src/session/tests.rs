@@ -166,6 +166,25 @@ fn a_dead_slots_intent_and_undo_buffer_are_read_until_they_are_taken_away() {
     assert!(word.is_ok(), "the last undo buffer ends the object");
 }
 
+/// A writer that gave up has left its operation, and its intent behind.
+#[test]
+fn of_a_client_that_lives_an_intent_counts_when_its_slot_is_in_no_operation() {
+    let (object, map) = pair();
+    let abandoned = map.begin(2).unwrap();
+    map.slots()[2].intend(1 << 30, 8).begin_first(DaemonId::try_from(1).unwrap(), Undo::Absent);
+    let writing = map.begin(3).unwrap();
+    let intent = map.slots()[3].intend(1 << 31, 8);
+    assert_eq!(object.abandoned_intents().unwrap(), (vec![], false));
+    drop(abandoned);
+    let (intents, is_all) = object.abandoned_intents().unwrap();
+    let slots: Vec<_> = intents.iter().map(|(slot, claim)| (*slot, claim.addr)).collect();
+    assert_eq!((slots, is_all), (vec![(2, 1 << 30)], false));
+    intent.clear();
+    drop(writing);
+    let (intents, is_all) = object.abandoned_intents().unwrap();
+    assert_eq!((intents.len(), is_all), (1, true));
+}
+
 #[test]
 fn usage_is_what_the_client_shows() {
     let (object, map) = pair();

@@ -7,13 +7,19 @@ use dmce_abi::block::{
     BlockDescription, DaemonId, Guid, Half, Membership, Owner, Region, SessionId, Span, Ticket,
 };
 use dmce_abi::wire::daemon::HeldBlock;
-use dmce_broker::dispatcher::{BelievedSession, FoundContent, FoundDaemon, Headers, Started};
+use dmce_broker::dispatcher::{
+    BelievedSession, FoundContent, FoundDaemon, FoundIntents, Headers, Started,
+};
+use dmce_shm::slot::intent::{IntentClaim, Progress, Undo};
 
-use super::requests::{key, size};
+use super::requests::{address, key, size};
 use super::world::{DAEMONS, World, pick};
 
 /// Objects of one daemon that are forged, at most.
 const STORED_MAX: usize = 16;
+
+/// Intents that a client has, at most.
+const INTENTS_MAX: usize = 4;
 
 impl World {
     /// What a broker finds that starts now.
@@ -22,6 +28,7 @@ impl World {
             record: kept.record.clone(),
             generation: kept.generation,
             grants: kept.grants.values().copied().collect(),
+            lives: kept.lives,
         });
         let daemons = self.stores.iter().map(|(&daemon, store)| FoundDaemon {
             daemon,
@@ -34,6 +41,27 @@ impl World {
             },
         });
         Started { sessions: believed.collect(), daemons: daemons.collect(), ..Started::default() }
+    }
+
+    /// What a client stored in its slots, or why that cannot be read.
+    pub fn intents(&self, bytes: &mut Unstructured<'_>) -> Result<Result<FoundIntents, String>> {
+        if bytes.ratio(1, 8)? {
+            return Ok(Err("as the bytes say".to_owned()));
+        }
+        let mut claims = Vec::new();
+        for _ in 0..bytes.int_in_range(0..=INTENTS_MAX)? {
+            let undo = if bytes.arbitrary()? { Undo::Saved } else { Undo::Absent };
+            let first = bytes.int_in_range(0..=4)?;
+            let progress = match bytes.int_in_range(0..=3)? {
+                0 => Progress::Settled,
+                1 => Progress::First { first, undo },
+                2 => Progress::Others { first, undo },
+                _ => Progress::Nonsense,
+            };
+            let addr = address(key(&self.seen, bytes)?.0, bytes)?;
+            claims.push((bytes.arbitrary()?, IntentClaim { addr, bytes: size(bytes)?, progress }));
+        }
+        Ok(Ok(FoundIntents { claims, is_all: bytes.arbitrary()? }))
     }
 
     /// What the shell reads of a daemon's headers; some may have been damaged meanwhile.

@@ -197,7 +197,8 @@ pub fn key(seen: &Seen, bytes: &mut Unstructured<'_>) -> Result<(BlockId, Guid)>
     })
 }
 
-fn address(block: BlockId, bytes: &mut Unstructured<'_>) -> Result<u64> {
+/// An address in a block, mostly at its beginning.
+pub fn address(block: BlockId, bytes: &mut Unstructured<'_>) -> Result<u64> {
     let cell: u64 = *bytes.choose(&[0, 0, 0, 4096, 1 << 50])?;
     Ok(u64::from(block.get()) << CELL_BITS | cell)
 }

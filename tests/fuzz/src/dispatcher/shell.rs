@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use arbitrary::{Result, Unstructured};
 use dmce_abi::Status;
-use dmce_abi::block::{BlockId, SessionId};
+use dmce_abi::block::{BlockId, DaemonId, SessionId};
 use dmce_abi::limits::{FRAME_FDS_MAX, GRANTS};
 use dmce_abi::wire::client::{BlockInfo, ClientReply};
 use dmce_abi::wire::daemon::{DaemonRequest, HeldBlock};
 use dmce_abi::wire::{self, FrameHeader, Refusal, Reply};
-use dmce_broker::dispatcher::{Action, ClientConn, Descriptor, Event, Made, RequestId, Rewritten};
+use dmce_broker::dispatcher::{
+    Action, ClientConn, Descriptor, Event, FoundIntents, Made, Repaired, RequestId, Rewritten,
+};
 
 use super::world::{BlockToMake, Kept, World, pick};
 
@@ -60,7 +62,13 @@ impl World {
             }
             Action::CreateSession { record } => {
                 let session = record.session;
-                let kept = Kept { record, grants: BTreeMap::new(), generation: 0, made: false };
+                let kept = Kept {
+                    record,
+                    grants: BTreeMap::new(),
+                    generation: 0,
+                    made: false,
+                    lives: true,
+                };
                 assert!(self.sessions.insert(session, kept).is_none(), "{session} is there");
                 let prepared = self.prepared.remove(&session);
                 let guid = self.sessions[&session].record.guid;
@@ -118,18 +126,36 @@ impl World {
             Action::Inspect { inspect, daemon, blocks } => {
                 self.inspections.push_back((inspect, daemon, blocks));
             }
+            Action::RaiseEpoch { raise, block, headers } => {
+                assert!(!headers.is_empty(), "no header of block {block} is to be written");
+                self.raises.push_back((raise, block, headers));
+            }
+            other => self.act_on_pages(other),
+        }
+    }
+
+    /// Does what concerns lock tables, and what the dead left.
+    fn act_on_pages(&mut self, action: Action) {
+        match action {
             Action::MakeLocks { block, epoch, .. } => {
                 self.tables.push_back(Event::LocksMade { block, epoch, made: Made::Whole });
             }
             Action::GrowLocks { request_id, .. } => {
                 self.tables.push_back(Event::LocksGrown { request_id, made: Made::Whole });
             }
+            Action::ReadIntents { session, .. } => {
+                assert!(self.sessions.contains_key(&session), "no objects of {session}");
+                let found = Ok(FoundIntents::none());
+                self.tables.push_back(Event::IntentsRead { session, found });
+            }
+            Action::Repair { session, slot, copies, .. } => {
+                assert!(!copies.is_empty() && self.sessions.contains_key(&session));
+                let repaired = Repaired::Done { lost: Vec::new() };
+                self.tables.push_back(Event::Repaired { session, slot, repaired });
+            }
+            Action::ClearIntent { session, .. } => _ = self.kept(session),
             Action::AwaitIdle { session, block, epoch } => {
                 self.tables.push_back(Event::Idle { session, block, epoch });
-            }
-            Action::RaiseEpoch { raise, block, headers } => {
-                assert!(!headers.is_empty(), "no header of block {block} is to be written");
-                self.raises.push_back((raise, block, headers));
             }
             _ => {}
         }
@@ -246,6 +272,11 @@ impl World {
             {
                 *made = Made::Unusable { reason: "as the bytes say".to_owned() };
             }
+            match &mut event {
+                Event::IntentsRead { found, .. } => *found = self.intents(bytes)?,
+                Event::Repaired { repaired, .. } => *repaired = repaired_as(bytes)?,
+                _ => {}
+            }
             self.event(event);
         } else if let Some(daemon) = self.headers.pop_front() {
             let headers = self.headers_of(daemon, bytes)?;
@@ -285,6 +316,20 @@ impl World {
         let result = if made { Ok(()) } else { Err(refusal) };
         self.event(Event::SessionCreated { session, result });
     }
+}
+
+/// What became of a repair.
+fn repaired_as(bytes: &mut Unstructured<'_>) -> Result<Repaired> {
+    let reason = "as the bytes say".to_owned();
+    Ok(match bytes.int_in_range(0..=5)? {
+        0 => Repaired::Table { reason },
+        1 => {
+            let daemon = DaemonId::try_from(bytes.int_in_range(1..=3)?).expect("a small id");
+            Repaired::Copy { daemon, reason }
+        }
+        2 => Repaired::Done { lost: vec![bytes.int_in_range(0..=7)?] },
+        _ => Repaired::Done { lost: Vec::new() },
+    })
 }
 
 /// What is sent fits a frame and reads the same.

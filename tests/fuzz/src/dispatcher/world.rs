@@ -28,6 +28,8 @@ pub struct Kept {
     pub generation: u64,
     /// Whether its objects were made.
     pub made: bool,
+    /// Whether its process lives, to a broker that starts.
+    pub lives: bool,
 }
 
 /// A connection of a client.
@@ -77,7 +79,7 @@ pub struct World {
     pub inspections: VecDeque<(InspectId, DaemonId, Vec<BlockId>)>,
     /// Headers that are to be written anew.
     pub raises: VecDeque<HeadersToWrite>,
-    /// What becomes of lock tables, and of who may use an old one.
+    /// What becomes of lock tables, of who may use an old one, and of what the dead left.
     pub tables: VecDeque<Event>,
     /// Blocks that are to be made of what was lent.
     pub blocks_to_make: VecDeque<BlockToMake>,
@@ -193,6 +195,9 @@ impl World {
         self.prepared.clear();
         self.to_prepare.clear();
         self.sessions.retain(|_, kept| kept.made);
+        for kept in self.sessions.values_mut() {
+            kept.lives = !bytes.ratio(1, 8)?;
+        }
         self.locks.clear();
         for daemon in self.stores.keys() {
             if bytes.arbitrary()? {

@@ -186,6 +186,34 @@ fn a_repair_that_is_done_again_touches_nothing_that_was_given_back() {
     assert!(written_between > PAGES, "some pages were given back in between");
 }
 
+/// Nobody else has written since, and nothing tells which pages the dead held.
+#[test]
+fn without_the_lock_table_the_copies_are_equal_as_well() {
+    for case in cases() {
+        for stores_left in 0..STORES_MAX {
+            let block = Block::new(case.copies);
+            let (writer_has, done) = case.write(&block, stores_left);
+            let good = case.good(&writer_has);
+            let Some(claim) = block.claim(0) else {
+                if done.is_some() {
+                    break;
+                }
+                continue;
+            };
+            let wreck = Wreck::new(owner(0), &claim, claim.addr - BASE, END).unwrap();
+            let lost = level(&wreck, &good, &mut Table { block: &block, client: 0 }).unwrap();
+            assert!(lost.is_empty() || !case.can_be_whole(&writer_has), "{case:?}");
+            for page in (0..PAGES).filter(|page| !lost.contains(&(*page as u64))) {
+                let first = good.first().map(|copy| block.page(copy_of(*copy), page));
+                for copy in &good {
+                    let found = Some(block.page(copy_of(*copy), page));
+                    assert_eq!(found, first, "copies differ: {case:?}");
+                }
+            }
+        }
+    }
+}
+
 /// Of one copy without undo a page is lost, and only who writes all of it makes it whole.
 #[test]
 fn a_lost_page_is_told_to_readers_and_writers_until_it_is_written_again() {

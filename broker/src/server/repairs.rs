@@ -1,0 +1,205 @@
+//! What a session that has ended left half written is made equal on all copies, and its page locks
+//! are given back (docs/shared-memory.md, sections 4.1 and 6).
+//!
+//! # Invariants
+//!
+//! 1. Objects are opened by name for one repair, with the usual checks. Of the lock table one page
+//!    at a time is mapped, and touched under the guard against SIGBUS; copies are not mapped.
+//! 2. A copy that somebody cuts meanwhile stays recognised: nothing makes it whole to the eye
+//!    again.
+//! 3. A repair is of 16 pages at most.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
+use dmce_abi::limits::PAGE_BYTES;
+use dmce_abi::name::ObjectKind;
+use dmce_broker::dispatcher::Repaired;
+use dmce_shm::copies::{self, RepairError, Site, Wreck};
+use dmce_shm::session::object::SessionError;
+use dmce_shm::table;
+use dmce_sys::object::word::{ObjectWord, WordError};
+use dmce_sys::object::{self, ObjectError, ObjectStat};
+
+use super::objects::{ObjectFailure, Objects};
+use super::sessions::Sessions;
+use super::tables;
+
+/// What is to be repaired.
+#[derive(Debug)]
+pub struct Job {
+    /// The session that has ended, and its slot.
+    pub left_by: (SessionId, u8),
+    /// What the slot was writing.
+    pub wreck: Wreck,
+    /// The block.
+    pub block: BlockId,
+    /// Its GUID.
+    pub guid: Guid,
+    /// The daemons of its good copies.
+    pub copies: Vec<DaemonId>,
+    /// Whether it has a lock table.
+    pub has_locks: bool,
+}
+
+/// Why a repair does not come to its end.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error(transparent)]
+    Object(#[from] ObjectFailure),
+    #[error(transparent)]
+    File(#[from] ObjectError),
+    #[error(transparent)]
+    Table(#[from] tables::Unsound),
+    #[error(transparent)]
+    Word(#[from] WordError),
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    #[error("it has {bytes} bytes, and is to have {needs}")]
+    Short { bytes: u64, needs: u64 },
+    #[error("somebody cut it")]
+    Cut,
+    #[error("there is no such session any more")]
+    NoSession,
+}
+
+/// The block of a repair.
+struct Place<'a> {
+    objects: &'a Objects,
+    sessions: &'a Sessions,
+    job: &'a Job,
+    table: Option<(OwnedFd, u64)>,
+    copies: BTreeMap<DaemonId, OwnedFd>,
+    /// The word of the page that was used last.
+    word: Option<(u64, ObjectWord)>,
+}
+
+/// Repairs what a slot left.
+pub fn repair(objects: &Objects, sessions: &Sessions, job: &Job) -> Repaired {
+    match attempt(objects, sessions, job, job.wreck) {
+        // Its client cut its own object. What nothing is left of is lost.
+        Err(RepairError::Undo(_)) => {
+            settled(attempt(objects, sessions, job, job.wreck.without_undo()))
+        }
+        attempted => settled(attempted),
+    }
+}
+
+fn attempt(
+    objects: &Objects,
+    sessions: &Sessions,
+    job: &Job,
+    wreck: Wreck,
+) -> Result<Vec<u64>, RepairError<Trouble>> {
+    let (table, copies, word) = (None, BTreeMap::new(), None);
+    let mut place = Place { objects, sessions, job, table, copies, word };
+    if job.has_locks {
+        let repaired = copies::repair(&wreck, &job.copies, &mut place)?;
+        return Ok(repaired.lost);
+    }
+    copies::level(&wreck, &job.copies, &mut place)
+}
+
+fn settled(attempted: Result<Vec<u64>, RepairError<Trouble>>) -> Repaired {
+    match attempted {
+        Ok(lost) => Repaired::Done { lost },
+        Err(RepairError::Copy { copy, source }) => {
+            Repaired::Copy { daemon: copy, reason: source.to_string() }
+        }
+        Err(RepairError::Table(source)) => Repaired::Table { reason: source.to_string() },
+        Err(other) => Repaired::Table { reason: other.to_string() },
+    }
+}
+
+impl Place<'_> {
+    /// The table, if it is the block's, and has the word of a page.
+    fn table(&mut self, page: u64) -> Result<BorrowedFd<'_>, Trouble> {
+        if self.table.is_none() {
+            let (fd, identity, bytes) = tables::open(self.objects, self.job.block, true)?;
+            if identity.guid != self.job.guid {
+                return Err(tables::Unsound::Other { guid: identity.guid }.into());
+            }
+            self.table = Some((fd, bytes));
+        }
+        let (fd, bytes) = self.table.as_ref().ok_or(Trouble::Cut)?;
+        let needs = table::word_offset(page * PAGE_BYTES) + 8;
+        if *bytes < needs {
+            return Err(Trouble::Short { bytes: *bytes, needs });
+        }
+        Ok(fd.as_fd())
+    }
+
+    fn lock_word(&mut self, page: u64) -> Result<&ObjectWord, Trouble> {
+        if self.word.as_ref().is_none_or(|(of, _)| *of != page) {
+            let offset = table::word_offset(page * PAGE_BYTES);
+            let word = ObjectWord::map(self.table(page)?, offset)?;
+            self.word = Some((page, word));
+        }
+        self.word.as_ref().map(|(_, word)| word).ok_or(Trouble::Cut)
+    }
+
+    /// A copy, if it has all bytes up to `needs`.
+    fn copy(
+        &mut self,
+        daemon: DaemonId,
+        needs: u64,
+    ) -> Result<(BorrowedFd<'_>, ObjectStat), Trouble> {
+        if !self.copies.contains_key(&daemon) {
+            let kind = ObjectKind::Data(self.job.block.get());
+            let (fd, _) = self.objects.open(daemon.get(), kind, true)?;
+            self.copies.insert(daemon, fd);
+        }
+        let fd = self.copies.get(&daemon).ok_or(Trouble::Cut)?.as_fd();
+        let stat = object::stat(fd)?;
+        let bytes = stat.bytes;
+        if bytes < needs { Err(Trouble::Short { bytes, needs }) } else { Ok((fd, stat)) }
+    }
+}
+
+impl Site for Place<'_> {
+    type Error = Trouble;
+
+    fn word(&mut self, page: u64) -> Result<u64, Trouble> {
+        Ok(self.lock_word(page)?.load()?)
+    }
+
+    fn exchange(&mut self, page: u64, expected: u64, desired: u64) -> Result<u64, Trouble> {
+        Ok(self.lock_word(page)?.compare_exchange(expected, desired)?)
+    }
+
+    fn wake(&mut self, page: u64) -> Result<(), Trouble> {
+        Ok(self.lock_word(page)?.wake(u32::MAX)?)
+    }
+
+    fn read(&mut self, copy: DaemonId, cell: u64, into: &mut [u8]) -> Result<(), Trouble> {
+        let (fd, before) = self.copy(copy, cell + into.len() as u64)?;
+        object::read_at(fd, into, cell)?;
+        // What was cut and made longer again is read as zeros.
+        if is_cut(before, object::stat(fd)?) { Err(Trouble::Cut) } else { Ok(()) }
+    }
+
+    fn write(&mut self, copy: DaemonId, cell: u64, data: &[u8]) -> Result<(), Trouble> {
+        let (fd, before) = self.copy(copy, cell + data.len() as u64)?;
+        object::write_at(fd, data, cell)?;
+        if is_cut(before, object::stat(fd)?) {
+            // This may have made it longer again.
+            object::truncate(fd, cell)?;
+            return Err(Trouble::Cut);
+        }
+        Ok(())
+    }
+
+    fn undo(&mut self, into: &mut [u8]) -> Result<(), Trouble> {
+        let (session, slot) = self.job.left_by;
+        Ok(self.sessions.undo(session, slot, into).ok_or(Trouble::NoSession)??)
+    }
+}
+
+/// Whether an object has lost bytes: committed ones are allocated.
+const fn is_cut(before: ObjectStat, after: ObjectStat) -> bool {
+    after.bytes < before.bytes || after.allocated_bytes < before.allocated_bytes
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,391 @@
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::sync::atomic::AtomicU32;
+
+use dmce_abi::AddrLayout;
+use dmce_abi::name::Instance;
+use dmce_broker::dispatcher::{Made, SessionRecord};
+use dmce_shm::fence::Fence;
+use dmce_shm::lock::{LockBits, LockOwner, LockState, PageCondition};
+use dmce_shm::session::SessionIdentity;
+use dmce_shm::session::map::SessionMap;
+use dmce_shm::slot::intent::{IntentClaim, Undo};
+use dmce_shm::table::TableIdentity;
+use dmce_sys::clock::boot_ticks;
+use dmce_sys::futex::wide;
+use dmce_sys::map::{FileRange, Mapping, Populate, Protection};
+use dmce_sys::object::ObjectDir;
+use dmce_sys::transfer::word::Word;
+use dmce_sys::{fault, process};
+
+use super::super::objects::BROKER;
+use super::*;
+
+const PAGES: u64 = 32;
+const END: u64 = PAGES * PAGE_BYTES;
+const BASE: u64 = 5 << 32;
+const SLOT: u8 = 200;
+const OLD: u8 = 1;
+const NEW: u8 = 2;
+/// What a page word is while its holder writes.
+const WRITING: u64 = 7 << 32;
+
+/// The process of a session. It has ended, unless it is kept.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A block with copies on two daemons, its lock table, and a session; removed whatever happens.
+struct Folder {
+    path: PathBuf,
+    objects: Objects,
+    sessions: Sessions,
+    map: SessionMap,
+    lived_at: u64,
+    process: Option<Process>,
+}
+
+impl Folder {
+    fn new(label: &str) -> Self {
+        fault::install().unwrap();
+        let name = format!("dmce-test-repairs-{label}-{}", process::own_pid());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir(&path).unwrap();
+        let instance = Instance::new("test-repairs").unwrap();
+        let dir = ObjectDir::open(&path).unwrap();
+        let objects = Objects::new(dir, instance, AddrLayout::IN_SERVER);
+        for daemon in [1, 2] {
+            let name = objects.name(daemon, ObjectKind::Data(block().get()));
+            let fd = objects.folder().create(&name).unwrap();
+            object::write_at(fd.as_fd(), &vec![OLD; usize::try_from(END).unwrap()], 0).unwrap();
+        }
+        let identity = TableIdentity { block: block(), guid: guid(), epoch: 1 };
+        assert_eq!(tables::make(&objects, identity, END, &[]), Made::Whole);
+        let child = Process(Command::new("sleep").arg("1000").spawn().unwrap());
+        let mut sessions = Sessions::new(process::boot_id().unwrap());
+        let lived_at = boot_ticks();
+        sessions.create(&objects, &record(child.0.id(), lived_at)).unwrap();
+        sessions.commit_undo(session()).unwrap();
+        let identity = SessionIdentity { session: session(), guid: guid() };
+        let map = SessionMap::map(sessions.object(session()).unwrap(), identity, Fence::Full);
+        let (map, process) = (map.unwrap(), Some(child));
+        Self { path, objects, sessions, map, lived_at, process }
+    }
+
+    /// The client was writing so many bytes, and dies: of the first copy some are new, or all, and
+    /// half of those of the other.
+    fn write(&mut self, cell: u64, bytes: u64, is_forward: bool) -> Job {
+        let intent = self.begin(cell, bytes);
+        let (first, other) = (if is_forward { bytes } else { bytes / 2 }, bytes / 2);
+        intent(self, is_forward);
+        self.put(1, cell, first);
+        if is_forward {
+            self.put(2, cell, other);
+        }
+        let pages = cell / PAGE_BYTES..(cell + bytes).div_ceil(PAGE_BYTES);
+        pages.for_each(|page| self.set_word(page, WRITING | held_by(session()).word()));
+        self.die();
+        self.job()
+    }
+
+    /// An operation with an intent begins, and never ends.
+    fn begin(&self, cell: u64, bytes: u64) -> impl FnOnce(&Self, bool) + use<> {
+        let operation = self.map.begin(usize::from(SLOT)).unwrap();
+        let intent = self.map.slots()[usize::from(SLOT)].intend(BASE + cell, bytes);
+        intent.begin_first(daemon(1), Undo::Absent);
+        std::mem::forget((operation, intent));
+        |folder, is_forward| {
+            if is_forward {
+                // As the writer does that is no more.
+                let two = 2_u32.to_le_bytes();
+                let at = 4096 + u64::from(SLOT) * 64 + 4;
+                let object = folder.sessions.object(session()).unwrap();
+                object::write_at(object, &two, at).unwrap();
+            }
+        }
+    }
+
+    fn die(&mut self) {
+        self.process = None;
+    }
+
+    /// As the broker finds it.
+    fn job(&self) -> Job {
+        let found = self.sessions.intents(session(), self.identity()).unwrap().unwrap();
+        let [(slot, claim)] = found.claims[..] else { panic!("{found:?}") };
+        job_of(slot, &claim)
+    }
+
+    fn identity(&self) -> (u32, u64) {
+        let record = self.objects.open(BROKER, ObjectKind::Record(session().get()), false);
+        let record = dmce_shm::record::read(record.unwrap().0.as_fd()).unwrap();
+        (record.process.pid, self.lived_at)
+    }
+
+    fn repair(&self, job: &Job) -> Repaired {
+        repair(&self.objects, &self.sessions, job)
+    }
+
+    fn open(&self, daemon: u32, kind: ObjectKind) -> OwnedFd {
+        self.objects.open(daemon, kind, true).unwrap().0
+    }
+
+    fn data(&self, daemon: u32) -> OwnedFd {
+        self.open(daemon, ObjectKind::Data(block().get()))
+    }
+
+    fn put(&self, daemon: u32, cell: u64, bytes: u64) {
+        let new = vec![NEW; usize::try_from(bytes).unwrap()];
+        object::write_at(self.data(daemon).as_fd(), &new, cell).unwrap();
+    }
+
+    fn bytes(&self, daemon: u32) -> Vec<u8> {
+        let fd = self.data(daemon);
+        let bytes = object::end(fd.as_fd()).unwrap();
+        let mut found = vec![0; usize::try_from(bytes).unwrap()];
+        object::read_at(fd.as_fd(), &mut found, 0).unwrap();
+        found
+    }
+
+    fn table(&self) -> OwnedFd {
+        self.open(BROKER, ObjectKind::LockTable(block().get()))
+    }
+
+    fn set_word(&self, page: u64, word: u64) {
+        let at = table::word_offset(page * PAGE_BYTES);
+        object::write_at(self.table().as_fd(), &word.to_le_bytes(), at).unwrap();
+    }
+
+    fn word(&self, page: u64) -> LockBits {
+        let mut word = [0; 8];
+        let at = table::word_offset(page * PAGE_BYTES);
+        object::read_at(self.table().as_fd(), &mut word, at).unwrap();
+        LockBits::of_word(u64::from_le_bytes(word))
+    }
+
+    /// Whether nobody holds a page, and it is whole.
+    fn is_free(&self, page: u64) -> bool {
+        let word = self.word(page);
+        (word.state(), word.condition()) == (LockState::Free, PageCondition::Whole)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}
+
+fn block() -> BlockId {
+    BlockId::try_from(5).unwrap()
+}
+
+fn session() -> SessionId {
+    SessionId::try_from(7).unwrap()
+}
+
+fn daemon(id: u32) -> DaemonId {
+    DaemonId::try_from(id).unwrap()
+}
+
+fn guid() -> Guid {
+    Guid([7; 16])
+}
+
+/// The word of a page that is held.
+fn held_by(session: SessionId) -> LockBits {
+    LockBits::of_word(u64::from(session.get()) << 8 | u64::from(SLOT))
+}
+
+fn record(pid: u32, lived_at: u64) -> SessionRecord {
+    SessionRecord {
+        session: session(),
+        guid: guid(),
+        pid,
+        lived_at,
+        uid: 1,
+        gid: 1,
+        reserved: 0,
+        created_at: 1,
+        pointer_bits: 64,
+        copies: 2,
+        name: "writes".into(),
+    }
+}
+
+fn job_of(slot: u8, claim: &IntentClaim) -> Job {
+    let owner = LockOwner::new(session(), slot);
+    let wreck = Wreck::new(owner, claim, claim.addr - BASE, END).unwrap();
+    Job {
+        left_by: (session(), slot),
+        wreck,
+        block: block(),
+        guid: guid(),
+        copies: vec![daemon(1), daemon(2)],
+        has_locks: true,
+    }
+}
+
+fn done() -> Repaired {
+    Repaired::Done { lost: vec![] }
+}
+
+#[test]
+fn what_was_begun_is_rolled_back_and_what_is_on_one_copy_rolled_forward() {
+    for (label, is_forward) in [("back", false), ("forward", true)] {
+        let mut folder = Folder::new(label);
+        // Pages whose words lie on two pages of the table, and a part of a page.
+        let (cell, bytes) = (PAGE_BYTES + 100, 15 * PAGE_BYTES);
+        let job = folder.write(cell, bytes, is_forward);
+        let other = WRITING | held_by(SessionId::try_from(8).unwrap()).word();
+        folder.set_word(20, other);
+        assert_eq!(folder.repair(&job), done());
+        let mut wanted = vec![OLD; usize::try_from(END).unwrap()];
+        if is_forward {
+            let cells = usize::try_from(cell).unwrap()..usize::try_from(cell + bytes).unwrap();
+            wanted[cells].fill(NEW);
+        }
+        assert!(folder.bytes(1) == wanted && folder.bytes(2) == wanted, "{label}");
+        assert!((0..17).all(|page| folder.is_free(page)), "{label}");
+        assert_eq!(folder.word(20).word(), other, "{label}");
+        // Again, after the next broker has begun: nothing is left to be done.
+        assert_eq!(folder.repair(&job), done());
+        folder.sessions.clear_intent(session(), SLOT);
+        let found = folder.sessions.intents(session(), folder.identity()).unwrap().unwrap();
+        assert_eq!((found.claims.len(), found.is_all), (0, true));
+    }
+}
+
+#[test]
+fn who_waits_for_a_page_of_the_dead_is_woken() {
+    let mut folder = Folder::new("woken");
+    let job = folder.write(0, 8, false);
+    let range = FileRange { offset: 4096, bytes: 4096 };
+    let table = folder.table();
+    let mapping = Mapping::shared(table.as_fd(), range, Protection::ReadWrite, Populate::Yes);
+    let (mapping, silence) = (mapping.unwrap(), AtomicU32::new(0));
+    let heard = wide::Heard { bell: &silence, value: 0 };
+    let folder = &folder;
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| {
+            let word = Word::new(mapping.range(0, 8).unwrap()).unwrap();
+            let held = WRITING | held_by(session()).word();
+            while word.load().unwrap() == held {
+                wide::wait(word, held, heard, None).unwrap();
+            }
+        });
+        assert_eq!(folder.repair(&job), done());
+        waiter.join().unwrap();
+    });
+}
+
+#[test]
+fn a_copy_that_is_gone_or_cut_is_named_and_not_made_longer() {
+    let mut folder = Folder::new("cut");
+    let job = folder.write(4 * PAGE_BYTES, PAGE_BYTES, true);
+    object::truncate(folder.data(2).as_fd(), 4 * PAGE_BYTES).unwrap();
+    let repaired = folder.repair(&job);
+    let Repaired::Copy { daemon: found, reason } = &repaired else { panic!("{repaired:?}") };
+    assert_eq!((*found, reason.as_str()), (daemon(2), "it has 16384 bytes, and is to have 20480"));
+    assert_eq!(folder.bytes(2).len(), 4 * 4096);
+    assert!(!folder.is_free(4), "nobody else has the page");
+    folder.objects.folder().unlink(&folder.objects.name(2, ObjectKind::Data(5))).unwrap();
+    let repaired = folder.repair(&job);
+    assert!(matches!(repaired, Repaired::Copy { daemon: of, .. } if of == daemon(2)));
+    let alone = Job { copies: vec![daemon(1)], ..job };
+    assert_eq!(folder.repair(&alone), done());
+    assert!(folder.is_free(4));
+}
+
+#[test]
+fn bytes_that_were_cut_while_they_were_written_are_seen_by_what_is_left() {
+    let folder = Folder::new("seen");
+    let stat = || object::stat(folder.data(1).as_fd()).unwrap();
+    let whole = stat();
+    assert!(!is_cut(whole, stat()));
+    // And made longer again, as who writes at the end does.
+    object::truncate(folder.data(1).as_fd(), 8 * PAGE_BYTES).unwrap();
+    folder.put(1, END - 8, 8);
+    assert_eq!(stat().bytes, whole.bytes);
+    assert!(is_cut(whole, stat()));
+}
+
+#[test]
+fn a_table_that_is_gone_cut_or_anothers_is_told_and_no_signal() {
+    let mut folder = Folder::new("table");
+    let job = folder.write(3 * PAGE_BYTES, 8, false);
+    let is_told = |folder: &Folder, job: &Job| match folder.repair(job) {
+        Repaired::Table { reason } => reason,
+        other => panic!("{other:?}"),
+    };
+    let other = Job { guid: Guid([9; 16]), ..folder.job() };
+    assert!(is_told(&folder, &other).contains("the lock table is of another block"));
+    object::truncate(folder.table().as_fd(), 4096).unwrap();
+    assert_eq!(is_told(&folder, &job), "it has 4096 bytes, and is to have 4128");
+    let name = folder.objects.name(BROKER, ObjectKind::LockTable(5));
+    folder.objects.folder().unlink(&name).unwrap();
+    is_told(&folder, &job);
+    // Without it the copies are made equal all the same.
+    assert!(folder.bytes(1) != folder.bytes(2));
+    let without = Job { has_locks: false, ..job };
+    assert_eq!(folder.repair(&without), done());
+    assert!(folder.bytes(1) == folder.bytes(2));
+}
+
+/// With one copy left, and nothing saved.
+#[test]
+fn a_page_that_nothing_is_left_of_is_lost_in_this_table_or_the_next() {
+    let mut folder = Folder::new("lost");
+    let job = folder.write(PAGE_BYTES, 2 * PAGE_BYTES, false);
+    let alone = Job { copies: vec![daemon(1)], ..job };
+    let lost = Repaired::Done { lost: vec![1, 2] };
+    let without = Job { has_locks: false, ..folder.job() };
+    let without = Job { copies: vec![daemon(1)], ..without };
+    assert_eq!(folder.repair(&without), lost);
+    assert_eq!(folder.repair(&alone), lost);
+    let states_of =
+        |folder: &Folder| (0..4).map(|page| folder.word(page).state()).collect::<Vec<_>>();
+    let states = vec![LockState::Free, LockState::Lost, LockState::Lost, LockState::Free];
+    assert_eq!(states, states_of(&folder));
+    let identity = TableIdentity { block: block(), guid: guid(), epoch: 2 };
+    assert_eq!(tables::make(&folder.objects, identity, END, &[1, 2, PAGES]), Made::Whole);
+    assert_eq!(states, states_of(&folder));
+    assert_eq!(folder.word(1).condition(), PageCondition::Torn);
+}
+
+#[test]
+fn a_client_that_cut_its_undo_buffers_loses_its_page_and_nobody_elses() {
+    let mut folder = Folder::new("undo");
+    folder.write(PAGE_BYTES, 8, false);
+    let progress = dmce_shm::slot::intent::Progress::First { first: 1, undo: Undo::Saved };
+    let claim = IntentClaim { addr: BASE + PAGE_BYTES, bytes: 8, progress };
+    let job = Job { copies: vec![daemon(1)], ..job_of(SLOT, &claim) };
+    object::truncate(folder.sessions.object(session()).unwrap(), 36_864).unwrap();
+    assert_eq!(folder.repair(&job), Repaired::Done { lost: vec![1] });
+    assert!((2..PAGES).all(|page| folder.is_free(page)));
+}
+
+#[test]
+fn of_a_process_that_lives_only_what_it_has_abandoned_is_read() {
+    let mut folder = Folder::new("lives");
+    let _phase = folder.begin(0, 8);
+    let found = |folder: &Folder| folder.sessions.intents(session(), folder.identity()).unwrap();
+    let looked = found(&folder).unwrap();
+    assert_eq!((looked.claims.len(), looked.is_all), (0, false));
+    // Another of that pid started later.
+    let (pid, _) = folder.identity();
+    let later = folder.sessions.intents(session(), (pid, 1)).unwrap().unwrap();
+    assert_eq!((later.claims.len(), later.is_all), (1, true));
+    folder.die();
+    let looked = found(&folder).unwrap();
+    assert_eq!((looked.claims.len(), looked.is_all), (1, true));
+    object::truncate(folder.sessions.object(session()).unwrap(), 5000).unwrap();
+    assert!(found(&folder).is_err());
+    let none = SessionId::try_from(99).unwrap();
+    assert!(folder.sessions.intents(none, (1, 1)).is_none());
+}

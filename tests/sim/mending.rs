@@ -1,0 +1,124 @@
+//! The shell's part of the repair of the dead.
+
+use std::collections::BTreeMap;
+
+use dmce_abi::block::BlockId;
+use dmce_broker::dispatcher::{Action, Event, Grant, Repaired, SessionRecord};
+
+use crate::pages::Repair;
+use crate::world::{Checked, World};
+
+/// What a dead slot left is equal on all copies; without a lock table; or is lost.
+pub const REPAIRED: &str = "repaired";
+/// As above.
+pub const LEVEL: &str = "made equal without a lock table";
+/// As above.
+pub const LOST: &str = "lost";
+/// A broker died over it.
+pub const CUT_SHORT: &str = "cut short";
+/// A copy or a table was in the way.
+pub const NOT_REPAIRED: &str = "not repaired";
+
+impl World {
+    /// Looks at slots, or does something about what they left.
+    ///
+    /// # Errors
+    ///
+    /// An action that no dispatcher may ask for.
+    pub fn mend(&mut self, action: &Action) -> Checked {
+        let Some(broker) = &mut self.broker else { return Ok(()) };
+        match *action {
+            Action::AwaitIdle { session, block, epoch } => {
+                let Some(record) = self.host.records.get(&session) else {
+                    return Err(format!(
+                        "session {session} has ended, and its marks are looked at"
+                    ));
+                };
+                let marks = self.host.pages.marks(record.record.guid);
+                broker.idles.insert((session, block, epoch), marks);
+            }
+            Action::ReadIntents { session, pid, lived_at } => {
+                let lives = self.host.processes.get(&pid).is_some_and(|at| *at <= lived_at);
+                let Some(record) = self.host.records.get(&session) else {
+                    return Err(format!("session {session} has no record, and is to be repaired"));
+                };
+                let found = self.host.pages.intents(record.record.guid, lives);
+                if found.is_all {
+                    broker.idles.retain(|(of, _, _), _| *of != session);
+                }
+                let found = Ok(found);
+                broker.soon.push_back(Event::IntentsRead { session, found });
+            }
+            Action::Repair { session, slot, .. } => {
+                let Some(repair) = self.repair_of(action) else {
+                    return Err(format!("{action:?} of a session that is gone"));
+                };
+                let repaired = repair.run(&mut self.host, None);
+                self.count(match &repaired {
+                    Repaired::Done { lost } if !lost.is_empty() => LOST,
+                    Repaired::Done { .. } if repair.has_locks => REPAIRED,
+                    Repaired::Done { .. } => LEVEL,
+                    Repaired::Copy { .. } | Repaired::Table { .. } => NOT_REPAIRED,
+                });
+                let Some(broker) = &mut self.broker else { return Ok(()) };
+                broker.soon.push_back(Event::Repaired { session, slot, repaired });
+            }
+            Action::ClearIntent { session, slot } => {
+                let guid = self.host.records.get(&session).map(|record| record.record.guid);
+                let of = guid.and_then(|guid| self.host.pages.slots.get_mut(&(guid, slot)));
+                let Some(slot) = of else { return Err(format!("no slot {slot} of {session}")) };
+                slot.intent = None;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Begins a repair, and does not live to end it.
+    pub fn begin_repair(&mut self, action: &Action) {
+        let steps = Some(self.random.below(6));
+        if let Some(repair) = self.repair_of(action) {
+            self.count(CUT_SHORT);
+            repair.run(&mut self.host, steps);
+        }
+    }
+
+    /// The repair that an action asks for; none of a session that is gone.
+    fn repair_of(&self, action: &Action) -> Option<Repair> {
+        let Action::Repair { session, slot, wreck, block, guid, ref copies, has_locks } = *action
+        else {
+            return None;
+        };
+        let session = self.host.records.get(&session)?.record.guid;
+        let (block, copies) = ((block, guid), copies.clone());
+        Some(Repair { session, slot, wreck, block, copies, has_locks })
+    }
+
+    /// Of a session that ends nothing is left to be repaired where it could write.
+    ///
+    /// # Errors
+    ///
+    /// What is left.
+    pub fn check_left(
+        &self,
+        record: &SessionRecord,
+        grants: &BTreeMap<u32, Grant>,
+        lives: bool,
+    ) -> Checked {
+        let left = self.host.pages.intents(record.guid, lives);
+        for (slot, claim) in left.claims {
+            let block =
+                BlockId::try_from(u32::try_from(claim.addr >> self.sizes.cell_bits).unwrap_or(0));
+            let is_writable = |grant: &Grant| grant.rights.write && Ok(grant.block) == block;
+            let Some(broker) = &self.broker else { return Ok(()) };
+            let snapshot = broker.dispatcher.snapshot();
+            let is_there =
+                block.is_ok_and(|id| snapshot.blocks.get(&id).is_some_and(|of| !of.lost));
+            if is_there && grants.values().any(is_writable) {
+                let session = record.session;
+                return Err(format!("session {session} ends, and slot {slot} has {claim:?}"));
+            }
+        }
+        Ok(())
+    }
+}
