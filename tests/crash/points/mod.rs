@@ -21,7 +21,7 @@ use libdmce::{AllocOptions, Options, Prot, RegionOptions, Session};
 
 use super::steps::{persist, work};
 use keeper::{Keeper, OTHERS_BYTES, PLACE_BYTES, PLACES, SHARED, VOLUME};
-use table::{BROKER, CLIENT, DAEMON, LEAVES_A_TABLE, LENDER, NEED_REPAIR, Row, Work};
+use table::{BROKER, CLIENT, DAEMON, LEAVES_A_TABLE, LENDER, NOT_PASSED, Row, Work};
 
 const SIGKILL: i32 = 9;
 
@@ -181,6 +181,15 @@ fn server_dies(server: Server, pool_objects: u32, row: &Row) {
             fs::remove_file(instance.object(&name)).expect("it is there");
         }
     }
+    if row.work == Work::Repairs {
+        instance.wait_serving();
+        let value = format!("{}:7", Point::PhaseOthers.name());
+        let armed = [(POINT_VARIABLE, value.as_str())];
+        let mut client = Client::open_with(&own_client(), &instance, &armed);
+        client.ask(format!("ropen {VOLUME} {SHARED} rw")).expect("it is there");
+        write_records(&mut client);
+        assert_eq!(client.end().signal(), Some(SIGKILL), "{row:?}");
+    }
     let (options, is_dead) = (instance.options(), AtomicBool::new(false));
     let death = thread::scope(|scope| {
         let worker = scope.spawn(|| {
@@ -283,7 +292,7 @@ fn every_point_has_a_row_or_a_reason_for_having_none() {
     let mut all: Vec<Point> = rows.collect();
     all.sort_unstable();
     all.dedup();
-    all.extend([NEED_REPAIR, LEAVES_A_TABLE].into_iter().flatten());
+    all.extend([NOT_PASSED, LEAVES_A_TABLE].into_iter().flatten());
     all.sort_unstable();
     assert_eq!(all, Point::ALL, "each point stands in one place");
 }

@@ -1,6 +1,6 @@
 //! Which process dies at which point, and over what.
 //!
-//! Each point has a row, or stands in [`NEED_REPAIR`] or [`LEAVES_A_TABLE`] until there is one for
+//! Each point has a row, or stands in [`NOT_PASSED`] or [`LEAVES_A_TABLE`] until there is one for
 //! it: `at(Point::PhaseFirst, 3, Work::Writes).with_copies()`.
 
 use dmce_sys::crash::Point;
@@ -22,6 +22,8 @@ pub enum Work {
     LostHeader,
     /// A daemon that lives loses what it holds.
     LostCopies,
+    /// A client has died while it wrote to several copies.
+    Repairs,
 }
 
 /// A death.
@@ -59,6 +61,18 @@ pub const CLIENT: &[Row] = &[
     at(Point::SlotMarked, 60, Work::Writes).with_copies(),
     at(Point::IntentSet, 40, Work::Writes).with_copies(),
     at(Point::IntentCleared, 40, Work::Writes).with_copies(),
+    at(Point::PageLocked, 40, Work::Writes).with_copies(),
+    at(Point::SequenceOdd, 40, Work::Writes).with_copies(),
+    at(Point::UndoSaved, 1, Work::Writes).with_copies(),
+    at(Point::PhaseFirst, 1, Work::Writes).with_copies(),
+    at(Point::PhaseFirst, 40, Work::Writes).with_copies(),
+    at(Point::FirstStored, 40, Work::Writes).with_copies(),
+    at(Point::PhaseOthers, 1, Work::Writes).with_copies(),
+    at(Point::PhaseOthers, 40, Work::Writes).with_copies(),
+    at(Point::OthersStored, 40, Work::Writes).with_copies(),
+    at(Point::PhaseSettled, 40, Work::Writes).with_copies(),
+    at(Point::SequenceEven, 40, Work::Writes).with_copies(),
+    at(Point::PageFreed, 40, Work::Writes).with_copies(),
 ];
 
 /// Deaths of the first of two daemons, which lends nothing: it makes each block itself.
@@ -123,30 +137,19 @@ pub const BROKER: &[Row] = &[
     at(Point::HeaderRaised, 1, Work::LostCopies).with_copies(),
     at(Point::HeaderRaised, 3, Work::LostCopies).with_copies(),
     at(Point::GenerationPublished, 1, Work::LostCopies).with_copies(),
+    at(Point::RepairBegun, 1, Work::Repairs).with_copies(),
+    at(Point::RepairBegun, 3, Work::Repairs).with_copies(),
+    at(Point::RepairStored, 1, Work::Repairs).with_copies(),
+    at(Point::RepairStored, 3, Work::Repairs).with_copies(),
+    at(Point::RepairReleased, 1, Work::Repairs).with_copies(),
+    at(Point::RepairReleased, 3, Work::Repairs).with_copies(),
+    at(Point::RepairWoken, 1, Work::Repairs).with_copies(),
+    at(Point::RepairEnded, 1, Work::Repairs).with_copies(),
 ];
 
-/// Points that are passed when a client dies that holds pages, or after that: its pages stay locked
-/// as long as no broker repairs them.
-pub const NEED_REPAIR: &[Point] = &[
-    Point::PageLocked,
-    Point::WaiterEnlisted,
-    Point::SequenceOdd,
-    Point::UndoSaved,
-    Point::PhaseFirst,
-    Point::FirstStored,
-    Point::PhaseAlone,
-    Point::PhaseOthers,
-    Point::OthersStored,
-    Point::PhaseSettled,
-    Point::SequenceEven,
-    Point::PageFreed,
-    Point::WaitersUnwoken,
-    Point::RepairBegun,
-    Point::RepairStored,
-    Point::RepairReleased,
-    Point::RepairWoken,
-    Point::RepairEnded,
-];
+/// Points that no work here is sure to pass: they need two who wait for one page at a moment, or a
+/// write to one half.
+pub const NOT_PASSED: &[Point] = &[Point::WaiterEnlisted, Point::WaitersUnwoken, Point::PhaseAlone];
 
 /// A broker that dies there leaves the lock table of a block that was deleted: the next one finds
 /// a name of the block still, and keeps what it cannot tell whose it is.
