@@ -69,6 +69,11 @@ impl Keeper {
         }
     }
 
+    /// The daemon of the second copy of the shared region.
+    pub fn mirror(&self) -> u32 {
+        self.region.info().expect("it is open").mirror_daemon
+    }
+
     /// What the other has at a place of the shared region.
     pub fn others(&self, place: u64) -> Vec<u8> {
         let mut found = vec![0; usize::try_from(OTHERS_BYTES).expect("a place is small")];

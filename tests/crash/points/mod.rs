@@ -10,6 +10,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::wire::admin::Health;
 use dmce_sys::crash::{POINT_VARIABLE, Point};
 use dmce_tests::checker::wait_sound;
@@ -21,7 +22,7 @@ use libdmce::{AllocOptions, Options, Prot, RegionOptions, Session};
 
 use super::steps::{persist, work};
 use keeper::{Keeper, OTHERS_BYTES, PLACE_BYTES, PLACES, SHARED, VOLUME};
-use table::{BROKER, CLIENT, DAEMON, LEAVES_A_TABLE, LENDER, NOT_PASSED, Row, Work};
+use table::{BROKER, CLIENT, DAEMON, LENDER, Row, UNTRIED, Work};
 
 const SIGKILL: i32 = 9;
 
@@ -49,7 +50,7 @@ fn start(pool_objects: u32, copies: u32) -> Instance {
 fn check_all(instance: &Instance, row: &Row, keeper: Keeper) {
     keeper.check();
     let state = match row.work {
-        Work::LostCopies => Health::Degraded,
+        Work::LostCopies | Work::LastCopy => Health::Degraded,
         _ => Health::Ok,
     };
     wait_until("all is as it can be", || instance.status().state == state);
@@ -72,22 +73,16 @@ impl Drop for Stop<'_> {
 fn client_dies(row: &Row) {
     let instance = start(1, row.copies);
     let keeper = Keeper::start(&instance);
-    let [(name, value)] = armed(row);
-    let mut client = Client::open_with(&own_client(), &instance, &[(name, &value)]);
+    if row.work == Work::LastCopy {
+        lose(&instance, keeper.mirror());
+        wait_until("others go on alone", || instance.status().state == Health::Degraded);
+    }
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| keeper.rival(&stop));
         let _stop = Stop(&stop);
-        client.ask(format!("ropen {VOLUME} {SHARED} rw")).expect("it is there");
-        let written = match row.work {
-            Work::Pointers => take_pointers(&mut client),
-            _ => write_records(&mut client),
-        };
-        // Nobody else kills it.
-        assert_eq!(client.end().signal(), Some(SIGKILL), "{row:?}");
-        for (place, seed) in written {
-            assert_eq!(keeper.others(place), pattern(seed, OTHERS_BYTES), "{row:?}: {place}");
-        }
+        let written = run_to_death(&instance, row);
+        written.check(&keeper, row);
         // What the dead was at is free again.
         for place in 0..PLACES {
             keeper.write_over(place);
@@ -96,25 +91,71 @@ fn client_dies(row: &Row) {
     check_all(&instance, row, keeper);
 }
 
-/// Has a client write until it is dead; what it was told that it had written, by place, but for
-/// the place that it was writing to.
-fn write_records(client: &mut Client) -> BTreeMap<u64, u64> {
-    let mut written = BTreeMap::new();
+/// Has a client work until it dies where a row says; what it was told that it had written.
+fn run_to_death(instance: &Instance, row: &Row) -> Written {
+    let [(name, value)] = armed(row);
+    let mut client = Client::open_with(&own_client(), instance, &[(name, &value)]);
+    client.ask(format!("ropen {VOLUME} {SHARED} rw")).expect("it is there");
+    let written = match row.work {
+        Work::Pointers => take_pointers(&mut client),
+        _ => write_records(&mut client),
+    };
+    // Nobody else kills it.
+    assert_eq!(client.end().signal(), Some(SIGKILL), "{row:?}");
+    written
+}
+
+/// What a client has written, by place: from which seeds.
+#[derive(Default)]
+struct Written {
+    acknowledged: BTreeMap<u64, u64>,
+    /// Where it was when it died, and what it was writing.
+    last: Option<(u64, u64)>,
+}
+
+impl Written {
+    fn check(&self, keeper: &Keeper, row: &Row) {
+        let last = self.last.map(|(place, _)| place);
+        for (&place, &seed) in self.acknowledged.iter().filter(|(place, _)| Some(**place) != last) {
+            assert_eq!(keeper.others(place), pattern(seed, OTHERS_BYTES), "{row:?}: {place}");
+        }
+        let Some((place, seed)) = self.last.filter(|_| row.copies > 1) else { return };
+        // With copies each page is as it was, or as it was to be.
+        let new = pattern(seed, OTHERS_BYTES);
+        let old = self.acknowledged.get(&place);
+        let old = old.map_or_else(|| vec![0; new.len()], |seed| pattern(*seed, OTHERS_BYTES));
+        let found = keeper.others(place);
+        let mut at = 0;
+        while at < found.len() {
+            let page_end = ((place * PLACE_BYTES + at as u64) / PAGE_BYTES + 1) * PAGE_BYTES;
+            let end = usize::try_from(page_end - place * PLACE_BYTES).expect("a place is small");
+            let part = at..end.min(found.len());
+            let here = &found[part.clone()];
+            let is_whole = here == &old[part.clone()] || here == &new[part.clone()];
+            assert!(is_whole, "{row:?}: place {place}, bytes {part:?} are half written");
+            at = end;
+        }
+    }
+}
+
+/// Has a client write until it is dead.
+fn write_records(client: &mut Client) -> Written {
+    let mut written = Written::default();
     for seed in 1..COMMANDS_MAX {
         let place = seed % PLACES;
         let at = place * PLACE_BYTES;
         let Some(answer) = client.try_ask(format!("rfill {at} {seed} {OTHERS_BYTES}")) else {
-            written.remove(&place);
+            written.last = Some((place, seed));
             return written;
         };
         answer.expect("the region is there");
-        written.insert(place, seed);
+        written.acknowledged.insert(place, seed);
     }
     panic!("the client never came to its point");
 }
 
 /// Has a client take pointers and give them back until it is dead.
-fn take_pointers(client: &mut Client) -> BTreeMap<u64, u64> {
+fn take_pointers(client: &mut Client) -> Written {
     let mut next = || {
         let addr = client.try_ask("raddr 0")?.expect("a region is open");
         let pointer = client.try_ask(format!("map {addr} {OTHERS_BYTES} rw"))?.expect("it is open");
@@ -123,7 +164,7 @@ fn take_pointers(client: &mut Client) -> BTreeMap<u64, u64> {
     };
     let passed = (0..COMMANDS_MAX).take_while(|_| next().is_some()).count();
     assert!((passed as u64) < COMMANDS_MAX, "the client never came to its point");
-    BTreeMap::new()
+    Written::default()
 }
 
 /// Which server dies.
@@ -177,19 +218,17 @@ fn server_dies(server: Server, pool_objects: u32, row: &Row) {
         fs::remove_file(instance.object(&all[0])).expect("it is there");
     }
     if row.work == Work::LostCopies {
-        for name in of_daemon(&instance, 2, "data", || {}) {
-            fs::remove_file(instance.object(&name)).expect("it is there");
-        }
+        lose(&instance, 2);
     }
-    if row.work == Work::Repairs {
+    let dies_at = match row.work {
+        Work::RollBack => Some(Point::FirstStored),
+        Work::RollForward => Some(Point::PhaseOthers),
+        _ => None,
+    };
+    let written = dies_at.map(|point| {
         instance.wait_serving();
-        let value = format!("{}:7", Point::PhaseOthers.name());
-        let armed = [(POINT_VARIABLE, value.as_str())];
-        let mut client = Client::open_with(&own_client(), &instance, &armed);
-        client.ask(format!("ropen {VOLUME} {SHARED} rw")).expect("it is there");
-        write_records(&mut client);
-        assert_eq!(client.end().signal(), Some(SIGKILL), "{row:?}");
-    }
+        run_to_death(&instance, &Row { point, time: 30, work: Work::Writes, ..*row })
+    });
     let (options, is_dead) = (instance.options(), AtomicBool::new(false));
     let death = thread::scope(|scope| {
         let worker = scope.spawn(|| {
@@ -217,6 +256,9 @@ fn server_dies(server: Server, pool_objects: u32, row: &Row) {
     assert_eq!(status.signal(), Some(SIGKILL), "{row:?}: {status}");
     let says = format!("dies at the point {}\n", row.point.name());
     assert!(instance.log(server.name()).contains(&says), "{row:?}: it died elsewhere");
+    if let Some(written) = written {
+        written.check(&keeper, row);
+    }
     check_all(&instance, row, keeper);
 }
 
@@ -248,6 +290,13 @@ fn of_daemon(instance: &Instance, daemon: u32, kind: &str, do_more: impl FnOnce(
     let found = if made.is_empty() { before } else { made };
     assert!(!found.is_empty(), "everybody's blocks are on all daemons");
     found
+}
+
+/// Removes all data of a daemon.
+fn lose(instance: &Instance, daemon: u32) {
+    for name in of_daemon(instance, daemon, "data", || {}) {
+        fs::remove_file(instance.object(&name)).expect("it is there");
+    }
 }
 
 fn has_pool(instance: &Instance) -> bool {
@@ -292,7 +341,7 @@ fn every_point_has_a_row_or_a_reason_for_having_none() {
     let mut all: Vec<Point> = rows.collect();
     all.sort_unstable();
     all.dedup();
-    all.extend([NOT_PASSED, LEAVES_A_TABLE].into_iter().flatten());
+    all.extend(UNTRIED.iter().map(|(point, _)| point));
     all.sort_unstable();
     assert_eq!(all, Point::ALL, "each point stands in one place");
 }

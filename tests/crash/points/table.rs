@@ -1,7 +1,6 @@
 //! Which process dies at which point, and over what.
 //!
-//! Each point has a row, or stands in [`NOT_PASSED`] or [`LEAVES_A_TABLE`] until there is one for
-//! it: `at(Point::PhaseFirst, 3, Work::Writes).with_copies()`.
+//! Each point has a row, or stands in [`UNTRIED`] until there is one for it.
 
 use dmce_sys::crash::Point;
 
@@ -10,6 +9,8 @@ use dmce_sys::crash::Point;
 pub enum Work {
     /// A client writes to a region, to which another one writes as well.
     Writes,
+    /// The same, when all copies but one are lost.
+    LastCopy,
     /// A client has pointers made.
     Pointers,
     /// Sessions do all that they ask servers for.
@@ -22,8 +23,10 @@ pub enum Work {
     LostHeader,
     /// A daemon that lives loses what it holds.
     LostCopies,
-    /// A client has died while it wrote to several copies.
-    Repairs,
+    /// A client has died when one copy was written: its bytes are taken back.
+    RollBack,
+    /// A client has died when the other copies were being written: they get its bytes.
+    RollForward,
 }
 
 /// A death.
@@ -60,19 +63,27 @@ pub const CLIENT: &[Row] = &[
     at(Point::PinFreed, 1, Work::Pointers),
     at(Point::SlotMarked, 60, Work::Writes).with_copies(),
     at(Point::IntentSet, 40, Work::Writes).with_copies(),
-    at(Point::IntentCleared, 40, Work::Writes).with_copies(),
     at(Point::PageLocked, 40, Work::Writes).with_copies(),
+    at(Point::PageLocked, 41, Work::Writes).with_copies(),
     at(Point::SequenceOdd, 40, Work::Writes).with_copies(),
+    at(Point::SequenceOdd, 41, Work::Writes).with_copies(),
     at(Point::UndoSaved, 1, Work::Writes).with_copies(),
+    at(Point::UndoSaved, 30, Work::Writes).with_copies(),
     at(Point::PhaseFirst, 1, Work::Writes).with_copies(),
-    at(Point::PhaseFirst, 40, Work::Writes).with_copies(),
-    at(Point::FirstStored, 40, Work::Writes).with_copies(),
+    at(Point::PhaseFirst, 30, Work::Writes).with_copies(),
+    at(Point::FirstStored, 30, Work::Writes).with_copies(),
     at(Point::PhaseOthers, 1, Work::Writes).with_copies(),
-    at(Point::PhaseOthers, 40, Work::Writes).with_copies(),
-    at(Point::OthersStored, 40, Work::Writes).with_copies(),
-    at(Point::PhaseSettled, 40, Work::Writes).with_copies(),
+    at(Point::PhaseOthers, 30, Work::Writes).with_copies(),
+    at(Point::OthersStored, 30, Work::Writes).with_copies(),
+    at(Point::PhaseSettled, 30, Work::Writes).with_copies(),
     at(Point::SequenceEven, 40, Work::Writes).with_copies(),
+    at(Point::SequenceEven, 41, Work::Writes).with_copies(),
     at(Point::PageFreed, 40, Work::Writes).with_copies(),
+    at(Point::PageFreed, 41, Work::Writes).with_copies(),
+    at(Point::IntentCleared, 40, Work::Writes).with_copies(),
+    at(Point::PhaseFirst, 40, Work::LastCopy).with_copies(),
+    at(Point::FirstStored, 40, Work::LastCopy).with_copies(),
+    at(Point::OthersStored, 40, Work::LastCopy).with_copies(),
 ];
 
 /// Deaths of the first of two daemons, which lends nothing: it makes each block itself.
@@ -121,7 +132,6 @@ pub const BROKER: &[Row] = &[
     at(Point::AnswerDue, 4, Work::Sessions),
     at(Point::AnswerSent, 1, Work::Sessions),
     at(Point::AnswerSent, 4, Work::Sessions),
-    at(Point::DataNamed, 2, Work::Sessions).with_copies(),
     at(Point::HeaderNamed, 1, Work::Sessions).with_copies(),
     at(Point::HeaderNamed, 2, Work::Sessions).with_copies(),
     at(Point::UndoCommitted, 1, Work::Sessions).with_copies(),
@@ -137,20 +147,28 @@ pub const BROKER: &[Row] = &[
     at(Point::HeaderRaised, 1, Work::LostCopies).with_copies(),
     at(Point::HeaderRaised, 3, Work::LostCopies).with_copies(),
     at(Point::GenerationPublished, 1, Work::LostCopies).with_copies(),
-    at(Point::RepairBegun, 1, Work::Repairs).with_copies(),
-    at(Point::RepairBegun, 3, Work::Repairs).with_copies(),
-    at(Point::RepairStored, 1, Work::Repairs).with_copies(),
-    at(Point::RepairStored, 3, Work::Repairs).with_copies(),
-    at(Point::RepairReleased, 1, Work::Repairs).with_copies(),
-    at(Point::RepairReleased, 3, Work::Repairs).with_copies(),
-    at(Point::RepairWoken, 1, Work::Repairs).with_copies(),
-    at(Point::RepairEnded, 1, Work::Repairs).with_copies(),
+    at(Point::RepairBegun, 1, Work::RollBack).with_copies(),
+    at(Point::RepairBegun, 3, Work::RollForward).with_copies(),
+    at(Point::RepairStored, 1, Work::RollBack).with_copies(),
+    at(Point::RepairStored, 2, Work::RollBack).with_copies(),
+    at(Point::RepairStored, 1, Work::RollForward).with_copies(),
+    at(Point::RepairStored, 3, Work::RollForward).with_copies(),
+    at(Point::RepairReleased, 1, Work::RollBack).with_copies(),
+    at(Point::RepairReleased, 3, Work::RollForward).with_copies(),
+    at(Point::RepairWoken, 1, Work::RollBack).with_copies(),
+    at(Point::RepairWoken, 1, Work::RollForward).with_copies(),
+    at(Point::RepairEnded, 1, Work::RollBack).with_copies(),
+    at(Point::RepairEnded, 1, Work::RollForward).with_copies(),
 ];
 
-/// Points that no work here is sure to pass: they need two who wait for one page at a moment, or a
-/// write to one half.
-pub const NOT_PASSED: &[Point] = &[Point::WaiterEnlisted, Point::WaitersUnwoken, Point::PhaseAlone];
-
-/// A broker that dies there leaves the lock table of a block that was deleted: the next one finds
-/// a name of the block still, and keeps what it cannot tell whose it is.
-pub const LEAVES_A_TABLE: &[Point] = &[Point::StaleHeaderRemoved];
+/// Points without a row, and why.
+pub const UNTRIED: &[(Point, &str)] = &[
+    (Point::WaiterEnlisted, "who waits spins first, so a page has to be held for long by chance"),
+    (Point::WaitersUnwoken, "the same"),
+    (Point::PhaseAlone, "no client here detaches the copies of a region"),
+    (
+        Point::StaleHeaderRemoved,
+        "the broker that comes back keeps a table as long as a name of its block was there at its \
+         start, and one is until the daemon of the stale copy is back",
+    ),
+];
