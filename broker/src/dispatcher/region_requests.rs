@@ -23,7 +23,7 @@ use super::action::Action;
 use super::blocks::SpanState;
 use super::charge::Payer;
 use super::clients::ReplyTo;
-use super::event::Rights;
+use super::event::{ClientConn, Rights};
 use super::opens::{Closed, Settled};
 use super::planning::Order;
 use super::policies::Terms;
@@ -171,9 +171,22 @@ impl Dispatcher {
         }
     }
 
-    /// Ends an opening. One that is not there was ended before: by this request, which is repeated,
-    /// or with its region.
-    pub(super) fn region_close(&mut self, id: SessionId, number: OpeningId) -> Outcome {
+    /// Ends an opening, also one that is still waited for. One that is not there was ended before:
+    /// by this request, which is repeated, or with its region.
+    pub(super) fn region_close(
+        &mut self,
+        conn: ClientConn,
+        id: SessionId,
+        number: OpeningId,
+    ) -> Outcome {
+        let is_it = |request: &ClientRequest| match request {
+            ClientRequest::RegionOpen(open) => open.opening == number,
+            _ => false,
+        };
+        while let Some(waiter) = self.unsettled.take_of(conn, is_it) {
+            let given_up = Refusal::new(Status::Closed, "the request was given up");
+            self.reply(waiter.to, Err(given_up), Vec::new());
+        }
         let session = self.sessions.get_mut(id);
         if let Some(closed) = session.and_then(|session| session.opens.close(number)) {
             self.closed(id, closed);

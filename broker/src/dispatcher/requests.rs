@@ -210,7 +210,9 @@ impl Dispatcher {
             ClientRequest::Disconnect => Ok(self.disconnect(to, session)),
             ClientRequest::RegionCreate(create) => self.region_create(to, session, create),
             ClientRequest::RegionOpen(open) => self.region_open(session, open),
-            ClientRequest::RegionClose(opening) => Ok(self.region_close(session, *opening)),
+            ClientRequest::RegionClose(opening) => {
+                Ok(self.region_close(to.conn, session, *opening))
+            }
             ClientRequest::RegionFind(name) => self.region_find(session, name),
             ClientRequest::RegionDelete(key) => self.region_delete(to, session, *key),
             ClientRequest::RegionList(list) => Ok(self.region_list(session, list)),

@@ -1,5 +1,6 @@
 //! What becomes of a session that has ended over a write to a region of several copies.
 
+use dmce_abi::Status;
 use dmce_abi::block::{BlockId, SessionId};
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::wire::client::{ClientReply, ClientRequest, Opened};
@@ -386,6 +387,22 @@ fn a_table_waits_for_a_wreck_of_which_nothing_is_known_yet() {
     writer.rig.intents.insert(writer.session, FoundIntents::none());
     writer.rig.event(Event::IntentsRead { session: writer.session, found });
     assert_eq!(writer.history()[2..], ["level", "make a table", "clear", "end"]);
+}
+
+/// Otherwise it would be opened for nobody, as soon as that is decided.
+#[test]
+fn who_gives_up_a_region_that_is_decided_on_does_not_have_it_open_afterwards() {
+    let mut writer = writer();
+    writer.rig.rewrites = false;
+    writer.loses(1);
+    let (conn, ready) = writer.rig.session(1001);
+    let number = writer.rig.ask_later(conn, open(7, "r", true));
+    assert!(writer.rig.answer(conn, number).is_none());
+    writer.rig.done(conn, close(7));
+    let (reply, _) = writer.rig.answer(conn, number).unwrap();
+    assert_eq!(reply.unwrap_err().status, Status::Closed);
+    writer.loses(2);
+    assert!(writer.rig.dispatcher.snapshot().openings[&ready.session].is_empty());
 }
 
 /// The two copies of a region.
