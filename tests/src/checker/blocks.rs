@@ -175,7 +175,9 @@ fn judge(
     let highest = copies.iter().filter(|copy| copy.description.epoch == epoch);
     let mut named: Option<(DaemonId, Vec<DaemonId>)> = None;
     for copy in highest {
-        let says = copy.description.membership.daemons(copy.daemon);
+        let mut says = copy.description.membership.daemons(copy.daemon);
+        // A header tells the primary's place alone.
+        says[1..].sort_unstable();
         match &named {
             None => named = Some((copy.daemon, says)),
             Some((_, named)) if *named == says => {}

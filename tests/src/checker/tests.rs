@@ -326,6 +326,17 @@ fn headers_that_contradict_each_other_are_found() {
 }
 
 #[test]
+fn three_copies_agree_whatever_order_their_headers_give_the_others() {
+    let world = World::new();
+    for of in [1, 2, 3] {
+        world.copy(of, &[1, 2, 3], 5);
+    }
+    world.table(&[0; PAGES]);
+    let checked = world.check();
+    assert_eq!((checked.differences, checked.good, checked.compared), (vec![], 3, 5));
+}
+
+#[test]
 fn a_table_that_is_gone_or_short_or_another_blocks_is_found() {
     let table = |why: &str| Difference::Table { block: block(), why: why.into() };
     let world = World::with_two_copies();
