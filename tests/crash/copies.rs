@@ -78,6 +78,31 @@ fn a_daemon_that_goes_with_its_memory_is_not_missed() {
     }
 }
 
+/// Its broker may not know of the loss, as it has seen nothing but what is left.
+#[test]
+fn what_is_left_of_a_copy_that_was_cut_goes_with_its_region() {
+    for broker_sees_it in [true, false] {
+        let mut instance = Instance::start(2);
+        instance.open().region_create("vol", "two", REGION_BYTES, &copies(2)).unwrap();
+        if !broker_sees_it {
+            instance.kill_broker();
+        }
+        let data = objects_of(&instance, 2).into_iter().filter(|name| name.contains(".data-"));
+        for name in data {
+            let file = File::options().write(true).open(instance.object(&name));
+            file.and_then(|file| file.set_len(0)).expect("it is our own");
+        }
+        if broker_sees_it {
+            wait_until("it is seen", || instance.status().state == Health::Degraded);
+            instance.kill_broker();
+        }
+        instance.start_broker();
+        wait_until("it is known", || instance.status().state == Health::Degraded);
+        instance.open().region_delete("vol", "two").unwrap();
+        instance.wait_empty();
+    }
+}
+
 #[test]
 fn allocations_with_copies_outlive_a_daemon() {
     let mut instance = Instance::start(3);

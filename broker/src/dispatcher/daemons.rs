@@ -57,6 +57,8 @@ pub(super) enum Link {
         conn: DaemonConn,
         /// What it reported until now.
         held: BTreeMap<BlockId, HeldBlock>,
+        /// What it reported as damaged until now.
+        damaged: BTreeSet<BlockId>,
     },
     /// It serves.
     Up(DaemonConn),

@@ -116,7 +116,7 @@ impl Dispatcher {
         let pid = *pid;
         self.history.add(daemon);
         let server = self.daemons.servers.entry(daemon).or_default();
-        server.link = Link::Joining { conn, held: BTreeMap::new() };
+        server.link = Link::Joining { conn, held: BTreeMap::new(), damaged: BTreeSet::new() };
         server.pid = pid;
         server.heard = self.now.millis;
         server.overdue = false;
@@ -135,16 +135,19 @@ impl Dispatcher {
     ) -> Result<(), String> {
         let limit = self.config.limits.blocks_max;
         if self.restart.found.is_some() {
-            self.restart.damaged.extend(damaged);
-        }
-        if self.restart.damaged.len() > limit {
-            return Err(format!("more blocks are damaged than there can be, limit {limit}"));
+            self.restart.damaged.extend(&damaged);
         }
         let server = self.daemons.servers.get_mut(&daemon);
-        let Some(Link::Joining { conn, held }) = server.map(|server| &mut server.link) else {
+        let Some(Link::Joining { conn, held, damaged: all_damaged }) =
+            server.map(|server| &mut server.link)
+        else {
             return Err("it reported blocks after the last".to_owned());
         };
         let conn = *conn;
+        all_damaged.extend(damaged);
+        if all_damaged.len().max(self.restart.damaged.len()) > limit {
+            return Err(format!("more blocks are damaged than there can be, limit {limit}"));
+        }
         for block in blocks {
             let id = block.description.block;
             if held.insert(id, block).is_some() {
@@ -157,12 +160,13 @@ impl Dispatcher {
         if !last {
             return Ok(());
         }
-        let mut held = std::mem::take(held);
+        let (mut held, damaged) = (std::mem::take(held), std::mem::take(all_damaged));
         let strays = self.strays_of(daemon, &held);
         held.retain(|id, _| !strays.contains(id));
         self.check_report(daemon, &held)?;
         self.take_report(daemon, held, Told::ByDaemon);
         self.set_strays(daemon, strays);
+        self.restart.keep_names(daemon, &damaged);
         self.refuse_grows(daemon);
         self.timers.cancel(Timer::Report(daemon));
         self.out.push(Action::ForgetLock { daemon });

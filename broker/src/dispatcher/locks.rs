@@ -318,13 +318,13 @@ impl Dispatcher {
         }
     }
 
-    /// All have reported: tables that were found and are of no block are removed. Those of blocks
-    /// of which only a name is known stay: nobody can say yet whose they are.
+    /// All have reported, or one more has: tables that were found and are of no block are removed.
+    /// Those of blocks of which only a name is known stay until its daemon has said what it holds:
+    /// nobody can say before whose they are.
     pub(super) fn remove_stray_tables(&mut self) {
-        let (blocks, names) = (&self.blocks, &self.restart.names);
-        let is_stray = |id: &BlockId| blocks.get(*id).is_none() && !names.contains(id);
-        let found = self.restart.tables.keys().copied();
-        let strays: Vec<BlockId> = found.filter(is_stray).collect();
+        let (blocks, restart) = (&self.blocks, &self.restart);
+        let is_stray = |id: &BlockId| blocks.get(*id).is_none() && !restart.is_named(*id);
+        let strays: Vec<BlockId> = restart.tables.keys().copied().filter(is_stray).collect();
         for block in strays {
             self.restart.tables.remove(&block);
             self.out.push(Action::RemoveLocks { block });

@@ -69,6 +69,9 @@ pub(super) struct Restart {
     /// Ids that a name has, and no block that was reported yet: names that were there at the start,
     /// and names that others took since.
     pub names: BTreeSet<BlockId>,
+    /// Names that daemons had at the start, until they have said what they hold: of what is damaged
+    /// they have them still.
+    pub names_of: BTreeMap<DaemonId, BTreeSet<BlockId>>,
     /// Of these, blocks that were made, and whose header is damaged.
     pub damaged: BTreeSet<BlockId>,
     /// The daemons that the headers of the highest epoch of a block name, the primary's first.
@@ -99,6 +102,21 @@ pub(super) struct Quarantined {
     pub charge: Charge,
 }
 
+impl Restart {
+    /// A daemon has said what it holds: of other blocks it has no name any more, but of damaged
+    /// ones.
+    pub(super) fn keep_names(&mut self, daemon: DaemonId, damaged: &BTreeSet<BlockId>) {
+        if let Some(names) = self.names_of.get_mut(&daemon) {
+            names.retain(|id| damaged.contains(id));
+        }
+    }
+
+    /// Whether a daemon may have something under a name that it had at the start.
+    pub(super) fn is_named(&self, id: BlockId) -> bool {
+        self.names_of.values().any(|names| names.contains(&id))
+    }
+}
+
 impl Dispatcher {
     /// Whether every daemon that was expected has reported, or is known to be dead.
     pub(super) fn tables_complete(&self) -> bool {
@@ -118,6 +136,7 @@ impl Dispatcher {
             self.restart.damaged.extend(damaged);
             self.history.add(daemon);
             self.daemons.servers.entry(daemon).or_default();
+            self.restart.names_of.insert(daemon, blocks.iter().copied().collect());
             for id in blocks {
                 if self.ids.claim(id) {
                     self.restart.names.insert(id);
@@ -190,6 +209,7 @@ impl Dispatcher {
             (true, true) => self.complete(),
             (true, false) => {
                 self.judge_spans();
+                self.remove_stray_tables();
                 self.refill_reservations();
             }
             (false, _) => {}

@@ -20,9 +20,9 @@ use dmce_sys::object::word::{ObjectWord, WordError};
 use dmce_sys::object::{self, ObjectError};
 use dmce_sys::transfer::word::WORD_BYTES;
 
+use super::Store;
 use super::folder::{Found, Own};
 use super::requests::{lost, no_such_block};
-use super::{Condition, Store};
 
 /// Objects that are kept open. When there are as many, all are closed.
 const OPEN_MAX: usize = 512;
@@ -78,7 +78,7 @@ impl Store {
         let held = self.blocks.get(&block).filter(|held| held.header.description.guid == guid);
         let held =
             held.ok_or_else(|| Refusal { status: Status::Address, ..no_such_block(block) })?;
-        if held.condition == Condition::Lost {
+        if held.condition.is_lost() {
             return Err(lost(block));
         }
         if bytes > DATA_BYTES_MAX as u64 {

@@ -137,6 +137,15 @@ enum Condition {
     Mending,
     /// Its object is gone or short. The broker has been told.
     Lost,
+    /// Its object is short, and it was reported all the same, to a broker that may not know of it.
+    Short,
+}
+
+impl Condition {
+    /// Whether its bytes are not what they were.
+    const fn is_lost(self) -> bool {
+        matches!(self, Self::Lost | Self::Short)
+    }
 }
 
 impl Store {
@@ -190,14 +199,15 @@ impl Store {
     }
 
     /// Prepares for a report to another broker: takes in what the one before made of lent objects,
-    /// and wrote into headers, forgets blocks that are gone, and lends the rest anew.
+    /// and wrote into headers, forgets blocks that are gone, tells again of those that are short,
+    /// and lends the rest anew.
     ///
     /// # Errors
     ///
     /// [`ObjectError`] if an object could not be looked at.
     pub fn look_again(&mut self) -> Result<(), ObjectError> {
         self.pool.lend_anew(&self.folder)?;
-        self.forget_gone()?;
+        self.look_at_lost()?;
         self.read_headers_again();
         let adopted = adopt::adopt_unknown(&self.folder, |block| self.blocks.contains_key(&block))?;
         self.take_in(adopted);
@@ -221,7 +231,8 @@ impl Store {
         self.folder.dir()
     }
 
-    /// The blocks, as the broker is told of them. Those that are lost are left out.
+    /// The blocks, as the broker is told of them. Those that are lost are left out, unless there is
+    /// something of them that it may want to have removed.
     pub fn held(&self) -> impl Iterator<Item = HeldBlock> {
         let there = self.blocks.values().filter(|held| held.condition != Condition::Lost);
         there.map(|held| HeldBlock {

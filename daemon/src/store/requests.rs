@@ -283,7 +283,7 @@ impl Held {
             return Err(Refusal::new(Status::Exists, text));
         }
         match self.condition {
-            Condition::Lost => Err(lost(ours.block)),
+            condition if condition.is_lost() => Err(lost(ours.block)),
             _ => Ok(DaemonAnswer::Committed { committed: self.data.bytes }),
         }
     }

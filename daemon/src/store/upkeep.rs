@@ -19,7 +19,7 @@ use dmce_sys::watch::Removals;
 use tracing::{debug, warn};
 
 use super::adopt;
-use super::block;
+use super::block::{self, Data};
 use super::check::{self, Finding};
 use super::commit::Growth;
 use super::folder::Found;
@@ -30,6 +30,9 @@ use super::{Condition, Store};
 
 /// Blocks that one tick looks at.
 const CHECKS_PER_TICK: usize = 256;
+
+/// Blocks that are short and are reported: each of them has to be called lost after that.
+const SHORT_TOLD_MAX: usize = 1024;
 
 impl Store {
     /// Looks at the next blocks, at what could not be removed, and at the pool.
@@ -108,7 +111,7 @@ impl Store {
     pub(super) fn check(&mut self, block: BlockId) -> Result<Option<OwnedFd>, ObjectError> {
         let Some(held) = self.blocks.get_mut(&block) else { return Ok(None) };
         // A job is at the size at this moment; a loss is told once.
-        if matches!(held.condition, Condition::Growing | Condition::Lost) {
+        if held.condition == Condition::Growing || held.condition.is_lost() {
             return Ok(None);
         }
         match check::examine(&self.folder, block, held.data)? {
@@ -212,21 +215,41 @@ impl Store {
         }
     }
 
-    /// Forgets blocks whose data were removed, as a daemon that starts does: a broker that does not
-    /// know of them would never have their headers go.
-    pub(super) fn forget_gone(&mut self) -> Result<(), ObjectError> {
-        let lost = self.blocks.iter().filter(|(_, held)| held.condition == Condition::Lost);
-        let lost: Vec<BlockId> = lost.map(|(block, _)| *block).collect();
-        for block in lost {
-            if !matches!(self.folder.look(ObjectKind::Data(block.get()))?, Found::Missing) {
+    /// Decides anew about blocks that are lost, as a daemon that starts does: a broker that does
+    /// not know of them would never have removed what is left. Those whose data are gone are
+    /// forgotten; those that are short are reported, and called lost again.
+    pub(super) fn look_at_lost(&mut self) -> Result<(), ObjectError> {
+        let lost = self.blocks.iter().filter(|(_, held)| held.condition.is_lost());
+        let lost: Vec<(BlockId, Data)> = lost.map(|(block, held)| (*block, held.data)).collect();
+        let mut told = 0;
+        for (block, data) in lost {
+            let found = self.folder.look(ObjectKind::Data(block.get()))?;
+            if matches!(found, Found::Missing) {
+                self.forget_gone(block)?;
                 continue;
             }
-            self.folder.unlink(ObjectKind::Header(block.get()))?;
-            self.open_objects.close(block);
-            if let Some(held) = self.blocks.remove(&block) {
-                held.gone.store(true, Ordering::Relaxed);
-                self.ledger.refund(held.data.bytes);
+            // Its bytes are gone also where somebody has made it as long again.
+            let is_short = matches!(&found, Found::Own(own)
+                if own.stat.inode == data.inode && own.stat.bytes < data.bytes);
+            let is_told = is_short && told < SHORT_TOLD_MAX;
+            if let Some(held) = self.blocks.get_mut(&block) {
+                held.condition = if is_told { Condition::Short } else { Condition::Lost };
             }
+            if is_told {
+                told += 1;
+                self.notices.push(DaemonNotice::Lost { block });
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets a block whose data were removed, with its header.
+    fn forget_gone(&mut self, block: BlockId) -> Result<(), ObjectError> {
+        self.folder.unlink(ObjectKind::Header(block.get()))?;
+        self.open_objects.close(block);
+        if let Some(held) = self.blocks.remove(&block) {
+            held.gone.store(true, Ordering::Relaxed);
+            self.ledger.refund(held.data.bytes);
         }
         Ok(())
     }

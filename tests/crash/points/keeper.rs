@@ -114,13 +114,18 @@ impl Keeper {
         }
     }
 
-    /// Gives all back.
-    pub fn end(self) {
+    /// Deletes what nobody has open.
+    pub fn delete_idle_regions(&self) {
         for name in self.session.region_list(VOLUME).expect("the broker serves") {
             if name != SHARED {
                 self.session.region_delete(VOLUME, &name).expect("nobody has it open");
             }
         }
+    }
+
+    /// Gives all back.
+    pub fn end(self) {
+        self.delete_idle_regions();
         self.region.close().expect("it is open");
         self.session.region_delete(VOLUME, SHARED).expect("it is nobody else's");
         self.session.close().expect("it is open");

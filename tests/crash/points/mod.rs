@@ -50,7 +50,7 @@ fn start(pool_objects: u32, copies: u32) -> Instance {
 fn check_all(instance: &Instance, row: &Row, keeper: Keeper) {
     keeper.check();
     let state = match row.work {
-        Work::LostCopies | Work::LastCopy => Health::Degraded,
+        Work::LostCopies | Work::LastCopy | Work::Deletions => Health::Degraded,
         _ => Health::Ok,
     };
     wait_until("all is as it can be", || instance.status().state == state);
@@ -220,6 +220,12 @@ fn server_dies(server: Server, pool_objects: u32, row: &Row) {
     if row.work == Work::LostCopies {
         lose(&instance, 2);
     }
+    if row.work == Work::Deletions {
+        instance.wait_serving();
+        lose(&instance, 2);
+        wait_until("others go on alone", || instance.status().state == Health::Degraded);
+        instance.kill_daemon(2);
+    }
     let dies_at = match row.work {
         Work::RollBack => Some(Point::FirstStored),
         Work::RollForward => Some(Point::PhaseOthers),
@@ -232,6 +238,9 @@ fn server_dies(server: Server, pool_objects: u32, row: &Row) {
     let (options, is_dead) = (instance.options(), AtomicBool::new(false));
     let death = thread::scope(|scope| {
         let worker = scope.spawn(|| {
+            if row.work == Work::Deletions {
+                keeper.delete_idle_regions();
+            }
             for _ in 0..WORKS_MAX {
                 if is_dead.load(Ordering::Relaxed) {
                     return;
@@ -244,7 +253,8 @@ fn server_dies(server: Server, pool_objects: u32, row: &Row) {
         });
         let seen = wait_for(row.point.name(), || {
             let death = instance.reap_one();
-            let gives_up = row.work == Work::Sessions && worker.is_finished();
+            let works = matches!(row.work, Work::Sessions | Work::Deletions);
+            let gives_up = works && worker.is_finished();
             (death.is_some() || gives_up).then_some(death)
         });
         is_dead.store(true, Ordering::Relaxed);

@@ -23,6 +23,8 @@ pub enum Work {
     LostHeader,
     /// A daemon that lives loses what it holds.
     LostCopies,
+    /// Regions are deleted, and a daemon is away that has lost its copies of them.
+    Deletions,
     /// A client has died when one copy was written: its bytes are taken back.
     RollBack,
     /// A client has died when the other copies were being written: they get its bytes.
@@ -102,6 +104,7 @@ pub const DAEMON: &[Row] = &[
     at(Point::BlockAdopted, 1, Work::Start),
     at(Point::ExcessCut, 1, Work::StartWithExcess),
     at(Point::HeaderRestored, 1, Work::LostHeader),
+    at(Point::DataNamed, 1, Work::Sessions).with_copies(),
     at(Point::HeaderReady, 1, Work::Sessions).with_copies(),
     at(Point::GrowthCommitted, 1, Work::Sessions).with_copies(),
     at(Point::HeaderUnlinked, 1, Work::Sessions).with_copies(),
@@ -132,6 +135,8 @@ pub const BROKER: &[Row] = &[
     at(Point::AnswerDue, 4, Work::Sessions),
     at(Point::AnswerSent, 1, Work::Sessions),
     at(Point::AnswerSent, 4, Work::Sessions),
+    at(Point::DataNamed, 1, Work::Sessions).with_copies(),
+    at(Point::DataNamed, 2, Work::Sessions).with_copies(),
     at(Point::HeaderNamed, 1, Work::Sessions).with_copies(),
     at(Point::HeaderNamed, 2, Work::Sessions).with_copies(),
     at(Point::UndoCommitted, 1, Work::Sessions).with_copies(),
@@ -147,6 +152,7 @@ pub const BROKER: &[Row] = &[
     at(Point::HeaderRaised, 1, Work::LostCopies).with_copies(),
     at(Point::HeaderRaised, 3, Work::LostCopies).with_copies(),
     at(Point::GenerationPublished, 1, Work::LostCopies).with_copies(),
+    at(Point::StaleHeaderRemoved, 1, Work::Deletions).with_copies(),
     at(Point::RepairBegun, 1, Work::RollBack).with_copies(),
     at(Point::RepairBegun, 3, Work::RollForward).with_copies(),
     at(Point::RepairStored, 1, Work::RollBack).with_copies(),
@@ -166,9 +172,4 @@ pub const UNTRIED: &[(Point, &str)] = &[
     (Point::WaiterEnlisted, "who waits spins first, so a page has to be held for long by chance"),
     (Point::WaitersUnwoken, "the same"),
     (Point::PhaseAlone, "no client here detaches the copies of a region"),
-    (
-        Point::StaleHeaderRemoved,
-        "the broker that comes back keeps a table as long as a name of its block was there at its \
-         start, and one is until the daemon of the stale copy is back",
-    ),
 ];

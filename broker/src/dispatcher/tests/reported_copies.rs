@@ -199,6 +199,35 @@ fn a_lock_table_that_is_there_is_used_and_that_of_no_block_is_removed() {
 }
 
 #[test]
+fn a_lock_table_of_a_name_stays_until_its_daemon_has_said_what_it_has() {
+    let removed = |rig: &Rig| {
+        let is_removal = |action: &&Action| matches!(action, Action::RemoveLocks { .. });
+        rig.actions.iter().filter(is_removal).count()
+    };
+    let of = |daemon, content| FoundDaemon {
+        daemon: daemon_id(daemon),
+        blocks: vec![block_id(9)],
+        damaged: Vec::new(),
+        content,
+    };
+    let table = FoundTable { block: block_id(9), guid: None, bytes: MIB };
+    for is_damaged in [false, true] {
+        let daemons = vec![of(1, FoundContent::Read(Vec::new())), of(2, FoundContent::Expected)];
+        let started = Started { daemons, tables: vec![table], ..Started::default() };
+        let mut rig = Rig::started(config(), started);
+        rig.daemon(2, GIB);
+        assert_eq!(removed(&rig), 0, "one has yet to say it");
+        let damaged = is_damaged.then_some(block_id(9)).into_iter().collect();
+        rig.register(1, GIB);
+        rig.tell(1, 0, DaemonMessage::Holds { blocks: vec![], damaged, last: false });
+        rig.tell(1, 0, DaemonMessage::Holds { blocks: vec![], damaged: vec![], last: true });
+        assert_eq!(removed(&rig), usize::from(!is_damaged));
+        rig.daemon(1, GIB);
+        assert_eq!(removed(&rig), 1, "it has it no more");
+    }
+}
+
+#[test]
 fn a_lock_table_that_a_client_has_lengthened_costs_its_user_no_more() {
     let guid = held(1, &[1, 2], 7, MIB).description.guid;
     for bytes in [MIB + 4096, u64::MAX] {

@@ -41,10 +41,36 @@ fn a_block_whose_data_were_removed_is_gone_with_its_header_at_the_next_report() 
     assert_eq!(store.take_notices(), lost);
     store.look_again().unwrap();
     let names = ["data-00000002", "data-00000003", "head-00000002", "head-00000003"];
-    assert_eq!(fixture.names(), names, "what is short may be of use to somebody");
-    assert_eq!((held(&store), store.committed()), (vec![(3, 64 * KIB)], 128 * KIB));
+    assert_eq!(fixture.names(), names, "what is short is there for the broker to decide about");
+    let told = vec![(2, 64 * KIB), (3, 64 * KIB)];
+    assert_eq!((held(&store), store.committed()), (told, 128 * KIB));
+    assert_eq!(store.take_notices(), [DaemonNotice::Lost { block: id(2) }]);
     assert_eq!(ask(&mut store, create(1, 64 * KIB)), committed(64 * KIB));
     assert_eq!(store.committed(), 3 * 64 * KIB);
+}
+
+#[test]
+fn a_block_that_is_short_is_lost_whatever_somebody_makes_of_it() {
+    let fixture = Fixture::new();
+    let mut store = fixture.open();
+    ask(&mut store, create(1, 64 * KIB)).unwrap();
+    let client = open_data(&store, 1);
+    object::truncate(client.as_fd(), 0).unwrap();
+    store.tick();
+    let lost = [DaemonNotice::Lost { block: id(1) }];
+    assert_eq!(store.take_notices(), lost);
+    for _ in 0..2 {
+        store.look_again().unwrap();
+        assert_eq!((held(&store), store.take_notices()), (vec![(1, 64 * KIB)], lost.to_vec()));
+        store.tick();
+        assert_eq!(store.take_notices(), []);
+        assert_eq!(ask(&mut store, grow(1, MIB)).unwrap_err().status, Status::Lost);
+    }
+    object::truncate(client.as_fd(), 64 * KIB).unwrap();
+    store.look_again().unwrap();
+    assert_eq!((held(&store), store.take_notices()), (vec![], vec![]));
+    assert_eq!(ask(&mut store, destroy(1)), Ok(DaemonAnswer::Done));
+    assert_eq!((store.committed(), fixture.names()), (0, vec![]));
 }
 
 #[test]
