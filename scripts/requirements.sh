@@ -66,6 +66,7 @@ if [[ $purpose == bench ]]; then
     [[ -e /usr/include/boost/interprocess/managed_shared_memory.hpp ]] || missing+=(libboost-dev)
     /sbin/ldconfig -p | grep -q 'libmimalloc\.so\.2 ' || missing+=(libmimalloc2.0)
     /sbin/ldconfig -p | grep -q 'libjemalloc\.so\.2 ' || missing+=(libjemalloc2)
+    [[ -e /usr/include/libpmemobj.h ]] || missing+=(libpmemobj-dev)
     need redis-server redis-server
     need memcached memcached
 fi

@@ -67,6 +67,8 @@ calls! {
         (*mut dmce_session_t, dmce_addr_t, *mut c_void, usize) -> dmce_status_t;
     dmce_write of access
         (*mut dmce_session_t, dmce_addr_t, *const c_void, usize) -> dmce_status_t;
+    dmce_cas64 of access (*mut dmce_session_t, dmce_addr_t, u64, u64, *mut u64) -> dmce_status_t;
+    dmce_add64 of access (*mut dmce_session_t, dmce_addr_t, u64, *mut u64) -> dmce_status_t;
     dmce_map of map
         (*mut dmce_session_t, dmce_addr_t, usize, u32, *mut *mut c_void) -> dmce_status_t;
     dmce_unmap of map (*mut dmce_session_t, *mut c_void) -> dmce_status_t;

@@ -1,8 +1,13 @@
 //! How much of a range this process has mapped with huge pages, as the kernel says.
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use dmce_sys::map::{FileRange, Mapping, Populate, Protection};
+use dmce_sys::object::{self, ObjectDir};
+use dmce_tests::Instance;
 
 use crate::memory::Area;
 use crate::{Error, Result};
@@ -45,6 +50,23 @@ pub fn wait(area: Area) -> Result<u64> {
         }
         thread::sleep(PAUSE);
     }
+}
+
+/// The same for an object of an instance, by its name.
+///
+/// # Errors
+///
+/// [`Error::System`] if there is no such object, or the kernel does not say.
+pub fn wait_object(instance: &Instance, name: &str) -> Result<u64> {
+    let failed = |error| Error::of("opening an object", error);
+    let folder = instance.folder();
+    let fd = ObjectDir::open(folder).and_then(|dir| dir.open_read_write(name)).map_err(failed)?;
+    let bytes = object::stat(fd.as_fd()).map_err(failed)?.bytes;
+    let range = FileRange { offset: 0, bytes };
+    let mapping = Mapping::shared(fd.as_fd(), range, Protection::ReadWrite, Populate::No)
+        .map_err(|error| Error::of("mapping an object", error))?;
+    // SAFETY: mapped until the end of this function; nobody is measured meanwhile.
+    wait(unsafe { Area::new(mapping.as_ptr(), mapping.len()) })
 }
 
 /// Bytes in huge pages of the mappings that lie between two addresses.

@@ -26,13 +26,18 @@ pub mod janitor;
 pub mod machine;
 pub mod measure;
 pub mod memory;
+pub mod offsets;
 pub mod peers;
 pub mod places;
+pub mod records;
+pub mod redis;
 pub mod report;
 pub mod rows;
+pub mod server;
 pub mod session;
 pub mod setting;
 pub mod table;
 pub mod worker;
+pub mod working_set;
 
 pub use error::{Error, Result};

@@ -73,11 +73,33 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
+/// The least value that at least this share of some values does not exceed. There is at least one.
+#[must_use]
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the share of a length is not negative, and far below 2^52"
+)]
+pub fn percentile(values: &[f64], share: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (sorted.len() as f64 * share).ceil() as usize;
+    sorted[rank.clamp(1, sorted.len()) - 1]
+}
+
 impl Pair {
     /// Two figures that were taken once.
     #[must_use]
     pub fn of_one(ours: f64, theirs: f64) -> Self {
         Self { ours: vec![ours], theirs: vec![theirs] }
+    }
+
+    /// Figures that rounds have taken in turn: as many on either side.
+    #[must_use]
+    pub fn of_rounds(ours: Vec<f64>, theirs: Vec<f64>) -> Self {
+        debug_assert_eq!(ours.len(), theirs.len(), "a round has both");
+        Self { ours, theirs }
     }
 
     /// Seconds of one operation of DMCE.
@@ -144,5 +166,13 @@ mod tests {
     #[test]
     fn the_median_of_an_even_number_lies_between_the_two_in_the_middle() {
         assert_eq!(median(&[4.0, 1.0, 3.0, 2.0]).to_bits(), 2.5_f64.to_bits());
+    }
+
+    #[test]
+    fn a_percentile_is_one_of_the_values() {
+        let values: Vec<f64> = (1..=100).rev().map(f64::from).collect();
+        let found = [0.0, 0.01, 0.5, 0.985, 0.99, 1.0].map(|share| percentile(&values, share));
+        assert_eq!(found.map(f64::to_bits), [1.0, 1.0, 50.0, 99.0, 99.0, 100.0].map(f64::to_bits));
+        assert_eq!(percentile(&[7.0], 0.99).to_bits(), 7.0_f64.to_bits());
     }
 }

@@ -158,6 +158,22 @@ fn line(place: u64) -> usize {
     place as usize * LINE_BYTES
 }
 
+/// `memcpy`; of 64 bytes in registers, as C compilers do it.
+///
+/// # Safety
+///
+/// `bytes` bytes at `from` may be read and at `to` be written, and the ranges do not overlap.
+#[inline]
+pub unsafe fn copy(from: *const u8, to: *mut u8, bytes: usize) {
+    if bytes == LINE_BYTES {
+        // SAFETY: the caller's contract.
+        unsafe { ptr::copy_nonoverlapping(from, to, LINE_BYTES) };
+    } else {
+        // SAFETY: the caller's contract.
+        unsafe { ptr::copy_nonoverlapping(from, to, bytes) };
+    }
+}
+
 /// Anonymous memory with pages of 4 KiB, as malloc gives it. All of it has been touched.
 #[derive(Debug)]
 pub struct Anonymous {

@@ -18,12 +18,27 @@ use crate::{Error, Result};
 /// Long enough for a span of gigabytes to be committed.
 const TIMEOUT_MS: u32 = 120_000;
 
-/// An open session.
+/// How to allocate. 0 is the default of each.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted {
+    /// The page size of the block.
+    pub page_size: u32,
+    /// Copies.
+    pub copies: u32,
+}
+
+/// An open session. Any thread may use it.
 #[derive(Debug)]
 pub struct Session {
     calls: Calls,
     handle: *mut dmce_session_t,
 }
+
+// SAFETY: the handle of a session may be used from any thread (`libdmce.h`).
+unsafe impl Send for Session {}
+
+// SAFETY: and from several at once.
+unsafe impl Sync for Session {}
 
 impl Session {
     /// Opens one with the broker at `socket`; `flags` as of `dmce_options_t`.
@@ -77,19 +92,20 @@ impl Session {
         Ok(addr)
     }
 
-    /// Allocates in a block with pages of `page_size`; 0 for the default.
+    /// Allocates as `wanted` says.
     ///
     /// # Errors
     ///
     /// [`Error::Call`].
-    pub fn malloc_in(&self, bytes: u64, page_size: u32) -> Result<u64> {
+    pub fn malloc_as(&self, bytes: u64, wanted: Wanted) -> Result<u64> {
         let mut options = MaybeUninit::<dmce_alloc_options_t>::zeroed();
         let size = size_of::<dmce_alloc_options_t>();
         // SAFETY: the structure has the size that is passed.
         unsafe { (self.calls.dmce_alloc_options_init_sized)(options.as_mut_ptr(), size) };
         // SAFETY: all fields are numbers and pointers, which may be zero, and it was zeroed.
         let mut options = unsafe { options.assume_init() };
-        options.page_size = page_size;
+        options.page_size = wanted.page_size;
+        options.copies = wanted.copies;
         let mut addr = 0;
         // SAFETY: an open handle, options that live through the call, a place for the address.
         let status = unsafe {
@@ -140,6 +156,34 @@ impl Session {
         // SAFETY: an open handle; the rest is this function's own contract.
         let status = unsafe { (self.calls.dmce_write)(self.handle, addr, from.cast(), bytes) };
         self.calls.check("dmce_write", status)
+    }
+
+    /// Makes the word at `addr` `desired` if it is `expected`. Returns what it was.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`].
+    #[inline]
+    pub fn cas64(&self, addr: u64, expected: u64, desired: u64) -> Result<u64> {
+        let (mut seen, to) = (0, self.handle);
+        // SAFETY: an open handle and a place for what the word was.
+        let status = unsafe { (self.calls.dmce_cas64)(to, addr, expected, desired, &raw mut seen) };
+        self.calls.check("dmce_cas64", status)?;
+        Ok(seen)
+    }
+
+    /// Adds to the word at `addr`. Returns what it was.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`].
+    #[inline]
+    pub fn add64(&self, addr: u64, add: u64) -> Result<u64> {
+        let mut before = 0;
+        // SAFETY: an open handle and a place for what the word was.
+        let status = unsafe { (self.calls.dmce_add64)(self.handle, addr, add, &raw mut before) };
+        self.calls.check("dmce_add64", status)?;
+        Ok(before)
     }
 
     /// Maps memory for loads and stores until the session ends.

@@ -46,6 +46,8 @@ pub struct Setting {
     pub interprocess: Option<PathBuf>,
     /// The same of jemalloc.
     pub jemalloc: Option<PathBuf>,
+    /// The same of libpmemobj.
+    pub pmemobj: Option<PathBuf>,
     janitor: Janitor,
 }
 
@@ -69,11 +71,17 @@ impl Setting {
             Some(path) => Some(path),
             None => existing(beside.join(I386_WORKER)),
         };
-        let library = existing(beside.join("libdmce.so"));
-        let interprocess = existing(beside.join("dmce-bench-interprocess"));
-        let jemalloc = existing(beside.join("dmce-bench-jemalloc"));
-        let (allowed, janitor) = (Allowed::at_first()?, Janitor::start(&worker)?);
-        Ok(Self { effort, allowed, worker, i386_worker, library, interprocess, jemalloc, janitor })
+        Ok(Self {
+            effort,
+            allowed: Allowed::at_first()?,
+            janitor: Janitor::start(&worker)?,
+            worker,
+            i386_worker,
+            library: existing(beside.join("libdmce.so")),
+            interprocess: existing(beside.join("dmce-bench-interprocess")),
+            jemalloc: existing(beside.join("dmce-bench-jemalloc")),
+            pmemobj: existing(beside.join("dmce-bench-pmemobj")),
+        })
     }
 
     /// The functions of DMCE as programs get them, with what the table calls them: of a shared

@@ -5,6 +5,11 @@
 //! ```text
 //! open                                      opens a session with the broker of DMCE_SOCKET
 //! malloc BYTES                              allocates
+//! records COUNT COPIES SEED                 allocates for so many records of 4 KiB, and writes
+//!                                           them again and again until `rest`
+//! written -> COUNT                          how many it has written
+//! slowest -> SECONDS                        the slowest of them since this was asked last
+//! rest                                      ends it, and sees that all is what was written last
 //! region NAME                               opens a region
 //! objects PATH..                            opens its blocks by name, for pread64
 //! write BYTES, read BYTES -> SECONDS        all of the region in order, a MiB a call
@@ -22,12 +27,16 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::calls::Calls;
 use crate::memory::LINE_BYTES;
-use crate::places::{Places, permuted};
-use crate::session::{Region, RegionName, Session};
+use crate::places::Places;
+use crate::records::{self, RECORD_BYTES, Writing};
+use crate::session::{Region, RegionName, Session, Wanted};
+use crate::working_set::{Shape, WorkingSet};
 use crate::{Error, Result};
 
 /// Bytes of one call in a sequential pass.
@@ -61,7 +70,16 @@ impl Worker {
     ///
     /// [`Error::System`].
     pub fn start(program: &Path) -> Result<Self> {
-        Self::run(&mut Command::new(program))
+        Self::start_with(program, &[])
+    }
+
+    /// The same, with something in its environment.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`].
+    pub fn start_with(program: &Path, environment: &[(&str, &str)]) -> Result<Self> {
+        Self::run(Command::new(program).envs(environment.iter().copied()))
     }
 
     fn run(command: &mut Command) -> Result<Self> {
@@ -103,6 +121,19 @@ impl Worker {
     ///
     /// [`Error::Worker`].
     pub fn seconds(&mut self, command: &str) -> Result<f64> {
+        self.figure(command)
+    }
+
+    /// The same, for one that answers how many.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Worker`].
+    pub fn count(&mut self, command: &str) -> Result<u64> {
+        self.figure(command)
+    }
+
+    fn figure<T: FromStr>(&mut self, command: &str) -> Result<T> {
         let answer = self.ask(command)?;
         let failed = |_| Error::Worker { command: command.to_owned(), answer: answer.clone() };
         answer.parse().map_err(failed)
@@ -150,7 +181,9 @@ pub fn describe(error: &dyn std::error::Error) -> String {
 struct Client {
     // Before the session, with which it ends.
     region: Option<(Region, u64)>,
-    session: Option<Session>,
+    /// What writes, and the address of the first place.
+    records: Option<(Writing, u64)>,
+    session: Option<Arc<Session>>,
     objects: Vec<File>,
     object_bytes: u64,
 }
@@ -169,10 +202,17 @@ impl Client {
         match *words {
             ["open"] => {
                 let socket = PathBuf::from(env::var_os("DMCE_SOCKET").unwrap_or_default());
-                self.session = Some(Session::open(Calls::linked(), &socket, 0)?);
+                self.session = Some(Arc::new(Session::open(Calls::linked(), &socket, 0)?));
                 Ok(String::new())
             }
             ["malloc", bytes] => Ok(self.session()?.malloc(number(bytes)?)?.to_string()),
+            ["records", count, copies, seed] => {
+                let copies = copies.parse().map_err(|_| unknown(copies))?;
+                self.start_records(number(count)?, copies, number(seed)?)
+            }
+            ["written"] => Ok(self.writing()?.written()?.to_string()),
+            ["slowest"] => Ok(seconds(self.writing()?.take_slowest().as_secs_f64())),
+            ["rest"] => self.rest(),
             ["region", name] => {
                 let region = self.session()?.region_open(&RegionName::new(name)?)?;
                 let first = region.first()?;
@@ -195,8 +235,42 @@ impl Client {
         }
     }
 
-    fn session(&self) -> Result<&Session> {
+    fn session(&self) -> Result<&Arc<Session>> {
         self.session.as_ref().ok_or_else(|| unknown("a command before open"))
+    }
+
+    fn writing(&mut self) -> Result<&mut Writing> {
+        let records = self.records.as_mut();
+        records.map(|(writing, _)| writing).ok_or_else(|| unknown("a command before records"))
+    }
+
+    fn start_records(&mut self, count: u64, copies: u32, seed: u64) -> Result<String> {
+        if count < 2 || !count.is_power_of_two() {
+            return Err(unknown(&format!("records {count}")));
+        }
+        let session = Arc::clone(self.session()?);
+        let wanted = Wanted { copies, page_size: 0 };
+        let first = session.malloc_as(count * RECORD_BYTES as u64, wanted)?;
+        let writing = Writing::start(Places::below(count, seed), move |place, record| {
+            let addr = first + place * RECORD_BYTES as u64;
+            // SAFETY: the record is as long as is said.
+            unsafe { session.write(addr, record.as_ptr(), record.len()) }
+        });
+        self.records = Some((writing, first));
+        Ok(String::new())
+    }
+
+    /// Ends what writes, and reads all of it again.
+    fn rest(&mut self) -> Result<String> {
+        let records = self.records.take();
+        let (writing, first) = records.ok_or_else(|| unknown("rest before records"))?;
+        let (last, session) = (writing.finish()?, self.session()?);
+        records::check(&last, |place, record| {
+            let addr = first + place * RECORD_BYTES as u64;
+            // SAFETY: the record is as long as is said.
+            unsafe { session.read(addr, record.as_mut_ptr(), record.len()) }
+        })?;
+        Ok(String::new())
     }
 
     fn first(&self) -> Result<u64> {
@@ -279,45 +353,6 @@ impl Client {
     }
 }
 
-/// How a working set lies in the region. All are powers of two.
-#[derive(Clone, Copy)]
-struct Shape {
-    bytes: u64,
-    pieces: u64,
-    piece_bytes: u64,
-}
-
-/// The memory that random accesses go to.
-struct WorkingSet {
-    shape: Shape,
-    starts: Vec<u64>,
-}
-
-impl WorkingSet {
-    fn new(shape: Shape) -> Self {
-        let slots = shape.bytes / shape.piece_bytes;
-        // Not the first places of the permutation: that of 0 is 0.
-        let slot = |piece| permuted((slots / 3 + piece) % slots, slots.trailing_zeros());
-        let starts = (0..shape.pieces).map(|piece| slot(piece) * shape.piece_bytes).collect();
-        Self { shape, starts }
-    }
-
-    /// Lines of it, in a random order.
-    fn places(&self, seed: u64) -> Places {
-        let lines = self.shape.pieces * self.shape.piece_bytes / LINE_BYTES as u64;
-        Places::below(lines, seed)
-    }
-
-    /// Where a line of it is in the region.
-    #[inline]
-    #[allow(clippy::cast_possible_truncation, reason = "an index of a vector")]
-    fn offset(&self, line: u64) -> u64 {
-        let byte = line * LINE_BYTES as u64;
-        let piece = byte / self.shape.piece_bytes;
-        self.starts[piece as usize] + byte % self.shape.piece_bytes
-    }
-}
-
 fn parse_way(text: &str) -> Result<Way> {
     match text {
         "read" => Ok(Way::Read),
@@ -339,31 +374,4 @@ fn seconds(seconds: f64) -> String {
 
 fn unknown(command: &str) -> Error {
     Error::Worker { command: command.to_owned(), answer: "no such command".to_owned() }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-
-    #[test]
-    fn a_working_set_is_so_many_pieces_of_the_whole() {
-        let shape = Shape { bytes: 1 << 20, pieces: 8, piece_bytes: 1 << 12 };
-        let set = WorkingSet::new(shape);
-        let starts: BTreeSet<u64> = set.starts.iter().copied().collect();
-        assert_eq!(starts.len(), 8);
-        let mut places = set.places(5);
-        for _ in 0..1_000 {
-            let offset = set.offset(places.next());
-            assert!(offset < 1 << 20 && offset.is_multiple_of(64));
-            assert!(starts.contains(&(offset & !0xfff)));
-        }
-    }
-
-    #[test]
-    fn one_piece_can_be_all() {
-        let shape = Shape { bytes: 1 << 20, pieces: 1, piece_bytes: 1 << 20 };
-        assert_eq!(WorkingSet::new(shape).offset(3), 192);
-    }
 }

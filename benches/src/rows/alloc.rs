@@ -53,11 +53,8 @@ trait Heap: Sync {
     fn free(&self, addr: u64) -> Result<()>;
 }
 
-/// A session, for threads: its functions may be called by any.
+/// DMCE.
 struct Ours<'a>(&'a Session);
-
-// SAFETY: the handle of a session may be used from any thread (`libdmce.h`).
-unsafe impl Sync for Ours<'_> {}
 
 impl Heap for Ours<'_> {
     #[inline]

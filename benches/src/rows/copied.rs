@@ -5,18 +5,15 @@
 //! alone. A `memcpy` of 64 bytes is compiled as C compilers do it, without a call.
 
 use std::hint::black_box;
-use std::ptr;
 
 use crate::measure::{alternate, time};
-use crate::memory::{Anonymous, Area, OwnObject};
-use crate::places::Places;
+use crate::memory::{Anonymous, Area, OwnObject, copy};
+use crate::offsets::{Offsets, Order};
 use crate::session::Session;
 use crate::setting::Setting;
 use crate::table::{Goal, Row, Subject, Unit, size};
 use crate::{Result, huge};
 
-/// Fits the first cache beside a buffer of 4 KiB.
-const HOT_BYTES: usize = 16 << 10;
 const BUFFER_BYTES: usize = 64 << 20;
 /// From this share of huge pages on, the other side gets them too.
 const MOSTLY: u64 = 50;
@@ -26,14 +23,6 @@ const MOSTLY: u64 = 50;
 enum Way {
     Read,
     Write,
-}
-
-/// In which order copies go over memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Order {
-    Hot,
-    Random,
-    Sequential,
 }
 
 /// One row.
@@ -169,11 +158,7 @@ fn row(setting: &Setting, sides: &Sides<'_>, case: Case) -> Result<Row> {
         Way::Read => "dmce_read",
         Way::Write => "dmce_write",
     };
-    let range = match case.order {
-        Order::Hot => format!("hot: random in {}", size(HOT_BYTES as u64)),
-        Order::Random => format!("random in {}", size(sides.own.bytes() as u64)),
-        Order::Sequential => format!("sequential over {}", size(sides.own.bytes() as u64)),
-    };
+    let range = case.order.text(sides.own.bytes());
     let subject = Subject {
         quantity: format!("{call} ({})", sides.library),
         state: format!("{}, {range}, huge pages {} %", size(case.bytes as u64), sides.huge),
@@ -184,37 +169,10 @@ fn row(setting: &Setting, sides: &Sides<'_>, case: Case) -> Result<Row> {
     Ok(super::told(Row::new(subject, &pair)))
 }
 
-/// Offsets of a case, the same for both sides.
-struct Offsets {
-    case: Case,
-    places: Places,
-    slots: u64,
-    next: u64,
-}
-
-impl Offsets {
-    fn new(case: Case, bytes: usize, seed: u64) -> Self {
-        let range = if case.order == Order::Hot { HOT_BYTES } else { bytes };
-        let slots = (range / case.bytes) as u64;
-        Self { case, places: Places::below(slots, seed), slots, next: 0 }
-    }
-
-    #[inline]
-    fn next(&mut self) -> u64 {
-        let slot = if self.case.order == Order::Sequential {
-            self.next += 1;
-            self.next % self.slots
-        } else {
-            self.places.next()
-        };
-        slot * self.case.bytes as u64
-    }
-}
-
 #[inline(never)]
 fn through_dmce(sides: &Sides<'_>, case: Case, seed: u64, count: u64) -> Result<()> {
     let (session, buffer) = (sides.session, sides.buffer.start());
-    let mut offsets = Offsets::new(case, sides.own.bytes(), seed);
+    let mut offsets = Offsets::new(case.order, case.bytes, sides.own.bytes(), seed);
     for _ in 0..count {
         let addr = sides.addr + offsets.next();
         match case.way {
@@ -230,7 +188,7 @@ fn through_dmce(sides: &Sides<'_>, case: Case, seed: u64, count: u64) -> Result<
 #[inline(never)]
 fn by_hand(sides: &Sides<'_>, case: Case, seed: u64, count: u64) {
     let buffer = sides.buffer.start();
-    let mut offsets = Offsets::new(case, sides.own.bytes(), seed);
+    let mut offsets = Offsets::new(case.order, case.bytes, sides.own.bytes(), seed);
     for _ in 0..count {
         #[allow(clippy::cast_possible_truncation, reason = "an offset inside a mapping")]
         let place = sides.own.start().wrapping_add(offsets.next() as usize);
@@ -240,21 +198,5 @@ fn by_hand(sides: &Sides<'_>, case: Case, seed: u64, count: u64) {
         };
         // SAFETY: both ranges are mapped, and the mapping and the buffer are two.
         unsafe { copy(black_box(from), black_box(to), case.bytes) };
-    }
-}
-
-/// `memcpy`, of 64 bytes in registers.
-///
-/// # Safety
-///
-/// `bytes` bytes at `from` may be read and at `to` be written, and the ranges do not overlap.
-#[inline]
-unsafe fn copy(from: *const u8, to: *mut u8, bytes: usize) {
-    if bytes == 64 {
-        // SAFETY: the caller's contract.
-        unsafe { ptr::copy_nonoverlapping(from, to, 64) };
-    } else {
-        // SAFETY: the caller's contract.
-        unsafe { ptr::copy_nonoverlapping(from, to, bytes) };
     }
 }

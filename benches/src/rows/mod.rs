@@ -2,9 +2,12 @@
 
 pub mod alloc;
 pub mod copied;
+pub mod copies;
 pub mod load;
 pub mod mapped;
+pub mod mirrored;
 pub mod narrow;
+pub mod redirect;
 pub mod requests;
 pub mod store;
 
@@ -21,6 +24,12 @@ pub enum Group {
     Mapped,
     /// `dmce_read` and `dmce_write`.
     Copied,
+    /// The same with two copies, and words.
+    Copies,
+    /// A value with two copies, against who keeps two.
+    Mirrored,
+    /// A daemon that goes with its memory while clients write.
+    Redirect,
     /// `dmce_malloc` and `dmce_free`.
     Alloc,
     /// Setup, grants and regions.
@@ -35,9 +44,12 @@ pub enum Group {
 
 impl Group {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::Mapped,
         Self::Copied,
+        Self::Copies,
+        Self::Mirrored,
+        Self::Redirect,
         Self::Alloc,
         Self::Requests,
         Self::Load,
@@ -54,6 +66,9 @@ impl Group {
         match self {
             Self::Mapped => mapped::measure(setting),
             Self::Copied => copied::measure(setting),
+            Self::Copies => copies::measure(setting),
+            Self::Mirrored => mirrored::measure(setting),
+            Self::Redirect => redirect::measure(setting),
             Self::Alloc => alloc::measure(setting),
             Self::Requests => requests::measure(setting),
             Self::Load => load::measure(setting),

@@ -6,18 +6,15 @@
 
 use std::path::Path;
 
-use dmce_sys::map::{FileRange, Mapping, Populate, Protection};
-use dmce_sys::object::ObjectDir;
 use dmce_tests::Instance;
 
 use crate::calls::Calls;
 use crate::measure::{Pair, alternate};
-use crate::memory::Area;
 use crate::session::{RegionName, Session};
 use crate::setting::Setting;
 use crate::table::{Goal, Row, Subject, Unit, size};
 use crate::worker::{CALL_BYTES, Worker};
-use crate::{Error, Result, huge};
+use crate::{Result, huge};
 
 const REGION: &str = "narrow";
 
@@ -99,22 +96,9 @@ fn settle(instance: &Instance) -> Result<u64> {
     let objects = objects(instance);
     let mut sum = 0;
     for name in &objects {
-        sum += settle_object(instance, name)?;
+        sum += huge::wait_object(instance, name)?;
     }
     Ok(sum / objects.len().max(1) as u64)
-}
-
-fn settle_object(instance: &Instance, name: &str) -> Result<u64> {
-    let failed = |error| Error::of("opening an object", error);
-    let folder = instance.object("");
-    let fd = ObjectDir::open(folder).and_then(|dir| dir.open_read_write(name)).map_err(failed)?;
-    let bytes = dmce_sys::object::stat(std::os::fd::AsFd::as_fd(&fd)).map_err(failed)?.bytes;
-    let range = FileRange { offset: 0, bytes };
-    let fd = std::os::fd::AsFd::as_fd(&fd);
-    let mapping = Mapping::shared(fd, range, Protection::ReadWrite, Populate::No)
-        .map_err(|error| Error::of("mapping an object", error))?;
-    // SAFETY: mapped until the end of this function; the workers are idle meanwhile.
-    huge::wait(unsafe { Area::new(mapping.as_ptr(), mapping.len()) })
 }
 
 fn sequential(

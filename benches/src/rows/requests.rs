@@ -14,7 +14,7 @@ use crate::affinity::Cpus;
 use crate::calls::Calls;
 use crate::echo::{Echo, Switchboard};
 use crate::measure::{Pair, alternate, time};
-use crate::session::{RegionName, Session};
+use crate::session::{RegionName, Session, Wanted};
 use crate::setting::{Setting, servers};
 use crate::table::{Goal, Row, Subject, Unit};
 use crate::{Error, Result};
@@ -202,7 +202,7 @@ fn grants(place: &Place) -> Result<f64> {
     let session = open(place, 0)?;
     let mut watch = Stopwatch::default();
     for page_size in PAGE_SIZES {
-        watch.lap(|| session.malloc_in(64, page_size))?;
+        watch.lap(|| session.malloc_as(64, Wanted { page_size, copies: 0 }))?;
     }
     session.close()?;
     Ok(watch.seconds())

@@ -6,10 +6,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::Path;
 
 use dmce_tests::Instance;
 
@@ -17,6 +14,7 @@ use crate::affinity::Cpus;
 use crate::calls::Calls;
 use crate::measure::{alternate, time};
 use crate::places::Places;
+use crate::server::Server;
 use crate::session::Session;
 use crate::setting::{Setting, servers};
 use crate::table::{Goal, Row, Subject, Unit};
@@ -45,16 +43,16 @@ pub fn measure(setting: &mut Setting) -> Result<Vec<Row>> {
     one(std::process::id())?;
     let mut rows = Vec::new();
     for kind in [Kind::Redis, Kind::Memcached] {
-        let Some(mut server) = Server::start(kind, instance.dir())? else {
+        let Some(mut keeper) = Keeper::start(kind, instance.dir())? else {
             eprintln!("{} is not installed: its rows are left out", kind.program());
             continue;
         };
-        one(server.child.id())?;
+        one(keeper.server.pid())?;
         for key in 0..KEYS {
-            server.put(key)?;
+            keeper.put(key)?;
         }
         for is_put in [true, false] {
-            rows.push(row(setting, &session, values, &mut server, is_put)?);
+            rows.push(row(setting, &session, values, &mut keeper, is_put)?);
         }
     }
     setting.allowed.put(std::process::id(), Cpus::Any)?;
@@ -65,7 +63,7 @@ fn row(
     setting: &Setting,
     session: &Session,
     values: u64,
-    server: &mut Server,
+    keeper: &mut Keeper,
     is_put: bool,
 ) -> Result<Row> {
     let count = setting.effort.pick(20_000, 500);
@@ -85,8 +83,8 @@ fn row(
             let mut keys = Places::below(KEYS, round + 1);
             time(count, || {
                 (0..count).try_for_each(|_| {
-                    let act = if is_put { Server::put } else { Server::get };
-                    act(server, keys.next())
+                    let act = if is_put { Keeper::put } else { Keeper::get };
+                    act(keeper, keys.next())
                 })
             })
         },
@@ -94,7 +92,7 @@ fn row(
     let subject = Subject {
         quantity: if is_put { "a value is stored" } else { "a value is fetched" }.to_owned(),
         state: format!("{VALUE_BYTES} B, random of {KEYS}, all on one processor"),
-        against: server.kind.title(),
+        against: keeper.kind.title(),
         unit: Unit::Time,
         goal: Goal::AtLeast(GOAL),
     };
@@ -163,40 +161,23 @@ impl Kind {
     }
 }
 
-/// A server that keeps values, and a connection to it. The kernel ends it with this process.
-struct Server {
+/// A server that keeps values, and a connection to it.
+struct Keeper {
     kind: Kind,
-    child: Child,
-    socket: PathBuf,
+    server: Server,
     connection: BufReader<UnixStream>,
     frame: Vec<u8>,
 }
 
-impl Server {
+impl Keeper {
     /// Starts it, if it is installed.
     fn start(kind: Kind, folder: &Path) -> Result<Option<Self>> {
-        let found = Command::new(kind.program()).arg("--version").stdout(Stdio::null()).status();
-        if found.is_err() {
-            return Ok(None);
-        }
         let socket = folder.join(format!("{}.sock", kind.program()));
-        let mut child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", kind.program()])
-            .args(kind.arguments(&socket))
-            .stdout(Stdio::null())
-            .spawn()
-            .map_err(Error::system(format!("starting {}", kind.program())))?;
-        match connected(&socket) {
-            Ok(connection) => {
-                let connection = BufReader::new(connection);
-                Ok(Some(Self { kind, child, socket, connection, frame: Vec::new() }))
-            }
-            Err(error) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                Err(error)
-            }
-        }
+        let Some(server) = Server::start(kind.program(), &kind.arguments(&socket), &socket)? else {
+            return Ok(None);
+        };
+        let connection = BufReader::new(server.connect()?);
+        Ok(Some(Self { kind, server, connection, frame: Vec::new() }))
     }
 
     fn put(&mut self, key: u64) -> Result<()> {
@@ -252,28 +233,5 @@ impl Server {
             return Ok(());
         }
         Err(Error::Worker { command: self.kind.title().to_owned(), answer: line })
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_file(&self.socket);
-    }
-}
-
-/// A connection, as soon as somebody listens.
-fn connected(socket: &Path) -> Result<UnixStream> {
-    const PATIENCE: Duration = Duration::from_secs(10);
-    let begin = Instant::now();
-    loop {
-        match UnixStream::connect(socket) {
-            Ok(connection) => return Ok(connection),
-            Err(source) if begin.elapsed() > PATIENCE => {
-                return Err(Error::System { what: socket.display().to_string(), source });
-            }
-            Err(_) => thread::sleep(Duration::from_millis(5)),
-        }
     }
 }

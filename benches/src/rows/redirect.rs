@@ -1,0 +1,289 @@
+//! A daemon goes with all that it holds while clients write to memory with two copies: how long the
+//! slowest write of a client takes. A call that fails ends the run.
+//!
+//! Every round has an instance of its own, with two daemons; in turn the one or the other of them
+//! is lost. Its objects are cut to nothing, so that also who has them mapped has no more of them,
+//! their names go, and then the daemon is killed. What is left is one copy of everything.
+//!
+//! ```text
+//! all clients write --- calm: as many writes ---+--- the loss --- as many writes --- all is read
+//!                       the slowest of each     |    the slowest of each
+//! ```
+//!
+//! The other side are as many clients of Redis, whose primary is killed: each sees its connection
+//! end, tells the replica that it is the primary now, and writes there. What the replica did not
+//! have yet is lost then, and nobody looks; DMCE's clients read all that they have written.
+//!
+//! Where clients are more than processors, what one waits for a processor is in its slowest write.
+//! So there are rows with one client, too, and beside each stands what a write takes when nothing
+//! is lost.
+
+use std::fs::{self, File};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use dmce_abi::wire::admin::CopyState;
+use dmce_tests::Instance;
+
+use crate::measure::{Pair, median, percentile};
+use crate::places::Places;
+use crate::records::{RECORD_BYTES, Writing};
+use crate::redis;
+use crate::setting::Setting;
+use crate::table::{self, Goal, Row, Subject, Unit};
+use crate::worker::Worker;
+use crate::{Error, Result};
+
+const COPIES: u32 = 2;
+/// The design's number of clients, and one that has a processor for itself.
+const CLIENTS: [u64; 2] = [4, 1];
+/// Records that a client has: a power of two.
+const RECORDS: u64 = 1 << 12;
+/// The design's bound on what a client may be held up.
+const BOUND: f64 = 50e-3;
+/// How long anything may take before it counts as never.
+const PATIENCE: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(2);
+/// How often faster DMCE's client writes, so that both sides write for about as long.
+const FACTOR: u64 = 10;
+
+/// How much a round does.
+#[derive(Clone, Copy)]
+struct Size {
+    clients: u64,
+    rounds: u64,
+    /// Writes of each client before the loss, and after it.
+    writes: u64,
+}
+
+/// What a round has measured, in seconds: the slowest write of each client.
+struct Round {
+    calm: Vec<f64>,
+    lost: Vec<f64>,
+    redis: Option<Vec<f64>>,
+}
+
+/// Measures the group.
+///
+/// # Errors
+///
+/// Those of the clients, the servers and the system.
+pub fn measure(setting: &mut Setting) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for clients in CLIENTS {
+        let (rounds, writes) = setting.effort.pick((25, 20_000), (2, 2_000));
+        let size = Size { clients, rounds, writes };
+        let mut measured = Vec::new();
+        // The first one warms up.
+        for number in 0..=rounds {
+            let round = round(setting, size, number)?;
+            if number > 0 {
+                measured.push(round);
+            }
+        }
+        rows.push(super::told(slowest(&measured, size)));
+        match redis_row(&measured, size) {
+            Some(row) => rows.push(super::told(row)),
+            None => eprintln!("left out: redis-server is not installed"),
+        }
+    }
+    Ok(rows)
+}
+
+impl Size {
+    fn text(self) -> String {
+        let clients = if self.clients == 1 { "client writes" } else { "clients write" };
+        let (bytes, rounds) = (table::size(RECORD_BYTES as u64), self.rounds);
+        format!("{} {clients} {bytes}, {rounds} losses", self.clients)
+    }
+}
+
+/// How long the slowest writes of all clients in all rounds took.
+fn slowest(rounds: &[Round], size: Size) -> Row {
+    let worst = |of: fn(&Round) -> &[f64]| {
+        let all: Vec<f64> = rounds.iter().flat_map(|round| of(round).iter().copied()).collect();
+        percentile(&all, 0.99)
+    };
+    let subject = Subject {
+        quantity: "a daemon is lost: slowest dmce_write, p99".to_owned(),
+        state: size.text(),
+        against: "the same, nothing lost",
+        unit: Unit::Time,
+        goal: Goal::Within(BOUND),
+    };
+    Row::new(subject, &Pair::of_one(worst(|round| &round.lost), worst(|round| &round.calm)))
+}
+
+fn redis_row(rounds: &[Round], size: Size) -> Option<Row> {
+    let ours = rounds.iter().map(|round| median(&round.lost)).collect();
+    let theirs = rounds.iter().map(|round| round.redis.as_deref().map(median));
+    let theirs = theirs.collect::<Option<_>>()?;
+    let subject = Subject {
+        quantity: "a daemon is lost: slowest dmce_write, median".to_owned(),
+        state: size.text(),
+        against: "Redis replica, promoted by its client",
+        unit: Unit::Time,
+        goal: Goal::MoreThan(1.0),
+    };
+    Some(Row::new(subject, &Pair::of_rounds(ours, theirs)))
+}
+
+fn round(setting: &mut Setting, size: Size, number: u64) -> Result<Round> {
+    let builder = Instance::builder().daemons(COPIES).capacity("256MiB");
+    let mut instance = setting.start(builder)?;
+    let mut clients = Vec::new();
+    for client in 0..size.clients {
+        let mut worker = Worker::open(&setting.worker, &instance.socket())?;
+        let seed = number * size.clients + client;
+        worker.ask(&format!("records {RECORDS} {COPIES} {seed}"))?;
+        clients.push(worker);
+    }
+    // Each place a few times, so that all memory is there.
+    wait_written(&mut clients, RECORDS * 8, written)?;
+    slowest_of(&mut clients)?;
+    wait_written(&mut clients, size.writes, written)?;
+    let calm = slowest_of(&mut clients)?;
+    let daemon = u32::from(number % 2 == 1) + 1;
+    lose(&mut instance, daemon)?;
+    wait("a loss that is noticed", || Ok(!has_good_copies(&instance, daemon)))?;
+    wait_written(&mut clients, size.writes, written)?;
+    let lost = slowest_of(&mut clients)?;
+    for client in &mut clients {
+        client.ask("rest")?;
+    }
+    drop(clients);
+    Ok(Round { calm, lost, redis: promotion(&instance, size)? })
+}
+
+fn written(client: &mut Worker) -> Result<u64> {
+    client.count("written")
+}
+
+/// What every client has taken at most for one write since this was asked last, in seconds.
+fn slowest_of(clients: &mut [Worker]) -> Result<Vec<f64>> {
+    clients.iter_mut().map(|client| client.seconds("slowest")).collect()
+}
+
+/// Waits until each has written so often from now on.
+fn wait_written<C>(
+    clients: &mut [C],
+    writes: u64,
+    written: impl Fn(&mut C) -> Result<u64>,
+) -> Result<()> {
+    let begun = clients.iter_mut().map(&written).collect::<Result<Vec<u64>>>()?;
+    for (client, begun) in clients.iter_mut().zip(begun) {
+        wait("a client that writes", || Ok(written(client)? >= begun + writes))?;
+    }
+    Ok(())
+}
+
+fn wait(what: &str, mut is_there: impl FnMut() -> Result<bool>) -> Result<()> {
+    let begin = Instant::now();
+    while !is_there()? {
+        if begin.elapsed() > PATIENCE {
+            let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
+            return Err(Error::system(format!("waiting for {what}"))(late));
+        }
+        thread::sleep(PAUSE);
+    }
+    Ok(())
+}
+
+fn has_good_copies(instance: &Instance, daemon: u32) -> bool {
+    let copies = instance.blocks().into_iter().flat_map(|block| block.copies);
+    copies.into_iter().any(|copy| (copy.daemon, copy.state) == (daemon, CopyState::Good))
+}
+
+/// A daemon goes, and its memory with it.
+fn lose(instance: &mut Instance, daemon: u32) -> Result<()> {
+    let prefix = format!("dmce.{}.{daemon}.", instance.name());
+    for name in instance.objects().into_iter().filter(|name| name.starts_with(&prefix)) {
+        let path = instance.object(&name);
+        // One that the daemon has removed meanwhile is lost as well.
+        match File::options().write(true).open(&path) {
+            Ok(file) => file.set_len(0).map_err(Error::system(name.clone()))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(Error::system(name)(error)),
+        }
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::system(name)(error));
+            }
+            _ => {}
+        }
+    }
+    instance.kill_daemon(daemon);
+    Ok(())
+}
+
+/// The slowest write of each client of Redis when the primary is killed; `None` if there is no
+/// Redis.
+fn promotion(instance: &Instance, size: Size) -> Result<Option<Vec<f64>>> {
+    let Some(mut pair) = redis::Pair::start(instance.dir())? else { return Ok(None) };
+    let mut clients = Vec::new();
+    for seed in 0..size.clients {
+        clients.push(following(&pair, seed)?);
+    }
+    let writes = size.writes / FACTOR;
+    wait_written(&mut clients, writes, Writing::written)?;
+    for client in &clients {
+        // What it took at most until now is of no interest.
+        let _ = client.take_slowest();
+    }
+    pair.primary.kill()?;
+    wait_written(&mut clients, writes, Writing::written)?;
+    let slowest = clients.iter().map(|client| client.take_slowest().as_secs_f64()).collect();
+    for client in clients {
+        client.finish()?;
+    }
+    Ok(Some(slowest))
+}
+
+/// A client that writes to the primary, and when that is gone makes the replica one.
+fn following(pair: &redis::Pair, seed: u64) -> Result<Writing> {
+    let mut primary = Some(pair.primary.connect()?);
+    let mut replica = pair.replica.connect()?;
+    Ok(Writing::start(Places::below(RECORDS, seed), move |place, record| {
+        let key = format!("record{place}");
+        if let Some(client) = &mut primary {
+            match client.store(&key, record) {
+                // The connection has ended.
+                Err(Error::System { .. }) => {}
+                answered => return answered,
+            }
+            primary = None;
+            replica.promote()?;
+        }
+        replica.store(&key, record)
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: Size = Size { clients: 4, rounds: 3, writes: 10 };
+
+    fn rounds() -> Vec<Round> {
+        let round = |lost: f64| Round {
+            calm: vec![1e-3; 4],
+            lost: vec![2e-3, 3e-3, lost, 1e-3],
+            redis: Some(vec![5e-3; 4]),
+        };
+        vec![round(4e-3), round(60e-3), round(4e-3)]
+    }
+
+    #[test]
+    fn one_client_that_is_held_up_misses_the_bound() {
+        assert!(slowest(&rounds(), SIZE).missed());
+        assert!(!slowest(&rounds()[..1], SIZE).missed());
+    }
+
+    #[test]
+    fn redis_has_no_row_without_figures_of_each_round() {
+        let mut rounds = rounds();
+        assert!(!redis_row(&rounds, SIZE).expect("all have some").missed());
+        rounds[1].redis = None;
+        assert!(redis_row(&rounds, SIZE).is_none());
+    }
+}
