@@ -22,8 +22,10 @@ use dmce_sys::map::MappedRange;
 use dmce_sys::transfer::{self, Store};
 
 use crate::alloc::{Key, gates};
-use crate::block::{Backing, Block};
+use crate::block::Backing;
 use crate::door::Wish;
+use crate::reach::Piece;
+use crate::reach::copied::CopiedBlock;
 
 pub use crate::alloc::quick::{free, free_rest, malloc};
 
@@ -100,11 +102,16 @@ unsafe fn read_what<const IS_FIRST: bool>(
     buffer: *mut u8,
     bytes: usize,
 ) -> bool {
-    access::<IS_FIRST>(key, Wish::Read, from, bytes, |range| {
+    let load = |range: MappedRange<'_>| {
         // SAFETY: the range is as long as the buffer is writable. That is no part of a block but by
         // the caller's own doing, as with `memcpy`.
         unsafe { transfer::load(range, buffer, Store::Cached) }.is_ok()
-    })
+    };
+    let read = |block: &CopiedBlock, piece: Piece| {
+        // SAFETY: as above.
+        unsafe { block.read_small(piece, buffer) }
+    };
+    access::<IS_FIRST>((key, Wish::Read), from, bytes, load, read)
 }
 
 /// # Safety
@@ -118,22 +125,28 @@ unsafe fn write_what<const IS_FIRST: bool>(
     data: *const u8,
     bytes: usize,
 ) -> bool {
-    access::<IS_FIRST>(key, Wish::Write, to, bytes, |range| {
+    let store = |range: MappedRange<'_>| {
         // SAFETY: the range is as long as the data is readable, and mapped writable, since the wish
         // is to write. As for parts of blocks: see `read_what`.
         unsafe { transfer::store(range, data, Store::Cached) }.is_ok()
-    })
+    };
+    let write = |block: &CopiedBlock, piece: Piece| {
+        // SAFETY: as above; the block is writable for the same reason.
+        unsafe { block.write_small(piece, data) }
+    };
+    access::<IS_FIRST>((key, Wish::Write), to, bytes, store, write)
 }
 
-/// Runs `act` on a range, if this thread has an open door, and it is all in one block and mapped.
+/// Runs `plain` on a range, if this thread has an open door, and it is all in one block and mapped;
+/// of a block with copies `copied`.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "part of the shortest calls there are")]
 fn access<const IS_FIRST: bool>(
-    key: usize,
-    wish: Wish,
+    (key, wish): (usize, Wish),
     addr: u64,
     bytes: usize,
-    act: impl FnOnce(MappedRange<'_>) -> bool,
+    plain: impl FnOnce(MappedRange<'_>) -> bool,
+    copied: impl FnOnce(&CopiedBlock, Piece) -> bool,
 ) -> bool {
     if bytes.wrapping_sub(1) >= if IS_FIRST { FIRST_BYTES_MAX } else { BYTES_MAX } {
         return false;
@@ -147,23 +160,19 @@ fn access<const IS_FIRST: bool>(
     let start = if IS_FIRST {
         table.get_first(id, &operation).and_then(|block| block.plain(wish, cell, bytes))
     } else {
-        let block = table.get(id, &operation);
-        block.and_then(|block| {
-            block.plain(wish, cell, bytes).or_else(|| shown(block, wish, cell, bytes))
-        })
+        let Some(block) = table.get(id, &operation) else { return false };
+        let may = wish == Wish::Read || block.writable;
+        match (&block.backing, block.piece(cell, bytes)) {
+            (Backing::Mapped(_), _) => block.plain(wish, cell, bytes),
+            (Backing::Windowed(windowed), Some(_)) if may => windowed.shown(cell, bytes),
+            (Backing::Copied(block), Some(piece)) if may => return copied(block, piece),
+            _ => None,
+        }
     };
     let Some(start) = start else { return false };
     // SAFETY: what is committed of a block is inside its mapping, or what is shown of it is there
     // until the operation is over.
-    act(unsafe { MappedRange::new(start, bytes) })
-}
-
-/// The pointer to a range of a block behind windows, if one shows it.
-#[inline]
-fn shown(block: &Block, wish: Wish, cell: u64, bytes: usize) -> Option<*mut u8> {
-    let Backing::Windowed(windowed) = &block.backing else { return None };
-    block.piece(cell, bytes)?;
-    if wish == Wish::Read || block.writable { windowed.shown(cell, bytes) } else { None }
+    plain(unsafe { MappedRange::new(start, bytes) })
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! The writer's side: one batch, to all copies.
 
+use std::slice;
+
 use dmce_abi::block::DaemonId;
 use dmce_sys::crash::{Point, point};
 
@@ -105,6 +107,18 @@ enum Stage {
     Others,
 }
 
+/// A copy that could not be had, and what was being done then.
+struct Met<T> {
+    stage: Stage,
+    trouble: T,
+}
+
+impl<T> Met<T> {
+    fn at(stage: Stage) -> impl Fn(T) -> Self {
+        move |trouble| Self { stage, trouble }
+    }
+}
+
 /// To which copies a batch was written.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Wrote {
@@ -155,7 +169,37 @@ impl<P: Parking, D: Fn() -> Deadline> Writer<'_, P, D> {
         batch: Batch,
         copies: &mut C,
     ) -> Result<(), WriteError<C::Trouble>> {
-        let locks = self.locks_of(batch);
+        self.write_locked(self.locks_of(batch), batch, copies)
+    }
+
+    /// [`Writer::write`] of a batch in one page, whose word is `lock`: without its loops.
+    ///
+    /// # Errors
+    ///
+    /// As [`Writer::write`].
+    ///
+    /// # Panics
+    ///
+    /// If the slot has no operation in flight.
+    #[inline]
+    pub fn write_page<C: Copies>(
+        &self,
+        lock: &PageLock,
+        batch: Batch,
+        copies: &mut C,
+    ) -> Result<(), WriteError<C::Trouble>> {
+        debug_assert_eq!(batch.pages().end - batch.pages().start, 1, "a batch in one page");
+        self.write_locked(slice::from_ref(lock), batch, copies)
+    }
+
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "so that one page is known to be one")]
+    fn write_locked<C: Copies>(
+        &self,
+        locks: &[PageLock],
+        batch: Batch,
+        copies: &mut C,
+    ) -> Result<(), WriteError<C::Trouble>> {
         let intent = self.slot.intend(self.base + batch.cell, batch.bytes);
         let is_rewritten = |page| batch.covers(batch.pages().start + page);
         let marked = match self.lock_all(locks, is_rewritten) {
@@ -281,61 +325,86 @@ fn attach(locks: &[PageLock], is_rewritten: impl Fn(u64) -> bool) {
 #[inline]
 fn store<C: Copies>(
     intent: &Intent<'_>,
-    (pages, locks): (Pages, &[PageLock]),
+    pages: (Pages, &[PageLock]),
     copies: &mut C,
 ) -> Result<Wrote, Stopped<C::Trouble>> {
-    let mut stage = Stage::Prepare;
+    match begin(intent, pages, copies) {
+        Ok(wrote) => Ok(wrote),
+        Err(met) => store_on(intent, pages, copies, met),
+    }
+}
+
+/// [`store`], after a copy could not be had.
+#[cold]
+fn store_on<C: Copies>(
+    intent: &Intent<'_>,
+    pages: (Pages, &[PageLock]),
+    copies: &mut C,
+    mut met: Met<C::Trouble>,
+) -> Result<Wrote, Stopped<C::Trouble>> {
     loop {
-        let done = match stage {
-            Stage::Prepare => match copies.prepare(pages) {
-                Ok(Beginning::Nothing) => return Ok(Wrote::Less),
-                Ok(Beginning::Alone(first, undo)) => {
-                    // Before a byte of it differs.
-                    for lock in locks {
-                        lock.set_detached(true);
-                    }
-                    intent.begin_alone(first, undo);
-                    stage = Stage::Alone;
-                    continue;
-                }
-                Ok(Beginning::First(first, undo)) => {
-                    point(Point::UndoSaved);
-                    intent.begin_first(first, undo);
-                    stage = Stage::First;
-                    continue;
-                }
-                Ok(Beginning::Others(first)) => {
-                    intent.begin_others_of(first);
-                    stage = Stage::Others;
-                    continue;
-                }
-                Err(trouble) => Err(trouble),
-            },
-            Stage::First => copies.store_first().map(|()| {
-                point(Point::FirstStored);
-                intent.begin_others();
-                stage = Stage::Others;
-            }),
-            Stage::Alone => match copies.store_first() {
-                Ok(()) => {
-                    intent.settle();
-                    return Ok(Wrote::Less);
-                }
-                Err(trouble) => Err(trouble),
-            },
-            Stage::Others => match copies.store_others() {
-                Ok(()) => {
-                    point(Point::OthersStored);
-                    intent.settle();
-                    return Ok(Wrote::All);
-                }
-                Err(trouble) => Err(trouble),
-            },
+        let verdict = copies.judge(met.trouble);
+        let stored = match go_on(intent, met.stage, verdict)? {
+            Stage::Prepare => begin(intent, pages, copies),
+            Stage::First => store_first(intent, copies),
+            Stage::Alone => store_alone(intent, copies),
+            Stage::Others => store_others(intent, copies),
         };
-        if let Err(trouble) = done {
-            stage = go_on(intent, stage, copies.judge(trouble))?;
+        match stored {
+            Ok(wrote) => return Ok(wrote),
+            Err(again) => met = again,
         }
     }
+}
+
+#[inline]
+fn begin<C: Copies>(
+    intent: &Intent<'_>,
+    (pages, locks): (Pages, &[PageLock]),
+    copies: &mut C,
+) -> Result<Wrote, Met<C::Trouble>> {
+    match copies.prepare(pages).map_err(Met::at(Stage::Prepare))? {
+        Beginning::First(first, undo) => {
+            point(Point::UndoSaved);
+            intent.begin_first(first, undo);
+            store_first(intent, copies)
+        }
+        Beginning::Alone(first, undo) => {
+            // Before a byte of it differs.
+            for lock in locks {
+                lock.set_detached(true);
+            }
+            intent.begin_alone(first, undo);
+            store_alone(intent, copies)
+        }
+        Beginning::Others(first) => {
+            intent.begin_others_of(first);
+            store_others(intent, copies)
+        }
+        Beginning::Nothing => Ok(Wrote::Less),
+    }
+}
+
+#[inline]
+fn store_first<C: Copies>(intent: &Intent<'_>, copies: &mut C) -> Result<Wrote, Met<C::Trouble>> {
+    copies.store_first().map_err(Met::at(Stage::First))?;
+    point(Point::FirstStored);
+    intent.begin_others();
+    store_others(intent, copies)
+}
+
+#[inline]
+fn store_others<C: Copies>(intent: &Intent<'_>, copies: &mut C) -> Result<Wrote, Met<C::Trouble>> {
+    copies.store_others().map_err(Met::at(Stage::Others))?;
+    point(Point::OthersStored);
+    intent.settle();
+    Ok(Wrote::All)
+}
+
+fn store_alone<C: Copies>(intent: &Intent<'_>, copies: &mut C) -> Result<Wrote, Met<C::Trouble>> {
+    copies.store_first().map_err(Met::at(Stage::Alone))?;
+    intent.settle();
+    Ok(Wrote::Less)
 }
 
 /// Where a write goes on after a copy could not be had.

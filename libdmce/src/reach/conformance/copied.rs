@@ -100,7 +100,7 @@ pub(crate) fn party(session: &Session, timeout: Duration, arbiter: Arc<dyn Arbit
 
 pub(crate) fn block_of(ways: Vec<Way>, locks: LockTable, party: Arc<Party>) -> CopiedBlock {
     let daemons = (1..).map(|daemon| DaemonId::try_from(daemon).unwrap());
-    let halves = (0..).filter_map(Half::of);
+    let halves = (0..3).filter_map(Half::of);
     let copies = daemons.zip(halves).zip(ways);
     let copies = copies.map(|((daemon, half), way)| Copy { daemon, half, way }).collect();
     let identity = Identity { block: identity().block, epoch: EPOCH, base: 9 << 30 };

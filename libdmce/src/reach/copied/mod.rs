@@ -38,6 +38,7 @@ use super::{Piece, Reach, Trouble};
 use crate::slots::{SHARED_SLOT, Slots};
 
 mod copy;
+mod small;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -372,13 +373,19 @@ impl CopiedBlock {
 
     #[inline]
     fn writer(&self, slot: u8) -> Writer<'_, Kernel, impl Fn() -> Deadline> {
+        self.writer_until(slot, || Deadline::after(self.party.timeout))
+    }
+
+    /// A writer that waits for locks as long as `deadline` says.
+    #[inline]
+    fn writer_until<D: Fn() -> Deadline>(&self, slot: u8, deadline: D) -> Writer<'_, Kernel, D> {
         Writer {
             slot: &self.party.map.slots()[usize::from(slot)],
             owner: LockOwner::new(self.party.session, slot),
             base: self.identity.base,
             locks: self.locks.all(),
             parking: Kernel,
-            deadline: || Deadline::after(self.party.timeout),
+            deadline,
         }
     }
 }

@@ -255,6 +255,56 @@ fn what_the_last_copy_had_is_in_the_undo_buffer() {
     assert_eq!(kept[..108], old[4096..4204]);
 }
 
+#[test]
+fn what_is_in_one_page_goes_the_short_way_and_the_whole_one_where_that_ends() {
+    let piece = |cell, bytes| Piece { cell, bytes, committed: BYTES };
+    let write = |world: &World, cell, data: &[u8]| {
+        // SAFETY: the data are readable, and the block is writable.
+        let write = || unsafe { world.block.write_small(piece(cell, data.len()), data.as_ptr()) };
+        world.session.operate(write)
+    };
+    let read = |world: &World, cell, bytes| {
+        let mut found = vec![0; bytes];
+        let start = found.as_mut_ptr();
+        // SAFETY: the buffer is as long as the piece.
+        let done =
+            world.session.operate(|| unsafe { world.block.read_small(piece(cell, bytes), start) });
+        done.then_some(found)
+    };
+    for bytes in [1, 64, 256, 257, 4096] {
+        for cut in [None, Some(0), Some(1), Some(2)] {
+            let world = World::new(3, How::Mapped, &[Judgement::Dropped]);
+            assert!(write(&world, 8192, &vec![1; bytes]));
+            if let Some(cut) = cut {
+                object::truncate(world.fd(cut), 0).unwrap();
+            }
+            assert!(write(&world, 8192, &vec![2; bytes]), "{cut:?} {bytes}");
+            for copy in (0..3).filter(|copy| Some(*copy) != cut) {
+                assert_eq!(world.content(copy, 8192, bytes), vec![2; bytes], "{cut:?} {bytes}");
+            }
+            assert_eq!(world.word(2).state(), LockState::Free);
+            let found = read(&world, 8192, bytes);
+            assert_eq!(found.is_none(), cut == Some(0), "{cut:?} {bytes}");
+            assert!(found.is_none_or(|found| found == vec![2; bytes]));
+        }
+    }
+    let world = World::new(2, How::Mapped, &[]);
+    assert!(!write(&world, 4095, &[1; 2]), "in two pages");
+    assert!(read(&world, 4095, 2).is_none());
+    let other = world.stop_in(1);
+    assert!(!write(&world, 4096, &[1; 64]), "nobody waits here");
+    assert!(read(&world, 4096, 64).is_none());
+    world.word(1).end_write();
+    world.word(1).unlock(other, &Kernel).unwrap();
+    assert!(write(&world, 4096, &[1; 64]));
+    let alone = World::new(1, How::Mapped, &[]);
+    assert!(!write(&alone, 0, &[1; 64]), "the last copy is written with care");
+    let world = World::new(2, How::Mapped, &[Judgement::Unknown]);
+    object::truncate(world.fd(1), 0).unwrap();
+    assert!(!write(&world, 0, &[1; 64]));
+    assert_eq!(world.told.seen(), [("judged", 2), ("given up", 2)]);
+}
+
 /// The objects as the broker has them.
 struct Objects<'a>(&'a World);
 

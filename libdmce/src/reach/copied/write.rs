@@ -7,7 +7,6 @@ use dmce_abi::limits::PAGE_BYTES;
 use dmce_shm::copies::{BATCH_PAGES, Batch, Beginning, Copies, Pages, Verdict, WriteError};
 use dmce_shm::session::UNDO_BYTES;
 use dmce_shm::slot::intent::Undo;
-use dmce_sys::map::MappedRange;
 use dmce_sys::transfer::{self, Store};
 
 use super::{COPIES_MAX, CopiedBlock, Judgement, of_lock};
@@ -16,7 +15,7 @@ use crate::reach::{Piece, Trouble, store};
 
 /// Up to so many bytes that are overwritten are saved although there are other copies: those and
 /// the writer may be lost together.
-const SAVED_BYTES: usize = 256;
+pub(super) const SAVED_BYTES: usize = 256;
 /// The most that a batch has.
 const BATCH_BYTES: usize = 64 << 10;
 const _: () = assert!(BATCH_BYTES as u64 == BATCH_PAGES * PAGE_BYTES);
@@ -119,7 +118,7 @@ pub(super) struct Stores<'a> {
     first: usize,
     slot: u8,
     /// The copy that could not be reached last.
-    failed: usize,
+    pub(super) failed: usize,
     /// How often one was called good.
     good: u32,
 }
@@ -130,18 +129,8 @@ impl CopiedBlock {
     pub(super) fn put(&self, piece: Piece, content: Content, place: Where) -> Result<u64, Trouble> {
         let slot = self.slot();
         let writer = self.writer(slot);
-        let mut stores = Stores {
-            block: self,
-            piece,
-            content,
-            store: store::into_block(piece.bytes),
-            targets: place.targets(self.copies.len()),
-            place,
-            first: 0,
-            slot,
-            failed: 0,
-            good: 0,
-        };
+        let mut stores = Stores::new(self, (piece, content), place, slot);
+        stores.store = store::into_block(piece.bytes);
         let (mut done, until, mut by_pages) = (0, piece.cell + piece.bytes as u64, false);
         while done < piece.bytes {
             let cell = piece.cell + done as u64;
@@ -154,7 +143,7 @@ impl CopiedBlock {
             match writer.write(batch, &mut stores) {
                 Ok(()) => done += bytes,
                 Err(WriteError::Untouched(Trouble::Detached)) if !by_pages => by_pages = true,
-                Err(error) => return Err(self.end_of_write(&stores, error)),
+                Err(error) => return Err(self.end_of_write(stores.failed, error)),
             }
         }
         match content {
@@ -199,22 +188,58 @@ impl CopiedBlock {
         }
     }
 
+    /// Saves what a copy has in a piece of at most `BYTES` in the undo buffer of a slot, if there
+    /// is one.
+    #[inline]
+    pub(super) fn save<const BYTES: usize>(
+        &self,
+        copy: usize,
+        piece: Piece,
+        slot: u8,
+    ) -> Result<Undo, Trouble> {
+        let undo = self.party.map.undo(slot);
+        let undo = undo.and_then(|undo| undo.part(0, piece.bytes as u64).ok());
+        let Some(undo) = undo else { return Ok(Undo::Absent) };
+        let mut old = [const { MaybeUninit::<u8>::uninit() }; BYTES];
+        let old = old.as_mut_ptr().cast::<u8>();
+        // SAFETY: the buffer is this function's, and no shorter than the piece.
+        unsafe { self.copies[copy].load(piece, old, Store::Cached) }?;
+        // SAFETY: the undo buffer is mapped writable, and this thread's as its slot is; as much of
+        // the other was just loaded.
+        let saved = unsafe { transfer::store(undo, old, Store::Cached) };
+        // It is the session's own object, and no copy.
+        saved.map_err(|_| Trouble::Io)?;
+        Ok(Undo::Saved)
+    }
+
     #[cold]
-    fn end_of_write(&self, stores: &Stores<'_>, error: WriteError<Trouble>) -> Trouble {
+    pub(super) fn end_of_write(&self, failed: usize, error: WriteError<Trouble>) -> Trouble {
         match error {
             WriteError::Lock(error) => self.locked().err().unwrap_or_else(|| of_lock(&error)),
             WriteError::Untouched(trouble) => trouble,
             _ => {
                 // Nothing of this session may begin: its locks are taken from it.
                 self.party.map.settle(u64::MAX);
-                self.party.arbiter.give_up(self.damage_of(stores.failed));
+                self.party.arbiter.give_up(self.damage_of(failed));
                 Trouble::Abandoned
             }
         }
     }
 }
 
-impl Stores<'_> {
+impl<'a> Stores<'a> {
+    /// Those of a piece, in one batch.
+    #[inline]
+    pub(super) fn new(
+        block: &'a CopiedBlock,
+        (piece, content): (Piece, Content),
+        place: Where,
+        slot: u8,
+    ) -> Self {
+        let (store, targets) = (Store::Cached, place.targets(block.copies.len()));
+        Self { block, piece, content, store, targets, place, first: 0, slot, failed: 0, good: 0 }
+    }
+
     /// How far the next batch may go: what is saved has to fit the buffer.
     #[inline]
     fn until(&self, cell: u64, until: u64) -> u64 {
@@ -293,29 +318,8 @@ impl Stores<'_> {
 
     #[inline]
     fn save_by<const BYTES: usize>(&mut self) -> Result<Undo, Trouble> {
-        let Some(undo) = self.undo() else { return Ok(Undo::Absent) };
-        let mut old = [const { MaybeUninit::<u8>::uninit() }; BYTES];
-        let old = old.as_mut_ptr().cast::<u8>();
-        let first = &self.block.copies[self.first];
-        // SAFETY: the buffer is this function's, and no shorter than the piece.
-        let loaded = unsafe { first.load(self.piece, old, Store::Cached) };
-        if let Err(trouble) = loaded {
-            self.failed = self.first;
-            return Err(trouble);
-        }
-        // SAFETY: the undo buffer is mapped writable, and this thread's as its slot is; as much of
-        // the other was just loaded.
-        let saved = unsafe { transfer::store(undo, old, Store::Cached) };
-        // It is the session's own object, and no copy.
-        saved.map_err(|_| Trouble::Io)?;
-        Ok(Undo::Saved)
-    }
-
-    /// As much of the slot's undo buffer as the piece needs.
-    #[inline]
-    fn undo(&self) -> Option<MappedRange<'_>> {
-        let undo = self.block.party.map.undo(self.slot)?;
-        undo.part(0, self.piece.bytes as u64).ok()
+        let saved = self.block.save::<BYTES>(self.first, self.piece, self.slot);
+        self.met(self.first, saved)
     }
 
     /// Works out what the word becomes. False if it stays as it is.
