@@ -25,7 +25,7 @@
 //!    `memcpy`. But an aligned access of 1, 2, 4 or 8 bytes is one access of the processor, and one
 //!    of 16, 32 or 64 touches no byte twice: what another process answers to a store stays.
 //! 5. After a function has returned, its stores are ordered before later ones of this thread, the
-//!    ones past the caches too.
+//!    ones past the caches too, unless the caller orders them itself ([`Store::Unordered`]).
 //!
 //! Each page that is gone costs a signal (microseconds). Accesses by an application's own pointers
 //! are not covered.
@@ -63,6 +63,25 @@ pub enum Store {
     Cached,
     /// Past them: for more than the caches hold.
     Streamed,
+    /// As that, and ordered before later stores only by [`order`]: what is copied to several places
+    /// need not wait for each of them.
+    Unordered,
+}
+
+/// Orders all stores of this thread before later ones, those past the caches too.
+#[inline]
+pub fn order() {
+    #[cfg(target_arch = "x86")]
+    // SAFETY: every processor that the streaming routine runs on has the instruction.
+    unsafe {
+        std::arch::x86::_mm_sfence();
+    }
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every processor of this kind has the instruction.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
+    std::sync::atomic::fence(std::sync::atomic::Ordering::Release);
 }
 
 /// What is shared of a routine's ranges: at most two starts (0 for none), and how many bytes.
@@ -191,7 +210,7 @@ pub unsafe fn fill(to: MappedRange<'_>, byte: u8, store: Store) -> Result<(), Go
     };
     let (head, lines) = match store {
         Store::Cached => (to.len(), 0),
-        Store::Streamed => parts(to.as_ptr(), to.len(), LINE),
+        Store::Streamed | Store::Unordered => parts(to.as_ptr(), to.len(), LINE),
     };
     fill(fill_string, 0, head)?;
     if lines > 0 {
@@ -275,13 +294,17 @@ unsafe fn copy_much(
     let plain = if is_long && has_fast_strings() { copy_string } else { copy_vectors };
     let (head, units) = match store {
         Store::Cached => (bytes, 0),
-        Store::Streamed => parts(to, bytes, STREAM_UNIT),
+        Store::Streamed | Store::Unordered => parts(to, bytes, STREAM_UNIT),
     };
     copy(plain, 0, head)?;
     if units > 0 {
         copy(copy_stream, head, units)?;
     }
-    copy(plain, head + units, bytes - head - units)
+    copy(plain, head + units, bytes - head - units)?;
+    if units > 0 && store == Store::Streamed {
+        order();
+    }
+    Ok(())
 }
 
 /// Has a routine copy bytes, of which what begins at `shared` is shared.

@@ -13,8 +13,9 @@ use crate::slot::intent::{Intent, Undo};
 
 /// How the bytes of a batch get to the copies of its block.
 ///
-/// Each function returns when its stores are ordered before all later ones of the thread, also
-/// those that went past the caches.
+/// When the last function of a write returns, all of its stores are ordered before later ones of
+/// the thread, also those that went past the caches. Between two copies they need not be: who
+/// repairs finds all that the dead came to (the module of intents).
 pub trait Copies {
     /// Why a copy's bytes could not be had.
     type Trouble;

@@ -14,7 +14,7 @@ const SIZES: [usize; 24] = [
     70_001,
 ];
 
-const STORES: [Store; 2] = [Store::Cached, Store::Streamed];
+const STORES: [Store; 3] = [Store::Cached, Store::Streamed, Store::Unordered];
 
 const PAGES: u64 = 20;
 

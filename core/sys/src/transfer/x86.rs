@@ -180,7 +180,6 @@ global_asm!(
     "add edi, 12288",
     "cmp esi, ebx",
     "jb 2b",
-    "sfence",
     "xor eax, eax",
     "dmce_sys_transfer_leave",
     ".cfi_endproc",

@@ -192,7 +192,6 @@ global_asm!(
     "add rdi, 12288",
     "cmp rsi, r10",
     "jb 2b",
-    "sfence",
     "xor eax, eax",
     "ret",
     ".cfi_endproc",

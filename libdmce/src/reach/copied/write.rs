@@ -130,7 +130,10 @@ impl CopiedBlock {
         let slot = self.slot();
         let writer = self.writer(slot);
         let mut stores = Stores::new(self, (piece, content), place, slot);
-        stores.store = store::into_block(piece.bytes);
+        stores.store = match store::into_block(piece.bytes) {
+            Store::Streamed => Store::Unordered,
+            store => store,
+        };
         let (mut done, until, mut by_pages) = (0, piece.cell + piece.bytes as u64, false);
         while done < piece.bytes {
             let cell = piece.cell + done as u64;
@@ -284,6 +287,14 @@ impl<'a> Stores<'a> {
         self.met(copy, stored)
     }
 
+    /// Orders what went past the caches before what follows.
+    #[inline]
+    fn order(&self) {
+        if self.store == Store::Unordered {
+            transfer::order();
+        }
+    }
+
     /// Remembers which copy could not be reached.
     #[inline]
     fn met<T>(&mut self, copy: usize, met: Result<T, Trouble>) -> Result<T, Trouble> {
@@ -368,7 +379,11 @@ impl Copies for Stores<'_> {
 
     #[inline]
     fn store_first(&mut self) -> Result<(), Trouble> {
-        self.store_to(self.first)
+        self.store_to(self.first)?;
+        if matches!(self.place, Where::Alone(_)) {
+            self.order();
+        }
+        Ok(())
     }
 
     #[inline]
@@ -378,6 +393,7 @@ impl Copies for Stores<'_> {
                 self.store_to(copy)?;
             }
         }
+        self.order();
         Ok(())
     }
 
