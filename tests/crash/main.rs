@@ -8,6 +8,7 @@ mod daemons;
 mod everything;
 mod messages;
 mod objects;
+mod pointers;
 mod points;
 mod silent;
 mod steps;

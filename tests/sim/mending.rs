@@ -58,7 +58,7 @@ impl World {
                     Repaired::Done { lost } if !lost.is_empty() => LOST,
                     Repaired::Done { .. } if repair.has_locks => REPAIRED,
                     Repaired::Done { .. } => LEVEL,
-                    Repaired::Copy { .. } | Repaired::Table { .. } => NOT_REPAIRED,
+                    Repaired::Copy { .. } | Repaired::Table { .. } | Repaired::Busy => NOT_REPAIRED,
                 });
                 let Some(broker) = &mut self.broker else { return Ok(()) };
                 broker.soon.push_back(Event::Repaired { session, slot, repaired });
@@ -85,7 +85,8 @@ impl World {
 
     /// The repair that an action asks for; none of a session that is gone.
     fn repair_of(&self, action: &Action) -> Option<Repair> {
-        let Action::Repair { session, slot, wreck, block, guid, ref copies, has_locks } = *action
+        let Action::Repair { session, slot, wreck, block, guid, ref copies, has_locks, .. } =
+            *action
         else {
             return None;
         };

@@ -73,7 +73,7 @@ impl Pages {
         let idle = self.of(session).filter(|(_, slot)| !lives || slot.mark.is_multiple_of(2));
         let claims = idle.filter_map(|(slot, found)| Some((slot, found.intent?))).collect();
         let is_all = !lives || self.of(session).all(|(_, slot)| slot.mark.is_multiple_of(2));
-        FoundIntents { claims, is_all }
+        FoundIntents { claims, is_all, is_gone: !lives, ..FoundIntents::none() }
     }
 }
 

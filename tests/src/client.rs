@@ -5,8 +5,10 @@
 //! alike.
 
 use std::fmt::Display;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 
@@ -139,6 +141,17 @@ impl Client {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Stores where one of its pointers points, as itself could at any moment.
+    ///
+    /// # Panics
+    ///
+    /// If nothing is mapped there to be written.
+    pub fn store(&self, pointer: u64, bytes: &[u8]) {
+        let memory = format!("/proc/{}/mem", self.pid());
+        let memory = File::options().write(true).open(memory).expect("it is an own child");
+        memory.write_all_at(bytes, pointer).expect("it is mapped to be written");
     }
 
     /// Sends a signal.

@@ -281,6 +281,9 @@ pub enum Action {
         /// Whether it has a lock table. Without one nobody writes to the block, and all that the
         /// slot may have been writing is made equal.
         has_locks: bool,
+        /// If a pointer stored there, and no slot was writing: address and bytes. The slot gets an
+        /// intent that says so, and the locks, unless somebody holds one.
+        carried: Option<(u64, u64)>,
     },
     /// Takes the intent of a slot away that was repaired.
     ClearIntent {
@@ -288,6 +291,13 @@ pub enum Action {
         session: SessionId,
         /// The slot.
         slot: u8,
+    },
+    /// Frees a pin of a session that has ended.
+    FreePin {
+        /// The session.
+        session: SessionId,
+        /// Which.
+        pin: u16,
     },
     /// Stores the generation word of a session object, issues the `membarrier`, rings the doorbell.
     Publish {

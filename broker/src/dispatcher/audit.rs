@@ -351,8 +351,7 @@ impl Dispatcher {
             let mut regions = wreck.opens.regions();
             let gone = regions.find(|first| self.regions.get(*first).is_none());
             check(gone.is_none(), || format!("session {id} left something in {gone:?}"))?;
-            let is_over = wreck.is_read && wreck.claims.is_empty();
-            check(!is_over, || format!("nothing of session {id} is left"))?;
+            check(!wreck.is_over(), || format!("nothing of session {id} is left"))?;
         }
         Ok(())
     }

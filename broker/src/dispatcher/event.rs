@@ -11,6 +11,7 @@ use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::client::ClientRequest;
 use dmce_abi::wire::daemon::{DaemonMessage, HeldBlock, PoolPlace};
+use dmce_shm::session::pin::PinClaim;
 use dmce_shm::slot::intent::IntentClaim;
 
 /// Milliseconds of a clock that never goes back. Its start means nothing.
@@ -154,20 +155,24 @@ pub struct BelievedSession {
     pub lives: bool,
 }
 
-/// What the slots of a session that has ended were changing.
+/// What the slots of a session that has ended were changing, and its pointers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FoundIntents {
     /// By slot, of those that are in no operation any more: claims.
     pub claims: Vec<(u8, IntentClaim)>,
     /// Whether that are all slots: none is in an operation.
     pub is_all: bool,
+    /// Where its pointers could store: claims.
+    pub pins: Vec<PinClaim>,
+    /// Whether its process is gone, and stores nothing any more.
+    pub is_gone: bool,
 }
 
 impl FoundIntents {
     /// Nothing, and nothing can be any more.
     #[must_use]
     pub const fn none() -> Self {
-        Self { claims: Vec::new(), is_all: true }
+        Self { claims: Vec::new(), is_all: true, pins: Vec::new(), is_gone: true }
     }
 }
 
@@ -187,6 +192,8 @@ pub enum Repaired {
         /// Why, for the log.
         reason: String,
     },
+    /// Somebody holds a page that is to be carried: nothing was done.
+    Busy,
     /// The lock table could not be.
     Table {
         /// Why, for the log.

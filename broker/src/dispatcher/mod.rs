@@ -23,7 +23,7 @@
 //! | daemons | `link` (messages), `asking` (requests), `lending` (their pools) |
 //! | what becomes of blocks | `spans`; which copies there are: `raising`; their size: `growing` |
 //! | lock tables | `locks` |
-//! | what the dead left half written | `wrecks`, `repairs` |
+//! | what the dead left half written | `wrecks`, `repairs`; by pointers: `carrying` |
 //! | a broker that comes back | `restart`, `adoption`, `reported_copies`, `silence` |
 //!
 //! # Invariants
@@ -46,6 +46,7 @@ mod adoption;
 mod asking;
 mod audit;
 mod blocks;
+mod carrying;
 mod changes;
 mod charge;
 mod checking;

@@ -11,7 +11,8 @@
 //!        |  its table is gone, and nobody         |  Repair: a copy or the table cannot be had:
 //!        |  uses the old one any more: made       |  it is looked at, and repaired again
 //!        |  equal without it, then the table      v
-//!        +------------------------------------> ClearIntent; after the last one EndSession
+//!        +------------------------------------> ClearIntent; after the last one what pointers
+//!                                               stored (`carrying`), then EndSession
 //! ```
 //!
 //! # Invariants
@@ -105,6 +106,7 @@ impl Dispatcher {
                 self.read_intents(id);
             } else if let Some(wreck) = self.wrecks.get_mut(id) {
                 wreck.is_read = true;
+                wreck.pointers.forget();
                 self.bury(id);
             }
         }
@@ -112,7 +114,8 @@ impl Dispatcher {
 
     /// Has the slots of a wreck looked at.
     pub(super) fn read_intents(&mut self, session: SessionId) {
-        let wreck = self.wrecks.get(session).filter(|wreck| !wreck.is_read);
+        let is_known = |wreck: &&Wreck| wreck.is_read && wreck.pointers.are_known();
+        let wreck = self.wrecks.get(session).filter(|wreck| !is_known(wreck));
         if let Some(&Wreck { pid, lived_at, .. }) = wreck.filter(|_| self.tables_complete()) {
             self.out.push(Action::ReadIntents { session, pid, lived_at });
         }
@@ -120,17 +123,23 @@ impl Dispatcher {
 
     /// What the slots of a wreck were changing.
     pub(super) fn intents_read(&mut self, id: SessionId, found: Result<FoundIntents, String>) {
-        let Some(wreck) = self.wrecks.get_mut(id).filter(|wreck| !wreck.is_read) else { return };
-        let FoundIntents { mut claims, is_all } = found.unwrap_or_else(|reason| {
+        let is_known = |wreck: &&mut Wreck| wreck.is_read && wreck.pointers.are_known();
+        let wreck = self.wrecks.get_mut(id).filter(|wreck| !is_known(wreck));
+        let Some(wreck) = wreck else { return };
+        let FoundIntents { mut claims, is_all, pins, is_gone } = found.unwrap_or_else(|reason| {
             let text = format!("what session {id} was writing is not known: {reason}");
             self.out.push(Action::Log { level: LogLevel::Error, text });
             FoundIntents::none()
         });
-        wreck.is_read = is_all;
-        claims.retain(|(slot, _)| wreck.seen.insert(*slot));
+        let was_read = wreck.is_read;
+        wreck.is_read |= is_all;
+        claims.retain(|(slot, _)| !was_read && wreck.seen.insert(*slot));
         let look_at = self.now.millis.after(wreck.again_ms);
         wreck.again_ms = (wreck.again_ms * 2).min(LOOK_MS_MAX);
         if is_all {
+            self.take_pointers(id, &pins, is_gone);
+        }
+        if self.wrecks.get(id).is_some_and(|wreck| wreck.is_read && wreck.pointers.are_known()) {
             self.timers.cancel(Timer::Intents(id));
         } else {
             // Others do not wait for a process that lives.
@@ -176,7 +185,7 @@ impl Dispatcher {
         let Some(wreck) = copies::Wreck::new(owner, claim, parts.cell, end) else {
             return Err(format!("{bytes} bytes at {addr:#x}, of a block of {end}"));
         };
-        Ok(Claim { block, guid: entry.guid, wreck, level: None })
+        Ok(Claim { block, guid: entry.guid, wreck, level: None, carried: None })
     }
 
     /// Goes on with repairs, as far as the shell is not at one.
@@ -195,8 +204,11 @@ impl Dispatcher {
     fn look_at_claim(&mut self, of: ClaimId) {
         let (session, slot) = of;
         let Some(entry) = self.wrecks.get(session) else { return };
-        let Some(Claim { block, guid, wreck, level }) = entry.claims.get(&slot) else { return };
-        let (block, guid, wreck, is_level) = (*block, *guid, *wreck, level.is_some());
+        let Some(&Claim { block, guid, wreck, ref level, carried }) = entry.claims.get(&slot)
+        else {
+            return;
+        };
+        let is_level = level.is_some();
         let found = self.blocks.get(block).filter(|found| {
             let is_its_own = entry.opens.rights(found.span).write && self.stands(found.span);
             found.guid == guid && is_its_own
@@ -210,9 +222,19 @@ impl Dispatcher {
             Some((state @ (BlockState::Held | BlockState::Losing), copies)) => {
                 let has_locks = state == BlockState::Held;
                 self.wrecks.repairing = Some(Repairing { claim: of, has_locks });
-                let repair =
-                    Action::Repair { session, slot, wreck, block, guid, copies, has_locks };
-                self.out.push(repair);
+                // What a pointer stored is in the copy that is the primary now.
+                let first = copies.first().filter(|_| carried.is_some());
+                let wreck = first.map_or(wreck, |first| wreck.brought_from(*first));
+                self.out.push(Action::Repair {
+                    session,
+                    slot,
+                    wreck,
+                    block,
+                    guid,
+                    copies,
+                    has_locks,
+                    carried,
+                });
             }
             Some((BlockState::Making | BlockState::Lost | BlockState::Going, _)) | None => {
                 self.settle_claim(of);
@@ -250,6 +272,7 @@ impl Dispatcher {
                 self.inspect(daemon, vec![block]);
                 self.repair_later(of);
             }
+            Repaired::Busy => self.repair_later(of),
             Repaired::Table { reason } => {
                 let text = format!("slot {slot} of session {session} is not repaired: {reason}");
                 self.log(LogLevel::Warn, text);
@@ -273,13 +296,17 @@ impl Dispatcher {
     }
 
     fn settle_claim(&mut self, of: ClaimId) {
-        self.wrecks.settle(of);
+        let settled = self.wrecks.settle(of);
+        if let Some((addr, bytes)) = settled.and_then(|claim| claim.carried) {
+            self.part_ended(of.0, addr + bytes);
+        }
         self.bury(of.0);
         self.relock_all();
     }
 
-    /// Forgets a wreck of which nothing is left to be repaired.
+    /// Goes on with what pointers stored, and forgets a wreck of which nothing is left.
     fn bury(&mut self, session: SessionId) {
+        self.carry_on(session);
         let Some(wreck) = self.wrecks.take_over(session) else { return };
         self.timers.cancel(Timer::Intents(session));
         self.ledger.close_account(wreck.account);
@@ -298,7 +325,10 @@ impl Dispatcher {
             if places.is_empty() {
                 continue;
             }
-            wreck.is_read |= !wreck.opens.regions().any(|first| wreck.opens.rights(first).write);
+            if !wreck.opens.regions().any(|first| wreck.opens.rights(first).write) {
+                wreck.is_read = true;
+                wreck.pointers.forget();
+            }
             let revoke = |place| Action::RevokeGrant { session, place };
             self.out.extend(places.into_iter().map(revoke));
             self.bury(session);

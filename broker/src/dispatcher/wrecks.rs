@@ -4,15 +4,16 @@
 //! # Invariants
 //!
 //! 1. The id of a wreck is no session's, and its record stays, until nothing of it is left.
-//! 2. A claim that waits is in one of three places: looked at next, held up by its block, or tried
-//!    again; or the shell is at it.
+//! 2. A claim that waits is in one of four places: looked at next, or behind all those, held up by
+//!    its block, or tried again; or the shell is at it.
 //! 3. The shell is at one claim at a time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use dmce_abi::block::{BlockId, Guid, SessionId};
 use dmce_shm::copies;
 
+use super::carrying::Pointers;
 use super::charge::AccountId;
 use super::opens::Opens;
 
@@ -39,6 +40,8 @@ pub(super) struct Claim {
     pub wreck: copies::Wreck,
     /// If they were made equal without a lock table, those of them that are lost.
     pub level: Option<Vec<u64>>,
+    /// If no slot was changing them, but a pointer may have stored there: address and bytes.
+    pub carried: Option<(u64, u64)>,
 }
 
 /// A session that has ended.
@@ -60,6 +63,8 @@ pub(super) struct Wreck {
     pub again_ms: u64,
     /// What is to be repaired, by slot.
     pub claims: BTreeMap<u8, Claim>,
+    /// Its pointers, which come behind that.
+    pub pointers: Pointers,
 }
 
 impl Wreck {
@@ -79,7 +84,13 @@ impl Wreck {
             is_read: false,
             again_ms,
             claims: BTreeMap::new(),
+            pointers: Pointers::new(),
         }
+    }
+
+    /// Whether nothing is left to be done about it.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_read && self.claims.is_empty() && self.pointers.are_carried()
     }
 
     /// Whether it may hold pages of a block, whose span begins with `first`, that nobody knows to
@@ -95,6 +106,8 @@ impl Wreck {
 pub(super) struct Wrecks {
     by_id: BTreeMap<SessionId, Wreck>,
     due: BTreeSet<ClaimId>,
+    /// What is carried, in turns: behind what is due.
+    carrying: VecDeque<ClaimId>,
     held_up: BTreeSet<(BlockId, ClaimId)>,
     again: BTreeSet<ClaimId>,
     /// What the shell is at.
@@ -153,20 +166,27 @@ impl Wrecks {
         }
     }
 
-    /// Takes a claim out that nothing is left to do about.
-    pub(super) fn settle(&mut self, (id, slot): ClaimId) {
-        let claims = self.by_id.get_mut(&id).map(|wreck| &mut wreck.claims);
-        if let Some(claim) = claims.and_then(|claims| claims.remove(&slot)) {
-            self.due.remove(&(id, slot));
-            self.again.remove(&(id, slot));
-            self.held_up.remove(&(claim.block, (id, slot)));
+    /// Enters a claim that comes when all others had their turn.
+    pub(super) fn carry(&mut self, (id, slot): ClaimId, claim: Claim) {
+        if let Some(wreck) = self.by_id.get_mut(&id) {
+            wreck.claims.insert(slot, claim);
+            self.carrying.push_back((id, slot));
         }
+    }
+
+    /// Takes a claim out that nothing is left to do about.
+    pub(super) fn settle(&mut self, (id, slot): ClaimId) -> Option<Claim> {
+        let claim = self.by_id.get_mut(&id)?.claims.remove(&slot)?;
+        self.due.remove(&(id, slot));
+        self.carrying.retain(|of| *of != (id, slot));
+        self.again.remove(&(id, slot));
+        self.held_up.remove(&(claim.block, (id, slot)));
+        Some(claim)
     }
 
     /// Takes one out of which nothing is left to be repaired.
     pub(super) fn take_over(&mut self, id: SessionId) -> Option<Wreck> {
-        let wreck = self.by_id.get(&id)?;
-        if !wreck.is_read || !wreck.claims.is_empty() {
+        if !self.by_id.get(&id)?.is_over() {
             return None;
         }
         self.found.remove(&id);
@@ -175,7 +195,10 @@ impl Wrecks {
 
     /// The next claim to be looked at, unless the shell is at one.
     pub(super) fn next(&mut self) -> Option<ClaimId> {
-        if self.repairing.is_some() { None } else { self.due.pop_first() }
+        if self.repairing.is_some() {
+            return None;
+        }
+        self.due.pop_first().or_else(|| self.carrying.pop_front())
     }
 
     /// A claim waits for what is being decided about its block.
@@ -219,17 +242,21 @@ impl Wrecks {
         lost.flatten().copied().collect::<BTreeSet<u64>>().into_iter().collect()
     }
 
-    /// Others do not wait for those of which what is left waits for its block.
+    /// Others do not wait for those of which what is left waits for its block, or is carried.
     pub(super) fn admit(&mut self) {
         if self.found.is_empty() {
             return;
         }
         let (by_id, due) = (&self.by_id, &self.due);
-        let at = self.repairing.map(|at| at.claim.0);
+        let at = self.repairing.map(|at| at.claim);
         let is_at = |id: SessionId| {
-            let is_read = by_id.get(&id).is_some_and(|wreck| wreck.is_read);
-            let next = due.range((id, 0)..=(id, u8::MAX)).next();
-            !is_read || next.is_some() || at == Some(id)
+            let Some(wreck) = by_id.get(&id) else { return false };
+            let next = due.range((id, 0)..=(id, u8::MAX)).next().copied();
+            let at = at.filter(|at| at.0 == id);
+            let is_slots = |claim: &ClaimId| {
+                wreck.claims.get(&claim.1).is_some_and(|claim| claim.carried.is_none())
+            };
+            !wreck.is_read || next.iter().chain(&at).any(is_slots)
         };
         self.found.retain(|id| is_at(*id));
     }
@@ -240,11 +267,13 @@ impl Wrecks {
             let slots = wreck.claims.iter();
             slots.map(move |(slot, claim)| (claim.block, (*id, *slot)))
         });
-        let mut places = self.due.len() + self.held_up.len() + self.again.len();
+        let mut places =
+            self.due.len() + self.carrying.len() + self.held_up.len() + self.again.len();
         let at = self.repairing.map(|at| at.claim);
         for (block, claim) in claims {
             let held_up = self.held_up.contains(&(block, claim));
-            let found = [self.due.contains(&claim), self.again.contains(&claim), held_up];
+            let next = [self.due.contains(&claim), self.carrying.contains(&claim)];
+            let found = [next[0], next[1], self.again.contains(&claim), held_up];
             let found = found.into_iter().filter(|found| *found).count();
             places -= found;
             if found + usize::from(at == Some(claim)) != 1 {

@@ -531,13 +531,14 @@ impl Server {
                 let found = found.map_err(|error| error.to_string());
                 self.events.push_back(Event::IntentsRead { session, found });
             }
-            Action::Repair { session, slot, wreck, block, guid, copies, has_locks } => {
+            Action::Repair { session, slot, wreck, block, guid, copies, has_locks, carried } => {
                 let left_by = (session, slot);
-                let job = Job { left_by, wreck, block, guid, copies, has_locks };
+                let job = Job { left_by, wreck, block, guid, copies, has_locks, carried };
                 let repaired = repairs::repair(&self.objects, &self.sessions, &job);
                 self.later.push(Event::Repaired { session, slot, repaired });
             }
             Action::ClearIntent { session, slot } => self.sessions.clear_intent(session, slot),
+            Action::FreePin { session, pin } => self.sessions.free_pin(session, pin),
             Action::Publish { session, generation } => self.sessions.publish(session, generation),
             Action::Ring { session } => self.sessions.ring(session),
             other => unreachable!("{other:?} is executed by act"),

@@ -16,11 +16,13 @@ use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::name::ObjectKind;
 use dmce_broker::dispatcher::Repaired;
-use dmce_shm::copies::{self, RepairError, Site, Wreck};
+use dmce_shm::copies::{self, Carried, RepairError, Site, Wreck};
 use dmce_shm::session::object::SessionError;
 use dmce_shm::table;
 use dmce_sys::object::word::{ObjectWord, WordError};
 use dmce_sys::object::{self, ObjectError, ObjectStat};
+
+use tracing::debug;
 
 use super::objects::{ObjectFailure, Objects};
 use super::sessions::Sessions;
@@ -41,6 +43,8 @@ pub struct Job {
     pub copies: Vec<DaemonId>,
     /// Whether it has a lock table.
     pub has_locks: bool,
+    /// If a pointer stored there, and no slot was writing: address and bytes.
+    pub carried: Option<(u64, u64)>,
 }
 
 /// Why a repair does not come to its end.
@@ -62,6 +66,8 @@ enum Trouble {
     Cut,
     #[error("there is no such session any more")]
     NoSession,
+    #[error("nobody has a good copy")]
+    NoCopy,
 }
 
 /// The block of a repair.
@@ -75,14 +81,22 @@ struct Place<'a> {
     word: Option<(u64, ObjectWord)>,
 }
 
-/// Repairs what a slot left.
+/// How far an attempt came.
+enum Attempted {
+    /// To its end, with these pages lost.
+    Ended(Vec<u64>),
+    /// Not far: somebody holds this page.
+    Busy(u64),
+}
+
+/// Repairs what a slot left, or carries what a pointer stored.
 pub fn repair(objects: &Objects, sessions: &Sessions, job: &Job) -> Repaired {
     match attempt(objects, sessions, job, job.wreck) {
         // Its client cut its own object. What nothing is left of is lost.
         Err(RepairError::Undo(_)) => {
-            settled(attempt(objects, sessions, job, job.wreck.without_undo()))
+            settled(job, attempt(objects, sessions, job, job.wreck.without_undo()))
         }
-        attempted => settled(attempted),
+        attempted => settled(job, attempted),
     }
 }
 
@@ -91,19 +105,30 @@ fn attempt(
     sessions: &Sessions,
     job: &Job,
     wreck: Wreck,
-) -> Result<Vec<u64>, RepairError<Trouble>> {
+) -> Result<Attempted, RepairError<Trouble>> {
     let (table, copies, word) = (None, BTreeMap::new(), None);
     let mut place = Place { objects, sessions, job, table, copies, word };
-    if job.has_locks {
-        let repaired = copies::repair(&wreck, &job.copies, &mut place)?;
-        return Ok(repaired.lost);
+    if !job.has_locks {
+        return copies::level(&wreck, &job.copies, &mut place).map(Attempted::Ended);
     }
-    copies::level(&wreck, &job.copies, &mut place)
+    if let Some(range) = job.carried {
+        place.intend(range).map_err(RepairError::Table)?;
+        return Ok(match copies::carry(&wreck, &job.copies, &mut place)? {
+            Carried::Done(repaired) => Attempted::Ended(repaired.lost),
+            Carried::Busy { page } => Attempted::Busy(page),
+        });
+    }
+    let repaired = copies::repair(&wreck, &job.copies, &mut place)?;
+    Ok(Attempted::Ended(repaired.lost))
 }
 
-fn settled(attempted: Result<Vec<u64>, RepairError<Trouble>>) -> Repaired {
+fn settled(job: &Job, attempted: Result<Attempted, RepairError<Trouble>>) -> Repaired {
     match attempted {
-        Ok(lost) => Repaired::Done { lost },
+        Ok(Attempted::Ended(lost)) => Repaired::Done { lost },
+        Ok(Attempted::Busy(page)) => {
+            debug!(block = %job.block, page, "it is held, and carried later");
+            Repaired::Busy
+        }
         Err(RepairError::Copy { copy, source }) => {
             Repaired::Copy { daemon: copy, reason: source.to_string() }
         }
@@ -113,6 +138,14 @@ fn settled(attempted: Result<Vec<u64>, RepairError<Trouble>>) -> Repaired {
 }
 
 impl Place<'_> {
+    /// Says in the slot what is about to be done.
+    fn intend(&self, range: (u64, u64)) -> Result<(), Trouble> {
+        let (session, slot) = self.job.left_by;
+        let first = *self.job.copies.first().ok_or(Trouble::NoCopy)?;
+        let said = self.sessions.intend_to_carry(session, slot, (range, first));
+        Ok(said.ok_or(Trouble::NoSession)??)
+    }
+
     /// The table, if it is the block's, and has the word of a page.
     fn table(&mut self, page: u64) -> Result<BorrowedFd<'_>, Trouble> {
         if self.table.is_none() {

@@ -16,7 +16,7 @@ use std::ops::Bound::{Excluded, Unbounded};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use dmce_abi::Status;
-use dmce_abi::block::{Guid, SessionId};
+use dmce_abi::block::{DaemonId, Guid, SessionId};
 use dmce_abi::name::ObjectKind;
 use dmce_abi::wire::Refusal;
 use dmce_broker::dispatcher::{
@@ -327,20 +327,44 @@ impl Sessions {
         self.all.get(&id).map(|session| session.made.object.marks())
     }
 
-    /// What the slots of a session that has ended were changing; `None` if there is no such
-    /// session. If its process is not known to be gone, those in an operation are left out.
+    /// What the slots of a session that has ended were changing, and where its pointers could
+    /// store; `None` if there is no such session. If its process is not known to be gone, slots in
+    /// an operation are left out.
     pub fn intents(
         &self,
         id: SessionId,
         (pid, lived_at): (u32, u64),
     ) -> Option<Result<FoundIntents, SessionError>> {
         let object = &self.all.get(&id)?.made.object;
-        let found = if is_gone(pid, lived_at).unwrap_or(false) {
+        let is_gone = is_gone(pid, lived_at).unwrap_or(false);
+        let found = if is_gone {
             object.intents().map(|claims| (claims, true))
         } else {
             object.abandoned_intents()
         };
-        Some(found.map(|(claims, is_all)| FoundIntents { claims, is_all }))
+        Some(found.and_then(|(claims, is_all)| {
+            let mut pins = object.pins()?;
+            pins.retain(|pin| pin.range.writable);
+            Ok(FoundIntents { claims, is_all, pins, is_gone })
+        }))
+    }
+
+    /// Says in a slot that bytes are brought from the copy of `first` to the others.
+    pub fn intend_to_carry(
+        &self,
+        id: SessionId,
+        slot: u8,
+        (range, first): ((u64, u64), DaemonId),
+    ) -> Option<Result<(), SessionError>> {
+        self.all.get(&id).map(|session| session.made.object.intend_to_carry(slot, range, first))
+    }
+
+    /// Frees a pin.
+    pub fn free_pin(&self, id: SessionId, pin: u16) {
+        let Some(session) = self.all.get(&id) else { return };
+        if let Err(error) = session.made.object.free_pin(pin) {
+            warn!(session = id.get(), pin, "it stays: {error}");
+        }
     }
 
     /// Takes the intent of a slot away.

@@ -32,6 +32,7 @@
 //! mark becomes odd by a change of its lowest byte alone, so a piece tells whether the slot was in
 //! flight; and a mixture of two values is seen only when the mark changed after the look began.
 
+use dmce_abi::block::DaemonId;
 use dmce_abi::limits::SLOTS;
 use dmce_sys::crash::{Point, point};
 
@@ -130,6 +131,19 @@ impl Slot {
     /// Where in a slot the bytes of its intent lie.
     #[cfg(not(loom))]
     pub(crate) const INTENT_BYTES: usize = core::mem::offset_of!(Self, intent_bytes);
+
+    /// An intent to bring bytes from the copy of `first` to the others: what is to be stored where
+    /// in a slot that has none, in this order.
+    #[cfg(not(loom))]
+    pub(crate) fn carrying(addr: u64, bytes: u64, first: DaemonId) -> [(usize, Vec<u8>); 4] {
+        use core::mem::offset_of;
+        [
+            (offset_of!(Self, intent_first), first.get().to_le_bytes().to_vec()),
+            (offset_of!(Self, phase), intent::OTHERS.to_le_bytes().to_vec()),
+            (offset_of!(Self, intent_addr), addr.to_le_bytes().to_vec()),
+            (Self::INTENT_BYTES, bytes.to_le_bytes().to_vec()),
+        ]
+    }
 
     /// Counts operations that were done in this slot. For the slot's own thread.
     #[inline]

@@ -154,17 +154,20 @@ impl Core {
         }
     }
 
-    /// Brings what was stored by all pointers to all copies, as far as that can be: what cannot is
-    /// left to the broker, with the record of its pointer.
-    pub(super) fn carry_all(&self) {
-        let ranges: Vec<PinnedRange> =
+    /// Brings what was stored by all pointers to all copies, as far as that can be; returns the
+    /// ranges of those that are left to the broker, with the records of their pointers.
+    pub(super) fn carry_all(&self) -> Vec<PinnedRange> {
+        let mut ranges: Vec<PinnedRange> =
             self.pins().values().flatten().map(|pin| pin.range).collect();
-        for range in ranges {
-            if let Err(error) = self.carry(range) {
+        ranges.retain(|range| {
+            let carried = self.carry(*range);
+            if let Err(error) = &carried {
                 let addr = range.addr;
                 tracing::warn!(addr, %error, "what a pointer stored is left to the broker");
             }
-        }
+            carried.is_err()
+        });
+        ranges
     }
 
     /// Tells the broker what became of a pointer; later, if that would mean to wait.
@@ -227,13 +230,17 @@ impl Core {
         self.pins().get(&pointer).and_then(|same| same.first()).map(|pin| pin.range)
     }
 
-    /// Takes every pointer back.
-    pub(super) fn drop_pins(&self) {
+    /// Takes every pointer back. Those into some ranges are left to the broker.
+    pub(super) fn drop_pins(&self, left: &[PinnedRange]) {
         let pins = std::mem::take(&mut *self.pins());
         self.pinned.store(0, atomic::Ordering::Relaxed);
         for pin in pins.into_values().flatten() {
             drop(pin.mapping);
-            self.map.free_pin(pin.record);
+            if left.contains(&pin.range) {
+                self.map.leave_pin(pin.record);
+            } else {
+                self.map.free_pin(pin.record);
+            }
         }
     }
 

@@ -358,17 +358,18 @@ impl Core {
         if self.torn_down.swap(true, Ordering::SeqCst) {
             return Err(Error::closed());
         }
-        self.carry_all();
+        let left = self.carry_all();
         let broker_knows = self.shut();
         self.link.interrupt();
         self.events.note_rung();
         self.service.end(&self.link);
         self.operations.wait();
+        // Before the broker looks at them: it waits for none of those that are gone by then.
+        self.drop_pins(&left);
         if broker_knows {
             self.link.disconnect(self.deadline());
         }
         self.leave();
-        self.drop_pins();
         let mut retired = crate::table::Retired::default();
         for block in self.table.all() {
             retired.extend(self.table.remove(block.id));

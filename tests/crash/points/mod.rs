@@ -26,6 +26,9 @@ use table::{BROKER, CLIENT, DAEMON, LENDER, Row, UNTRIED, Work};
 
 const SIGKILL: i32 = 9;
 
+/// What is stored by a pointer.
+const POINTED: u8 = 0x5a;
+
 /// Works of sessions, and commands of a client, that pass no point: more are not tried.
 const WORKS_MAX: u32 = 30;
 const COMMANDS_MAX: u64 = 2_000;
@@ -167,6 +170,20 @@ fn take_pointers(client: &mut Client) -> Written {
     Written::default()
 }
 
+/// Has a client store by a pointer, in its parts of the shared region, and die.
+fn store_by_pointer(instance: &Instance) {
+    let mut client = Client::open(instance);
+    client.ask(format!("ropen {VOLUME} {SHARED} rw")).expect("it is there");
+    let addr = client.ask("raddr 0").expect("it is open");
+    let all = PLACES * PLACE_BYTES;
+    let pointer = client.number(format!("map {addr} {all} rw")).expect("it is open");
+    let bytes = vec![POINTED; usize::try_from(OTHERS_BYTES).expect("a place is small")];
+    for place in 0..PLACES {
+        client.store(pointer + place * PLACE_BYTES, &bytes);
+    }
+    client.kill();
+}
+
 /// Which server dies.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Server {
@@ -235,6 +252,10 @@ fn server_dies(server: Server, pool_objects: u32, row: &Row) {
         instance.wait_serving();
         run_to_death(&instance, &Row { point, time: 30, work: Work::Writes, ..*row })
     });
+    if row.work == Work::Carry {
+        instance.wait_serving();
+        store_by_pointer(&instance);
+    }
     let (options, is_dead) = (instance.options(), AtomicBool::new(false));
     let death = thread::scope(|scope| {
         let worker = scope.spawn(|| {
@@ -268,6 +289,12 @@ fn server_dies(server: Server, pool_objects: u32, row: &Row) {
     assert!(instance.log(server.name()).contains(&says), "{row:?}: it died elsewhere");
     if let Some(written) = written {
         written.check(&keeper, row);
+    }
+    if row.work == Work::Carry {
+        let others = usize::try_from(OTHERS_BYTES).expect("a place is small");
+        for place in 0..PLACES {
+            assert!(keeper.others(place) == vec![POINTED; others], "{row:?}: place {place}");
+        }
     }
     check_all(&instance, row, keeper);
 }

@@ -27,6 +27,8 @@ pub enum Work {
     Deletions,
     /// A client has died when one copy was written: its bytes are taken back.
     RollBack,
+    /// A client has died with a pointer by which it has stored.
+    Carry,
     /// A client has died when the other copies were being written: they get its bytes.
     RollForward,
 }
@@ -165,6 +167,14 @@ pub const BROKER: &[Row] = &[
     at(Point::RepairWoken, 1, Work::RollForward).with_copies(),
     at(Point::RepairEnded, 1, Work::RollBack).with_copies(),
     at(Point::RepairEnded, 1, Work::RollForward).with_copies(),
+    at(Point::CarryIntended, 1, Work::Carry).with_copies(),
+    at(Point::CarryIntended, 3, Work::Carry).with_copies(),
+    at(Point::CarryLocked, 1, Work::Carry).with_copies(),
+    at(Point::CarryLocked, 20, Work::Carry).with_copies(),
+    at(Point::RepairStored, 20, Work::Carry).with_copies(),
+    at(Point::RepairReleased, 20, Work::Carry).with_copies(),
+    at(Point::RepairEnded, 2, Work::Carry).with_copies(),
+    at(Point::PinCarried, 1, Work::Carry).with_copies(),
 ];
 
 /// Points without a row, and why.

@@ -12,6 +12,7 @@ use dmce_sys::futex::FutexError;
 const WAITERS: u32 = 1 << 31;
 const REPAIR: u32 = 1 << 30;
 const LOST: u32 = 1 << 29;
+const DETACHED: u32 = 1 << 28;
 const OWNER_MASK: u32 = (1 << 28) - 1;
 /// Sleeps of one call that end for no reason, before the deadline has passed.
 const SPURIOUS_MAX: u32 = 3;
@@ -88,7 +89,7 @@ struct Model {
 
 impl Model {
     fn state(&self) -> LockState {
-        match self.half & !WAITERS {
+        match self.half & !(WAITERS | DETACHED) {
             0 => LockState::Free,
             half if half & REPAIR != 0 => LockState::Repair,
             LOST => LockState::Lost,
@@ -96,9 +97,9 @@ impl Model {
         }
     }
 
-    /// Whose the owner's bits are. An owner without a session is nobody's, and is there.
+    /// Whose the owner's bits are.
     fn holder(&self) -> LockOwner {
-        match PageLock::of_words(self.half & OWNER_MASK | 1 << 28, 0).state() {
+        match PageLock::of_words(self.half & OWNER_MASK, 0).state() {
             LockState::Held(owner) => owner,
             other => panic!("{other:?}"),
         }
@@ -128,8 +129,10 @@ impl Model {
         sleeper.sleeps.set(0);
         match word.lock(owner, Deadline::PASSED, sleeper) {
             Ok(()) => {
-                assert_eq!((self.half, sleeper.sleeps.get()), (0, 0));
-                self.half = bits(owner);
+                assert_eq!((self.state(), sleeper.sleeps.get()), (LockState::Free, 0));
+                // What is not taken at once is taken as if others slept.
+                let marks = if self.half == 0 { 0 } else { self.half & DETACHED | WAITERS };
+                self.half = bits(owner) | marks;
             }
             Err(LockError::Lost) => assert_eq!(self.state(), LockState::Lost),
             Err(LockError::Timeout) => {
@@ -148,7 +151,7 @@ impl Model {
         let taken = word.lock_to_rewrite(owner, Deadline::PASSED, sleeper);
         assert!(taken.is_ok());
         // Others may be about to sleep.
-        self.half = bits(owner) | LOST | WAITERS;
+        self.half = bits(owner) | LOST | WAITERS | self.half & DETACHED;
     }
 
     fn unlock(&mut self, word: &PageLock, owner: LockOwner, sleeper: &Sleeper) {
@@ -160,7 +163,7 @@ impl Model {
                 let is_lost = self.half & LOST != 0 && self.sequence % 2 == 1;
                 let one = awaited.then_some(Wake::One);
                 assert_eq!(sleeper.woken.get(), if is_lost { Some(Wake::All) } else { one });
-                self.half = if is_lost { LOST } else { 0 };
+                self.half = if is_lost { LOST } else { 0 } | self.half & DETACHED;
             }
             Err(error) => {
                 assert!(matches!(error, LockError::NotHeld) && !self.is_held_by(owner));
@@ -224,9 +227,10 @@ impl Model {
             Ok(()) => {
                 assert!(repaired && sleeper.woken.get() == Some(Wake::All));
                 let torn = self.sequence % 2;
-                self.half = if left == Left::Lost && torn == 1 { LOST } else { 0 };
+                let is_lost = left == Left::Lost && torn == 1;
+                self.half = if is_lost { LOST } else { 0 } | self.half & DETACHED;
                 // Odd becomes even where the page is whole.
-                self.sequence = self.sequence.wrapping_add(if self.half == 0 { torn } else { 0 });
+                self.sequence = self.sequence.wrapping_add(if is_lost { 0 } else { torn });
                 assert_eq!(at_once, Some(self.bits()));
             }
             Err(error) => {

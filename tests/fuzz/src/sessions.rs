@@ -14,7 +14,7 @@ use dmce_abi::block::{Guid, SessionId};
 use dmce_abi::limits::{PINS, SLOTS};
 use dmce_shm::Fence;
 use dmce_shm::session::object::{SessionError, SessionObject};
-use dmce_shm::session::pin::PinnedRange;
+use dmce_shm::session::pin::{PinClaim, PinnedRange};
 use dmce_shm::session::{SESSION_BYTES, SessionIdentity, UNDO_BYTES};
 use dmce_sys::object;
 
@@ -89,9 +89,10 @@ fn read(object: &SessionObject) {
         let at = PINS_OFFSET + place * 32;
         let state = word(at + 16);
         let range = PinnedRange { addr: long(at), bytes: long(at + 8), writable: state != 1 };
-        (state != 0).then_some(range)
+        let place = u16::try_from(place).expect("there are few");
+        (state != 0).then_some(PinClaim { place, range, is_left: state == 2 })
     };
-    let pins: Vec<PinnedRange> = (0..PINS).filter_map(pin).collect();
+    let pins: Vec<PinClaim> = (0..PINS).filter_map(pin).collect();
     assert_eq!(object.pins().expect("the object is whole"), pins);
 
     let usage = object.usage().expect("the object is whole");

@@ -49,7 +49,7 @@ impl Writer {
     fn writes(&mut self, slots: u8) {
         let claim = |slot| (slot, self.claim(u64::from(slot) * PAGE_BYTES, 8, FIRST));
         let claims = (0..slots).map(claim).collect();
-        self.rig.intents.insert(self.session, FoundIntents { claims, is_all: true });
+        self.rig.intents.insert(self.session, FoundIntents { claims, ..FoundIntents::none() });
     }
 
     fn dies(&mut self) {
@@ -200,7 +200,7 @@ fn what_cannot_be_is_repaired_nowhere_and_told_once() {
     ];
     let claim = |(addr, bytes)| IntentClaim { addr, bytes, progress: FIRST };
     let claims = (0..).zip(bad.into_iter().map(claim)).collect();
-    writer.rig.intents.insert(writer.session, FoundIntents { claims, is_all: true });
+    writer.rig.intents.insert(writer.session, FoundIntents { claims, ..FoundIntents::none() });
     writer.rig.actions.clear();
     writer.dies();
     assert_eq!(writer.history(), ["publish", "read", "end"]);
@@ -214,7 +214,7 @@ fn all_slots_at_once_are_repaired_one_after_another() {
     let mut writer = writer();
     let nonsense = writer.claim(0, 16 * PAGE_BYTES, Progress::Nonsense);
     let claims = (0..=u8::MAX).map(|slot| (slot, nonsense)).collect();
-    writer.rig.intents.insert(writer.session, FoundIntents { claims, is_all: true });
+    writer.rig.intents.insert(writer.session, FoundIntents { claims, ..FoundIntents::none() });
     writer.rig.repairs = None;
     writer.dies();
     for slot in 0..=u8::MAX {
@@ -264,7 +264,7 @@ fn what_was_being_written_to_a_block_that_is_lost_is_dropped() {
 fn of_a_process_that_lives_slots_in_an_operation_are_waited_for() {
     let mut writer = writer();
     let claims = vec![(3, writer.claim(0, 8, FIRST))];
-    let busy = FoundIntents { claims, is_all: false };
+    let busy = FoundIntents { claims, is_all: false, is_gone: false, ..FoundIntents::none() };
     writer.rig.intents.insert(writer.session, busy);
     let (conn, reason) = (writer.conn, "nonsense".to_owned());
     writer.rig.event(Event::Hostile { conn, reason });
@@ -383,7 +383,7 @@ fn a_table_waits_for_a_wreck_of_which_nothing_is_known_yet() {
     writer.rig.event(Event::LocksInspected { block, found: None });
     assert_eq!(writer.history(), ["publish", "read"]);
     let claims = vec![(9, writer.claim(0, 8, FIRST))];
-    let found = Ok(FoundIntents { claims, is_all: true });
+    let found = Ok(FoundIntents { claims, ..FoundIntents::none() });
     writer.rig.intents.insert(writer.session, FoundIntents::none());
     writer.rig.event(Event::IntentsRead { session: writer.session, found });
     assert_eq!(writer.history()[2..], ["level", "make a table", "clear", "end"]);
@@ -444,7 +444,7 @@ fn a_broker_that_comes_back_repairs_the_dead_before_it_serves_others() {
         bytes: 8,
         progress: FIRST,
     };
-    let found = FoundIntents { claims: vec![(7, claim)], is_all: true };
+    let found = FoundIntents { claims: vec![(7, claim)], ..FoundIntents::none() };
     rig.intents.insert(session_id(4), found);
     let (conn, number) = {
         let conn = rig.connect(900, 0);
@@ -479,7 +479,7 @@ fn a_broker_that_comes_back_serves_others_while_a_block_is_decided_on() {
         bytes: 8,
         progress: FIRST,
     };
-    let found = FoundIntents { claims: vec![(7, claim)], is_all: true };
+    let found = FoundIntents { claims: vec![(7, claim)], ..FoundIntents::none() };
     rig.intents.insert(session_id(4), found);
     // The other daemon does not have its copy.
     for (daemon, held) in [(1, vec![held]), (2, vec![])] {

@@ -9,7 +9,8 @@ use dmce_shm::fence::Fence;
 use dmce_shm::lock::{LockBits, LockOwner, LockState, PageCondition};
 use dmce_shm::session::SessionIdentity;
 use dmce_shm::session::map::SessionMap;
-use dmce_shm::slot::intent::{IntentClaim, Undo};
+use dmce_shm::session::pin::{PinClaim, PinnedRange};
+use dmce_shm::slot::intent::{IntentClaim, Progress, Undo};
 use dmce_shm::table::TableIdentity;
 use dmce_sys::clock::boot_ticks;
 use dmce_sys::futex::wide;
@@ -25,6 +26,7 @@ const PAGES: u64 = 32;
 const END: u64 = PAGES * PAGE_BYTES;
 const BASE: u64 = 5 << 32;
 const SLOT: u8 = 200;
+const CARRYING: u8 = 0;
 const OLD: u8 = 1;
 const NEW: u8 = 2;
 /// What a page word is while its holder writes.
@@ -228,7 +230,15 @@ fn job_of(slot: u8, claim: &IntentClaim) -> Job {
         guid: guid(),
         copies: vec![daemon(1), daemon(2)],
         has_locks: true,
+        carried: None,
     }
+}
+
+/// A pointer may have stored so many bytes to the first copy.
+fn carry_of(cell: u64, bytes: u64) -> Job {
+    let (addr, progress) = (BASE + cell, Progress::Settled);
+    let job = job_of(CARRYING, &IntentClaim { addr, bytes, progress });
+    Job { wreck: job.wreck.brought_from(daemon(1)), carried: Some((addr, bytes)), ..job }
 }
 
 fn done() -> Repaired {
@@ -388,4 +398,95 @@ fn of_a_process_that_lives_only_what_it_has_abandoned_is_read() {
     assert!(found(&folder).is_err());
     let none = SessionId::try_from(99).unwrap();
     assert!(folder.sessions.intents(none, (1, 1)).is_none());
+}
+
+#[test]
+fn what_a_pointer_stored_is_carried_and_nobody_is_kept_waiting() {
+    let mut folder = Folder::new("carried");
+    let (cell, bytes) = (PAGE_BYTES + 100, 10 * PAGE_BYTES);
+    folder.put(1, 0, END);
+    folder.die();
+    assert_eq!(folder.repair(&carry_of(cell, bytes)), done());
+    let mut wanted = vec![OLD; usize::try_from(END).unwrap()];
+    wanted[usize::try_from(cell).unwrap()..usize::try_from(cell + bytes).unwrap()].fill(NEW);
+    assert!(folder.bytes(2) == wanted);
+    assert!((0..PAGES).all(|page| folder.is_free(page)));
+    assert!(folder.word(1) != folder.word(0), "who reads there meanwhile reads again");
+    // It says what it does, until the dispatcher has heard that it is done.
+    let job = folder.job();
+    assert_eq!((job.left_by, job.wreck), ((session(), CARRYING), carry_of(cell, bytes).wreck));
+}
+
+#[test]
+fn a_page_that_somebody_holds_is_carried_later_and_those_before_it_are_free() {
+    let mut folder = Folder::new("busy");
+    folder.put(1, 0, END);
+    folder.die();
+    let job = carry_of(0, 6 * PAGE_BYTES);
+    let other = WRITING | held_by(SessionId::try_from(8).unwrap()).word();
+    folder.set_word(4, other);
+    assert_eq!(folder.repair(&job), Repaired::Busy);
+    assert!((0..PAGES).filter(|page| *page != 4).all(|page| folder.is_free(page)));
+    assert_eq!(folder.word(4).word(), other);
+    assert!(folder.bytes(2).iter().all(|byte| *byte == OLD));
+    folder.set_word(4, 8 << 32);
+    assert_eq!(folder.repair(&job), done());
+    assert!(folder.bytes(2)[..6 * 4096].iter().all(|byte| *byte == NEW));
+    assert!((0..PAGES).all(|page| folder.is_free(page)));
+}
+
+#[test]
+fn pages_that_are_detached_or_lost_are_left_as_they_are() {
+    let mut folder = Folder::new("detached");
+    folder.put(1, 0, END);
+    folder.die();
+    let detached = 2 << 32 | 1 << 28;
+    folder.set_word(1, detached);
+    folder.set_word(2, LockBits::LOST.word());
+    assert_eq!(folder.repair(&carry_of(0, 4 * PAGE_BYTES)), done());
+    let found: Vec<u8> = folder.bytes(2).chunks(4096).take(5).map(|page| page[0]).collect();
+    assert_eq!(found, [NEW, OLD, OLD, NEW, OLD]);
+    assert_eq!((folder.word(1).word(), folder.word(2)), (detached, LockBits::LOST));
+}
+
+#[test]
+fn what_a_broker_was_carrying_when_it_died_is_carried_by_the_next() {
+    let mut folder = Folder::new("next");
+    folder.put(1, 0, END);
+    folder.die();
+    let job = carry_of(0, 3 * PAGE_BYTES);
+    // The copy is gone in the middle of it: what is locked stays so.
+    object::truncate(folder.data(2).as_fd(), 2 * PAGE_BYTES).unwrap();
+    assert!(matches!(folder.repair(&job), Repaired::Copy { daemon: of, .. } if of == daemon(2)));
+    assert!((0..3).all(|page| !folder.is_free(page)));
+    let bytes = vec![OLD; usize::try_from(END - 2 * PAGE_BYTES).unwrap()];
+    object::write_at(folder.data(2).as_fd(), &bytes, 2 * PAGE_BYTES).unwrap();
+    assert_eq!(folder.repair(&folder.job()), done());
+    assert!(folder.bytes(2)[..3 * 4096].iter().all(|byte| *byte == NEW));
+    assert!((0..PAGES).all(|page| folder.is_free(page)));
+}
+
+#[test]
+fn pins_of_the_dead_are_found_and_freed() {
+    let mut folder = Folder::new("pins");
+    let range = |addr, writable| PinnedRange { addr, bytes: 8, writable };
+    for place in 0..4 {
+        let pin = folder.map.take_pin(range(BASE + place, place % 2 == 1)).unwrap();
+        if place == 3 {
+            folder.map.leave_pin(pin);
+        }
+    }
+    let found = |folder: &Folder| {
+        let found = folder.sessions.intents(session(), folder.identity()).unwrap().unwrap();
+        (found.pins, found.is_gone)
+    };
+    let pin = |place: u16| PinClaim {
+        place,
+        range: range(BASE + u64::from(place), true),
+        is_left: place == 3,
+    };
+    assert_eq!(found(&folder), (vec![pin(1), pin(3)], false));
+    folder.die();
+    folder.sessions.free_pin(session(), 1);
+    assert_eq!(found(&folder), (vec![pin(3)], true));
 }

@@ -8,7 +8,8 @@
 //!
 //! [`Writer`] runs in the client, on words that it has mapped; how it reaches the copies' bytes is
 //! its caller's ([`Copies`]). [`repair`] runs in the broker, on copies of words and by exchanges
-//! that end with an error where there is no page ([`Site`]).
+//! that end with an error where there is no page ([`Site`]). [`carry`] is a write of the broker's
+//! own, for a pointer of the dead.
 //!
 //! # Invariants
 //!
@@ -27,9 +28,11 @@ use std::ops::Range;
 
 use dmce_abi::limits::PAGE_BYTES;
 
+mod carry;
 mod repair;
 mod write;
 
+pub use carry::{Carried, carry};
 pub use repair::{RepairError, Repaired, Site, Wreck, level, repair};
 pub use write::{Beginning, Copies, Pages, Verdict, WriteError, Writer};
 

@@ -1,5 +1,7 @@
 //! The broker's side: what a dead slot left, page by page.
 
+use std::ops::Range;
+
 use dmce_abi::block::DaemonId;
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_sys::crash::{Point, point};
@@ -132,6 +134,18 @@ impl Wreck {
     #[must_use]
     pub const fn owner(&self) -> LockOwner {
         self.owner
+    }
+
+    /// The pages of its batch.
+    pub(super) const fn pages(&self) -> Range<u64> {
+        self.batch.pages()
+    }
+
+    /// The same, of bytes that the copy of `first` has, and the others may lack.
+    #[must_use]
+    pub const fn brought_from(self, first: DaemonId) -> Self {
+        let progress = Progress::Others { first: first.get(), undo: Undo::Absent };
+        Self { progress, ..self }
     }
 
     /// The same, as far as it can be true when the undo buffer cannot be read.
@@ -332,7 +346,7 @@ fn release<S: Site>(site: &mut S, page: u64, left: Left) -> Result<(), RepairErr
 }
 
 /// Changes a word as `next` says; returns what it became, `None` if that says no.
-fn change<S: Site>(
+pub(super) fn change<S: Site>(
     site: &mut S,
     page: u64,
     next: impl Fn(LockBits) -> Option<LockBits>,

@@ -17,6 +17,7 @@ use crate::slot::intent::{IntentClaim, Undo};
 use crate::slot::{Look, Slot};
 use crate::stepped::{self, Access};
 
+mod carried;
 mod deaths;
 mod halves;
 mod hostile;

@@ -5,7 +5,7 @@
 //! is no page. Each change is one that [`PageLock`](super::PageLock) makes in steps.
 
 use super::{
-    DETACHED, FREE, LOST, Left, LockOwner, LockState, PageCondition, REPAIR, condition_of,
+    DETACHED, FREE, LOST, Left, LockOwner, LockState, PageCondition, REPAIR, WRITING, condition_of,
     state_of, taken_over,
 };
 
@@ -55,6 +55,23 @@ impl LockBits {
     #[must_use]
     pub const fn is_detached(self) -> bool {
         self.half & DETACHED != 0
+    }
+
+    /// With the lock taken by `owner`, and the sequence odd; `None` if it is not free.
+    #[must_use]
+    pub fn taken_to_write(self, owner: LockOwner) -> Option<Self> {
+        let half = self.half | owner.0;
+        let sequence = self.sequence.wrapping_add(1) | WRITING;
+        (self.state() == LockState::Free).then_some(Self { half, sequence })
+    }
+
+    /// With that undone: given back by `owner`, who has written nothing; `None` if it is not the
+    /// holder.
+    #[must_use]
+    pub fn given_back(self, owner: LockOwner) -> Option<Self> {
+        let half = FREE | self.half & DETACHED;
+        let sequence = self.sequence.wrapping_add(1) & !WRITING;
+        (self.state() == LockState::Held(owner)).then_some(Self { half, sequence })
     }
 
     /// With the lock taken over from `dead`, as
@@ -139,6 +156,20 @@ mod tests {
                 let bits = LockBits { half, sequence };
                 assert_eq!(LockBits::of_word(bits.word()), bits);
                 let lock = PageLock::of_words(half, sequence);
+                if let Some(taken) = bits.taken_to_write(dead) {
+                    assert!(lock.state() == LockState::Free, "{bits:?}");
+                    assert_eq!(taken.state(), LockState::Held(dead));
+                    assert_eq!(taken.condition(), PageCondition::Torn);
+                    let given = taken.given_back(dead).unwrap();
+                    assert_eq!(
+                        (given.state(), given.condition()),
+                        (LockState::Free, PageCondition::Whole)
+                    );
+                    assert_eq!(
+                        (taken.given_back(LockOwner(dead.0 + 1)), given.is_detached()),
+                        (None, bits.is_detached())
+                    );
+                }
                 let is_taken = lock.take_over(dead).is_ok();
                 assert_eq!(bits.taken_over(dead), is_taken.then(|| bits_of(&lock)), "{bits:?}");
                 for left in [Left::Whole, Left::Lost] {

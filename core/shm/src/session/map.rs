@@ -212,6 +212,12 @@ impl SessionMap {
         self.pins.free(pins_in(&self.mapping), id);
     }
 
+    /// Leaves a pin to the broker: its mapping is gone, and what was stored by it is not on all
+    /// copies. The pin stays taken for good.
+    pub fn leave_pin(&self, id: PinId) {
+        Pins::leave(pins_in(&self.mapping), id);
+    }
+
     #[inline]
     fn generation_word(&self) -> &AtomicU64 {
         // SAFETY: as in `slots`, for one word.

@@ -17,12 +17,13 @@ use std::mem::offset_of;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use dmce_abi::block::DaemonId;
 use zerocopy::{FromZeros, IntoBytes};
 
 use dmce_sys::crash::{Point, point};
 use dmce_sys::object::{self, ObjectError};
 
-use super::pin::{self, PinnedRange};
+use super::pin::{self, Pin, PinClaim};
 use super::{
     BARRIER_MEMBARRIER, PINS_OFFSET, SESSION_BYTES, SLOTS_OFFSET, SessionIdentity, SessionPage,
     UNDO_BYTES, UNDO_OFFSET, UNDO_READY,
@@ -207,6 +208,27 @@ impl SessionObject {
         Ok(())
     }
 
+    /// Says in a slot of a client that is gone that bytes are brought from the copy of `first` to
+    /// all others: the broker does so for its pointers. The slot has no intent, or the same, with
+    /// another first copy.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Object`].
+    pub fn intend_to_carry(
+        &self,
+        slot: u8,
+        (addr, bytes): (u64, u64),
+        first: DaemonId,
+    ) -> Result<(), SessionError> {
+        let at = SLOTS_OFFSET + usize::from(slot) * size_of::<Slot>();
+        for (offset, value) in Slot::carrying(addr, bytes, first) {
+            object::write_at(self.as_fd(), &value, (at + offset) as u64)?;
+        }
+        point(Point::CarryIntended);
+        Ok(())
+    }
+
     /// The beginning of a slot's undo buffer.
     ///
     /// # Errors
@@ -229,10 +251,27 @@ impl SessionObject {
     /// # Errors
     ///
     /// [`SessionError::Object`].
-    pub fn pins(&self) -> Result<Vec<PinnedRange>, SessionError> {
+    pub fn pins(&self) -> Result<Vec<PinClaim>, SessionError> {
         let earlier = self.copy(PINS_RANGE)?;
         let later = self.copy(PINS_RANGE)?;
         Ok(pin::claims(&earlier, &later))
+    }
+
+    /// Frees a pin of a client that is gone: what its pointer stored is on all copies.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Object`].
+    ///
+    /// # Panics
+    ///
+    /// If there is no such pin.
+    pub fn free_pin(&self, pin: u16) -> Result<(), SessionError> {
+        let at = PINS_OFFSET + usize::from(pin) * size_of::<Pin>() + Pin::STATE;
+        assert!(at < UNDO_OFFSET, "a session has no pin {pin}");
+        object::write_at(self.as_fd(), &[0; 4], at as u64)?;
+        point(Point::PinCarried);
+        Ok(())
     }
 
     /// What the client says that it uses.

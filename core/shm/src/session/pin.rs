@@ -21,14 +21,22 @@ layout! {
         /// The first DMCE address of the range.
         0 => addr: AtomicU64,
         8 => bytes: AtomicU64,
-        /// 0 free, 1 read, 3 read and write. Written by the client, read by the broker.
+        /// 0 free, 1 read, 2 left, 3 read and write. Written by the client, and by the broker when
+        /// that is gone.
         16 => state: AtomicU32,
         20 => reserved: [AtomicU32; 3],
     }
 }
 
+impl Pin {
+    /// Where in a pin its state lies.
+    #[cfg(not(loom))]
+    pub(super) const STATE: usize = core::mem::offset_of!(Self, state);
+}
+
 const FREE: u32 = 0;
 const READ: u32 = 1;
+const LEFT: u32 = 2;
 const READ_WRITE: u32 = 3;
 
 /// A range that a pointer of the application points into.
@@ -40,6 +48,17 @@ pub struct PinnedRange {
     pub bytes: u64,
     /// Whether the pointer can write.
     pub writable: bool,
+}
+
+/// A pin that a client has taken, as the broker finds it: a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PinClaim {
+    /// Which of the session's.
+    pub place: u16,
+    /// Its range.
+    pub range: PinnedRange,
+    /// Whether the pointer is gone, and what it stored is not on all copies.
+    pub is_left: bool,
 }
 
 /// A taken pin, to be given back with [`SessionMap::free_pin`](super::map::SessionMap::free_pin).
@@ -79,6 +98,12 @@ impl Pins {
         Ok(PinId(index))
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "a pin is left once")]
+    pub(super) fn leave(pins: &[Pin], id: PinId) {
+        // Release: the accesses through the pointer are over before the pin is seen left.
+        pins[id.0].state.store(LEFT, Ordering::Release);
+    }
+
     #[expect(clippy::needless_pass_by_value, reason = "a pin is freed once")]
     pub(super) fn free(&self, pins: &[Pin], id: PinId) {
         // Release: the accesses through the pointer are over before the pin is seen free.
@@ -93,14 +118,15 @@ impl Pins {
 /// A pin counts if it is taken in both. Its range is from the later copy, so it is at least as new
 /// as the state in the earlier one; a pin that was freed and taken again in between may mix two
 /// ranges, which only its own client can bring about.
-pub(super) fn claims(earlier: &[u8], later: &[u8]) -> Vec<PinnedRange> {
+pub(super) fn claims(earlier: &[u8], later: &[u8]) -> Vec<PinClaim> {
     let pairs = earlier.chunks_exact(size_of::<Pin>()).zip(later.chunks_exact(size_of::<Pin>()));
-    let taken = pairs.filter_map(|(earlier, later)| {
+    let taken = (0..).zip(pairs).filter_map(|(place, (earlier, later))| {
         let (before, now) = (Claim::of(earlier)?, Claim::of(later)?);
         let is_taken = before.state != FREE && now.state != FREE;
-        // What is neither of the two states is a claim to write.
+        // What is no state that there is is a claim to write.
         let writable = now.state != READ;
-        is_taken.then_some(PinnedRange { addr: now.addr, bytes: now.bytes, writable })
+        let range = PinnedRange { addr: now.addr, bytes: now.bytes, writable };
+        is_taken.then_some(PinClaim { place, range, is_left: now.state == LEFT })
     });
     taken.collect()
 }

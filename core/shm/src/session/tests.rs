@@ -7,7 +7,7 @@ use dmce_sys::transfer::{self, Store};
 
 use super::map::{SessionMap, SessionMapError};
 use super::object::{SessionError, SessionObject};
-use super::pin::PinnedRange;
+use super::pin::{PinClaim, PinnedRange};
 use super::*;
 use crate::slot::intent::{IntentClaim, Progress, Undo};
 use crate::slot::{Marks, Moved};
@@ -119,10 +119,18 @@ fn pins_are_seen_by_the_broker_until_they_are_freed() {
     let range = |addr, writable| PinnedRange { addr, bytes: 4096, writable };
     let first = map.take_pin(range(1 << 30, false)).unwrap();
     let second = map.take_pin(range(1 << 31, true)).unwrap();
-    assert_eq!(object.pins().unwrap(), [range(1 << 30, false), range(1 << 31, true)]);
+    let pin = |place, range| PinClaim { place, range, is_left: false };
+    let both = [pin(0, range(1 << 30, false)), pin(1, range(1 << 31, true))];
+    assert_eq!(object.pins().unwrap(), both);
     map.free_pin(first);
-    assert_eq!(object.pins().unwrap(), [range(1 << 31, true)]);
-    map.free_pin(second);
+    assert_eq!(object.pins().unwrap(), both[1..]);
+    map.leave_pin(second);
+    assert_eq!(object.pins().unwrap(), [PinClaim { is_left: true, ..both[1] }]);
+    let third = map.take_pin(range(1 << 32, true)).unwrap();
+    assert_eq!(object.pins().unwrap().len(), 2, "what is left is not taken again");
+    object.free_pin(1).unwrap();
+    assert_eq!(object.pins().unwrap(), [pin(0, range(1 << 32, true))]);
+    map.free_pin(third);
     assert_eq!(object.pins().unwrap(), []);
 }
 
@@ -234,7 +242,7 @@ fn a_client_that_fills_its_object_with_noise_misleads_nobody_but_itself() {
     file::write_at(object.as_fd(), &noise, 0).unwrap();
     assert_eq!(object.marks().unwrap().in_flight().count(), SLOTS);
     assert_eq!(object.pins().unwrap().len(), PINS);
-    assert!(object.pins().unwrap().iter().all(|pin| pin.writable));
+    assert!(object.pins().unwrap().iter().all(|pin| pin.range.writable));
     assert_eq!(object.usage().unwrap().bytes_in_use, u64::MAX);
     assert_eq!(object.generation().unwrap(), u64::MAX);
     assert_eq!(object.intents().unwrap().len(), SLOTS);

@@ -41,7 +41,7 @@ use crate::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence};
 
 const NONE: u32 = 0;
 const FIRST: u32 = 1;
-const OTHERS: u32 = 2;
+pub(super) const OTHERS: u32 = 2;
 const ALONE: u32 = 3;
 #[cfg(not(loom))]
 const STEP_MASK: u32 = 3;

@@ -171,6 +171,12 @@ points! {
     RepairWoken = "repair-woken",
     /// The intent of a dead slot is gone.
     RepairEnded = "repair-ended",
+    /// A slot of a dead session says that what its pointer stored is brought to all copies.
+    CarryIntended = "carry-intended",
+    /// The lock word of a page has such a slot as its owner, its sequence is odd: once for each page.
+    CarryLocked = "carry-locked",
+    /// A pin of a dead session is free: what its pointer stored is on all copies.
+    PinCarried = "pin-carried",
 
     // The broker towards its clients: what is stored is stored.
     /// An answer is about to be sent.

@@ -61,7 +61,7 @@ impl World {
             let addr = address(key(&self.seen, bytes)?.0, bytes)?;
             claims.push((bytes.arbitrary()?, IntentClaim { addr, bytes: size(bytes)?, progress }));
         }
-        Ok(Ok(FoundIntents { claims, is_all: bytes.arbitrary()? }))
+        Ok(Ok(FoundIntents { claims, is_all: bytes.arbitrary()?, ..FoundIntents::none() }))
     }
 
     /// What the shell reads of a daemon's headers; some may have been damaged meanwhile.
