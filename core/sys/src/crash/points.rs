@@ -173,7 +173,7 @@ points! {
     RepairEnded = "repair-ended",
     /// A slot of a dead session says that what its pointer stored is brought to all copies.
     CarryIntended = "carry-intended",
-    /// The lock word of a page has such a slot as its owner, its sequence is odd: once for each page.
+    /// The lock word of a page has such a slot as its owner; its sequence is odd: once for each.
     CarryLocked = "carry-locked",
     /// A pin of a dead session is free: what its pointer stored is on all copies.
     PinCarried = "pin-carried",
