@@ -135,14 +135,14 @@ fn allocations_with_copies_outlive_a_daemon() {
 
 #[test]
 fn what_is_asked_for_is_kept_or_refused() {
-    let instance = Instance::start(2);
+    let instance = Instance::builder().region_copies(2).start();
     let session = instance.open();
     let three = AllocOptions { copies: 3, ..AllocOptions::default() };
     let refused = session.malloc_with(4096, &three).unwrap_err();
     assert_eq!(refused.status(), dmce_abi::Status::NoSpace, "{refused}");
     let refused = session.region_create("vol", "r", 4096, &copies(3)).unwrap_err();
     assert_eq!(refused.status(), dmce_abi::Status::NoSpace, "{refused}");
-    session.region_create("vol", "r", 4096, &copies(2)).unwrap();
+    session.region_create("vol", "r", 4096, &RegionOptions::default()).unwrap();
     let info = session.region_open("vol", "r", Prot::READ).unwrap().info().unwrap();
     assert_eq!(info.copies, 2);
     let mut daemons = [info.primary_daemon, info.mirror_daemon];

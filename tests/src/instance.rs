@@ -26,6 +26,7 @@ pub struct Builder {
     config: String,
     layout: String,
     objects: PathBuf,
+    region_copies: u32,
 }
 
 impl Default for Builder {
@@ -36,6 +37,7 @@ impl Default for Builder {
             config: String::new(),
             layout: "in-server".into(),
             objects: PathBuf::from("/dev/shm"),
+            region_copies: 1,
         }
     }
 }
@@ -69,6 +71,13 @@ impl Builder {
         self
     }
 
+    /// How many copies a region has that does not say.
+    #[must_use]
+    pub fn region_copies(mut self, copies: u32) -> Self {
+        self.region_copies = copies;
+        self
+    }
+
     /// Text of the configuration file.
     #[must_use]
     pub fn config(mut self, config: &str) -> Self {
@@ -89,7 +98,11 @@ impl Builder {
         let dir = std::env::temp_dir().join(format!("dmce-{name}"));
         fs::create_dir_all(&dir).expect("the temporary folder takes folders");
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("it is our own");
-        let objects = format!("instance.objects = \"{}\"\n", self.objects.display());
+        // Most tests are about something else than copies, and have few daemons.
+        let copies = self.region_copies;
+        let objects = self.objects.display();
+        let objects =
+            format!("instance.objects = \"{objects}\"\ninstance.region_copies = {copies}\n");
         fs::write(dir.join("dmce.toml"), objects + &self.config)
             .expect("the temporary folder takes files");
         let mut instance =

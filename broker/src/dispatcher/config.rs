@@ -157,6 +157,8 @@ pub struct DispatcherConfig {
     pub layout: AddrLayout,
     /// Copies of what does not say.
     pub copies: u32,
+    /// The same for a region.
+    pub region_copies: u32,
     /// Copies that a block may have: who asks for more is refused.
     pub copies_max: u32,
     /// The page size of what does not say.
@@ -202,6 +204,7 @@ impl DispatcherConfig {
             service_uid,
             layout: AddrLayout::IN_SERVER,
             copies: 1,
+            region_copies: 1,
             copies_max: 1,
             page_size: PAGE_SIZE_DEFAULT,
             placement: Placement::RoundRobin,

@@ -58,7 +58,7 @@ impl Dispatcher {
         let record = &session.record;
         let ticket = (record.guid, create.ticket);
         let policy = self.policy(0, Some(create.region_size))?;
-        let copies = self.copies([create.copies, policy.told.copies, self.config.copies])?;
+        let copies = self.copies([create.copies, policy.told.copies, self.config.region_copies])?;
         let terms = self.terms(&policy, create.page_size)?;
         let terms = Terms { block_bytes: u64::MAX, copies, ..terms };
         let region = Region {

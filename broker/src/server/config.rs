@@ -40,6 +40,7 @@ pub fn dispatcher(instance: &Instance, config: &Config, open_files: u64) -> Disp
         pid: std::process::id(),
         layout: config.instance.layout,
         copies: config.instance.copies,
+        region_copies: config.instance.region_copies,
         copies_max: COPIES_SERVED,
         placement: placement(config.broker.placement),
         weights: config.weight.clone(),

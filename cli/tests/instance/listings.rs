@@ -85,7 +85,7 @@ fn the_usage_of_daemons_is_kept_for_a_while() {
         let samples = usage.as_array().unwrap().iter().filter_map(|of| of["samples"].as_array());
         samples.flatten().map(|sample| number(&sample[key])).sum()
     };
-    wait_until("the samples tell of it", || sum(&home.json("usage"), "creates") == 2);
+    wait_until("the samples tell of it", || sum(&home.json("usage"), "creates") == 3);
     wait_until("the oldest samples are gone", || {
         let usage = home.json("usage");
         let first = &usage[0]["samples"][0];
@@ -101,7 +101,8 @@ fn the_usage_of_daemons_is_kept_for_a_while() {
     }
     let last = |of: &Value, key: &str| number(&of["samples"][29][key]);
     let held = usage.as_array().unwrap().iter().map(|of| last(of, "committed")).sum::<u64>();
-    assert_eq!(held, (1 << 20) + 8192);
+    // A region has two copies.
+    assert_eq!(held, (1 << 20) + 2 * 8192);
     assert_eq!(home.ask(&["usage"]).done().stdout.lines().count(), 3);
     home.down(&[]).done();
 }

@@ -77,6 +77,7 @@ pub(crate) fn check(config: &Config) -> Result<(), Misfit> {
 fn check_instance(instance: &InstanceSection) -> Result<(), Misfit> {
     let section = Section("instance");
     section.within("copies", instance.copies, 1..=COPIES_MAX)?;
+    section.within("region_copies", instance.region_copies, 1..=COPIES_MAX)?;
     let paths = [("dir", instance.dir.as_deref()), ("objects", Some(instance.objects.as_path()))];
     for (key, path) in paths {
         let relative = path.filter(|path| !path.is_absolute());

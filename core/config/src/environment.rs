@@ -27,12 +27,13 @@ pub(crate) enum Kind {
 }
 
 /// Every key with one value.
-pub(crate) const KEYS: [(&str, &str, Kind); 36] = [
+pub(crate) const KEYS: [(&str, &str, Kind); 37] = [
     ("instance", "name", Kind::Text),
     ("instance", "dir", Kind::Text),
     ("instance", "objects", Kind::Text),
     ("instance", "layout", Kind::Text),
     ("instance", "copies", Kind::Plain),
+    ("instance", "region_copies", Kind::Plain),
     ("broker", "socket_mode", Kind::Text),
     ("broker", "socket_group", Kind::Text),
     ("broker", "placement", Kind::Text),

@@ -29,8 +29,10 @@ pub struct InstanceSection {
     /// How an address is divided.
     #[serde(deserialize_with = "layout")]
     pub layout: AddrLayout,
-    /// Copies of a block, where the request does not say. 1 to 3.
+    /// Copies of an allocation's blocks, where the request does not say. 1 to 3.
     pub copies: u32,
+    /// The same of a region's.
+    pub region_copies: u32,
 }
 
 /// `[broker]`: how the broker serves.
@@ -210,6 +212,7 @@ impl Default for InstanceSection {
             objects: PathBuf::from("/dev/shm"),
             layout: AddrLayout::IN_SERVER,
             copies: 1,
+            region_copies: 2,
         }
     }
 }
