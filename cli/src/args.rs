@@ -63,6 +63,8 @@ pub enum Command {
     /// Do something to a region
     #[command(subcommand)]
     Region(RegionCommand),
+    /// Have a block that is lost go on with an older copy of it
+    Adopt(Adopt),
     /// Say what on this host would make DMCE fail or slow, with the fix
     Doctor(Doctor),
     /// Watch over the servers of a directory; `up` starts it
@@ -170,6 +172,18 @@ pub enum Side {
     Primary,
     /// What was its mirror.
     Mirror,
+}
+
+/// `dmce adopt`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
+pub struct Adopt {
+    /// The block: one that is lost, and of which a stale copy is there
+    #[arg(long, value_name = "BLOCK", value_parser = clap::value_parser!(u32).range(1..))]
+    pub stale: u32,
+    /// Whose copy, if several daemons have one
+    #[arg(long, value_name = "DAEMON",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(DAEMONS_MAX)))]
+    pub from: Option<u32>,
 }
 
 /// `dmce doctor`.
@@ -333,6 +347,9 @@ mod tests {
             ("up --dir d --daemons 257", "1..=256"),
             ("up --dir d --copies 4", "1..=3"),
             ("up --dir d --layout 1/2/3", "1/2/3 make no 64-bit layout"),
+            ("adopt", "--stale <BLOCK>"),
+            ("adopt --stale 0", "0 is not in 1.."),
+            ("adopt --stale 5 --from 257", "1..=256"),
             ("map", "<ADDR>"),
             ("map 0xg", "'0xg' for '<ADDR>': an address is a number, decimal or hexadecimal"),
             ("map 7f001000", "'7f001000' for '<ADDR>': an address is a number, decimal or"),

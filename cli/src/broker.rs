@@ -244,6 +244,19 @@ impl Broker {
         }
     }
 
+    /// Has a block that is lost go on with the stale copy of a daemon, or with the only one if that
+    /// is 0.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError::Refused`] where there is nothing to be adopted, and as for the others.
+    pub fn adopt_stale(&mut self, block: u32, from: u32) -> Result<(), BrokerError> {
+        match self.ask(AdminRequest::AdoptStale { block, from })? {
+            AdminReply::Adopted { .. } => Ok(()),
+            _ => Err(self.wrong_answer()),
+        }
+    }
+
     fn list<K: Ord + Clone, R>(&mut self, pages: Pages<K, R>) -> Result<Vec<R>, BrokerError> {
         let mut all = Vec::new();
         let mut after = pages.before_first;

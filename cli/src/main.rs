@@ -28,7 +28,7 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
-use args::{Args, Command, Unparsed};
+use args::{Adopt, Args, Command, Unparsed};
 use broker::Broker;
 use error::{Error, Outcome};
 
@@ -79,6 +79,9 @@ fn run(args: Args) -> Result<Outcome, Error> {
             Ok(show::print(&location, map.listing.json).map(done)?)
         }
         Command::Region(command) => Ok(region::run(&broker()?, &command).map(done)?),
+        Command::Adopt(Adopt { stale, from }) => {
+            Ok(broker()?.adopt_stale(stale, from.unwrap_or(0)).map(done)?)
+        }
         Command::Doctor(args) => {
             let diagnosis = doctor::run(&args, socket.as_deref())?;
             show::print(&diagnosis.checks, args.listing.json)?;

@@ -11,5 +11,6 @@ mod objects;
 mod pointers;
 mod points;
 mod silent;
+mod stale;
 mod steps;
 mod torture;

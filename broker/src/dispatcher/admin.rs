@@ -72,7 +72,7 @@ impl Dispatcher {
         Ok(ClientReply::Admin(reply).into())
     }
 
-    fn sees_all(&self, peer: &Peer) -> bool {
+    pub(super) fn sees_all(&self, peer: &Peer) -> bool {
         peer.uid == 0 || peer.uid == self.config.service_uid
     }
 

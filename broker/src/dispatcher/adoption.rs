@@ -326,7 +326,7 @@ impl Dispatcher {
         for id in present {
             self.judge_copies(id);
         }
-        self.judge_sizes(first, count, bytes);
+        self.judge_sizes(first, bytes);
         for id in self.blocks.members(first) {
             self.judge_locks(id);
         }
@@ -391,17 +391,22 @@ impl Dispatcher {
     }
 
     /// Every block but the last must be full, and a region's last as long as the region needs.
-    fn judge_sizes(&mut self, first: BlockId, count: u32, region_bytes: Option<u64>) {
-        let full = self.config.layout.block_bytes();
+    fn judge_sizes(&mut self, first: BlockId, region_bytes: Option<u64>) {
         for id in self.blocks.members(first) {
-            let place = id.get() - first.get();
-            let before = full * u64::from(place);
-            let needs = match (place + 1 < count, region_bytes) {
-                (true, _) => full,
-                (false, Some(bytes)) => bytes.saturating_sub(before),
-                (false, None) => 0,
-            };
+            let needs = self.bytes_needed(id, first, region_bytes);
             self.judge_lengths(id, needs);
+        }
+    }
+
+    /// Bytes that a block must have for what its span promises.
+    pub(super) fn bytes_needed(&self, id: BlockId, first: BlockId, region: Option<u64>) -> u64 {
+        let full = self.config.layout.block_bytes();
+        let place = id.get() - first.get();
+        let count = self.blocks.span(first).map_or(0, |span| span.count);
+        match (place + 1 < count, region) {
+            (true, _) => full,
+            (false, Some(bytes)) => bytes.saturating_sub(full * u64::from(place)),
+            (false, None) => 0,
         }
     }
 }

@@ -215,6 +215,14 @@ impl Dispatcher {
         }
     }
 
+    /// What the table of a block says is of bytes that are not the block's any more.
+    pub(super) fn renew_locks(&mut self, id: BlockId) {
+        let Some(block) = self.blocks.get_mut(id) else { return };
+        let Some(locks) = block.locks.as_mut() else { return };
+        (locks.state, locks.bytes) = (LocksState::Missing, block.committed);
+        self.ledger.resize_table(&mut locks.charge, block.committed);
+    }
+
     /// The headers of a block that is LOSING say the next epoch: its table is made anew, if it has
     /// to be, as soon as nobody can use the old one. `false` if it is there.
     pub(super) fn await_locks(&mut self, id: BlockId) -> bool {

@@ -21,7 +21,8 @@
 //! | how often a user may ask | `rates` |
 //! | what is made before it is asked for | `prepared` |
 //! | daemons | `link` (messages), `asking` (requests), `lending` (their pools) |
-//! | what becomes of blocks | `spans`; which copies there are: `raising`; their size: `growing` |
+//! | what becomes of blocks | `spans`; their size: `growing`; which copies there are: `raising` |
+//! | what an administrator says that becomes of them | `stale` |
 //! | lock tables | `locks` |
 //! | what the dead left half written | `wrecks`, `repairs`; by pointers: `carrying` |
 //! | a broker that comes back | `restart`, `adoption`, `reported_copies`, `silence` |
@@ -85,6 +86,7 @@ mod restart;
 mod sessions;
 mod silence;
 mod spans;
+mod stale;
 #[cfg(test)]
 mod test_random;
 #[cfg(test)]
@@ -170,6 +172,8 @@ pub struct Dispatcher {
     relocks: BTreeMap<BlockId, BTreeSet<SessionId>>,
     /// Of these, what the shell has to be asked about when generations are published.
     idles: Vec<(SessionId, BlockId, u64)>,
+    /// Who has a stale copy of a block adopted.
+    adoptions: BTreeMap<BlockId, ReplyTo>,
     /// Blocks that grow.
     growths: Growths,
     /// Requests that need the tables of a broker that came back to be complete.
@@ -231,6 +235,7 @@ impl Dispatcher {
             raises: BTreeMap::new(),
             relocks: BTreeMap::new(),
             idles: Vec::new(),
+            adoptions: BTreeMap::new(),
             growths: Growths::new(),
             patients: Patients::default(),
             granted: 0,

@@ -137,6 +137,7 @@ impl Dispatcher {
         self.log(LogLevel::Warn, format!("block {id} is on {daemons:?} alone, epoch {epoch}"));
         self.tell_holders(first, id);
         self.tell_copy_lost(first, id);
+        self.end_adoption(id, None);
     }
 
     /// Whether it is being decided which copies of a block there are.

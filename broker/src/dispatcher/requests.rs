@@ -2,6 +2,7 @@
 
 use dmce_abi::Status;
 use dmce_abi::block::SessionId;
+use dmce_abi::wire::admin::AdminRequest;
 use dmce_abi::wire::client::{ClientReply, ClientRequest};
 use dmce_abi::wire::{self, Refusal};
 
@@ -185,6 +186,9 @@ impl Dispatcher {
 
     fn serve(&mut self, to: ReplyTo, request: &ClientRequest) -> Served {
         match request {
+            ClientRequest::Admin(AdminRequest::AdoptStale { block, from }) => {
+                return self.adopt_stale(to, *block, *from);
+            }
             ClientRequest::Admin(request) => return self.admin(to, request),
             ClientRequest::Setup(setup) => return self.setup(to, setup),
             ClientRequest::Attach(attach) => return self.attach(to, attach),
@@ -333,6 +337,9 @@ fn moved_bytes(request: &ClientRequest) -> usize {
 
 /// What must wait until every daemon has reported to a broker that came back.
 const fn needs_complete_tables(request: &ClientRequest) -> bool {
+    if matches!(request, ClientRequest::Admin(AdminRequest::AdoptStale { .. })) {
+        return true;
+    }
     !matches!(
         request,
         ClientRequest::Admin(_)

@@ -67,6 +67,7 @@ impl Dispatcher {
 
     fn give_up_block(&mut self, id: BlockId) {
         self.forget_raise(id);
+        self.end_adoption(id, Some("its owner has given it up"));
         self.blocks.set_state(id, BlockState::Going);
         self.retire_locks(id);
         let Some(block) = self.blocks.get_mut(id) else { return };
@@ -225,6 +226,7 @@ impl Dispatcher {
         self.revoke_block(first, id);
         self.tell_holders(first, id);
         self.tell_lost(first, id, bytes);
+        self.end_adoption(id, Some(text));
     }
 
     /// Who may use a span has to be told that a block of it has changed.

@@ -22,3 +22,4 @@ mod reported_copies;
 mod restart;
 mod rig;
 mod silent;
+mod stale;

@@ -47,6 +47,13 @@ pub enum AdminRequest {
         /// Zeros for the first.
         after: SampleKey,
     },
+    /// Not a listing: a block that is lost goes on with a stale copy. For those who see everything.
+    AdoptStale {
+        /// The block.
+        block: u32,
+        /// Whose copy; 0 for the only one.
+        from: u32,
+    },
 }
 
 /// A listing.
@@ -61,6 +68,7 @@ pub enum AdminReply {
     Regions { rows: Vec<RegionRow>, more: bool },
     WhereIs(Location),
     Usage { rows: Vec<UsageRow>, more: bool },
+    Adopted { daemon: u32, epoch: u64 },
 }
 
 /// How well something is.
