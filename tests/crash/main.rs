@@ -14,3 +14,4 @@ mod silent;
 mod stale;
 mod steps;
 mod torture;
+mod two;

@@ -46,7 +46,7 @@ fn start(pool_objects: u32, copies: u32) -> Instance {
     let config =
         format!("{CONFIG}daemon.pool_objects = {pool_objects}\ninstance.copies = {copies}\n");
     // With one away there are daemons enough for all copies.
-    Instance::builder().daemons(copies + 1).config(&config).start()
+    Instance::builder().daemons(copies + 1).region_copies(copies).config(&config).start()
 }
 
 /// Everything is as if nobody had died.
