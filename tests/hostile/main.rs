@@ -7,6 +7,7 @@
     reason = "a test ends where something is not as it must be, and its numbers are small"
 )]
 
+mod daemons;
 mod descriptors;
 mod flood;
 mod frames;

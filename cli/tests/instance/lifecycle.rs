@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use libdmce::{Mirror, Options, Prot, RegionOptions, Session};
 use serde_json::json;
 
 use super::client::{read_region, write_region};
@@ -95,6 +96,37 @@ fn what_was_kept_is_found_by_the_next_start_without_the_configuration() {
     run(command.args(plain)).done();
     assert_eq!(home.json("regions")[0]["name"], "kept");
     assert_eq!(read_region(&home.socket(), "kept", 13), b"not my memory");
+    home.down(&[]).done();
+    assert_eq!(home.objects(), [""; 0]);
+}
+
+#[test]
+fn both_copies_of_what_was_kept_are_found_by_the_next_start() {
+    let home = Home::new("kepttwo");
+    home.up(&["--copies", "2"]).done();
+    let halves = [Mirror::Primary, Mirror::Mirror];
+    for (round, text) in [b"first", b"again"].into_iter().enumerate() {
+        let options = Options { socket: Some(home.socket()), ..Options::default() };
+        let session = Session::open(&options).unwrap();
+        if round == 0 {
+            let copies = RegionOptions { copies: 2, ..RegionOptions::default() };
+            session.region_create("cli", "two", 100_000, &copies).unwrap();
+        }
+        let region = session.region_open("cli", "two", Prot::READ_WRITE).unwrap();
+        for half in halves.into_iter().filter(|_| round > 0) {
+            let mut found = [0; 5];
+            region.read(90_000, &mut found, half).unwrap();
+            assert_eq!(found, *b"first", "{half:?}");
+        }
+        region.write(90_000, text, Mirror::Both).unwrap();
+        drop((region, session));
+        home.down(&["--keep"]).done();
+        home.assert_nothing_runs();
+        run(&mut home.bare_up_command()).done();
+        let block = &home.json("blocks")[0];
+        assert_eq!((&block["state"], &home.json("status")["state"]), (&json!("ok"), &json!("ok")));
+        assert_eq!(block["copies"].as_array().map(Vec::len), Some(2), "{block}");
+    }
     home.down(&[]).done();
     assert_eq!(home.objects(), [""; 0]);
 }
