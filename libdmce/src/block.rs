@@ -195,6 +195,13 @@ impl Block {
         matches!(self.backing, Backing::Asked(_))
     }
 
+    /// It is not in the table any more.
+    pub(crate) fn note_retired(&self) {
+        if let Backing::Copied(copied) = &self.backing {
+            copied.note_retired();
+        }
+    }
+
     /// Bytes that may be used.
     #[inline]
     pub(crate) fn committed(&self) -> u64 {

@@ -30,6 +30,7 @@ mod doors;
 mod error;
 #[cfg(not(loom))]
 mod events;
+mod limit;
 #[cfg(not(loom))]
 mod locate;
 #[cfg(not(loom))]

@@ -57,6 +57,14 @@ const KEPT_MAX: usize = 64;
 pub(crate) struct Retired(Vec<ManuallyDrop<Arc<Block>>>);
 
 impl Retired {
+    /// A block that was in the table. Operations that have found it there can see that it is not.
+    fn of(block: Option<Arc<Block>>) -> Self {
+        if let Some(block) = &block {
+            block.note_retired();
+        }
+        Self(block.map(ManuallyDrop::new).into_iter().collect())
+    }
+
     /// Whether there is nothing to wait for.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -133,7 +141,7 @@ impl Table {
     pub(crate) fn remove(&self, id: BlockId) -> Retired {
         let mut known = self.lock();
         self.swap(id, ptr::null_mut());
-        Retired(known.remove(&id).map(ManuallyDrop::new).into_iter().collect())
+        Retired::of(known.remove(&id))
     }
 
     /// Takes out what was found, unless another has its place by now.
@@ -143,7 +151,7 @@ impl Table {
             return Retired::default();
         }
         self.swap(old.id, ptr::null_mut());
-        Retired(known.remove(&old.id).map(ManuallyDrop::new).into_iter().collect())
+        Retired::of(known.remove(&old.id))
     }
 
     /// Keeps retired blocks that hold nothing, until there are many: those are returned.
@@ -160,7 +168,7 @@ impl Table {
             return Retired::default();
         }
         self.swap(id, Arc::as_ptr(&block).cast_mut());
-        Retired(known.insert(id, block).map(ManuallyDrop::new).into_iter().collect())
+        Retired::of(known.insert(id, block))
     }
 
     /// Under the lock of `known`.

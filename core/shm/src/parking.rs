@@ -87,6 +87,10 @@ mod kernel {
     const SPIN_ROUNDS: u32 = 8;
     const PAUSES_PER_ROUND: u32 = 64;
 
+    /// So long at most nobody looks at the word: whoever cut the object that it lies in wakes
+    /// nobody.
+    const SLICE: Duration = Duration::from_millis(20);
+
     /// The kernel's futexes, shared between processes.
     #[derive(Clone, Copy, Debug, Default)]
     pub struct Kernel;
@@ -102,11 +106,13 @@ mod kernel {
             if rest.is_some_and(|rest| rest.is_zero()) {
                 return Ok(Parked::TimedOut);
             }
-            match futex::wait(half, expected, rest)? {
-                WaitOutcome::TimedOut => Ok(Parked::TimedOut),
-                WaitOutcome::Woken | WaitOutcome::Changed | WaitOutcome::Interrupted => {
-                    Ok(Parked::Awake)
-                }
+            let slice = rest.map_or(SLICE, |rest| rest.min(SLICE));
+            match futex::wait(half, expected, Some(slice))? {
+                WaitOutcome::TimedOut if rest == Some(slice) => Ok(Parked::TimedOut),
+                WaitOutcome::TimedOut
+                | WaitOutcome::Woken
+                | WaitOutcome::Changed
+                | WaitOutcome::Interrupted => Ok(Parked::Awake),
             }
         }
 
@@ -136,6 +142,12 @@ mod kernel {
         pub fn after(time: Duration) -> Self {
             let ns = u64::try_from(time.as_nanos()).ok();
             Self { at_ns: ns.and_then(|ns| monotonic_ns().checked_add(ns)) }
+        }
+
+        /// A moment of the monotonic clock.
+        #[must_use]
+        pub const fn at(ns: u64) -> Self {
+            Self { at_ns: Some(ns) }
         }
 
         /// What is left of it; none for ever.

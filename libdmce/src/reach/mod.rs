@@ -89,6 +89,10 @@ pub(crate) enum Trouble {
     /// The half that was asked for is away.
     #[error("the half that is asked for is away")]
     NoHalf,
+    /// The session was told of a change since the operation began: what it knows of the copies may
+    /// not be true any more.
+    #[error("the session was told of a change")]
+    Moved,
     /// The copies of a page differ, as somebody wanted it: it is written page by page.
     #[error("its copies differ")]
     Detached,
@@ -116,6 +120,7 @@ impl Trouble {
             Self::Abandoned => Status::Closed,
             Self::Differs
             | Self::Detached
+            | Self::Moved
             | Self::Unlinked
             | Self::Unlocked
             | Self::Unsure

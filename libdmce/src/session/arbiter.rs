@@ -108,11 +108,16 @@ impl Core {
         }
     }
 
-    /// Tells the broker, once, that the session is over that has given up. Not from inside an
-    /// operation.
-    pub(super) fn leave(&self) {
-        if self.given_up.swap(false, Ordering::SeqCst) {
-            self.link.disconnect(self.deadline());
+    /// Tells the broker that the session is over that has given up. False if it has to be told
+    /// again. Not from inside an operation.
+    pub(super) fn leave(&self) -> bool {
+        if !self.given_up.swap(false, Ordering::SeqCst) {
+            return true;
         }
+        let is_told = self.link.disconnect(self.deadline());
+        if !is_told {
+            self.given_up.store(true, Ordering::SeqCst);
+        }
+        is_told
     }
 }

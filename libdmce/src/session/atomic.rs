@@ -15,10 +15,10 @@ use dmce_abi::{DmceAddr, Status};
 
 use super::core::Core;
 use super::data::Intent;
-use super::limit::within;
 use crate::block::{Block, Obstacle};
 use crate::connection::Deadline;
 use crate::error::Error;
+use crate::limit::within;
 use crate::reach::word::{Change, WORD_BYTES, Watch, nap};
 use crate::reach::{Piece, Trouble};
 

@@ -29,7 +29,6 @@ use dmce_sys::map::WipeOnForkPage;
 
 use super::bell::Bell;
 use super::holders::Holders;
-use super::limit;
 use super::link::{Link, LinkError};
 use super::mapping::{Pinned, Told};
 use super::openings::OpenRegions;
@@ -40,6 +39,7 @@ use crate::connection::{Answer, Deadline};
 use crate::doors::Doors;
 use crate::error::Error;
 use crate::events::Events;
+use crate::limit;
 use crate::operations::Operations;
 use crate::options::Options;
 use crate::reach::Trouble;
@@ -205,7 +205,9 @@ impl Core {
         if self.is_closed() {
             // Who is told so is not let in any more, also before `shut` has come to its gate.
             thread::shut(self.key());
-            self.leave();
+            if !self.is_threaded {
+                self.leave();
+            }
             return Err(Error::closed());
         }
         Ok(())
@@ -353,7 +355,7 @@ impl Core {
         match obstacle {
             Obstacle::Absent => self.fetch(id),
             Obstacle::Lost => Err(lost(id)),
-            Obstacle::Replaced => Ok(()),
+            Obstacle::Replaced | Obstacle::Trouble(Trouble::Moved) => Ok(()),
             Obstacle::Trouble(Trouble::Lost) => {
                 self.take_damaged(id);
                 Err(lost(id))

@@ -94,10 +94,21 @@ impl Core {
         self.link.pause(LOOK_AGAIN).map_err(|error| self.of_link(error))
     }
 
-    /// Takes in what came along with another answer, if the block is still to be fetched. What
-    /// fails here is told by the access that needs it.
-    pub(super) fn take_fetched(&self, info: &BlockInfo, given: Given) {
+    /// Whether nothing was told of a change since the generation was known to be this one: what was
+    /// answered in between may be older than what was taken in. For who has the right to change
+    /// what is known of blocks, so that this stays so until what was answered is in the table.
+    pub(super) fn is_as_of(&self, asked_at: u64) -> bool {
+        self.map.known() == asked_at && !self.map.has_moved()
+    }
+
+    /// Takes in what came along with another answer, if the block is still to be fetched, and no
+    /// change was told since `asked_at` was the known generation. What fails here is told by the
+    /// access that needs it.
+    pub(super) fn take_fetched(&self, info: &BlockInfo, given: Given, asked_at: u64) {
         let Some(_turn) = self.changing.take(self.deadline()) else { return };
+        if !self.is_as_of(asked_at) {
+            return;
+        }
         let absent = self.table.find(info.block);
         let is_wanted = |absent: &Arc<Block>| {
             matches!(absent.backing, Backing::Absent) && absent.writable == info.writable

@@ -356,20 +356,30 @@ impl Link {
 
     /// Ends the session, over the connection there is or one more try. After [`Link::interrupt`],
     /// so that the turn comes at once.
-    pub(super) fn disconnect(&self, deadline: Deadline) {
-        let Some(mut state) = self.state.take(deadline) else { return };
-        if state.connection.is_none() && self.attach(&mut state, deadline).is_err() {
-            return;
+    ///
+    /// False if the broker was not told, and may be told yet.
+    pub(super) fn disconnect(&self, deadline: Deadline) -> bool {
+        let Some(mut state) = self.state.take(deadline) else { return false };
+        if state.connection.is_none() {
+            match self.attach(&mut state, deadline) {
+                Ok(()) => {}
+                // It does not know the session any more.
+                Err(LinkError::Over(_)) => return true,
+                Err(_) => return false,
+            }
         }
+        let mut is_told = true;
         if let Some(connection) = &mut state.connection {
             connection.set_interrupt(None);
             if let Err(error) = connection.request_until(&ClientRequest::Disconnect, deadline) {
                 tracing::debug!(error = %error, "the broker was not told of the session's end");
+                is_told = error.is_refusal();
             }
         }
         // Nobody waits for it any more, so it need not be taken from the poller.
         state.connection = None;
         self.attached.store(false, Ordering::Release);
+        is_told
     }
 
     /// What is readable from the moment that the session is being closed.

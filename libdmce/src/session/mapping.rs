@@ -36,6 +36,7 @@ use super::core::Core;
 use super::data::Intent;
 use crate::block::{Backing, Block, Obstacle, check_info};
 use crate::error::Error;
+use crate::limit::within;
 use crate::options::Prot;
 use crate::reach::given::Given;
 use crate::reach::mapped::HUGE_BYTES;
@@ -122,7 +123,10 @@ impl Core {
         self.usable()?;
         let unknown = || Error::new(Status::NotFound, format!("nothing is mapped at {pointer:p}"));
         let range = self.pinned_at(pointer.addr()).ok_or_else(unknown)?;
-        self.carry(range)?;
+        let lost = match self.carry(range) {
+            Err(error) if error.status() == Status::Lost => Err(error),
+            carried => carried.map(Ok)?,
+        };
         let mut pins = self.pins();
         let same = pins.get_mut(&pointer.addr()).ok_or_else(unknown)?;
         let Pinned { record, mapping, .. } = same.pop().ok_or_else(unknown)?;
@@ -137,21 +141,41 @@ impl Core {
         }
         drop(mapping);
         self.map.free_pin(record);
-        Ok(())
+        lost
     }
 
     /// Brings what was stored by a pointer to all copies. What is no memory of the session any more
     /// has none.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Lost`] if a part is lost, and with it what was stored there; the rest was carried.
     fn carry(&self, range: PinnedRange) -> Result<(), Error> {
         if !range.writable {
             return Ok(());
         }
-        let addr = DmceAddr::from_raw(self.layout, range.addr)?;
-        let act = &mut |block: &Block, piece, _| block.carry(piece);
-        match self.access_all(addr, range.bytes, Intent::Write, act) {
-            Err(error) if is_gone(error.status()) => Ok(()),
-            carried => carried,
+        match self.carry_part(range.addr, range.bytes) {
+            Err(error) if is_gone(error.status()) => {}
+            carried => return carried,
         }
+        // Something of it is gone: the rest is found page by page.
+        let (mut at, end, mut lost) = (range.addr, range.addr + range.bytes, Ok(()));
+        while at < end {
+            let until = end.min((at / PAGE_BYTES + 1) * PAGE_BYTES);
+            match self.carry_part(at, until - at) {
+                Err(error) if error.status() == Status::Address => {}
+                Err(error) if error.status() == Status::Lost => lost = Err(error),
+                carried => carried?,
+            }
+            at = until;
+        }
+        lost
+    }
+
+    fn carry_part(&self, addr: u64, bytes: u64) -> Result<(), Error> {
+        let addr = DmceAddr::from_raw(self.layout, addr)?;
+        let act = &mut |block: &Block, piece, _| block.carry(piece);
+        self.access_all(addr, bytes, Intent::Write, act)
     }
 
     /// Brings what was stored by all pointers to all copies, as far as that can be; returns the
@@ -159,13 +183,17 @@ impl Core {
     pub(super) fn carry_all(&self) -> Vec<PinnedRange> {
         let mut ranges: Vec<PinnedRange> =
             self.pins().values().flatten().map(|pin| pin.range).collect();
-        ranges.retain(|range| {
-            let carried = self.carry(*range);
-            if let Err(error) = &carried {
-                let addr = range.addr;
-                tracing::warn!(addr, %error, "what a pointer stored is left to the broker");
-            }
-            carried.is_err()
+        // All of them in the time of one call: a close is not to take that for each.
+        within(Some(self.deadline()), || {
+            ranges.retain(|range| {
+                let carried = self.carry(*range);
+                if let Err(error) = &carried {
+                    let addr = range.addr;
+                    tracing::warn!(addr, %error, "what a pointer stored is not carried");
+                }
+                // What is lost the broker has no more of.
+                carried.is_err_and(|error| error.status() != Status::Lost)
+            });
         });
         ranges
     }

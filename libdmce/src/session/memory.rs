@@ -340,8 +340,8 @@ impl Core {
             }
             Ok(granted)
         };
-        let (granted, given) = first_or_second(wanted, at_least, ask)?;
-        self.admit(&granted, given)?;
+        let (granted, given, asked_at) = first_or_second(wanted, at_least, ask)?;
+        self.admit(&granted, given, asked_at)?;
         let BlockInfo { block, committed, bytes_max, .. } = granted.first;
         let fresh = Grown { block, committed, bytes_max };
         self.allocator().commit(kind, fresh, monotonic_ms());
@@ -355,14 +355,14 @@ impl Core {
         if blocks >= self.ready.block_ids.into() {
             return Err(impossible(&format!("{bytes} bytes")));
         }
-        let (granted, given) = self.ask_for_span(bytes, wish)?;
+        let (granted, given, asked_at) = self.ask_for_span(bytes, wish)?;
         let info = granted.first;
         let whole = u64::from(info.span_count - 1).checked_mul(self.layout.block_bytes());
         let usable = whole.and_then(|whole| whole.checked_add(granted.last_committed));
         let Some(usable) = usable.filter(|&usable| usable >= bytes) else {
             return Err(Error::unexpected_reply("Malloc"));
         };
-        self.admit(&granted, given)?;
+        self.admit(&granted, given, asked_at)?;
         self.allocator().add_span(SpanAllocation {
             first: info.block,
             count: info.span_count,
@@ -426,6 +426,7 @@ impl Core {
     ) -> Result<Grant, Error> {
         let malloc = Malloc { ticket: self.ticket(), kind, page_size, copies };
         let with = MallocWith { malloc, policy, wait_ms: None };
+        let asked_at = self.map.known();
         let (reply, fds) = match (patience, policy) {
             (Some(patience), _) => self.ask_patiently(with, patience)?,
             (None, 0) => self.ask(&ClientRequest::Malloc(malloc))?,
@@ -437,7 +438,7 @@ impl Core {
                 let is_first = granted.first.block == granted.first.span_first;
                 let fits = granted.last_committed <= self.layout.block_bytes();
                 if is_first && fits {
-                    return Ok((granted, Given::of(&granted.first, fds)?));
+                    return Ok((granted, Given::of(&granted.first, fds)?, asked_at));
                 }
                 Err(Error::unexpected_reply("Malloc"))
             }
@@ -446,12 +447,16 @@ impl Core {
     }
 
     /// Puts granted blocks into the table; gives them back if this process cannot reach them.
-    fn admit(&self, granted: &Granted, given: Given) -> Result<(), Error> {
+    fn admit(&self, granted: &Granted, given: Given, asked_at: AskedAt) -> Result<(), Error> {
         let info = granted.first;
         let span = SpanIds { first: info.span_first, count: info.span_count };
         self.limit_descriptors();
         let addr = self.join(info.block, 0)?.to_raw();
+        let turn = self.changing.take(self.deadline());
+        let is_current = turn.is_some() && self.is_as_of(asked_at);
         let backing = match self.ways.admit(&info, given, addr) {
+            // What was granted may have changed since: its first use asks again.
+            Ok(_) if !is_current => Backing::Absent,
             Ok(backing) => backing,
             // Its first use has that seen to.
             Err(Unreached::Harmed(_)) => Backing::Absent,
@@ -497,7 +502,10 @@ pub(super) struct TakenOut {
     retired: Retired,
 }
 
-type Grant = (Granted, Given);
+type Grant = (Granted, Given, AskedAt);
+
+/// The known generation when it was asked for.
+type AskedAt = u64;
 
 /// Asks for what is wanted, and if there is no room for that, for what is needed.
 fn first_or_second<T>(

@@ -16,7 +16,6 @@ mod core;
 mod data;
 mod fetching;
 mod holders;
-mod limit;
 mod link;
 mod mapping;
 mod memory;

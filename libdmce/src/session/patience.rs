@@ -23,11 +23,11 @@ use dmce_abi::wire::client::{
 use dmce_abi::{DmceAddr, block::is_page_size};
 
 use super::core::Core;
-use super::limit::within;
 use crate::alloc::Kind;
 use crate::connection::{Answer, Deadline};
 use crate::error::Error;
 use crate::events::Event;
+use crate::limit::within;
 use crate::options::AllocOptions;
 
 /// How long to wait at once where another caller of `poll` may take the ring.

@@ -340,6 +340,7 @@ impl Core {
         }
         let region = region_name(volume, name)?;
         let write = prot.contains(Prot::WRITE);
+        let asked_at = self.map.known();
         let (opening, opened, fds) = match self.ask_to_open(&region, prot) {
             // The first block is gone, as the broker finds just now: the next answer says so, and
             // there may be other blocks.
@@ -361,7 +362,7 @@ impl Core {
             }
         };
         if !opened.first.lost {
-            self.take_fetched(&opened.first, given);
+            self.take_fetched(&opened.first, given, asked_at);
         }
         self.fetch_ahead(span_of(&opened));
         let info = RegionInfo {

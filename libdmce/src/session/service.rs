@@ -129,17 +129,17 @@ impl Core {
             self.events.note_rung();
         }
         self.link.tend();
-        if !self.link.is_attached()
+        if !self.is_closed()
+            && !self.link.is_attached()
             && let Err(error) = self.link.reattach(self.deadline())
         {
             let error = self.of_link(error);
             tracing::debug!(error = %error, "the broker is away");
         }
         if self.is_closed() {
-            self.leave();
             // Nothing is left to do but to end. Who waits for news is to see that.
             self.events.note_rung();
-            return None;
+            return (!self.leave()).then_some(Duration::from_millis(PAUSE_MAX_MS));
         }
         let retry = self.retry_pause().or_else(|| {
             // What could not be done nobody would wake this thread for.
@@ -368,8 +368,9 @@ impl Core {
         self.drop_pins(&left);
         if broker_knows {
             self.link.disconnect(self.deadline());
+        } else {
+            self.leave();
         }
-        self.leave();
         let mut retired = crate::table::Retired::default();
         for block in self.table.all() {
             retired.extend(self.table.remove(block.id));

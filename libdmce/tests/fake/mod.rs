@@ -257,6 +257,53 @@ impl Fake {
         object::truncate(self.state().blocks[&block].locks.as_ref().unwrap().as_fd(), 0).unwrap();
     }
 
+    /// A daemon's copy is good no more: its object was removed, and who has it mapped keeps it.
+    pub fn remove_copy(&self, block: u32, daemon: u32) {
+        let mut state = self.state();
+        let known = state.blocks.get_mut(&block).unwrap();
+        known.good.retain(|good| *good != daemon);
+        known.epoch += 1;
+        state.publish(&[block]);
+    }
+
+    /// No copy of a block is good any more.
+    pub fn tell_all_gone(&self, block: u32) {
+        let mut state = self.state();
+        let known = state.blocks.get_mut(&block).unwrap();
+        (known.lost, known.locks) = (true, None);
+        known.good.clear();
+        state.publish(&[block]);
+    }
+
+    /// Changes a daemon's copy as another session does.
+    pub fn put_copy(&self, block: u32, daemon: u32, offset: u64, data: &[u8]) {
+        let state = self.state();
+        object::write_at(state.blocks[&block].copy(daemon).as_fd(), data, offset).unwrap();
+    }
+
+    /// A block's lock table.
+    pub fn table(&self, block: u32) -> OwnedFd {
+        self.state().blocks[&block].locks.as_ref().unwrap().try_clone().unwrap()
+    }
+
+    /// The lock word of a page.
+    pub fn word(&self, block: u32, page: u64) -> u64 {
+        let mut word = [0; 8];
+        object::read_at(self.table(block).as_fd(), &mut word, 4096 + 8 * page).unwrap();
+        u64::from_le_bytes(word)
+    }
+
+    /// Says of a page's lock what another session would.
+    pub fn set_word(&self, block: u32, page: u64, half: u32, sequence: u32) {
+        let word = u64::from(sequence) << 32 | u64::from(half);
+        object::write_at(self.table(block).as_fd(), &word.to_le_bytes(), 4096 + 8 * page).unwrap();
+    }
+
+    /// Whether an answer is held back.
+    pub fn is_holding(&self) -> bool {
+        self.state().held.is_some()
+    }
+
     /// Cuts a daemon's copy short under its readers.
     pub fn truncate_copy(&self, block: u32, daemon: u32) {
         object::truncate(self.state().blocks[&block].copy(daemon).as_fd(), 0).unwrap();

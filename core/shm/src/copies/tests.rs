@@ -237,6 +237,10 @@ impl Copies for Stores<'_> {
         })
     }
 
+    fn rewrites(&self) -> bool {
+        self.alone.is_none()
+    }
+
     fn store_first(&mut self) -> Result<(), Cut> {
         self.store(self.first)
     }

@@ -41,6 +41,10 @@ pub trait Copies {
     /// As the copies have it.
     fn store_others(&mut self) -> Result<(), Self::Trouble>;
 
+    /// Whether pages that the batch covers are whole afterwards, also those that were lost: what is
+    /// written is new, and goes to all copies.
+    fn rewrites(&self) -> bool;
+
     /// What is to be done about a copy whose bytes cannot be had. Called with the pages locked, and
     /// waits for who decides.
     fn judge(&mut self, trouble: Self::Trouble) -> Verdict<Self::Trouble>;
@@ -87,9 +91,13 @@ pub enum Verdict<T> {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WriteError<T> {
-    /// Its pages could not be locked, and nothing was stored; or they were taken from it.
+    /// Its pages could not be locked, and nothing was stored.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// It was written to all copies, and then its locks were not its own any more: whoever may
+    /// write the block has taken them from it.
+    #[error("written, and its pages were unlocked by somebody else")]
+    Unlocked(#[source] LockError),
     /// A copy could not be had, and nothing was stored to one that is good.
     #[error("a copy cannot be written")]
     Untouched(T),
@@ -202,7 +210,8 @@ impl<P: Parking, D: Fn() -> Deadline> Writer<'_, P, D> {
         copies: &mut C,
     ) -> Result<(), WriteError<C::Trouble>> {
         let intent = self.slot.intend(self.base + batch.cell, batch.bytes);
-        let is_rewritten = |page| batch.covers(batch.pages().start + page);
+        let rewrites = copies.rewrites();
+        let is_rewritten = |page| rewrites && batch.covers(batch.pages().start + page);
         let marked = match self.lock_all(locks, is_rewritten) {
             Ok(marked) => marked,
             Err(error) => {
@@ -219,7 +228,7 @@ impl<P: Parking, D: Fn() -> Deadline> Writer<'_, P, D> {
                 locks.iter().for_each(PageLock::end_write);
                 let given = self.unlock_all(locks);
                 intent.clear();
-                Ok(given?)
+                given.map_err(WriteError::Unlocked)
             }
             Err(Stopped::Untouched(trouble)) => {
                 // What was lost before is lost still.

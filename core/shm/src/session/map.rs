@@ -140,11 +140,13 @@ impl SessionMap {
         Look { generation: self.generation_word(), known: &self.known, fence: self.fence }
     }
 
-    /// Whether the broker's generation is another than the known one. One load; not a mark.
+    /// Whether the broker's generation is another than the known one. Not a mark. Who is told that
+    /// it is not sees all that was taken in.
     #[inline]
     #[must_use]
     pub fn has_moved(&self) -> bool {
-        self.generation_word().load(Ordering::Relaxed) != self.known.load(Ordering::Relaxed)
+        // Acquire pairs with the release of `settle`.
+        self.generation_word().load(Ordering::Relaxed) != self.known.load(Ordering::Acquire)
     }
 
     /// The generation up to which this process has taken in all changes.

@@ -4,7 +4,7 @@
 //! ```text
 //!   access -- SIGBUS --> is the address in a range that has a stand-in?
 //!                          zeros:    all of the range becomes private memory, once
-//!                          objects:  all of it becomes the first one's that has the page
+//!                          objects:  all of it becomes the next one's that has the page
 //!                          none, or nobody has the page: as if we were not here
 //! ```
 //!
@@ -14,7 +14,9 @@
 //!    version is odd meanwhile.
 //! 2. What a range has for a stand-in stays as long as the range is in use.
 //! 3. The handler waits for nobody but another handler, which makes system calls and ends.
-//! 4. Lists only grow: as many places as were ever in use at a time.
+//! 4. A range gets each stand-in once: what faults beneath the last of them is as if we were not
+//!    here, whatever an object says of its length.
+//! 5. Lists only grow: as many places as were ever in use at a time.
 
 use std::hint;
 use std::ops::Range;
@@ -67,7 +69,10 @@ struct Place {
     start: AtomicUsize,
     end: AtomicUsize,
     what: AtomicPtr<What>,
+    /// Whether the stand-in is beneath, or will be in a moment: so who sees what it gave sees this.
     was_used: AtomicBool,
+    /// So many of the sources were beneath; the last of them is.
+    tried: AtomicUsize,
 }
 
 const PLACES: usize = 64;
@@ -168,6 +173,7 @@ impl Place {
             end: AtomicUsize::new(0),
             what: AtomicPtr::new(ptr::null_mut()),
             was_used: AtomicBool::new(false),
+            tried: AtomicUsize::new(0),
         }
     }
 
@@ -178,6 +184,7 @@ impl Place {
         self.end.store(start.wrapping_add(bytes), Ordering::SeqCst);
         self.what.store(what, Ordering::SeqCst);
         self.was_used.store(false, Ordering::SeqCst);
+        self.tried.store(0, Ordering::SeqCst);
         self.version.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -213,27 +220,49 @@ pub(super) unsafe fn put_beneath(addr: usize) -> bool {
 }
 
 fn replace(place: &Place, (start, end): (usize, usize), what: &What, addr: usize) -> bool {
-    let protection = what.protection;
-    let replaced = match &what.source {
-        Source::Objects(others) => others.iter().any(|Other { fd, offset }| {
-            let page = (addr - start) as u64 & !(page_bytes() as u64 - 1);
-            let object = (fd.as_raw_fd(), *offset);
-            has(object.0, offset + page) && map(start..end, protection, Some(object))
-        }),
-        Source::Zeros => {
-            // Another thread may be at it: what is stored to its zeros is not to be wiped.
-            while IS_REPLACING.swap(true, Ordering::SeqCst) {
-                hint::spin_loop();
-            }
-            let is_done = place.was_used.load(Ordering::SeqCst);
-            let replaced = is_done || map(start..end, protection, None);
-            place.was_used.store(replaced, Ordering::SeqCst);
-            IS_REPLACING.store(false, Ordering::SeqCst);
-            replaced
-        }
-    };
-    place.was_used.fetch_or(replaced, Ordering::SeqCst);
+    // Another thread may be at it: what is stored to its stand-in is not to be wiped.
+    while IS_REPLACING.swap(true, Ordering::SeqCst) {
+        hint::spin_loop();
+    }
+    let replaced = replace_alone(place, start..end, what, addr);
+    IS_REPLACING.store(false, Ordering::SeqCst);
     replaced
+}
+
+fn replace_alone(place: &Place, range: Range<usize>, what: &What, addr: usize) -> bool {
+    if is_there(addr) {
+        // Another thread has done it.
+        return true;
+    }
+    let page = (addr - range.start) as u64 & !(page_bytes() as u64 - 1);
+    let sources = match &what.source {
+        Source::Zeros => 1,
+        Source::Objects(others) => others.len(),
+    };
+    for source in place.tried.load(Ordering::SeqCst)..sources {
+        place.tried.store(source + 1, Ordering::SeqCst);
+        place.was_used.store(true, Ordering::SeqCst);
+        let object = match &what.source {
+            Source::Zeros => None,
+            Source::Objects(others) => {
+                let Other { fd, offset } = &others[source];
+                Some((fd.as_raw_fd(), *offset))
+            }
+        };
+        let is_whole = object.is_none_or(|(fd, offset)| has(fd, offset + page));
+        if is_whole && map(range.clone(), what.protection, object) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Whether a page can be touched now.
+fn is_there(addr: usize) -> bool {
+    let page = ptr::with_exposed_provenance_mut(addr & !(page_bytes() - 1));
+    // SAFETY: looks whether the page can be read, and changes nothing but the page table. Where
+    // the kernel does not know it the answer is no.
+    unsafe { libc::madvise(page, page_bytes(), libc::MADV_POPULATE_READ) == 0 }
 }
 
 /// Whether an object has a byte.

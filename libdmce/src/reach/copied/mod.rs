@@ -22,7 +22,8 @@ use std::cmp::Ordering;
 use std::fmt::Debug;
 use std::hint;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU8};
 use std::thread;
 use std::time::Duration;
 
@@ -36,6 +37,7 @@ use super::store;
 use super::word::{Change, Watch};
 use super::{Piece, Reach, Trouble};
 use crate::slots::{SHARED_SLOT, Slots};
+use crate::{connection, limit};
 
 mod copy;
 mod small;
@@ -66,6 +68,15 @@ pub(crate) struct Party {
     /// How long who wants a page waits for its holder.
     pub timeout: Duration,
     pub arbiter: Arc<dyn Arbiter>,
+}
+
+impl Party {
+    /// Until when who begins to wait for a page does.
+    fn deadline(&self) -> Deadline {
+        let ms = u32::try_from(self.timeout.as_millis()).unwrap_or(u32::MAX);
+        let limit = limit::at_most(connection::Deadline::after_ms(ms));
+        Deadline::at(limit.at_ns())
+    }
 }
 
 /// Who decides about copies that cannot be reached: the session, which asks the broker.
@@ -122,6 +133,8 @@ pub(crate) struct CopiedBlock {
     party: Arc<Party>,
     /// Of each copy a bit, if it could not be read; and [`TABLE`].
     damaged: AtomicU8,
+    /// Set before the session says that it has taken in what it was told of.
+    is_retired: AtomicBool,
 }
 
 /// The pages of a batch, as a reader found them before it read.
@@ -150,7 +163,8 @@ impl CopiedBlock {
         party: Arc<Party>,
     ) -> Self {
         assert!((1..=COPIES_MAX).contains(&copies.len()), "{} copies", copies.len());
-        Self { identity, copies, locks, party, damaged: AtomicU8::new(0) }
+        let (damaged, is_retired) = (AtomicU8::new(0), AtomicBool::new(false));
+        Self { identity, copies, locks, party, damaged, is_retired }
     }
 
     /// How many descriptors it keeps.
@@ -216,6 +230,21 @@ impl CopiedBlock {
         if self.locks.is_harmed() { Err(Trouble::Unlocked) } else { Ok(()) }
     }
 
+    /// Checks, with pages locked, that the session was told of nothing since the operation began:
+    /// else the first copy may be one that others have not written since. Whoever has, was told
+    /// after this session was, and has had the lock before.
+    #[inline]
+    fn as_told(&self) -> Result<(), Trouble> {
+        // The change may have been taken in already: then this block was retired before.
+        let is_told = !self.party.map.has_moved() && !self.is_retired.load(Acquire);
+        if is_told { Ok(()) } else { Err(Trouble::Moved) }
+    }
+
+    /// It is not in the table any more.
+    pub(crate) fn note_retired(&self) {
+        self.is_retired.store(true, Release);
+    }
+
     /// Has the broker look at the lock table if it is gone.
     #[inline]
     fn locked_or_reported(&self) {
@@ -260,7 +289,7 @@ impl CopiedBlock {
         piece: Piece,
         act: &mut impl FnMut(&Copy) -> Result<T, Trouble>,
     ) -> Result<T, Trouble> {
-        let deadline = Deadline::after(self.party.timeout);
+        let deadline = self.party.deadline();
         for look in 0.. {
             if let Some(observed) = self.try_observe(piece, act)? {
                 return observed;
@@ -373,7 +402,7 @@ impl CopiedBlock {
 
     #[inline]
     fn writer(&self, slot: u8) -> Writer<'_, Kernel, impl Fn() -> Deadline> {
-        self.writer_until(slot, || Deadline::after(self.party.timeout))
+        self.writer_until(slot, || self.party.deadline())
     }
 
     /// A writer that waits for locks as long as `deadline` says.

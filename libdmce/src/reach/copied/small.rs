@@ -8,7 +8,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use dmce_abi::limits::PAGE_BYTES;
-use dmce_shm::copies::{Batch, Beginning, Copies, Pages, Verdict};
+use dmce_shm::copies::{Batch, Beginning, Copies, Pages, Verdict, WriteError};
 use dmce_shm::lock::PageLock;
 use dmce_shm::parking::Deadline;
 use dmce_shm::slot::intent::Undo;
@@ -63,7 +63,8 @@ impl CopiedBlock {
         let batch = Batch { cell: piece.cell, bytes: piece.bytes as u64, end: piece.committed };
         // Who has to wait for the page does so on the whole way.
         match self.writer_until(slot, || Deadline::PASSED).write_page(word, batch, &mut small) {
-            Ok(()) => !self.locks.is_harmed(),
+            // Once more, if the table was cut: it was done without locks then.
+            Ok(()) | Err(WriteError::Unlocked(_)) => !self.locks.is_harmed(),
             Err(error) => {
                 // Whoever does it again meets the same.
                 let _ = self.end_of_write(small.failed, error);
@@ -113,6 +114,7 @@ impl Copies for Small<'_> {
         if self.whole.is_some() || pages == Pages::Detached {
             return self.whole().prepare(pages);
         }
+        self.block.as_told()?;
         let (block, piece) = (self.block, self.piece);
         let mut undo = Undo::Absent;
         if piece.bytes <= SAVED_BYTES {
@@ -120,6 +122,10 @@ impl Copies for Small<'_> {
                 block.save::<SAVED_BYTES>(0, piece, self.slot).inspect_err(|_| self.failed = 0)?;
         }
         Ok(Beginning::First(block.copies[0].daemon, undo))
+    }
+
+    fn rewrites(&self) -> bool {
+        true
     }
 
     #[inline]

@@ -146,6 +146,11 @@ impl CopiedBlock {
             match writer.write(batch, &mut stores) {
                 Ok(()) => done += bytes,
                 Err(WriteError::Untouched(Trouble::Detached)) if !by_pages => by_pages = true,
+                Err(WriteError::Unlocked(error)) => {
+                    // It was written. If the table was cut, somebody else may have been as well.
+                    tracing::warn!(block = %self.identity.block, %error, "page locks were taken");
+                    done += bytes;
+                }
                 Err(error) => return Err(self.end_of_write(stores.failed, error)),
             }
         }
@@ -353,6 +358,7 @@ impl Copies for Stores<'_> {
 
     #[inline]
     fn prepare(&mut self, pages: Pages) -> Result<Beginning, Trouble> {
+        self.block.as_told()?;
         self.first = match self.place {
             Where::From(copy) if !self.targets.has(copy) => return Err(Trouble::NoHalf),
             Where::From(copy) => copy,
@@ -361,6 +367,14 @@ impl Copies for Stores<'_> {
         let first = self.block.copies[self.first].daemon;
         let is_changed = match self.content {
             Content::Word(change, _) => self.work_out(change)?,
+            Content::Carried(_) if pages == Pages::Detached && self.place == Where::All => {
+                // What differs on purpose stays so: page by page, the others are carried.
+                let end = self.piece.cell + self.piece.bytes as u64;
+                if Self::page_until(self.piece.cell, end) < end {
+                    return Err(Trouble::Detached);
+                }
+                return Ok(Beginning::Nothing);
+            }
             Content::Carried(buffer) => {
                 self.take(buffer)?;
                 return Ok(Beginning::Others(first));
@@ -378,7 +392,14 @@ impl Copies for Stores<'_> {
     }
 
     #[inline]
+    fn rewrites(&self) -> bool {
+        self.place == Where::All && !matches!(self.content, Content::Carried(_))
+    }
+
+    #[inline]
     fn store_first(&mut self) -> Result<(), Trouble> {
+        // What goes past the caches is not to be seen before the odd sequence.
+        self.order();
         self.store_to(self.first)?;
         if matches!(self.place, Where::Alone(_)) {
             self.order();

@@ -27,7 +27,7 @@ impl Drop for Before {
 }
 
 /// Runs `call`, in which nobody is waited for longer than until `limit`, if there is one.
-pub(super) fn within<T>(limit: Option<Deadline>, call: impl FnOnce() -> T) -> T {
+pub(crate) fn within<T>(limit: Option<Deadline>, call: impl FnOnce() -> T) -> T {
     let outer = LIMIT.get();
     let _before = Before(outer);
     LIMIT.set(limit.map(|limit| outer.map_or(limit, |outer| limit.min(outer))).or(outer));
@@ -35,7 +35,7 @@ pub(super) fn within<T>(limit: Option<Deadline>, call: impl FnOnce() -> T) -> T 
 }
 
 /// The moment, or the limit of this thread's call if that is earlier.
-pub(super) fn at_most(deadline: Deadline) -> Deadline {
+pub(crate) fn at_most(deadline: Deadline) -> Deadline {
     LIMIT.get().map_or(deadline, |limit| limit.min(deadline))
 }
 
