@@ -3,8 +3,8 @@
 //!
 //! # Invariants
 //!
-//! 1. Objects are opened by name for one repair, with the usual checks. Of the lock table one page
-//!    at a time is mapped, and touched under the guard against SIGBUS; copies are not mapped.
+//! 1. Objects are opened by name for one repair, with the usual checks. Of the lock table the words
+//!    of its pages are mapped, and touched under the guard against SIGBUS; copies are not mapped.
 //! 2. A copy that somebody cuts meanwhile stays recognised: nothing makes it whole to the eye
 //!    again.
 //! 3. A repair is of 16 pages at most.
@@ -77,8 +77,8 @@ struct Place<'a> {
     job: &'a Job,
     table: Option<(OwnedFd, u64)>,
     copies: BTreeMap<DaemonId, OwnedFd>,
-    /// The word of the page that was used last.
-    word: Option<(u64, ObjectWord)>,
+    /// The words of its pages.
+    words: BTreeMap<u64, ObjectWord>,
 }
 
 /// How far an attempt came.
@@ -106,8 +106,8 @@ fn attempt(
     job: &Job,
     wreck: Wreck,
 ) -> Result<Attempted, RepairError<Trouble>> {
-    let (table, copies, word) = (None, BTreeMap::new(), None);
-    let mut place = Place { objects, sessions, job, table, copies, word };
+    let (table, copies, words) = (None, BTreeMap::new(), BTreeMap::new());
+    let mut place = Place { objects, sessions, job, table, copies, words };
     if !job.has_locks {
         return copies::level(&wreck, &job.copies, &mut place).map(Attempted::Ended);
     }
@@ -164,12 +164,12 @@ impl Place<'_> {
     }
 
     fn lock_word(&mut self, page: u64) -> Result<&ObjectWord, Trouble> {
-        if self.word.as_ref().is_none_or(|(of, _)| *of != page) {
+        if !self.words.contains_key(&page) {
             let offset = table::word_offset(page * PAGE_BYTES);
             let word = ObjectWord::map(self.table(page)?, offset)?;
-            self.word = Some((page, word));
+            self.words.insert(page, word);
         }
-        self.word.as_ref().map(|(_, word)| word).ok_or(Trouble::Cut)
+        self.words.get(&page).ok_or(Trouble::Cut)
     }
 
     /// A copy, if it has all bytes up to `needs`.

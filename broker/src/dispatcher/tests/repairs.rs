@@ -5,6 +5,7 @@ use dmce_abi::block::{BlockId, SessionId};
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::wire::client::{ClientReply, ClientRequest, Opened};
 use dmce_abi::wire::daemon::HeldBlock;
+use dmce_shm::session::pin::{PinClaim, PinnedRange};
 use dmce_shm::slot::intent::{IntentClaim, Progress, Undo};
 
 use super::copies::{rig, with_copies};
@@ -466,6 +467,44 @@ fn a_broker_that_comes_back_repairs_the_dead_before_it_serves_others() {
     let (reply, _) = rig.answer(conn, number).unwrap();
     let Ok(ClientReply::Ready(ready)) = reply else { panic!("{reply:?}") };
     assert_ne!(ready.session, session_id(4));
+}
+
+/// It may be gibibytes, and who has the region open goes on meanwhile under any broker.
+#[test]
+fn a_broker_that_comes_back_keeps_nobody_waiting_for_what_pointers_of_the_dead_stored() {
+    let mut rig = found_by_a_broker(Rights::ALL);
+    rig.repairs = None;
+    let [(_, held), _] = regions_held();
+    let addr = rig.dispatcher.address(held.description.block);
+    let range = PinnedRange { addr, bytes: MIB, writable: true };
+    let pins = vec![PinClaim { place: 0, range, is_left: false }];
+    let claim = IntentClaim { addr, bytes: 8, progress: FIRST };
+    let found = FoundIntents { claims: vec![(7, claim)], pins, ..FoundIntents::none() };
+    rig.intents.insert(session_id(4), found);
+    let conn = rig.connect(900, 0);
+    let number = rig.ask_later(conn, setup(0, false));
+    for (daemon, held) in regions_held() {
+        let headers = read(vec![held]);
+        rig.event(Event::LockFree { daemon: daemon_id(daemon), headers });
+    }
+    assert!(rig.answer(conn, number).is_none(), "a slot is repaired first");
+    let done = |slot| Event::Repaired {
+        session: session_id(4),
+        slot,
+        repaired: Repaired::Done { lost: vec![] },
+    };
+    rig.event(done(7));
+    assert!(rig.answer(conn, number).is_some());
+    let carries = |rig: &Rig| {
+        let is_carry = |action: &&Action| matches!(action, Action::Repair { carried: Some(_), .. });
+        rig.actions.iter().filter(is_carry).count()
+    };
+    let is_end = |action: &Action| *action == Action::EndSession { session: session_id(4) };
+    for parts in 1..=16 {
+        assert!(carries(&rig) == parts && !rig.actions.iter().any(is_end));
+        rig.event(done(0));
+    }
+    assert!(rig.actions.iter().any(is_end));
 }
 
 /// What waits for its block does not keep others from the rest.
