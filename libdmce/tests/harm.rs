@@ -127,6 +127,27 @@ fn what_began_before_its_first_copy_was_removed_sees_what_others_wrote_since() {
 }
 
 #[test]
+fn a_pointer_into_a_copy_that_was_removed_goes_on_with_the_next_primary() {
+    let (fake, session) = open_for(20_000);
+    let (addr, cell) = allocated(&session, 10_000);
+    session.write(addr, &[1; 10_000]).unwrap();
+    let [pointer, reader] =
+        [Prot::READ_WRITE, Prot::READ].map(|rights| session.map(addr, 10_000, rights).unwrap());
+    fake.remove_copy(1, 1);
+    session.write(addr, &[2; 100]).unwrap();
+    let seen = || {
+        // SAFETY: the pointers are to as many bytes, which only this thread writes.
+        [pointer, reader].map(|pointer| unsafe { pointer.read_volatile() })
+    };
+    wait_until("the pointers are laid again", || seen() == [2; 2]);
+    store(pointer, &[7; 5_000]);
+    assert_eq!(seen(), [7; 2]);
+    session.unmap(pointer).unwrap();
+    assert_eq!(fake.copy_of(1, 2, cell, 5_000), [7; 5_000]);
+    session.unmap(reader).unwrap();
+}
+
+#[test]
 fn an_answer_that_is_older_than_what_was_taken_in_is_not_used() {
     let (fake, session) = open_for(20_000);
     session.region_create("v", "r", 20_000, &RegionOptions::default()).unwrap();

@@ -21,7 +21,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use dmce_abi::block::BlockId;
-use dmce_abi::wire::client::{Abandon, Changes, ClientReply, ClientRequest, Policy, Ready};
+use dmce_abi::wire::client::{
+    Abandon, Changed, Changes, ClientReply, ClientRequest, Policy, Ready,
+};
 use dmce_abi::{AddrLayout, DmceAddr, Status};
 use dmce_shm::session::map::SessionMap;
 use dmce_shm::slot::Operation;
@@ -304,10 +306,18 @@ impl Core {
     ///
     /// As [`Core::ask`].
     pub(crate) fn catch_up(&self) -> Result<(), Error> {
+        if let Some(changed) = self.take_changes()? {
+            self.redirect_pins(|id| changed.all || changed.blocks.contains(&id));
+        }
+        Ok(())
+    }
+
+    /// [`Core::catch_up`], but for pointers; returns what has changed.
+    fn take_changes(&self) -> Result<Option<Changed>, Error> {
         let _turn = self.changing.take(self.deadline()).ok_or_else(busy)?;
         self.usable()?;
         if !self.map.has_moved() {
-            return Ok(());
+            return Ok(None);
         }
         let since = Changes { since: self.map.known() };
         let (reply, _) = self.ask(&ClientRequest::Changes(since))?;
@@ -328,7 +338,7 @@ impl Core {
             self.map.settle(NEVER);
         }
         self.retire(retired);
-        Ok(())
+        Ok(Some(changed))
     }
 
     /// Drops blocks that were taken out of the table when nobody can be using them. Not from inside

@@ -18,28 +18,26 @@
 //! 5. A pointer is given into memory that is allocated, which is not freed before it is unmapped.
 //! 6. A pointer that can write is given for memory that may be written, and for no other.
 //! 7. A pointer into a block with copies is into its primary. What is stored by it is on all copies
-//!    when it is given back; where the primary's page is gone, another copy's takes its place.
+//!    when it is given back; where the primary's page is gone, another copy's takes its place, and
+//!    when the primary is another, that ([`super::parts`]).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, MutexGuard, PoisonError, atomic};
 
-use dmce_abi::block::{BlockId, Guid};
+use dmce_abi::block::BlockId;
 use dmce_abi::limits::PAGE_BYTES;
-use dmce_abi::wire::client::{ClientReply, ClientRequest, Fetch, Map, Unmap};
+use dmce_abi::wire::client::{ClientRequest, Map, Unmap};
 use dmce_abi::{DmceAddr, Status};
 use dmce_shm::session::pin::{PinId, PinnedRange};
-use dmce_sys::fault::{Other, StandIn};
-use dmce_sys::map::{FileRange, MapError, Populate, Protection, Reservation};
+use dmce_sys::map::MapError;
 
 use super::core::Core;
 use super::data::Intent;
-use crate::block::{Backing, Block, Obstacle, check_info};
+use super::parts::{Due, Laid, Objects, Part};
+use crate::block::{Backing, Block, Obstacle};
 use crate::error::Error;
 use crate::limit::within;
 use crate::options::Prot;
-use crate::reach::given::Given;
-use crate::reach::mapped::HUGE_BYTES;
 use crate::reach::ways::of_map;
 
 /// A range that the application has a pointer to.
@@ -62,8 +60,8 @@ pub(crate) struct Told {
 enum Held {
     /// The block's own mapping.
     Block { _block: Arc<Block> },
-    /// A mapping for this pointer alone, and what stands in for it.
-    Own { _stand_ins: Vec<StandIn>, _mapping: Reservation },
+    /// A mapping for this pointer alone.
+    Own(Laid),
 }
 
 type Pins = BTreeMap<usize, Vec<Pinned>>;
@@ -309,7 +307,8 @@ impl Core {
         let (mut pins, inside) = self.enter_with(|| self.pins())?;
         let is_as_opened = |part: &Part| {
             let block = self.table.get(part.block.get().into(), inside.operation());
-            block.is_some_and(|block| block.guid == Some(part.guid))
+            let Objects { guid, epoch, .. } = part.objects;
+            block.is_some_and(|block| (block.guid, block.epoch) == (Some(guid), epoch))
         };
         if let Some(other) = parts.iter().find(|part| !is_as_opened(part)) {
             return Err(Hindrance::Met(other.block, Obstacle::Replaced));
@@ -317,14 +316,13 @@ impl Core {
         let record = self.record(range)?;
         drop(inside);
         let record = self.pin(range, record)?;
-        let placed = match place(&parts, range) {
-            Err(MapError::AddressSpace { .. }) if self.ways.shrink() => place(&parts, range),
+        let placed = match Laid::place(&parts, range) {
+            Err(MapError::AddressSpace { .. }) if self.ways.shrink() => Laid::place(&parts, range),
             placed => placed,
         };
         match placed {
             Ok((mapping, pointer)) => {
-                let stand_ins = stand_ins(parts, &mapping, range);
-                let mapping = Held::Own { _stand_ins: stand_ins, _mapping: mapping };
+                let mapping = Held::Own(Laid::new(parts, mapping, range));
                 let pinned = Pinned { range, record, mapping };
                 pins.entry(pointer.expose_provenance()).or_default().push(pinned);
                 Ok(pointer)
@@ -363,63 +361,33 @@ impl Core {
         self.map.take_pin(range).map_err(full)
     }
 
-    /// The objects that a range lies in, with the range of each.
-    fn open_parts(&self, range: PinnedRange) -> Result<Vec<Part>, Hindrance> {
-        let mut parts = Vec::new();
-        let mut done = 0;
-        while done < range.bytes {
-            let addr = DmceAddr::from_raw(self.layout, range.addr + done).map_err(Error::from)?;
-            let (id, cell) = self.split(addr);
-            let bytes = (self.layout.block_bytes() - cell).min(range.bytes - done);
-            let id = u32::try_from(id).ok().and_then(|id| BlockId::try_from(id).ok());
-            let id = id.ok_or_else(|| Error::address(format!("{:#x}", addr.to_raw())))?;
-            // Fetched here: from the beginning again would ask for each part again.
-            let (guid, fd, others) = loop {
-                match self.open_object(id, range.writable) {
-                    Err(Hindrance::Met(id, Obstacle::Absent)) => self.fetch(id)?,
-                    opened => break opened?,
-                }
-            };
-            parts.push(Part { block: id, guid, fd, others, cell, bytes });
-            done += bytes;
+    /// The parts of pointers' own mappings that are of blocks with copies which have changed.
+    pub(super) fn pins_into(&self, has_changed: impl Fn(BlockId) -> bool) -> Vec<Due> {
+        let mut all = Vec::new();
+        for (&pointer, same) in &*self.pins() {
+            for pin in same {
+                let Held::Own(laid) = &pin.mapping else { continue };
+                let writable = pin.range.writable;
+                let due = laid.changed(&has_changed);
+                all.extend(due.map(|(part, block)| Due { pointer, part, block, writable }));
+            }
         }
-        Ok(parts)
+        all
     }
 
-    /// A descriptor of the object of a block that the table has, and which block that is; and those
-    /// of its other copies.
-    fn open_object(&self, id: BlockId, writable: bool) -> Result<Opened, Hindrance> {
-        let block = self.table.find(id);
-        let block = block.ok_or_else(|| Error::address(format!("block {id} is gone")))?;
-        let Some(guid) = block.guid else {
-            return Err(Hindrance::Met(id, Obstacle::Absent));
-        };
-        match &block.backing {
-            Backing::Absent => return Err(Hindrance::Met(id, Obstacle::Absent)),
-            Backing::Lost => return Err(Hindrance::Met(id, Obstacle::Lost)),
-            Backing::Windowed(windowed) => {
-                let copied = windowed.fd().try_clone_to_owned();
-                let fd = copied.map_err(|error| Error::new(Status::NoMem, error.to_string()))?;
-                return Ok((guid, fd, Vec::new()));
-            }
-            Backing::Asked(_) => return Err(not_mapped().into()),
-            Backing::Mapped(_) | Backing::Copied(_) => {}
-        }
-        let fetch = Fetch { block: id, writable };
-        match self.ask(&ClientRequest::Fetch(fetch))? {
-            (ClientReply::Fetched(info), _) if info.block != id || info.guid != guid => {
-                // The id is another block's by now: the one that was known is gone.
-                self.retire(self.table.remove_same(&block));
-                Err(Error::address(format!("block {id} is gone")).into())
-            }
-            (ClientReply::Fetched(info), _) if info.lost => Err(Hindrance::Met(id, Obstacle::Lost)),
-            (ClientReply::Fetched(info), fds) => {
-                check_info(&info, self.layout, self.ready.block_ids)?;
-                let mut copies = Given::of(&info, fds)?.into_copies(&info)?;
-                Ok((guid, copies.remove(0), copies))
-            }
-            _ => Err(Error::unexpected_reply("Fetch").into()),
-        }
+    /// Does something to the mapping that a pointer has of its own, if it is still there.
+    pub(super) fn with_laid<T>(
+        &self,
+        pointer: usize,
+        act: impl FnOnce(&mut Laid) -> T,
+    ) -> Option<T> {
+        let mut pins = self.pins();
+        let same = pins.get_mut(&pointer)?;
+        let mut own = same.iter_mut().filter_map(|pin| match &mut pin.mapping {
+            Held::Own(laid) => Some(laid),
+            Held::Block { .. } => None,
+        });
+        own.next().map(act)
     }
 
     fn pins(&self) -> MutexGuard<'_, Pins> {
@@ -432,27 +400,8 @@ impl Core {
 }
 
 #[cold]
-fn not_mapped() -> Error {
+pub(super) fn not_mapped() -> Error {
     Error::unsupported("a session on the message path maps nothing")
-}
-
-/// Has the other copies of each part stand in for it.
-fn stand_ins(parts: Vec<Part>, mapping: &Reservation, range: PinnedRange) -> Vec<StandIn> {
-    let (_, lead) = lead_of(&parts, range);
-    let pages: Vec<(u64, FileRange)> = pages_of(&parts, lead).collect();
-    let with_others = parts.into_iter().zip(pages).filter(|(part, _)| !part.others.is_empty());
-    let stand_ins = with_others.filter_map(|(part, (at, FileRange { offset, bytes }))| {
-        // What was mapped there is in the mapping.
-        let bytes = bytes.next_multiple_of(PAGE_BYTES).min(mapping.len() as u64 - at);
-        let range_of = mapping.range(at, bytes).ok()?;
-        let others = part.others.into_iter().map(|fd| Other { fd, offset });
-        Some(StandIn::objects(range_of, protection_of(range), others.collect()))
-    });
-    stand_ins.collect()
-}
-
-const fn protection_of(range: PinnedRange) -> Protection {
-    if range.writable { Protection::ReadWrite } else { Protection::Read }
 }
 
 /// Whether what a pointer is into is gone: nobody is to see what it stored.
@@ -461,7 +410,8 @@ const fn is_gone(status: Status) -> bool {
 }
 
 /// Why a range is not mapped, or not yet.
-enum Hindrance {
+#[derive(Debug)]
+pub(super) enum Hindrance {
     Failed(Error),
     Met(BlockId, Obstacle),
 }
@@ -470,50 +420,4 @@ impl From<Error> for Hindrance {
     fn from(error: Error) -> Self {
         Self::Failed(error)
     }
-}
-
-/// A part of a range: an object, and what of it.
-struct Part {
-    block: BlockId,
-    guid: Guid,
-    fd: OwnedFd,
-    /// The block's other copies.
-    others: Vec<OwnedFd>,
-    cell: u64,
-    bytes: u64,
-}
-
-/// A block's GUID, its object, and its other copies.
-type Opened = (Guid, OwnedFd, Vec<OwnedFd>);
-
-/// The alignment of a range's mapping, and where in it the range begins. A large one lies as its
-/// objects do, so that the kernel can use huge pages.
-fn lead_of(parts: &[Part], range: PinnedRange) -> (u64, u64) {
-    let first_cell = parts.first().map_or(0, |part| part.cell);
-    let align = if range.bytes >= 2 * HUGE_BYTES { HUGE_BYTES } else { PAGE_BYTES };
-    (align, first_cell % align)
-}
-
-/// What of its objects each part maps, and where.
-fn pages_of(parts: &[Part], lead: u64) -> impl Iterator<Item = (u64, FileRange)> {
-    parts.iter().scan(lead, |at, part| {
-        let skip = part.cell % PAGE_BYTES;
-        let object = FileRange { offset: part.cell - skip, bytes: part.bytes + skip };
-        let start = *at - skip;
-        *at += part.bytes;
-        Some((start, object))
-    })
-}
-
-/// Maps parts one behind the other; returns the pointer to the first byte.
-fn place(parts: &[Part], range: PinnedRange) -> Result<(Reservation, *mut u8), MapError> {
-    let (align, lead) = lead_of(parts, range);
-    let reservation = Reservation::aligned(lead + range.bytes, align)?;
-    for (part, (at, object)) in parts.iter().zip(pages_of(parts, lead)) {
-        let fd = part.fd.as_fd();
-        reservation.map_at(at, fd, object, protection_of(range), Populate::No)?;
-    }
-    let offset = usize::try_from(lead).map_err(|_| MapError::AddressSpace { bytes: lead })?;
-    let pointer = reservation.as_ptr().wrapping_add(offset);
-    Ok((reservation, pointer))
 }

@@ -23,6 +23,7 @@ mod message;
 mod objects;
 mod open;
 mod openings;
+mod parts;
 mod patience;
 mod region;
 mod service;

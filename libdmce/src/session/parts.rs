@@ -1,0 +1,260 @@
+//! The objects beneath a pointer that has a mapping of its own, part by part.
+//!
+//! ```text
+//!   parts opened --> laid one behind the other --> the copies of a block change:
+//!                                                  the part is laid again, from the new primary
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. A part of a block with copies is its primary's object. The others stand in for it until the
+//!    session has taken in that the primary is another.
+//! 2. Parts are opened and laid again outside of operations, and without the lock of the pins but
+//!    for the moment of the mapping.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic;
+
+use dmce_abi::block::{BlockId, DaemonId, Guid};
+use dmce_abi::limits::PAGE_BYTES;
+use dmce_abi::wire::client::{ClientReply, ClientRequest, Fetch};
+use dmce_abi::{DmceAddr, Status};
+use dmce_shm::session::pin::PinnedRange;
+use dmce_sys::fault::{Other, StandIn};
+use dmce_sys::map::{FileRange, MapError, Populate, Protection, Reservation};
+
+use super::core::Core;
+use super::mapping::{Hindrance, not_mapped};
+use crate::block::{Backing, Obstacle, check_info};
+use crate::error::Error;
+use crate::reach::given::Given;
+use crate::reach::mapped::HUGE_BYTES;
+
+/// A part of a range: a block, its objects, and what of them.
+pub(super) struct Part {
+    pub block: BlockId,
+    pub objects: Objects,
+    cell: u64,
+    bytes: u64,
+}
+
+/// The objects of a block.
+pub(super) struct Objects {
+    pub guid: Guid,
+    pub epoch: u64,
+    /// Whose object is mapped, of a block with copies.
+    primary: Option<DaemonId>,
+    fd: OwnedFd,
+    others: Vec<OwnedFd>,
+}
+
+/// Parts that are mapped.
+#[derive(Debug)]
+pub(super) struct Laid {
+    /// Before what they stand in for.
+    parts: Vec<LaidPart>,
+    mapping: Reservation,
+}
+
+#[derive(Debug)]
+struct LaidPart {
+    block: BlockId,
+    guid: Guid,
+    primary: Option<DaemonId>,
+    /// Where it is, and what of the object.
+    at: u64,
+    object: FileRange,
+    stand_in: Option<StandIn>,
+}
+
+/// A part of a pointer's mapping whose block may have another primary.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Due {
+    pub pointer: usize,
+    pub part: usize,
+    pub block: BlockId,
+    pub writable: bool,
+}
+
+impl Core {
+    /// The objects that a range lies in, with the range of each.
+    pub(super) fn open_parts(&self, range: PinnedRange) -> Result<Vec<Part>, Hindrance> {
+        let mut parts = Vec::new();
+        let mut done = 0;
+        while done < range.bytes {
+            let addr = DmceAddr::from_raw(self.layout, range.addr + done).map_err(Error::from)?;
+            let (id, cell) = self.split(addr);
+            let bytes = (self.layout.block_bytes() - cell).min(range.bytes - done);
+            let block = u32::try_from(id).ok().and_then(|id| BlockId::try_from(id).ok());
+            let block = block.ok_or_else(|| Error::address(format!("{:#x}", addr.to_raw())))?;
+            let objects = self.open_objects(block, range.writable)?;
+            parts.push(Part { block, objects, cell, bytes });
+            done += bytes;
+        }
+        Ok(parts)
+    }
+
+    /// [`Core::try_open_objects`] of a block that is fetched for it, if it is not here: from the
+    /// beginning again would ask for each part of a range again.
+    fn open_objects(&self, id: BlockId, writable: bool) -> Result<Objects, Hindrance> {
+        loop {
+            match self.try_open_objects(id, writable) {
+                Err(Hindrance::Met(id, Obstacle::Absent)) => self.fetch(id)?,
+                opened => return opened,
+            }
+        }
+    }
+
+    /// Descriptors of the objects of a block that the table has, and which block that is.
+    fn try_open_objects(&self, id: BlockId, writable: bool) -> Result<Objects, Hindrance> {
+        let block = self.table.find(id);
+        let block = block.ok_or_else(|| Error::address(format!("block {id} is gone")))?;
+        let Some(guid) = block.guid else {
+            return Err(Hindrance::Met(id, Obstacle::Absent));
+        };
+        match &block.backing {
+            Backing::Absent => return Err(Hindrance::Met(id, Obstacle::Absent)),
+            Backing::Lost => return Err(Hindrance::Met(id, Obstacle::Lost)),
+            Backing::Windowed(windowed) => {
+                let fd = windowed.fd().try_clone_to_owned();
+                let fd = fd.map_err(|error| Error::new(Status::NoMem, error.to_string()))?;
+                let (epoch, primary, others) = (block.epoch, None, Vec::new());
+                return Ok(Objects { guid, epoch, primary, fd, others });
+            }
+            Backing::Asked(_) => return Err(not_mapped().into()),
+            Backing::Mapped(_) | Backing::Copied(_) => {}
+        }
+        let fetch = Fetch { block: id, writable };
+        match self.ask(&ClientRequest::Fetch(fetch))? {
+            (ClientReply::Fetched(info), _) if info.block != id || info.guid != guid => {
+                // The id is another block's by now: the one that was known is gone.
+                self.retire(self.table.remove_same(&block));
+                Err(Error::address(format!("block {id} is gone")).into())
+            }
+            (ClientReply::Fetched(info), _) if info.lost => Err(Hindrance::Met(id, Obstacle::Lost)),
+            (ClientReply::Fetched(info), fds) => {
+                check_info(&info, self.layout, self.ready.block_ids)?;
+                let mut others = Given::of(&info, fds)?.into_copies(&info)?;
+                let primary = info.daemons().next().filter(|_| info.has_locks);
+                let (fd, epoch) = (others.remove(0), info.epoch);
+                Ok(Objects { guid, epoch, primary, fd, others })
+            }
+            _ => Err(Error::unexpected_reply("Fetch").into()),
+        }
+    }
+
+    /// Lays pointers' parts again whose blocks have changed. What cannot be asked for now stays as
+    /// it is.
+    pub(super) fn redirect_pins(&self, has_changed: impl Fn(BlockId) -> bool) {
+        if self.pinned.load(atomic::Ordering::Relaxed) == 0 {
+            return;
+        }
+        for due in self.pins_into(has_changed) {
+            let Due { pointer, part, block, writable } = due;
+            let laid = self.open_objects(block, writable).and_then(|objects| {
+                let laid = self.with_laid(pointer, |laid| laid.lay(part, objects, writable));
+                laid.unwrap_or(Ok(()))
+                    .map_err(|error| Error::new(Status::NoMem, error.to_string()).into())
+            });
+            if let Err(hindrance) = laid {
+                tracing::warn!(%block, ?hindrance, "a pointer stays with the copy that it had");
+            }
+        }
+    }
+}
+
+impl Part {
+    /// Where it begins in its block, and what of its object is mapped.
+    const fn pages(&self) -> (u64, FileRange) {
+        let skip = self.cell % PAGE_BYTES;
+        (skip, FileRange { offset: self.cell - skip, bytes: self.bytes + skip })
+    }
+}
+
+impl Laid {
+    /// Maps parts one behind the other; returns the pointer to the first byte as well.
+    pub(super) fn place(
+        parts: &[Part],
+        range: PinnedRange,
+    ) -> Result<(Reservation, *mut u8), MapError> {
+        let (align, lead) = lead_of(parts, range);
+        let mapping = Reservation::aligned(lead + range.bytes, align)?;
+        let mut at = lead;
+        for part in parts {
+            let (skip, object) = part.pages();
+            let (fd, protection) = (part.objects.fd.as_fd(), protection(range.writable));
+            mapping.map_at(at - skip, fd, object, protection, Populate::No)?;
+            at += part.bytes;
+        }
+        let offset = usize::try_from(lead).map_err(|_| MapError::AddressSpace { bytes: lead })?;
+        let pointer = mapping.as_ptr().wrapping_add(offset);
+        Ok((mapping, pointer))
+    }
+
+    /// Parts that [`Laid::place`] has mapped.
+    pub(super) fn new(parts: Vec<Part>, mapping: Reservation, range: PinnedRange) -> Self {
+        let (_, mut at) = lead_of(&parts, range);
+        let laid = parts.into_iter().map(|part| {
+            let (skip, object) = part.pages();
+            let start = at - skip;
+            at += part.bytes;
+            let Part { block, objects: Objects { guid, primary, others, .. }, .. } = part;
+            let stand_in = stand_in(&mapping, (start, object), others, range.writable);
+            LaidPart { block, guid, primary, at: start, object, stand_in }
+        });
+        Self { parts: laid.collect(), mapping }
+    }
+
+    /// The parts of blocks with copies that have changed.
+    pub(super) fn changed(
+        &self,
+        has_changed: impl Fn(BlockId) -> bool,
+    ) -> impl Iterator<Item = (usize, BlockId)> {
+        let parts = self.parts.iter().enumerate();
+        let with_copies = parts.filter(|(_, part)| part.primary.is_some());
+        with_copies.map(|(index, part)| (index, part.block)).filter(move |(_, id)| has_changed(*id))
+    }
+
+    /// Lays a part again. One of another block by now is left as it is.
+    fn lay(&mut self, index: usize, objects: Objects, writable: bool) -> Result<(), MapError> {
+        let Some(part) = self.parts.get_mut(index).filter(|part| part.guid == objects.guid) else {
+            return Ok(());
+        };
+        let (at, object) = (part.at, part.object);
+        if part.primary != objects.primary {
+            let (fd, protection) = (objects.fd.as_fd(), protection(writable));
+            self.mapping.map_at(at, fd, object, protection, Populate::No)?;
+            part.primary = objects.primary;
+        }
+        // The one before goes first: a range has one at a time.
+        part.stand_in = None;
+        part.stand_in = stand_in(&self.mapping, (at, object), objects.others, writable);
+        Ok(())
+    }
+}
+
+/// Has other copies stand in for a part, if there are any.
+fn stand_in(
+    mapping: &Reservation,
+    (at, FileRange { offset, bytes }): (u64, FileRange),
+    others: Vec<OwnedFd>,
+    writable: bool,
+) -> Option<StandIn> {
+    // What was mapped there is in the mapping.
+    let bytes = bytes.next_multiple_of(PAGE_BYTES).min(mapping.len() as u64 - at);
+    let range = mapping.range(at, bytes).ok().filter(|_| !others.is_empty())?;
+    let others = others.into_iter().map(|fd| Other { fd, offset });
+    Some(StandIn::objects(range, protection(writable), others.collect()))
+}
+
+/// The alignment of a range's mapping, and where in it the range begins. A large one lies as its
+/// objects do, so that the kernel can use huge pages.
+fn lead_of(parts: &[Part], range: PinnedRange) -> (u64, u64) {
+    let first_cell = parts.first().map_or(0, |part| part.cell);
+    let align = if range.bytes >= 2 * HUGE_BYTES { HUGE_BYTES } else { PAGE_BYTES };
+    (align, first_cell % align)
+}
+
+const fn protection(writable: bool) -> Protection {
+    if writable { Protection::ReadWrite } else { Protection::Read }
+}
