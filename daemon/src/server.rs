@@ -421,6 +421,7 @@ impl Server {
 
     fn disconnect(&mut self, error: &LinkError) {
         self.turns.forget_waiting();
+        self.store.unseat();
         self.link.disconnect(clock::monotonic_ms(), &self.poller, error);
     }
 }

@@ -345,6 +345,8 @@ impl Block {
             // SAFETY: as the caller promises.
             Backing::Copied(copied) => Ok(unsafe { copied.read_half(piece, half, buffer) }?),
             // SAFETY: as the caller promises.
+            Backing::Asked(asked) => Ok(unsafe { asked.read_half(piece, half, buffer) }?),
+            // SAFETY: as the caller promises.
             _ if half == Half::PRIMARY => unsafe { self.read(piece, buffer) },
             other => Err(other.without_half()),
         }
@@ -365,6 +367,8 @@ impl Block {
             // SAFETY: as the caller promises.
             Backing::Copied(copied) => Ok(unsafe { copied.write_half(piece, half, data) }?),
             // SAFETY: as the caller promises.
+            Backing::Asked(asked) => Ok(unsafe { asked.write_half(piece, half, data) }?),
+            // SAFETY: as the caller promises.
             _ if half == Half::PRIMARY => unsafe { self.write(piece, data) },
             other => Err(other.without_half()),
         }
@@ -374,11 +378,8 @@ impl Block {
     pub(crate) fn resync(&self, piece: Piece, half: Half) -> Result<(), Obstacle> {
         match &self.backing {
             Backing::Copied(copied) => Ok(copied.resync(piece, half)?),
-            Backing::Mapped(_) | Backing::Windowed(_) | Backing::Asked(_)
-                if half == Half::PRIMARY =>
-            {
-                Ok(())
-            }
+            Backing::Asked(asked) => Ok(asked.resync(piece, half)?),
+            Backing::Mapped(_) | Backing::Windowed(_) if half == Half::PRIMARY => Ok(()),
             other => Err(other.without_half()),
         }
     }

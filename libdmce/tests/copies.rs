@@ -332,17 +332,3 @@ fn a_half_that_is_away_is_named_and_the_other_is_there() {
         });
     }
 }
-
-/// The message path has no way to such blocks yet: what was granted is given back.
-#[test]
-fn the_message_path_refuses_blocks_of_several_copies() {
-    let fake = Fake::start();
-    fake.state().copies = 2;
-    let session = Session::open(&Options { message_path: true, ..fake.options() }).unwrap();
-    assert_eq!(status(session.malloc(100)), Status::Unsupported);
-    wait_until("it is deleted", || !fake.state().deletes.is_empty());
-    session.region_create("v", "r", 4096, &RegionOptions::default()).unwrap();
-    let opened = session.region_open("v", "r", Prot::READ | Prot::WRITE);
-    assert_eq!(opened.map(drop).unwrap_err().status(), Status::Unsupported);
-    wait_until("it is closed", || fake.state().openings.is_empty());
-}

@@ -467,8 +467,10 @@ impl Instance {
         if names.iter().any(|name| name.contains("data-") || name.contains("head-")) {
             return true;
         }
+        // A daemon keeps its own for as long as it is connected.
+        let is_clients = |name: &&String| !self.is_of_daemon(&name.replace("session-", "record-"));
         let of = |kind: &str| -> Vec<&String> {
-            names.iter().filter(|name| name.contains(kind)).collect()
+            names.iter().filter(|name| name.contains(kind)).filter(is_clients).collect()
         };
         let (sessions, records) = (of("session-"), of("record-"));
         let is_alone = |name: &&String| !names.contains(&name.replace("session-", "record-"));
@@ -482,6 +484,12 @@ impl Instance {
     fn is_ready(&self, record: &str) -> bool {
         let page = fs::read(self.object(record)).unwrap_or_default();
         page.get(16..20).is_some_and(|ready| ready != [0; 4])
+    }
+
+    /// Whether a record is that of a daemon's session.
+    fn is_of_daemon(&self, record: &str) -> bool {
+        let page = fs::read(self.object(record)).unwrap_or_default();
+        self.is_ready(record) && page.get(96..100) == Some(&[0; 4])
     }
 
     /// What a server has logged.

@@ -38,6 +38,11 @@ impl Dispatcher {
                 self.log(LogLevel::Warn, text);
             }
         }
+        if record.is_of_daemon() {
+            // It goes on with another, if it lives.
+            self.wrecks.found.insert(id);
+            return self.wreck_seat(&record);
+        }
         if !lives {
             return self.find_wreck(&record, opens);
         }

@@ -344,12 +344,14 @@ impl Dispatcher {
 
     /// What has ended is no session's any more, and what is to be repaired is waited for somewhere.
     fn audit_wrecks(&self) -> Result<(), String> {
-        let both = self.wrecks.all().find(|(id, _)| self.sessions.get(*id).is_some());
+        let is_seat = |id| self.seats.daemon_of(id).is_some();
+        let has_another = |id| self.sessions.get(id).is_some() || is_seat(id);
+        let both = self.wrecks.all().find(|(id, _)| has_another(*id));
         check(both.is_none(), || format!("{both:?} has ended and has not"))?;
         check(self.wrecks.is_sound(), || format!("claims are nowhere: {:?}", self.wrecks))?;
         for (id, wreck) in self.wrecks.all().filter(|_| self.tables_complete()) {
-            let mut regions = wreck.opens.regions();
-            let gone = regions.find(|first| self.regions.get(*first).is_none());
+            let is_gone = |first: &BlockId| self.regions.get(*first).is_none();
+            let gone = wreck.opens().and_then(|opens| opens.regions().find(is_gone));
             check(gone.is_none(), || format!("session {id} left something in {gone:?}"))?;
             check(!wreck.is_over(), || format!("nothing of session {id} is left"))?;
         }

@@ -169,7 +169,7 @@ impl Dispatcher {
 
     /// The next of what is from `at` to `end` that other copies may lack.
     fn next_part(&self, wreck: &Wreck, at: u64, end: u64) -> Option<Part> {
-        let writable = wreck.opens.regions().filter(|first| wreck.opens.rights(*first).write);
+        let writable = wreck.opens()?.regions().filter(|first| wreck.may_write(*first));
         let parts = writable.filter_map(|first| {
             let span = self.blocks.span(first).filter(|_| self.stands(first))?;
             if span.copies > 1 { self.next_part_in((first, span), at, end) } else { None }

@@ -66,6 +66,17 @@ pub(super) enum Link {
     Suspected(DaemonConn),
 }
 
+/// Who has connected as a daemon.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Connected {
+    /// The process.
+    pub pid: u32,
+    /// A moment at which it lived, in clock ticks since boot.
+    pub lived_at: u64,
+    /// The daemon, once it has registered.
+    pub daemon: Option<DaemonId>,
+}
+
 /// One daemon.
 #[derive(Debug, Default)]
 pub(super) struct Server {
@@ -73,6 +84,8 @@ pub(super) struct Server {
     pub link: Link,
     /// Its process; 0 if there is none.
     pub pid: u32,
+    /// A moment at which that lived, in clock ticks since boot.
+    pub lived_at: u64,
     /// Bytes in its pool, as it said last.
     pub pool: u64,
     /// What it has lent on this connection and was not used yet, the oldest first.
@@ -261,8 +274,8 @@ impl Server {
 pub(super) struct Daemons {
     /// By id.
     pub servers: BTreeMap<DaemonId, Server>,
-    /// Connections, with the process and, once registered, the daemon.
-    pub conns: BTreeMap<DaemonConn, (u32, Option<DaemonId>)>,
+    /// Connections.
+    pub conns: BTreeMap<DaemonConn, Connected>,
     /// Daemons that must report before the tables are complete.
     pub expected: BTreeSet<DaemonId>,
     /// Daemons that were not waited for any longer: their headers were read while they lived, and
@@ -274,7 +287,7 @@ pub(super) struct Daemons {
 impl Daemons {
     /// The daemon of a connection.
     pub(super) fn of(&self, conn: DaemonConn) -> Option<DaemonId> {
-        self.conns.get(&conn).and_then(|(_, daemon)| *daemon)
+        self.conns.get(&conn).and_then(|connected| connected.daemon)
     }
 
     /// Daemons that take new blocks, each once, beginning after the one that was placed on last.

@@ -122,12 +122,23 @@ pub struct SessionRecord {
     pub reserved: u64,
     /// Seconds since 1970.
     pub created_at: u64,
-    /// Width of its pointers.
+    /// Width of its pointers; [`SessionRecord::OF_DAEMON`] of one that is no client's.
     pub pointer_bits: u8,
     /// Copies of what it allocates.
     pub copies: u32,
     /// What it calls itself.
     pub name: String,
+}
+
+impl SessionRecord {
+    /// The `pointer_bits` of a daemon's session, by which it writes blocks of several copies.
+    pub const OF_DAEMON: u8 = 0;
+
+    /// Whether it is a daemon's.
+    #[must_use]
+    pub const fn is_of_daemon(&self) -> bool {
+        self.pointer_bits == Self::OF_DAEMON
+    }
 }
 
 /// A grant in a session record: one opening of a region.

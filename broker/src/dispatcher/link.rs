@@ -21,7 +21,7 @@ use super::Dispatcher;
 use super::action::{Action, LogLevel};
 use super::blocks::{Block, BlockState, SpanOwner};
 use super::copies::CopyState;
-use super::daemons::{Link, Op, Server};
+use super::daemons::{Connected, Link, Op, Server};
 use super::event::{DaemonConn, Lent, Peer, RequestId};
 use super::restart::Told;
 use super::sessions::SessionLink;
@@ -44,7 +44,8 @@ impl Dispatcher {
             let reason = format!("there are {limit} connections of daemons, limit {limit}");
             self.out.push(Action::CloseDaemon { conn, reason });
         } else {
-            self.daemons.conns.insert(conn, (peer.pid, None));
+            let (pid, lived_at) = (peer.pid, peer.lived_at);
+            self.daemons.conns.insert(conn, Connected { pid, lived_at, daemon: None });
         }
     }
 
@@ -111,13 +112,14 @@ impl Dispatcher {
         if let Some(old) = known.and_then(Server::conn) {
             self.close_daemon(old, "the daemon has another connection");
         }
-        let Some((pid, registered)) = self.daemons.conns.get_mut(&conn) else { return Ok(()) };
-        *registered = Some(daemon);
-        let pid = *pid;
+        let Some(connected) = self.daemons.conns.get_mut(&conn) else { return Ok(()) };
+        connected.daemon = Some(daemon);
+        let Connected { pid, lived_at, .. } = *connected;
         self.history.add(daemon);
         let server = self.daemons.servers.entry(daemon).or_default();
         server.link = Link::Joining { conn, held: BTreeMap::new(), damaged: BTreeSet::new() };
         server.pid = pid;
+        server.lived_at = lived_at;
         server.heard = self.now.millis;
         server.overdue = false;
         self.expect_report(daemon);
@@ -266,6 +268,8 @@ impl Dispatcher {
             DaemonNotice::Lost { block } => self.inspect(daemon, vec![block]),
             DaemonNotice::Excess { block, bytes } => self.excess(daemon, block, bytes),
             DaemonNotice::Lent { place, bytes } => self.lent(daemon, Lent { place, bytes }),
+            DaemonNotice::Damaged { block } => self.damaged_copy(block),
+            DaemonNotice::Unseated { left } => self.unseated(daemon, left),
             DaemonNotice::Foreign { object, reason } => {
                 let text = format!("daemon {daemon} leaves {object:?} as it is: {reason:?}");
                 self.log(LogLevel::Warn, text);
@@ -295,13 +299,13 @@ impl Dispatcher {
         match self.sessions.get(session).map(|session| session.link) {
             Some(SessionLink::Attached(conn)) => self.end_client(conn, reason),
             Some(_) => self.end_session(session, reason),
-            None => {}
+            None => self.seat_misused(session, reason),
         }
     }
 
     /// Ends a daemon's connection from this side.
     pub(super) fn close_daemon(&mut self, conn: DaemonConn, reason: &str) {
-        let Some((_, daemon)) = self.daemons.conns.remove(&conn) else { return };
+        let Some(Connected { daemon, .. }) = self.daemons.conns.remove(&conn) else { return };
         self.out.push(Action::CloseDaemon { conn, reason: reason.to_owned() });
         let who = daemon.map_or("a daemon".to_owned(), |daemon| format!("daemon {daemon}"));
         self.log(LogLevel::Warn, format!("the connection of {who} is ended: {reason}"));
@@ -311,7 +315,8 @@ impl Dispatcher {
     }
 
     pub(super) fn daemon_hung_up(&mut self, conn: DaemonConn) {
-        let Some((_, Some(daemon))) = self.daemons.conns.remove(&conn) else { return };
+        let connected = self.daemons.conns.remove(&conn);
+        let Some(daemon) = connected.and_then(|connected| connected.daemon) else { return };
         self.daemon_away(daemon, conn);
     }
 
@@ -321,6 +326,7 @@ impl Dispatcher {
         let orphans = server.go_away();
         server.overdue = self.daemons.unconfirmed.contains(&daemon);
         self.forget_links_of(daemon);
+        self.take_seat(daemon);
         self.timers.cancel(Timer::Sense(daemon));
         if !self.daemons.expected.contains(&daemon) {
             self.timers.cancel(Timer::Report(daemon));

@@ -86,14 +86,15 @@ impl Dispatcher {
         if writable && !reached.rights.write {
             return refuse(Status::Denied, format!("block {block} is open for reading alone"));
         }
-        let (info, daemon) = (reached.info(writable), reached.block.primary());
+        let (info, primary) = (reached.info(writable), reached.block.primary());
         let answer = |link| Box::new(ClientReply::Reached(Reached { info, link }));
-        let Some(daemon) = daemon.filter(|_| !info.lost) else {
+        let Some(primary) = primary.filter(|_| !info.lost) else {
             return Ok(Outcome::Reply(answer(NONE), Vec::new()));
         };
-        let conn = self.daemons.servers.get(&daemon).filter(|server| server.is_up());
-        let Some(conn) = conn.and_then(Server::conn) else {
-            let text = format!("daemon {daemon}, which holds block {block}, does not answer");
+        let server = self.server_of(block);
+        let Some((daemon, conn)) = server.and_then(|(id, server)| Some((id, server.conn()?)))
+        else {
+            let text = format!("daemon {primary}, which holds block {block}, does not answer");
             return refuse(Status::Busy, text);
         };
         if !direct {

@@ -233,7 +233,9 @@ impl Dispatcher {
         // One that is being made is of an epoch that is over.
         locks.state = LocksState::Missing;
         self.tell_holders(first, id);
-        let sessions = self.holders(first);
+        let mut sessions = self.holders(first);
+        // Any daemon may write the block for a client.
+        sessions.extend(self.seats.ids());
         self.idles.extend(sessions.iter().map(|session| (*session, id, epoch)));
         self.relocks.insert(id, sessions);
         self.relock_if_idle(id);

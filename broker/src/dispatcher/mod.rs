@@ -83,6 +83,7 @@ mod repairs;
 mod reported_copies;
 mod requests;
 mod restart;
+mod seats;
 mod sessions;
 mod silence;
 mod spans;
@@ -155,6 +156,8 @@ pub struct Dispatcher {
     /// Sessions that have ended, and are to be repaired.
     wrecks: Wrecks,
     prepared: Prepared,
+    /// Session objects of daemons.
+    seats: seats::Seats,
     regions: Regions,
     history: History,
     rates: Rates,
@@ -221,6 +224,7 @@ impl Dispatcher {
             sessions: Sessions::default(),
             wrecks: Wrecks::default(),
             prepared: Prepared::default(),
+            seats: seats::Seats::default(),
             regions: Regions::default(),
             history: History::default(),
             rates: Rates::default(),
@@ -349,6 +353,7 @@ impl Dispatcher {
             let generation = changes.generation();
             self.out.push(Action::Publish { session, generation });
         }
+        self.publish_seats();
         for (session, block, epoch) in std::mem::take(&mut self.idles) {
             self.out.push(Action::AwaitIdle { session, block, epoch });
         }

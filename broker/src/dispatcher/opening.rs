@@ -77,6 +77,9 @@ impl Dispatcher {
 
     /// The shell has made the session's objects, or could not.
     pub(super) fn session_created(&mut self, id: SessionId, result: Result<(), Refusal>) {
+        if let Some(daemon) = self.seats.daemon_of(id) {
+            return self.seat_made(daemon, result);
+        }
         let Some(session) = self.sessions.get_mut(id) else { return };
         let SessionLink::Opening(to) = session.link else { return };
         if let Err(mut refusal) = result {

@@ -79,11 +79,12 @@ impl Dispatcher {
         Some((self.next_session_id()?, self.guids.next()))
     }
 
-    /// The next id that no session has, none that is prepared, and no wreck.
+    /// The next id that no session has, none that is prepared, no seat and no wreck.
     pub(super) fn next_session_id(&mut self) -> Option<SessionId> {
-        (0..=self.prepared.len() + self.wrecks.len()).find_map(|_| {
+        (0..=self.prepared.len() + self.wrecks.len() + self.seats.len()).find_map(|_| {
             let id = self.sessions.next_id()?;
-            (!self.prepared.has(id) && !self.wrecks.has(id)).then_some(id)
+            let is_taken = self.prepared.has(id) || self.wrecks.has(id);
+            (!is_taken && self.seats.daemon_of(id).is_none()).then_some(id)
         })
     }
 

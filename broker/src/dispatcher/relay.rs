@@ -27,7 +27,6 @@ use super::Dispatcher;
 use super::action::Action;
 use super::asking::{Answer, lost};
 use super::clients::ReplyTo;
-use super::daemons::Server;
 use super::event::{ClientConn, RequestId};
 use super::requests::{Outcome, Served, refuse};
 
@@ -149,7 +148,7 @@ impl Dispatcher {
     pub(super) fn relay(&mut self, to: ReplyTo, id: SessionId, request: &DataRequest) -> Served {
         let at = request.target();
         let reached = self.reach(id, at.block)?;
-        let (info, daemon) = (reached.info(true), reached.block.primary());
+        let (info, primary) = (reached.info(true), reached.block.primary());
         if info.guid != at.guid {
             let text = format!("block {} is another by now", at.block);
             return refuse(Status::Address, text);
@@ -158,12 +157,13 @@ impl Dispatcher {
             let text = format!("block {} is open for reading alone", at.block);
             return refuse(Status::Denied, text);
         }
-        let Some(daemon) = daemon.filter(|_| !info.lost) else {
+        let Some(primary) = primary.filter(|_| !info.lost) else {
             return Err(lost(at.block).into());
         };
-        let conn = self.daemons.servers.get(&daemon).filter(|server| server.is_up());
-        let Some(conn) = conn.and_then(Server::conn) else {
-            return Err(silent(daemon).into());
+        let server = self.server_of(at.block);
+        let Some((daemon, conn)) = server.and_then(|(id, server)| Some((id, server.conn()?)))
+        else {
+            return Err(silent(primary).into());
         };
         let uid = self.uid_of_session(id);
         let bytes = REQUEST_BYTES + request.moved_bytes();
@@ -222,7 +222,11 @@ impl Dispatcher {
 /// What is wrong with a request whatever the tables say.
 pub(super) fn check_data(request: &DataRequest) -> Result<(), Refusal> {
     match request {
-        DataRequest::Read { bytes, .. } if *bytes as usize > DATA_BYTES_MAX => {
+        DataRequest::Read { bytes, .. }
+        | DataRequest::ReadHalf { bytes, .. }
+        | DataRequest::Level { bytes, .. }
+            if *bytes as usize > DATA_BYTES_MAX =>
+        {
             let text = format!("{bytes} bytes in one message, limit {DATA_BYTES_MAX}");
             refuse(Status::Invalid, text)
         }
@@ -234,6 +238,9 @@ pub(super) fn check_data(request: &DataRequest) -> Result<(), Refusal> {
 fn without_bytes(request: &DataRequest) -> DataRequest {
     match request {
         DataRequest::Write { at, .. } => DataRequest::Write { at: *at, data: Bytes(Vec::new()) },
+        DataRequest::WriteHalf { at, half, .. } => {
+            DataRequest::WriteHalf { at: *at, data: Bytes(Vec::new()), half: *half }
+        }
         other => other.clone(),
     }
 }

@@ -70,7 +70,7 @@ impl Dispatcher {
         // No operation begins from then on: who sees it asks, and is told that it has ended.
         let generation = session.changes.generation().wrapping_add(1);
         self.out.push(Action::Publish { session: id, generation });
-        self.enter_wreck(&session.record, opens);
+        self.enter_wreck(&session.record, Some(opens));
         self.read_intents(id);
     }
 
@@ -82,10 +82,11 @@ impl Dispatcher {
             return;
         }
         self.wrecks.found.insert(id);
-        self.enter_wreck(record, opens);
+        self.enter_wreck(record, Some(opens));
     }
 
-    fn enter_wreck(&mut self, record: &SessionRecord, opens: Opens) {
+    /// Enters a wreck; `opens` is `None` of a daemon.
+    pub(super) fn enter_wreck(&mut self, record: &SessionRecord, opens: Option<Opens>) {
         let account = self.ledger.force_account(record.uid);
         let process = (record.pid, record.lived_at);
         self.wrecks.add(record.session, Wreck::new(process, account, opens, LOOK_MS));
@@ -94,15 +95,18 @@ impl Dispatcher {
     /// The tables are complete: it is known now which regions there are.
     pub(super) fn read_wrecks(&mut self) {
         for id in self.wrecks.ids() {
-            let Some(wreck) = self.wrecks.get_mut(id) else { continue };
+            let Some(opens) = self.wrecks.get(id).and_then(Wreck::opens) else {
+                self.read_intents(id);
+                continue;
+            };
             let regions = &self.regions;
             let gone: Vec<BlockId> =
-                wreck.opens.regions().filter(|first| regions.get(*first).is_none()).collect();
+                opens.regions().filter(|first| regions.get(*first).is_none()).collect();
             for first in gone {
                 self.close_wrecks(first);
             }
-            let Some(wreck) = self.wrecks.get(id) else { continue };
-            if self.may_leave(&wreck.opens) {
+            let opens = self.wrecks.get(id).and_then(Wreck::opens);
+            if opens.is_some_and(|opens| self.may_leave(opens)) {
                 self.read_intents(id);
             } else if let Some(wreck) = self.wrecks.get_mut(id) {
                 wreck.is_read = true;
@@ -175,7 +179,7 @@ impl Dispatcher {
         let parts = self.parts(addr).map_err(|refusal| refusal.text)?;
         let found = BlockId::try_from(parts.block).ok().and_then(|block| {
             let (entry, wreck) = (self.blocks.get(block)?, self.wrecks.get(id)?);
-            let is_its_own = wreck.opens.rights(entry.span).write && self.stands(entry.span);
+            let is_its_own = wreck.may_write(entry.span) && self.stands(entry.span);
             (is_its_own && entry.locks.is_some()).then_some((block, entry))
         });
         let Some((block, entry)) = found else {
@@ -210,7 +214,7 @@ impl Dispatcher {
         };
         let is_level = level.is_some();
         let found = self.blocks.get(block).filter(|found| {
-            let is_its_own = entry.opens.rights(found.span).write && self.stands(found.span);
+            let is_its_own = entry.may_write(found.span) && self.stands(found.span);
             found.guid == guid && is_its_own
         });
         let is_idle = self.is_without_locks(block);
@@ -237,7 +241,8 @@ impl Dispatcher {
                 });
             }
             Some((BlockState::Making | BlockState::Lost | BlockState::Going, _)) | None => {
-                self.settle_claim(of);
+                // Nothing in the record of a daemon says that the block was given up.
+                if entry.opens().is_none() { self.clear_intent(of) } else { self.settle_claim(of) }
             }
         }
     }
@@ -321,11 +326,12 @@ impl Dispatcher {
     pub(super) fn close_wrecks(&mut self, first: BlockId) {
         for session in self.wrecks.ids() {
             let Some(wreck) = self.wrecks.get_mut(session) else { continue };
-            let places = wreck.opens.close_all(first);
+            let Some(opens) = wreck.opens_mut() else { continue };
+            let places = opens.close_all(first);
             if places.is_empty() {
                 continue;
             }
-            if !wreck.opens.regions().any(|first| wreck.opens.rights(first).write) {
+            if !opens.regions().any(|first| opens.rights(first).write) {
                 wreck.is_read = true;
                 wreck.pointers.forget();
             }

@@ -234,6 +234,9 @@ impl Dispatcher {
         for session in self.holders(first) {
             self.changed(session, block);
         }
+        if self.blocks.span(first).is_some_and(|span| span.copies > 1) {
+            self.seats.tell();
+        }
     }
 
     /// The sessions that may use a span.

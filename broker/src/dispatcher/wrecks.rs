@@ -53,8 +53,8 @@ pub(super) struct Wreck {
     pub lived_at: u64,
     /// For the count of its user's sessions.
     pub account: AccountId,
-    /// What it had open.
-    pub opens: Opens,
+    /// What it had open; none of a daemon, which may write whatever has several copies.
+    opens: Option<Opens>,
     /// The slots whose intents were looked at.
     pub seen: BTreeSet<u8>,
     /// Whether all were.
@@ -68,11 +68,11 @@ pub(super) struct Wreck {
 }
 
 impl Wreck {
-    /// One of which nothing is known but what it had open.
+    /// One of which nothing is known but what it had open; `None` of a daemon.
     pub(super) const fn new(
         (pid, lived_at): (u32, u64),
         account: AccountId,
-        opens: Opens,
+        opens: Option<Opens>,
         again_ms: u64,
     ) -> Self {
         Self {
@@ -93,11 +93,26 @@ impl Wreck {
         self.is_read && self.claims.is_empty() && self.pointers.are_carried()
     }
 
+    /// Whether it had a span open to write.
+    pub(super) fn may_write(&self, first: BlockId) -> bool {
+        self.opens.as_ref().is_none_or(|opens| opens.rights(first).write)
+    }
+
+    /// What it had open, if it is a client's.
+    pub(super) const fn opens(&self) -> Option<&Opens> {
+        self.opens.as_ref()
+    }
+
+    /// The same, to close it.
+    pub(super) const fn opens_mut(&mut self) -> Option<&mut Opens> {
+        self.opens.as_mut()
+    }
+
     /// Whether it may hold pages of a block, whose span begins with `first`, that nobody knows to
     /// be equal.
     fn may_hold(&self, block: BlockId, first: BlockId) -> bool {
         let unequal = |claim: &Claim| claim.block == block && claim.level.is_none();
-        self.opens.rights(first).write && (!self.is_read || self.claims.values().any(unequal))
+        self.may_write(first) && (!self.is_read || self.claims.values().any(unequal))
     }
 }
 

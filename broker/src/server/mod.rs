@@ -501,7 +501,10 @@ impl Server {
             }
             Action::CreateSession { record } => {
                 let session = record.session;
-                let result = self.sessions.create(&self.objects, &record);
+                let result = self.sessions.create(&self.objects, &record).and_then(|()| {
+                    // A daemon writes what is left of several copies as well.
+                    if record.is_of_daemon() { self.sessions.commit_undo(session) } else { Ok(()) }
+                });
                 self.events.push_back(Event::SessionCreated { session, result });
             }
             Action::WatchProcess { session, pid, lived_at, conn } => {

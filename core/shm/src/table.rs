@@ -26,6 +26,10 @@ use dmce_sys::object::{self, ObjectError};
 use crate::layout::{Field, fingerprint, layout};
 use crate::lock::PageLock;
 
+mod mapped;
+
+pub use mapped::{LockTable, Size, TableFault};
+
 /// Bytes before the first word.
 pub const TABLE_HEADER_BYTES: u64 = 4096;
 

@@ -6,12 +6,14 @@
 //!    each write.
 //! 2. A request does little: one message's bytes, or one word.
 //! 3. A write is done when what is there was compared with what was to be written [0088].
+//!
+//! Blocks of several copies are those of [`super::copied`].
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use dmce_abi::Status;
-use dmce_abi::block::{BlockId, Guid};
+use dmce_abi::block::{BlockId, Guid, Half};
 use dmce_abi::limits::DATA_BYTES_MAX;
 use dmce_abi::name::ObjectKind;
 use dmce_abi::wire::Refusal;
@@ -49,15 +51,23 @@ impl Store {
     /// # Errors
     ///
     /// `ADDRESS` for bytes that the block has not, or another block's GUID; `LOST`, `IO`,
-    /// `INVALID`.
+    /// `INVALID`; `BUSY` of a block of several copies, to be asked again.
     pub fn access(&mut self, request: &DataRequest) -> DataAnswer {
         let at = request.target();
         let bytes = match request {
-            DataRequest::Read { bytes, .. } => u64::from(*bytes),
-            DataRequest::Write { data, .. } => data.0.len() as u64,
+            DataRequest::Read { bytes, .. }
+            | DataRequest::ReadHalf { bytes, .. }
+            | DataRequest::Level { bytes, .. } => u64::from(*bytes),
+            DataRequest::Write { data, .. } | DataRequest::WriteHalf { data, .. } => {
+                data.0.len() as u64
+            }
             _ => WORD_BYTES as u64,
         };
         let end = self.end_of(at, bytes)?;
+        if self.has_copies(at.block) {
+            return self.access_copied(request);
+        }
+        is_first(request)?;
         let object = self.reached(at)?;
         // A client that may write may also have cut it. Nothing is to make it longer again.
         match object::end(object) {
@@ -66,8 +76,12 @@ impl Store {
             Err(error) => return Err(refusal(at, &error)),
         }
         match request {
-            DataRequest::Read { .. } => read(object, at, bytes),
-            DataRequest::Write { data, .. } => write(object, at, &data.0),
+            DataRequest::Read { .. } | DataRequest::ReadHalf { .. } => read(object, at, bytes),
+            DataRequest::Write { data, .. } | DataRequest::WriteHalf { data, .. } => {
+                write(object, at, &data.0)
+            }
+            // The only copy is as itself.
+            DataRequest::Level { .. } => Ok(DataReply::Done),
             _ => on_word(object, at, request),
         }
     }
@@ -78,7 +92,9 @@ impl Store {
         let held = self.blocks.get(&block).filter(|held| held.header.description.guid == guid);
         let held =
             held.ok_or_else(|| Refusal { status: Status::Address, ..no_such_block(block) })?;
-        if held.condition.is_lost() {
+        let has_copies = held.header.description.owner.copies() > 1;
+        // Of several copies another may be there: the broker decides.
+        if held.condition.is_lost() && !has_copies {
             return Err(lost(block));
         }
         if bytes > DATA_BYTES_MAX as u64 {
@@ -92,6 +108,12 @@ impl Store {
             return Err(Refusal::new(Status::Address, text));
         }
         Ok(cell + bytes)
+    }
+
+    /// Whether a block was asked for with several copies, and has a lock table.
+    fn has_copies(&self, block: BlockId) -> bool {
+        let held = self.blocks.get(&block);
+        held.is_some_and(|held| held.header.description.owner.copies() > 1)
     }
 
     fn reached(&mut self, at: Target) -> Result<BorrowedFd<'_>, Refusal> {
@@ -112,6 +134,25 @@ impl Store {
         let open = objects.get(&block).map(|(_, own)| own.as_fd());
         open.ok_or_else(|| lost(block))
     }
+}
+
+/// A block that was asked for with one copy has no other half.
+fn is_first(request: &DataRequest) -> Result<(), Refusal> {
+    match *request {
+        DataRequest::ReadHalf { at, half, .. }
+        | DataRequest::WriteHalf { at, half, .. }
+        | DataRequest::Level { at, half, .. }
+            if half != Half::PRIMARY =>
+        {
+            Err(no_half(at.block))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The half of a block that is asked for is away.
+pub(super) fn no_half(block: BlockId) -> Refusal {
+    Refusal::new(Status::NoCopy, format!("that half of block {block} is away"))
 }
 
 fn read(object: BorrowedFd<'_>, at: Target, bytes: u64) -> DataAnswer {

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 
 use dmce_abi::AddrLayout;
-use dmce_abi::block::BlockId;
+use dmce_abi::block::{BlockId, DaemonId};
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::name::ObjectKind;
 use dmce_shm::header::{self, BlockHeader, HeaderError};
@@ -108,8 +108,21 @@ pub fn adopt_one(folder: &Folder, block: BlockId) -> Result<Adopted, ObjectError
 ///
 /// [`HeaderError`] of one that cannot be read, or is not this daemon's.
 pub fn header_of(folder: &Folder, block: BlockId) -> Result<Option<BlockHeader>, HeaderError> {
-    match folder.look(ObjectKind::Header(block.get()))? {
-        Found::Own(head) => read_header(folder, block, &head).map(Some),
+    header_at(folder, folder.daemon(), block)
+}
+
+/// The same of another daemon's copy.
+///
+/// # Errors
+///
+/// As [`header_of`].
+pub fn header_at(
+    folder: &Folder,
+    daemon: DaemonId,
+    block: BlockId,
+) -> Result<Option<BlockHeader>, HeaderError> {
+    match folder.look_at(daemon.get(), ObjectKind::Header(block.get()))? {
+        Found::Own(head) => read_header(daemon, block, &head).map(Some),
         Found::Missing => Ok(None),
         found @ Found::Foreign { .. } => {
             let why = format!("{found:?} has its name");
@@ -162,7 +175,7 @@ impl Adopted {
         match (folder.look(data_kind)?, folder.look(head_kind)?) {
             (Found::Own(data), Found::Missing) => block::clear(folder, block, data.stat.inode),
             (data @ (Found::Own(_) | Found::Missing), Found::Own(head)) => {
-                match read_header(folder, block, &head) {
+                match read_header(folder.daemon(), block, &head) {
                     Ok(header) => self.take_ready(folder, header, data),
                     Err(HeaderError::Object(error)) => Err(error),
                     Err(error) if error.is_removable() => {
@@ -238,10 +251,10 @@ fn remove(folder: &Folder, block: BlockId, data: &Found) -> Result<(), ObjectErr
 }
 
 /// The header, which must be that of this daemon and this block.
-fn read_header(folder: &Folder, block: BlockId, head: &Own) -> Result<BlockHeader, HeaderError> {
+fn read_header(daemon: DaemonId, block: BlockId, head: &Own) -> Result<BlockHeader, HeaderError> {
     let header = header::read(head.as_fd(), ANY_LAYOUT)?;
     let (its_daemon, its_block) = (header.daemon, header.description.block);
-    if its_daemon != folder.daemon() || its_block != block {
+    if its_daemon != daemon || its_block != block {
         let why = format!("it is of block {its_block} of daemon {its_daemon}");
         return Err(HeaderError::Damaged { why });
     }

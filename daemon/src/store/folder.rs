@@ -19,6 +19,9 @@ use dmce_sys::identity;
 use dmce_sys::lock::{LockError, OfdLock};
 use dmce_sys::object::{self, ObjectDir, ObjectError, ObjectStat};
 
+/// Whose name the broker's objects have.
+pub const BROKER: u32 = 0;
+
 /// The folder, and whose objects in it are meant.
 #[derive(Debug)]
 pub struct Folder {
@@ -139,8 +142,11 @@ impl Folder {
 
     /// The name of an object.
     pub fn name(&self, kind: ObjectKind) -> String {
-        let (instance, daemon) = (self.instance.clone(), self.daemon.get());
-        ObjectName { instance, daemon, kind }.to_string()
+        self.name_at(self.daemon.get(), kind)
+    }
+
+    fn name_at(&self, daemon: u32, kind: ObjectKind) -> String {
+        ObjectName { instance: self.instance.clone(), daemon, kind }.to_string()
     }
 
     /// What this daemon's name says an object is; `None` for another's name, or no name of ours.
@@ -165,7 +171,16 @@ impl Folder {
     ///
     /// [`ObjectError`] if the object could not be looked at: no descriptor is left, for example.
     pub fn look(&self, kind: ObjectKind) -> Result<Found, ObjectError> {
-        let fd = match self.dir.open_read_write(&self.name(kind)) {
+        self.look_at(self.daemon.get(), kind)
+    }
+
+    /// The same of an object of another daemon of the instance, or of the [`BROKER`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Folder::look`].
+    pub fn look_at(&self, daemon: u32, kind: ObjectKind) -> Result<Found, ObjectError> {
+        let fd = match self.dir.open_read_write(&self.name_at(daemon, kind)) {
             Ok(fd) => fd,
             Err(ObjectError::NotFound { .. }) => return Ok(Found::Missing),
             Err(ObjectError::Denied { .. }) => {

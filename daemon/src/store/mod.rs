@@ -22,6 +22,7 @@ mod adopt;
 mod block;
 mod check;
 mod commit;
+mod copied;
 mod folder;
 mod ledger;
 mod pool;
@@ -111,6 +112,8 @@ pub struct Store {
     remains: Vec<Remains>,
     /// What clients reach by message.
     open_objects: access::OpenObjects,
+    /// The same of blocks of several copies.
+    copied: copied::Copied,
     /// Where the next check goes on.
     checked: Option<BlockId>,
     _lock: OfdLock,
@@ -171,6 +174,7 @@ impl Store {
             tasks: Vec::new(),
             remains: Vec::new(),
             open_objects: access::OpenObjects::default(),
+            copied: copied::Copied::default(),
             checked: None,
             _lock: lock,
         };

@@ -17,6 +17,7 @@ use dmce_abi::wire::daemon::{DaemonAnswer, DaemonNotice, DaemonRequest, PoolPlac
 use dmce_abi::wire::{Refusal, Reply};
 use dmce_config::Bytes;
 use dmce_shm::header::{BlockHeader, HeaderError};
+use dmce_shm::session::SessionIdentity;
 use dmce_sys::crash::{Point, point};
 use dmce_sys::object::{self, ObjectError};
 use tracing::warn;
@@ -32,8 +33,8 @@ use super::{Begun, Condition, Held, Store};
 const BLOCK_BYTES_MAX: u64 = 1 << 48;
 
 impl Store {
-    /// Begins with a request. [`DaemonRequest::Settled`], [`DaemonRequest::Taken`] and
-    /// [`DaemonRequest::Rewritten`] ask for nothing and are done.
+    /// Begins with a request. [`DaemonRequest::Settled`], [`DaemonRequest::Taken`],
+    /// [`DaemonRequest::Rewritten`] and [`DaemonRequest::Seat`] ask for nothing and are done.
     pub fn begin(&mut self, request: DaemonRequest) -> Begun {
         let begun = match request {
             DaemonRequest::Create { description, committed } => self.create(description, committed),
@@ -44,7 +45,12 @@ impl Store {
                 Ok(Begun::Answered(Ok(DaemonAnswer::Done)))
             }
             DaemonRequest::Rewritten { description } => {
+                self.copied.close(description.block);
                 self.rewritten(description);
+                Ok(Begun::Answered(Ok(DaemonAnswer::Done)))
+            }
+            DaemonRequest::Seat { session, guid, cell_bits } => {
+                self.sit_down(SessionIdentity { session, guid }, cell_bits);
                 Ok(Begun::Answered(Ok(DaemonAnswer::Done)))
             }
             DaemonRequest::Sense => self.sense().map(|answer| Begun::Answered(Ok(answer))),
@@ -204,6 +210,7 @@ impl Store {
         let remains = Remains { block, data: held.data };
         self.blocks.remove(&block);
         self.open_objects.close(block);
+        self.copied.close(block);
         Ok(Begun::Working(Job::Clear { remains }))
     }
 

@@ -247,6 +247,7 @@ impl Store {
     fn forget_gone(&mut self, block: BlockId) -> Result<(), ObjectError> {
         self.folder.unlink(ObjectKind::Header(block.get()))?;
         self.open_objects.close(block);
+        self.copied.close(block);
         if let Some(held) = self.blocks.remove(&block) {
             held.gone.store(true, Ordering::Relaxed);
             self.ledger.refund(held.data.bytes);

@@ -53,18 +53,6 @@ impl Given {
     }
 }
 
-/// Lets blocks pass that may be stored to without page locks.
-///
-/// # Errors
-///
-/// [`Status::Unsupported`]: the block has more than one copy, or had, when it was made.
-pub(crate) fn one_copy(info: &BlockInfo) -> Result<(), Error> {
-    if info.good().count() <= 1 && !info.has_locks {
-        return Ok(());
-    }
-    Err(Error::unsupported("the message path reaches no block of more than one copy"))
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::File;
@@ -114,15 +102,6 @@ mod tests {
         {
             let refused = given(&info(copies, has_locks), came).unwrap_err();
             assert_eq!(refused.status(), Status::Internal, "{copies} {has_locks} {came}");
-        }
-    }
-
-    #[test]
-    fn the_message_path_reaches_no_block_of_several_copies_yet() {
-        assert!(one_copy(&info(1, false)).is_ok());
-        for (copies, has_locks) in [(2, true), (3, true), (1, true)] {
-            let refused = one_copy(&info(copies, has_locks)).unwrap_err();
-            assert_eq!(refused.status(), Status::Unsupported, "{copies}");
         }
     }
 }

@@ -17,7 +17,7 @@ use dmce_abi::wire::client::{BlockInfo, GoodCopy};
 use dmce_sys::map::{MapError, Protection};
 
 use super::copied::{CopiedBlock, Copy, Identity, LockTable, Party, Size, TableFault, Way};
-use super::given::{Given, one_copy};
+use super::given::Given;
 use super::mapped::MappedBlock;
 use super::message::LinkTable;
 use super::windowed::{WindowCache, WindowedBlock};
@@ -95,15 +95,6 @@ impl Ways {
         &self.links
     }
 
-    /// Checks that the session's way leads to such a block.
-    ///
-    /// # Errors
-    ///
-    /// As [`one_copy`], on the message path.
-    pub(crate) fn leads_to(&self, info: &BlockInfo) -> Result<(), Error> {
-        if self.plan.route.is_some() { one_copy(info) } else { Ok(()) }
-    }
-
     /// Makes a block's bytes reachable; on the message path, when they are used. `base` is the DMCE
     /// address of its first cell.
     ///
@@ -119,7 +110,6 @@ impl Ways {
         if info.lost {
             return Ok(Backing::Lost);
         }
-        self.leads_to(info)?;
         if self.plan.route.is_some() {
             return Ok(Backing::Absent);
         }
@@ -197,8 +187,7 @@ impl Ways {
 pub(crate) enum Unreached {
     /// Its lock table is not what it should be: who made it can mend that.
     Harmed(TableFault),
-    /// [`Status::NoMem`] if there is no address space for it, not even for windows; as
-    /// [`Ways::leads_to`].
+    /// [`Status::NoMem`] if there is no address space for it, not even for windows.
     Failed(Error),
 }
 

@@ -27,7 +27,6 @@ use crate::block::{Backing, check_info};
 use crate::connection::Deadline;
 use crate::error::Error;
 use crate::reach::Trouble;
-use crate::reach::given::one_copy;
 use crate::reach::message::{AskedBlock, Carrier, Relay, is_a_change, of_refusal};
 use crate::reach::ways::Route;
 
@@ -87,7 +86,6 @@ impl Core {
                 return Err(Error::unexpected_reply("Reach"));
             };
             check_info(&info, self.layout, self.ready.block_ids)?;
-            one_copy(&info)?;
             let Some(carrier) = self.carrier(link, fds.pop())? else {
                 // Its socket went to somebody who is here no more.
                 if broken == link {

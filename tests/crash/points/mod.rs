@@ -2,6 +2,7 @@
 //! acknowledged is there, calls go on, and nothing is left behind.
 
 mod keeper;
+mod relays;
 mod table;
 
 use std::collections::BTreeMap;
@@ -228,6 +229,9 @@ fn server_dies(server: Server, pool_objects: u32, row: &Row) {
         }
     }
     server.start(&mut instance, row);
+    if row.work == Work::Relays {
+        instance.wait_serving();
+    }
     if row.work == Work::LostHeader {
         instance.wait_serving();
         // With two, one would be gone when the daemon dies.
@@ -262,6 +266,9 @@ fn server_dies(server: Server, pool_objects: u32, row: &Row) {
             if row.work == Work::Deletions {
                 keeper.delete_idle_regions();
             }
+            if row.work == Work::Relays {
+                relays::write(&options, &is_dead);
+            }
             for _ in 0..WORKS_MAX {
                 if is_dead.load(Ordering::Relaxed) {
                     return;
@@ -274,7 +281,7 @@ fn server_dies(server: Server, pool_objects: u32, row: &Row) {
         });
         let seen = wait_for(row.point.name(), || {
             let death = instance.reap_one();
-            let works = matches!(row.work, Work::Sessions | Work::Deletions);
+            let works = matches!(row.work, Work::Sessions | Work::Deletions | Work::Relays);
             let gives_up = works && worker.is_finished();
             (death.is_some() || gives_up).then_some(death)
         });

@@ -15,6 +15,8 @@ pub enum Work {
     Pointers,
     /// Sessions do all that they ask servers for.
     Sessions,
+    /// A client that maps nothing writes to a region, to which a mapped one writes as well.
+    Relays,
     /// A server starts, with what the one before has left.
     Start,
     /// The same, with an object that is longer than it may be.
@@ -112,6 +114,19 @@ pub const DAEMON: &[Row] = &[
     at(Point::HeaderUnlinked, 1, Work::Sessions).with_copies(),
     at(Point::DataUnlinked, 1, Work::Sessions).with_copies(),
     at(Point::BlockAdopted, 2, Work::Start).with_copies(),
+    at(Point::SlotMarked, 20, Work::Relays).with_copies(),
+    at(Point::IntentSet, 20, Work::Relays).with_copies(),
+    at(Point::PageLocked, 20, Work::Relays).with_copies(),
+    at(Point::SequenceOdd, 21, Work::Relays).with_copies(),
+    at(Point::PhaseFirst, 20, Work::Relays).with_copies(),
+    at(Point::FirstStored, 20, Work::Relays).with_copies(),
+    at(Point::PhaseOthers, 20, Work::Relays).with_copies(),
+    at(Point::OthersStored, 20, Work::Relays).with_copies(),
+    at(Point::PhaseSettled, 20, Work::Relays).with_copies(),
+    at(Point::SequenceEven, 21, Work::Relays).with_copies(),
+    at(Point::PageFreed, 20, Work::Relays).with_copies(),
+    at(Point::IntentCleared, 20, Work::Relays).with_copies(),
+    at(Point::SlotUnmarked, 20, Work::Relays).with_copies(),
 ];
 
 /// Deaths of a daemon that has lent objects.

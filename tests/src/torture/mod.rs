@@ -54,9 +54,6 @@ const _: () = assert!(LANES == 2 && WRITERS.is_multiple_of(LANES));
 /// Records that are acknowledged between two misfortunes, and while somebody is stopped.
 const PROGRESS: u64 = 200;
 
-/// Copies up to which the message path reaches memory.
-const MESSAGE_PATH_COPIES: u32 = 1;
-
 /// Misfortunes of a round.
 const MISFORTUNES_MIN: u64 = 4;
 const MISFORTUNES_MAX: u64 = 16;
@@ -185,7 +182,7 @@ impl Campaign {
     fn start_writer(&mut self, writer: u32, ledger: Ledger) -> Writer {
         let is_other = writer % 2 == 1;
         let program = is_other.then(other_client).flatten().unwrap_or_else(own_client);
-        let by_message = writer == WRITERS - 1 && self.plan.copies <= MESSAGE_PATH_COPIES;
+        let by_message = writer == WRITERS - 1;
         let environment: &[_] = if by_message { &[(MESSAGE_PATH, "1")] } else { &[] };
         let seed = self.random.bits();
         let mut command = std::process::Command::new(program);

@@ -21,5 +21,6 @@ mod repairs;
 mod reported_copies;
 mod restart;
 mod rig;
+mod seats;
 mod silent;
 mod stale;

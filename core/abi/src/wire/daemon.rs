@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Refusal;
 use super::data::{DataReply, DataRequest, LinkGrant, LinkId};
-use crate::block::{BlockDescription, BlockId, DaemonId, SessionId};
+use crate::block::{BlockDescription, BlockId, DaemonId, Guid, SessionId};
 use crate::rate::Rate;
 
 /// The number in the name of a pool object. No two that a daemon lends have the same.
@@ -110,6 +110,15 @@ pub enum DaemonRequest {
     Rewritten {
         /// What it says.
         description: BlockDescription,
+    },
+    /// A session object of the daemon's own, to write blocks of several copies by. Not answered.
+    Seat {
+        /// Its session.
+        session: SessionId,
+        /// The GUID of that session.
+        guid: Guid,
+        /// Bits of a cell in an address: an intent names addresses.
+        cell_bits: u8,
     },
 }
 
@@ -207,5 +216,17 @@ pub enum DaemonNotice {
         place: PoolPlace,
         /// Bytes that are committed.
         bytes: u64,
+    },
+    /// Objects of a block of several copies are not as they should be: those of any of its copies,
+    /// or its lock table.
+    Damaged {
+        /// The block.
+        block: BlockId,
+    },
+    /// The daemon needs a session object, to write blocks of several copies by.
+    Unseated {
+        /// The one that it had on this connection and does not use any more: what it was writing is
+        /// to be repaired.
+        left: Option<SessionId>,
     },
 }

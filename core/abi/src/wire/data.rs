@@ -10,7 +10,7 @@ use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Reply;
-use crate::block::{BlockId, Guid};
+use crate::block::{BlockId, Guid, Half};
 use crate::limits::DATA_BYTES_MAX;
 
 /// A connection between one session and one daemon, numbered by the broker that made it.
@@ -94,6 +94,34 @@ pub enum DataRequest {
         /// At most so many.
         count: u32,
     },
+    /// [`Self::Read`] of one half and of no other (004 [88]-[94]).
+    ReadHalf {
+        /// From here on.
+        at: Target,
+        /// Bytes.
+        bytes: u32,
+        /// Which.
+        half: Half,
+    },
+    /// [`Self::Write`] to one half and to no other.
+    WriteHalf {
+        /// From here on.
+        at: Target,
+        /// The bytes.
+        data: Bytes,
+        /// Which.
+        half: Half,
+    },
+    /// All copies get so many bytes, at most [`DATA_BYTES_MAX`], as one half has them. Answered by
+    /// [`DataReply::Done`].
+    Level {
+        /// From here on.
+        at: Target,
+        /// Bytes.
+        bytes: u32,
+        /// Which.
+        half: Half,
+    },
 }
 
 /// What became of a [`DataRequest`].
@@ -121,14 +149,20 @@ impl DataRequest {
             | Self::Cas64 { at, .. }
             | Self::Add64 { at, .. }
             | Self::Wait64 { at, .. }
-            | Self::Wake { at, .. } => at,
+            | Self::Wake { at, .. }
+            | Self::ReadHalf { at, .. }
+            | Self::WriteHalf { at, .. }
+            | Self::Level { at, .. } => at,
         }
     }
 
     /// Whether it changes bytes.
     #[must_use]
     pub const fn writes(&self) -> bool {
-        matches!(self, Self::Write { .. } | Self::Cas64 { .. } | Self::Add64 { .. })
+        match self {
+            Self::Write { .. } | Self::WriteHalf { .. } | Self::Level { .. } => true,
+            _ => self.counts(),
+        }
     }
 
     /// Whether done twice it is not what it is once.
@@ -141,7 +175,7 @@ impl DataRequest {
     #[must_use]
     pub fn data_bytes(&self) -> usize {
         match self {
-            Self::Write { data, .. } => data.0.len(),
+            Self::Write { data, .. } | Self::WriteHalf { data, .. } => data.0.len(),
             _ => 0,
         }
     }
@@ -150,7 +184,9 @@ impl DataRequest {
     #[must_use]
     pub fn answer_bytes(&self) -> usize {
         match self {
-            Self::Read { bytes, .. } => (*bytes as usize).min(DATA_BYTES_MAX),
+            Self::Read { bytes, .. } | Self::ReadHalf { bytes, .. } => {
+                (*bytes as usize).min(DATA_BYTES_MAX)
+            }
             _ => 0,
         }
     }
@@ -165,11 +201,14 @@ impl DataRequest {
     #[must_use]
     pub fn fits(&self, reply: &DataReply) -> bool {
         match self {
-            Self::Read { bytes, .. } => match reply {
+            Self::Read { bytes, .. } | Self::ReadHalf { bytes, .. } => match reply {
                 DataReply::Bytes(read) => u64::from(*bytes) == read.0.len() as u64,
                 _ => false,
             },
-            Self::Write { .. } | Self::Wake { .. } => matches!(reply, DataReply::Done),
+            Self::Write { .. }
+            | Self::Wake { .. }
+            | Self::WriteHalf { .. }
+            | Self::Level { .. } => matches!(reply, DataReply::Done),
             Self::Cas64 { .. } | Self::Add64 { .. } | Self::Wait64 { .. } => {
                 matches!(reply, DataReply::Word(_))
             }

@@ -282,6 +282,13 @@ fn golden_data() {
     assert_eq!(body(&wait), [&[4][..], &at, &[5]].concat());
     let wake = DataRequest::Wake { at: target(), count: 1 };
     assert_eq!(body(&wake), [&[5][..], &at, &[1]].concat());
+    let half = Half::MIRROR;
+    let read = DataRequest::ReadHalf { at: target(), bytes: 300, half };
+    assert_eq!(body(&read), [&[6][..], &at, &[0xac, 2, 1]].concat());
+    let write = DataRequest::WriteHalf { at: target(), data: data.clone(), half };
+    assert_eq!(body(&write), [&[7][..], &at, &[3, 7, 8, 9, 1]].concat());
+    let level = DataRequest::Level { at: target(), bytes: 300, half };
+    assert_eq!(body(&level), [&[8][..], &at, &[0xac, 2, 1]].concat());
     let answer: DataAnswer = Ok(DataReply::Bytes(data));
     assert_eq!(encode(PLAIN, &answer).unwrap()[HEADER_BYTES..], [0, 0, 3, 7, 8, 9]);
     let answer: DataAnswer = Ok(DataReply::Word(300));
@@ -302,6 +309,13 @@ fn golden_links() {
     assert_eq!(encode(PLAIN, &link).unwrap()[HEADER_BYTES..], bytes);
     let revoke = DaemonRequest::Revoke { link: LinkId(5), block };
     assert_eq!(encode(PLAIN, &revoke).unwrap()[HEADER_BYTES..], [8, 5, 0xac, 2]);
+    let seat = DaemonRequest::Seat { session, guid, cell_bits: 30 };
+    let bytes = [&[12, 7][..], &[9; 16], &[30]].concat();
+    assert_eq!(encode(PLAIN, &seat).unwrap()[HEADER_BYTES..], bytes);
+    let damaged = DaemonMessage::Notice(DaemonNotice::Damaged { block });
+    assert_eq!(encode(PLAIN, &damaged).unwrap()[HEADER_BYTES..], [3, 4, 0xac, 2]);
+    let unseated = DaemonMessage::Notice(DaemonNotice::Unseated { left: Some(session) });
+    assert_eq!(encode(PLAIN, &unseated).unwrap()[HEADER_BYTES..], [3, 5, 1, 7]);
     let copy = |daemon, half| {
         Some(super::client::GoodCopy { daemon: DaemonId::try_from(daemon).ok()?, half })
     };

@@ -17,6 +17,7 @@ use dmce_abi::limits::{PINS, SLOTS};
 use dmce_abi::version::SEGMENT_VERSION;
 use dmce_sys::map::{self, FileRange, MapError, MappedRange, Mapping, Populate, Protection};
 use dmce_sys::object::{self, ObjectError};
+use dmce_sys::transfer::{self, Gone, Store};
 
 use super::pin::{Pin, PinId, PinnedRange, Pins, PinsExhausted};
 use super::{
@@ -155,6 +156,13 @@ impl SessionMap {
         self.known.load(Ordering::Acquire)
     }
 
+    /// The broker's generation: for who learns what has changed from the objects themselves.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        // Acquire: what was written before it was published is seen by who looks now.
+        self.generation_word().load(Ordering::Acquire)
+    }
+
     /// Says that the tables have taken in all changes up to `generation`, as the broker named it.
     /// One thread at a time takes changes in; any may say [`u64::MAX`], which no broker counts up
     /// to: no operation begins from then on, whatever is said later.
@@ -189,6 +197,25 @@ impl SessionMap {
         }
         let offset = UNDO_OFFSET + usize::from(slot) * UNDO_BYTES;
         self.mapping.range(offset as u64, UNDO_BYTES as u64).ok()
+    }
+
+    /// Copies what a slot is about to overwrite into its undo buffer. `false` as long as the broker
+    /// has not committed it.
+    ///
+    /// # Errors
+    ///
+    /// [`Gone`]: the object was cut.
+    ///
+    /// # Panics
+    ///
+    /// If it is more than [`UNDO_BYTES`].
+    pub fn save(&self, slot: u8, old: &[u8]) -> Result<bool, Gone> {
+        let Some(undo) = self.undo(slot) else { return Ok(false) };
+        let part = undo.part(0, old.len() as u64).expect("no more than the buffer holds");
+        // SAFETY: the buffer is mapped writable, and its slot's thread's, who calls; as much of
+        // `old` is readable, and lies outside of the mapping.
+        unsafe { transfer::store(part, old.as_ptr(), Store::Cached) }?;
+        Ok(true)
     }
 
     /// What the client shows to the administrator.

@@ -41,13 +41,12 @@ use crate::{connection, limit};
 
 mod copy;
 mod small;
-mod table;
 #[cfg(test)]
 mod tests;
 mod write;
 
 pub(crate) use copy::{Copy, Way};
-pub(crate) use table::{LockTable, Size, TableFault};
+pub(crate) use dmce_shm::table::{LockTable, Size, TableFault};
 use write::{Content, Where};
 
 /// That the lock table is gone was reported.

@@ -12,7 +12,8 @@
 //! 1. Nothing here is done inside an operation: it may have to wait, and nothing is mapped that
 //!    somebody could take away.
 //! 2. A change of a word is asked for once. What may have been done is not asked for again.
-//! 3. Who waits for an answer does so until the session's time limit is over, or that of its own
+//! 3. A daemon that is busy has done nothing, and is asked again.
+//! 4. Who waits for an answer does so until the session's time limit is over, or that of its own
 //!    call, if that is shorter; or the session is closed.
 
 #[cfg(test)]
@@ -23,9 +24,11 @@ use std::cmp::Ordering;
 use std::fmt::Debug;
 use std::ptr;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use dmce_abi::Status;
-use dmce_abi::block::{BlockId, Guid};
+use dmce_abi::block::{BlockId, Guid, Half};
 use dmce_abi::limits::DATA_BYTES_MAX;
 use dmce_abi::wire::data::{Bytes, DataReply, DataRequest, Target};
 
@@ -33,6 +36,11 @@ use super::word::{Change, Watch};
 use super::{Piece, Reach, Trouble};
 use crate::connection::Deadline;
 pub(crate) use link::{DaemonLink, LinkTable};
+
+/// How long to wait before a daemon is asked again that was busy: a page is held for microseconds,
+/// and copies are decided about in milliseconds.
+const PAUSE_MIN: Duration = Duration::from_micros(100);
+const PAUSE_MAX: Duration = Duration::from_millis(5);
 
 /// Asks a daemon by way of the broker.
 pub(crate) trait Relay: Debug + Send + Sync {
@@ -80,9 +88,22 @@ impl AskedBlock {
     }
 
     fn ask(&self, request: &DataRequest, deadline: Deadline) -> Result<DataReply, Trouble> {
-        match &self.carrier {
-            Carrier::Direct(link) => link.ask(request, deadline),
-            Carrier::Relay(relay) => relay.relay(request, deadline),
+        let link = match &self.carrier {
+            Carrier::Relay(relay) => return relay.relay(request, deadline),
+            Carrier::Direct(link) => link,
+        };
+        let mut pause = PAUSE_MIN;
+        loop {
+            match link.ask(request, deadline) {
+                // Not done: somebody has the pages, or it is being decided which copies there are.
+                Err(Trouble::Refused(Status::Busy)) => {}
+                answer => return answer,
+            }
+            let Some(left) = deadline.left() else {
+                return Err(Trouble::Refused(Status::Timeout));
+            };
+            thread::sleep(pause.min(left));
+            pause = PAUSE_MAX.min(pause * 2);
         }
     }
 
@@ -105,6 +126,67 @@ impl AskedBlock {
     fn write_part(&self, cell: u64, data: Vec<u8>, deadline: Deadline) -> Result<(), Trouble> {
         let request = DataRequest::Write { at: self.at(cell), data: Bytes(data) };
         self.ask(&request, deadline).map(|_| ())
+    }
+
+    /// Copies a piece out of one half.
+    ///
+    /// # Safety
+    ///
+    /// As [`Reach::read`].
+    pub(crate) unsafe fn read_half(
+        &self,
+        piece: Piece,
+        half: Half,
+        buffer: *mut u8,
+    ) -> Result<(), Trouble> {
+        let deadline = self.deadline();
+        for (start, bytes) in parts(piece.bytes) {
+            let at = self.at(piece.cell + start as u64);
+            let wanted = u32::try_from(bytes).map_err(|_| Trouble::Io)?;
+            let request = DataRequest::ReadHalf { at, bytes: wanted, half };
+            let DataReply::Bytes(Bytes(data)) = self.ask(&request, deadline)? else {
+                return Err(Trouble::Unlinked);
+            };
+            // SAFETY: the buffer is writable for the piece, of which this is a part; the data is a
+            // vector of this function's own, and as long.
+            unsafe { ptr::copy(data.as_ptr(), buffer.wrapping_add(start), bytes.min(data.len())) };
+        }
+        Ok(())
+    }
+
+    /// Copies a piece into one half.
+    ///
+    /// # Safety
+    ///
+    /// As [`Reach::write`].
+    pub(crate) unsafe fn write_half(
+        &self,
+        piece: Piece,
+        half: Half,
+        data: *const u8,
+    ) -> Result<(), Trouble> {
+        let deadline = self.deadline();
+        for (start, bytes) in parts(piece.bytes) {
+            let mut copy = vec![0; bytes];
+            // SAFETY: the data is readable for the piece, of which this is a part; the copy is this
+            // function's own, and as long.
+            unsafe { ptr::copy(data.wrapping_add(start), copy.as_mut_ptr(), bytes) };
+            let at = self.at(piece.cell + start as u64);
+            let request = DataRequest::WriteHalf { at, data: Bytes(copy), half };
+            self.ask(&request, deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Brings what one half has in a piece to all copies.
+    pub(crate) fn resync(&self, piece: Piece, half: Half) -> Result<(), Trouble> {
+        let deadline = self.deadline();
+        for (start, bytes) in parts(piece.bytes) {
+            let bytes = u32::try_from(bytes).map_err(|_| Trouble::Io)?;
+            let at = self.at(piece.cell + start as u64);
+            self.ask(&DataRequest::Level { at, bytes, half }, deadline)?;
+        }
+        Ok(())
     }
 
     fn deadline(&self) -> Deadline {
@@ -189,7 +271,7 @@ impl Reach for AskedBlock {
 
 /// Whether something is another after it was done.
 pub(crate) const fn is_a_change(request: &DataRequest) -> bool {
-    request.counts() || matches!(request, DataRequest::Write { .. })
+    request.writes()
 }
 
 /// What a daemon's refusal means to an access.
@@ -198,6 +280,7 @@ pub(crate) const fn of_refusal(status: Status) -> Trouble {
         // What was granted is not any more, or not yet: the broker knows.
         Status::NotFound | Status::Address | Status::Closed => Trouble::Unlinked,
         Status::Lost => Trouble::Lost,
+        Status::NoCopy => Trouble::NoHalf,
         // No refusal says so.
         Status::Ok => Trouble::Refused(Status::Internal),
         status => Trouble::Refused(status),

@@ -1,4 +1,4 @@
-//! The lock table of a block, mapped.
+//! The lock table of a block, mapped by who writes the block.
 //!
 //! # Invariants
 //!
@@ -14,17 +14,16 @@ use std::slice;
 
 use dmce_abi::block::{BlockId, Guid};
 use dmce_abi::limits::PAGE_BYTES;
-use dmce_shm::lock::PageLock;
-use dmce_shm::table::{
-    LockTableHeader, TABLE_HEADER_BYTES, TableError, TableIdentity, table_bytes,
-};
 use dmce_sys::fault::StandIn;
 use dmce_sys::map::{FileRange, MapError, Mapping, Populate, Protection};
 use dmce_sys::object::{self, ObjectError};
 
+use super::{LockTableHeader, TABLE_HEADER_BYTES, TableError, TableIdentity, table_bytes};
+use crate::lock::PageLock;
+
 /// The words of a block's pages.
 #[derive(Debug)]
-pub(crate) struct LockTable {
+pub struct LockTable {
     /// Before what it stands in for.
     stand_in: StandIn,
     mapping: Mapping,
@@ -34,7 +33,7 @@ pub(crate) struct LockTable {
 
 /// How large a block is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Size {
+pub struct Size {
     /// Bytes that may be used.
     pub committed: u64,
     /// Bytes that it may grow to.
@@ -43,7 +42,8 @@ pub(crate) struct Size {
 
 /// Why a lock table is not the one of its block, or could not be mapped.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum TableFault {
+#[non_exhaustive]
+pub enum TableFault {
     /// It has another's words, or another's form.
     #[error(transparent)]
     Foreign(#[from] TableError),
@@ -77,7 +77,7 @@ impl LockTable {
     /// # Errors
     ///
     /// [`TableFault`].
-    pub(crate) fn map(
+    pub fn map(
         fd: BorrowedFd<'_>,
         (block, guid, epoch): (BlockId, Guid, u64),
         size: Size,
@@ -105,19 +105,22 @@ impl LockTable {
 
     /// Whether a part of it is gone, as somebody who used it has found.
     #[inline]
-    pub(super) fn is_harmed(&self) -> bool {
+    #[must_use]
+    pub fn is_harmed(&self) -> bool {
         self.stand_in.was_used()
     }
 
     /// Whether this process may lock pages.
     #[inline]
-    pub(super) const fn is_writable(&self) -> bool {
+    #[must_use]
+    pub const fn is_writable(&self) -> bool {
         self.is_writable
     }
 
     /// The words of all pages.
     #[inline]
-    pub(super) fn all(&self) -> &[PageLock] {
+    #[must_use]
+    pub fn all(&self) -> &[PageLock] {
         const HEADER: usize = 4096;
         const _: () = assert!(HEADER as u64 == TABLE_HEADER_BYTES);
         let first = self.mapping.as_ptr().wrapping_add(HEADER).cast_const();
@@ -130,8 +133,13 @@ impl LockTable {
     }
 
     /// The words of pages, which the block has.
+    ///
+    /// # Panics
+    ///
+    /// If it has not so many.
     #[inline]
-    pub(super) fn words(&self, pages: Range<u64>) -> &[PageLock] {
+    #[must_use]
+    pub fn words(&self, pages: Range<u64>) -> &[PageLock] {
         let index = |page| usize::try_from(page).unwrap_or(usize::MAX);
         &self.all()[index(pages.start)..index(pages.end)]
     }

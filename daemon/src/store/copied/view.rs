@@ -1,0 +1,207 @@
+//! The copies of a block, and its lock table, as this daemon uses them.
+//!
+//! # Invariants
+//!
+//! 1. All headers say the same: block, GUID, epoch, and whose the copies are. Where they do not,
+//!    the broker is changing them, or was when it died, and there is no view.
+//! 2. Objects of other daemons are opened by name with the checks of this daemon's own. Copies are
+//!    read and written by `pread` and `pwrite`; the lock table is mapped, with zeros to take its
+//!    place where somebody cuts it.
+//! 3. No copy is made longer than somebody has cut it.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use dmce_abi::block::{BlockId, DaemonId, Guid, Half};
+use dmce_abi::name::ObjectKind;
+use dmce_shm::header::{BlockHeader, HeaderError};
+use dmce_shm::table::{LockTable, Size, TableFault};
+use dmce_sys::map::Protection;
+use dmce_sys::object::{self, ObjectError, ObjectStat};
+
+use super::super::Held;
+use super::super::adopt;
+use super::super::folder::{BROKER, Folder, Found, Own};
+
+/// The copies of a block.
+#[derive(Debug)]
+pub(super) struct View {
+    /// The block's.
+    pub guid: Guid,
+    /// The primary's first.
+    pub copies: Vec<Copy>,
+    /// Its lock table.
+    pub locks: LockTable,
+}
+
+/// One of them.
+#[derive(Debug)]
+pub(super) struct Copy {
+    /// Whose.
+    pub daemon: DaemonId,
+    /// What it was made as.
+    pub half: Half,
+    object: Own,
+}
+
+/// Why there is no view, or not any more.
+#[derive(Debug)]
+pub(super) enum Unseen {
+    /// The headers do not agree just now.
+    Undecided(String),
+    /// Something is gone, or is not what it should be.
+    Damaged(String),
+}
+
+/// A copy cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Gone {
+    #[error("the copy of daemon {daemon} was removed, or cut")]
+    Cut { daemon: DaemonId },
+    #[error("the copy of daemon {daemon}: {source}")]
+    Object { daemon: DaemonId, source: ObjectError },
+}
+
+impl From<ObjectError> for Unseen {
+    fn from(error: ObjectError) -> Self {
+        // For want of a descriptor, for example.
+        Self::Undecided(error.to_string())
+    }
+}
+
+impl View {
+    /// Opens what belongs to a block that this daemon holds.
+    pub(super) fn open(folder: &Folder, held: &Held) -> Result<Self, Unseen> {
+        let known = &held.header.description;
+        let (block, guid) = (known.block, known.guid);
+        // The broker may have written it anew, and its word about it be on its way.
+        let own = header(folder, folder.daemon(), block)?;
+        let epoch = own.description.epoch;
+        let daemons = own.description.membership.daemons(folder.daemon());
+        let mut copies = Vec::with_capacity(daemons.len());
+        for &daemon in &daemons {
+            let theirs;
+            let header = if daemon == folder.daemon() {
+                &own
+            } else {
+                theirs = header(folder, daemon, block)?;
+                &theirs
+            };
+            let said = &header.description;
+            let agrees = (said.guid, said.epoch) == (guid, epoch)
+                && said.membership.daemons(daemon) == daemons;
+            if !agrees {
+                let text = format!("daemon {daemon} has epoch {}, this {epoch}", said.epoch);
+                return Err(Unseen::Undecided(text));
+            }
+            let object = data(folder, daemon, block)?;
+            if daemon == folder.daemon() && object.stat.inode != held.data.inode {
+                return Err(Unseen::Damaged("another object has this copy's name".to_owned()));
+            }
+            copies.push(Copy { daemon, half: said.membership.half, object });
+        }
+        let size = Size { committed: held.data.bytes, bytes_max: known.bytes_max };
+        let locks = locks(folder, (block, guid, epoch), size)?;
+        Ok(Self { guid, copies, locks })
+    }
+
+    /// The copy that is written first, and that who waits for a word looks at.
+    pub(super) fn first(&self) -> &Copy {
+        self.copies.first().expect("a block has this daemon's copy")
+    }
+
+    /// The place of the copy that is a half.
+    pub(super) fn place_of(&self, half: Half) -> Option<usize> {
+        self.copies.iter().position(|copy| copy.half == half)
+    }
+
+    /// Reads from a copy.
+    pub(super) fn read(&self, place: usize, cell: u64, into: &mut [u8]) -> Result<(), Unseen> {
+        self.copies[place].read(cell, into).map_err(|gone| Unseen::Damaged(gone.to_string()))
+    }
+}
+
+impl Copy {
+    /// Whether it is there, with all bytes up to `needs`.
+    pub(super) fn check(&self, needs: u64) -> Result<ObjectStat, Gone> {
+        let stat = self.stat()?;
+        if stat.links == 0 || stat.bytes < needs {
+            return Err(Gone::Cut { daemon: self.daemon });
+        }
+        Ok(stat)
+    }
+
+    /// Reads what it has.
+    pub(super) fn read(&self, cell: u64, into: &mut [u8]) -> Result<(), Gone> {
+        let before = self.check(cell + into.len() as u64)?;
+        object::read_at(self.as_fd(), into, cell).map_err(|error| self.failed(error))?;
+        // What was cut and made longer again is read as zeros.
+        if is_cut(before, self.stat()?) {
+            return Err(Gone::Cut { daemon: self.daemon });
+        }
+        Ok(())
+    }
+
+    /// Writes to it.
+    pub(super) fn write(&self, cell: u64, data: &[u8]) -> Result<(), Gone> {
+        let before = self.check(cell + data.len() as u64)?;
+        object::write_at(self.as_fd(), data, cell).map_err(|error| self.failed(error))?;
+        if is_cut(before, self.stat()?) {
+            // This may have made it longer again.
+            object::truncate(self.as_fd(), cell).map_err(|error| self.failed(error))?;
+            return Err(Gone::Cut { daemon: self.daemon });
+        }
+        Ok(())
+    }
+
+    fn stat(&self) -> Result<ObjectStat, Gone> {
+        object::stat(self.as_fd()).map_err(|error| self.failed(error))
+    }
+
+    fn failed(&self, source: ObjectError) -> Gone {
+        Gone::Object { daemon: self.daemon, source }
+    }
+}
+
+impl AsFd for Copy {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.object.as_fd()
+    }
+}
+
+/// Whether an object has lost bytes: committed ones are allocated.
+const fn is_cut(before: ObjectStat, after: ObjectStat) -> bool {
+    after.bytes < before.bytes || after.allocated_bytes < before.allocated_bytes
+}
+
+fn header(folder: &Folder, daemon: DaemonId, block: BlockId) -> Result<BlockHeader, Unseen> {
+    match adopt::header_at(folder, daemon, block) {
+        Ok(Some(header)) => Ok(header),
+        Ok(None) => Err(Unseen::Damaged(format!("daemon {daemon} has no header of it"))),
+        Err(HeaderError::Object(error)) => Err(error.into()),
+        Err(error) => Err(Unseen::Damaged(format!("the header of daemon {daemon}: {error}"))),
+    }
+}
+
+fn data(folder: &Folder, daemon: DaemonId, block: BlockId) -> Result<Own, Unseen> {
+    match folder.look_at(daemon.get(), ObjectKind::Data(block.get()))? {
+        Found::Own(own) => Ok(own),
+        Found::Missing | Found::Foreign { .. } => {
+            Err(Unseen::Damaged(format!("daemon {daemon} has no data of it")))
+        }
+    }
+}
+
+fn locks(folder: &Folder, whose: (BlockId, Guid, u64), size: Size) -> Result<LockTable, Unseen> {
+    let own = match folder.look_at(BROKER, ObjectKind::LockTable(whose.0.get()))? {
+        Found::Own(own) => own,
+        Found::Missing | Found::Foreign { .. } => {
+            return Err(Unseen::Damaged("it has no lock table".to_owned()));
+        }
+    };
+    LockTable::map(own.as_fd(), whose, size, Protection::ReadWrite).map_err(|fault| match fault {
+        TableFault::Map(_) | TableFault::Object(_) | TableFault::Later { .. } => {
+            Unseen::Undecided(fault.to_string())
+        }
+        fault => Unseen::Damaged(fault.to_string()),
+    })
+}

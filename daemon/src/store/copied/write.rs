@@ -1,0 +1,325 @@
+//! What is written, to the copies of a view.
+//!
+//! # Invariants
+//!
+//! 1. All copies are looked at before the first is stored to: one that is gone by then costs
+//!    nothing but another try.
+//! 2. Nothing is stored, with the locks held, once the generation has moved.
+//! 3. What was stored is read back and compared, copy by copy [0088]. That it differs, because
+//!    somebody stores there without the locks, holds up no copy: the client is told afterwards.
+
+use std::ops::Range;
+
+use dmce_abi::wire::data::Target;
+use dmce_shm::copies::{Batch, Beginning, Copies, Pages, Verdict, WriteError, Writer};
+use dmce_shm::lock::LockError;
+use dmce_shm::parking::{Deadline, Kernel};
+use dmce_shm::session::UNDO_BYTES;
+use dmce_shm::slot::intent::Undo;
+use dmce_sys::transfer::word::WORD_BYTES;
+use tracing::warn;
+
+use super::view::{Copy, Gone, View};
+use super::{Desk, SLOT};
+
+/// Up to so many bytes that are overwritten are saved although there are other copies: those and
+/// this process may be lost together.
+const SAVED_BYTES: usize = 256;
+
+/// How often bytes are stored that another process writes at the same time.
+const WRITES_MAX: u32 = 3;
+
+/// How a word is changed.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Change {
+    /// To `desired`, if it is `expected`.
+    Exchange { expected: u64, desired: u64 },
+    /// By adding.
+    Add(u64),
+}
+
+/// Why something was not written.
+#[derive(Debug)]
+pub(super) enum Unwritten {
+    /// Others have the pages.
+    Held,
+    /// A page is lost, until all of it is written.
+    Lost,
+    /// A copy is not there; nothing was stored.
+    Untouched(String),
+    /// A copy failed after one was stored to: locks and intent stay.
+    Abandoned(String),
+}
+
+/// Why a batch does not go on.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error(transparent)]
+    Gone(#[from] Gone),
+    #[error("the session object was cut")]
+    Unsaved,
+    /// The first copy may be one that others have not written since.
+    #[error("its copies have changed a moment ago")]
+    Moved,
+    /// Of a detached page no more is overwritten at a time than can be saved.
+    #[error("a page is detached")]
+    Detached,
+}
+
+/// What is stored.
+#[derive(Clone, Debug)]
+enum Content<'a> {
+    Data(&'a [u8]),
+    /// How the word changes, and what it was and becomes.
+    Word(Change, [u64; 2]),
+    /// What the first copy has.
+    Carried(Vec<u8>),
+}
+
+/// Where it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Where {
+    /// To all copies.
+    All,
+    /// To the copy of that place alone, so that the copies differ (004).
+    Alone(usize),
+    /// To all but that one.
+    From(usize),
+}
+
+/// One batch of a write.
+struct Stores<'a> {
+    desk: &'a Desk<'a>,
+    batch: Batch,
+    content: Content<'a>,
+    place: Where,
+    /// Whether all that was read back was what was stored.
+    is_equal: bool,
+}
+
+impl Desk<'_> {
+    /// Writes to copies. False if what is there afterwards is something else.
+    pub(super) fn put(&self, at: Target, data: &[u8], place: Where) -> Result<bool, Unwritten> {
+        self.put_all(at, data.len(), place, |part| Content::Data(&data[part]))
+    }
+
+    /// Brings what the copy of a place has to the others.
+    pub(super) fn level(&self, at: Target, bytes: usize, from: usize) -> Result<(), Unwritten> {
+        let carried = |part: Range<usize>| Content::Carried(vec![0; part.len()]);
+        self.put_all(at, bytes, Where::From(from), carried).map(drop)
+    }
+
+    fn put_all<'a>(
+        &'a self,
+        at: Target,
+        bytes: usize,
+        place: Where,
+        content: impl Fn(Range<usize>) -> Content<'a>,
+    ) -> Result<bool, Unwritten> {
+        let (mut done, mut by_pages, mut is_equal) = (0, self.targets(place) == 1, true);
+        let until = at.cell + bytes as u64;
+        while done < bytes {
+            let cell = at.cell + done as u64;
+            let page = UNDO_BYTES as u64;
+            let until = if by_pages { until.min((cell / page + 1) * page) } else { until };
+            let batch = Batch::first_of(cell, until, self.committed);
+            let part = usize::try_from(batch.bytes).expect("a batch is a part of the data");
+            match self.put_batch(at, batch, content(done..done + part), place) {
+                Ok(stores) => {
+                    is_equal &= stores.is_equal;
+                    done += part;
+                }
+                Err(WriteError::Untouched(Trouble::Detached)) if !by_pages => by_pages = true,
+                Err(error) => return Err(unwritten(error)),
+            }
+        }
+        Ok(is_equal)
+    }
+
+    /// Changes a word on all copies; what it was.
+    pub(super) fn put_word(&self, at: Target, change: Change) -> Result<u64, Unwritten> {
+        let until = at.cell + WORD_BYTES as u64;
+        let batch = Batch::first_of(at.cell, until, self.committed);
+        let stores = self.put_batch(at, batch, Content::Word(change, [0; 2]), Where::All);
+        match stores.map_err(unwritten)?.content {
+            Content::Word(_, [before, _]) => Ok(before),
+            Content::Data(_) | Content::Carried(_) => unreachable!("the content stays a word's"),
+        }
+    }
+
+    fn put_batch<'a>(
+        &'a self,
+        at: Target,
+        batch: Batch,
+        content: Content<'a>,
+        place: Where,
+    ) -> Result<Stores<'a>, WriteError<Trouble>> {
+        let writer = Writer {
+            slot: &self.seat.map.slots()[usize::from(SLOT)],
+            owner: self.owner(),
+            base: self.base(at.block),
+            locks: self.view.locks.all(),
+            parking: Kernel,
+            // The loop serves others as well.
+            deadline: || Deadline::PASSED,
+        };
+        let mut stores = Stores { desk: self, batch, content, place, is_equal: true };
+        match writer.write(batch, &mut stores) {
+            Ok(()) => {}
+            // It was written. If the table was cut, somebody else may have been as well.
+            Err(WriteError::Unlocked(error)) => {
+                warn!(block = %at.block, %error, "page locks were taken");
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(stores)
+    }
+
+    /// How many copies a write goes to.
+    const fn targets(&self, place: Where) -> usize {
+        match place {
+            Where::All | Where::From(_) => self.view.copies.len(),
+            Where::Alone(_) => 1,
+        }
+    }
+}
+
+fn unwritten(error: WriteError<Trouble>) -> Unwritten {
+    match error {
+        WriteError::Lock(LockError::Lost) => Unwritten::Lost,
+        WriteError::Lock(_) | WriteError::Untouched(Trouble::Moved) => Unwritten::Held,
+        WriteError::Untouched(trouble) => Unwritten::Untouched(trouble.to_string()),
+        WriteError::Abandoned(trouble) => Unwritten::Abandoned(trouble.to_string()),
+        other => Unwritten::Abandoned(other.to_string()),
+    }
+}
+
+impl<'a> Stores<'a> {
+    const fn view(&self) -> &'a View {
+        self.desk.view
+    }
+
+    /// The copy that is written first, or read from.
+    fn first(&self) -> &'a Copy {
+        match self.place {
+            Where::All => self.view().first(),
+            Where::Alone(place) | Where::From(place) => &self.view().copies[place],
+        }
+    }
+
+    /// Stores the content to one copy, and looks whether it is there.
+    fn store_to(&mut self, copy: &Copy) -> Result<(), Trouble> {
+        let cell = self.batch.cell;
+        self.is_equal &= match &self.content {
+            Content::Data(data) => store(copy, cell, data),
+            Content::Word(_, [_, now]) => store(copy, cell, &now.to_le_bytes()),
+            Content::Carried(data) => store(copy, cell, data),
+        }?;
+        Ok(())
+    }
+
+    /// Works out what the word becomes. False if it stays as it is.
+    fn work_out(&mut self, change: Change) -> Result<bool, Trouble> {
+        let mut word = [0; WORD_BYTES];
+        self.first().read(self.batch.cell, &mut word)?;
+        let before = u64::from_le_bytes(word);
+        let now = match change {
+            Change::Exchange { expected, desired } if expected == before => desired,
+            Change::Exchange { .. } => before,
+            Change::Add(add) => before.wrapping_add(add),
+        };
+        self.content = Content::Word(change, [before, now]);
+        Ok(now != before)
+    }
+
+    /// Saves what the first copy has, if it has to be, or costs next to nothing.
+    fn save(&self, pages: Pages) -> Result<Undo, Trouble> {
+        let bytes = usize::try_from(self.batch.bytes).expect("a batch is a part of a request");
+        let has_to_be = self.desk.targets(self.place) == 1 || pages == Pages::Detached;
+        let fits = bytes <= UNDO_BYTES;
+        if !(bytes <= SAVED_BYTES || has_to_be && fits) {
+            return if pages == Pages::Detached {
+                Err(Trouble::Detached)
+            } else {
+                Ok(Undo::Absent)
+            };
+        }
+        let mut old = vec![0; bytes];
+        self.first().read(self.batch.cell, &mut old)?;
+        match self.desk.seat.map.save(SLOT, &old) {
+            Ok(true) => Ok(Undo::Saved),
+            Ok(false) => Ok(Undo::Absent),
+            Err(_) => Err(Trouble::Unsaved),
+        }
+    }
+}
+
+/// Stores bytes to a copy. False if others are there afterwards.
+fn store(copy: &Copy, cell: u64, data: &[u8]) -> Result<bool, Trouble> {
+    let mut found = vec![0; data.len()];
+    for _ in 0..WRITES_MAX {
+        copy.write(cell, data)?;
+        copy.read(cell, &mut found)?;
+        if found == data {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+impl Copies for Stores<'_> {
+    type Trouble = Trouble;
+
+    fn prepare(&mut self, pages: Pages) -> Result<Beginning, Trouble> {
+        // Whoever has written without a copy was told after this daemon was, and had the locks.
+        if self.desk.seat.map.has_moved() {
+            return Err(Trouble::Moved);
+        }
+        let until = self.batch.cell + self.batch.bytes;
+        let first = self.first();
+        if let Where::Alone(_) = self.place {
+            first.check(until)?;
+        } else {
+            self.view().copies.iter().try_for_each(|copy| copy.check(until).map(drop))?;
+        }
+        match &mut self.content {
+            Content::Data(_) => {}
+            Content::Word(change, _) => {
+                let change = *change;
+                if !self.work_out(change)? {
+                    return Ok(Beginning::Nothing);
+                }
+            }
+            Content::Carried(data) => {
+                first.read(self.batch.cell, data)?;
+                return Ok(Beginning::Others(first.daemon));
+            }
+        }
+        let undo = self.save(pages)?;
+        Ok(match self.place {
+            Where::Alone(_) => Beginning::Alone(first.daemon, undo),
+            Where::All | Where::From(_) => Beginning::First(first.daemon, undo),
+        })
+    }
+
+    fn store_first(&mut self) -> Result<(), Trouble> {
+        self.store_to(self.first())
+    }
+
+    fn store_others(&mut self) -> Result<(), Trouble> {
+        let first = self.first().daemon;
+        for copy in self.view().copies.iter().filter(|copy| copy.daemon != first) {
+            self.store_to(copy)?;
+        }
+        Ok(())
+    }
+
+    fn rewrites(&self) -> bool {
+        self.place == Where::All
+    }
+
+    fn judge(&mut self, trouble: Trouble) -> Verdict<Trouble> {
+        // Only the broker knows, and it is not waited for here.
+        Verdict::Undecided(trouble)
+    }
+}
