@@ -77,7 +77,9 @@ enum Named {
 
 impl Core {
     fn judge(&self, damage: Damage) -> Option<Judgement> {
-        let deadline = self.deadline();
+        // Another call may have the link for as long as it waits, and in vain; and whoever is not
+        // judged ends the session. So this has its own time after that.
+        let deadline = Deadline::after_ms(self.timeout_ms.saturating_mul(2));
         match self.link.ask(&ClientRequest::Damaged(damage.block), deadline) {
             Ok(_) => {}
             Err(LinkError::Refused(error)) if error.status() == Status::Address => {
