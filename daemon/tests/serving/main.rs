@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
 mod broker;
+mod copies;
 mod deaths;
 mod lending;
 mod links;

@@ -1,0 +1,245 @@
+//! Blocks of several copies by message: the objects of the other daemon, the lock table and the
+//! seat are the test's.
+
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use dmce_abi::block::{DaemonId, Half, Role};
+use dmce_abi::name::ObjectName;
+use dmce_abi::wire::data::{Bytes, DataReply, DataRequest, LinkGrant, Target};
+use dmce_shm::fence::Fence;
+use dmce_shm::header::{self, BlockHeader};
+use dmce_shm::lock::LockOwner;
+use dmce_shm::session::SessionIdentity;
+use dmce_shm::session::object::SessionObject;
+use dmce_shm::table::{LockTableHeader, TableIdentity, object_bytes, word_offset};
+
+use super::*;
+use crate::broker::LinkEnd;
+
+const OBJECTS: &str = "/dev/shm";
+const BLOCK: u32 = 1;
+const BYTES: u64 = 2 * MIB;
+const ENDED: u64 = u64::MAX;
+
+/// One of two copies.
+fn copy(daemon: u32, role: Role, half: Half, epoch: u64) -> BlockHeader {
+    let peers = vec![daemon_id(3 - daemon)];
+    let alone = description(BLOCK);
+    let Owner::Session { session, ticket, uid, .. } = alone.owner else { panic!("a session's") };
+    let owner = Owner::Session { session, ticket, uid, copies: 2 };
+    let membership = Membership { role, half, peers };
+    let description = BlockDescription { epoch, owner, membership, ..alone };
+    BlockHeader { daemon: daemon_id(daemon), description }
+}
+
+fn daemon_id(id: u32) -> DaemonId {
+    DaemonId::try_from(id).unwrap()
+}
+
+/// A daemon that holds the primary of a block, of which another daemon has a copy.
+struct Pair {
+    broker: Broker,
+    link: LinkEnd,
+    dir: ObjectDir,
+    seats: u32,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let mut broker = Broker::new();
+        broker.start_daemon();
+        broker.accept();
+        let own = copy(1, Role::Primary, Half::PRIMARY, 1);
+        let create = DaemonRequest::Create { description: own.description, committed: BYTES };
+        assert_eq!(broker.ask(&create), committed(BYTES));
+        let guid = description(BLOCK).guid;
+        let link = broker.link(5, LinkGrant { block: id(BLOCK), guid, writable: true });
+        let pair = Self { broker, link, dir: ObjectDir::open(OBJECTS).unwrap(), seats: 8 };
+        pair.make_mirror();
+        let table = pair.dir.create(&pair.name(0, ObjectKind::LockTable(BLOCK))).unwrap();
+        object::commit(table.as_fd(), 0, object_bytes(BYTES)).unwrap();
+        let identity = TableIdentity { block: id(BLOCK), guid, epoch: 1 };
+        LockTableHeader::new(identity).write(table.as_fd()).unwrap();
+        pair
+    }
+
+    fn make_mirror(&self) {
+        let data = self.dir.create(&self.name(2, ObjectKind::Data(BLOCK))).unwrap();
+        object::commit(data.as_fd(), 0, BYTES).unwrap();
+        self.write_header(2, 1);
+    }
+
+    /// The header of a copy, of that epoch.
+    fn write_header(&self, daemon: u32, epoch: u64) {
+        let (role, half) = match daemon {
+            1 => (Role::Primary, Half::PRIMARY),
+            _ => (Role::Copy, Half::MIRROR),
+        };
+        let header = copy(daemon, role, half, epoch);
+        let name = self.name(daemon, ObjectKind::Header(BLOCK));
+        match self.dir.open_read_write(&name) {
+            Ok(there) => header::update(there.as_fd(), &header).unwrap(),
+            Err(_) => header::make(&self.dir, &name, &header).unwrap(),
+        }
+    }
+
+    fn name(&self, daemon: u32, kind: ObjectKind) -> String {
+        ObjectName { instance: self.broker.instance.clone(), daemon, kind }.to_string()
+    }
+
+    fn path(&self, daemon: u32, kind: ObjectKind) -> PathBuf {
+        Path::new(OBJECTS).join(self.name(daemon, kind))
+    }
+
+    fn open(&self, daemon: u32, kind: ObjectKind) -> File {
+        File::options().read(true).write(true).open(self.path(daemon, kind)).unwrap()
+    }
+
+    /// What a copy has.
+    fn bytes(&self, daemon: u32, cell: u64, bytes: usize) -> Vec<u8> {
+        let mut found = vec![0; bytes];
+        let data = self.open(daemon, ObjectKind::Data(BLOCK));
+        object::read_at(data.as_fd(), &mut found, cell).unwrap();
+        found
+    }
+
+    /// Makes a seat, and tells the daemon of it.
+    fn seat(&mut self) -> SessionObject {
+        self.seats += 1;
+        let session = SessionId::try_from(self.seats).unwrap();
+        let identity = SessionIdentity { session, guid: Guid([9; 16]) };
+        let fd = self.dir.create(&self.name(0, ObjectKind::Session(self.seats))).unwrap();
+        let object = SessionObject::create(fd, identity, Fence::register()).unwrap();
+        object.commit_undo().unwrap();
+        let (guid, cell_bits) = (identity.guid, 30);
+        self.broker.tell(&DaemonRequest::Seat { session, guid, cell_bits });
+        object
+    }
+
+    /// Asks until the daemon is seated.
+    fn done(&self, request: &DataRequest) -> DataReply {
+        loop {
+            match self.link.ask(request) {
+                Ok(reply) => return reply,
+                Err(refusal) => assert_eq!(refusal.status, Status::Busy, "{refusal:?}"),
+            }
+        }
+    }
+
+    /// The next notice of that kind.
+    fn notice(&mut self, is_meant: impl Fn(&DaemonNotice) -> bool) {
+        loop {
+            match self.broker.receive() {
+                (0, DaemonMessage::Notice(notice)) if is_meant(&notice) => return,
+                (0, DaemonMessage::Notice(_)) => {}
+                other => panic!("a notice was awaited, and {other:?} came"),
+            }
+        }
+    }
+}
+
+fn at(cell: u64) -> Target {
+    Target { block: id(BLOCK), guid: description(BLOCK).guid, cell }
+}
+
+fn write(cell: u64, data: &[u8]) -> DataRequest {
+    DataRequest::Write { at: at(cell), data: Bytes(data.to_vec()) }
+}
+
+const fn is_damaged(notice: &DaemonNotice) -> bool {
+    matches!(notice, DaemonNotice::Damaged { .. })
+}
+
+#[test]
+fn what_is_written_is_on_both_copies_and_leaves_no_lock_and_no_intent() {
+    let mut pair = Pair::new();
+    assert_eq!(pair.link.status(&write(0, b"none")), Status::Busy);
+    pair.notice(|notice| *notice == DaemonNotice::Unseated { left: None });
+    let seat = pair.seat();
+    assert_eq!(pair.done(&write(4090, b"over a page")), DataReply::Done);
+    let read = DataRequest::Read { at: at(4090), bytes: 11 };
+    assert_eq!(pair.done(&read), DataReply::Bytes(Bytes(b"over a page".to_vec())));
+    let add = DataRequest::Add64 { at: at(64), add: 7 };
+    assert_eq!(pair.done(&add), DataReply::Word(0));
+    let cas = DataRequest::Cas64 { at: at(64), expected: 7, desired: 9 };
+    assert_eq!(pair.done(&cas), DataReply::Word(7));
+    assert_eq!(pair.done(&cas), DataReply::Word(9), "it was not what was expected");
+    for daemon in [1, 2] {
+        assert_eq!(pair.bytes(daemon, 4090, 11), b"over a page");
+        assert_eq!(pair.bytes(daemon, 64, 8), 9_u64.to_le_bytes());
+    }
+    let odd = DataRequest::Add64 { at: at(65), add: 7 };
+    assert_eq!(pair.link.status(&odd), Status::Invalid);
+    assert!(seat.intents().unwrap().is_empty());
+    let mut words = [0; 16];
+    let table = pair.open(0, ObjectKind::LockTable(BLOCK));
+    object::read_at(table.as_fd(), &mut words, word_offset(0)).unwrap();
+    assert_eq!((&words[..4], &words[8..12]), (&[0; 4][..], &[0; 4][..]), "both are free");
+}
+
+#[test]
+fn nobody_is_waited_for_who_has_a_page() {
+    let mut pair = Pair::new();
+    pair.seat();
+    pair.done(&write(0, b"old"));
+    let table = pair.open(0, ObjectKind::LockTable(BLOCK));
+    // Another session's slot 3 writes there.
+    let owner = LockOwner::new(SessionId::try_from(77).unwrap(), 3);
+    let half = owner.session().unwrap().get() << 8 | u32::from(owner.slot());
+    let word = u64::from(1_001_u32) << 32 | u64::from(half);
+    object::write_at(table.as_fd(), &word.to_le_bytes(), word_offset(0)).unwrap();
+    let read = DataRequest::Read { at: at(0), bytes: 3 };
+    assert_eq!(pair.link.status(&write(0, b"new")), Status::Busy);
+    assert_eq!(pair.link.status(&read), Status::Busy);
+    assert_eq!(pair.link.ask(&write(4096, b"here")), Ok(DataReply::Done));
+    assert_eq!(pair.bytes(2, 0, 3), b"old");
+    object::write_at(table.as_fd(), &[0; 8], word_offset(0)).unwrap();
+    assert_eq!(pair.done(&write(0, b"new")), DataReply::Done);
+    assert_eq!((pair.bytes(1, 0, 3), pair.bytes(2, 0, 3)), (b"new".to_vec(), b"new".to_vec()));
+}
+
+#[test]
+fn a_copy_that_is_gone_is_told_and_nothing_is_written_until_the_headers_agree() {
+    let mut pair = Pair::new();
+    let seat = pair.seat();
+    pair.done(&write(0, b"both"));
+    fs::remove_file(pair.path(2, ObjectKind::Data(BLOCK))).unwrap();
+    assert_eq!(pair.link.status(&write(0, b"some")), Status::Busy);
+    pair.notice(is_damaged);
+    assert_eq!(pair.bytes(1, 0, 4), b"both");
+    // One that has another's place, cut, is none; nor is it made longer.
+    let other = pair.dir.create(&pair.name(2, ObjectKind::Data(BLOCK))).unwrap();
+    assert_eq!(pair.link.status(&write(0, b"some")), Status::Busy);
+    assert_eq!(object::end(other.as_fd()).unwrap(), 0);
+    object::commit(other.as_fd(), 0, BYTES).unwrap();
+    // The broker begins with a header, and dies.
+    pair.write_header(2, 2);
+    seat.publish(1).unwrap();
+    assert_eq!(pair.link.status(&write(0, b"some")), Status::Busy);
+    assert_eq!(pair.bytes(1, 0, 4), b"both");
+    pair.write_header(1, 2);
+    assert_eq!(pair.done(&write(0, b"some")), DataReply::Done);
+    assert_eq!((pair.bytes(1, 0, 4), pair.bytes(2, 0, 4)), (b"some".to_vec(), b"some".to_vec()));
+}
+
+#[test]
+fn a_seat_ends_with_its_last_generation_and_with_its_connection() {
+    let mut pair = Pair::new();
+    let seat = pair.seat();
+    pair.done(&write(0, b"one"));
+    seat.publish(ENDED).unwrap();
+    assert_eq!(pair.link.status(&write(0, b"two")), Status::Busy);
+    pair.notice(|notice| matches!(notice, DaemonNotice::Unseated { .. }));
+    assert_eq!(pair.bytes(2, 0, 3), b"one");
+    pair.seat();
+    assert_eq!(pair.done(&write(0, b"two")), DataReply::Done);
+    assert_eq!(pair.bytes(2, 0, 3), b"two");
+    pair.broker.restart();
+    pair.broker.accept();
+    let guid = description(BLOCK).guid;
+    pair.link = pair.broker.link(6, LinkGrant { block: id(BLOCK), guid, writable: true });
+    assert_eq!(pair.link.status(&write(0, b"six")), Status::Busy);
+    pair.notice(|notice| *notice == DaemonNotice::Unseated { left: None });
+}
