@@ -4,6 +4,7 @@
 mod brokers;
 mod clients;
 mod copies;
+mod copies_by_message;
 mod daemons;
 mod everything;
 mod messages;

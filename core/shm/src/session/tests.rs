@@ -286,3 +286,19 @@ fn the_words_lie_where_the_document_says() {
     assert_eq!((word_at(4096 + 64 + 24), word_at(4096 + 128)), (5, 1));
     assert_eq!((word_at(20480), word_at(20488), word_at(20496)), (13, 17, 3));
 }
+
+#[test]
+fn what_a_slot_saves_is_in_its_own_buffer_as_soon_as_there_is_one() {
+    let (object, map) = pair();
+    assert_eq!(map.save(3, b"old"), Ok(false));
+    object.commit_undo().unwrap();
+    assert_eq!(map.save(3, b"old"), Ok(true));
+    let mut saved = [0; 4];
+    object.undo(3, &mut saved).unwrap();
+    assert_eq!(&saved, b"old\0");
+    object.undo(2, &mut saved).unwrap();
+    assert_eq!(saved, [0; 4]);
+    assert_eq!(map.save(255, &[7; UNDO_BYTES]), Ok(true));
+    object.publish(5).unwrap();
+    assert_eq!((map.generation(), map.known()), (5, 0));
+}

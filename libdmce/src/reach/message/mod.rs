@@ -347,6 +347,22 @@ mod tests {
         }
     }
 
+    /// It has done nothing: somebody had the page.
+    #[test]
+    fn a_daemon_that_is_busy_is_asked_again_until_the_time_is_over() {
+        let mut refusals = 3;
+        let block = fake::linked(move |_| {
+            let busy = Err(Refusal::new(Status::Busy, ""));
+            let is_busy = refusals > 0;
+            refusals -= u32::from(is_busy);
+            Some(if is_busy { busy } else { Ok(DataReply::Word(5)) })
+        });
+        assert_eq!(block.change(WORD, Change::Add(1)), Ok(5));
+        let mut block = fake::linked(|_| Some(Err(Refusal::new(Status::Busy, ""))));
+        block.timeout_ms = 20;
+        assert_eq!(get(&block), Err(Trouble::Refused(Status::Timeout)));
+    }
+
     /// Done twice, a change of a word is another.
     #[test]
     fn a_change_of_a_word_whose_answer_is_missing_is_not_called_undone() {
