@@ -184,7 +184,7 @@ typedef struct dmce_attrs dmce_attrs_t;
 #define DMCE_EVENT_PRESSURE 2
 
 /**
- * `kind` of an event: memory has one copy fewer. Not in this release.
+ * `kind` of an event: the block that begins at `addr` has one copy fewer; nothing is missing.
  */
 #define DMCE_EVENT_COPY_LOST 3
 

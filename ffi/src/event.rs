@@ -18,7 +18,7 @@ pub const DMCE_EVENT_GRANTED: u32 = 1;
 /// `kind` of an event: a daemon, or all together, are nearly full. `bytes`: what all have left;
 /// `addr` is 0.
 pub const DMCE_EVENT_PRESSURE: u32 = 2;
-/// `kind` of an event: memory has one copy fewer. Not in this release.
+/// `kind` of an event: the block that begins at `addr` has one copy fewer; nothing is missing.
 pub const DMCE_EVENT_COPY_LOST: u32 = 3;
 /// `kind` of an event: memory has all its copies again. Not in this release.
 pub const DMCE_EVENT_COPY_RESTORED: u32 = 4;
@@ -78,6 +78,7 @@ pub unsafe extern "C" fn dmce_event_next(
             Event::Pressure { left } => (DMCE_EVENT_PRESSURE, 0, left),
             Event::Available { bytes } => (DMCE_EVENT_AVAILABLE, 0, bytes),
             Event::Lost { addr, bytes } => (DMCE_EVENT_LOST, addr.to_raw(), bytes),
+            Event::CopyLost { addr, bytes } => (DMCE_EVENT_COPY_LOST, addr.to_raw(), bytes),
             _ => return Err(Failure::unsupported("an event of a later release")),
         };
         fill.set(&dmce_event_t { size: 0, kind, addr, bytes });

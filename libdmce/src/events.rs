@@ -48,6 +48,13 @@ pub enum Event {
         /// Bytes.
         bytes: u64,
     },
+    /// A copy of such memory is lost, and another is not: nothing is missing.
+    CopyLost {
+        /// Its first byte.
+        addr: DmceAddr,
+        /// Bytes.
+        bytes: u64,
+    },
 }
 
 /// The events of a session.
@@ -131,7 +138,7 @@ impl Events {
             return;
         }
         let mut queue = self.queue();
-        if !matches!(event, Event::Lost { .. }) {
+        if !matches!(event, Event::Lost { .. } | Event::CopyLost { .. }) {
             queue.retain(|other| mem::discriminant(other) != mem::discriminant(&event));
         }
         if queue.len() == EVENTS_QUEUED {

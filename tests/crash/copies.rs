@@ -5,7 +5,7 @@ use std::fs::{self, File};
 
 use dmce_abi::wire::admin::{CopyState, Health};
 use dmce_tests::{Instance, wait_until};
-use libdmce::{AllocOptions, Mirror, Options, Prot, Region, RegionOptions, Session};
+use libdmce::{AllocOptions, Event, Mirror, Options, Prot, Region, RegionOptions, Session};
 
 const REGION_BYTES: u64 = 4 << 20;
 
@@ -53,6 +53,7 @@ fn a_daemon_that_goes_with_its_memory_is_not_missed() {
         let sessions = sessions(&instance);
         sessions[0].region_create("vol", "two", REGION_BYTES, &copies(2)).unwrap();
         let regions = sessions.each_ref().map(open);
+        assert_eq!(sessions[0].next_event().unwrap(), None, "from now on it wants to know");
         let data = pattern(7, 1 << 20);
         regions[0].write(0, &data, Mirror::Both).unwrap();
         regions[1].write(1 << 20, &data, Mirror::Both).unwrap();
@@ -69,6 +70,11 @@ fn a_daemon_that_goes_with_its_memory_is_not_missed() {
                 assert_eq!(session.compare(addr, b"after"), Ok(Ordering::Equal));
             }
         }
+        let first = regions[0].addr(0).unwrap();
+        let lost_copy = |event| matches!(event, Event::CopyLost { addr, .. } if addr == first);
+        wait_until("the session is told", || {
+            sessions[0].next_event().unwrap().is_some_and(lost_copy)
+        });
         let block = instance.blocks().into_iter().next().unwrap();
         let states = block.copies.iter().map(|copy| (copy.daemon, copy.state));
         let left = 3 - lost;

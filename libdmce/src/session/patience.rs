@@ -276,6 +276,10 @@ impl Core {
                     let addr = DmceAddr::from_raw(self.layout, addr)?;
                     self.events.push(Event::Lost { addr, bytes });
                 }
+                SessionEvent::CopyLost { addr, bytes } => {
+                    let addr = DmceAddr::from_raw(self.layout, addr)?;
+                    self.events.push(Event::CopyLost { addr, bytes });
+                }
                 other => tracing::debug!(?other, "an event of a later release"),
             }
         }
