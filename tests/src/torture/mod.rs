@@ -216,13 +216,14 @@ impl Campaign {
         let pid = pid.expect("everybody runs between two misfortunes");
         stop(pid);
         // Who asks a server for each byte waits for it; and with copies, who wants a page that a
-        // client has locked.
-        let neighbour = match place {
-            1..=WRITERS if self.plan.copies > 1 => {
-                Some(self.writers[(place as usize - 1) ^ 1].pid())
-            }
-            _ => None,
+        // client has locked, or a daemon for the writer that asks it.
+        let holder = match place {
+            1..=WRITERS => Some(place as usize - 1),
+            0 => None,
+            _ => self.writers.iter().position(Writer::is_by_message),
         };
+        let holder = holder.filter(|_| self.plan.copies > 1);
+        let neighbour = holder.map(|holder| self.writers[holder ^ 1].pid());
         self.wait_progress(|writer| {
             writer.pid() != pid && !writer.is_by_message() && Some(writer.pid()) != neighbour
         });
