@@ -30,6 +30,7 @@ mod doors;
 mod error;
 #[cfg(not(loom))]
 mod events;
+#[cfg(not(loom))]
 mod limit;
 #[cfg(not(loom))]
 mod locate;

@@ -32,6 +32,7 @@
 //! mark becomes odd by a change of its lowest byte alone, so a piece tells whether the slot was in
 //! flight; and a mixture of two values is seen only when the mark changed after the look began.
 
+#[cfg(not(loom))]
 use dmce_abi::block::DaemonId;
 use dmce_abi::limits::SLOTS;
 use dmce_sys::crash::{Point, point};
