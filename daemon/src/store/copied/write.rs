@@ -7,6 +7,8 @@
 //! 2. Nothing is stored, with the locks held, once the generation has moved.
 //! 3. What was stored is read back and compared, copy by copy [0088]. That it differs, because
 //!    somebody stores there without the locks, holds up no copy: the client is told afterwards.
+//! 4. What is overwritten is saved first, so of new bytes no more than a page is stored at a time:
+//!    the copy that is written first is this process's own, and both may be lost together.
 
 use std::ops::Range;
 
@@ -22,9 +24,8 @@ use tracing::warn;
 use super::view::{Copy, Gone, View};
 use super::{Desk, SLOT};
 
-/// Up to so many bytes that are overwritten are saved although there are other copies: those and
-/// this process may be lost together.
-const SAVED_BYTES: usize = 256;
+/// So much is saved at once.
+const PAGE: u64 = UNDO_BYTES as u64;
 
 /// How often bytes are stored that another process writes at the same time.
 const WRITES_MAX: u32 = 3;
@@ -61,9 +62,6 @@ enum Trouble {
     /// The first copy may be one that others have not written since.
     #[error("its copies have changed a moment ago")]
     Moved,
-    /// Of a detached page no more is overwritten at a time than can be saved.
-    #[error("a page is detached")]
-    Detached,
 }
 
 /// What is stored.
@@ -116,22 +114,19 @@ impl Desk<'_> {
         place: Where,
         content: impl Fn(Range<usize>) -> Content<'a>,
     ) -> Result<bool, Unwritten> {
-        let (mut done, mut by_pages, mut is_equal) = (0, self.targets(place) == 1, true);
+        let (mut done, mut is_equal) = (0, true);
         let until = at.cell + bytes as u64;
         while done < bytes {
             let cell = at.cell + done as u64;
-            let page = UNDO_BYTES as u64;
-            let until = if by_pages { until.min((cell / page + 1) * page) } else { until };
+            let until = match place {
+                Where::All | Where::Alone(_) => until.min((cell / PAGE + 1) * PAGE),
+                Where::From(_) => until,
+            };
             let batch = Batch::first_of(cell, until, self.committed);
             let part = usize::try_from(batch.bytes).expect("a batch is a part of the data");
-            match self.put_batch(at, batch, content(done..done + part), place) {
-                Ok(stores) => {
-                    is_equal &= stores.is_equal;
-                    done += part;
-                }
-                Err(WriteError::Untouched(Trouble::Detached)) if !by_pages => by_pages = true,
-                Err(error) => return Err(unwritten(error)),
-            }
+            let stores = self.put_batch(at, batch, content(done..done + part), place);
+            is_equal &= stores.map_err(unwritten)?.is_equal;
+            done += part;
         }
         Ok(is_equal)
     }
@@ -173,14 +168,6 @@ impl Desk<'_> {
             Err(error) => return Err(error),
         }
         Ok(stores)
-    }
-
-    /// How many copies a write goes to.
-    const fn targets(&self, place: Where) -> usize {
-        match place {
-            Where::All | Where::From(_) => self.view.copies.len(),
-            Where::Alone(_) => 1,
-        }
     }
 }
 
@@ -232,18 +219,9 @@ impl<'a> Stores<'a> {
         Ok(now != before)
     }
 
-    /// Saves what the first copy has, if it has to be, or costs next to nothing.
-    fn save(&self, pages: Pages) -> Result<Undo, Trouble> {
+    /// Saves what the first copy has.
+    fn save(&self) -> Result<Undo, Trouble> {
         let bytes = usize::try_from(self.batch.bytes).expect("a batch is a part of a request");
-        let has_to_be = self.desk.targets(self.place) == 1 || pages == Pages::Detached;
-        let fits = bytes <= UNDO_BYTES;
-        if !(bytes <= SAVED_BYTES || has_to_be && fits) {
-            return if pages == Pages::Detached {
-                Err(Trouble::Detached)
-            } else {
-                Ok(Undo::Absent)
-            };
-        }
         let mut old = vec![0; bytes];
         self.first().read(self.batch.cell, &mut old)?;
         match self.desk.seat.map.save(SLOT, &old) {
@@ -270,7 +248,7 @@ fn store(copy: &Copy, cell: u64, data: &[u8]) -> Result<bool, Trouble> {
 impl Copies for Stores<'_> {
     type Trouble = Trouble;
 
-    fn prepare(&mut self, pages: Pages) -> Result<Beginning, Trouble> {
+    fn prepare(&mut self, _: Pages) -> Result<Beginning, Trouble> {
         // Whoever has written without a copy was told after this daemon was, and had the locks.
         if self.desk.seat.map.has_moved() {
             return Err(Trouble::Moved);
@@ -295,7 +273,7 @@ impl Copies for Stores<'_> {
                 return Ok(Beginning::Others(first.daemon));
             }
         }
-        let undo = self.save(pages)?;
+        let undo = self.save()?;
         Ok(match self.place {
             Where::Alone(_) => Beginning::Alone(first.daemon, undo),
             Where::All | Where::From(_) => Beginning::First(first.daemon, undo),
