@@ -65,6 +65,20 @@ impl Checked {
             _ => false,
         })
     }
+
+    /// Whether a copy that was lost is still called good, or the headers are about to say that it
+    /// is not.
+    #[must_use]
+    pub fn awaits_redirect(&self) -> bool {
+        self.differences.iter().any(|difference| {
+            matches!(
+                difference,
+                Difference::Missing { .. }
+                    | Difference::Length { .. }
+                    | Difference::Contradiction { .. }
+            )
+        })
+    }
 }
 
 /// Looks at all objects of an instance in a folder.

@@ -154,9 +154,10 @@ impl Campaign {
 
     /// A daemon loses what it holds, or some of it, and the writers notice nothing but the time.
     ///
-    /// A writer that died before is repaired first, and nobody dies until each write that was under
-    /// way is done: a page whose writer dies as well as the copy that it was writing may be lost
-    /// (docs/adr/0008-two-copies.md).
+    /// A writer that died before is repaired first, and nobody dies until the copies are good no
+    /// more and each write that was under way then is done: a page whose writer dies as well as the
+    /// copy that it was writing may be lost (docs/adr/0008-two-copies.md). A copy whose name alone
+    /// is gone is written to until then.
     fn lose_copies(&mut self, daemon: u32) {
         wait_until("the dead are repaired", || !self.look().awaits_repair());
         for writer in &self.writers {
@@ -168,10 +169,25 @@ impl Campaign {
         if let Some(victims) = damage.victims() {
             self.report.count(victims);
         }
+        self.wait_redirected();
         self.wait_progress(|_| true);
         let slowest = self.writers.iter().map(Writer::take_slowest).max().unwrap_or_default();
         self.report.slowest_redirect = self.report.slowest_redirect.max(slowest);
         self.report.slowest = self.report.slowest.max(slowest);
+    }
+
+    /// Waits until every writer's region is served with the copies that are left.
+    fn wait_redirected(&self) {
+        wait_until("lost copies are good no more", || !self.look().awaits_redirect());
+        // Opened when all who know of a block were told of it, and not before.
+        let session = self.instance.open();
+        for writer in (0..WRITERS).step_by(LANES as usize) {
+            let region = session
+                .region_open(VOLUME, &name_of(writer), Prot::READ)
+                .expect("a copy of it is left");
+            region.close().expect("the broker serves");
+        }
+        session.close().expect("the broker serves");
     }
 
     fn look(&self) -> Checked {
