@@ -2,6 +2,7 @@
 //! or the broker, and nobody sees it.
 
 use std::fs::{self, File};
+use std::thread;
 
 use dmce_abi::wire::admin::Health;
 use dmce_sys::crash::{POINT_VARIABLE, Point};
@@ -9,7 +10,7 @@ use dmce_tests::checker::wait_sound;
 use dmce_tests::churn::pattern;
 use dmce_tests::client::{ROUTES, Signal, own_client, send, stop};
 use dmce_tests::{Client, Instance, wait_for};
-use libdmce::{Mirror, Prot, RegionOptions};
+use libdmce::{Mirror, Options, Prot, Region, RegionOptions, Session};
 
 const REGION_BYTES: u64 = 4 << 20;
 
@@ -84,45 +85,101 @@ fn who_maps_nothing_misses_no_daemon_and_no_broker() {
     }
 }
 
+/// A region of two copies, whose primary's daemon is to die at a point, at the time of it that is
+/// given.
+struct Doomed {
+    daemon: u32,
+    region: Region,
+    // These end after it.
+    _session: Session,
+    instance: Instance,
+}
+
+impl Doomed {
+    fn start(point: Point, time: u64) -> Self {
+        let mut instance = Instance::start(2);
+        let session = instance.open();
+        let two = RegionOptions { copies: 2, ..RegionOptions::default() };
+        session.region_create("vol", "two", REGION_BYTES, &two).unwrap();
+        let region = session.region_open("vol", "two", Prot::READ_WRITE).unwrap();
+        let daemon = region.info().unwrap().primary_daemon;
+        instance.kill_daemon(daemon);
+        let armed = format!("{}:{time}", point.name());
+        instance.start_daemon_with(daemon, &[(POINT_VARIABLE, armed)]);
+        instance.wait_serving();
+        Self { daemon, region, _session: session, instance }
+    }
+
+    /// Begins what the daemon is to do, and waits until it is dead and its memory gone.
+    fn die_over(&mut self, what: &str, begin: impl FnOnce()) {
+        // Nobody repairs before the memory is gone as well.
+        let broker = self.instance.broker_pid().expect("it runs");
+        stop(broker);
+        begin();
+        let (dead, _) = wait_for(what, || self.instance.reap_one());
+        assert_eq!(dead, self.daemon, "{what}");
+        lose_memory(&self.instance, dead);
+        send(broker, Signal::CONT);
+        self.instance.start_all();
+    }
+
+    /// What is there from the beginning on, on the copy that is left.
+    fn read(&self, what: &str, bytes: u64) -> Vec<u8> {
+        let mut found = vec![0; usize::try_from(bytes).expect("a region is small")];
+        self.region.read(0, &mut found, Mirror::Any).expect(what);
+        assert_eq!(wait_sound(&self.instance).good, 1, "{what}");
+        found
+    }
+}
+
 /// Pages are as they were or as they were to be, and none is lost, although the copy that was
 /// written first went with its writer.
 #[test]
 fn who_dies_with_its_memory_while_it_writes_for_others_takes_nothing_along() {
-    let two = RegionOptions { copies: 2, ..RegionOptions::default() };
     for point in [Point::PhaseFirst, Point::FirstStored, Point::PhaseOthers, Point::OthersStored] {
         // In the first page of the second write, which is overwritten in part, in its second, and
         // in its last.
         for page in [1, 2, LATER_PAGES] {
             let what = format!("{} of page {page}", point.name());
-            let mut instance = Instance::start(2);
-            let session = instance.open();
-            session.region_create("vol", "two", REGION_BYTES, &two).unwrap();
-            let region = session.region_open("vol", "two", Prot::READ).unwrap();
-            let primary = region.info().unwrap().primary_daemon;
-            instance.kill_daemon(primary);
-            let armed = format!("{}:{}", point.name(), EARLIER_PAGES + page);
-            instance.start_daemon_with(primary, &[(POINT_VARIABLE, armed)]);
-            instance.wait_serving();
-            let mut client = Client::open_with(&own_client(), &instance, &ROUTES[0]);
+            let mut doomed = Doomed::start(point, EARLIER_PAGES + page);
+            let mut client = Client::open_with(&own_client(), &doomed.instance, &ROUTES[0]);
             client.ask("ropen vol two rw").unwrap();
             client.ask(format!("rfill 0 1 {EARLIER_BYTES}")).unwrap();
-            // Nobody repairs before the memory is gone as well.
-            let broker = instance.broker_pid().expect("it runs");
-            stop(broker);
-            client.tell(format!("rfill {LATER_AT} 2 {LATER_BYTES}"));
-            let (dead, _) = wait_for(&what, || instance.reap_one());
-            assert_eq!(dead, primary, "{what}");
-            lose_memory(&instance, primary);
-            send(broker, Signal::CONT);
-            instance.start_all();
+            let write = || client.tell(format!("rfill {LATER_AT} 2 {LATER_BYTES}"));
+            doomed.die_over(&what, write);
             client.answer().expect(&what);
             let mut expected = pattern(1, EARLIER_BYTES);
-            let mut found = vec![0; expected.len()];
             let (at, bytes) = (usize::try_from(LATER_AT).unwrap(), pattern(2, LATER_BYTES));
             expected[at..at + bytes.len()].copy_from_slice(&bytes);
-            region.read(0, &mut found, Mirror::Any).expect(&what);
-            assert!(found == expected, "{what}");
-            assert_eq!(wait_sound(&instance).good, 1, "{what}");
+            assert!(doomed.read(&what, EARLIER_BYTES) == expected, "{what}");
+        }
+    }
+}
+
+/// What was detached on the copy that is left is there, or what was to be brought to it.
+#[test]
+fn who_dies_with_its_memory_while_it_levels_halves_takes_nothing_along() {
+    for point in [Point::PhaseOthers, Point::OthersStored, Point::PhaseSettled] {
+        for page in [1, 7] {
+            let what = format!("{} of page {page}", point.name());
+            let mut doomed = Doomed::start(point, page);
+            let [primary, mirror] = [3, 4].map(|seed| pattern(seed, EARLIER_BYTES));
+            doomed.region.write(0, &primary, Mirror::Primary).unwrap();
+            doomed.region.write(0, &mirror, Mirror::Mirror).unwrap();
+            let options = Options { message_path: true, ..doomed.instance.options() };
+            let session = Session::open(&options).unwrap();
+            let levelled = session.region_open("vol", "two", Prot::READ_WRITE).unwrap();
+            // It knows its daemon from now on.
+            levelled.read(0, &mut [0], Mirror::Any).unwrap();
+            thread::scope(|scope| {
+                // There is nothing to bring any more when the first half is gone.
+                doomed.die_over(&what, || drop(scope.spawn(|| levelled.resync(Mirror::Primary))));
+            });
+            let found = doomed.read(&what, EARLIER_BYTES);
+            for at in (0..found.len()).step_by(4096) {
+                let of = |bytes: &[u8]| found[at..at + 4096] == bytes[at..at + 4096];
+                assert!(of(&primary) || of(&mirror), "{what}: {at} is neither");
+            }
         }
     }
 }

@@ -71,7 +71,8 @@ pub enum Beginning {
     /// With this daemon's copy, and no other is written: the pages are detached from now on.
     Alone(DaemonId, Undo),
     /// With the others: this daemon's has the bytes, which were stored to it without the locks.
-    Others(DaemonId),
+    /// Whether they were saved in the slot's undo buffer.
+    Others(DaemonId, Undo),
 }
 
 /// What was decided about a copy whose bytes could not be had.
@@ -387,8 +388,8 @@ fn begin<C: Copies>(
             intent.begin_alone(first, undo);
             store_alone(intent, copies)
         }
-        Beginning::Others(first) => {
-            intent.begin_others_of(first);
+        Beginning::Others(first, undo) => {
+            intent.begin_others_of(first, undo);
             store_others(intent, copies)
         }
         Beginning::Nothing => Ok(Wrote::Less),

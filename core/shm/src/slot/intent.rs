@@ -16,7 +16,8 @@
 //! | 3 | that one, and no other is to be written (004) |
 //! | 5, 6, 7 | as 1, 2 and 3; and the undo buffer holds what the bytes were |
 //!
-//! A write begins with the others if the first copy has the bytes already.
+//! A write begins with the others if the first copy has the bytes already. Phase 6 then says that
+//! the undo buffer has them as well.
 //!
 //! # Invariants
 //!
@@ -45,10 +46,10 @@ pub(super) const OTHERS: u32 = 2;
 const ALONE: u32 = 3;
 #[cfg(not(loom))]
 const STEP_MASK: u32 = 3;
-/// Beside one of those: the undo buffer holds what the bytes were.
+/// Beside one of those: the undo buffer holds the bytes that the first copy had before.
 const SAVED: u32 = 4;
 
-/// Whether the undo buffer of the slot holds what is to be overwritten.
+/// Whether the undo buffer of the slot holds what the first copy has before a byte is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Undo {
     /// It does.
@@ -116,8 +117,8 @@ impl Intent<'_> {
 
     /// The copy of `first` has bytes that the others lack: from here on those may be half written.
     #[inline]
-    pub fn begin_others_of(&self, first: DaemonId) {
-        self.begin(first, OTHERS, Undo::Absent);
+    pub fn begin_others_of(&self, first: DaemonId, undo: Undo) {
+        self.begin(first, OTHERS, undo);
         point(Point::PhaseOthers);
     }
 
@@ -286,8 +287,7 @@ mod tests {
                 assert_eq!(claimed(), is(Progress::Settled));
                 intent.begin_alone(first, undo);
                 assert_eq!(claimed(), is(Progress::Alone { first: 3, undo }));
-                intent.begin_others_of(first);
-                let undo = Undo::Absent;
+                intent.begin_others_of(first, undo);
                 assert_eq!(claimed(), is(Progress::Others { first: 3, undo }));
                 intent.clear();
                 assert_eq!(claimed(), None);

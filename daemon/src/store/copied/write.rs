@@ -7,7 +7,7 @@
 //! 2. Nothing is stored, with the locks held, once the generation has moved.
 //! 3. What was stored is read back and compared, copy by copy [0088]. That it differs, because
 //!    somebody stores there without the locks, holds up no copy: the client is told afterwards.
-//! 4. What is overwritten is saved first, so of new bytes no more than a page is stored at a time:
+//! 4. What is overwritten, or carried, is saved first, so no more than a page is stored at a time:
 //!    the copy that is written first is this process's own, and both may be lost together.
 
 use std::ops::Range;
@@ -118,10 +118,7 @@ impl Desk<'_> {
         let until = at.cell + bytes as u64;
         while done < bytes {
             let cell = at.cell + done as u64;
-            let until = match place {
-                Where::All | Where::Alone(_) => until.min((cell / PAGE + 1) * PAGE),
-                Where::From(_) => until,
-            };
+            let until = until.min((cell / PAGE + 1) * PAGE);
             let batch = Batch::first_of(cell, until, self.committed);
             let part = usize::try_from(batch.bytes).expect("a batch is a part of the data");
             let stores = self.put_batch(at, batch, content(done..done + part), place);
@@ -268,15 +265,13 @@ impl Copies for Stores<'_> {
                     return Ok(Beginning::Nothing);
                 }
             }
-            Content::Carried(data) => {
-                first.read(self.batch.cell, data)?;
-                return Ok(Beginning::Others(first.daemon));
-            }
+            Content::Carried(data) => first.read(self.batch.cell, data)?,
         }
         let undo = self.save()?;
         Ok(match self.place {
+            Where::All => Beginning::First(first.daemon, undo),
             Where::Alone(_) => Beginning::Alone(first.daemon, undo),
-            Where::All | Where::From(_) => Beginning::First(first.daemon, undo),
+            Where::From(_) => Beginning::Others(first.daemon, undo),
         })
     }
 
