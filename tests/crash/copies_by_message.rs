@@ -100,9 +100,9 @@ impl Doomed {
         let mut instance = Instance::start(2);
         let session = instance.open();
         let two = RegionOptions { copies: 2, ..RegionOptions::default() };
-        session.region_create("vol", "two", REGION_BYTES, &two).unwrap();
-        let region = session.region_open("vol", "two", Prot::READ_WRITE).unwrap();
-        let daemon = region.info().unwrap().primary_daemon;
+        session.region_create("vol", "two", REGION_BYTES, &two).expect("there is room");
+        let region = session.region_open("vol", "two", Prot::READ_WRITE).expect("it is there");
+        let daemon = region.info().expect("it is open").primary_daemon;
         instance.kill_daemon(daemon);
         let armed = format!("{}:{time}", point.name());
         instance.start_daemon_with(daemon, &[(POINT_VARIABLE, armed)]);
