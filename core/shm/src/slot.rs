@@ -140,7 +140,7 @@ impl Slot {
         use core::mem::offset_of;
         [
             (offset_of!(Self, intent_first), first.get().to_le_bytes().to_vec()),
-            (offset_of!(Self, phase), intent::OTHERS.to_le_bytes().to_vec()),
+            (offset_of!(Self, phase), intent::PAGES.to_le_bytes().to_vec()),
             (offset_of!(Self, intent_addr), addr.to_le_bytes().to_vec()),
             (Self::INTENT_BYTES, bytes.to_le_bytes().to_vec()),
         ]

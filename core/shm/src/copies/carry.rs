@@ -2,7 +2,7 @@
 //! broker, a batch at a time (section 4.2).
 //!
 //! ```text
-//!   intent, phase 2     locks, odd     repair: the others from the first, even, free     gone
+//!   intent, phase 10    locks, odd     repair: the others from the first, even, free     gone
 //!  ------|-------------------|------------------------------------------------------------|--
 //!        `-- by the caller   `- a page that somebody holds: all are given back, later again
 //! ```

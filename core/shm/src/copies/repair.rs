@@ -53,7 +53,7 @@ pub trait Site {
     /// As the copy has it.
     fn read(&mut self, copy: DaemonId, cell: u64, into: &mut [u8]) -> Result<(), Self::Error>;
 
-    /// Writes to a copy.
+    /// Writes to a copy: what lies in one page at once, also if the writer dies over it.
     ///
     /// # Errors
     ///
@@ -141,11 +141,10 @@ impl Wreck {
         self.batch.pages()
     }
 
-    /// The same, of bytes that the copy of `first` has, and the others may lack.
+    /// The same, of bytes that the copy of `first` has, and the others may lack, page by page.
     #[must_use]
     pub const fn brought_from(self, first: DaemonId) -> Self {
-        let progress = Progress::Others { first: first.get(), undo: Undo::Absent };
-        Self { progress, ..self }
+        Self { progress: Progress::Pages { first: first.get() }, ..self }
     }
 
     /// The same, as far as it can be true when the undo buffer cannot be read.
@@ -194,8 +193,16 @@ impl Wreck {
             },
             Progress::Alone { first, undo } => find(first).map_or(Source::Nowhere, |_| saved(undo)),
             Progress::Others { first, undo } => {
-                find(first).map_or_else(|| saved(undo), Source::Forward)
+                // What was saved is the first copy's, and of equal pages everybody's.
+                let back = || if were_equal { saved(undo) } else { Source::Missing };
+                find(first).map_or_else(back, Source::Forward)
             }
+            // Each page is on each copy what it was, or what the first one has.
+            Progress::Pages { first } => match (find(first), copies) {
+                (Some(first), _) => Source::Forward(first),
+                (None, [next, _, ..]) => Source::Forward(*next),
+                (None, _) => Source::Nowhere,
+            },
             Progress::Nonsense => Source::Missing,
         }
     }

@@ -311,10 +311,15 @@ impl Site for Table<'_> {
     }
 
     fn write(&mut self, copy: DaemonId, cell: u64, data: &[u8]) -> Result<(), ()> {
+        // A page is stored at once, as the kernel does.
+        let mut stored = None;
         for (page, word) in words(cell..cell + data.len() as u64) {
+            if stored.replace(page) != Some(page) && !stepped::step(Access::Store) {
+                return Ok(());
+            }
             let place = usize::try_from(page as u64 * PAGE_BYTES + WORDS[word] - cell).unwrap();
             let value = u64::from_le_bytes(data[place..place + 8].try_into().unwrap());
-            self.block.copies[copy_of(copy)][page][word].store(value, Ordering::Relaxed);
+            (*self.block.copies[copy_of(copy)][page][word]).store(value, Ordering::Relaxed);
         }
         Ok(())
     }

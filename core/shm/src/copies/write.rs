@@ -71,8 +71,9 @@ pub enum Beginning {
     /// With this daemon's copy, and no other is written: the pages are detached from now on.
     Alone(DaemonId, Undo),
     /// With the others: this daemon's has the bytes, which were stored to it without the locks.
-    /// Whether they were saved in the slot's undo buffer.
-    Others(DaemonId, Undo),
+    Others(DaemonId),
+    /// As that, and each page is stored at once: who dies over it leaves none half written.
+    Pages(DaemonId),
 }
 
 /// What was decided about a copy whose bytes could not be had.
@@ -388,8 +389,12 @@ fn begin<C: Copies>(
             intent.begin_alone(first, undo);
             store_alone(intent, copies)
         }
-        Beginning::Others(first, undo) => {
-            intent.begin_others_of(first, undo);
+        Beginning::Others(first) => {
+            intent.begin_others_of(first);
+            store_others(intent, copies)
+        }
+        Beginning::Pages(first) => {
+            intent.begin_pages_of(first);
             store_others(intent, copies)
         }
         Beginning::Nothing => Ok(Wrote::Less),

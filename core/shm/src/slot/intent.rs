@@ -15,9 +15,9 @@
 //! | 2 | all but that |
 //! | 3 | that one, and no other is to be written (004) |
 //! | 5, 6, 7 | as 1, 2 and 3; and the undo buffer holds what the bytes were |
+//! | 10 | none, but all but that copy may lack what it has: servers write each page at once |
 //!
-//! A write begins with the others if the first copy has the bytes already. Phase 6 then says that
-//! the undo buffer has them as well.
+//! A write begins with the others if the first copy has the bytes already.
 //!
 //! # Invariants
 //!
@@ -42,12 +42,14 @@ use crate::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence};
 
 const NONE: u32 = 0;
 const FIRST: u32 = 1;
-pub(super) const OTHERS: u32 = 2;
+const OTHERS: u32 = 2;
 const ALONE: u32 = 3;
 #[cfg(not(loom))]
 const STEP_MASK: u32 = 3;
 /// Beside one of those: the undo buffer holds the bytes that the first copy had before.
 const SAVED: u32 = 4;
+/// As [`OTHERS`], with each page stored at once.
+pub(super) const PAGES: u32 = 8 | OTHERS;
 
 /// Whether the undo buffer of the slot holds what the first copy has before a byte is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,8 +119,16 @@ impl Intent<'_> {
 
     /// The copy of `first` has bytes that the others lack: from here on those may be half written.
     #[inline]
-    pub fn begin_others_of(&self, first: DaemonId, undo: Undo) {
-        self.begin(first, OTHERS, undo);
+    pub fn begin_others_of(&self, first: DaemonId) {
+        self.begin(first, OTHERS, Undo::Absent);
+        point(Point::PhaseOthers);
+    }
+
+    /// The copy of `first` has bytes that the others lack: from here on each page of those may have
+    /// them, and none is half written.
+    #[inline]
+    pub fn begin_pages_of(&self, first: DaemonId) {
+        self.begin(first, PAGES, Undo::Absent);
         point(Point::PhaseOthers);
     }
 
@@ -203,6 +213,11 @@ pub enum Progress {
         /// As above.
         undo: Undo,
     },
+    /// Each page of all copies but that daemon's may lack what it has, or has all of it.
+    Pages {
+        /// Whose copy the others are made equal to.
+        first: u32,
+    },
     /// No phase that there is.
     Nonsense,
 }
@@ -221,6 +236,7 @@ impl IntentClaim {
             (word(offset_of!(Slot, phase))?, word(offset_of!(Slot, intent_first))?);
         let undo = if phase & SAVED == 0 { Undo::Absent } else { Undo::Saved };
         let progress = match phase & STEP_MASK {
+            _ if phase == PAGES => Progress::Pages { first },
             _ if phase & !(STEP_MASK | SAVED) != 0 => Progress::Nonsense,
             NONE if phase == NONE => Progress::Settled,
             FIRST => Progress::First { first, undo },
@@ -287,8 +303,11 @@ mod tests {
                 assert_eq!(claimed(), is(Progress::Settled));
                 intent.begin_alone(first, undo);
                 assert_eq!(claimed(), is(Progress::Alone { first: 3, undo }));
-                intent.begin_others_of(first, undo);
+                intent.begin_others_of(first);
+                let undo = Undo::Absent;
                 assert_eq!(claimed(), is(Progress::Others { first: 3, undo }));
+                intent.begin_pages_of(first);
+                assert_eq!(claimed(), is(Progress::Pages { first: 3 }));
                 intent.clear();
                 assert_eq!(claimed(), None);
             }

@@ -7,8 +7,9 @@
 //! 2. Nothing is stored, with the locks held, once the generation has moved.
 //! 3. What was stored is read back and compared, copy by copy [0088]. That it differs, because
 //!    somebody stores there without the locks, holds up no copy: the client is told afterwards.
-//! 4. What is overwritten, or carried, is saved first, so no more than a page is stored at a time:
-//!    the copy that is written first is this process's own, and both may be lost together.
+//! 4. What is overwritten is saved first, so of new bytes no more than a page is stored at a time:
+//!    the copy that is written first is this process's own, and both may be lost together. What one
+//!    copy has is brought to the others by `pwrite`, which leaves no page half written.
 
 use std::ops::Range;
 
@@ -118,7 +119,10 @@ impl Desk<'_> {
         let until = at.cell + bytes as u64;
         while done < bytes {
             let cell = at.cell + done as u64;
-            let until = until.min((cell / PAGE + 1) * PAGE);
+            let until = match place {
+                Where::All | Where::Alone(_) => until.min((cell / PAGE + 1) * PAGE),
+                Where::From(_) => until,
+            };
             let batch = Batch::first_of(cell, until, self.committed);
             let part = usize::try_from(batch.bytes).expect("a batch is a part of the data");
             let stores = self.put_batch(at, batch, content(done..done + part), place);
@@ -267,11 +271,10 @@ impl Copies for Stores<'_> {
             }
             Content::Carried(data) => first.read(self.batch.cell, data)?,
         }
-        let undo = self.save()?;
         Ok(match self.place {
-            Where::All => Beginning::First(first.daemon, undo),
-            Where::Alone(_) => Beginning::Alone(first.daemon, undo),
-            Where::From(_) => Beginning::Others(first.daemon, undo),
+            Where::All => Beginning::First(first.daemon, self.save()?),
+            Where::Alone(_) => Beginning::Alone(first.daemon, self.save()?),
+            Where::From(_) => Beginning::Pages(first.daemon),
         })
     }
 

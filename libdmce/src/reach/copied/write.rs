@@ -377,7 +377,7 @@ impl Copies for Stores<'_> {
             }
             Content::Carried(buffer) => {
                 self.take(buffer)?;
-                return Ok(Beginning::Others(first, Undo::Absent));
+                return Ok(Beginning::Others(first));
             }
             Content::Data(_) | Content::Byte(_) => true,
         };

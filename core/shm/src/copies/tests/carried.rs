@@ -32,11 +32,8 @@ fn whenever_a_broker_dies_the_next_one_brings_it_to_its_end() {
             let (block, good) = stored(copies);
             let end = run(Some(stores_left), || carry_all(&block, &good));
             // The intent is there all the time: what the next one finds is the wreck of a slot.
-            let claim = IntentClaim {
-                addr: BASE,
-                bytes: END,
-                progress: Progress::Others { first: 1, undo: Undo::Absent },
-            };
+            let claim =
+                IntentClaim { addr: BASE, bytes: END, progress: Progress::Pages { first: 1 } };
             let wreck = Wreck::new(owner(0), &claim, 0, END).unwrap();
             repair(&wreck, &good, &mut Table { block: &block, client: 0 }).unwrap();
             assert!((0..PAGES).all(|page| is_free(&block, page)), "{stores_left}");
@@ -48,6 +45,30 @@ fn whenever_a_broker_dies_the_next_one_brings_it_to_its_end() {
             assert!((0..PAGES).all(|page| is_free(&block, page)), "{stores_left}");
             if let End::Done(carried, _) = end {
                 assert!(matches!(carried, Ok(Carried::Done(_))));
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_broker_that_dies_and_the_copy_that_it_brought_along_leave_no_page_half_written_or_lost() {
+    for copies in 2..=3 {
+        for stores_left in 0.. {
+            let (block, good) = stored(copies);
+            let end = run(Some(stores_left), || carry_all(&block, &good));
+            let claim =
+                IntentClaim { addr: BASE, bytes: END, progress: Progress::Pages { first: 1 } };
+            let wreck = Wreck::new(owner(0), &claim, 0, END).unwrap();
+            repair(&wreck, &good[1..], &mut Table { block: &block, client: 0 }).unwrap();
+            for page in 0..PAGES {
+                assert!(is_free(&block, page), "{stores_left}");
+                let left = block.page(1, page);
+                let of = |value| left == [value; WORDS.len()];
+                assert!(of(OLD) || of(NEW), "{stores_left}: {left:?}");
+                assert!((2..copies).all(|copy| block.page(copy, page) == left), "{stores_left}");
+            }
+            if let End::Done(..) = end {
                 break;
             }
         }

@@ -74,6 +74,32 @@ fn a_write_to_one_half_is_there_as_a_whole_or_not_at_all_and_never_in_the_other(
     }
 }
 
+/// What is left has its own old bytes, or the new ones, or says that it is lost: never those of the
+/// half that went.
+#[test]
+fn a_half_that_is_left_is_not_rolled_back_to_what_the_other_was() {
+    let batch = batch(0, 8);
+    let mut lost = 0;
+    for stores_left in 0.. {
+        assert!(stores_left < STORES_MAX, "a write that does not end");
+        let block = detached(0);
+        let done = write(&block, batch, None, stores_left);
+        block.repair(0, &[daemon(1)]);
+        if block.locks[0].state() == LockState::Lost {
+            lost += 1;
+            continue;
+        }
+        let found = block.page(1, 0);
+        let mut new = [OLD; WORDS.len()];
+        words(cells(batch)).for_each(|at| new[at.1] = NEW);
+        assert!(found == new || found == [OLD; WORDS.len()], "{stores_left}: {found:?}");
+        if done.is_some() {
+            break;
+        }
+    }
+    assert!(lost > 0, "it is half written at some time");
+}
+
 #[test]
 fn a_write_to_both_halves_that_differ_leaves_each_as_it_was_or_both_written() {
     for half in 0..COPIES {

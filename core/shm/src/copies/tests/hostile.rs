@@ -38,10 +38,12 @@ impl Random {
         let (cell, bytes) = (place(self), place(self));
         let first = u32::try_from(self.below(5)).unwrap();
         let undo = if self.below(2) == 0 { Undo::Saved } else { Undo::Absent };
-        let progress = match self.below(4) {
+        let progress = match self.below(6) {
             0 => Progress::Settled,
             1 => Progress::First { first, undo },
             2 => Progress::Others { first, undo },
+            3 => Progress::Alone { first, undo },
+            4 => Progress::Pages { first },
             _ => Progress::Nonsense,
         };
         (IntentClaim { addr: BASE.wrapping_add(cell), bytes, progress }, cell)
