@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use dmce_abi::block::{DaemonId, Half, Role};
 use dmce_abi::name::ObjectName;
@@ -13,7 +14,9 @@ use dmce_shm::header::{self, BlockHeader};
 use dmce_shm::lock::LockOwner;
 use dmce_shm::session::SessionIdentity;
 use dmce_shm::session::object::SessionObject;
-use dmce_shm::table::{LockTableHeader, TableIdentity, object_bytes, word_offset};
+use dmce_shm::table::{
+    LockTableHeader, TABLE_HEADER_BYTES, TableIdentity, object_bytes, word_offset,
+};
 
 use super::*;
 use crate::broker::LinkEnd;
@@ -95,6 +98,36 @@ impl Pair {
 
     fn open(&self, daemon: u32, kind: ObjectKind) -> File {
         File::options().read(true).write(true).open(self.path(daemon, kind)).unwrap()
+    }
+
+    /// Another daemon instead of this one, which can write no file beyond its first MiB: a store
+    /// there fails after all copies were found whole.
+    fn limit_daemon(&mut self) {
+        self.broker.kill_daemon();
+        let mut limited = Command::new("sh");
+        // In units of 512 bytes; of 1,024 in some shells.
+        limited.args(["-c", "trap '' XFSZ && ulimit -f 1024 && exec \"$0\" \"$@\""]);
+        let command = self.broker.command();
+        limited.arg(command.get_program()).args(command.get_args());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => limited.env(name, value),
+                None => limited.env_remove(name),
+            };
+        }
+        self.broker.start(limited.stdin(Stdio::null()).stdout(Stdio::null()));
+        self.broker.accept();
+        let guid = description(BLOCK).guid;
+        self.link = self.broker.link(6, LinkGrant { block: id(BLOCK), guid, writable: true });
+    }
+
+    /// Cuts the lock table's words off, or makes a new one of it.
+    fn set_table(&self, is_whole: bool) {
+        let table = self.open(0, ObjectKind::LockTable(BLOCK));
+        object::truncate(table.as_fd(), TABLE_HEADER_BYTES).unwrap();
+        if is_whole {
+            object::commit(table.as_fd(), 0, object_bytes(BYTES)).unwrap();
+        }
     }
 
     /// What a copy has.
@@ -242,4 +275,29 @@ fn a_seat_ends_with_its_last_generation_and_with_its_connection() {
     pair.link = pair.broker.link(6, LinkGrant { block: id(BLOCK), guid, writable: true });
     assert_eq!(pair.link.status(&write(0, b"six")), Status::Busy);
     pair.notice(|notice| *notice == DaemonNotice::Unseated { left: None });
+}
+
+#[test]
+fn a_write_that_is_given_up_is_left_to_be_repaired_also_where_its_lock_table_was_cut() {
+    const BEYOND: u64 = BYTES - 8;
+    let mut pair = Pair::new();
+    pair.limit_daemon();
+    let add = DataRequest::Add64 { at: at(BEYOND), add: 7 };
+    for (request, status) in [(write(BEYOND, b"lost"), Status::Busy), (add, Status::Io)] {
+        for is_whole in [true, false] {
+            let seat = pair.seat();
+            let session = SessionId::try_from(pair.seats).unwrap();
+            pair.done(&write(0, b"both"));
+            pair.set_table(is_whole);
+            assert_eq!(pair.link.status(&request), status);
+            let left = Some(session);
+            pair.notice(|notice| *notice == DaemonNotice::Unseated { left });
+            assert_eq!(seat.intents().unwrap().len(), 1, "it is to be repaired");
+            pair.set_table(true);
+        }
+    }
+    // With another seat it goes on.
+    pair.seat();
+    assert_eq!(pair.done(&write(0, b"else")), DataReply::Done);
+    assert_eq!((pair.bytes(1, 0, 4), pair.bytes(2, 0, 4)), (b"else".to_vec(), b"else".to_vec()));
 }

@@ -124,17 +124,6 @@ impl Copied {
         self.views.remove(&block);
         self.told.remove(&block);
     }
-
-    /// Forgets what was known under an earlier generation of the session object.
-    fn look(&mut self) {
-        let Some(seat) = self.seat.as_ref().filter(|seat| seat.map.has_moved()) else { return };
-        self.views.clear();
-        match seat.map.generation() {
-            // No broker counts up to it: the session has ended.
-            u64::MAX => self.seat = None,
-            generation => seat.map.settle(generation),
-        }
-    }
 }
 
 impl Store {
@@ -196,6 +185,7 @@ impl Store {
     }
 
     fn attempt(&mut self, request: &DataRequest) -> DataAnswerOr {
+        self.look_at_seat();
         let at = request.target();
         let Some(held) = self.blocks.get(&at.block) else {
             return Err(Failure::Busy("it is gone".to_owned()));
@@ -203,7 +193,6 @@ impl Store {
         if held.condition.is_lost() {
             return Err(Failure::Damaged("this daemon's copy is lost".to_owned()));
         }
-        self.copied.look();
         let Copied { seat, views, .. } = &mut self.copied;
         let Some(seat) = seat else { return Err(Failure::Unseated) };
         // The broker may have moved it since: the client asks again.
@@ -216,14 +205,31 @@ impl Store {
         let done = desk.serve(request);
         drop(operation);
         if view.locks.is_harmed() {
-            // What was done under it may have met who did something else.
             self.tell_damaged(at.block, "its lock table is gone");
             self.copied.views.remove(&at.block);
-            if !(request.counts() && done.is_ok()) {
+            // What was done under it may have met who did something else. What was not done says
+            // why itself: above all, what was left to be repaired must not be asked for again.
+            if done.is_ok() && !request.counts() {
                 return Err(Failure::Busy("its lock table is gone".to_owned()));
             }
         }
         done
+    }
+
+    /// Forgets what was known under an earlier generation of the session object.
+    fn look_at_seat(&mut self) {
+        let moved = self.copied.seat.as_ref().filter(|seat| seat.map.has_moved());
+        let Some((known, now)) = moved.map(|seat| (seat.map.known(), seat.map.generation())) else {
+            return;
+        };
+        self.copied.views.clear();
+        match (known, now) {
+            // No broker counts up to it: the session has ended.
+            (_, u64::MAX) => self.copied.seat = None,
+            // No operation begins in it any more.
+            (u64::MAX, _) => self.leave_seat(),
+            (_, now) => self.copied.seat.iter().for_each(|seat| seat.map.settle(now)),
+        }
     }
 
     fn tell_damaged(&mut self, block: BlockId, text: &str) {
