@@ -3,7 +3,8 @@
 //! # Invariants
 //!
 //! 1. The loop waits in one place, for descriptors and a time; it does nothing that takes long.
-//! 2. What is done for a connection that has ended is answered to nobody, and undone.
+//! 2. What is done for a connection that has ended is answered to nobody: what was made is undone,
+//!    and a block that has grown stays larger. The next broker is told of none that still grows.
 //! 3. What is done for a client by message is one frame's bytes at a time, in turn with the rest.
 //! 4. A connection begins with Register, all of Holds, then notices; what the daemon learned while
 //!    the broker was away is among them, and what is lent.
@@ -171,7 +172,9 @@ impl Server {
         let others = [self.refill_at_ms, self.links.due_ms()].into_iter().flatten();
         let due = others.fold(self.tick_at_ms, u64::min);
         let due = Duration::from_millis(due.saturating_sub(now));
-        self.link.pause(now).map_or(due, |retry| retry.min(due))
+        // Who ends a growth wakes the loop.
+        let retry = self.link.pause(now).filter(|_| !self.store.is_growing());
+        retry.map_or(due, |retry| retry.min(due))
     }
 
     /// Does what is due.
@@ -186,7 +189,9 @@ impl Server {
             self.store.refill();
         }
         self.links.read_again(now);
-        if self.link.connect(now, &self.poller)
+        // A broker that has read a larger size from an object must not be told a smaller one.
+        if !self.store.is_growing()
+            && self.link.connect(now, &self.poller)
             && let Err(error) = self.introduce()
         {
             self.disconnect(&error);

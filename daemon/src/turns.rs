@@ -3,7 +3,8 @@
 //! # Invariants
 //!
 //! 1. A block is busy exactly while a job of it is under way; what comes meanwhile waits behind it.
-//! 2. What waits, and the connection that it came by, is forgotten with that connection.
+//! 2. What waits, and the connection that it came by, is forgotten with that connection; what is
+//!    under way is to end early.
 //! 3. No more than [`WAITING_MAX`] requests wait.
 
 use std::collections::{HashMap, VecDeque};
@@ -97,9 +98,10 @@ impl Turns {
         (turn.asker, turn.behind)
     }
 
-    /// A connection has ended: what waits came by it.
+    /// A connection has ended: what waits came by it, and nobody waits for what is under way.
     pub fn forget_waiting(&mut self) {
         for turn in self.busy.values_mut() {
+            turn.cancelled.store(true, Ordering::Relaxed);
             turn.behind.clear();
         }
         self.waiting = 0;
@@ -155,12 +157,14 @@ mod tests {
     #[test]
     fn no_more_than_the_limit_waits_and_nothing_after_its_connection() {
         let mut turns = Turns::default();
-        turns.begin(block(1), asker(0), VecDeque::new());
+        let cancelled = turns.begin(block(1), asker(0), VecDeque::new());
         for request in 0..WAITING_MAX as u64 {
             turns.arrive(block(1), asker(request), grow(block(1), 1)).unwrap();
         }
         assert_eq!(turns.arrive(block(1), asker(0), grow(block(1), 1)), Err(TooManyWaiting));
+        assert!(!cancelled.load(Ordering::Relaxed));
         turns.forget_waiting();
+        assert!(cancelled.load(Ordering::Relaxed));
         assert_eq!(turns.arrive(block(1), asker(0), grow(block(1), 1)), Ok(None));
         assert_eq!(turns.end(block(1)).1.len(), 1);
     }

@@ -58,7 +58,7 @@ impl Spare {
     ///
     /// [`CommitError`]: there is no object.
     pub fn make(folder: &Folder, bytes: u64, cancelled: &AtomicBool) -> Result<Self, CommitError> {
-        Self::make_by(folder, bytes, |fd, growth| commit::commit(fd, growth, cancelled))
+        Self::make_by(folder, bytes, |fd, growth| Ok(commit::commit(fd, growth, cancelled)?))
     }
 
     /// The same, where `commit` commits what it is told.

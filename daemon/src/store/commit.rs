@@ -3,7 +3,8 @@
 //! # Invariants
 //!
 //! 1. After success no store to the bytes can fail for lack of memory in the file system.
-//! 2. After a failure the object ends where it did.
+//! 2. Nothing is taken back: after a failure the object ends where it did, or further on, and what
+//!    it has is committed. Who knows that nobody was told of it may cut it.
 
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,23 +42,36 @@ pub enum CommitError {
     #[error(transparent)]
     Shortage(#[from] Shortage),
     /// Nobody wants them any more.
-    #[error("the block was destroyed meanwhile")]
+    #[error("nobody waits for it any more")]
     Cancelled,
     /// The object could not be changed.
     #[error(transparent)]
     Object(#[from] ObjectError),
 }
 
+/// A commitment that has not come to its end.
+#[derive(Debug, thiserror::Error)]
+#[error("{at} bytes are committed")]
+pub struct Halted {
+    /// Bytes that the object has.
+    pub at: u64,
+    /// Why they are not more.
+    #[source]
+    pub error: CommitError,
+}
+
+impl From<Halted> for CommitError {
+    fn from(halted: Halted) -> Self {
+        halted.error
+    }
+}
+
 /// Commits the bytes of `growth`, unless `cancelled` is set before all are.
 ///
 /// # Errors
 ///
-/// [`CommitError`]: the object ends where it did.
-pub fn commit(
-    fd: BorrowedFd<'_>,
-    growth: Growth,
-    cancelled: &AtomicBool,
-) -> Result<(), CommitError> {
+/// [`Halted`].
+pub fn commit(fd: BorrowedFd<'_>, growth: Growth, cancelled: &AtomicBool) -> Result<(), Halted> {
     commit_by(fd, growth, cancelled, |fd, part| commit_part(fd, part, growth))
 }
 
@@ -65,7 +79,7 @@ pub fn commit(
 ///
 /// # Errors
 ///
-/// As [`commit`]: the object may end elsewhere.
+/// [`CommitError`].
 pub fn commit_part(fd: BorrowedFd<'_>, part: FileRange, growth: Growth) -> Result<(), CommitError> {
     object::commit(fd, part.offset, part.bytes).map_err(|error| match error {
         ObjectError::NoSpace { .. } => {
@@ -84,28 +98,16 @@ pub fn commit_by(
     fd: BorrowedFd<'_>,
     growth: Growth,
     cancelled: &AtomicBool,
-    part: impl FnMut(BorrowedFd<'_>, FileRange) -> Result<(), CommitError>,
-) -> Result<(), CommitError> {
-    let done = commit_parts(fd, growth, cancelled, part);
-    if done.is_err() {
-        object::truncate(fd, growth.from)?;
-    }
-    done
-}
-
-fn commit_parts(
-    fd: BorrowedFd<'_>,
-    growth: Growth,
-    cancelled: &AtomicBool,
-    mut commit: impl FnMut(BorrowedFd<'_>, FileRange) -> Result<(), CommitError>,
-) -> Result<(), CommitError> {
+    mut part: impl FnMut(BorrowedFd<'_>, FileRange) -> Result<(), CommitError>,
+) -> Result<(), Halted> {
     let mut at = growth.from;
     while at < growth.to {
         if cancelled.load(Ordering::Relaxed) {
-            return Err(CommitError::Cancelled);
+            return Err(Halted { at, error: CommitError::Cancelled });
         }
         let bytes = (growth.to - at).min(STEP_BYTES);
-        commit(fd, FileRange { offset: at, bytes })?;
+        let done = part(fd, FileRange { offset: at, bytes });
+        done.map_err(|error| Halted { at, error })?;
         at += bytes;
     }
     Ok(())

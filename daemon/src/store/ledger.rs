@@ -130,6 +130,11 @@ impl Ledger {
     /// The bytes are committed, and a block has them.
     pub fn keep(&mut self, promise: Promise) {
         let bytes = promise.bytes;
+        self.keep_part(promise, bytes);
+    }
+
+    /// So many of the bytes are, and the rest is not committed.
+    pub fn keep_part(&mut self, promise: Promise, bytes: u64) {
         self.release(promise);
         self.adopt(bytes);
     }

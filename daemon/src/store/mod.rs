@@ -114,6 +114,8 @@ pub struct Store {
     open_objects: access::OpenObjects,
     /// The same of blocks of several copies.
     copied: copied::Copied,
+    /// Blocks that jobs are committing more for.
+    growing: usize,
     /// Where the next check goes on.
     checked: Option<BlockId>,
     _lock: OfdLock,
@@ -175,6 +177,7 @@ impl Store {
             remains: Vec::new(),
             open_objects: access::OpenObjects::default(),
             copied: copied::Copied::default(),
+            growing: 0,
             checked: None,
             _lock: lock,
         };
@@ -263,6 +266,11 @@ impl Store {
     /// What the broker is to be told unasked, since the last call.
     pub fn take_notices(&mut self) -> Vec<DaemonNotice> {
         std::mem::take(&mut self.notices)
+    }
+
+    /// Whether a block is growing, so that nobody can be told how large it is.
+    pub fn is_growing(&self) -> bool {
+        self.growing > 0
     }
 
     /// What is to be done when there is time, since the last call.

@@ -131,7 +131,8 @@ impl Preparer {
     pub fn refill(&mut self, folder: &Folder, bytes: u64) -> Result<Spare, CommitError> {
         let never = AtomicBool::new(false);
         let spare = Spare::make_by(folder, bytes, |fd, growth| {
-            commit::commit_by(fd, growth, &never, |fd, step| self.commit(fd, step, growth))
+            let part = |fd: BorrowedFd<'_>, step| self.commit(fd, step, growth);
+            Ok(commit::commit_by(fd, growth, &never, part)?)
         })?;
         let mut rest = Growth { from: 0, to: bytes };
         while let Some(step) = next_step(&mut rest) {

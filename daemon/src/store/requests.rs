@@ -24,7 +24,7 @@ use tracing::warn;
 
 use super::adopt;
 use super::block::{self, Spare};
-use super::commit::{CommitError, Growth};
+use super::commit::{CommitError, Growth, Halted};
 use super::ledger::{Promise, Purpose, Shortage};
 use super::work::{Done, Job, Remains};
 use super::{Begun, Condition, Held, Store};
@@ -67,17 +67,17 @@ impl Store {
         }
     }
 
-    /// Takes in what came of a job. If nobody waits for it any more (`wanted` is false), what was
-    /// made or added is removed again: nobody was told of it.
+    /// Takes in what came of a job. If nobody waits for it any more (`wanted` is false), an object
+    /// that was made is removed again: nobody was told of it. What was added to a block stays: the
+    /// next broker may have read its size from the object, and have told it to clients.
     pub fn finish(&mut self, done: Done, wanted: bool) -> Reply<DaemonAnswer> {
         match done {
             Done::Made { description, result, promise } => {
                 self.finish_create(*description, result, promise, wanted)
             }
             Done::Extended { block, data, growth, result, promise } => {
-                let result =
-                    result.and_then(|()| if wanted { Ok(()) } else { undo(&data, growth) });
-                self.finish_grow(block, data, growth, result, promise)
+                let (kept, result) = keep(&data, growth, result, wanted);
+                self.finish_grow((block, data), Growth { to: kept, ..growth }, result, promise)
             }
             Done::Cleared { remains, result } => {
                 let Remains { block, data } = remains;
@@ -164,33 +164,30 @@ impl Store {
         let promise = self.promise(block, growth.bytes())?;
         let held = self.blocks.get_mut(&block).expect("it was there a moment ago");
         held.condition = Condition::Growing;
+        self.growing += 1;
         Ok(Begun::Working(Job::Extend { block, data, growth, promise }))
     }
 
+    /// A block has `growth`, which may be less than was asked for, as `result` says.
     fn finish_grow(
         &mut self,
-        block: BlockId,
-        data: OwnedFd,
+        (block, data): (BlockId, OwnedFd),
         growth: Growth,
         result: Result<(), CommitError>,
         promise: Promise,
     ) -> Reply<DaemonAnswer> {
+        self.growing -= 1;
         let held = self.blocks.get_mut(&block).expect("a block that grows stays");
         held.condition = Condition::Whole;
-        match result {
-            Ok(()) => {
-                point(Point::GrowthCommitted);
-                held.data.bytes = growth.to;
-                let gone = Arc::clone(&held.gone);
-                self.ledger.keep(promise);
-                self.prepare(block, data, growth, &gone);
-                Ok(DaemonAnswer::Committed { committed: growth.to })
-            }
-            Err(error) => {
-                self.ledger.release(promise);
-                Err(refusal_of_commit(block, &error))
-            }
+        held.data.bytes = growth.to;
+        let gone = Arc::clone(&held.gone);
+        self.ledger.keep_part(promise, growth.bytes());
+        if growth.bytes() > 0 {
+            point(Point::GrowthCommitted);
+            self.prepare(block, data, growth, &gone);
         }
+        result.map_err(|error| refusal_of_commit(block, &error))?;
+        Ok(DaemonAnswer::Committed { committed: growth.to })
     }
 
     fn destroy(&mut self, block: BlockId) -> Result<Begun, Refusal> {
@@ -296,9 +293,22 @@ impl Held {
     }
 }
 
-fn undo(data: &OwnedFd, growth: Growth) -> Result<(), CommitError> {
-    object::truncate(data.as_fd(), growth.from)?;
-    Err(CommitError::Cancelled)
+/// What a block keeps of a growth: all that is committed, unless that is less than was asked for,
+/// and whoever asked is there to be told that it is nothing.
+fn keep(
+    data: &OwnedFd,
+    growth: Growth,
+    result: Result<(), Halted>,
+    wanted: bool,
+) -> (u64, Result<(), CommitError>) {
+    let Err(Halted { at, error }) = result else { return (growth.to, Ok(())) };
+    if !wanted {
+        return (at, Err(error));
+    }
+    match object::truncate(data.as_fd(), growth.from) {
+        Ok(()) => (growth.from, Err(error)),
+        Err(error) => (at, Err(error.into())),
+    }
 }
 
 fn check_bytes(block: BlockId, committed: u64, bytes_max: u64) -> Result<(), Refusal> {

@@ -13,7 +13,7 @@ use dmce_abi::block::{BlockDescription, BlockId};
 use dmce_sys::object::ObjectError;
 
 use super::block::{self, Data, Spare};
-use super::commit::{self, CommitError, Growth};
+use super::commit::{self, CommitError, Growth, Halted};
 use super::folder::Folder;
 use super::ledger::Promise;
 
@@ -79,8 +79,8 @@ pub enum Done {
         data: OwnedFd,
         /// How much.
         growth: Growth,
-        /// Whether it has them.
-        result: Result<(), CommitError>,
+        /// Whether it has them, or how many.
+        result: Result<(), Halted>,
         /// The bytes.
         promise: Promise,
     },

@@ -10,6 +10,7 @@ mod links;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::process::Stdio;
+use std::time::Instant;
 
 use dmce_abi::Status;
 use dmce_abi::block::{
@@ -334,4 +335,33 @@ fn what_cannot_be_logged_is_refused_on_one_line() {
         assert!(line.starts_with(&format!("dmce-daemon: DMCE_LOG is {directives:?}: {why}")));
         assert_eq!(line.lines().count(), 1, "{line}");
     }
+}
+
+/// A broker that came back has read the larger size from the object, and told a client.
+#[test]
+fn what_was_written_to_a_growth_stays_also_if_its_broker_is_dead() {
+    const TO: u64 = 248 * MIB;
+    let mut broker = Broker::new();
+    broker.start_daemon();
+    broker.accept();
+    assert_eq!(broker.ask(&create(1, 2 * MIB)), committed(2 * MIB));
+    let client = broker.open_data(1);
+    broker.request(&grow(1, TO));
+    let begin = Instant::now();
+    while object::stat(client.as_fd()).unwrap().bytes == 2 * MIB {
+        assert!(begin.elapsed() < WATCHDOG, "it does not grow");
+    }
+    // Wherever in the growth it is: what there is now may be told to anybody.
+    broker.stop();
+    let found = object::stat(client.as_fd()).unwrap().bytes;
+    broker.restart();
+    object::write_at(client.as_fd(), &[7; 4096], found - 4096).unwrap();
+    broker.signal(Signal::CONT);
+    let held = held(&broker.accept());
+    assert!(held[0].1 >= found, "{held:?} of {found}");
+    assert_eq!(object::stat(client.as_fd()).unwrap().bytes, held[0].1);
+    let mut page = [0; 4096];
+    object::read_at(client.as_fd(), &mut page, found - 4096).unwrap();
+    assert_eq!(page, [7; 4096]);
+    assert_eq!(broker.ask(&grow(1, TO)), committed(TO));
 }

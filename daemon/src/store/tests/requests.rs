@@ -127,7 +127,7 @@ fn a_block_that_takes_an_old_id_has_nothing_of_the_old_one() {
 }
 
 #[test]
-fn a_job_that_nobody_waits_for_is_undone() {
+fn an_object_that_nobody_waits_for_is_removed_and_a_growth_stays() {
     let fixture = Fixture::new();
     let mut store = fixture.open();
     let never = AtomicBool::new(false);
@@ -142,9 +142,42 @@ fn a_job_that_nobody_waits_for_is_undone() {
     let done = job.run(&store.folder(), &never);
     store.tick();
     assert_eq!(store.take_notices(), []);
-    assert_eq!(store.finish(done, false).unwrap_err().status, Status::Unavailable);
-    assert_eq!(open_data(&store, 1).stat.bytes, 64 * KIB);
-    assert_eq!((held(&store), store.committed()), (vec![(1, 64 * KIB)], 64 * KIB));
+    // A broker that came back has told a client how large it is, and that has written there.
+    let client = open_data(&store, 1);
+    object::write_at(client.as_fd(), &[7; 4096], 20 * MIB - 4096).unwrap();
+    assert!(store.is_growing());
+    assert_eq!(store.finish(done, false), committed(20 * MIB));
+    assert!(!store.is_growing());
+    let mut page = [0; 4096];
+    object::read_at(client.as_fd(), &mut page, 20 * MIB - 4096).unwrap();
+    assert_eq!(page, [7; 4096]);
+    assert_eq!((held(&store), store.committed()), (vec![(1, 20 * MIB)], 20 * MIB));
+    store.tick();
+    assert_eq!(store.take_notices(), []);
+}
+
+#[test]
+fn a_growth_that_cannot_be_is_taken_back_only_from_who_waits_for_it() {
+    const FIRST_PART: u64 = 4 * MIB + (64 << 20);
+    let Some(tmpfs) = SmallTmpfs::mount(100 * MIB) else { return };
+    let mut fixture = Fixture::at(&tmpfs.path);
+    fixture.section.capacity = Bytes::mib(256);
+    let mut store = fixture.open();
+    ask(&mut store, create(1, 4 * MIB)).unwrap();
+    for (wanted, left) in [(true, 4 * MIB), (false, FIRST_PART)] {
+        let Begun::Working(job) = store.begin(grow(1, 90 * MIB)) else { panic!("not brief") };
+        // Somebody else takes the room between the look and the commitment.
+        let rest = std::fs::File::create(tmpfs.path.join("rest")).unwrap();
+        object::commit(rest.as_fd(), 0, 20 * MIB).unwrap();
+        let done = job.run(&store.folder(), &AtomicBool::new(false));
+        assert_eq!(open_data(&store, 1).stat.bytes, FIRST_PART);
+        assert_eq!(store.finish(done, wanted).unwrap_err().status, Status::NoSpace);
+        let stat = open_data(&store, 1).stat;
+        assert_eq!((stat.bytes, stat.allocated_bytes), (left, left));
+        assert_eq!((held(&store), store.committed()), (vec![(1, left)], left));
+        object::truncate(rest.as_fd(), 0).unwrap();
+    }
+    assert_eq!(ask(&mut store, grow(1, 90 * MIB)), committed(90 * MIB));
 }
 
 #[test]
@@ -203,7 +236,7 @@ fn a_commitment_that_fails_half_way_gives_everything_back() {
     let free = fixture.free_bytes();
     let never = AtomicBool::new(false);
     let growth = Growth { from: 4 * MIB, to: 100 * MIB };
-    let error = commit(client.as_fd(), growth, &never).unwrap_err().to_string();
+    let error = commit(client.as_fd(), growth, &never).unwrap_err().error.to_string();
     assert_eq!(error, "96 MiB are wanted, and the file system is full");
     let error = Spare::make(&store.folder(), 100 * MIB, &never).unwrap_err().to_string();
     assert_eq!(error, "100 MiB are wanted, and the file system is full");
