@@ -118,7 +118,7 @@ fn a_lost_block_is_there_again_when_its_stale_copy_is_adopted() {
     region.write(BYTES - 5, &NEW, Mirror::Both).unwrap();
     put_aside(&mut instance, 2);
     wait_until("both are lost", || found(&region) == Err(Status::Lost));
-    assert_eq!(instance.blocks()[0].state, BlockState::Lost);
+    wait_until("it is shown", || instance.blocks()[0].state == BlockState::Lost);
     let none = format!("no daemon has a stale copy of block {block}");
     assert_eq!(adopt(&instance, ""), refused(&none));
     put_back(&mut instance, 1, first);

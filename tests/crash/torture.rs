@@ -28,6 +28,6 @@ fn what_was_acknowledged_is_there_whoever_is_killed_or_stopped_and_whatever_is_l
         let report = run(Plan { seed, length, daemons: 3, copies });
         println!("seed {seed}, copies {copies}\n{report}");
         assert!(report.misfortunes() > 0 && report.acknowledged > 0, "nothing has happened");
-        assert_eq!(report.failed, 0);
+        assert!(copies == 1 || report.compared > 0, "no copies were compared");
     }
 }

@@ -83,7 +83,7 @@ pub fn check(
         }
         if owner.copies() > 1 {
             let looked = pages::Looked { objects, sessions, block, guid };
-            checked.compared += looked.check(&good, &mut checked.differences)?;
+            looked.check(&good, checked)?;
         }
     }
     Ok(())

@@ -49,6 +49,8 @@ pub struct Checked {
     pub stale: usize,
     /// Pages that were compared with another copy's.
     pub compared: u64,
+    /// Pages that sessions which live hold, and intents of theirs.
+    pub under_way: u64,
     /// What is not as it must be.
     pub differences: Vec<Difference>,
 }
@@ -91,25 +93,28 @@ pub fn check(folder: &Path, instance: &str) -> Result<Checked, ObjectError> {
     let objects = Objects::list(folder, instance, &mut checked.differences)?;
     let sessions = Sessions::read(&objects, &mut checked.differences)?;
     checked.sessions = sessions.count();
+    checked.under_way = sessions.intents();
     blocks::check(&objects, &sessions, &mut checked)?;
     Ok(checked)
 }
 
-/// Waits until nothing is wrong with what an instance has.
+/// Waits until nothing is wrong with what an instance has, and nothing under way: where nobody does
+/// anything any more, a page that is held is one that nobody gives back.
 ///
 /// # Panics
 ///
-/// If something stays wrong, or could not be looked at.
+/// If something stays wrong or under way, or could not be looked at.
 #[must_use]
 pub fn wait_sound(instance: &Instance) -> Checked {
     let begin = std::time::Instant::now();
     loop {
         let checked = check(instance.folder(), instance.name()).expect("own objects are looked at");
-        if checked.differences.is_empty() {
+        if checked.differences.is_empty() && checked.under_way == 0 {
             return checked;
         }
         let all: Vec<_> = checked.differences.iter().map(ToString::to_string).collect();
-        assert!(begin.elapsed() < WATCHDOG, "what is there stays wrong:\n{}", all.join("\n"));
+        let (held, all) = (checked.under_way, all.join("\n"));
+        assert!(begin.elapsed() < WATCHDOG, "what is there stays wrong, {held} held:\n{all}");
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
 }

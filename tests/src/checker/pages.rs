@@ -9,11 +9,11 @@ use dmce_shm::lock::{LockBits, LockState, PageCondition};
 use dmce_shm::table::{LockTableHeader, covered_bytes, word_offset};
 use dmce_sys::object::{self, ObjectError};
 
-use super::Difference;
 use super::blocks::Copy;
 use super::difference::LockFault;
 use super::objects::{BROKER, Objects};
 use super::sessions::Sessions;
+use super::{Checked, Difference};
 
 const WORD_BYTES: usize = 8;
 const PAGE: usize = 4096;
@@ -30,12 +30,9 @@ pub struct Looked<'a> {
 }
 
 impl Looked<'_> {
-    /// Looks at the lock words, and compares the bytes of all pages that are at rest; how many.
-    pub fn check(
-        &self,
-        good: &[Copy],
-        differences: &mut Vec<Difference>,
-    ) -> Result<u64, ObjectError> {
+    /// Looks at the lock words, and compares the bytes of all pages that are at rest.
+    pub fn check(&self, good: &[Copy], checked: &mut Checked) -> Result<(), ObjectError> {
+        let differences = &mut checked.differences;
         let block = self.block;
         let bytes = good.iter().map(|copy| copy.bytes).min().unwrap_or(0);
         let count = bytes.div_ceil(PAGE_BYTES);
@@ -51,7 +48,10 @@ impl Looked<'_> {
             let place = usize::try_from(page).expect("a block in memory has few pages");
             let bits = LockBits::of_word(words.get(place).copied().unwrap_or(0));
             match self.condition(bits) {
-                Ok(is_held) => at_rest.push(!is_held),
+                Ok(is_held) => {
+                    checked.under_way += u64::from(is_held);
+                    at_rest.push(!is_held);
+                }
                 Err(condition) => {
                     differences.push(Difference::Lock { block, page, condition });
                     // What differs there is said already.
@@ -59,7 +59,7 @@ impl Looked<'_> {
                 }
             }
         }
-        let Some((first, others)) = good.split_first() else { return Ok(0) };
+        let Some((first, others)) = good.split_first() else { return Ok(()) };
         for other in others {
             for page in differing(first, other, bytes)? {
                 let place = usize::try_from(page).expect("a block in memory has few pages");
@@ -69,7 +69,8 @@ impl Looked<'_> {
                 }
             }
         }
-        Ok(if others.is_empty() { 0 } else { count })
+        checked.compared += if others.is_empty() { 0 } else { count };
+        Ok(())
     }
 
     /// The words of all pages, or why there are none.

@@ -58,6 +58,11 @@ impl Sessions {
         self.0.len()
     }
 
+    /// How many intents they have.
+    pub fn intents(&self) -> u64 {
+        self.0.values().map(|session| session.intents.len() as u64).sum()
+    }
+
     /// Whether a session of that id and GUID lives.
     pub fn has(&self, id: SessionId, guid: Guid) -> bool {
         self.0.get(&id.get()).is_some_and(|session| session.guid == guid)

@@ -2,8 +2,12 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::{Instance, Seeded};
+
+/// In less than this a broker has told everybody of a loss.
+const TELLING_US: u64 = 20_000;
 
 /// What is done to objects.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +27,9 @@ enum Company {
     /// Their daemon, after.
     DaemonAfter,
     /// The broker, before: nobody is told.
-    Broker,
+    BrokerBefore,
+    /// The broker, after, in the midst of telling.
+    BrokerAfter,
 }
 
 /// Damage to what one daemon holds.
@@ -38,10 +44,11 @@ impl Damage {
     /// Any.
     pub fn draw(random: &mut Seeded) -> Self {
         let way = if random.below(2) == 0 { Way::Remove } else { Way::Truncate };
-        let company = match random.below(6) {
+        let company = match random.below(7) {
             0 | 1 => Company::DaemonBefore,
             2 => Company::DaemonAfter,
-            3 => Company::Broker,
+            3 => Company::BrokerBefore,
+            4 => Company::BrokerAfter,
             _ => Company::Nobody,
         };
         Self { way, company, is_all: random.below(2) == 0 }
@@ -55,8 +62,8 @@ impl Damage {
     pub fn inflict(self, instance: &mut Instance, daemon: u32, random: &mut Seeded) {
         match self.company {
             Company::DaemonBefore => instance.kill_daemon(daemon),
-            Company::Broker => instance.kill_broker(),
-            Company::Nobody | Company::DaemonAfter => {}
+            Company::BrokerBefore => instance.kill_broker(),
+            Company::Nobody | Company::DaemonAfter | Company::BrokerAfter => {}
         }
         let mut objects = data_of(instance, daemon);
         if !self.is_all && !objects.is_empty() {
@@ -69,8 +76,15 @@ impl Damage {
                 Way::Truncate => truncate(&object),
             }
         }
-        if let Company::DaemonAfter = self.company {
-            instance.kill_daemon(daemon);
+        match self.company {
+            Company::DaemonAfter => instance.kill_daemon(daemon),
+            Company::BrokerAfter => {
+                // From before it has noticed until after it has told all.
+                let pause = Duration::from_micros(random.below(TELLING_US));
+                std::thread::sleep(pause);
+                instance.kill_broker();
+            }
+            Company::Nobody | Company::DaemonBefore | Company::BrokerBefore => {}
         }
         instance.start_all();
     }
@@ -90,7 +104,7 @@ impl Damage {
         match self.company {
             Company::Nobody => None,
             Company::DaemonBefore | Company::DaemonAfter => Some("killed daemons"),
-            Company::Broker => Some("killed brokers"),
+            Company::BrokerBefore | Company::BrokerAfter => Some("killed brokers"),
         }
     }
 }

@@ -29,7 +29,7 @@ mod writer;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-pub use ledger::{Ledger, Loss};
+pub use ledger::{Ledger, Loss, Tear};
 pub use report::Report;
 pub use work::work;
 
@@ -110,7 +110,8 @@ impl Campaign {
         let count = MISFORTUNES_MIN + self.random.below(MISFORTUNES_MAX - MISFORTUNES_MIN + 1);
         let mut losses = self.draw_losses(count);
         for place in 0..count {
-            if Instant::now() >= self.end {
+            // The first round is whole, so that each campaign has all kinds of misfortune.
+            if Instant::now() >= self.end && self.report.rounds > 0 {
                 break;
             }
             self.wait_progress(|_| true);
@@ -133,8 +134,9 @@ impl Campaign {
                 .expect("there is room for the writers' regions");
         }
         session.close().expect("the broker serves");
+        let tear = if self.plan.copies > 1 { Tear::Pages } else { Tear::Bytes };
         for writer in 0..WRITERS {
-            let fresh = self.start_writer(writer, Ledger::new(PLACES));
+            let fresh = self.start_writer(writer, Ledger::new(writer, PLACES, tear));
             self.writers.push(fresh);
         }
     }
@@ -240,10 +242,16 @@ impl Campaign {
         };
         let holder = holder.filter(|_| self.plan.copies > 1);
         let neighbour = holder.map(|holder| self.writers[holder ^ 1].pid());
+        if place != 0 && self.random.below(4) == 0 {
+            self.instance.kill_broker();
+            self.instance.start_broker();
+            self.report.count(Victim::Broker.kind());
+        }
         self.wait_progress(|writer| {
             writer.pid() != pid && !writer.is_by_message() && Some(writer.pid()) != neighbour
         });
         send(pid, Signal::CONT);
+        self.instance.wait_serving();
         self.report.count(kind);
     }
 
@@ -294,7 +302,7 @@ impl Campaign {
             region
                 .read(record::offset(writer, place), &mut found, Mirror::Any)
                 .expect("it is there");
-            match ledger.settle(place, record::find(writer, place, &found)) {
+            match ledger.settle(place, &found) {
                 Ok(is_torn) => self.report.torn += u64::from(is_torn),
                 Err(loss) => panic!("writer {writer}, place {place}: {loss}"),
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::checker::Checked;
 
-/// What a campaign has seen. Nothing was lost, or it would have ended.
+/// What a campaign has seen. Nothing was lost and no call has failed, or it would have ended.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// Misfortunes by kind.
@@ -15,8 +15,6 @@ pub struct Report {
     pub rounds: u64,
     /// Records that were acknowledged.
     pub acknowledged: u64,
-    /// Calls that failed.
-    pub failed: u64,
     /// Records that a writer's death has left in part, none of which was acknowledged.
     pub torn: u64,
     /// Pages that were compared with another copy's.
@@ -56,7 +54,7 @@ impl fmt::Display for Report {
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         writeln!(f, "{:>10} rounds", self.rounds)?;
         writeln!(f, "{:>10} writes acknowledged, 0 lost", self.acknowledged)?;
-        writeln!(f, "{:>10} calls failed", self.failed)?;
+        writeln!(f, "{:>10} calls failed", 0)?;
         writeln!(f, "{:>10} writes of killed clients that are there in part", self.torn)?;
         writeln!(f, "{:>10} pages equal on all good copies", self.compared)?;
         writeln!(f, "{:>10} copies stale", self.stale)?;

@@ -2,7 +2,7 @@
 //!
 //! | line | meaning |
 //! |---|---|
-//! | `t PLACE SEQUENCE` | it is about to write the record |
+//! | `t PLACE SEQUENCE BYTES` | it is about to write the record |
 //! | `a MICROSECONDS` | the write was acknowledged, after so long |
 //! | `f TEXT` | the write failed; the record may be there or not |
 
@@ -39,7 +39,7 @@ pub fn work(
         let place = random.below(PLACES);
         let at = record::offset(writer, place);
         let record = record::make(writer, place, sequence, bytes_of(&mut random));
-        say(&mut lines, format_args!("t {place} {sequence}"));
+        say(&mut lines, format_args!("t {place} {sequence} {}", record.len()));
         let begin = Instant::now();
         let written = if random.below(2) == 0 {
             region.write(at, &record, Mirror::Both)

@@ -23,7 +23,6 @@ struct Heard {
     ledger: Mutex<Ledger>,
     acknowledged: AtomicU64,
     slowest_us: AtomicU64,
-    failed: AtomicU64,
     /// What was not as it must be.
     complaints: Mutex<Vec<String>>,
 }
@@ -42,7 +41,6 @@ impl Writer {
             ledger: Mutex::new(ledger),
             acknowledged: AtomicU64::new(0),
             slowest_us: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
             complaints: Mutex::new(Vec::new()),
         });
         let lines = BufReader::new(child.stdout.take().expect("it was piped"));
@@ -92,7 +90,6 @@ impl Writer {
     /// The ledger of a writer that was killed; what else it did goes to the report.
     pub fn take_ledger(&mut self, report: &mut Report) -> Ledger {
         report.acknowledged += self.acknowledged();
-        report.failed += self.heard.failed.load(Ordering::Relaxed);
         report.slowest = report.slowest.max(self.take_slowest());
         self.heard.ledger.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -105,11 +102,6 @@ impl Heard {
             let understood = match kind {
                 "t" => self.tried(rest),
                 "a" => self.acknowledged(rest),
-                "f" => {
-                    eprintln!("a write failed: {rest}");
-                    self.failed.fetch_add(1, Ordering::Relaxed);
-                    Some(())
-                }
                 // What the client says of the commands before.
                 "ok" if rest.is_empty() => Some(()),
                 _ => None,
@@ -122,9 +114,10 @@ impl Heard {
     }
 
     fn tried(&self, rest: &str) -> Option<()> {
-        let (place, sequence) = rest.split_once(' ')?;
-        let (place, sequence) = (place.parse().ok()?, sequence.parse().ok()?);
-        self.ledger().begin(place, sequence);
+        let mut words = rest.split(' ');
+        let place = words.next()?.parse().ok()?;
+        let mut number = || words.next()?.parse().ok();
+        self.ledger().begin(place, number()?, number()?);
         Some(())
     }
 
