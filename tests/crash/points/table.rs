@@ -9,7 +9,9 @@ use dmce_sys::crash::Point;
 pub enum Work {
     /// A client writes to a region, to which another one writes as well.
     Writes,
-    /// The same, when all copies but one are lost.
+    /// The same, with writes of so few bytes that they are always saved.
+    SmallWrites,
+    /// As [`Work::Writes`], when all copies but one are lost.
     LastCopy,
     /// A client has pointers made.
     Pointers,
@@ -58,6 +60,11 @@ impl Row {
     const fn with_copies(self) -> Self {
         Self { copies: 2, ..self }
     }
+
+    /// With three of everything.
+    const fn with_three(self) -> Self {
+        Self { copies: 3, ..self }
+    }
 }
 
 /// Deaths of a client.
@@ -87,6 +94,20 @@ pub const CLIENT: &[Row] = &[
     at(Point::PageFreed, 40, Work::Writes).with_copies(),
     at(Point::PageFreed, 41, Work::Writes).with_copies(),
     at(Point::IntentCleared, 40, Work::Writes).with_copies(),
+    at(Point::UndoSaved, 30, Work::SmallWrites).with_copies(),
+    at(Point::PhaseFirst, 30, Work::SmallWrites).with_copies(),
+    at(Point::FirstStored, 30, Work::SmallWrites).with_copies(),
+    at(Point::PhaseOthers, 30, Work::SmallWrites).with_copies(),
+    at(Point::OthersStored, 30, Work::SmallWrites).with_copies(),
+    at(Point::FirstStored, 30, Work::Writes).with_three(),
+    at(Point::PhaseOthers, 30, Work::Writes).with_three(),
+    at(Point::OthersStored, 30, Work::Writes).with_three(),
+    at(Point::PhaseOthers, 30, Work::SmallWrites).with_three(),
+    at(Point::PageLocked, 4, Work::Pointers).with_copies(),
+    at(Point::PhaseOthers, 3, Work::Pointers).with_copies(),
+    at(Point::OthersStored, 3, Work::Pointers).with_copies(),
+    at(Point::PhaseSettled, 3, Work::Pointers).with_copies(),
+    at(Point::PinFreed, 2, Work::Pointers).with_copies(),
     at(Point::PhaseFirst, 40, Work::LastCopy).with_copies(),
     at(Point::FirstStored, 40, Work::LastCopy).with_copies(),
     at(Point::OthersStored, 40, Work::LastCopy).with_copies(),
@@ -169,6 +190,14 @@ pub const BROKER: &[Row] = &[
     at(Point::HeaderRaised, 1, Work::LostCopies).with_copies(),
     at(Point::HeaderRaised, 3, Work::LostCopies).with_copies(),
     at(Point::GenerationPublished, 1, Work::LostCopies).with_copies(),
+    at(Point::HeaderCleared, 2, Work::LostCopies).with_three(),
+    at(Point::HeaderFilled, 2, Work::LostCopies).with_three(),
+    at(Point::HeaderRaised, 1, Work::LostCopies).with_three(),
+    at(Point::HeaderRaised, 2, Work::LostCopies).with_three(),
+    at(Point::HeaderRaised, 3, Work::LostCopies).with_three(),
+    // Daemons that join have session objects of their own.
+    at(Point::SessionCreated, 2, Work::Start).with_copies(),
+    at(Point::SessionWritten, 2, Work::Start).with_copies(),
     at(Point::StaleHeaderRemoved, 1, Work::Deletions).with_copies(),
     at(Point::RepairBegun, 1, Work::RollBack).with_copies(),
     at(Point::RepairBegun, 3, Work::RollForward).with_copies(),
@@ -176,6 +205,8 @@ pub const BROKER: &[Row] = &[
     at(Point::RepairStored, 2, Work::RollBack).with_copies(),
     at(Point::RepairStored, 1, Work::RollForward).with_copies(),
     at(Point::RepairStored, 3, Work::RollForward).with_copies(),
+    at(Point::RepairStored, 1, Work::RollBack).with_three(),
+    at(Point::RepairStored, 3, Work::RollForward).with_three(),
     at(Point::RepairReleased, 1, Work::RollBack).with_copies(),
     at(Point::RepairReleased, 3, Work::RollForward).with_copies(),
     at(Point::RepairWoken, 1, Work::RollBack).with_copies(),
