@@ -278,6 +278,8 @@ pub enum Action {
         guid: Guid,
         /// The daemons of its good copies, the primary's first.
         copies: Vec<DaemonId>,
+        /// Bytes that all of these have.
+        committed: u64,
         /// Whether it has a lock table. Without one nobody writes to the block, and all that the
         /// slot may have been writing is made equal.
         has_locks: bool,

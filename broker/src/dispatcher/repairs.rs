@@ -218,12 +218,12 @@ impl Dispatcher {
             found.guid == guid && is_its_own
         });
         let is_idle = self.is_without_locks(block);
-        match found.map(|found| (found.state, found.copies.daemons())) {
+        match found.map(|found| (found.state, (found.copies.daemons(), found.committed))) {
             Some((BlockState::Held, _)) if is_level => self.clear_intent(of),
             Some((BlockState::Losing, _)) if is_level || !is_idle => {
                 self.wrecks.hold_up(block, of);
             }
-            Some((state @ (BlockState::Held | BlockState::Losing), copies)) => {
+            Some((state @ (BlockState::Held | BlockState::Losing), (copies, committed))) => {
                 let has_locks = state == BlockState::Held;
                 self.wrecks.repairing = Some(Repairing { claim: of, has_locks });
                 // What a pointer stored is in the copy that is the primary now.
@@ -236,6 +236,7 @@ impl Dispatcher {
                     block,
                     guid,
                     copies,
+                    committed,
                     has_locks,
                     carried,
                 });

@@ -534,9 +534,20 @@ impl Server {
                 let found = found.map_err(|error| error.to_string());
                 self.events.push_back(Event::IntentsRead { session, found });
             }
-            Action::Repair { session, slot, wreck, block, guid, copies, has_locks, carried } => {
+            Action::Repair {
+                session,
+                slot,
+                wreck,
+                block,
+                guid,
+                copies,
+                committed,
+                has_locks,
+                carried,
+            } => {
                 let left_by = (session, slot);
-                let job = Job { left_by, wreck, block, guid, copies, has_locks, carried };
+                let job =
+                    Job { left_by, wreck, block, guid, copies, committed, has_locks, carried };
                 let repaired = repairs::repair(&self.objects, &self.sessions, &job);
                 self.later.push(Event::Repaired { session, slot, repaired });
             }

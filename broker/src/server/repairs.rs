@@ -19,9 +19,9 @@ use dmce_broker::dispatcher::Repaired;
 use dmce_shm::copies::{self, Carried, RepairError, Site, Wreck};
 use dmce_shm::session::object::SessionError;
 use dmce_shm::table;
+use dmce_sys::object::watched::{Watched, WatchedError};
 use dmce_sys::object::word::{ObjectWord, WordError};
-use dmce_sys::object::{self, ObjectError, ObjectStat};
-
+use dmce_sys::object::{self, ObjectError};
 use tracing::debug;
 
 use super::objects::{ObjectFailure, Objects};
@@ -41,6 +41,8 @@ pub struct Job {
     pub guid: Guid,
     /// The daemons of its good copies.
     pub copies: Vec<DaemonId>,
+    /// Bytes that all of these have.
+    pub committed: u64,
     /// Whether it has a lock table.
     pub has_locks: bool,
     /// If a pointer stored there, and no slot was writing: address and bytes.
@@ -62,8 +64,10 @@ enum Trouble {
     Session(#[from] SessionError),
     #[error("it has {bytes} bytes, and is to have {needs}")]
     Short { bytes: u64, needs: u64 },
-    #[error("somebody cut it")]
-    Cut,
+    #[error(transparent)]
+    Copy(#[from] WatchedError),
+    #[error("it is not open")]
+    Closed,
     #[error("there is no such session any more")]
     NoSession,
     #[error("nobody has a good copy")]
@@ -155,7 +159,7 @@ impl Place<'_> {
             }
             self.table = Some((fd, bytes));
         }
-        let (fd, bytes) = self.table.as_ref().ok_or(Trouble::Cut)?;
+        let (fd, bytes) = self.table.as_ref().ok_or(Trouble::Closed)?;
         let needs = table::word_offset(page * PAGE_BYTES) + 8;
         if *bytes < needs {
             return Err(Trouble::Short { bytes: *bytes, needs });
@@ -169,24 +173,23 @@ impl Place<'_> {
             let word = ObjectWord::map(self.table(page)?, offset)?;
             self.words.insert(page, word);
         }
-        self.words.get(&page).ok_or(Trouble::Cut)
+        self.words.get(&page).ok_or(Trouble::Closed)
     }
 
     /// A copy, if it has all bytes up to `needs`.
-    fn copy(
-        &mut self,
-        daemon: DaemonId,
-        needs: u64,
-    ) -> Result<(BorrowedFd<'_>, ObjectStat), Trouble> {
+    fn copy(&mut self, daemon: DaemonId, needs: u64) -> Result<Watched<'_>, Trouble> {
         if !self.copies.contains_key(&daemon) {
             let kind = ObjectKind::Data(self.job.block.get());
             let (fd, _) = self.objects.open(daemon.get(), kind, true)?;
             self.copies.insert(daemon, fd);
         }
-        let fd = self.copies.get(&daemon).ok_or(Trouble::Cut)?.as_fd();
-        let stat = object::stat(fd)?;
-        let bytes = stat.bytes;
-        if bytes < needs { Err(Trouble::Short { bytes, needs }) } else { Ok((fd, stat)) }
+        let fd = self.copies.get(&daemon).ok_or(Trouble::Closed)?.as_fd();
+        let (before, committed) = (object::stat(fd)?, self.job.committed);
+        let bytes = before.bytes;
+        if bytes < needs {
+            return Err(Trouble::Short { bytes, needs });
+        }
+        Ok(Watched { fd, before, committed })
     }
 }
 
@@ -206,32 +209,17 @@ impl Site for Place<'_> {
     }
 
     fn read(&mut self, copy: DaemonId, cell: u64, into: &mut [u8]) -> Result<(), Trouble> {
-        let (fd, before) = self.copy(copy, cell + into.len() as u64)?;
-        object::read_at(fd, into, cell)?;
-        // What was cut and made longer again is read as zeros.
-        if is_cut(before, object::stat(fd)?) { Err(Trouble::Cut) } else { Ok(()) }
+        Ok(self.copy(copy, cell + into.len() as u64)?.read(into, cell)?)
     }
 
     fn write(&mut self, copy: DaemonId, cell: u64, data: &[u8]) -> Result<(), Trouble> {
-        let (fd, before) = self.copy(copy, cell + data.len() as u64)?;
-        object::write_at(fd, data, cell)?;
-        if is_cut(before, object::stat(fd)?) {
-            // This may have made it longer again.
-            object::truncate(fd, cell)?;
-            return Err(Trouble::Cut);
-        }
-        Ok(())
+        Ok(self.copy(copy, cell + data.len() as u64)?.write(data, cell)?)
     }
 
     fn undo(&mut self, into: &mut [u8]) -> Result<(), Trouble> {
         let (session, slot) = self.job.left_by;
         Ok(self.sessions.undo(session, slot, into).ok_or(Trouble::NoSession)??)
     }
-}
-
-/// Whether an object has lost bytes: committed ones are allocated.
-const fn is_cut(before: ObjectStat, after: ObjectStat) -> bool {
-    after.bytes < before.bytes || after.allocated_bytes < before.allocated_bytes
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{self, AtFlags, FallocateFlags, Mode, OFlags, RenameFlags, StatxFlags};
 use rustix::io::{Errno, retry_on_intr};
 
+pub mod watched;
 pub mod word;
 
 /// Where POSIX shared memory lives on Linux.

@@ -106,13 +106,13 @@ fn a_session_ends_when_what_it_left_is_repaired_slot_by_slot() {
     assert_eq!(writer.history(), ["publish", "read", "repair"]);
     assert!(writer.is_wreck() && writer.rig.dispatcher.snapshot().sessions.is_empty());
     let is_repair = |action: &&Action| matches!(action, Action::Repair { slot: 0, .. });
-    let Some(Action::Repair { block, guid, copies, .. }) =
+    let Some(Action::Repair { block, guid, copies, committed, .. }) =
         writer.rig.actions.iter().find(is_repair)
     else {
         panic!("{:?}", writer.rig.actions)
     };
     assert_eq!((*block, *guid), (writer.block, writer.opened.first.guid));
-    assert_eq!(*copies, [daemon_id(1), daemon_id(2)]);
+    assert_eq!((*committed, &copies[..]), (MIB, &[daemon_id(1), daemon_id(2)][..]));
     // Of another, or of a slot that the shell is not at.
     writer.repaired(1, Repaired::Done { lost: vec![] });
     writer.repaired(0, Repaired::Done { lost: vec![] });

@@ -229,6 +229,7 @@ fn job_of(slot: u8, claim: &IntentClaim) -> Job {
         block: block(),
         guid: guid(),
         copies: vec![daemon(1), daemon(2)],
+        committed: END,
         has_locks: true,
         carried: None,
     }
@@ -310,19 +311,6 @@ fn a_copy_that_is_gone_or_cut_is_named_and_not_made_longer() {
     let alone = Job { copies: vec![daemon(1)], ..job };
     assert_eq!(folder.repair(&alone), done());
     assert!(folder.is_free(4));
-}
-
-#[test]
-fn bytes_that_were_cut_while_they_were_written_are_seen_by_what_is_left() {
-    let folder = Folder::new("seen");
-    let stat = || object::stat(folder.data(1).as_fd()).unwrap();
-    let whole = stat();
-    assert!(!is_cut(whole, stat()));
-    // And made longer again, as who writes at the end does.
-    object::truncate(folder.data(1).as_fd(), 8 * PAGE_BYTES).unwrap();
-    folder.put(1, END - 8, 8);
-    assert_eq!(stat().bytes, whole.bytes);
-    assert!(is_cut(whole, stat()));
 }
 
 #[test]

@@ -201,7 +201,7 @@ impl Store {
             .begin(SLOT.into())
             .map_err(|Moved| Failure::Busy("its copies have changed a moment ago".to_owned()))?;
         let view = view_of(&self.folder, held, views)?;
-        let desk = Desk { seat, view, committed: held.data.bytes };
+        let desk = Desk { seat, view };
         let done = desk.serve(request);
         drop(operation);
         if view.locks.is_harmed() {
@@ -275,7 +275,9 @@ fn view_of<'a>(
 ) -> Result<&'a View, Failure> {
     let description = &held.header.description;
     let (block, guid) = (description.block, description.guid);
-    if views.get(&block).is_none_or(|view| view.guid != guid) {
+    // One of a block that has grown since may lack words of its lock table.
+    let of = (guid, held.data.bytes);
+    if views.get(&block).is_none_or(|view| (view.guid, view.committed) != of) {
         let view = View::open(folder, held)?;
         if views.len() >= VIEWS_MAX {
             views.clear();
@@ -313,8 +315,6 @@ fn seat(folder: &Folder, identity: SessionIdentity) -> Result<SessionMap, SeatEr
 struct Desk<'a> {
     seat: &'a Seat,
     view: &'a View,
-    /// Bytes of this daemon's copy.
-    committed: u64,
 }
 
 impl Desk<'_> {
@@ -364,7 +364,7 @@ impl Desk<'_> {
         let mut data = vec![0; bytes];
         let (mut done, until) = (0, at.cell + bytes as u64);
         while done < bytes {
-            let batch = Batch::first_of(at.cell + done as u64, until, self.committed);
+            let batch = Batch::first_of(at.cell + done as u64, until, self.view.committed);
             let part = usize::try_from(batch.bytes).expect("a batch is a part of the request");
             self.read_batch((at.block, place), batch, &mut data[done..done + part])?;
             done += part;

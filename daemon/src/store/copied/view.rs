@@ -16,6 +16,7 @@ use dmce_abi::name::ObjectKind;
 use dmce_shm::header::{BlockHeader, HeaderError};
 use dmce_shm::table::{LockTable, Size, TableFault};
 use dmce_sys::map::Protection;
+use dmce_sys::object::watched::{Watched, WatchedError};
 use dmce_sys::object::{self, ObjectError, ObjectStat};
 
 use super::super::Held;
@@ -27,6 +28,8 @@ use super::super::folder::{BROKER, Folder, Found, Own};
 pub(super) struct View {
     /// The block's.
     pub guid: Guid,
+    /// Bytes of this daemon's copy when it was opened.
+    pub committed: u64,
     /// The primary's first.
     pub copies: Vec<Copy>,
     /// Its lock table.
@@ -40,6 +43,8 @@ pub(super) struct Copy {
     pub daemon: DaemonId,
     /// What it was made as.
     pub half: Half,
+    /// Bytes of this daemon's copy; the other may have more, or fewer.
+    committed: u64,
     object: Own,
 }
 
@@ -77,6 +82,7 @@ impl View {
         let own = header(folder, folder.daemon(), block)?;
         let epoch = own.description.epoch;
         let daemons = own.description.membership.daemons(folder.daemon());
+        let committed = held.data.bytes;
         let mut copies = Vec::with_capacity(daemons.len());
         for &daemon in &daemons {
             let theirs;
@@ -97,11 +103,11 @@ impl View {
             if daemon == folder.daemon() && object.stat.inode != held.data.inode {
                 return Err(Unseen::Damaged("another object has this copy's name".to_owned()));
             }
-            copies.push(Copy { daemon, half: said.membership.half, object });
+            copies.push(Copy { daemon, half: said.membership.half, committed, object });
         }
-        let size = Size { committed: held.data.bytes, bytes_max: known.bytes_max };
+        let size = Size { committed, bytes_max: known.bytes_max };
         let locks = locks(folder, (block, guid, epoch), size)?;
-        Ok(Self { guid, copies, locks })
+        Ok(Self { guid, committed, copies, locks })
     }
 
     /// The copy that is written first, and that who waits for a word looks at.
@@ -123,7 +129,7 @@ impl View {
 impl Copy {
     /// Whether it is there, with all bytes up to `needs`.
     pub(super) fn check(&self, needs: u64) -> Result<ObjectStat, Gone> {
-        let stat = self.stat()?;
+        let stat = object::stat(self.as_fd()).map_err(|error| self.failed(error))?;
         if stat.links == 0 || stat.bytes < needs {
             return Err(Gone::Cut { daemon: self.daemon });
         }
@@ -132,29 +138,26 @@ impl Copy {
 
     /// Reads what it has.
     pub(super) fn read(&self, cell: u64, into: &mut [u8]) -> Result<(), Gone> {
-        let before = self.check(cell + into.len() as u64)?;
-        object::read_at(self.as_fd(), into, cell).map_err(|error| self.failed(error))?;
-        // What was cut and made longer again is read as zeros.
-        if is_cut(before, self.stat()?) {
-            return Err(Gone::Cut { daemon: self.daemon });
-        }
-        Ok(())
+        let watched = self.watched(cell + into.len() as u64)?;
+        watched.read(into, cell).map_err(|error| self.gone(error))
     }
 
     /// Writes to it.
     pub(super) fn write(&self, cell: u64, data: &[u8]) -> Result<(), Gone> {
-        let before = self.check(cell + data.len() as u64)?;
-        object::write_at(self.as_fd(), data, cell).map_err(|error| self.failed(error))?;
-        if is_cut(before, self.stat()?) {
-            // This may have made it longer again.
-            object::truncate(self.as_fd(), cell).map_err(|error| self.failed(error))?;
-            return Err(Gone::Cut { daemon: self.daemon });
-        }
-        Ok(())
+        let watched = self.watched(cell + data.len() as u64)?;
+        watched.write(data, cell).map_err(|error| self.gone(error))
     }
 
-    fn stat(&self) -> Result<ObjectStat, Gone> {
-        object::stat(self.as_fd()).map_err(|error| self.failed(error))
+    fn watched(&self, needs: u64) -> Result<Watched<'_>, Gone> {
+        let before = self.check(needs)?;
+        Ok(Watched { fd: self.as_fd(), before, committed: self.committed })
+    }
+
+    fn gone(&self, error: WatchedError) -> Gone {
+        match error {
+            WatchedError::Object(source) => self.failed(source),
+            _ => Gone::Cut { daemon: self.daemon },
+        }
     }
 
     fn failed(&self, source: ObjectError) -> Gone {
@@ -166,11 +169,6 @@ impl AsFd for Copy {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.object.as_fd()
     }
-}
-
-/// Whether an object has lost bytes: committed ones are allocated.
-const fn is_cut(before: ObjectStat, after: ObjectStat) -> bool {
-    after.bytes < before.bytes || after.allocated_bytes < before.allocated_bytes
 }
 
 fn header(folder: &Folder, daemon: DaemonId, block: BlockId) -> Result<BlockHeader, Unseen> {

@@ -123,7 +123,7 @@ impl Desk<'_> {
                 Where::All | Where::Alone(_) => until.min((cell / PAGE + 1) * PAGE),
                 Where::From(_) => until,
             };
-            let batch = Batch::first_of(cell, until, self.committed);
+            let batch = Batch::first_of(cell, until, self.view.committed);
             let part = usize::try_from(batch.bytes).expect("a batch is a part of the data");
             let stores = self.put_batch(at, batch, content(done..done + part), place);
             is_equal &= stores.map_err(unwritten)?.is_equal;
@@ -135,7 +135,7 @@ impl Desk<'_> {
     /// Changes a word on all copies; what it was.
     pub(super) fn put_word(&self, at: Target, change: Change) -> Result<u64, Unwritten> {
         let until = at.cell + WORD_BYTES as u64;
-        let batch = Batch::first_of(at.cell, until, self.committed);
+        let batch = Batch::first_of(at.cell, until, self.view.committed);
         let stores = self.put_batch(at, batch, Content::Word(change, [0; 2]), Where::All);
         match stores.map_err(unwritten)?.content {
             Content::Word(_, [before, _]) => Ok(before),
