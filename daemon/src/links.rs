@@ -342,8 +342,8 @@ impl ClientLink {
         let frame = &buffer[..received.bytes];
         let header = wire::decode_header(frame, descriptors)?;
         let request: DataRequest = wire::decode_body(frame)?;
-        let bytes = received.bytes + request.answer_bytes();
-        let moved = Moved { bytes, of_blocks: request.moved_bytes() };
+        let of_blocks = request.moved_bytes();
+        let moved = Moved { bytes: received.bytes + of_blocks - request.data_bytes(), of_blocks };
         let answer = match self.judge(&request) {
             Err(refusal) if refusal.status == Status::NotFound => {
                 self.unsure = Some((header.request, request));

@@ -191,10 +191,15 @@ impl DataRequest {
         }
     }
 
-    /// Bytes of blocks that travel with it or its answer.
+    /// Bytes of blocks that it moves: those that travel with it or its answer, or from one copy to
+    /// the others.
     #[must_use]
     pub fn moved_bytes(&self) -> usize {
-        self.data_bytes() + self.answer_bytes()
+        let carried = match self {
+            Self::Level { bytes, .. } => (*bytes as usize).min(DATA_BYTES_MAX),
+            _ => 0,
+        };
+        self.data_bytes() + self.answer_bytes() + carried
     }
 
     /// Whether a reply can be one to this request.

@@ -363,6 +363,18 @@ fn as_many_bytes_as_a_message_carries_fit_a_frame_and_no_more_are_read() {
     assert_eq!(decode_body::<DataRequest>(&frame), Err(WireError::Body));
 }
 
+/// What costs nothing could be asked for without end.
+#[test]
+fn bytes_that_a_daemon_moves_between_copies_count_as_those_that_are_written() {
+    let (at, half) = (target(), Half::MIRROR);
+    let write = DataRequest::WriteHalf { at, data: Bytes(vec![1; 5000]), half };
+    assert_eq!(write.moved_bytes(), 5000);
+    let level = |bytes| DataRequest::Level { at, bytes, half };
+    assert_eq!((level(5000).moved_bytes(), level(5000).data_bytes()), (5000, 0));
+    assert_eq!(level(u32::MAX).moved_bytes(), crate::limits::DATA_BYTES_MAX);
+    assert_eq!(DataRequest::Read { at, bytes: 5000 }.moved_bytes(), 5000);
+}
+
 #[test]
 fn a_reply_of_another_kind_or_length_does_not_fit_its_request() {
     let read = DataRequest::Read { at: target(), bytes: 2 };
