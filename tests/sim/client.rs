@@ -311,7 +311,7 @@ impl Client {
                 self.ask(request);
             }
             self.ask_again();
-            // Behind what is repeated: what that was granted is known when the answer comes.
+            // Behind what is repeated.
             self.ask(ClientRequest::Spans(SpanList { after: 0 }));
             return Ok(());
         }
@@ -339,6 +339,14 @@ impl Client {
         let firsts = std::iter::once(after).chain(spans.iter().map(|span| span.first.get()));
         if !firsts.is_sorted_by(|a, b| a < b) || (more && spans.is_empty()) {
             return Err(format!("was answered {spans:?}"));
+        }
+        let is_malloc = |of: &ClientRequest| {
+            matches!(of, ClientRequest::Malloc(_) | ClientRequest::MallocWith(_))
+        };
+        if self.pending.values().any(is_malloc) {
+            // What that was granted is not known yet: the answer may come behind this one.
+            self.ask(ClientRequest::Spans(SpanList { after }));
+            return Ok(());
         }
         if let Some(last) = spans.last().filter(|_| more) {
             self.ask(ClientRequest::Spans(SpanList { after: last.first.get() }));

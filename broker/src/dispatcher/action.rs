@@ -8,7 +8,9 @@
 //!    published before the blocks it speaks of are destroyed, a session's record goes before its
 //!    blocks are destroyed, headers are written before a generation speaks of them, a generation is
 //!    published before the marks are looked at.
-//! 3. An action on a connection that has hung up meanwhile does nothing.
+//! 3. All generations of a step are published before anybody is answered: who is told which copies
+//!    a block has meets nobody who was not told that these are others.
+//! 4. An action on a connection that has hung up meanwhile does nothing.
 
 use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, SessionId};
 use dmce_abi::rate::Rate;

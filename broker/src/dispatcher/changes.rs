@@ -43,6 +43,12 @@ impl Changes {
         self.generation
     }
 
+    /// Everything may have changed.
+    pub(super) fn push_all(&mut self) {
+        self.generation = self.generation.wrapping_add(1);
+        self.recent.clear();
+    }
+
     /// What a session must be told that knows everything up to `since`.
     pub(super) fn tell(&self, since: u64) -> Changed {
         let missed = usize::try_from(self.generation.wrapping_sub(since)).unwrap_or(usize::MAX);
@@ -80,6 +86,20 @@ mod tests {
         assert_eq!(told(103), (103, vec![], false));
         assert_eq!(told(99), (103, vec![], true));
         assert_eq!(told(104), (103, vec![], true));
+    }
+
+    #[test]
+    fn after_everything_has_changed_only_what_changes_later_is_told() {
+        let mut changes = Changes::since(100);
+        changes.push(id(7));
+        changes.push_all();
+        for since in [100, 101] {
+            assert!(changes.tell(since).all);
+        }
+        changes.push(id(9));
+        let news = changes.tell(102);
+        assert_eq!((news.upto, news.blocks, news.all), (103, vec![id(9)], false));
+        assert!(changes.tell(101).all);
     }
 
     #[test]

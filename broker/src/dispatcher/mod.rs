@@ -257,11 +257,13 @@ impl Dispatcher {
     pub fn step(&mut self, now: Now, event: Event, actions: &mut Vec<Action>) {
         self.now = now;
         self.out = std::mem::take(actions);
+        let begun = self.out.len();
         self.take_in(event);
         self.mend();
         self.serve_unsettled();
         self.use_room();
         self.publish();
+        self.publish_before_replies(begun);
         self.ring_all();
         if let Some(at) = self.timers.news() {
             self.out.push(Action::WakeAt(at));
@@ -356,6 +358,16 @@ impl Dispatcher {
         self.publish_seats();
         for (session, block, epoch) in std::mem::take(&mut self.idles) {
             self.out.push(Action::AwaitIdle { session, block, epoch });
+        }
+    }
+
+    /// What a step answers may speak of what it publishes: who is answered must not meet sessions
+    /// that were not told yet.
+    fn publish_before_replies(&mut self, begun: usize) {
+        let step = &mut self.out[begun..];
+        let is_reply = |action: &Action| matches!(action, Action::Reply { .. });
+        if let Some(first) = step.iter().position(is_reply) {
+            step[first..].sort_by_key(|action| !matches!(action, Action::Publish { .. }));
         }
     }
 

@@ -384,6 +384,7 @@ impl Dispatcher {
         self.remove_stray_tables();
         for session in self.sessions.ids() {
             self.restore_openings(session);
+            self.copies_changed(session);
             self.restore_reservation(session);
         }
         self.read_wrecks();
@@ -444,6 +445,22 @@ impl Dispatcher {
                 self.out.push(Action::RevokeGrant { session: id, place });
             }
             self.changed(id, first);
+        }
+    }
+
+    /// The broker before this one may have raised the epoch of a block, and died before it had told
+    /// all who may use it: a session that has blocks of several copies looks at all of them anew.
+    fn copies_changed(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get(id).filter(|session| session.restored) else {
+            return;
+        };
+        let has_copies = |first| self.blocks.span(first).is_some_and(|span| span.copies > 1);
+        if !session.spans.iter().copied().chain(session.opens.regions()).any(has_copies) {
+            return;
+        }
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.changes.push_all();
+            self.moved.insert(id);
         }
     }
 

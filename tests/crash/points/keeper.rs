@@ -69,6 +69,19 @@ impl Keeper {
         }
     }
 
+    /// The daemon of the primary of the shared region, and the block that it is in.
+    pub fn primary(&self) -> (u32, u32) {
+        let addr = self.region.addr(0).expect("it is open");
+        let block = addr.unpack(self.session.layout()).block;
+        (self.region.info().expect("it is open").primary_daemon, block)
+    }
+
+    /// Adds to the first word of the shared region; what it was.
+    pub fn add(&self, add: u64) -> u64 {
+        let first = self.region.addr(0).expect("it is open");
+        self.session.add64(first, add).expect("it is there")
+    }
+
     /// The daemon of the second copy of the shared region.
     pub fn mirror(&self) -> u32 {
         self.region.info().expect("it is open").mirror_daemon

@@ -40,6 +40,9 @@ const SMALL_BYTES: u64 = 200;
 /// Two of these are more than a block begins with.
 const GROWTH_BYTES: u64 = 3 << 20;
 
+/// How often each of two sessions adds to a word that both have.
+const ADDS: u32 = 3;
+
 const CONFIG: &str = "broker.reattach_ms = 500\nbroker.sense_ms = 100\nbroker.suspect_ms = 400\n";
 
 fn armed(row: &Row) -> [(&'static str, String); 1] {
@@ -57,7 +60,7 @@ fn start(pool_objects: u32, copies: u32) -> Instance {
 fn check_all(instance: &Instance, row: &Row, keeper: Keeper) {
     keeper.check();
     let state = match row.work {
-        Work::LostCopies | Work::LastCopy | Work::Deletions => Health::Degraded,
+        Work::LostCopies | Work::LostPrimary | Work::LastCopy | Work::Deletions => Health::Degraded,
         _ => Health::Ok,
     };
     wait_until("all is as it can be", || instance.status().state == state);
@@ -228,6 +231,10 @@ impl Server {
 fn server_dies(server: Server, pool_objects: u32, row: &Row) {
     let mut instance = start(pool_objects, row.copies);
     let keeper = Keeper::start(&instance);
+    let loses_copies = matches!(row.work, Work::LostCopies | Work::LostPrimary);
+    if loses_copies {
+        assert_eq!(keeper.add(1), 0);
+    }
     let idle = of_daemon(&instance, 1, "data", || keeper.make_idle_regions());
     wait_until("what is lent is there", || pool_objects == 0 || has_pool(&instance));
     server.kill(&mut instance);
@@ -254,6 +261,12 @@ fn server_dies(server: Server, pool_objects: u32, row: &Row) {
         lose(&instance, 2);
         wait_until("others go on alone", || instance.status().state == Health::Degraded);
         instance.kill_daemon(2);
+    }
+    if row.work == Work::LostPrimary {
+        instance.wait_serving();
+        let (daemon, block) = keeper.primary();
+        let name = format!("dmce.{}.{daemon}.data-{block:08x}", instance.name());
+        fs::remove_file(instance.object(&name)).expect("it is there");
     }
     let dies_at = match row.work {
         Work::RollBack => Some(Point::FirstStored),
@@ -305,6 +318,9 @@ fn server_dies(server: Server, pool_objects: u32, row: &Row) {
     if let Some(written) = written {
         written.check(&keeper, row);
     }
+    if loses_copies {
+        add_by_turns(&instance, &keeper, 1);
+    }
     if row.work == Work::Carry {
         let others = usize::try_from(OTHERS_BYTES).expect("a place is small");
         for place in 0..PLACES {
@@ -312,6 +328,22 @@ fn server_dies(server: Server, pool_objects: u32, row: &Row) {
         }
     }
     check_all(&instance, row, keeper);
+}
+
+/// Adds to a word with a session that knows nothing from before, and with one that has the region
+/// mapped since: neither misses what the other has added.
+fn add_by_turns(instance: &Instance, keeper: &Keeper, mut sum: u64) {
+    let session = persist("open", || Session::open(&instance.options()));
+    let open = || session.region_open(VOLUME, SHARED, Prot::READ_WRITE);
+    let region = persist("open a region", open);
+    let addr = region.addr(0).expect("it is open");
+    for _ in 0..ADDS {
+        assert_eq!(session.add64(addr, 5).expect("a copy is there"), sum);
+        assert_eq!(keeper.add(7), sum + 5);
+        sum += 12;
+    }
+    region.close().expect("it is open");
+    session.close().expect("it is open");
 }
 
 /// What [`work`] leaves out: blocks that grow, and a region that is deleted while it is open.

@@ -27,6 +27,8 @@ pub enum Work {
     LostHeader,
     /// A daemon that lives loses what it holds.
     LostCopies,
+    /// One that lives loses the primary of a region that a session has mapped.
+    LostPrimary,
     /// Regions are deleted, and a daemon is away that has lost its copies of them.
     Deletions,
     /// A client has died when one copy was written: its bytes are taken back.
@@ -189,7 +191,8 @@ pub const BROKER: &[Row] = &[
     at(Point::HeaderFilled, 1, Work::LostCopies).with_copies(),
     at(Point::HeaderRaised, 1, Work::LostCopies).with_copies(),
     at(Point::HeaderRaised, 3, Work::LostCopies).with_copies(),
-    at(Point::GenerationPublished, 1, Work::LostCopies).with_copies(),
+    at(Point::GenerationPublished, 1, Work::Start).with_copies(),
+    at(Point::GenerationPublished, 2, Work::LostCopies).with_copies(),
     at(Point::HeaderCleared, 2, Work::LostCopies).with_three(),
     at(Point::HeaderFilled, 2, Work::LostCopies).with_three(),
     at(Point::HeaderRaised, 1, Work::LostCopies).with_three(),
@@ -198,6 +201,8 @@ pub const BROKER: &[Row] = &[
     // Daemons that join have session objects of their own.
     at(Point::SessionCreated, 2, Work::Start).with_copies(),
     at(Point::SessionWritten, 2, Work::Start).with_copies(),
+    at(Point::HeaderRaised, 1, Work::LostPrimary).with_copies(),
+    at(Point::GenerationPublished, 2, Work::LostPrimary).with_copies(),
     at(Point::StaleHeaderRemoved, 1, Work::Deletions).with_copies(),
     at(Point::RepairBegun, 1, Work::RollBack).with_copies(),
     at(Point::RepairBegun, 3, Work::RollForward).with_copies(),

@@ -212,6 +212,33 @@ fn a_span_goes_first_block_first_and_its_ids_come_back_with_the_last_copy() {
     assert_eq!(rig.dispatcher.snapshot().passing, 0);
 }
 
+/// Who is answered first could write where only a copy reads that another session still has.
+#[test]
+fn all_who_may_use_a_block_are_told_which_copies_it_has_before_anybody_is_answered() {
+    let (mut rig, conn, granted) = two();
+    let block = granted.first.block;
+    rig.done(conn, ClientRequest::Events);
+    rig.rewrites = false;
+    take(&mut rig, 1, block);
+    let fetch = ClientRequest::Fetch(Fetch { block, writable: true });
+    let number = rig.ask_later(conn, fetch);
+    let raise = rig.actions.iter().rev().find_map(|action| match action {
+        Action::RaiseEpoch { raise, .. } => Some(*raise),
+        _ => None,
+    });
+    rig.actions.clear();
+    let headers = vec![(daemon_id(2), crate::dispatcher::Rewritten::Written)];
+    rig.event(Event::EpochRaised { raise: raise.unwrap(), block, headers });
+    assert!(rig.answer(conn, number).is_some());
+    let done = rig.actions.iter().filter_map(|action| match action {
+        Action::Publish { session, .. } => Some(("publish", *session)),
+        Action::Reply { .. } => Some(("answer", session_id(1))),
+        _ => None,
+    });
+    let done: Vec<_> = done.collect();
+    assert_eq!(done, [("publish", session_id(1)), ("answer", session_id(1))]);
+}
+
 #[test]
 fn a_block_goes_on_with_the_copy_that_is_left_when_its_header_says_so() {
     let (mut rig, conn, granted) = two();

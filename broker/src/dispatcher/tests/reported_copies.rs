@@ -2,11 +2,11 @@
 
 use dmce_abi::block::{Half, Membership, Owner};
 use dmce_abi::wire::admin::{AdminReply, AdminRequest, BlockRow, BlockState, CopyState};
-use dmce_abi::wire::client::{ClientReply, ClientRequest};
+use dmce_abi::wire::client::{Changes, ClientReply, ClientRequest};
 use dmce_abi::wire::daemon::{DaemonMessage, HeldBlock};
 
 use super::rig::{GIB, MIB, Rig, block_id, config, daemon_id, session_id};
-use crate::dispatcher::{Action, FoundContent, FoundDaemon, FoundTable, Started};
+use crate::dispatcher::{Action, FoundContent, FoundDaemon, FoundTable, Grant, Rights, Started};
 
 /// What the copy of a daemon was made as.
 fn half(daemon: u32) -> Half {
@@ -27,13 +27,13 @@ pub fn held(daemon: u32, daemons: &[u32], epoch: u64, committed: u64) -> HeldBlo
 
 /// A broker that finds what daemons left that are not there, with a lock table.
 fn found(held: Vec<(u32, HeldBlock)>) -> Rig {
-    let table = |(_, held): &(u32, HeldBlock)| FoundTable {
-        block: held.description.block,
-        guid: Some(held.description.guid),
-        bytes: 2 * MIB,
-    };
-    let tables = held.iter().map(table).collect();
+    let tables = held.iter().map(|(_, held)| table_of(held)).collect();
     found_tables(held, tables)
+}
+
+fn table_of(held: &HeldBlock) -> FoundTable {
+    let (block, guid) = (held.description.block, Some(held.description.guid));
+    FoundTable { block, guid, bytes: 2 * MIB }
 }
 
 fn found_tables(held: Vec<(u32, HeldBlock)>, tables: Vec<FoundTable>) -> Rig {
@@ -168,6 +168,40 @@ fn a_daemon_that_names_itself_as_its_peer_is_not_believed() {
         rig.actions[..],
         [.., Action::CloseDaemon { .. }, _] | [.., Action::CloseDaemon { .. }, _, _]
     ));
+}
+
+/// What is left of a session that has the region of block 9 open, and the daemons' copies of it.
+fn found_open(held: Vec<(u32, HeldBlock)>) -> Rig {
+    let grant = Grant { place: 0, block: block_id(9), rights: Rights::ALL };
+    let daemons = held.iter().map(|(daemon, _)| super::restart::expected(*daemon, &[9]));
+    let daemons = daemons.collect();
+    let sessions = vec![super::restart::believed(0, vec![grant])];
+    let tables = vec![table_of(&held[0].1)];
+    let mut rig = Rig::started(config(), Started { sessions, daemons, tables });
+    for (daemon, held) in held {
+        rig.daemon_with(daemon, GIB, vec![held]);
+    }
+    rig
+}
+
+/// The broker before may have written the headers, and died before it had told anybody: the session
+/// could use copies that are stale by now for good.
+#[test]
+fn who_may_use_a_block_of_several_copies_looks_at_it_anew_under_the_next_broker() {
+    for (held, is_told) in [
+        (vec![(2, held(2, &[2], 8, MIB))], true),
+        (vec![(1, held(1, &[1, 2], 7, MIB)), (2, held(2, &[1, 2], 7, MIB))], true),
+        (vec![(1, super::restart::held_region(9, 0, 1, 5))], false),
+    ] {
+        let mut rig = found_open(held);
+        assert_eq!(raises(&rig), 0);
+        let publish = Action::Publish { session: session_id(4), generation: 11 };
+        assert_eq!(rig.actions.contains(&publish), is_told);
+        let conn = super::restart::attach(&mut rig);
+        let since = ClientRequest::Changes(Changes { since: 10 });
+        let ClientReply::Changed(changed) = rig.done(conn, since) else { panic!() };
+        assert_eq!((changed.all, changed.upto), (is_told, 10 + u64::from(is_told)));
+    }
 }
 
 /// Lock tables that were found, and what was done about tables.
