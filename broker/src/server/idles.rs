@@ -5,7 +5,10 @@
 //!
 //! 1. The marks are looked at after the generation was published, with the heavy half of the fence
 //!    in between ([`super::sessions::Sessions::publish`]).
-//! 2. A session whose marks cannot be read has cut its own object: it is reported, and not waited
+//! 2. A session that has left an intent behind, though it is in no operation, is waited for until
+//!    it ends: what it was writing is half written, and its page locks are taken. The wreck of it
+//!    is repaired.
+//! 3. A session whose marks cannot be read has cut its own object: it is reported, and not waited
 //!    for.
 
 use std::collections::VecDeque;
@@ -45,7 +48,7 @@ impl Idles {
         // One that is not there has ended, and the dispatcher knows.
         let Some(marks) = sessions.marks(session) else { return };
         match marks {
-            Ok(marks) if marks.in_flight().next().is_none() => {
+            Ok(marks) if marks.in_flight().next().is_none() && !marks.has_abandoned() => {
                 events.push_back(Event::Idle { session, block, epoch });
             }
             Ok(before) => {
@@ -73,7 +76,7 @@ impl Idles {
             let (session, block, epoch) = (*session, *block, *epoch);
             match sessions.marks(session) {
                 None => false,
-                Some(Ok(marks)) if before.quiesced(&marks) => {
+                Some(Ok(marks)) if before.quiesced(&marks) && !marks.has_abandoned() => {
                     events.push_back(Event::Idle { session, block, epoch });
                     false
                 }

@@ -19,6 +19,8 @@
 //!    while its slot is marked.
 //! 3. *Idle is acknowledged.* A mark that is even, or another than at the first look, belongs to no
 //!    operation that began before that look.
+//!    An operation that could not come to its end leaves its intent, and with it the page locks: a
+//!    server that looks is told of that too.
 //! 4. A slot belongs to one thread at a time; nobody else stores to it.
 //!
 //! The pairs: (c), and (a) of the next operation, are acquired by who looks at the marks, so all
@@ -170,6 +172,9 @@ impl Drop for Operation<'_> {
 #[derive(Clone, Debug)]
 pub struct Marks {
     marks: [u32; SLOTS],
+    /// Whether a slot that was in no operation had an intent: its last operation could not come to
+    /// an end. Only a server looks.
+    has_abandoned: bool,
 }
 
 impl Marks {
@@ -182,7 +187,7 @@ impl Marks {
             // Acquire pairs with (a) and (c).
             *mark = slot.mark.load(Ordering::Acquire);
         }
-        Self { marks }
+        Self { marks, has_abandoned: false }
     }
 
     /// Takes the marks out of a server's own copy of the slots.
@@ -192,7 +197,28 @@ impl Marks {
         for (mark, slot) in marks.iter_mut().zip(slots.chunks_exact(size_of::<Slot>())) {
             *mark = slot.first_chunk().map_or(0, |mark| u32::from_le_bytes(*mark));
         }
-        Self { marks }
+        Self { marks, has_abandoned: false }
+    }
+
+    /// The marks of such a copy, and whether an operation left its intent behind: by a copy that
+    /// was begun when the first one was there. A slot that is in no operation in both, and in the
+    /// same, has cleared its intent, or never will.
+    #[cfg(not(loom))]
+    pub(crate) fn of_copies(slots: &[u8], later: &[u8]) -> Self {
+        let (first, later_marks) = (Self::of_copy(slots), Self::of_copy(later));
+        let marks = first.marks.iter().zip(&later_marks.marks);
+        let mut slots = marks.zip(later.chunks_exact(size_of::<Slot>()));
+        let has_abandoned = slots.any(|((mark, now), slot)| {
+            !is_in_flight(*mark) && mark == now && intent::IntentClaim::of_copy(slot).is_some()
+        });
+        Self { has_abandoned, ..first }
+    }
+
+    /// Whether some slot was in no operation and had an intent: what it was changing is half
+    /// changed, and its page locks are taken, until a server repairs that.
+    #[must_use]
+    pub const fn has_abandoned(&self) -> bool {
+        self.has_abandoned
     }
 
     /// Whether every operation that was in flight at this look is over at the look `now`.

@@ -375,6 +375,23 @@ fn a_table_is_made_anew_when_what_the_dead_were_writing_is_equal_without_it() {
     assert!(!writer.rig.dispatcher.snapshot().blocks[&block].losing);
 }
 
+/// It is never said to be idle: its slots are in no operation, and pages are half written.
+#[test]
+fn a_table_waits_for_who_has_left_a_write_behind_until_it_ends() {
+    let mut writer = writer();
+    writer.writes(1);
+    writer.rig.idles = false;
+    let block = writer.block;
+    writer.rig.event(Event::LocksInspected { block, found: None });
+    assert_eq!(writer.history(), ["publish"]);
+    writer.rig.repairs = None;
+    let conn = writer.conn;
+    writer.rig.done(conn, ClientRequest::Disconnect);
+    assert_eq!(writer.history()[1..], ["publish", "read", "level"]);
+    writer.repaired(0, Repaired::Done { lost: vec![] });
+    assert_eq!(writer.history()[4..], ["make a table", "clear", "end"]);
+}
+
 #[test]
 fn a_table_waits_for_a_wreck_of_which_nothing_is_known_yet() {
     let mut writer = writer();

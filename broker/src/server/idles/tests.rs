@@ -15,6 +15,7 @@ const MARK: u64 = 4096;
 
 struct Rig {
     path: PathBuf,
+    objects: Objects,
     sessions: Sessions,
     idles: Idles,
     events: VecDeque<Event>,
@@ -45,12 +46,18 @@ impl Rig {
         };
         sessions.create(&objects, &record).unwrap();
         let (idles, events, now) = (Idles::default(), VecDeque::new(), Millis(5));
-        Self { path, sessions, idles, events, now }
+        Self { path, objects, sessions, idles, events, now }
     }
 
     fn mark(&self, mark: u32) {
         let object = self.sessions.object(session()).unwrap();
         object::write_at(object, &mark.to_le_bytes(), MARK).unwrap();
+    }
+
+    /// The bytes of the intent of that slot.
+    fn intend(&self, bytes: u64) {
+        let object = self.sessions.object(session()).unwrap();
+        object::write_at(object, &bytes.to_le_bytes(), MARK + 16).unwrap();
     }
 
     fn add(&mut self) {
@@ -100,6 +107,25 @@ fn an_operation_is_waited_for_and_the_next_one_is_not() {
     rig.mark(5);
     rig.look();
     assert!(rig.is_idle() && rig.idles.due_at().is_none());
+}
+
+/// What it left is repaired when it has ended; before that nobody may lock the page anew.
+#[test]
+fn who_has_left_a_write_behind_is_waited_for_until_it_ends() {
+    for mark in [2, 3] {
+        let mut rig = Rig::new(&format!("left-{mark}"));
+        rig.intend(8);
+        rig.mark(mark);
+        rig.add();
+        rig.mark(4);
+        for _ in 0..3 {
+            rig.look();
+            assert!(rig.events.is_empty() && rig.idles.due_at().is_some());
+        }
+        rig.sessions.end(&rig.objects, session());
+        rig.look();
+        assert!(rig.events.is_empty() && rig.idles.due_at().is_none());
+    }
 }
 
 #[test]

@@ -156,13 +156,14 @@ impl SessionObject {
         Ok(u64::from_le_bytes(bytes))
     }
 
-    /// The marks now.
+    /// The marks now, and whether an operation has left its intent behind.
     ///
     /// # Errors
     ///
     /// [`SessionError::Object`].
     pub fn marks(&self) -> Result<Marks, SessionError> {
-        Ok(Marks::of_copy(&self.copy(SLOTS_RANGE)?))
+        let slots = self.copy(SLOTS_RANGE)?;
+        Ok(Marks::of_copies(&slots, &self.copy(SLOTS_RANGE)?))
     }
 
     /// What the slots were changing, by slot. After the client's death: to a living one an intent

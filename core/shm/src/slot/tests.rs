@@ -9,7 +9,7 @@ mod plain {
     fn marks(values: &[u32]) -> Marks {
         let mut marks = [0; SLOTS];
         marks[..values.len()].copy_from_slice(values);
-        Marks { marks }
+        Marks { marks, has_abandoned: false }
     }
 
     #[test]
@@ -46,6 +46,27 @@ mod plain {
         let marks = Marks::of_copy(&copy);
         assert_eq!(marks.in_flight().collect::<Vec<_>>(), [0, SLOTS - 1]);
         assert_eq!(operations_of_copy(&copy), 2, "it wraps, whatever a client wrote");
+    }
+
+    #[test]
+    fn an_intent_of_a_slot_in_no_operation_is_abandoned_unless_one_began_between_the_copies() {
+        let copy = |mark: u32, bytes: u64| {
+            let mut copy = vec![0; SLOTS * size_of::<Slot>()];
+            copy[64..68].copy_from_slice(&mark.to_le_bytes());
+            copy[64 + 16..64 + 24].copy_from_slice(&bytes.to_le_bytes());
+            copy
+        };
+        for (first, later, is_abandoned) in [
+            ((2, 8), (2, 8), true),
+            ((2, 0), (2, 0), false),
+            // In an operation, or at the next one by now.
+            ((3, 8), (3, 8), false),
+            ((2, 0), (3, 8), false),
+            ((3, 8), (4, 0), false),
+        ] {
+            let (first, later) = (copy(first.0, first.1), copy(later.0, later.1));
+            assert_eq!(Marks::of_copies(&first, &later).has_abandoned(), is_abandoned);
+        }
     }
 
     /// The model calls the light fence a full one; here the kernel has to make it so. Optimised, a
