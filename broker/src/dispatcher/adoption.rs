@@ -328,6 +328,10 @@ impl Dispatcher {
         for id in missing {
             self.enter_placeholder(first, id);
         }
+        let half_made = self.lacks_last(first) && !self.was_open(first);
+        if let Some(region) = self.regions.get_mut(first) {
+            region.half_made = half_made;
+        }
         for id in present {
             self.judge_copies(id);
         }
@@ -376,6 +380,19 @@ impl Dispatcher {
     /// Whether some session has a region open. Its record said so before the region was used.
     pub(super) fn is_granted(&self, first: BlockId) -> bool {
         self.sessions.all().any(|session| session.opens.rights(first).any())
+    }
+
+    /// Whether nobody has the copy of a span that is made last: the primary of its first block.
+    fn lacks_last(&self, first: BlockId) -> bool {
+        let named = self.restart.named.get(&first).and_then(|named| named.first());
+        let block = self.blocks.get(first);
+        named.is_some_and(|last| block.is_some_and(|block| block.copies.of(*last).is_none()))
+    }
+
+    /// Whether somebody has a region open, or had it at its end.
+    fn was_open(&self, first: BlockId) -> bool {
+        let mut wrecks = self.wrecks.all().filter_map(|(_, wreck)| wreck.opens());
+        self.is_granted(first) || wrecks.any(|opens| opens.rights(first).any())
     }
 
     /// A block that no daemon has: it stands in the table as lost.

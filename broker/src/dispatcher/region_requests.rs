@@ -112,12 +112,11 @@ impl Dispatcher {
         served
     }
 
-    /// Whether a region that an earlier broker made lacks copies, and nobody has it: they may never
-    /// have been made, since who made it has not had its answer.
+    /// Whether a region that an earlier broker made may never have been whole, and nobody has had
+    /// it. One that lost a copy later may have what others wrote: its maker had no answer, but it
+    /// has a name.
     fn is_half_made(&self, first: BlockId) -> bool {
-        let span = self.blocks.span(first).filter(|span| span.state == SpanState::Standing);
-        let lacks = span.is_some_and(|span| self.blocks.is_degraded(first, span.count));
-        lacks && self.regions.get(first).is_some_and(|region| region.opens.is_empty())
+        self.stands(first) && self.regions.get(first).is_some_and(|region| region.half_made)
     }
 
     /// A `RegionCreate` whose ticket made something already.
@@ -160,6 +159,7 @@ impl Dispatcher {
                 self.out.push(Action::StoreGrant { session: id, grant });
                 if let Some(region) = self.regions.get_mut(first) {
                     region.opens.insert(id);
+                    region.half_made = false;
                 }
             }
         }

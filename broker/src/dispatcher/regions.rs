@@ -54,6 +54,9 @@ pub(super) struct RegionEntry {
     pub opens: BTreeSet<SessionId>,
     /// Whether the name leads here.
     pub named: bool,
+    /// Whether it was found without the copy that is made last, and nobody has had it open: it may
+    /// never have been whole.
+    pub half_made: bool,
 }
 
 impl RegionEntry {
@@ -73,7 +76,8 @@ pub(super) struct Regions {
 impl Regions {
     /// Enters a region, and its name unless that is taken. Returns whether it got the name.
     pub(super) fn add(&mut self, first: BlockId, attributes: Region) -> bool {
-        let mut region = RegionEntry { attributes, opens: BTreeSet::new(), named: false };
+        let opens = BTreeSet::new();
+        let mut region = RegionEntry { attributes, opens, named: false, half_made: false };
         let name = region.name();
         region.named = !self.names.contains_key(&name);
         let named = region.named;

@@ -1,12 +1,17 @@
 //! Copies that daemons report to a broker that comes back, or bring back themselves.
 
-use dmce_abi::block::{Half, Membership, Owner};
+use dmce_abi::block::{Half, Membership, Owner, Ticket};
 use dmce_abi::wire::admin::{AdminReply, AdminRequest, BlockRow, BlockState, CopyState};
-use dmce_abi::wire::client::{Changes, ClientReply, ClientRequest};
+use dmce_abi::wire::client::{Changes, ClientReply, ClientRequest, RegionCreate};
 use dmce_abi::wire::daemon::{DaemonMessage, HeldBlock};
 
-use super::rig::{GIB, MIB, Rig, block_id, config, daemon_id, session_id};
-use crate::dispatcher::{Action, FoundContent, FoundDaemon, FoundTable, Grant, Rights, Started};
+use super::rig::{
+    GIB, MIB, Rig, block_id, close, config, daemon_id, guid, open, region, session_id,
+};
+use crate::dispatcher::{
+    Action, ClientConn, Event, FoundContent, FoundDaemon, FoundTable, Grant, InspectId, Rights,
+    Started,
+};
 
 /// What the copy of a daemon was made as.
 fn half(daemon: u32) -> Half {
@@ -201,6 +206,72 @@ fn who_may_use_a_block_of_several_copies_looks_at_it_anew_under_the_next_broker(
         let since = ClientRequest::Changes(Changes { since: 10 });
         let ClientReply::Changed(changed) = rig.done(conn, since) else { panic!() };
         assert_eq!((changed.all, changed.upto), (is_told, 10 + u64::from(is_told)));
+    }
+}
+
+/// Session 4 has had no answer to its request for the region of block 9, of which there are these
+/// copies.
+fn found_unanswered(held: Vec<(u32, HeldBlock)>) -> (Rig, ClientConn) {
+    let of_session = |(daemon, mut held): (u32, HeldBlock)| {
+        if let Owner::Region(region) = &mut held.description.owner {
+            region.created_by = Ticket { session: guid(4), number: 5 };
+        }
+        (daemon, held)
+    };
+    let held: Vec<_> = held.into_iter().map(of_session).collect();
+    let sessions = vec![super::restart::believed(0, Vec::new())];
+    let daemons = [1, 2].map(|daemon| super::restart::expected(daemon, &[9])).to_vec();
+    let tables = vec![table_of(&held[0].1)];
+    let mut config = config();
+    config.copies_max = 3;
+    let mut rig = Rig::started(config, Started { sessions, daemons, tables });
+    for daemon in [1, 2] {
+        let of = held.iter().filter(|(of, _)| *of == daemon).map(|(_, held)| held.clone());
+        rig.daemon_with(daemon, GIB, of.collect());
+    }
+    let conn = super::restart::attach(&mut rig);
+    (rig, conn)
+}
+
+/// Repeats the request. Whether the region is the one that was found.
+fn is_the_same_again(rig: &mut Rig, conn: ClientConn) -> bool {
+    let ClientRequest::RegionCreate(create) = region("r", MIB, 0) else { panic!() };
+    let create = RegionCreate { ticket: 5, copies: 2, ..create };
+    assert_eq!(rig.done(conn, ClientRequest::RegionCreate(create)), ClientReply::Done);
+    rig.key(conn, "r").guid == held(1, &[1], 7, MIB).description.guid
+}
+
+#[test]
+fn a_region_that_was_never_whole_is_made_anew_for_who_repeats_its_ticket() {
+    let (mut rig, conn) = found_unanswered(vec![(2, held(2, &[1, 2], 7, MIB))]);
+    assert!(!is_the_same_again(&mut rig, conn));
+    assert_eq!(rig.daemons[&2].destroyed, [block_id(9)]);
+}
+
+/// It was whole once, or somebody has had it: there may be what others wrote.
+#[test]
+fn a_region_that_others_may_have_written_stands_for_who_repeats_its_ticket() {
+    let both = || vec![(1, held(1, &[1, 2], 7, MIB)), (2, held(2, &[1, 2], 7, MIB))];
+    let first = || vec![(1, held(1, &[1, 2], 7, MIB))];
+    let last = || vec![(2, held(2, &[1, 2], 7, MIB))];
+    for (held, is_opened, loses) in [
+        (both(), true, true),
+        (both(), false, true),
+        (first(), false, false),
+        (last(), true, false),
+    ] {
+        let (mut rig, conn) = found_unanswered(held);
+        if is_opened {
+            let (other, _) = rig.session(1000);
+            rig.done(other, open(1, "r", true));
+            rig.done(other, close(1));
+        }
+        if loses {
+            let (inspect, found) = (InspectId(u64::MAX), vec![(block_id(9), None)]);
+            rig.event(Event::Inspected { inspect, daemon: daemon_id(2), found });
+        }
+        assert!(is_the_same_again(&mut rig, conn));
+        assert_eq!(row(&mut rig).state, BlockState::Degraded);
     }
 }
 
