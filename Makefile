@@ -121,6 +121,12 @@ fuzz:
 	scripts/requirements.sh fuzz
 	scripts/fuzz.sh "$(TARGET_DIR)/fuzz" $(or $(SECONDS),60) $(TARGET)
 
+## sim           the broker in SEEDS (5000) histories of a whole instance, FROM (0) a seed
+.PHONY: sim
+sim:
+	DMCE_SIM_SEEDS=$(or $(SEEDS),5000) DMCE_SIM_FROM=$(or $(FROM),0) \
+		cargo test -p dmce-tests --release --test sim -- --nocapture
+
 ## test-header   include/libdmce.h and ffi/symbols.txt are up to date, and compilers take them
 .PHONY: test-header
 test-header: build-debug

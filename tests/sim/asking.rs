@@ -202,7 +202,7 @@ fn shared(random: &mut Random, view: &mut View, sizes: Sizes) -> ClientRequest {
     view.ticket += 1;
     let ticket = view.ticket;
     if view.openings.is_empty() && random.once_in(2) {
-        let (region_size, copies) = (4096 * (1 + random.below(4)), sizes.copies_max.min(2));
+        let (region_size, copies) = (4096 * (1 + random.below(4)), sizes.copies_max);
         let (base_pointer, mode, page_size) = (0, 0o666, 0);
         let create =
             RegionCreate { ticket, region, region_size, base_pointer, mode, copies, page_size };

@@ -8,6 +8,7 @@ use dmce_broker::dispatcher::{Millis, Snapshot, SnapshotCopy};
 
 use crate::client::Client;
 use crate::host::{Header, Object};
+use crate::pages;
 use crate::view::{OwnSpan, View, members};
 use crate::world::{Checked, Faults, World};
 
@@ -349,6 +350,7 @@ impl World {
         if !self.host.records.is_empty() || of_sessions.is_some() {
             return Err(format!("objects of sessions are left: {of_sessions:?}"));
         }
+        self.check_words(&snapshot)?;
         let mut links = self.daemons.iter().flat_map(|daemon| daemon.links.values());
         if let Some(link) = links.next() {
             let (session, grants) = (link.session, &link.grants);
@@ -368,6 +370,19 @@ impl World {
                 if object.header == Header::Valid && !known {
                     return Err(format!("daemon {daemon} has {object:?}, which is nobody's"));
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Nobody has a page of a block that may be used.
+    fn check_words(&self, snapshot: &Snapshot) -> Checked {
+        for (block, table) in &self.host.pages.named {
+            let is_used = snapshot.blocks.get(block).is_some_and(|block| !block.lost);
+            let word = self.host.pages.words.get(table).copied().unwrap_or_default();
+            let is_given_back = pages::is_free(word) || pages::is_lost(word);
+            if is_used && !is_given_back && !self.host.harmed_tables.contains(block) {
+                return Err(format!("nobody gives back the page of block {block}: {word:#x}"));
             }
         }
         Ok(())

@@ -12,7 +12,7 @@ use dmce_broker::dispatcher::{
 
 use dmce_shm::lock::LockBits;
 
-use crate::pages::Pages;
+use crate::pages::{self, Pages};
 use crate::random::Random;
 
 /// Names that another user takes at most: there are few ids.
@@ -205,10 +205,13 @@ impl Host {
     }
 
     /// Harms a lock table: it is taken away, cut, or says of another block that it is its. Returns
-    /// the block's GUID.
+    /// the GUID of the block if it said that the page is lost.
     pub fn harm_table(&mut self, random: &mut Random) -> Option<Guid> {
         let block = random.pick(self.tables.keys().copied())?;
         self.harmed_tables.insert(block);
+        let says_lost =
+            |table| self.pages.words.get(table).is_some_and(|word| pages::is_lost(*word));
+        let is_lost = self.pages.named.get(&block).is_some_and(says_lost);
         let table = self.tables.get_mut(&block)?;
         let guid = table.0;
         match random.below(3) {
@@ -219,7 +222,7 @@ impl Host {
             1 => table.1 /= 2,
             _ => table.0 = Guid::default(),
         }
-        Some(guid)
+        is_lost.then_some(guid)
     }
 
     /// What the shell finds of a lock table.

@@ -18,6 +18,7 @@ mod host;
 mod mending;
 mod pages;
 mod random;
+mod reading;
 mod settings;
 mod shell;
 mod trouble;
@@ -82,7 +83,7 @@ fn no_history_breaks_a_promise() {
         }
     }
     println!("{counts:?}");
-    let often = [writing::WRITTEN, mending::REPAIRED];
+    let often = [writing::WRITTEN, reading::READ, mending::REPAIRED];
     let rare = [
         writing::WENT_ON,
         writing::GIVEN_UP,

@@ -131,6 +131,15 @@ pub fn begin(world: &mut World, action: Action) {
         Action::Repair { .. } => {
             return world.begin_repair(&action);
         }
+        Action::RaiseEpoch { headers, .. } => {
+            let written = world.random.below(headers.len() as u64);
+            let written = usize::try_from(written).unwrap_or(0);
+            for (daemon, description) in headers.iter().take(written).cloned() {
+                // The broker that asks whether it is written is dead.
+                let _ = world.host.rewrite(daemon, description);
+            }
+            return;
+        }
         Action::RemoveLocks { block } => return world.host.remove_table(*block),
         _ => {}
     }

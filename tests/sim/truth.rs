@@ -46,9 +46,14 @@ pub struct PageTruth {
 }
 
 impl PageTruth {
+    /// Whether it may be this.
+    pub fn may_be(&self, value: u64) -> bool {
+        self.stable == value || self.begun.contains(&value) || self.is_unknown
+    }
+
     /// Whether it may be this; which it stays from now on.
     pub fn check(&mut self, value: u64) -> bool {
-        let is_it = self.stable == value || self.begun.contains(&value) || self.is_unknown;
+        let is_it = self.may_be(value);
         (self.stable, self.is_unknown) = (value, false);
         self.begun.clear();
         is_it

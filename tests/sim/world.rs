@@ -197,6 +197,7 @@ impl World {
         self.now.millis.0 += self.random.below(self.pace_ms);
         self.now.unix_s = 1_700_000_000 + self.now.millis.0 / 1000;
         self.client_writes(true)?;
+        self.client_reads_page()?;
         if self.broker.is_none() {
             return if self.random.once_in(8) { self.start_broker() } else { self.elsewhere() };
         }

@@ -218,11 +218,12 @@ impl Dispatcher {
         self.forget_patients_of(id);
         self.unlink_session(id);
         self.wreck(&mut session);
-        self.locks_nothing(id);
         for first in session.making_regions.iter().chain(&session.spans) {
             self.makings.remove(first);
             self.give_up(*first);
         }
+        // Not before: no table is made anew of what is given up.
+        self.locks_nothing(id);
         for first in session.untold {
             self.told(id, first);
         }
