@@ -420,15 +420,20 @@ impl Dispatcher {
         }
     }
 
-    /// Bytes that a block must have for what its span promises.
-    pub(super) fn bytes_needed(&self, id: BlockId, first: BlockId, region: Option<u64>) -> u64 {
+    /// Bytes that a block must have for what its span promises; `None` for one that grows.
+    pub(super) fn bytes_needed(
+        &self,
+        id: BlockId,
+        first: BlockId,
+        region: Option<u64>,
+    ) -> Option<u64> {
         let full = self.config.layout.block_bytes();
         let place = id.get() - first.get();
         let count = self.blocks.span(first).map_or(0, |span| span.count);
         match (place + 1 < count, region) {
-            (true, _) => full,
-            (false, Some(bytes)) => bytes.saturating_sub(full * u64::from(place)),
-            (false, None) => 0,
+            (true, _) => Some(full),
+            (false, Some(bytes)) => Some(bytes.saturating_sub(full * u64::from(place))),
+            (false, None) => None,
         }
     }
 }

@@ -14,9 +14,11 @@
 //!
 //! 1. A copy that the tables do not name is stale for good: only what is named when the tables are
 //!    made, or was made by this broker, is good.
-//! 2. What all good copies have may be used: one that is longer was grown for nobody. One that was
-//!    cut while nobody looked is told from that only where the length is known: not of a session's
-//!    last block, which grows.
+//! 2. What all good copies have may be used. Where the length is known, one that is longer was
+//!    grown for nobody, and one that is shorter was cut while nobody looked. It is not known of a
+//!    session's last block, which grows, but the primary grows last: a copy that is shorter than
+//!    that was cut, and so is one without a byte. A primary that was cut to some bytes looks as if
+//!    the others had grown for nobody.
 
 use dmce_abi::block::{BlockId, DaemonId, Half};
 use dmce_abi::wire::daemon::HeldBlock;
@@ -122,9 +124,12 @@ impl Dispatcher {
         self.blocks.count_copies(id);
     }
 
-    /// A copy that is shorter than it must be has lost something; what all have may be used.
-    pub(super) fn judge_lengths(&mut self, id: BlockId, needs: u64) {
+    /// A copy that is shorter than it must be has lost something; what all have may be used. Where
+    /// nothing says what it needs, no copy has less than the primary.
+    pub(super) fn judge_lengths(&mut self, id: BlockId, needs: Option<u64>) {
         let Some(block) = self.blocks.get(id).filter(|block| block.is_usable()) else { return };
+        let first = block.copies.held().map(|copy| copy.committed).find(|bytes| *bytes > 0);
+        let needs = needs.or(first).unwrap_or(0);
         let short = block.copies.held().filter(|copy| copy.committed < needs);
         let short: Vec<_> = short.map(|copy| (copy.daemon, copy.committed)).collect();
         for (daemon, committed) in short {

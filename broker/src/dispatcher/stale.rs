@@ -82,7 +82,7 @@ impl Dispatcher {
         };
         let (daemon, bytes) = (copy.daemon, copy.committed);
         let region = self.regions.get(found.span).map(|region| region.attributes.region_size);
-        let needs = self.bytes_needed(id, found.span, region);
+        let needs = self.bytes_needed(id, found.span, region).unwrap_or(0);
         if bytes < needs {
             let text = format!("the copy of daemon {daemon} has {bytes} bytes, and needs {needs}");
             return Err(Refusal::new(Status::Lost, text));

@@ -131,6 +131,41 @@ fn a_copy_that_is_shorter_than_the_region_has_lost_something() {
     assert_eq!((row(&mut rig).committed, raises(&rig)), (MIB, 0));
 }
 
+/// Nothing says how long a block is that grows, but that its primary grows last: one that was cut
+/// is not to cost what the others have.
+#[test]
+fn of_a_block_that_grows_a_copy_that_is_shorter_than_the_primary_or_empty_is_lost() {
+    for (lengths, committed, good) in [
+        ([MIB, 0], MIB, &[1][..]),
+        ([0, MIB], MIB, &[2]),
+        ([2 * MIB, MIB], 2 * MIB, &[1]),
+        ([MIB, 2 * MIB], MIB, &[1, 2]),
+        ([MIB, MIB], MIB, &[1, 2]),
+    ] {
+        let of = |daemon: u32| {
+            let mut held = super::restart::held(9, 0, 1, 1);
+            let daemons = [daemon_id(1), daemon_id(2)];
+            let copy = (daemon_id(daemon), half(daemon));
+            held.description.membership = Membership::of(copy, &daemons);
+            if let Owner::Session { copies, .. } = &mut held.description.owner {
+                *copies = 2;
+            }
+            HeldBlock { committed: lengths[daemon as usize - 1], ..held }
+        };
+        let daemons = [1, 2].map(|daemon| super::restart::expected(daemon, &[9])).to_vec();
+        let sessions = vec![super::restart::believed(0, Vec::new())];
+        let tables = vec![table_of(&of(1))];
+        let mut rig = Rig::started(config(), Started { sessions, daemons, tables });
+        for daemon in [1, 2] {
+            rig.daemon_with(daemon, GIB, vec![of(daemon)]);
+        }
+        let row = row(&mut rig);
+        assert_eq!(row.committed, committed);
+        let found = copies(&row).into_iter().filter(|(_, state)| *state == CopyState::Good);
+        assert!(found.map(|(daemon, _)| daemon).eq(good.iter().copied()), "{row:?}");
+    }
+}
+
 #[test]
 fn a_copy_that_comes_back_with_an_older_header_is_stale() {
     let mut rig = found(vec![(1, held(1, &[1, 2], 7, MIB)), (2, held(2, &[1, 2], 7, MIB))]);
