@@ -1,6 +1,8 @@
 //! Clients that map nothing, and memory with several copies: over links and through the broker,
 //! beside clients that map it.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::thread;
 
 use dmce_tests::client::ROUTES;
@@ -51,6 +53,47 @@ fn what_anybody_writes_is_on_all_copies_and_read_by_all() {
     let checked = checker::wait_sound(&instance);
     assert_eq!(checked.good, 2);
     assert_eq!(checked.compared, REGION_BYTES / 4096);
+}
+
+/// Its first page is on all copies by then.
+#[test]
+fn a_write_whose_time_is_over_half_way_does_not_say_that_it_is_not_done() {
+    const PAGE: usize = 4096;
+    let instance = Instance::start(2);
+    instance.open().region_create("vol", "two", REGION_BYTES, &two()).unwrap();
+    let waits = Options { message_path: true, timeout_ms: 300, ..instance.options() };
+    let (waits, mapped) = (Session::open(&waits).unwrap(), instance.open());
+    let (region, seen) = (open(&waits), open(&mapped));
+    let mut relayed = Client::open_with(&dmce_tests::client::own_client(), &instance, &ROUTES[1]);
+    relayed.ask("ropen vol two rw").unwrap();
+    region.write(0, &[1; 3 * PAGE], Mirror::Both).unwrap();
+    let tables: Vec<String> =
+        instance.objects().into_iter().filter(|name| name.contains(".locks-")).collect();
+    let [table] = &tables[..] else { panic!("{tables:?}") };
+    let table = File::options().write(true).open(instance.object(table)).unwrap();
+    // Slot 3 of another session has the second page.
+    let second = PAGE as u64 + 8;
+    table.write_all_at(&0x4d03_u64.to_le_bytes(), second).unwrap();
+    let error = region.write(0, &[2; 3 * PAGE], Mirror::Both).unwrap_err();
+    assert_eq!(error.status(), Status::Timeout);
+    assert!(!error.text().contains("it is not done"), "{error}");
+    let mut found = vec![0; PAGE];
+    for (page, byte) in [(0, 2), (2, 1)] {
+        seen.read(page * PAGE as u64, &mut found, Mirror::Any).unwrap();
+        assert_eq!(found, [byte; PAGE], "page {page}");
+    }
+    // Who goes on writing does so where it was: this was written meanwhile.
+    relayed.tell(format!("rfill 0 7 {}", 3 * PAGE));
+    wait_until("its first page is written", || {
+        seen.read(0, &mut found, Mirror::Any).unwrap();
+        found != [2; PAGE]
+    });
+    seen.write(0, &[3; PAGE], Mirror::Both).unwrap();
+    table.write_all_at(&[0; 8], second).unwrap();
+    relayed.answer().unwrap();
+    seen.read(0, &mut found, Mirror::Any).unwrap();
+    assert_eq!(found, [3; PAGE]);
+    assert_eq!(checker::wait_sound(&instance).good, 2);
 }
 
 /// Nobody sees half of a page, and no count is lost.

@@ -21,7 +21,7 @@ use dmce_abi::limits::DATA_BYTES_MAX;
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::client::ClientReply;
 use dmce_abi::wire::daemon::{DaemonAnswer, DaemonRequest};
-use dmce_abi::wire::data::{Bytes, DataRequest};
+use dmce_abi::wire::data::{Bytes, DataReply, DataRequest};
 
 use super::Dispatcher;
 use super::action::Action;
@@ -51,6 +51,20 @@ struct Relayed {
     /// Without the bytes that it brought.
     request: DataRequest,
     bytes: usize,
+}
+
+impl Relayed {
+    /// Whether a reply can be one to the request.
+    fn fits(&self, reply: &DataReply) -> bool {
+        match reply {
+            // The bytes that are counted are still known of what was to be written.
+            DataReply::Part { bytes } => {
+                let is_write = self.request.writes() && !self.request.counts();
+                is_write && *bytes as usize + REQUEST_BYTES < self.bytes
+            }
+            other => self.request.fits(other),
+        }
+    }
 }
 
 /// Bytes that are under way, by whose they are.
@@ -193,7 +207,7 @@ impl Dispatcher {
             return Ok(matches!(answer, Ok(DaemonAnswer::Data(_))));
         };
         let reply = match answer {
-            Ok(DaemonAnswer::Data(reply)) if relayed.request.fits(reply) => {
+            Ok(DaemonAnswer::Data(reply)) if relayed.fits(reply) => {
                 Ok(ClientReply::Data(reply.clone()))
             }
             Ok(other) => return Err(format!("it answered {other:?} to {:?}", relayed.request)),

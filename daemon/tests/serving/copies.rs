@@ -228,6 +228,16 @@ fn nobody_is_waited_for_who_has_a_page() {
     assert_eq!(pair.link.status(&read), Status::Busy);
     assert_eq!(pair.link.ask(&write(4096, b"here")), Ok(DataReply::Done));
     assert_eq!(pair.bytes(2, 0, 3), b"old");
+    // What was written before it is said, and is there.
+    let data = [9; 8192];
+    assert_eq!(pair.link.ask(&write(4096, &data)), Ok(DataReply::Done));
+    object::write_at(table.as_fd(), &word.to_le_bytes(), word_offset(8192)).unwrap();
+    let part = Ok(DataReply::Part { bytes: 4096 - 16 });
+    assert_eq!(pair.link.ask(&write(4096 + 16, &data)), part);
+    let (at, data) = (at(4096 + 16), Bytes(data.to_vec()));
+    let half = DataRequest::WriteHalf { at, data: data.clone(), half: Half::PRIMARY };
+    assert_eq!(pair.link.ask(&half), part);
+    assert_eq!(pair.link.status(&write(8192, &data.0)), Status::Busy);
     object::write_at(table.as_fd(), &[0; 8], word_offset(0)).unwrap();
     assert_eq!(pair.done(&write(0, b"new")), DataReply::Done);
     assert_eq!((pair.bytes(1, 0, 3), pair.bytes(2, 0, 3)), (b"new".to_vec(), b"new".to_vec()));
@@ -283,13 +293,15 @@ fn a_write_that_is_given_up_is_left_to_be_repaired_also_where_its_lock_table_was
     let mut pair = Pair::new();
     pair.limit_daemon();
     let add = DataRequest::Add64 { at: at(BEYOND), add: 7 };
-    for (request, status) in [(write(BEYOND, b"lost"), Status::Busy), (add, Status::Io)] {
+    let nothing = Ok(DataReply::Part { bytes: 0 });
+    for (request, answer) in [(write(BEYOND, b"lost"), nothing), (add, Err(Status::Io))] {
         for is_whole in [true, false] {
             let seat = pair.seat();
             let session = SessionId::try_from(pair.seats).unwrap();
             pair.done(&write(0, b"both"));
             pair.set_table(is_whole);
-            assert_eq!(pair.link.status(&request), status);
+            // It may be brought to its end.
+            assert_eq!(pair.link.ask(&request).map_err(|refusal| refusal.status), answer);
             let left = Some(session);
             pair.notice(|notice| *notice == DaemonNotice::Unseated { left });
             assert_eq!(seat.intents().unwrap().len(), 1, "it is to be repaired");

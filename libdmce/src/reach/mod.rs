@@ -79,6 +79,9 @@ pub(crate) enum Trouble {
     /// Its daemon was asked to change something, and has not answered in the caller's time.
     #[error("no answer came in time; it may be done yet")]
     Late,
+    /// Its daemon was asked to write, and has done a part of it in the caller's time, or may have.
+    #[error("its time is over, and a part of it may be done")]
+    Partly,
     /// Another writes the page, or was stopped while it did, for longer than the caller's time.
     #[error("a page stayed locked")]
     Held,
@@ -116,7 +119,7 @@ impl Trouble {
             Self::NoAddressSpace => Status::NoMem,
             Self::Refused(status) => status,
             Self::NoHalf => Status::NoCopy,
-            Self::Late | Self::Held => Status::Timeout,
+            Self::Late | Self::Partly | Self::Held => Status::Timeout,
             Self::Abandoned => Status::Closed,
             Self::Differs
             | Self::Detached

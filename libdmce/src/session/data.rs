@@ -301,8 +301,12 @@ impl Core {
         while done < bytes {
             let piece = self.within_block(span.at(done), bytes - done, PIECE_BYTES);
             let before = usize::try_from(done).unwrap_or(usize::MAX);
-            self.access_piece(span.at(done), piece, intent, &mut |block, piece| {
+            let met = self.access_piece(span.at(done), piece, intent, &mut |block, piece| {
                 act(block, piece, before)
+            });
+            met.map_err(|error| match intent {
+                Intent::Write if done > 0 => behind(done, &error),
+                _ => error,
             })?;
             done += piece as u64;
         }
@@ -317,6 +321,7 @@ impl Core {
         intent: Intent,
         act: &mut dyn FnMut(&Block, Piece) -> Result<(), Obstacle>,
     ) -> Result<(), Error> {
+        let mut may_be_begun = false;
         for _ in 0..TRIES_MAX {
             let inside = self.enter()?;
             let (block, piece) = self.look_up(raw, bytes, intent, &inside)?;
@@ -333,7 +338,15 @@ impl Core {
             };
             match met {
                 Ok(()) => return Ok(()),
-                Err(obstacle) => self.overcome(id, obstacle)?,
+                // What was asked of a daemon that is gone may be done.
+                Err(Obstacle::Trouble(Trouble::Refused(Status::Timeout))) if may_be_begun => {
+                    self.overcome(id, Trouble::Partly.into())?;
+                }
+                Err(obstacle) => {
+                    let is_write = intent == Intent::Write;
+                    may_be_begun |= is_write && obstacle == Obstacle::Trouble(Trouble::Unlinked);
+                    self.overcome(id, obstacle)?;
+                }
             }
         }
         Err(restless())
@@ -509,6 +522,12 @@ fn illegal(raw: u64) -> Error {
 #[cold]
 fn beyond(raw: u64, bytes: u64) -> Error {
     Error::address(format!("{bytes} bytes at {raw:#x} cross an end"))
+}
+
+/// Why a write did not come to its end of which so many bytes are done.
+#[cold]
+fn behind(done: u64, error: &Error) -> Error {
+    Error::new(error.status(), format!("{done} bytes are written; of the rest: {}", error.text()))
 }
 
 #[cold]

@@ -155,9 +155,10 @@ fn data_request(request: &DataRequest) {
     is_block(request.target().block);
     assert!(request.data_bytes() <= DATA_BYTES_MAX);
     // An answer fits one kind of request alone.
+    let is_read = matches!(request, DataRequest::Read { .. } | DataRequest::ReadHalf { .. });
     let answers = [DataReply::Done, DataReply::Word(0)];
     let fitting = answers.iter().filter(|reply| request.fits(reply)).count();
-    assert!(fitting == usize::from(!matches!(request, DataRequest::Read { .. })));
+    assert!(fitting == usize::from(!is_read));
     assert!(!request.counts() || request.writes());
 }
 

@@ -134,6 +134,12 @@ pub enum DataReply {
     Done,
     /// What a word was.
     Word(u64),
+    /// Of what was to be written so many bytes are, from the first on, and not all. Of the rest a
+    /// part may be. It is asked for again.
+    Part {
+        /// Bytes.
+        bytes: u32,
+    },
 }
 
 /// What travels over a link back to the client.
@@ -210,10 +216,12 @@ impl DataRequest {
                 DataReply::Bytes(read) => u64::from(*bytes) == read.0.len() as u64,
                 _ => false,
             },
-            Self::Write { .. }
-            | Self::Wake { .. }
-            | Self::WriteHalf { .. }
-            | Self::Level { .. } => matches!(reply, DataReply::Done),
+            Self::Write { .. } | Self::WriteHalf { .. } | Self::Level { .. } => match reply {
+                DataReply::Done => true,
+                DataReply::Part { bytes } => (*bytes as usize) < self.moved_bytes(),
+                _ => false,
+            },
+            Self::Wake { .. } => matches!(reply, DataReply::Done),
             Self::Cas64 { .. } | Self::Add64 { .. } | Self::Wait64 { .. } => {
                 matches!(reply, DataReply::Word(_))
             }

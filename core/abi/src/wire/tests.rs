@@ -293,6 +293,8 @@ fn golden_data() {
     assert_eq!(encode(PLAIN, &answer).unwrap()[HEADER_BYTES..], [0, 0, 3, 7, 8, 9]);
     let answer: DataAnswer = Ok(DataReply::Word(300));
     assert_eq!(encode(PLAIN, &answer).unwrap()[HEADER_BYTES..], [0, 2, 0xac, 2]);
+    let answer: DataAnswer = Ok(DataReply::Part { bytes: 300 });
+    assert_eq!(encode(PLAIN, &answer).unwrap()[HEADER_BYTES..], [0, 3, 0xac, 2]);
 }
 
 #[test]
@@ -383,4 +385,13 @@ fn a_reply_of_another_kind_or_length_does_not_fit_its_request() {
     assert!(!read.fits(&DataReply::Done) && !read.fits(&DataReply::Word(0)));
     let add = DataRequest::Add64 { at: target(), add: 1 };
     assert!(add.fits(&DataReply::Word(3)) && !add.fits(&DataReply::Done));
+    let part = |bytes| DataReply::Part { bytes };
+    let write = DataRequest::Write { at: target(), data: Bytes(vec![1, 2]) };
+    let level = DataRequest::Level { at: target(), bytes: 2, half: Half::MIRROR };
+    for request in [write, level] {
+        assert!(request.fits(&DataReply::Done) && !request.fits(&DataReply::Word(0)));
+        assert!(request.fits(&part(0)) && request.fits(&part(1)) && !request.fits(&part(2)));
+    }
+    let wake = DataRequest::Wake { at: target(), count: 1 };
+    assert!([read, add, wake].iter().all(|request| !request.fits(&part(0))));
 }

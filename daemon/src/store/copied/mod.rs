@@ -18,7 +18,7 @@
 //! 2. What is known of a block's copies was read from the headers of all of them, which agree, and
 //!    is used no more once the generation has moved.
 //! 3. Nobody is waited for: where a page is held, or the copies are being decided about, the answer
-//!    is `BUSY`, nothing was done, and the client asks again.
+//!    is `BUSY`, and nothing was done; or it is said how much was. The client asks for the rest.
 //! 4. A seat is of one connection to a broker. It is given up with it, and when a write cannot be
 //!    brought to its end: its locks and its intent stay, and the broker repairs them.
 //! 5. What is answered as done is on every copy that the headers name.
@@ -54,7 +54,7 @@ use super::access::no_half;
 use super::folder::{BROKER, Folder, Found};
 use super::{Held, Store};
 use view::{Unseen, View};
-use write::{Change, Unwritten, Where};
+use write::{Change, Halted, Unwritten, Where};
 
 /// The slot that this daemon uses: it does one thing at a time.
 const SLOT: u8 = 0;
@@ -107,6 +107,8 @@ enum Failure {
     Unseated,
     /// A copy failed after another was written.
     Abandoned(String),
+    /// One of these, after so many bytes were written.
+    Partly(u32, Box<Self>),
 }
 
 impl From<Unseen> for Failure {
@@ -154,12 +156,17 @@ impl Store {
     /// checked.
     pub(super) fn access_copied(&mut self, request: &DataRequest) -> DataAnswer {
         let block = request.target().block;
-        let failure = match self.attempt(request) {
+        let (written, failure) = match self.attempt(request) {
             Ok(reply) => return Ok(reply),
-            Err(failure) => failure,
+            Err(Failure::Partly(bytes, failure)) => (Some(bytes), *failure),
+            Err(failure) => (None, failure),
         };
-        let busy = |text: String| Err(Refusal::new(Status::Busy, format!("block {block}: {text}")));
+        let busy = |text: String| match written {
+            Some(bytes) => Ok(DataReply::Part { bytes }),
+            None => Err(Refusal::new(Status::Busy, format!("block {block}: {text}"))),
+        };
         match failure {
+            Failure::Partly(..) => unreachable!("a failure is partly once"),
             Failure::Refused(refusal) => Err(refusal),
             Failure::Busy(text) => busy(text),
             Failure::Damaged(text) => {
@@ -179,7 +186,7 @@ impl Store {
                     let text = format!("block {block}: {text}; the word may have been changed");
                     return Err(Refusal::new(Status::Io, text));
                 }
-                busy(text)
+                Ok(DataReply::Part { bytes: written.unwrap_or(0) })
             }
         }
     }
@@ -209,9 +216,14 @@ impl Store {
             self.copied.views.remove(&at.block);
             // What was done under it may have met who did something else. What was not done says
             // why itself: above all, what was left to be repaired must not be asked for again.
-            if done.is_ok() && !request.counts() {
-                return Err(Failure::Busy("its lock table is gone".to_owned()));
-            }
+            let gone = || Failure::Busy("its lock table is gone".to_owned());
+            return match done {
+                Ok(_) if request.counts() => done,
+                Ok(_) if request.writes() => Err(Failure::Partly(0, Box::new(gone()))),
+                Ok(_) => Err(gone()),
+                Err(Failure::Partly(_, failure)) => Err(Failure::Partly(0, failure)),
+                Err(failure) => Err(failure),
+            };
         }
         done
     }
@@ -334,8 +346,7 @@ impl Desk<'_> {
             DataRequest::Level { at, bytes, half } => {
                 let place = self.place_of(at, half)?;
                 let leveled = self.level(at, len(bytes), place);
-                leveled.map_err(|error| self.of_unwritten(at, error))?;
-                Ok(DataReply::Done)
+                leveled.map(|()| DataReply::Done).map_err(|halted| self.of_halted(at, halted))
             }
             DataRequest::Cas64 { at, expected, desired } => {
                 self.change(at, Change::Exchange { expected, desired })
@@ -396,7 +407,7 @@ impl Desk<'_> {
     }
 
     fn write(&self, at: Target, data: &[u8], place: Where) -> DataAnswerOr {
-        let written = self.put(at, data, place).map_err(|error| self.of_unwritten(at, error))?;
+        let written = self.put(at, data, place).map_err(|halted| self.of_halted(at, halted))?;
         if written {
             return Ok(DataReply::Done);
         }
@@ -418,6 +429,13 @@ impl Desk<'_> {
             Ok(()) => Ok(DataReply::Done),
             Err(WordError::Gone(_)) => Err(Failure::Damaged("the primary is cut".to_owned())),
             Err(error) => Err(Failure::Busy(error.to_string())),
+        }
+    }
+
+    fn of_halted(&self, at: Target, Halted { done, why }: Halted) -> Failure {
+        match (done, self.of_unwritten(at, why)) {
+            (1.., failure) => Failure::Partly(done, Box::new(failure)),
+            (0, failure) => failure,
         }
     }
 

@@ -6,7 +6,8 @@
 //!    nothing but another try.
 //! 2. Nothing is stored, with the locks held, once the generation has moved.
 //! 3. What was stored is read back and compared, copy by copy [0088]. That it differs, because
-//!    somebody stores there without the locks, holds up no copy: the client is told afterwards.
+//!    somebody stores there without the locks, holds up no copy of that page: the client is told
+//!    afterwards, and no more is written.
 //! 4. What is overwritten is saved first, so of new bytes no more than a page is stored at a time:
 //!    the copy that is written first is this process's own, and both may be lost together. What one
 //!    copy has is brought to the others by `pwrite`, which leaves no page half written.
@@ -51,6 +52,15 @@ pub(super) enum Unwritten {
     Untouched(String),
     /// A copy failed after one was stored to: locks and intent stay.
     Abandoned(String),
+}
+
+/// A write that has not come to its end.
+#[derive(Debug)]
+pub(super) struct Halted {
+    /// Bytes that were written, from the first on.
+    pub done: u32,
+    /// Why no more.
+    pub why: Unwritten,
 }
 
 /// Why a batch does not go on.
@@ -98,12 +108,12 @@ struct Stores<'a> {
 
 impl Desk<'_> {
     /// Writes to copies. False if what is there afterwards is something else.
-    pub(super) fn put(&self, at: Target, data: &[u8], place: Where) -> Result<bool, Unwritten> {
+    pub(super) fn put(&self, at: Target, data: &[u8], place: Where) -> Result<bool, Halted> {
         self.put_all(at, data.len(), place, |part| Content::Data(&data[part]))
     }
 
     /// Brings what the copy of a place has to the others.
-    pub(super) fn level(&self, at: Target, bytes: usize, from: usize) -> Result<(), Unwritten> {
+    pub(super) fn level(&self, at: Target, bytes: usize, from: usize) -> Result<(), Halted> {
         let carried = |part: Range<usize>| Content::Carried(vec![0; part.len()]);
         self.put_all(at, bytes, Where::From(from), carried).map(drop)
     }
@@ -114,8 +124,8 @@ impl Desk<'_> {
         bytes: usize,
         place: Where,
         content: impl Fn(Range<usize>) -> Content<'a>,
-    ) -> Result<bool, Unwritten> {
-        let (mut done, mut is_equal) = (0, true);
+    ) -> Result<bool, Halted> {
+        let mut done = 0;
         let until = at.cell + bytes as u64;
         while done < bytes {
             let cell = at.cell + done as u64;
@@ -126,10 +136,14 @@ impl Desk<'_> {
             let batch = Batch::first_of(cell, until, self.view.committed);
             let part = usize::try_from(batch.bytes).expect("a batch is a part of the data");
             let stores = self.put_batch(at, batch, content(done..done + part), place);
-            is_equal &= stores.map_err(unwritten)?.is_equal;
+            let stores = stores.map_err(|error| Halted { done: told(done), why: unwritten(error) });
+            // What is carried is nobody's to be told of.
+            if !stores?.is_equal && !matches!(place, Where::From(_)) {
+                return Ok(false);
+            }
             done += part;
         }
-        Ok(is_equal)
+        Ok(true)
     }
 
     /// Changes a word on all copies; what it was.
@@ -170,6 +184,11 @@ impl Desk<'_> {
         }
         Ok(stores)
     }
+}
+
+/// Bytes, as an answer says it.
+fn told(bytes: usize) -> u32 {
+    u32::try_from(bytes).expect("no more than a request has")
 }
 
 fn unwritten(error: WriteError<Trouble>) -> Unwritten {

@@ -12,7 +12,8 @@
 //! 1. Nothing here is done inside an operation: it may have to wait, and nothing is mapped that
 //!    somebody could take away.
 //! 2. A change of a word is asked for once. What may have been done is not asked for again.
-//! 3. A daemon that is busy has done nothing, and is asked again.
+//! 3. A daemon that is busy has done nothing, and is asked again. One that has written a part is
+//!    asked for the rest; that nothing was written is said only if nothing was.
 //! 4. Who waits for an answer does so until the session's time limit is over, or that of its own
 //!    call, if that is shorter; or the session is closed.
 
@@ -22,6 +23,7 @@ mod link;
 
 use std::cmp::Ordering;
 use std::fmt::Debug;
+use std::ops::Range;
 use std::ptr;
 use std::sync::Arc;
 use std::thread;
@@ -92,19 +94,51 @@ impl AskedBlock {
             Carrier::Relay(relay) => return relay.relay(request, deadline),
             Carrier::Direct(link) => link,
         };
-        let mut pause = PAUSE_MIN;
+        let mut pauses = Pauses::until(deadline);
         loop {
             match link.ask(request, deadline) {
                 // Not done: somebody has the pages, or it is being decided which copies there are.
                 Err(Trouble::Refused(Status::Busy)) => {}
                 answer => return answer,
             }
-            let Some(left) = deadline.left() else {
+            if !pauses.wait() {
                 return Err(Trouble::Refused(Status::Timeout));
-            };
-            thread::sleep(pause.min(left));
-            pause = PAUSE_MAX.min(pause * 2);
+            }
         }
+    }
+
+    /// Has all bytes of a piece changed, where `request` says how a part of them is: at what, and
+    /// from which byte of the piece to which.
+    fn put(
+        &self,
+        piece: Piece,
+        request: impl Fn(Target, Range<usize>) -> DataRequest,
+    ) -> Result<(), Trouble> {
+        let deadline = self.deadline();
+        let mut pauses = Pauses::until(deadline);
+        let (mut done, mut may_be_begun) = (0, false);
+        while done < piece.bytes {
+            let part = done..piece.bytes.min(done + DATA_BYTES_MAX);
+            let until = part.end;
+            let at = self.at(piece.cell + done as u64);
+            let is_over = match self.ask(&request(at, part), deadline) {
+                Ok(DataReply::Part { bytes }) => {
+                    done += bytes as usize;
+                    !pauses.wait()
+                }
+                Ok(_) => {
+                    done = until;
+                    false
+                }
+                Err(Trouble::Refused(Status::Timeout)) if may_be_begun => true,
+                Err(trouble) => return Err(trouble),
+            };
+            if is_over {
+                return Err(Trouble::Partly);
+            }
+            may_be_begun = true;
+        }
+        Ok(())
     }
 
     fn ask_word(&self, request: &DataRequest) -> Result<u64, Trouble> {
@@ -121,11 +155,6 @@ impl AskedBlock {
             DataReply::Bytes(Bytes(data)) => Ok(data),
             _ => Err(Trouble::Unlinked),
         }
-    }
-
-    fn write_part(&self, cell: u64, data: Vec<u8>, deadline: Deadline) -> Result<(), Trouble> {
-        let request = DataRequest::Write { at: self.at(cell), data: Bytes(data) };
-        self.ask(&request, deadline).map(|_| ())
     }
 
     /// Copies a piece out of one half.
@@ -165,34 +194,58 @@ impl AskedBlock {
         half: Half,
         data: *const u8,
     ) -> Result<(), Trouble> {
-        let deadline = self.deadline();
-        for (start, bytes) in parts(piece.bytes) {
-            let mut copy = vec![0; bytes];
-            // SAFETY: the data is readable for the piece, of which this is a part; the copy is this
-            // function's own, and as long.
-            unsafe { ptr::copy(data.wrapping_add(start), copy.as_mut_ptr(), bytes) };
-            let at = self.at(piece.cell + start as u64);
-            let request = DataRequest::WriteHalf { at, data: Bytes(copy), half };
-            self.ask(&request, deadline)?;
-        }
-        Ok(())
+        self.put(piece, |at, part| {
+            // SAFETY: the data is readable for the piece, of which this is a part.
+            let data = Bytes(unsafe { copy_of(data, part) });
+            DataRequest::WriteHalf { at, data, half }
+        })
     }
 
     /// Brings what one half has in a piece to all copies.
     pub(crate) fn resync(&self, piece: Piece, half: Half) -> Result<(), Trouble> {
-        let deadline = self.deadline();
-        for (start, bytes) in parts(piece.bytes) {
-            let bytes = u32::try_from(bytes).map_err(|_| Trouble::Io)?;
-            let at = self.at(piece.cell + start as u64);
-            self.ask(&DataRequest::Level { at, bytes, half }, deadline)?;
-        }
-        Ok(())
+        self.put(piece, |at, part| {
+            let bytes = u32::try_from(part.len()).expect("no more than a message carries");
+            DataRequest::Level { at, bytes, half }
+        })
     }
 
     fn deadline(&self) -> Deadline {
         let deadline = Deadline::after_ms(self.timeout_ms);
         self.limit.map_or(deadline, |limit| limit.min(deadline))
     }
+}
+
+/// Pauses before something is asked for again, until the time is over.
+struct Pauses {
+    next: Duration,
+    deadline: Deadline,
+}
+
+impl Pauses {
+    const fn until(deadline: Deadline) -> Self {
+        Self { next: PAUSE_MIN, deadline }
+    }
+
+    /// False if the time is over.
+    fn wait(&mut self) -> bool {
+        let Some(left) = self.deadline.left() else { return false };
+        thread::sleep(self.next.min(left));
+        self.next = PAUSE_MAX.min(self.next * 2);
+        // What is asked for without time for an answer may be done, and nobody would know.
+        self.deadline.left().is_some()
+    }
+}
+
+/// A copy of a part of what is to be written.
+///
+/// # Safety
+///
+/// `data` is readable up to the end of the part.
+unsafe fn copy_of(data: *const u8, part: Range<usize>) -> Vec<u8> {
+    let mut copy = vec![0; part.len()];
+    // SAFETY: as the caller promises; the copy is this function's own, and as long.
+    unsafe { ptr::copy(data.wrapping_add(part.start), copy.as_mut_ptr(), part.len()) };
+    copy
 }
 
 /// The parts of so many bytes: where each begins, and how long it is.
@@ -215,23 +268,18 @@ impl Reach for AskedBlock {
     }
 
     unsafe fn write(&self, piece: Piece, data: *const u8) -> Result<(), Trouble> {
-        let deadline = self.deadline();
-        for (start, bytes) in parts(piece.bytes) {
-            let mut copy = vec![0; bytes];
-            // SAFETY: the data is readable for the piece, of which this is a part; the copy is this
-            // function's own, and as long.
-            unsafe { ptr::copy(data.wrapping_add(start), copy.as_mut_ptr(), bytes) };
-            self.write_part(piece.cell + start as u64, copy, deadline)?;
-        }
-        Ok(())
+        self.put(piece, |at, part| {
+            // SAFETY: the data is readable for the piece, of which this is a part.
+            let data = Bytes(unsafe { copy_of(data, part) });
+            DataRequest::Write { at, data }
+        })
     }
 
     fn fill(&self, piece: Piece, byte: u8) -> Result<(), Trouble> {
-        let deadline = self.deadline();
-        for (start, bytes) in parts(piece.bytes) {
-            self.write_part(piece.cell + start as u64, vec![byte; bytes], deadline)?;
-        }
-        Ok(())
+        self.put(piece, |at, part| {
+            let data = Bytes(vec![byte; part.len()]);
+            DataRequest::Write { at, data }
+        })
     }
 
     unsafe fn compare(&self, piece: Piece, data: *const u8) -> Result<Ordering, Trouble> {
@@ -289,6 +337,7 @@ pub(crate) const fn of_refusal(status: Status) -> Trouble {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
     use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
     use dmce_abi::wire::Refusal;
@@ -361,6 +410,54 @@ mod tests {
         let mut block = fake::linked(|_| Some(Err(Refusal::new(Status::Busy, ""))));
         block.timeout_ms = 20;
         assert_eq!(get(&block), Err(Trouble::Refused(Status::Timeout)));
+    }
+
+    /// What was written may be overwritten by another already.
+    #[test]
+    fn a_daemon_that_has_written_a_part_is_asked_for_the_rest_alone() {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&asked);
+        let mut parts = [5000, 0, 3].into_iter();
+        let block = fake::linked(move |request| {
+            let cell = request.target().cell;
+            log.lock().unwrap().push((cell, request.moved_bytes()));
+            let part = if cell < 100_000 { None } else { parts.next() };
+            Some(Ok(part.map_or(DataReply::Done, |bytes| DataReply::Part { bytes })))
+        });
+        let piece = Piece { cell: 50_000, bytes: 2 * DATA_BYTES_MAX, committed: 1 << 20 };
+        block.fill(piece, 7).unwrap();
+        let (second, bytes) = (50_000 + DATA_BYTES_MAX as u64, DATA_BYTES_MAX);
+        let asked = asked.lock().unwrap();
+        assert_eq!(asked[..2], [(50_000, bytes), (second, bytes)]);
+        assert_eq!(asked[2..4], [(second + 5000, bytes - 5000); 2]);
+        assert_eq!(asked[4..], [(second + 5003, bytes - 5003)]);
+    }
+
+    #[test]
+    fn a_write_of_which_a_part_is_done_is_not_called_undone() {
+        let busy = || Some(Err(Refusal::new(Status::Busy, "")));
+        // Of the first message nothing, a part, or all.
+        let refused = Trouble::Refused(Status::Timeout);
+        let firsts = [(None, refused), (Some(1), Trouble::Partly), (Some(2), Trouble::Partly)];
+        let fill = |first: Option<u32>| {
+            let mut first = first.map(|bytes| match bytes {
+                1 => DataReply::Part { bytes },
+                _ => DataReply::Done,
+            });
+            let mut block = fake::linked(move |_| first.take().map_or_else(busy, |r| Some(Ok(r))));
+            block.timeout_ms = 20;
+            block.fill(Piece { cell: 0, bytes: DATA_BYTES_MAX + 1, committed: 1 << 20 }, 7)
+        };
+        for (first, trouble) in firsts {
+            // Where the time is over just while the daemon is asked, nobody knows.
+            let known = (0..100).map(|_| fill(first)).find(|end| *end != Err(Trouble::Late));
+            assert_eq!(known, Some(Err(trouble)));
+        }
+        assert_eq!(Trouble::Partly.status(), Status::Timeout);
+        // Nor is time without an end for who is told again and again that nothing is done yet.
+        let mut block = fake::linked(|_| Some(Ok(DataReply::Part { bytes: 0 })));
+        block.timeout_ms = 20;
+        assert!(matches!(block.fill(WORD, 7), Err(Trouble::Partly | Trouble::Late)));
     }
 
     /// Done twice, a change of a word is another.
