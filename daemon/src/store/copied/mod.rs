@@ -92,6 +92,8 @@ pub(super) struct Copied {
     told: BTreeMap<BlockId, u64>,
     /// When it was asked for a seat.
     asked_ms: Option<u64>,
+    /// The seat that was given up since the broker made one. It is named each time.
+    left: Option<SessionId>,
 }
 
 /// Why something was not done.
@@ -140,7 +142,10 @@ impl Store {
             }
             Err(error) => {
                 warn!(%session, %error, "the session object of this daemon cannot be used");
-                self.notices.push(DaemonNotice::Unseated { left: Some(session) });
+                // It is given back when a client needs one, and no more often than others are
+                // asked for: the next may be of no more use.
+                self.copied.left = Some(session);
+                self.copied.asked_ms = Some(clock::monotonic_ms());
             }
         }
     }
@@ -150,6 +155,7 @@ impl Store {
         self.copied.views.clear();
         self.copied.seat = None;
         self.copied.asked_ms = None;
+        self.copied.left = None;
     }
 
     /// Does what a client asks for of a block of several copies, whose rights and range were
@@ -263,7 +269,7 @@ impl Store {
         let asked = self.copied.asked_ms;
         if asked.is_none_or(|at| now >= at.saturating_add(TELL_AGAIN_MS)) {
             self.copied.asked_ms = Some(now);
-            self.notices.push(DaemonNotice::Unseated { left: None });
+            self.notices.push(DaemonNotice::Unseated { left: self.copied.left });
         }
     }
 
@@ -273,6 +279,7 @@ impl Store {
         warn!(session = %seat.session, "a write to several copies is left to be repaired");
         self.copied.views.clear();
         self.copied.asked_ms = Some(clock::monotonic_ms());
+        self.copied.left = Some(seat.session);
         self.notices.push(DaemonNotice::Unseated { left: Some(seat.session) });
     }
 }

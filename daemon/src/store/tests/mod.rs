@@ -4,6 +4,7 @@
 mod adoption;
 mod lending;
 mod requests;
+mod seats;
 mod upkeep;
 
 use std::os::fd::AsFd;
