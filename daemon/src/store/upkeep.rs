@@ -130,6 +130,9 @@ impl Store {
             Finding::Lost { reason } => {
                 held.condition = Condition::Lost;
                 warn!(%block, %reason, "a block is lost");
+                // The broker takes its memory for free from now on.
+                self.open_objects.close(block);
+                self.copied.close(block);
                 self.notices.push(DaemonNotice::Lost { block });
                 Ok(None)
             }

@@ -20,7 +20,7 @@ fn a_seat_that_cannot_be_used_is_given_back_now_and_then() {
     let guid = description.guid;
     ask(&mut store, DaemonRequest::Create { description, committed: 64 * KIB }).unwrap();
     let read = DataRequest::Read { at: Target { block: id(1), guid, cell: 0 }, bytes: 8 };
-    let mut access = |store: &mut Store| {
+    let access = |store: &mut Store| {
         assert_eq!(store.access(&read).unwrap_err().status, Status::Busy);
         store.take_notices()
     };

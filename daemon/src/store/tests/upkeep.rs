@@ -1,3 +1,4 @@
+use dmce_abi::wire::data::{DataRequest, Target};
 use dmce_sys::watch::{Removals, Watch};
 
 use super::*;
@@ -288,4 +289,28 @@ fn a_pool_that_has_no_room_is_filled_when_there_is() {
     store.tick();
     run_tasks(&mut store);
     assert_eq!(store.pool.bytes(), 4 * MIB);
+}
+
+/// What a client has read by message is kept open; what was removed is to be given back at once.
+#[test]
+fn a_block_that_is_lost_is_held_by_no_descriptor() {
+    let fixture = Fixture::new();
+    let mut store = fixture.open();
+    let at = |block| Target { block: id(block), guid: description(block).guid, cell: 0 };
+    let held_open = |block| {
+        let name = fixture.folder().name(ObjectKind::Data(block));
+        let open = std::fs::read_dir("/proc/self/fd").unwrap();
+        let mut links = open.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+        links.any(|link| link.to_string_lossy().contains(&name))
+    };
+    for block in [1, 2] {
+        ask(&mut store, create(block, 64 * KIB)).unwrap();
+        store.access(&DataRequest::Read { at: at(block), bytes: 8 }).unwrap();
+        drop(store.take_tasks());
+        assert!(held_open(block));
+    }
+    std::fs::remove_file(fixture.path(ObjectKind::Data(1))).unwrap();
+    store.tick();
+    assert_eq!(store.take_notices(), [DaemonNotice::Lost { block: id(1) }]);
+    assert_eq!([1, 2].map(held_open), [false, true]);
 }
