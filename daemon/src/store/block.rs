@@ -175,6 +175,18 @@ pub fn write_header(folder: &Folder, header: &BlockHeader) -> Result<(), HeaderE
     header::make(folder.dir(), &folder.name(kind), header)
 }
 
+/// Replaces the header of a block, if it has one.
+///
+/// # Errors
+///
+/// As [`header::update`].
+pub fn update_header(folder: &Folder, header: &BlockHeader) -> Result<(), HeaderError> {
+    match folder.look(ObjectKind::Header(header.description.block.get()))? {
+        Found::Own(own) => header::update(own.as_fd(), header),
+        _ => Ok(()),
+    }
+}
+
 /// Makes a block of a spare object: its name, then its header.
 ///
 /// # Errors

@@ -45,8 +45,10 @@ impl Store {
                 Ok(Begun::Answered(Ok(DaemonAnswer::Done)))
             }
             DaemonRequest::Rewritten { description } => {
-                self.copied.close(description.block);
+                let block = description.block;
+                self.copied.close(block);
                 self.rewritten(description);
+                self.raise_header(block);
                 Ok(Begun::Answered(Ok(DaemonAnswer::Done)))
             }
             DaemonRequest::Seat { session, guid, cell_bits } => {

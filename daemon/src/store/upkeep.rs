@@ -203,6 +203,25 @@ impl Store {
         }
     }
 
+    /// Writes the header of a block again that says less than the broker has written: somebody
+    /// removed that one, and this daemon wrote what it knew by then.
+    pub(super) fn raise_header(&mut self, block: BlockId) {
+        let Some(held) = self.blocks.get(&block) else { return };
+        let known = &held.header.description;
+        let is_older = |own: &BlockDescription| own.guid == known.guid && own.epoch < known.epoch;
+        match adopt::header_of(&self.folder, block) {
+            Ok(Some(found)) if is_older(&found.description) => {
+                warn!(%block, epoch = found.description.epoch, "the header of a block is too old");
+                if let Err(error) = block::update_header(&self.folder, &held.header) {
+                    warn!(%block, %error, "the header of a block stays too old");
+                }
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => self.restore_header(block),
+            Err(error) => warn!(%block, %error, "the header of a block is not as it was"),
+        }
+    }
+
     /// Takes in what a broker has written into headers that this daemon was not told of. Only those
     /// of blocks with several copies are written anew. One that cannot be read stays what it was.
     pub(super) fn read_headers_again(&mut self) {

@@ -2,6 +2,7 @@ use dmce_abi::wire::data::{DataRequest, Target};
 use dmce_sys::watch::{Removals, Watch};
 
 use super::*;
+use crate::store::adopt;
 
 #[test]
 fn a_block_that_a_client_made_larger_is_cut_back_and_told_each_time() {
@@ -313,4 +314,29 @@ fn a_block_that_is_lost_is_held_by_no_descriptor() {
     store.tick();
     assert_eq!(store.take_notices(), [DaemonNotice::Lost { block: id(1) }]);
     assert_eq!([1, 2].map(held_open), [false, true]);
+}
+
+/// The daemon had not been told of the new one when it wrote the header again.
+#[test]
+fn a_header_that_was_written_again_too_early_is_what_the_broker_has_written() {
+    for is_there in [true, false] {
+        let fixture = Fixture::new();
+        let mut store = fixture.open();
+        let watch = Watch::new(store.dir()).unwrap();
+        let (first, next) = copies(1);
+        let create = DaemonRequest::Create { description: first.clone(), committed: 64 * KIB };
+        ask(&mut store, create).unwrap();
+        let head = open_own(&fixture.folder(), ObjectKind::Header(1));
+        let written = BlockHeader { daemon: header(1).daemon, description: next.clone() };
+        dmce_shm::header::update(head.as_fd(), &written).unwrap();
+        fixture.folder().unlink(ObjectKind::Header(1)).unwrap();
+        if is_there {
+            store.removed(&watch.deleted().unwrap());
+            let found = adopt::header_of(&fixture.folder(), id(1)).unwrap();
+            assert_eq!(found.map(|header| header.description), Some(first));
+        }
+        ask(&mut store, DaemonRequest::Rewritten { description: next.clone() }).unwrap();
+        let found = adopt::header_of(&fixture.folder(), id(1)).unwrap();
+        assert_eq!(found.map(|header| header.description), Some(next));
+    }
 }
