@@ -45,10 +45,10 @@ fn lose_memory(instance: &Instance, daemon: u32) {
 /// Over links and through the broker.
 #[test]
 fn who_maps_nothing_misses_no_daemon_and_no_broker() {
-    for lost in [1, 2] {
-        let mut instance = Instance::start(2);
-        let two = RegionOptions { copies: 2, ..RegionOptions::default() };
-        instance.open().region_create("vol", "two", REGION_BYTES, &two).unwrap();
+    for (copies, lost) in [(2, 1), (2, 2), (3, 1), (3, 2), (3, 3)] {
+        let mut instance = Instance::start(copies);
+        let options = RegionOptions { copies, ..RegionOptions::default() };
+        instance.open().region_create("vol", "two", REGION_BYTES, &options).unwrap();
         let mut clients = ROUTES.map(|route| Client::open_with(&own_client(), &instance, &route));
         for client in &mut clients {
             client.ask("ropen vol two rw").unwrap();
@@ -81,7 +81,7 @@ fn who_maps_nothing_misses_no_daemon_and_no_broker() {
         instance.kill_broker();
         instance.start_broker();
         all_go_on("another broker serves what is left");
-        assert_eq!(wait_sound(&instance).good, 1);
+        assert_eq!(wait_sound(&instance).good, copies as usize - 1);
     }
 }
 

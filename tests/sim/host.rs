@@ -316,6 +316,23 @@ impl Host {
         Headers { held: self.held(daemon), damaged: damaged.map(|(id, _)| *id).collect() }
     }
 
+    /// Blocks of which somebody has taken the newest copies away, or their headers: a broker that
+    /// starts then cannot tell that what is left was left behind (docs/adr/0008-two-copies.md).
+    pub fn superseded(&self) -> Vec<Guid> {
+        let mut newest = BTreeMap::<Guid, (u64, u64)>::new();
+        let stored = self.stores.values().flat_map(BTreeMap::values);
+        let stored = stored.map(|object| (object, object.header == Header::Valid));
+        let taken = self.taken.iter().map(|(_, object)| (object, false));
+        for (object, is_found) in stored.chain(taken) {
+            let BlockDescription { guid, epoch, .. } = object.description;
+            let (all, found) = newest.entry(guid).or_default();
+            *all = epoch.max(*all);
+            *found = (*found).max(if is_found { epoch } else { 0 });
+        }
+        let hidden = newest.into_iter().filter(|(_, (all, found))| found < all);
+        hidden.map(|(guid, _)| guid).collect()
+    }
+
     /// Writes a header anew.
     ///
     /// # Errors

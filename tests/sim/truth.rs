@@ -41,7 +41,7 @@ pub struct PageTruth {
     stable: u64,
     /// What was begun to be written since.
     begun: BTreeSet<u64>,
-    /// Nothing is known of it: a table that said that it is lost is gone.
+    /// Nothing is known of it: what told that it is lost, or where the newest copy is, is gone.
     is_unknown: bool,
 }
 
@@ -79,10 +79,14 @@ impl Truth {
 
     /// Who holds the page has written it to all copies.
     pub fn wrote(&mut self, block: Guid, value: u64) {
-        *self.page_of(block) = PageTruth { stable: value, ..PageTruth::default() };
+        // That nothing is known stays so until somebody looks: it may be of another copy.
+        let page = self.page_of(block);
+        page.stable = value;
+        page.begun.clear();
     }
 
-    /// The table is harmed that said that a page is lost.
+    /// The table is harmed that said that a page is lost, or nothing tells any more which copy of
+    /// it is the newest.
     pub fn knows_nothing_of(&mut self, block: Guid) {
         self.page_of(block).is_unknown = true;
     }

@@ -464,6 +464,9 @@ impl World {
             locks: BTreeSet::new(),
             wake_at: None,
         });
+        for guid in self.host.superseded() {
+            self.truth.knows_nothing_of(guid);
+        }
         let started = self.host.found();
         self.truth.broker_started(self.now.millis, &self.host);
         self.event(Event::Started(started))

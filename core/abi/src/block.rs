@@ -262,7 +262,8 @@ impl Membership {
         Self { role, half, peers: others.collect() }
     }
 
-    /// The daemons of all copies, the primary's first, as the copy of `daemon` says.
+    /// The daemons of all copies, the primary's first and the others by their ids, as the copy of
+    /// `daemon` says: copies that agree say the same.
     #[must_use]
     pub fn daemons(&self, daemon: DaemonId) -> Vec<DaemonId> {
         let mut daemons = self.peers.clone();
@@ -271,6 +272,7 @@ impl Membership {
             Role::Copy => daemons.len().min(1),
         };
         daemons.insert(place, daemon);
+        daemons[1..].sort_unstable();
         daemons
     }
 
@@ -431,14 +433,13 @@ mod tests {
 
     #[test]
     fn every_copy_knows_all_copies_and_which_is_the_primary() {
-        let daemons = [7, 3, 9].map(|id| DaemonId::try_from(id).unwrap());
+        let daemons = [7, 9, 3].map(|id| DaemonId::try_from(id).unwrap());
         for daemon in daemons {
             let membership = Membership::of((daemon, Half::MIRROR), &daemons);
             assert_eq!(membership.role == Role::Primary, daemon == daemons[0]);
             assert_eq!((membership.half, membership.validate()), (Half::MIRROR, Ok(())));
             let told = membership.daemons(daemon);
-            assert_eq!(told[0], daemons[0]);
-            assert!(told.len() == 3 && daemons.iter().all(|daemon| told.contains(daemon)));
+            assert_eq!(told, [daemons[0], daemons[2], daemons[1]]);
         }
         assert_eq!(Membership::of((daemons[0], Half::PRIMARY), &daemons[..1]), Membership::alone());
     }

@@ -175,9 +175,7 @@ fn judge(
     let highest = copies.iter().filter(|copy| copy.description.epoch == epoch);
     let mut named: Option<(DaemonId, Vec<DaemonId>)> = None;
     for copy in highest {
-        let mut says = copy.description.membership.daemons(copy.daemon);
-        // A header tells the primary's place alone.
-        says[1..].sort_unstable();
+        let says = copy.description.membership.daemons(copy.daemon);
         match &named {
             None => named = Some((copy.daemon, says)),
             Some((_, named)) if *named == says => {}
