@@ -5,7 +5,8 @@
 //!     |
 //!     +-- reported, and named ----------------------> good; if its own header says less, it is
 //!     |                                               written anew before the block is served
-//!     +-- named, and reported by nobody ------------> lost
+//!     +-- named, and reported by nobody, or without
+//!     |   a byte -----------------------------------> lost
 //!     +-- reported with a lower epoch, not named ---> stale: kept, shown, never read
 //!     +-- with the same, and not named -------------> quarantined: it contradicts the others
 //! ```
@@ -21,6 +22,7 @@
 //!    the others had grown for nobody.
 
 use dmce_abi::block::{BlockId, DaemonId, Half};
+use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::wire::daemon::HeldBlock;
 
 use super::Dispatcher;
@@ -56,7 +58,12 @@ impl Dispatcher {
                 return false;
             }
             let charge = self.ledger.force_charge(None, daemon, *committed);
-            self.put_copy(id, Copy::stale((daemon, half), charge, description.epoch));
+            let copy = Copy::stale((daemon, half), charge, description.epoch);
+            if *committed == 0 {
+                self.put_copy(id, Copy { state: CopyState::Lost, ..copy });
+                return true;
+            }
+            self.put_copy(id, copy);
             let epochs = format!("epoch {} of {epoch}", description.epoch);
             let text = format!("daemon {daemon} has a stale copy of block {id}, {epochs}");
             self.log(LogLevel::Warn, text);
@@ -129,7 +136,8 @@ impl Dispatcher {
     pub(super) fn judge_lengths(&mut self, id: BlockId, needs: Option<u64>) {
         let Some(block) = self.blocks.get(id).filter(|block| block.is_usable()) else { return };
         let first = block.copies.held().map(|copy| copy.committed).find(|bytes| *bytes > 0);
-        let needs = needs.or(first).unwrap_or(0);
+        // Of one without a byte there may be a header alone.
+        let needs = needs.or(first).unwrap_or(PAGE_BYTES);
         let short = block.copies.held().filter(|copy| copy.committed < needs);
         let short: Vec<_> = short.map(|copy| (copy.daemon, copy.committed)).collect();
         for (daemon, committed) in short {
@@ -143,7 +151,8 @@ impl Dispatcher {
     /// A stale copy is not there any more.
     pub(super) fn stale_is_gone(&mut self, id: BlockId, daemon: DaemonId) {
         let block = self.blocks.get_mut(id);
-        if let Some(copy) = block.and_then(|block| block.copies.of_mut(daemon)) {
+        let copy = block.and_then(|block| block.copies.of_mut(daemon));
+        if let Some(copy) = copy.filter(|copy| copy.state != CopyState::Lost) {
             copy.state = CopyState::Lost;
             self.ledger.lose(&mut copy.charge);
         }
@@ -158,6 +167,7 @@ impl Dispatcher {
         match copy.state {
             // A header that says less was read before it was written anew: it was there then.
             CopyState::Held => self.refresh(id, daemon, *committed),
+            CopyState::Lost | CopyState::Stale if *committed == 0 => self.stale_is_gone(id, daemon),
             CopyState::Lost | CopyState::Stale if !copy.named => {
                 copy.state = CopyState::Stale;
                 copy.committed = *committed;

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 
 use dmce_abi::AddrLayout;
-use dmce_abi::block::{BlockId, DaemonId};
+use dmce_abi::block::{BlockDescription, BlockId, DaemonId};
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::name::ObjectKind;
 use dmce_shm::header::{self, BlockHeader, HeaderError};
@@ -32,6 +32,9 @@ pub struct Adopted {
     /// Those of them that were larger than they may be, and the bytes that they had. They have been
     /// cut back.
     pub excess: Vec<(BlockId, u64)>,
+    /// Copies of which the header is there alone. It says which copies are the good ones by now, to
+    /// a broker that would take an older one for good.
+    pub bare: Vec<BlockDescription>,
     /// What was left as it is.
     pub foreign: Vec<Foreign>,
     /// Blocks that were made once: they have a header, or something under its name, and not both
@@ -137,7 +140,8 @@ pub fn header_at(
 ///
 /// As [`adopt`].
 pub fn remove_unknown(folder: &Folder, block: BlockId) -> Result<(), ObjectError> {
-    if adopt_one(folder, block)?.blocks.contains_key(&block) {
+    let found = adopt_one(folder, block)?;
+    if found.blocks.contains_key(&block) || !found.bare.is_empty() {
         let (data_kind, head_kind) = kinds(block);
         folder.unlink(head_kind)?;
         remove(folder, block, &folder.look(data_kind)?)?;
@@ -210,6 +214,10 @@ impl Adopted {
     ) -> Result<(), ObjectError> {
         let block = header.description.block;
         let Found::Own(data) = data else {
+            if header.description.owner.copies() > 1 {
+                self.bare.push(header.description);
+                return Ok(());
+            }
             self.damaged.push(block);
             return folder.unlink(ObjectKind::Header(block.get()));
         };

@@ -39,7 +39,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use dmce_abi::block::{BlockId, DaemonId};
+use dmce_abi::block::{BlockDescription, BlockId, DaemonId};
 use dmce_abi::name::Instance;
 use dmce_abi::wire::Reply;
 use dmce_abi::wire::daemon::{DaemonAnswer, DaemonNotice, HeldBlock};
@@ -100,6 +100,8 @@ pub enum Begun {
 pub struct Store {
     folder: Arc<Folder>,
     blocks: BTreeMap<BlockId, Held>,
+    /// What the headers say that were there alone at the last look.
+    bare: Vec<BlockDescription>,
     foreign: Vec<Foreign>,
     damaged: Vec<BlockId>,
     ledger: Ledger,
@@ -167,6 +169,7 @@ impl Store {
         let mut store = Self {
             folder: Arc::new(folder),
             blocks: BTreeMap::new(),
+            bare: Vec::new(),
             foreign: Vec::new(),
             damaged: Vec::new(),
             ledger: Ledger::new(&section),
@@ -216,7 +219,9 @@ impl Store {
         self.pool.lend_anew(&self.folder)?;
         self.look_at_lost()?;
         self.read_headers_again();
-        let adopted = adopt::adopt_unknown(&self.folder, |block| self.blocks.contains_key(&block))?;
+        let is_known = |block| self.blocks.contains_key(&block);
+        let mut adopted = adopt::adopt_unknown(&self.folder, is_known)?;
+        self.bare = std::mem::take(&mut adopted.bare);
         self.take_in(adopted);
         self.refill_due = true;
         Ok(())
@@ -239,12 +244,14 @@ impl Store {
     }
 
     /// The blocks, as the broker is told of them. Those that are lost are left out, unless there is
-    /// something of them that it may want to have removed.
+    /// something of them that it may want to have removed, or a header, which has no byte then.
     pub fn held(&self) -> impl Iterator<Item = HeldBlock> {
         let there = self.blocks.values().filter(|held| held.condition != Condition::Lost);
-        there.map(|held| HeldBlock {
-            description: held.header.description.clone(),
-            committed: held.data.bytes,
+        let there = there.map(|held| (&held.header.description, held.data.bytes));
+        let all = there.chain(self.bare.iter().map(|description| (description, 0)));
+        all.map(|(description, committed)| HeldBlock {
+            description: description.clone(),
+            committed,
         })
     }
 

@@ -265,9 +265,12 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets a block whose data were removed, with its header.
+    /// Forgets a block whose data were removed, with its header, if that tells nothing of others.
     fn forget_gone(&mut self, block: BlockId) -> Result<(), ObjectError> {
-        self.folder.unlink(ObjectKind::Header(block.get()))?;
+        let is_alone = |held: &super::Held| held.header.description.owner.copies() < 2;
+        if self.blocks.get(&block).is_none_or(is_alone) {
+            self.folder.unlink(ObjectKind::Header(block.get()))?;
+        }
         self.open_objects.close(block);
         self.copied.close(block);
         if let Some(held) = self.blocks.remove(&block) {

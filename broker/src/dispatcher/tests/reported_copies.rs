@@ -109,6 +109,31 @@ fn a_copy_that_the_highest_epoch_does_not_name_is_stale() {
     assert_eq!((row.state, row.epoch), (BlockState::Degraded, 8));
 }
 
+/// The good one was the only one, and its data are gone: the other lacks what was written since.
+#[test]
+fn a_header_without_data_keeps_an_older_copy_from_being_good() {
+    let older = || (1, held(1, &[1, 2], 7, MIB));
+    for turned in [false, true] {
+        let mut all = vec![older(), (2, held(2, &[2], 8, 0))];
+        if turned {
+            all.reverse();
+        }
+        let mut rig = found(all);
+        let lost = [(2, CopyState::Lost), (1, CopyState::Stale)];
+        assert_eq!((row(&mut rig).state, copies(&row(&mut rig))), (BlockState::Lost, lost.into()));
+        // As their daemons say when they are back.
+        rig.daemon_with(1, GIB, vec![older().1]);
+        rig.daemon_with(2, GIB, vec![held(2, &[2], 8, 0)]);
+        assert_eq!((row(&mut rig).state, copies(&row(&mut rig))), (BlockState::Lost, lost.into()));
+    }
+    let mut rig = found(vec![(1, held(1, &[1], 8, MIB)), (2, held(2, &[1, 2], 7, 0))]);
+    let now = [(1, CopyState::Good), (2, CopyState::Lost)];
+    for _ in 0..2 {
+        assert_eq!(copies(&row(&mut rig)), now);
+        rig.daemon_with(2, GIB, vec![held(2, &[1, 2], 7, 0)]);
+    }
+}
+
 /// The broker died while it raised the epoch of both.
 #[test]
 fn a_named_copy_whose_header_says_less_is_good_and_its_header_is_written() {

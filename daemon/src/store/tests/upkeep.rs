@@ -192,6 +192,32 @@ fn a_header_that_the_broker_has_written_anew_is_what_is_reported_and_written_aga
     }
 }
 
+/// It may be the only one that says that an older copy elsewhere is not good.
+#[test]
+fn the_header_of_a_copy_whose_data_are_gone_is_reported_without_a_byte_until_it_is_destroyed() {
+    for restarts in [false, true] {
+        let fixture = Fixture::new();
+        let mut store = fixture.open();
+        let (description, _) = copies(1);
+        ask(&mut store, DaemonRequest::Create { description, committed: 64 * KIB }).unwrap();
+        std::fs::remove_file(fixture.path(ObjectKind::Data(1))).unwrap();
+        if restarts {
+            drop(store);
+            store = fixture.open();
+        } else {
+            store.tick();
+        }
+        for _ in 0..2 {
+            store.look_again().unwrap();
+            assert_eq!((held(&store), store.committed()), (vec![(1, 0)], 0));
+        }
+        ask(&mut store, destroy(1)).unwrap();
+        assert_eq!(fixture.names(), [""; 0]);
+        store.look_again().unwrap();
+        assert_eq!(held(&store), []);
+    }
+}
+
 /// Who may write a block may also give its pages back; those who share it must find memory there.
 #[test]
 fn pages_that_a_client_gave_back_come_again() {
