@@ -17,9 +17,8 @@
 //!    made, or was made by this broker, is good.
 //! 2. What all good copies have may be used. Where the length is known, one that is longer was
 //!    grown for nobody, and one that is shorter was cut while nobody looked. It is not known of a
-//!    session's last block, which grows, but the primary grows last: a copy that is shorter than
-//!    that was cut, and so is one without a byte. A primary that was cut to some bytes looks as if
-//!    the others had grown for nobody.
+//!    session's last block, which grows, but that it has bytes: there a copy that was cut to some
+//!    looks as if the others had grown for nobody, or its client had lengthened them.
 
 use dmce_abi::block::{BlockId, DaemonId, Half};
 use dmce_abi::limits::PAGE_BYTES;
@@ -132,12 +131,10 @@ impl Dispatcher {
     }
 
     /// A copy that is shorter than it must be has lost something; what all have may be used. Where
-    /// nothing says what it needs, no copy has less than the primary.
+    /// nothing says what it needs, it has a page at least.
     pub(super) fn judge_lengths(&mut self, id: BlockId, needs: Option<u64>) {
         let Some(block) = self.blocks.get(id).filter(|block| block.is_usable()) else { return };
-        let first = block.copies.held().map(|copy| copy.committed).find(|bytes| *bytes > 0);
-        // Of one without a byte there may be a header alone.
-        let needs = needs.or(first).unwrap_or(PAGE_BYTES);
+        let needs = needs.unwrap_or(PAGE_BYTES);
         let short = block.copies.held().filter(|copy| copy.committed < needs);
         let short: Vec<_> = short.map(|copy| (copy.daemon, copy.committed)).collect();
         for (daemon, committed) in short {
