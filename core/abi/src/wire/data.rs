@@ -55,7 +55,7 @@ pub enum DataRequest {
         bytes: u32,
     },
     /// These bytes (FIG. 16), which are compared after the copy [0088]. Answered by
-    /// [`DataReply::Done`].
+    /// [`DataReply::Done`], or [`DataReply::Part`] where several copies are written.
     Write {
         /// From here on.
         at: Target,
@@ -112,8 +112,8 @@ pub enum DataRequest {
         /// Which.
         half: Half,
     },
-    /// All copies get so many bytes, at most [`DATA_BYTES_MAX`], as one half has them. Answered by
-    /// [`DataReply::Done`].
+    /// All copies get so many bytes, at most [`DATA_BYTES_MAX`], as one half has them. Answered as
+    /// [`Self::Write`].
     Level {
         /// From here on.
         at: Target,
