@@ -275,13 +275,16 @@ impl Objects {
         }
     }
 
-    /// Writes the header of a copy anew, in place of one of the same block.
-    pub fn rewrite_header(&self, daemon: DaemonId, description: BlockDescription) -> Rewritten {
+    /// Writes the header of a copy anew, in place of one of the same block, or of none.
+    pub fn rewrite_header(&mut self, daemon: DaemonId, description: BlockDescription) -> Rewritten {
         let (id, guid) = (description.block, description.guid);
         let opened = self.open(daemon.get(), ObjectKind::Header(id.get()), true);
         let fd = match opened {
             Ok((fd, _)) => fd,
-            Err(ObjectFailure::Object(error)) if !matches!(error, ObjectError::NotFound { .. }) => {
+            Err(ObjectFailure::Object(ObjectError::NotFound { .. })) => {
+                return self.restore_header(daemon, description);
+            }
+            Err(ObjectFailure::Object(error)) => {
                 return Rewritten::Failed { reason: error.to_string() };
             }
             Err(failure) => return Rewritten::Gone { reason: failure.to_string() },
@@ -295,6 +298,27 @@ impl Objects {
         };
         match written {
             Ok(()) => Rewritten::Written,
+            Err(HeaderError::Object(error)) => Rewritten::Failed { reason: error.to_string() },
+            Err(error) => Rewritten::Gone { reason: error.to_string() },
+        }
+    }
+
+    /// Writes the header of a copy that has none, if its data are there. It is whole when it has its
+    /// name: a daemon would remove what is under a header that is not.
+    fn restore_header(&mut self, daemon: DaemonId, description: BlockDescription) -> Rewritten {
+        let block = description.block.get();
+        match self.open(daemon.get(), ObjectKind::Data(block), false) {
+            Ok(_) => {}
+            Err(ObjectFailure::Object(error)) if !matches!(error, ObjectError::NotFound { .. }) => {
+                return Rewritten::Failed { reason: error.to_string() };
+            }
+            Err(failure) => return Rewritten::Gone { reason: failure.to_string() },
+        }
+        let name = self.name(daemon.get(), ObjectKind::Header(block));
+        warn!(object = name, "it was removed, and is written again");
+        match self.headers.make(&self.folder, &name, &BlockHeader { daemon, description }) {
+            Ok(()) => Rewritten::Written,
+            // Its daemon may have been first: it is written in its place.
             Err(HeaderError::Object(error)) => Rewritten::Failed { reason: error.to_string() },
             Err(error) => Rewritten::Gone { reason: error.to_string() },
         }

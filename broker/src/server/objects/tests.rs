@@ -149,12 +149,34 @@ fn a_header_is_written_anew_in_place_of_its_own_block_s_and_of_no_other() {
     assert_eq!(held.len(), 1);
     assert_eq!(held[0].description, raised);
     let another = BlockDescription { guid: Guid([8; 16]), ..raised.clone() };
-    for (description, what) in [(another, "another block's"), (description(6), "")] {
+    for (description, what) in [(another, "another block's"), (description(6), "data-")] {
         let rewritten = folder.objects.rewrite_header(daemon(), description);
         let Rewritten::Gone { reason } = rewritten else { panic!("{rewritten:?}") };
         assert!(reason.contains(what), "{reason}");
     }
     assert_eq!(folder.objects.read_headers(daemon()).held[0].description, raised);
+}
+
+/// Its bytes are there, and who writes headers knows what it is to say.
+#[test]
+fn a_header_that_was_removed_is_written_anew_while_there_are_data() {
+    let mut folder = Folder::new("removed");
+    let lent = folder.lend(1, 2, 2);
+    assert_eq!(folder.make(5, lent, 2), Made::Whole);
+    let raised = BlockDescription { epoch: 9, ..description(5) };
+    let remove = |folder: &Folder, kind| {
+        let name = folder.objects.name(daemon().get(), kind);
+        folder.objects.folder().unlink(&name).unwrap();
+    };
+    remove(&folder, ObjectKind::Header(5));
+    assert_eq!(folder.objects.rewrite_header(daemon(), raised.clone()), Rewritten::Written);
+    let held = folder.objects.read_headers(daemon()).held;
+    assert_eq!(held, [HeldBlock { description: raised.clone(), committed: 2 * PAGE }]);
+    remove(&folder, ObjectKind::Header(5));
+    remove(&folder, ObjectKind::Data(5));
+    let rewritten = folder.objects.rewrite_header(daemon(), raised);
+    assert!(matches!(rewritten, Rewritten::Gone { .. }), "{rewritten:?}");
+    assert_eq!(folder.kinds(), BTreeSet::new());
 }
 
 #[test]
