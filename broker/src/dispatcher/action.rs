@@ -187,7 +187,7 @@ pub enum Action {
         committed: u64,
     },
     /// Writes the headers of a block's copies anew, be their daemons there or not, in place of a
-    /// header of the same block and GUID; then [`super::Event::EpochRaised`].
+    /// header of the same block and GUID, or of none; then [`super::Event::EpochRaised`].
     RaiseEpoch {
         /// What the event repeats.
         raise: RaiseId,

@@ -254,7 +254,7 @@ pub struct FoundTable {
 pub enum Rewritten {
     /// It says what it was to say.
     Written,
-    /// There is no sound header of that block any more: the copy is lost.
+    /// What has its name is no sound header of that block, or there are no data: the copy is lost.
     Gone {
         /// What was found, for the log.
         reason: String,

@@ -303,8 +303,8 @@ impl Objects {
         }
     }
 
-    /// Writes the header of a copy that has none, if its data are there. It is whole when it has its
-    /// name: a daemon would remove what is under a header that is not.
+    /// Writes the header of a copy that has none, if its data are there. It is whole when it has
+    /// its name: a daemon would remove what is under a header that is not.
     fn restore_header(&mut self, daemon: DaemonId, description: BlockDescription) -> Rewritten {
         let block = description.block.get();
         match self.open(daemon.get(), ObjectKind::Data(block), false) {
