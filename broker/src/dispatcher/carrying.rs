@@ -169,12 +169,22 @@ impl Dispatcher {
 
     /// The next of what is from `at` to `end` that other copies may lack.
     fn next_part(&self, wreck: &Wreck, at: u64, end: u64) -> Option<Part> {
-        let writable = wreck.opens()?.regions().filter(|first| wreck.may_write(*first));
-        let parts = writable.filter_map(|first| {
+        // A client may pin as often as it can, and have as much open: only regions that the range
+        // reaches are looked at. They are in the order of their addresses.
+        let lowest = BlockId::try_from(1).ok()?;
+        let from = match self.parts(at).map(|parts| BlockId::try_from(parts.block)) {
+            Ok(Ok(block)) => block,
+            _ if at < self.address(lowest) => lowest,
+            _ => return None,
+        };
+        let from = self.blocks.span_at(from).unwrap_or(from);
+        let regions = wreck.opens()?.regions_from(from);
+        let mut reached = regions.take_while(|first| self.address(*first) < end);
+        reached.find_map(|first| {
             let span = self.blocks.span(first).filter(|_| self.stands(first))?;
-            if span.copies > 1 { self.next_part_in((first, span), at, end) } else { None }
-        });
-        parts.min_by_key(|part| part.addr)
+            let is_writable = wreck.may_write(first) && span.copies > 1;
+            if is_writable { self.next_part_in((first, span), at, end) } else { None }
+        })
     }
 
     /// The same, in one span.

@@ -160,6 +160,11 @@ impl Opens {
         self.by_region.keys().copied()
     }
 
+    /// Those of them that begin with a block or a later one, in order.
+    pub(super) fn regions_from(&self, first: BlockId) -> impl Iterator<Item = BlockId> {
+        self.by_region.range(first..).map(|(first, _)| *first)
+    }
+
     /// How many regions are open.
     pub(super) fn len(&self) -> usize {
         self.by_region.len()

@@ -22,10 +22,13 @@ impl Dispatcher {
     /// The owner has given a span up, whatever became of it until now. A region goes with it.
     pub(super) fn give_up(&mut self, first: BlockId) {
         self.revoke_all(first);
-        self.close_wrecks(first);
         let Some(span) = self.blocks.span(first) else { return };
         if span.owner == SpanOwner::Region {
+            self.close_wrecks(first);
             self.doom_all_but_first(first);
+        } else {
+            // Nobody but a daemon may have been writing it.
+            self.wrecks.stir(None);
         }
         if let Some(region) = self.regions.remove(first) {
             self.ledger.refund_region(region.attributes.uid);

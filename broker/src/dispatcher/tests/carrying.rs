@@ -31,6 +31,23 @@ fn writer() -> Writer {
     Writer { rig, conn, session: ready.session, block, base }
 }
 
+/// A range may begin in nothing, and reach what is there in between.
+#[test]
+fn what_a_range_reaches_is_carried_in_the_order_of_its_addresses() {
+    let mut writer = writer();
+    for (number, name) in [(2, "s"), (3, "t")] {
+        writer.rig.done(writer.conn, with_copies(region(name, MIB, 0o666), 2));
+        writer.rig.done(writer.conn, open(number, name, name == "t"));
+    }
+    writer.points(vec![pin(0, 5, u64::MAX / 2)], true);
+    writer.dies();
+    let carried = writer.carried();
+    assert!(carried.is_sorted());
+    let bytes = carried.iter().map(|(_, bytes)| bytes).sum::<u64>();
+    assert_eq!((carried[0].0, bytes), (0, 2 * MIB), "one was open to read");
+    assert!(!writer.is_wreck());
+}
+
 const fn pin(place: u16, addr: u64, bytes: u64) -> PinClaim {
     PinClaim { place, range: PinnedRange { addr, bytes, writable: true }, is_left: false }
 }
