@@ -301,7 +301,8 @@ impl World {
             let before = broker.idles.get(&idle).into_iter().flatten();
             let mut left = before
                 .filter(|(slot, mark)| !mark.is_multiple_of(2) && now.get(slot) == Some(mark));
-            if left.next().is_none() {
+            let mut abandoned = guid.iter().flat_map(|guid| host.pages.intents(*guid, true).claims);
+            if left.next().is_none() && abandoned.next().is_none() {
                 let is_over = |of: &(SessionId, BlockId, u64)| {
                     (of.0, of.1) == (session, block) && of.2 <= epoch
                 };
