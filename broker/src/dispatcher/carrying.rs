@@ -10,6 +10,9 @@
 //!               each is a claim of one slot of the wreck, and repaired as that (`repairs`)
 //! ```
 //!
+//! A part of which somebody holds a page is passed over. When nothing else is left, those that were
+//! are gone over again, in rounds, after a while each.
+//!
 //! # Invariants
 //!
 //! 1. What a client stored is a claim: nothing is carried but ranges of regions that the session
@@ -18,7 +21,11 @@
 //! 2. While a pointer may still be stored by, it is not carried: its wreck waits for the process.
 //! 3. What is carried is the bytes of the copy that is the primary when a part is begun.
 //! 4. Nobody waits for it: whoever has the region open goes on, and other wrecks are repaired in
-//!    between.
+//!    between, before it.
+//! 5. A page that is never given back keeps what is elsewhere from being carried only when
+//!    `PASSED_MAX` others are held as well. Pins are freed when all of their range is carried.
+
+use std::collections::VecDeque;
 
 use dmce_abi::block::{BlockId, Guid, SessionId};
 use dmce_shm::copies::{self, Batch};
@@ -34,71 +41,121 @@ use super::wrecks::{Claim, Wreck};
 /// The slot of a wreck that says what is carried: all were repaired by then.
 const CARRYING_SLOT: u8 = 0;
 
-/// A range that is carried.
-#[derive(Debug, PartialEq, Eq)]
+/// Into how many pieces more than there are ranges the pointers of a wreck are cut, where parts of
+/// them are passed over: it is what a hostile client can have remembered.
+const PASSED_MAX: usize = 64;
+
+/// What is left of a range, or of a piece of it that was passed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Carry {
-    /// What is left of it: the first address, and the one behind the last.
+    /// The first address, and the one behind the last.
     at: u64,
     end: u64,
-    /// The pins that are freed then.
+    /// Which of the ranges.
+    range: usize,
+}
+
+/// A range, which is carried in one piece, but for what is passed over.
+#[derive(Debug, Default)]
+struct Range {
+    /// The pins that are freed at its end.
     pins: Vec<u16>,
+    /// How many pieces of it are left.
+    pieces: usize,
 }
 
 /// The pointers of a wreck.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Pointers {
-    /// Ranges, none of which overlaps another, the next one last; `None` until they are known.
-    ranges: Option<Vec<Carry>>,
+    /// Whether it is known what they are.
+    are_known: bool,
+    /// None of them overlaps another.
+    ranges: Vec<Range>,
+    /// What is left in this round, the next one first.
+    left: VecDeque<Carry>,
+    /// What was passed over in it.
+    passed: VecDeque<Carry>,
 }
 
 impl Pointers {
-    /// Those of a wreck that nobody has looked at.
-    pub(super) const fn new() -> Self {
-        Self { ranges: None }
-    }
-
     /// Whether nothing is left to be carried.
-    pub(super) const fn are_carried(&self) -> bool {
-        matches!(&self.ranges, Some(ranges) if ranges.is_empty())
+    pub(super) fn are_carried(&self) -> bool {
+        self.are_known && self.left.is_empty() && self.passed.is_empty()
     }
 
     /// Whether it is known what is to be carried.
     pub(super) const fn are_known(&self) -> bool {
-        self.ranges.is_some()
+        self.are_known
     }
 
     /// There is nothing to be carried.
     pub(super) fn forget(&mut self) {
-        self.ranges = Some(Vec::new());
+        *self = Self { are_known: true, ..Self::default() };
     }
 
     /// Takes in all of them.
     fn take_in(&mut self, pins: &[PinClaim]) {
-        let range = |pin: &PinClaim| {
-            let end = pin.range.addr.saturating_add(pin.range.bytes);
-            Carry { at: pin.range.addr, end, pins: vec![pin.place] }
-        };
-        let mut all: Vec<Carry> = pins.iter().map(range).collect();
-        all.sort_by_key(|range| range.at);
-        let mut merged: Vec<Carry> = Vec::new();
-        for range in all {
-            match merged.last_mut().filter(|last| range.at <= last.end) {
-                Some(last) => {
-                    last.end = last.end.max(range.end);
-                    last.pins.extend(range.pins);
+        let mut all: Vec<&PinClaim> = pins.iter().collect();
+        all.sort_by_key(|pin| pin.range.addr);
+        self.forget();
+        for pin in all {
+            let (at, place) = (pin.range.addr, pin.place);
+            let end = at.saturating_add(pin.range.bytes);
+            match (self.left.back_mut(), self.ranges.last_mut()) {
+                (Some(last), Some(range)) if at <= last.end => {
+                    last.end = last.end.max(end);
+                    range.pins.push(place);
                 }
-                None => merged.push(range),
+                _ => {
+                    self.left.push_back(Carry { at, end, range: self.ranges.len() });
+                    self.ranges.push(Range { pins: vec![place], pieces: 1 });
+                }
             }
         }
-        merged.reverse();
-        self.ranges = Some(merged);
+    }
+
+    /// What is next, unless all that is left was passed over.
+    fn next(&self) -> Option<Carry> {
+        self.left.front().copied()
+    }
+
+    /// Begins the next round, with what was passed over. `false` if nothing was.
+    fn begin_round(&mut self) -> bool {
+        std::mem::swap(&mut self.left, &mut self.passed);
+        !self.left.is_empty()
     }
 
     /// What is before an address is carried, or is nobody's.
     fn pass(&mut self, to: u64) {
-        if let Some(range) = self.ranges.as_mut().and_then(|ranges| ranges.last_mut()) {
-            range.at = range.at.max(to);
+        if let Some(next) = self.left.front_mut() {
+            next.at = next.at.max(to);
         }
+    }
+
+    /// The part of what is next is passed over: that alone, or with it what is behind it in its
+    /// piece, if it was cut often enough.
+    fn pass_over(&mut self, at: u64, end: u64) {
+        let may_cut = self.left.len() + self.passed.len() < self.ranges.len() + PASSED_MAX;
+        let Some(next) = self.left.front_mut() else { return };
+        let range = next.range;
+        if end < next.end && may_cut {
+            next.at = end;
+            self.passed.push_back(Carry { at, end, range });
+            if let Some(range) = self.ranges.get_mut(range) {
+                range.pieces += 1;
+            }
+        } else {
+            next.at = at;
+            self.passed.extend(self.left.pop_front());
+        }
+    }
+
+    /// The piece that is next is carried. At the end of its range, its pins.
+    fn end_piece(&mut self) -> Vec<u16> {
+        let Some(Carry { range, .. }) = self.left.pop_front() else { return Vec::new() };
+        let Some(range) = self.ranges.get_mut(range) else { return Vec::new() };
+        range.pieces -= 1;
+        if range.pieces == 0 { std::mem::take(&mut range.pins) } else { Vec::new() }
     }
 }
 
@@ -130,33 +187,47 @@ impl Dispatcher {
 
     /// Goes on with the pointers of a wreck of which nothing else is left.
     pub(super) fn carry_on(&mut self, id: SessionId) {
+        let mut is_again = false;
         loop {
-            let Some(wreck) = self.wrecks.get(id) else { return };
+            let Some(wreck) = self.wrecks.get_mut(id) else { return };
             if !wreck.is_read || !wreck.claims.is_empty() {
                 return;
             }
-            let Some(&Carry { at, end, .. }) =
-                wreck.pointers.ranges.as_ref().and_then(|r| r.last())
-            else {
-                return;
+            let Some(Carry { at, end, .. }) = wreck.pointers.next() else {
+                if !wreck.pointers.begin_round() {
+                    return;
+                }
+                is_again = true;
+                continue;
             };
-            let part = self.next_part(wreck, at, end);
-            if let Some(claim) = part.and_then(|part| claim_of(id, part)) {
-                return self.wrecks.carry((id, CARRYING_SLOT), claim);
+            let part = self.wrecks.get(id).and_then(|wreck| self.next_part(wreck, at, end));
+            let of = (id, CARRYING_SLOT);
+            match part.and_then(|part| claim_of(id, part)) {
+                Some(claim) if is_again => {
+                    self.wrecks.claim_later(of, claim);
+                    return self.try_again_later();
+                }
+                Some(claim) => return self.wrecks.claim(of, claim),
+                None => self.end_piece(id),
             }
-            self.end_range(id);
         }
     }
 
-    /// A range is on all copies, as far as there is anything of it.
-    fn end_range(&mut self, session: SessionId) {
+    /// A piece is on all copies, as far as there is anything of it.
+    fn end_piece(&mut self, session: SessionId) {
         let Some(wreck) = self.wrecks.get_mut(session) else { return };
-        let ranges = wreck.pointers.ranges.as_mut();
-        let Some(Carry { pins, .. }) = ranges.and_then(Vec::pop) else { return };
+        let pins = wreck.pointers.end_piece();
         self.out.extend(pins.into_iter().map(|pin| Action::FreePin { session, pin }));
         if wreck.pointers.are_carried() {
             let text = format!("what pointers of session {session} stored is on all copies");
             self.log(LogLevel::Info, text);
+        }
+    }
+
+    /// Somebody holds a page of the part that was to be carried.
+    pub(super) fn part_is_busy(&mut self, id: SessionId, at: u64, end: u64) {
+        if let Some(wreck) = self.wrecks.get_mut(id) {
+            wreck.pointers.pass_over(at, end);
         }
     }
 
@@ -215,5 +286,5 @@ fn claim_of(session: SessionId, part: Part) -> Option<Claim> {
     // Which copy is the first is said when it is begun.
     let intent = IntentClaim { addr, bytes, progress: Progress::Nonsense };
     let wreck = copies::Wreck::new(owner, &intent, cell, end)?;
-    Some(Claim { block, guid, wreck, level: None, carried: Some((addr, bytes)) })
+    Some(Claim { block, guid, wreck, level: None, carried: Some((addr, bytes)), is_begun: false })
 }

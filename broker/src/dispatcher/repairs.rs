@@ -189,7 +189,7 @@ impl Dispatcher {
         let Some(wreck) = copies::Wreck::new(owner, claim, parts.cell, end) else {
             return Err(format!("{bytes} bytes at {addr:#x}, of a block of {end}"));
         };
-        Ok(Claim { block, guid: entry.guid, wreck, level: None, carried: None })
+        Ok(Claim { block, guid: entry.guid, wreck, level: None, carried: None, is_begun: false })
     }
 
     /// Goes on with repairs, as far as the shell is not at one.
@@ -208,7 +208,7 @@ impl Dispatcher {
     fn look_at_claim(&mut self, of: ClaimId) {
         let (session, slot) = of;
         let Some(entry) = self.wrecks.get(session) else { return };
-        let Some(&Claim { block, guid, wreck, ref level, carried }) = entry.claims.get(&slot)
+        let Some(&Claim { block, guid, wreck, ref level, carried, .. }) = entry.claims.get(&slot)
         else {
             return;
         };
@@ -255,6 +255,8 @@ impl Dispatcher {
         let (session, slot) = of;
         let Some(claim) = self.wrecks.claim_mut(of) else { return };
         let block = claim.block;
+        let is_begun = claim.is_begun;
+        claim.is_begun |= !matches!(repaired, Repaired::Busy);
         match repaired {
             Repaired::Done { lost } => {
                 if !lost.is_empty() {
@@ -278,7 +280,9 @@ impl Dispatcher {
                 self.inspect(daemon, vec![block]);
                 self.repair_later(of);
             }
-            Repaired::Busy => self.repair_later(of),
+            // Where it was begun, who waits for its pages waits for it alone.
+            Repaired::Busy if is_begun => self.repair_later(of),
+            Repaired::Busy => self.pass_over(of),
             Repaired::Table { reason } => {
                 let text = format!("slot {slot} of session {session} is not repaired: {reason}");
                 self.log(LogLevel::Warn, text);
@@ -290,6 +294,11 @@ impl Dispatcher {
 
     fn repair_later(&mut self, of: ClaimId) {
         self.wrecks.put_off(of);
+        self.try_again_later();
+    }
+
+    /// What is put off is tried again.
+    pub(super) fn try_again_later(&mut self) {
         if !self.timers.is_set(Timer::Repair) {
             self.timers.set(Timer::Repair, self.now.millis.after(AGAIN_MS));
         }
@@ -299,6 +308,18 @@ impl Dispatcher {
         let (session, slot) = of;
         self.out.push(Action::ClearIntent { session, slot });
         self.settle_claim(of);
+    }
+
+    /// Somebody holds a page of what was to be carried: what is behind it comes first.
+    fn pass_over(&mut self, of: ClaimId) {
+        let carried = self.wrecks.claim_mut(of).and_then(|claim| claim.carried);
+        let Some((addr, bytes)) = carried else { return self.repair_later(of) };
+        let (session, slot) = of;
+        self.out.push(Action::ClearIntent { session, slot });
+        self.wrecks.settle(of);
+        self.part_is_busy(session, addr, addr + bytes);
+        self.bury(session);
+        self.relock_all();
     }
 
     fn settle_claim(&mut self, of: ClaimId) {

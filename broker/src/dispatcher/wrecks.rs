@@ -7,6 +7,7 @@
 //! 2. A claim that waits is in one of four places: looked at next, or behind all those, held up by
 //!    its block, or tried again; or the shell is at it.
 //! 3. The shell is at one claim at a time.
+//! 4. What is carried is never looked at before what a slot left, however often it is tried.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -42,6 +43,8 @@ pub(super) struct Claim {
     pub level: Option<Vec<u64>>,
     /// If no slot was changing them, but a pointer may have stored there: address and bytes.
     pub carried: Option<(u64, u64)>,
+    /// Whether it was begun and not ended: pages may be held in its name.
+    pub is_begun: bool,
 }
 
 /// A session that has ended.
@@ -69,7 +72,7 @@ pub(super) struct Wreck {
 
 impl Wreck {
     /// One of which nothing is known but what it had open; `None` of a daemon.
-    pub(super) const fn new(
+    pub(super) fn new(
         (pid, lived_at): (u32, u64),
         account: AccountId,
         opens: Option<Opens>,
@@ -84,7 +87,7 @@ impl Wreck {
             is_read: false,
             again_ms,
             claims: BTreeMap::new(),
-            pointers: Pointers::new(),
+            pointers: Pointers::default(),
         }
     }
 
@@ -177,15 +180,15 @@ impl Wrecks {
     pub(super) fn claim(&mut self, (id, slot): ClaimId, claim: Claim) {
         if let Some(wreck) = self.by_id.get_mut(&id) {
             wreck.claims.insert(slot, claim);
-            self.due.insert((id, slot));
+            self.push((id, slot));
         }
     }
 
-    /// Enters a claim that comes when all others had their turn.
-    pub(super) fn carry(&mut self, (id, slot): ClaimId, claim: Claim) {
+    /// Enters a claim that is tried later.
+    pub(super) fn claim_later(&mut self, (id, slot): ClaimId, claim: Claim) {
         if let Some(wreck) = self.by_id.get_mut(&id) {
             wreck.claims.insert(slot, claim);
-            self.carrying.push_back((id, slot));
+            self.put_off((id, slot));
         }
     }
 
@@ -227,12 +230,18 @@ impl Wrecks {
         let held_up = std::mem::take(&mut self.held_up);
         let (stirred, left): (BTreeSet<_>, _) = held_up.into_iter().partition(is_meant);
         self.held_up = left;
-        self.due.extend(stirred.into_iter().map(|(_, claim)| claim));
+        for (_, claim) in stirred {
+            self.push(claim);
+        }
     }
 
-    /// A claim is looked at next.
+    /// A claim is looked at next, or behind all those if it is carried.
     pub(super) fn push(&mut self, claim: ClaimId) {
-        self.due.insert(claim);
+        if self.claim_mut(claim).is_some_and(|claim| claim.carried.is_some()) {
+            self.carrying.push_back(claim);
+        } else {
+            self.due.insert(claim);
+        }
     }
 
     /// A claim is tried again later.
@@ -242,7 +251,9 @@ impl Wrecks {
 
     /// What was put off is looked at.
     pub(super) fn try_again(&mut self) {
-        self.due.append(&mut self.again);
+        for claim in std::mem::take(&mut self.again) {
+            self.push(claim);
+        }
     }
 
     /// Whether one may hold pages of a block that nobody knows to be equal.

@@ -4,6 +4,7 @@ use dmce_abi::block::{BlockId, SessionId};
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::wire::client::{ClientReply, ClientRequest};
 use dmce_shm::session::pin::{PinClaim, PinnedRange};
+use dmce_shm::slot::intent::{IntentClaim, Progress, Undo};
 
 use super::copies::{rig, with_copies};
 use super::rig::{MIB, Rig, daemon_id, open, region};
@@ -176,9 +177,7 @@ fn a_page_that_is_held_is_tried_again_and_what_is_lost_is_decided_first() {
     writer.rig.repairs = None;
     writer.dies();
     writer.repaired(Repaired::Busy);
-    assert_eq!(writer.carried().len(), 1);
-    writer.rig.wait(200);
-    assert_eq!(writer.carried(), [(0, PART), (0, PART)]);
+    assert_eq!(writer.carried(), [(0, PART), (PART, PART)]);
     // The copy is gone: what the other has is brought to nobody, and given back.
     let reason = "it is gone".to_owned();
     writer.repaired(Repaired::Copy { daemon: daemon_id(1), reason });
@@ -194,6 +193,118 @@ fn a_page_that_is_held_is_tried_again_and_what_is_lost_is_decided_first() {
     assert_eq!((copies, wreck), (vec![daemon_id(2)], wreck.brought_from(daemon_id(2))));
     writer.repaired(Repaired::Done { lost: vec![] });
     assert_eq!(writer.carried().len(), 3, "there is nobody to carry the rest to");
+    assert!(writer.has_ended());
+}
+
+#[test]
+fn a_page_that_is_never_given_back_keeps_nothing_else_from_being_carried() {
+    let mut writer = writer();
+    let pins = vec![pin(7, writer.base, 3 * PART), pin(8, writer.base + 5 * PART, 8)];
+    writer.points(pins, true);
+    writer.rig.repairs = None;
+    writer.dies();
+    writer.repaired(Repaired::Busy);
+    writer.repaired(Repaired::Done { lost: vec![] });
+    writer.repaired(Repaired::Done { lost: vec![] });
+    writer.repaired(Repaired::Done { lost: vec![] });
+    let once = [(0, PART), (PART, PART), (2 * PART, PART), (5 * PART, 8)];
+    assert_eq!((writer.carried(), writer.freed()), (once.to_vec(), vec![8]));
+    for _ in 0..3 {
+        assert!(writer.is_wreck() && !writer.has_ended());
+        writer.rig.actions.clear();
+        writer.rig.wait(200);
+        assert_eq!(writer.carried(), [(0, PART)], "that alone, and after a while");
+        writer.repaired(Repaired::Busy);
+    }
+    writer.rig.wait(200);
+    writer.repaired(Repaired::Done { lost: vec![] });
+    assert_eq!((writer.freed(), writer.has_ended()), (vec![7], true));
+}
+
+/// Who waits for its pages waits for this session, which may hold them.
+#[test]
+fn what_was_begun_is_ended_before_what_is_behind_it() {
+    let mut writer = writer();
+    writer.points(vec![pin(0, writer.base, 2 * PART)], true);
+    writer.rig.repairs = None;
+    writer.dies();
+    writer.repaired(Repaired::Table { reason: "it is cut".to_owned() });
+    writer.rig.wait(200);
+    writer.repaired(Repaired::Busy);
+    writer.rig.wait(200);
+    assert_eq!(writer.carried(), [(0, PART); 3]);
+    writer.repaired(Repaired::Done { lost: vec![] });
+    assert_eq!(writer.carried().last(), Some(&(PART, PART)));
+}
+
+/// Each page of a region may be called held by whoever has the region open to write.
+#[test]
+fn many_pages_that_are_held_are_all_carried_in_the_end() {
+    let mut writer = writer();
+    let parts = 200;
+    writer.rig.done(writer.conn, with_copies(region("s", parts * PART, 0o666), 2));
+    let ClientReply::Opened(opened) = writer.rig.done(writer.conn, open(2, "s", true)) else {
+        panic!()
+    };
+    writer.base = writer.rig.dispatcher.address(opened.first.block);
+    writer.points(vec![pin(0, writer.base, parts * PART)], true);
+    writer.rig.repairs = None;
+    writer.dies();
+    // Every other part is held, at first.
+    let mut carried = Vec::new();
+    let mut tries = 0;
+    while !writer.has_ended() {
+        let Some((addr, _)) = writer.carried().pop() else {
+            writer.rig.wait(100);
+            continue;
+        };
+        writer.rig.actions.clear();
+        let is_held = tries < 2 * parts && (addr / PART).is_multiple_of(2);
+        tries += 1;
+        assert!(tries < 10 * parts, "it comes to an end");
+        if is_held {
+            writer.repaired(Repaired::Busy);
+        } else {
+            carried.push(addr);
+            writer.repaired(Repaired::Done { lost: vec![] });
+        }
+    }
+    carried.sort_unstable();
+    let all: Vec<u64> = (0..parts).map(|part| part * PART).collect();
+    assert_eq!((carried, writer.freed()), (all, vec![0]));
+}
+
+#[test]
+fn what_a_slot_left_comes_before_what_is_carried_again() {
+    let mut writer = writer();
+    let (conn, ready) = writer.rig.session(1001);
+    let (other, then) = writer.rig.session(1002);
+    for conn in [conn, other] {
+        writer.rig.done(conn, open(1, "r", true));
+    }
+    writer.points(vec![pin(0, writer.base, PART)], true);
+    let progress = Progress::First { first: 1, undo: Undo::Absent };
+    for session in [ready.session, then.session] {
+        let claims = vec![(0, IntentClaim { addr: writer.base, bytes: PAGE_BYTES, progress })];
+        writer.rig.intents.insert(session, FoundIntents { claims, ..FoundIntents::none() });
+    }
+    writer.rig.repairs = None;
+    writer.dies();
+    writer.repaired(Repaired::Busy);
+    // The shell is at the first of them when the part that was busy is tried again.
+    writer.rig.event(Event::Died { session: ready.session });
+    writer.rig.wait(200);
+    writer.rig.event(Event::Died { session: then.session });
+    writer.rig.actions.clear();
+    for session in [ready.session, then.session, writer.session] {
+        let repaired = Repaired::Done { lost: vec![] };
+        writer.rig.event(Event::Repaired { session, slot: 0, repaired });
+    }
+    let order = writer.rig.actions.iter().filter_map(|action| match action {
+        Action::Repair { session, .. } => Some(*session),
+        _ => None,
+    });
+    assert_eq!(order.collect::<Vec<_>>(), [then.session, writer.session]);
     assert!(writer.has_ended());
 }
 
