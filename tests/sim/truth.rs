@@ -24,6 +24,8 @@ pub struct Truth {
     deleting: BTreeMap<Guid, u32>,
     /// The processes that have asked to delete a region that they had found.
     deleters: BTreeMap<Guid, BTreeSet<u32>>,
+    /// Regions whose deletion was acknowledged: a broker remembers that for some time.
+    deleted: BTreeSet<Guid>,
     /// Sessions that ended.
     pub ended: BTreeSet<Guid>,
     /// What the pages of blocks may be, by the blocks' GUIDs.
@@ -137,9 +139,15 @@ impl Truth {
                 {
                     self.promised(name, guid);
                 }
-                let Err(refusal) = reply else { return Ok(()) };
+                let Err(refusal) = reply else {
+                    if matches!(reply, Ok(ClientReply::Done)) {
+                        self.deleted.insert(guid);
+                    }
+                    return Ok(());
+                };
                 let alone = self.deleters.get(&guid).is_some_and(|pids| pids.iter().eq([&pid]));
-                if refusal.status == Status::NotFound && alone && host.harmed.is_empty() {
+                let is_news = alone && !self.deleted.contains(&guid);
+                if refusal.status == Status::NotFound && is_news && host.harmed.is_empty() {
                     return Err(format!("process {pid} alone deletes {guid}: {}", refusal.text));
                 }
             }
