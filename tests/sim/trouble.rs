@@ -7,7 +7,7 @@ use dmce_broker::dispatcher::{ClientConn, Event};
 
 use crate::client::Arrival;
 use crate::daemon::Daemon;
-use crate::world::{Checked, World};
+use crate::world::{Broker, Checked, World};
 
 impl World {
     /// Something happens to a daemon.
@@ -69,7 +69,12 @@ impl World {
                 }
                 return;
             }
-            return self.host.harm(&mut self.random);
+            self.host.harm(&mut self.random);
+            let is_complete = |broker: &Broker| broker.dispatcher.snapshot().complete;
+            if !self.broker.as_ref().is_some_and(is_complete) {
+                self.hide_newest();
+            }
+            return;
         }
         // Low ids are the next to be given.
         let block = BlockId::try_from(1 + u32::try_from(self.random.below(40)).unwrap_or(0));
@@ -77,6 +82,13 @@ impl World {
         if let (Some(daemon), Ok(block)) = (daemon, block) {
             self.note(format!("the name of block {block} on daemon {daemon} is taken"));
             self.host.squat(daemon, block);
+        }
+    }
+
+    /// A broker that has not read all headers yet takes what it finds for the newest.
+    pub fn hide_newest(&mut self) {
+        for guid in self.host.superseded() {
+            self.truth.knows_nothing_of(guid);
         }
     }
 

@@ -465,9 +465,7 @@ impl World {
             locks: BTreeSet::new(),
             wake_at: None,
         });
-        for guid in self.host.superseded() {
-            self.truth.knows_nothing_of(guid);
-        }
+        self.hide_newest();
         let started = self.host.found();
         self.truth.broker_started(self.now.millis, &self.host);
         self.event(Event::Started(started))
