@@ -342,6 +342,9 @@ impl Dispatcher {
         if !wreck.seen.is_empty() {
             self.log(LogLevel::Info, format!("what session {session} left is repaired"));
         }
+        if wreck.opens().is_none() {
+            self.seat_repaired();
+        }
     }
 
     /// A region goes: what was being written there is nobody's.

@@ -17,8 +17,10 @@
 //! 2. The id of a seat is no session's and no wreck's. Its record says that it is a daemon's.
 //! 3. When a block's copies or its lock table are others, all seats are told with the sessions,
 //!    and waited for with them: any daemon may have been writing it.
+//! 4. Of one process of a daemon there are `WRECKS_MAX` seats that have ended at most, whatever
+//!    clients have it leave, and the one that it has: else it gets none until one is repaired.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dmce_abi::block::{BlockId, DaemonId, SessionId};
 use dmce_abi::wire::Refusal;
@@ -28,9 +30,13 @@ use super::Dispatcher;
 use super::action::{Action, LogLevel};
 use super::daemons::Server;
 use super::event::SessionRecord;
+use super::wrecks::Wreck;
 
 /// The generation of a session that has ended: no session that lives counts up to it.
 const ENDED: u64 = u64::MAX;
+
+/// How many seats a daemon may have left that are yet to be repaired, to get another.
+const WRECKS_MAX: usize = 4;
 
 /// The session object of a daemon.
 #[derive(Debug)]
@@ -45,6 +51,8 @@ struct Seat {
 #[derive(Debug, Default)]
 pub(super) struct Seats {
     by_daemon: BTreeMap<DaemonId, Seat>,
+    /// Who gets one when one of those that it left is repaired.
+    awaiting: BTreeSet<DaemonId>,
     /// Whether their generation is to move.
     moved: bool,
 }
@@ -85,6 +93,17 @@ impl Dispatcher {
         let Some((pid, lived_at)) = server.map(|server| (server.pid, server.lived_at)) else {
             return;
         };
+        let of_it = |wreck: &Wreck| {
+            wreck.opens().is_none() && (wreck.pid, wreck.lived_at) == (pid, lived_at)
+        };
+        if self.wrecks.all().filter(|(_, wreck)| of_it(wreck)).count() >= WRECKS_MAX {
+            if self.seats.awaiting.insert(daemon) {
+                let text = format!("daemon {daemon} has left {WRECKS_MAX} seats: repaired first");
+                self.log(LogLevel::Warn, text);
+            }
+            return;
+        }
+        self.seats.awaiting.remove(&daemon);
         let Some(session) = self.next_session_id() else {
             return self.log(LogLevel::Warn, format!("no session id is free for daemon {daemon}"));
         };
@@ -121,8 +140,16 @@ impl Dispatcher {
         self.log(LogLevel::Debug, format!("daemon {daemon} writes copies as session {session}"));
     }
 
+    /// What was left of a seat is repaired: who waits for one may get it.
+    pub(super) fn seat_repaired(&mut self) {
+        for daemon in self.seats.awaiting.clone() {
+            self.unseated(daemon, None);
+        }
+    }
+
     /// A daemon has left its seat, or is gone: what it was writing is repaired.
     pub(super) fn take_seat(&mut self, daemon: DaemonId) {
+        self.seats.awaiting.remove(&daemon);
         let Some(Seat { record, is_made, .. }) = self.seats.by_daemon.remove(&daemon) else {
             return;
         };

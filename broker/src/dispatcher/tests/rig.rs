@@ -141,7 +141,7 @@ impl Rig {
             destroyed: Vec::new(),
         };
         self.daemons.insert(id, daemon);
-        self.event(Event::DaemonConnected { conn, peer: peer(7, uid) });
+        self.event(Event::DaemonConnected { conn, peer: peer(70_000 + id, uid) });
         let register = Register {
             daemon: daemon_id(id),
             instance: "test".into(),

@@ -12,7 +12,8 @@ use super::copies::{rig, with_copies};
 use super::restart::{believed, expected};
 use super::rig::{GIB, MIB, Rig, config, daemon_id, open, region, session_id};
 use crate::dispatcher::{
-    Action, BelievedSession, ClientConn, Event, FoundIntents, InspectId, SessionRecord, Started,
+    Action, BelievedSession, ClientConn, Event, FoundIntents, InspectId, Repaired, SessionRecord,
+    Started,
 };
 
 const ENDED: u64 = u64::MAX;
@@ -88,6 +89,45 @@ fn a_daemon_has_one_seat_and_another_when_it_leaves_that() {
     assert_eq!(seats(&rig).len(), 3);
     assert!(history(&rig, other).is_empty());
     assert!(!rig.dispatcher.snapshot().sessions.contains_key(&seat), "it is no session");
+}
+
+/// Each of them is a session id, and an object.
+#[test]
+fn a_daemon_that_leaves_seat_after_seat_waits_until_one_is_repaired() {
+    let (mut rig, _, block) = two(2);
+    rig.repairs = None;
+    let before = rig.dispatcher.snapshot().wrecks.len();
+    let mut left = None;
+    for _ in 0..20 {
+        asks(&mut rig, 1, left);
+        left = seats(&rig).last().copied();
+        writes(&mut rig, left.unwrap(), block);
+    }
+    let given = seats(&rig);
+    assert_eq!(given.len(), 4);
+    assert_eq!(rig.dispatcher.snapshot().wrecks.len() - before, 4);
+    let _ = rig.session(1000);
+    let other = seated(&mut rig, 2);
+    assert_eq!(seats(&rig).len(), 5, "the other daemon has left none");
+    // The one that is repaired makes room for one.
+    let repaired = Repaired::Done { lost: vec![] };
+    rig.event(Event::Repaired { session: given[0], slot: 0, repaired: repaired.clone() });
+    assert_eq!(history(&rig, given[0]), REPAIRED);
+    let now = seats(&rig);
+    assert_eq!(now.len(), 6);
+    assert!(now[5] != other && !given[1..].contains(&now[5]));
+    rig.event(Event::Repaired { session: given[1], slot: 0, repaired: repaired.clone() });
+    assert_eq!(seats(&rig).len(), 6, "it has one");
+    // Whose daemon is gone is not waited for any more.
+    for _ in 0..2 {
+        let left = seats(&rig).last().copied();
+        writes(&mut rig, left.unwrap(), block);
+        asks(&mut rig, 1, left);
+    }
+    assert_eq!(seats(&rig).len(), 7);
+    rig.daemon_dies(1);
+    rig.event(Event::Repaired { session: given[2], slot: 0, repaired });
+    assert_eq!((history(&rig, given[2]), seats(&rig).len()), (REPAIRED.to_vec(), 7));
 }
 
 #[test]
