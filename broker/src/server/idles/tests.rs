@@ -61,7 +61,12 @@ impl Rig {
     }
 
     fn add(&mut self) {
-        self.idles.add(&self.sessions, (session(), block(), 3), (self.now, &mut self.events));
+        self.add_of(block(), 3);
+    }
+
+    fn add_of(&mut self, block: BlockId, epoch: u64) {
+        let of = (session(), block, epoch);
+        self.idles.add(&self.sessions, of, (self.now, &mut self.events));
     }
 
     fn look(&mut self) {
@@ -87,6 +92,10 @@ fn session() -> SessionId {
 
 fn block() -> BlockId {
     BlockId::try_from(5).unwrap()
+}
+
+fn other_block() -> BlockId {
+    BlockId::try_from(6).unwrap()
 }
 
 #[test]
@@ -126,6 +135,53 @@ fn who_has_left_a_write_behind_is_waited_for_until_it_ends() {
         rig.look();
         assert!(rig.events.is_empty() && rig.idles.due_at().is_none());
     }
+}
+
+/// A client that stops in an operation is looked at for as long as it is stopped.
+#[test]
+fn who_stays_in_an_operation_is_looked_at_less_and_less_often() {
+    let mut rig = Rig::new("stays");
+    rig.mark(3);
+    rig.add();
+    let mut looks = Vec::new();
+    for _ in 0..8 {
+        let before = rig.now;
+        rig.look();
+        looks.push(rig.now.0 - before.0);
+    }
+    assert_eq!(looks, [2, 4, 8, 16, 32, 64, 64, 64]);
+    // What is asked now is answered soon, if it can be.
+    rig.add_of(other_block(), 3);
+    let soon = rig.now.after(2);
+    assert_eq!(rig.idles.due_at(), Some(soon));
+    rig.now = rig.now.after(1);
+    rig.add_of(other_block(), 3);
+    assert_eq!(rig.idles.due_at(), Some(soon), "whoever asks puts off no look");
+    rig.mark(4);
+    rig.look();
+    let of = |block| Event::Idle { session: session(), block, epoch: 3 };
+    assert_eq!(rig.events, [of(block()), of(other_block())]);
+    assert_eq!(rig.idles.due_at(), None);
+}
+
+/// Who asked for an earlier epoch would be answered by an operation that began since.
+#[test]
+fn of_a_block_the_latest_wait_stands_alone() {
+    let mut rig = Rig::new("latest");
+    rig.mark(3);
+    rig.add_of(block(), 2);
+    rig.mark(5);
+    rig.add_of(block(), 3);
+    rig.look();
+    assert!(rig.events.is_empty(), "the operation that the first one waited for is over");
+    rig.mark(7);
+    rig.look();
+    assert!(rig.is_idle() && rig.events.is_empty() && rig.idles.due_at().is_none());
+    // Also where the latest has nothing to wait for.
+    rig.add_of(block(), 2);
+    rig.mark(8);
+    rig.add();
+    assert!(rig.is_idle() && rig.events.is_empty() && rig.idles.due_at().is_none());
 }
 
 #[test]
