@@ -54,6 +54,11 @@ const _: () = assert!(LANES == 2 && WRITERS.is_multiple_of(LANES));
 /// Records that are acknowledged between two misfortunes, and while somebody is stopped.
 const PROGRESS: u64 = 200;
 
+/// How long a writer waits for an answer, in milliseconds. Who asks daemons has none while all are
+/// dead, and the next one of a daemon starts when the kernel has ended the one before: where it has
+/// to give back a watch on a folder, a busy machine has taken 42 s for that.
+const PATIENCE_MS: u32 = 50_000;
+
 /// Misfortunes of a round.
 const MISFORTUNES_MIN: u64 = 4;
 const MISFORTUNES_MAX: u64 = 16;
@@ -205,7 +210,8 @@ impl Campaign {
         let seed = self.random.bits();
         let mut command = std::process::Command::new(program);
         command.env("DMCE_SOCKET", self.instance.socket()).envs(environment.iter().copied());
-        let words = format!("open\ntorture {VOLUME} {} {writer} {seed}", name_of(writer));
+        let words =
+            format!("open {PATIENCE_MS}\ntorture {VOLUME} {} {writer} {seed}", name_of(writer));
         Writer::start(command, &words, by_message, ledger)
     }
 
