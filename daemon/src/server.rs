@@ -22,10 +22,10 @@ use dmce_abi::version::SEGMENT_VERSION;
 use dmce_abi::wire::Reply;
 use dmce_abi::wire::daemon::{DaemonAnswer, DaemonMessage, DaemonNotice, DaemonRequest, Register};
 use dmce_config::{Bytes, DaemonSection};
-use dmce_sys::clock;
 use dmce_sys::map::MapError;
 use dmce_sys::poll::{Interest, Notice, Poller, Ready, SignalFd};
 use dmce_sys::watch::{Watch, WatchError};
+use dmce_sys::{clock, priority};
 use tracing::{debug, info, warn};
 
 use crate::background::Background;
@@ -110,13 +110,15 @@ impl Server {
     ) -> Result<Self, ServerError> {
         let (instance, daemon) = (settings.instance.clone(), settings.daemon);
         let section = settings.section.clone();
+        // Before the lock and all sockets: nobody who waits for those waits for its release, too.
+        let watch = Watch::new();
         let store = Store::open(settings)?;
         let preparer = Preparer::new(section.huge_pages, Some(Box::new(background)))?;
         let workers = Workers::start(&store.folder(), preparer)?;
         let poller = Poller::new()?;
         poller.add(signals.as_fd(), SIGNALS, Interest::READ)?;
         poller.add(workers.wake().as_fd(), WORKERS, Interest::READ)?;
-        let watch = watch(&store, &poller);
+        let watch = begun(watch, &store, &poller);
         let server = Self {
             register: register(&instance, daemon, &section),
             section,
@@ -148,6 +150,10 @@ impl Server {
     ///
     /// [`ServerError::Poll`].
     pub fn run(mut self) -> Result<(), ServerError> {
+        // The workers, which have much to do at a time, run already.
+        if let Err(error) = priority::take_short_turns() {
+            warn!(%error, "where processors are busy, answers take longer");
+        }
         let mut ready = Vec::new();
         loop {
             self.on_time();
@@ -441,12 +447,13 @@ fn register(instance: &Instance, daemon: DaemonId, section: &DaemonSection) -> R
 }
 
 /// The watch on the folder. Without it, removals are noticed by the checks, only later.
-fn watch(store: &Store, poller: &Poller) -> Option<Watch> {
-    let add = |watch: Watch| match poller.add(watch.as_fd(), WATCH, Interest::READ) {
-        Ok(()) => Ok(watch),
-        Err(error) => Err(WatchError::Io(error)),
+fn begun(watch: Result<Watch, WatchError>, store: &Store, poller: &Poller) -> Option<Watch> {
+    let begin = |watch: Watch| {
+        watch.begin(store.dir())?;
+        poller.add(watch.as_fd(), WATCH, Interest::READ).map_err(WatchError::Io)?;
+        Ok(watch)
     };
-    match Watch::new(store.dir()).and_then(add) {
+    match watch.and_then(begin) {
         Ok(watch) => Some(watch),
         Err(error) => {
             warn!(%error, "removals are found by the checks alone");

@@ -47,6 +47,8 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// How often faster DMCE's client writes, so that both sides write for about as long.
 const FACTOR: u64 = 10;
 
+const MEDIAN: &str = "a daemon is lost: slowest dmce_write, median";
+
 /// How much a round does.
 #[derive(Clone, Copy)]
 struct Size {
@@ -82,6 +84,7 @@ pub fn measure(setting: &mut Setting) -> Result<Vec<Row>> {
             }
         }
         rows.push(super::told(slowest(&measured, size)));
+        rows.push(super::told(held_up(&measured, size)));
         match redis_row(&measured, size) {
             Some(row) => rows.push(super::told(row)),
             None => eprintln!("left out: redis-server is not installed"),
@@ -115,12 +118,26 @@ fn slowest(rounds: &[Round], size: Size) -> Row {
     Row::new(subject, &Pair::of_one(worst(|round| &round.lost), worst(|round| &round.calm)))
 }
 
+/// What the loss adds to the slowest write of a client. Where clients are more than processors, the
+/// slowest one waits for a turn of another client, lost or not.
+fn held_up(rounds: &[Round], size: Size) -> Row {
+    let each = |of: fn(&Round) -> &[f64]| rounds.iter().map(|round| median(of(round))).collect();
+    let subject = Subject {
+        quantity: MEDIAN.to_owned(),
+        state: size.text(),
+        against: "the same, nothing lost",
+        unit: Unit::Time,
+        goal: Goal::None,
+    };
+    Row::new(subject, &Pair::of_rounds(each(|round| &round.lost), each(|round| &round.calm)))
+}
+
 fn redis_row(rounds: &[Round], size: Size) -> Option<Row> {
     let ours = rounds.iter().map(|round| median(&round.lost)).collect();
     let theirs = rounds.iter().map(|round| round.redis.as_deref().map(median));
     let theirs = theirs.collect::<Option<_>>()?;
     let subject = Subject {
-        quantity: "a daemon is lost: slowest dmce_write, median".to_owned(),
+        quantity: MEDIAN.to_owned(),
         state: size.text(),
         against: "Redis replica, promoted by its client",
         unit: Unit::Time,

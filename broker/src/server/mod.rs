@@ -51,7 +51,7 @@ use dmce_sys::lock::{LockError, OfdLock};
 use dmce_sys::object::{ObjectDir, ObjectError};
 use dmce_sys::poll::{Interest, Notice, Poller, Ready, SignalFd};
 use dmce_sys::socket::SocketError;
-use dmce_sys::{clock, limits, process, random};
+use dmce_sys::{clock, limits, priority, process, random};
 use std::os::fd::{AsFd, OwnedFd};
 use tracing::{debug, info, warn};
 
@@ -242,6 +242,9 @@ impl Server {
     ///
     /// [`ServerError`] if the kernel refuses to let it wait.
     pub fn run(&mut self) -> Result<(), ServerError> {
+        if let Err(error) = priority::take_short_turns() {
+            warn!(%error, "where processors are busy, answers take longer");
+        }
         let mut ready = Vec::new();
         let mut actions = Vec::new();
         loop {

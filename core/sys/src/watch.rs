@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //!
-//! 1. Every removal after [`Watch::new`] is reported, or [`Removals::overflowed`] says that some
+//! 1. Every removal after [`Watch::begin`] is reported, or [`Removals::overflowed`] says that some
 //!    were not and the directory has to be listed.
 //! 2. Nothing here waits; the descriptor is readable when there is something to fetch.
 
@@ -37,25 +37,40 @@ pub struct Removals {
 }
 
 /// A watch on a directory of objects.
+///
+/// The kernel takes milliseconds to release one, on a busy machine seconds, and what a dead process
+/// has opened it releases from the last descriptor on: whoever has locks and sockets that others
+/// wait for makes its watch before these.
 #[derive(Debug)]
 pub struct Watch {
     fd: OwnedFd,
 }
 
 impl Watch {
+    /// A watch on nothing yet.
+    ///
+    /// # Errors
+    ///
+    /// [`WatchError::Io`].
+    pub fn new() -> Result<Self, WatchError> {
+        let flags = CreateFlags::CLOEXEC | CreateFlags::NONBLOCK;
+        let fd = inotify::init(flags).map_err(|errno| WatchError::Io(errno.into()))?;
+        Ok(Self { fd })
+    }
+
     /// Watches a directory from now on.
     ///
     /// # Errors
     ///
     /// [`WatchError::Io`].
-    pub fn new(dir: &ObjectDir) -> Result<Self, WatchError> {
-        let failed = |errno: Errno| WatchError::Io(errno.into());
-        let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(failed)?;
+    pub fn begin(&self, dir: &ObjectDir) -> Result<(), WatchError> {
         // By descriptor, so that it is the directory that was opened, whatever its path is now.
         let path = proc_path(dir.as_fd());
         let flags = WatchFlags::DELETE | WatchFlags::ONLYDIR;
-        inotify::add_watch(&fd, path, flags).map_err(failed)?;
-        Ok(Self { fd })
+        match inotify::add_watch(&self.fd, path, flags) {
+            Ok(_) => Ok(()),
+            Err(errno) => Err(WatchError::Io(errno.into())),
+        }
     }
 
     /// What was removed since the last call.
@@ -104,7 +119,8 @@ mod tests {
     #[test]
     fn reports_removed_names_once() {
         let objects = TestObjects::new("watch");
-        let watch = Watch::new(&objects.dir).unwrap();
+        let watch = Watch::new().unwrap();
+        watch.begin(&objects.dir).unwrap();
         let (a, b) = (objects.name("a"), objects.name("b"));
         objects.dir.create(&a).unwrap();
         objects.dir.create(&b).unwrap();
@@ -125,7 +141,8 @@ mod tests {
         let path = std::env::temp_dir().join(format!("dmce.test-{}-watch", std::process::id()));
         std::fs::create_dir(&path).unwrap();
         let dir = ObjectDir::open(&path).unwrap();
-        let watch = Watch::new(&dir).unwrap();
+        let watch = Watch::new().unwrap();
+        watch.begin(&dir).unwrap();
         // An open directory is removed only when it is closed.
         drop(dir);
         std::fs::remove_dir(&path).unwrap();

@@ -261,7 +261,8 @@ impl Campaign {
         self.report.count(kind);
     }
 
-    /// Kills some clients and servers in any order, starts what is missing, and sees what is there.
+    /// Kills some clients and servers in any order, all at once or one after the other, starts what
+    /// is missing, and sees what is there.
     fn kill_some(&mut self) {
         let mut victims = vec![Victim::Broker];
         victims.extend((1..=self.plan.daemons).map(Victim::Daemon));
@@ -270,11 +271,21 @@ impl Campaign {
             0 => victims.len(),
             some => usize::try_from(some).expect("few").div_ceil(3),
         };
+        let drawn: Vec<Victim> = (0..count)
+            .map(|_| {
+                let place = self.random.below(victims.len() as u64);
+                victims.swap_remove(usize::try_from(place).expect("few"))
+            })
+            .collect();
+        if self.random.below(2) == 0 {
+            for &victim in &drawn {
+                send(self.pid_of(victim), Signal::KILL);
+            }
+        }
         let mut dead = Vec::new();
-        for _ in 0..count {
-            let place = self.random.below(victims.len() as u64);
-            let victim = victims.swap_remove(usize::try_from(place).expect("few"));
+        for victim in drawn {
             self.report.count(victim.kind());
+            // That it ends is waited for, too.
             match victim {
                 Victim::Broker => self.instance.kill_broker(),
                 Victim::Daemon(daemon) => self.instance.kill_daemon(daemon),
@@ -288,6 +299,15 @@ impl Campaign {
         for writer in dead {
             self.check_and_restart(writer);
         }
+    }
+
+    fn pid_of(&self, victim: Victim) -> u32 {
+        let pid = match victim {
+            Victim::Broker => self.instance.broker_pid(),
+            Victim::Daemon(daemon) => self.instance.daemon_pid(daemon),
+            Victim::Client(writer) => Some(self.writers[writer].pid()),
+        };
+        pid.expect("everybody runs between two misfortunes")
     }
 
     fn check_and_restart(&mut self, writer: usize) {

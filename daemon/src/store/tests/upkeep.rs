@@ -98,7 +98,8 @@ fn a_removed_object_is_noticed_by_the_watch_and_by_the_clock() {
     for watched in [true, false] {
         let fixture = Fixture::new();
         let mut store = fixture.open();
-        let watch = Watch::new(store.dir()).unwrap();
+        let watch = Watch::new().unwrap();
+        watch.begin(store.dir()).unwrap();
         ask(&mut store, create(1, 64 * KIB)).unwrap();
         ask(&mut store, create(2, 64 * KIB)).unwrap();
         fixture.folder().unlink(ObjectKind::Data(2)).unwrap();
@@ -348,7 +349,8 @@ fn a_header_that_was_written_again_too_early_is_what_the_broker_has_written() {
     for is_there in [true, false] {
         let fixture = Fixture::new();
         let mut store = fixture.open();
-        let watch = Watch::new(store.dir()).unwrap();
+        let watch = Watch::new().unwrap();
+        watch.begin(store.dir()).unwrap();
         let (first, next) = copies(1);
         let create = DaemonRequest::Create { description: first.clone(), committed: 64 * KIB };
         ask(&mut store, create).unwrap();
