@@ -1,13 +1,13 @@
 //! Campaigns: clients, daemons and the broker are killed and stopped at random, and with
 //! `DMCE_TORTURE_COPIES` (1, then 2) from two on daemons lose what they hold, for
-//! `DMCE_TORTURE_SECONDS` (12) together.
+//! `DMCE_TORTURE_SECONDS` (60) together.
 
 use std::env;
 use std::time::Duration;
 
 use dmce_tests::torture::{Plan, run};
 
-const SECONDS: u64 = 12;
+const SECONDS: u64 = 60;
 
 /// Copies of each region, in one campaign after the other, if `DMCE_TORTURE_COPIES` does not say.
 const COPIES: [u64; 2] = [1, 2];
