@@ -420,7 +420,7 @@ typedef struct {
      */
     uint32_t size;
     /**
-     * Copies there are.
+     * Copies that were asked for. How many there are of each block, `dmce blocks` tells.
      */
     uint32_t copies;
     /**
@@ -519,7 +519,8 @@ typedef struct {
 #define DMCE_E_TIMEOUT 9
 
 /**
- * No copy of the memory is left, until it is restored.
+ * No copy of the memory is left, until it is restored; or of one page nothing but a write that
+ * never ended, until all of that page is written.
  */
 #define DMCE_E_LOST 10
 
@@ -700,7 +701,10 @@ dmce_status_t dmce_read(dmce_session_t *session, dmce_addr_t from, void *buffer,
 
 /**
  * Writes `bytes` bytes from `buffer`. When it returns, every copy has them, unless write-back was
- * chosen. `DMCE_E_IO` says that the content of the range is undefined.
+ * chosen. `DMCE_E_IO` says that the content of the range is undefined: also where a part was
+ * written before something was in the way of the rest, which `dmce_last_error` names. A call that
+ * fails otherwise has changed no byte, but where `DMCE_MESSAGE_PATH` says so, and where the
+ * session itself has ended meanwhile (`DMCE_E_CLOSED`).
  */
 dmce_status_t dmce_write(dmce_session_t *session, dmce_addr_t to, const void *buffer, size_t bytes);
 
@@ -732,7 +736,8 @@ dmce_status_t dmce_compare(dmce_session_t *session,
  * With `DMCE_MESSAGE_PATH` a daemon or the broker may die, or stop, between the change and its
  * answer, and nobody can know then whether the word was changed: `DMCE_E_IO` says that it may have
  * been; `DMCE_E_TIMEOUT`, where `dmce_last_error` says so, that it may be yet, when the daemon
- * goes on. After any other error, and on mapped memory after any error, it was not.
+ * goes on. After any other error, and on mapped memory after any error, it was not; but of a
+ * session that ended between two copies (`DMCE_E_CLOSED`) that is decided after its end.
  */
 dmce_status_t dmce_cas64(dmce_session_t *session,
                          dmce_addr_t at,
@@ -778,7 +783,10 @@ dmce_status_t dmce_map(dmce_session_t *session,
                        void **pointer);
 
 /**
- * Ends a mapping, by the pointer that `dmce_map` gave. What was written by it reaches every copy.
+ * Ends a mapping, by the pointer that `dmce_map` gave. What was written by it reaches every copy:
+ * until then it is on one of them alone, and goes with that, if its daemon loses it. Another copy
+ * is beneath the pointer from then on, without what was written by it before, and nobody is told
+ * but by `DMCE_EVENT_COPY_LOST`.
  */
 dmce_status_t dmce_unmap(dmce_session_t *session, void *pointer);
 
@@ -895,7 +903,8 @@ dmce_status_t dmce_region_close(dmce_region_t *region);
 
 /**
  * Reads `bytes` bytes from `read_pointer` on. `mirror` is `DMCE_PM_ANY`, `DMCE_PM_PRIMARY` or
- * `DMCE_PM_MIRROR`.
+ * `DMCE_PM_MIRROR`: any copy that is there, or the half that was created as that, and
+ * `DMCE_E_NOCOPY` if that one is away.
  */
 dmce_status_t dmce_region_read(dmce_region_t *region,
                                uint64_t read_pointer,
@@ -905,7 +914,9 @@ dmce_status_t dmce_region_read(dmce_region_t *region,
 
 /**
  * Writes `bytes` bytes from `write_pointer` on. `mirror` is `DMCE_PM_BOTH`, `DMCE_PM_PRIMARY` or
- * `DMCE_PM_MIRROR`.
+ * `DMCE_PM_MIRROR`: all copies that there are, or one half alone, and `DMCE_E_NOCOPY` if that one
+ * is away. After a write to one half the copies differ, as it was wanted, until all of the range
+ * is written with `DMCE_PM_BOTH`, or `dmce region resync` is called.
  */
 dmce_status_t dmce_region_write(dmce_region_t *region,
                                 uint64_t write_pointer,

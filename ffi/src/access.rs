@@ -54,7 +54,10 @@ unsafe extern "C" fn read_slowly(
 }
 
 /// Writes `bytes` bytes from `buffer`. When it returns, every copy has them, unless write-back was
-/// chosen. `DMCE_E_IO` says that the content of the range is undefined.
+/// chosen. `DMCE_E_IO` says that the content of the range is undefined: also where a part was
+/// written before something was in the way of the rest, which `dmce_last_error` names. A call that
+/// fails otherwise has changed no byte, but where `DMCE_MESSAGE_PATH` says so, and where the
+/// session itself has ended meanwhile (`DMCE_E_CLOSED`).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_write(
     session: *mut dmce_session_t,
@@ -154,7 +157,8 @@ pub unsafe extern "C" fn dmce_compare(
 /// With `DMCE_MESSAGE_PATH` a daemon or the broker may die, or stop, between the change and its
 /// answer, and nobody can know then whether the word was changed: `DMCE_E_IO` says that it may have
 /// been; `DMCE_E_TIMEOUT`, where `dmce_last_error` says so, that it may be yet, when the daemon
-/// goes on. After any other error, and on mapped memory after any error, it was not.
+/// goes on. After any other error, and on mapped memory after any error, it was not; but of a
+/// session that ended between two copies (`DMCE_E_CLOSED`) that is decided after its end.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_cas64(
     session: *mut dmce_session_t,

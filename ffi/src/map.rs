@@ -45,7 +45,10 @@ pub unsafe extern "C" fn dmce_map(
     })
 }
 
-/// Ends a mapping, by the pointer that `dmce_map` gave. What was written by it reaches every copy.
+/// Ends a mapping, by the pointer that `dmce_map` gave. What was written by it reaches every copy:
+/// until then it is on one of them alone, and goes with that, if its daemon loses it. Another copy
+/// is beneath the pointer from then on, without what was written by it before, and nobody is told
+/// but by `DMCE_EVENT_COPY_LOST`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_unmap(
     session: *mut dmce_session_t,

@@ -82,7 +82,7 @@ pub struct dmce_region_options_t {
 pub struct dmce_region_info_t {
     /// `sizeof` of the structure, as the program was compiled.
     pub size: u32,
-    /// Copies there are.
+    /// Copies that were asked for. How many there are of each block, `dmce blocks` tells.
     pub copies: u32,
     /// Bytes.
     pub region_size: u64,
@@ -203,7 +203,8 @@ pub unsafe extern "C" fn dmce_region_close(region: *mut dmce_region_t) -> dmce_s
 }
 
 /// Reads `bytes` bytes from `read_pointer` on. `mirror` is `DMCE_PM_ANY`, `DMCE_PM_PRIMARY` or
-/// `DMCE_PM_MIRROR`.
+/// `DMCE_PM_MIRROR`: any copy that is there, or the half that was created as that, and
+/// `DMCE_E_NOCOPY` if that one is away.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_region_read(
     region: *mut dmce_region_t,
@@ -226,7 +227,9 @@ pub unsafe extern "C" fn dmce_region_read(
 }
 
 /// Writes `bytes` bytes from `write_pointer` on. `mirror` is `DMCE_PM_BOTH`, `DMCE_PM_PRIMARY` or
-/// `DMCE_PM_MIRROR`.
+/// `DMCE_PM_MIRROR`: all copies that there are, or one half alone, and `DMCE_E_NOCOPY` if that one
+/// is away. After a write to one half the copies differ, as it was wanted, until all of the range
+/// is written with `DMCE_PM_BOTH`, or `dmce region resync` is called.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_region_write(
     region: *mut dmce_region_t,

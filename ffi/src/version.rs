@@ -29,7 +29,8 @@ pub const DMCE_E_EXISTS: dmce_status_t = 7;
 pub const DMCE_E_BUSY: dmce_status_t = 8;
 /// Not within the time that the caller allowed.
 pub const DMCE_E_TIMEOUT: dmce_status_t = 9;
-/// No copy of the memory is left, until it is restored.
+/// No copy of the memory is left, until it is restored; or of one page nothing but a write that
+/// never ended, until all of that page is written.
 pub const DMCE_E_LOST: dmce_status_t = 10;
 /// The half that was asked for is away.
 pub const DMCE_E_NOCOPY: dmce_status_t = 11;

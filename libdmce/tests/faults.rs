@@ -324,6 +324,12 @@ fn a_truncated_block_is_lost_alone_and_until_it_is_restored() {
         assert_eq!(status(session.copy(small, second, 5_000)), Status::Lost);
         assert_eq!(status(session.copy(second, small, 5_000)), Status::Lost);
         assert_eq!(status(session.map(second, 100, Prot::READ)), Status::Lost);
+        // A range that begins before it is written in part.
+        let across = session.addr(second.to_raw() - 100).unwrap();
+        assert_eq!(status(session.read(across, &mut [0; 200])), Status::Lost);
+        assert_eq!(status(session.write(across, &[7; 200])), Status::Io);
+        assert_eq!(status(session.fill(across, 7, 200)), Status::Io);
+        assert_eq!(status(session.copy(across, small, 200)), Status::Io);
         wait_until("the broker hears of it", || !fake.state().damaged.is_empty());
         // Its neighbours are what they were.
         assert_eq!(session.compare(span, &[1; 5_000]), Ok(Ordering::Equal));

@@ -89,6 +89,9 @@ pub(crate) enum Trouble {
     /// written.
     #[error("its bytes are those of a write that was not brought to its end")]
     Unwritten,
+    /// The first part of it is written, and something is in the way of the rest.
+    #[error("a part of it is written; of the rest: {0}")]
+    Begun(Status),
     /// The half that was asked for is away.
     #[error("the half that is asked for is away")]
     NoHalf,
@@ -128,7 +131,18 @@ impl Trouble {
             | Self::Unlocked
             | Self::Unsure
             | Self::Silent
+            | Self::Begun(_)
             | Self::Io => Status::Io,
+        }
+    }
+
+    /// What it is to a write of which a part may be done: it is no failed call that left every byte
+    /// as it was. What is lost as a whole is nobody's to read, and what is tried again comes to an
+    /// end of its own.
+    pub(crate) const fn behind_a_part(self) -> Self {
+        match self {
+            Self::Held | Self::Unwritten => Self::Begun(self.status()),
+            other => other,
         }
     }
 }

@@ -16,6 +16,7 @@ use std::ptr;
 use std::slice;
 
 use dmce_abi::block::{BlockId, Half};
+use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::{DmceAddr, Status};
 
 use super::core::Core;
@@ -305,8 +306,8 @@ impl Core {
                 act(block, piece, before)
             });
             met.map_err(|error| match intent {
-                Intent::Write if done > 0 => behind(done, &error),
-                _ => error,
+                Intent::Write => behind_some(done, error),
+                Intent::Read => error,
             })?;
             done += piece as u64;
         }
@@ -321,7 +322,9 @@ impl Core {
         intent: Intent,
         act: &mut dyn FnMut(&Block, Piece) -> Result<(), Obstacle>,
     ) -> Result<(), Error> {
-        let mut may_be_begun = false;
+        let is_write = intent == Intent::Write;
+        // What was asked of a daemon that is gone may be done; of what is done again, a part is.
+        let (mut may_be_begun, mut is_begun) = (false, false);
         for _ in 0..TRIES_MAX {
             let inside = self.enter()?;
             let (block, piece) = self.look_up(raw, bytes, intent, &inside)?;
@@ -338,15 +341,22 @@ impl Core {
             };
             match met {
                 Ok(()) => return Ok(()),
-                // What was asked of a daemon that is gone may be done.
                 Err(Obstacle::Trouble(Trouble::Refused(Status::Timeout))) if may_be_begun => {
                     self.overcome(id, Trouble::Partly.into())?;
                 }
-                Err(obstacle) => {
-                    let is_write = intent == Intent::Write;
-                    may_be_begun |= is_write && obstacle == Obstacle::Trouble(Trouble::Unlinked);
-                    self.overcome(id, obstacle)?;
+                Err(Obstacle::Trouble(trouble)) => {
+                    may_be_begun |= is_write && trouble == Trouble::Unlinked;
+                    let trouble = if is_begun { trouble.behind_a_part() } else { trouble };
+                    is_begun |= is_write
+                        && match trouble {
+                            // One page is written or is not.
+                            Trouble::Moved => bytes as u64 > PAGE_BYTES,
+                            Trouble::Unlocked => true,
+                            _ => false,
+                        };
+                    self.overcome(id, trouble.into())?;
                 }
+                Err(obstacle) => self.overcome(id, obstacle)?,
             }
         }
         Err(restless())
@@ -443,10 +453,12 @@ impl Core {
             let rest = to.bytes - done;
             let piece = self.within_block(to.at(done), rest, PIECE_BYTES);
             let piece = self.within_block(from.at(done), rest, piece);
-            if !self.try_copy_mapped(to.at(done), from.at(done), piece)? {
+            let copied = self.try_copy_mapped(to.at(done), from.at(done), piece);
+            let copied = copied.and_then(|is_copied| {
                 let range = done..done + piece as u64;
-                self.bounce(to, from, range, false)?;
-            }
+                if is_copied { Ok(()) } else { self.bounce(to, from, range, false) }
+            });
+            copied.map_err(|error| behind_some(done, error))?;
             done += piece as u64;
         }
         Ok(())
@@ -476,10 +488,12 @@ impl Core {
             let limit = (bytes - done).min(size as u64);
             let start = if backwards { part.end - done - limit } else { part.start + done };
             let piece = usize::try_from(limit).unwrap_or(size);
+            let (to, from) = (to.addr(self, start)?, from.addr(self, start)?);
             // SAFETY: the buffer has room for a piece.
-            unsafe { self.read(from.addr(self, start)?, buffer.as_mut_ptr(), piece) }?;
-            // SAFETY: the buffer holds the piece.
-            unsafe { self.write(to.addr(self, start)?, buffer.as_ptr(), piece) }?;
+            let read = unsafe { self.read(from, buffer.as_mut_ptr(), piece) };
+            // SAFETY: the buffer holds the piece then.
+            let copied = read.and_then(|()| unsafe { self.write(to, buffer.as_ptr(), piece) });
+            copied.map_err(|error| behind_some(done, error))?;
             done += limit;
         }
         Ok(())
@@ -524,10 +538,17 @@ fn beyond(raw: u64, bytes: u64) -> Error {
     Error::address(format!("{bytes} bytes at {raw:#x} cross an end"))
 }
 
-/// Why a write did not come to its end of which so many bytes are done.
+/// Why a write did not come to its end of which so many bytes are done: a call that fails with
+/// another status has changed no byte.
 #[cold]
 fn behind(done: u64, error: &Error) -> Error {
-    Error::new(error.status(), format!("{done} bytes are written; of the rest: {}", error.text()))
+    let (status, text) = (error.status(), error.text());
+    Error::new(Status::Io, format!("{done} bytes are written; of the rest: {text} ({status})"))
+}
+
+/// [`behind`], if any are.
+fn behind_some(done: u64, error: Error) -> Error {
+    if done == 0 { error } else { behind(done, &error) }
 }
 
 #[cold]

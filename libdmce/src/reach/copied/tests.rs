@@ -4,6 +4,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
+use dmce_abi::Status;
 use dmce_shm::copies::{RepairError, Site, Wreck, repair};
 use dmce_shm::lock::LockState;
 use dmce_shm::slot::intent::{Progress, Undo};
@@ -223,6 +224,24 @@ fn who_wants_a_page_of_a_stopped_writer_gets_it_or_is_told_in_time() {
     assert_eq!(world.read(0, 8192).unwrap(), [1; 8192]);
     world.write(0, &[2; 8192]).unwrap();
     assert_eq!(world.read(0, 8192).unwrap(), [2; 8192]);
+}
+
+#[test]
+fn a_write_that_is_held_up_has_changed_nothing_or_says_that_it_has() {
+    const BATCH: usize = 16 * 4096;
+    let world = World::new(2, How::Mapped, &[]);
+    world.write(0, &vec![1; 2 * BATCH]).unwrap();
+    let other = world.stop_in(16);
+    assert_eq!(world.write(BATCH as u64, &vec![2; BATCH]), Err(Trouble::Held));
+    let late = world.write(4096, &vec![2; BATCH]);
+    assert_eq!(late.map_err(Trouble::status), Err(Status::Timeout));
+    assert_eq!(world.content(1, 4096, BATCH), vec![1; BATCH], "one batch is written, or is not");
+    let begun = world.write(0, &vec![2; BATCH + 1]);
+    assert_eq!(begun, Err(Trouble::Begun(Status::Timeout)));
+    assert_eq!(begun.map_err(Trouble::status), Err(Status::Io));
+    assert_eq!(world.content(1, 0, BATCH + 1)[BATCH - 1..], [2, 1]);
+    world.word(16).end_write();
+    world.word(16).unlock(other, &Kernel).unwrap();
 }
 
 #[test]

@@ -151,7 +151,10 @@ impl CopiedBlock {
                     tracing::warn!(block = %self.identity.block, %error, "page locks were taken");
                     done += bytes;
                 }
-                Err(error) => return Err(self.end_of_write(stores.failed, error)),
+                Err(error) => {
+                    let trouble = self.end_of_write(stores.failed, error);
+                    return Err(if done > 0 { trouble.behind_a_part() } else { trouble });
+                }
             }
         }
         match content {
