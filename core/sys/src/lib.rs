@@ -28,6 +28,7 @@ pub mod membarrier;
 pub mod object;
 pub mod pidfd;
 pub mod poll;
+pub mod prefetch;
 pub mod priority;
 pub mod process;
 pub mod random;

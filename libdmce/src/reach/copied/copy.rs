@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 
 use dmce_abi::block::{DaemonId, Half};
+use dmce_sys::prefetch;
 use dmce_sys::transfer::Store;
 
 use crate::reach::mapped::MappedBlock;
@@ -45,6 +46,15 @@ impl Copy {
             Way::Mapped(block) => unsafe { block.load(piece, buffer, store) },
             // SAFETY: as the caller promises.
             Way::Windowed(block) => unsafe { block.load(piece, buffer, store) },
+        }
+    }
+
+    /// A piece is about to be written.
+    #[inline]
+    pub(super) fn expect_write(&self, piece: Piece) {
+        // What windows show has to be found first.
+        if let Way::Mapped(block) = &self.way {
+            prefetch::for_write(block.pointer(piece.cell), piece.bytes);
         }
     }
 

@@ -5,6 +5,7 @@
 //! 1. What is not common is left to the whole way: before anything was done, by doing all of it
 //!    again; after that, by going on as [`Stores`].
 
+use std::ptr;
 use std::sync::atomic::Ordering::Relaxed;
 
 use dmce_abi::limits::PAGE_BYTES;
@@ -12,6 +13,7 @@ use dmce_shm::copies::{Batch, Beginning, Copies, Pages, Verdict, WriteError};
 use dmce_shm::lock::PageLock;
 use dmce_shm::parking::Deadline;
 use dmce_shm::slot::intent::Undo;
+use dmce_sys::prefetch;
 use dmce_sys::transfer::Store;
 
 use super::CopiedBlock;
@@ -58,6 +60,9 @@ impl CopiedBlock {
         let Some(word) = self.only_word(piece).filter(|_| self.copies.len() > 1) else {
             return false;
         };
+        // All at once, before the lock: each locked instruction waits for what was stored before.
+        prefetch::for_write(ptr::from_ref(word).cast(), size_of::<PageLock>());
+        self.copies.iter().for_each(|copy| copy.expect_write(piece));
         let slot = self.slot();
         let mut small = Small { block: self, piece, data, slot, failed: 0, whole: None };
         let batch = Batch { cell: piece.cell, bytes: piece.bytes as u64, end: piece.committed };
