@@ -16,14 +16,15 @@
 //! 3. The handler waits for nobody but another handler, which makes system calls and ends.
 //! 4. A range gets each stand-in once: what faults beneath the last of them is as if we were not
 //!    here, whatever an object says of its length.
-//! 5. Lists only grow: as many places as were ever in use at a time.
+//! 5. Lists only grow: by about as many places as were ever in use at a time.
+//! 6. There is nothing here that a thread could take into a fork of another: a child meets no lock
+//!    whose holder is not in it.
 
 use std::hint;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use crate::map::{MappedRange, Protection, page_bytes};
 
@@ -31,6 +32,7 @@ use crate::map::{MappedRange, Protection, page_bytes};
 #[derive(Debug)]
 #[must_use = "the range has its stand-in as long as this lives"]
 pub struct StandIn {
+    part: &'static Part,
     place: &'static Place,
     what: *mut What,
 }
@@ -64,6 +66,8 @@ enum Source {
 /// A place in the list of ranges.
 #[derive(Debug)]
 struct Place {
+    /// Whether somebody has it.
+    is_taken: AtomicBool,
     version: AtomicU32,
     /// The range; empty while nobody has the place.
     start: AtomicUsize,
@@ -80,19 +84,15 @@ const PLACES: usize = 64;
 #[derive(Debug)]
 struct Part {
     places: [Place; PLACES],
+    /// At most so many of them are taken, or about to be.
+    taken: AtomicUsize,
     next: AtomicPtr<Part>,
 }
 
 static FIRST: Part = Part::new();
-static FREE: Mutex<Free> = Mutex::new(Free { given: Vec::new(), unused: 0 });
-static IS_REPLACING: AtomicBool = AtomicBool::new(false);
-
-/// The places that nobody has.
-struct Free {
-    given: Vec<&'static Place>,
-    /// So many were ever taken, in the order of the list.
-    unused: usize,
-}
+/// The process in which a handler is replacing a range; 0 if none is. A fork may bring that of its
+/// parent along.
+static REPLACING: AtomicU32 = AtomicU32::new(0);
 
 impl StandIn {
     /// Private zeros take the place of the range when any page of it is gone.
@@ -106,10 +106,10 @@ impl StandIn {
     }
 
     fn new(range: MappedRange<'_>, what: What) -> Self {
-        let place = FREE.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (part, place) = take();
         let what = Box::into_raw(Box::new(what));
         place.set(range.as_ptr().addr(), range.len(), what);
-        Self { place, what }
+        Self { part, place, what }
     }
 
     /// Whether the stand-in was needed.
@@ -126,28 +126,45 @@ impl Drop for StandIn {
         // SAFETY: made by `new`, and found by nobody any more: who accesses the range at this
         // moment would access it after its end.
         drop(unsafe { Box::from_raw(self.what) });
-        FREE.lock().unwrap_or_else(PoisonError::into_inner).given.push(self.place);
+        self.part.give(self.place);
     }
 }
 
-impl Free {
-    fn take(&mut self) -> &'static Place {
-        if let Some(place) = self.given.pop() {
-            return place;
+/// A place that nobody has: the caller's from now on.
+fn take() -> (&'static Part, &'static Place) {
+    let mut part = &FIRST;
+    loop {
+        if let Some(place) = part.take() {
+            return (part, place);
         }
-        let (part, place) = (self.unused / PLACES, self.unused % PLACES);
-        self.unused += 1;
-        let mut at = &FIRST;
-        for _ in 0..part {
-            at = at.next_or_new();
-        }
-        &at.places[place]
+        part = part.next_or_new();
     }
 }
 
 impl Part {
     const fn new() -> Self {
-        Self { places: [const { Place::new() }; PLACES], next: AtomicPtr::new(ptr::null_mut()) }
+        Self {
+            places: [const { Place::new() }; PLACES],
+            taken: AtomicUsize::new(0),
+            next: AtomicPtr::new(ptr::null_mut()),
+        }
+    }
+
+    fn take(&self) -> Option<&Place> {
+        if self.taken.fetch_add(1, Ordering::Acquire) < PLACES {
+            // Acquire pairs with the release of who had it before.
+            let place = |place: &&Place| !place.is_taken.swap(true, Ordering::Acquire);
+            if let Some(place) = self.places.iter().find(place) {
+                return Some(place);
+            }
+        }
+        self.taken.fetch_sub(1, Ordering::Release);
+        None
+    }
+
+    fn give(&self, place: &Place) {
+        place.is_taken.store(false, Ordering::Release);
+        self.taken.fetch_sub(1, Ordering::Release);
     }
 
     fn next(&self) -> Option<&'static Self> {
@@ -155,12 +172,25 @@ impl Part {
         unsafe { self.next.load(Ordering::Acquire).as_ref() }
     }
 
-    /// Under the lock of `FREE`.
     fn next_or_new(&self) -> &'static Self {
         self.next().unwrap_or_else(|| {
-            let made: &'static Self = Box::leak(Box::new(Self::new()));
-            self.next.store(ptr::from_ref(made).cast_mut(), Ordering::Release);
-            made
+            let made = Box::into_raw(Box::new(Self::new()));
+            let linked = self.next.compare_exchange(
+                ptr::null_mut(),
+                made,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            );
+            let next = linked.map_or_else(
+                |others| {
+                    // SAFETY: just made, and seen by nobody.
+                    drop(unsafe { Box::from_raw(made) });
+                    others
+                },
+                |_| made,
+            );
+            // SAFETY: it is in the list, from which nothing is ever taken.
+            unsafe { &*next }
         })
     }
 }
@@ -168,6 +198,7 @@ impl Part {
 impl Place {
     const fn new() -> Self {
         Self {
+            is_taken: AtomicBool::new(false),
             version: AtomicU32::new(0),
             start: AtomicUsize::new(0),
             end: AtomicUsize::new(0),
@@ -206,7 +237,7 @@ impl Place {
 /// In the handler of SIGBUS, with the address of the access: so the range is in use.
 pub(super) unsafe fn put_beneath(addr: usize) -> bool {
     let mut part = Some(&FIRST);
-    while let Some(Part { places, next: _ }) = part {
+    while let Some(Part { places, .. }) = part {
         for place in places {
             if let Some((start, end, what)) = place.look(addr) {
                 // SAFETY: it stays as long as the range is in use, and a thread is accessing it.
@@ -221,12 +252,23 @@ pub(super) unsafe fn put_beneath(addr: usize) -> bool {
 
 fn replace(place: &Place, (start, end): (usize, usize), what: &What, addr: usize) -> bool {
     // Another thread may be at it: what is stored to its stand-in is not to be wiped.
-    while IS_REPLACING.swap(true, Ordering::SeqCst) {
+    begin_replacing();
+    let replaced = replace_alone(place, start..end, what, addr);
+    REPLACING.store(0, Ordering::SeqCst);
+    replaced
+}
+
+/// Waits until no other thread of this process is replacing a range.
+fn begin_replacing() {
+    let own = std::process::id();
+    let mut before = 0;
+    while let Err(at_it) =
+        REPLACING.compare_exchange(before, own, Ordering::SeqCst, Ordering::SeqCst)
+    {
+        // One of another process is the parent's, and was in the midst of it at the fork.
+        before = if at_it == own { 0 } else { at_it };
         hint::spin_loop();
     }
-    let replaced = replace_alone(place, start..end, what, addr);
-    IS_REPLACING.store(false, Ordering::SeqCst);
-    replaced
 }
 
 fn replace_alone(place: &Place, range: Range<usize>, what: &What, addr: usize) -> bool {
@@ -297,4 +339,64 @@ fn map(range: Range<usize>, protection: Protection, object: Option<(RawFd, u64)>
     // SAFETY: the range was just mapped.
     unsafe { libc::madvise(start, bytes, libc::MADV_DONTDUMP) };
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Barrier;
+    use std::thread;
+
+    use super::*;
+
+    /// How long a child may take that should take no time.
+    const PATIENCE_S: u32 = 60;
+
+    #[test]
+    fn a_replacement_that_the_parent_was_at_is_not_waited_for() {
+        // SAFETY: the child takes no lock, and ends without running anything of the parent's.
+        let child = unsafe { libc::fork() };
+        assert!(child >= 0);
+        if child == 0 {
+            // SAFETY: nobody handles the signal, so it ends who waits in vain.
+            unsafe { libc::alarm(PATIENCE_S) };
+            // SAFETY: it cannot fail.
+            let parent = unsafe { libc::getppid() };
+            REPLACING.store(parent.cast_unsigned(), Ordering::SeqCst);
+            begin_replacing();
+            let is_own = REPLACING.load(Ordering::SeqCst) == std::process::id();
+            // SAFETY: ends the child at once.
+            unsafe { libc::_exit(i32::from(is_own)) };
+        }
+        let mut status = 0;
+        // SAFETY: the pointer is to a local.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 1, "{status:#x}");
+    }
+
+    #[test]
+    fn a_place_has_one_owner_at_a_time_and_is_given_again() {
+        const THREADS: usize = 4;
+        let begin = Barrier::new(THREADS);
+        let taken = || {
+            begin.wait();
+            (0..2 * PLACES).map(|_| take()).collect::<Vec<_>>()
+        };
+        let all: Vec<(&Part, &Place)> = thread::scope(|scope| {
+            let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(taken)).collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        let distinct: BTreeSet<usize> =
+            all.iter().map(|&(_, place)| ptr::from_ref(place).addr()).collect();
+        assert_eq!(distinct.len(), THREADS * 2 * PLACES);
+        for (part, place) in all {
+            part.give(place);
+        }
+        // Other tests take and give some meanwhile, and never so many.
+        let again: Vec<(&Part, &Place)> = (0..2 * PLACES).map(|_| take()).collect();
+        assert!(again.iter().any(|&(_, place)| distinct.contains(&ptr::from_ref(place).addr())));
+        for (part, place) in again {
+            part.give(place);
+        }
+    }
 }
