@@ -93,7 +93,8 @@ pub struct Plan {
     /// the file says, else 3GiB]
     #[arg(long, value_name = "SIZE")]
     pub capacity: Option<Bytes>,
-    /// Copies of each block [default: as at the last `up` on DIR, else what the file says, else 1]
+    /// Copies of what sessions allocate [default: as at the last `up` on DIR, else what the file
+    /// says, else 1]
     #[arg(long, value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..=i64::from(COPIES_MAX)))]
     pub copies: Option<u32>,

@@ -24,6 +24,7 @@ const REST_MOVES: usize = 20_000;
 impl World {
     /// What must hold after every step, apart from the dispatcher's own audit.
     pub fn check_tables(&self) -> Checked {
+        self.host.check_primaries()?;
         let Some(broker) = &self.broker else { return Ok(()) };
         let snapshot = broker.dispatcher.snapshot();
         for (id, block) in &snapshot.blocks {
@@ -52,7 +53,6 @@ impl World {
                 }
             }
         }
-        self.host.check_primaries()?;
         self.check_locks(&snapshot)?;
         self.check_copysets(&snapshot)?;
         if snapshot.quarantined > 0 {

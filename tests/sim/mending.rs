@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use dmce_abi::block::BlockId;
-use dmce_broker::dispatcher::{Action, Event, Grant, Repaired, SessionRecord};
+use dmce_broker::dispatcher::{Action, Event, Grant, Repair, Repaired, SessionRecord};
 
-use crate::pages::Repair;
+use crate::pages;
 use crate::world::{Checked, World};
 
 /// What a dead slot left is equal on all copies; without a lock table; or is lost.
@@ -49,11 +49,11 @@ impl World {
                 let found = Ok(found);
                 broker.soon.push_back(Event::IntentsRead { session, found });
             }
-            Action::Repair { session, slot, .. } => {
-                let Some(repair) = self.repair_of(action) else {
+            Action::Repair(ref repair) => {
+                let Repair { session, slot, .. } = *repair;
+                let Some(repaired) = self.repair(repair, None) else {
                     return Err(format!("{action:?} of a session that is gone"));
                 };
-                let repaired = repair.run(&mut self.host, None);
                 self.count(match &repaired {
                     Repaired::Done { lost } if !lost.is_empty() => LOST,
                     Repaired::Done { .. } if repair.has_locks => REPAIRED,
@@ -77,22 +77,17 @@ impl World {
     /// Begins a repair, and does not live to end it.
     pub fn begin_repair(&mut self, action: &Action) {
         let steps = Some(self.random.below(6));
-        if let Some(repair) = self.repair_of(action) {
+        if let Action::Repair(repair) = action
+            && self.repair(repair, steps).is_some()
+        {
             self.count(CUT_SHORT);
-            repair.run(&mut self.host, steps);
         }
     }
 
-    /// The repair that an action asks for; none of a session that is gone.
-    fn repair_of(&self, action: &Action) -> Option<Repair> {
-        let Action::Repair { session, slot, wreck, block, guid, ref copies, has_locks, .. } =
-            *action
-        else {
-            return None;
-        };
-        let session = self.host.records.get(&session)?.record.guid;
-        let (block, copies) = ((block, guid), copies.clone());
-        Some(Repair { session, slot, wreck, block, copies, has_locks })
+    /// Does so many steps of a repair, or all; none of a session that is gone.
+    fn repair(&mut self, repair: &Repair, steps: Option<u64>) -> Option<Repaired> {
+        let session = self.host.records.get(&repair.session)?.record.guid;
+        Some(pages::repair(&mut self.host, repair, session, steps))
     }
 
     /// Of a session that ends nothing is left to be repaired where it could write.

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
 use dmce_abi::limits::PAGE_BYTES;
-use dmce_broker::dispatcher::{FoundIntents, Repaired};
-use dmce_shm::copies::{self, RepairError, Site, Wreck};
+use dmce_broker::dispatcher::{FoundIntents, Repair, Repaired};
+use dmce_shm::copies::{self, RepairError, Site};
 use dmce_shm::lock::LockBits;
 use dmce_shm::slot::intent::IntentClaim;
 
@@ -128,39 +128,22 @@ impl Host {
     }
 }
 
-/// A repair by the model's shell.
-#[derive(Debug)]
-pub struct Repair {
-    /// The GUID of the session whose slot it is.
-    pub session: Guid,
-    /// The slot.
-    pub slot: u8,
-    /// What it was writing.
-    pub wreck: Wreck,
-    /// The block.
-    pub block: (BlockId, Guid),
-    /// Its good copies.
-    pub copies: Vec<DaemonId>,
-    /// Whether there is a lock table.
-    pub has_locks: bool,
-}
-
-impl Repair {
-    /// Does it; or, if it is to end before, no more than so many steps of it.
-    pub fn run(&self, host: &mut Host, steps: Option<u64>) -> Repaired {
-        let mut place = Place { host, repair: self, steps };
-        let done = if self.has_locks {
-            copies::repair(&self.wreck, &self.copies, &mut place).map(|repaired| repaired.lost)
-        } else {
-            copies::level(&self.wreck, &self.copies, &mut place)
-        };
-        match done {
-            Ok(lost) => Repaired::Done { lost },
-            Err(RepairError::Copy { copy: daemon, source: reason }) => {
-                Repaired::Copy { daemon, reason }
-            }
-            Err(error) => Repaired::Table { reason: error.to_string() },
+/// Does what a repair of a session with a GUID asks for; or, if it is to end before, no more than
+/// so many steps of it.
+pub fn repair(host: &mut Host, repair: &Repair, session: Guid, steps: Option<u64>) -> Repaired {
+    let (wreck, copies) = (&repair.wreck, &repair.copies);
+    let mut place = Place { host, repair, session, steps };
+    let done = if repair.has_locks {
+        copies::repair(wreck, copies, &mut place).map(|repaired| repaired.lost)
+    } else {
+        copies::level(wreck, copies, &mut place)
+    };
+    match done {
+        Ok(lost) => Repaired::Done { lost },
+        Err(RepairError::Copy { copy: daemon, source: reason }) => {
+            Repaired::Copy { daemon, reason }
         }
+        Err(error) => Repaired::Table { reason: error.to_string() },
     }
 }
 
@@ -168,6 +151,7 @@ impl Repair {
 struct Place<'a> {
     host: &'a mut Host,
     repair: &'a Repair,
+    session: Guid,
     steps: Option<u64>,
 }
 
@@ -185,7 +169,7 @@ impl Place<'_> {
     }
 
     fn word_mut(&mut self) -> Result<&mut u64, String> {
-        let (block, guid) = self.repair.block;
+        let Repair { block, guid, .. } = *self.repair;
         let found = self.host.tables.get(&block).copied();
         let table = self.host.pages.named.get(&block);
         let word = table.and_then(|table| self.host.pages.words.get_mut(table));
@@ -194,7 +178,7 @@ impl Place<'_> {
     }
 
     fn page_mut(&mut self, copy: DaemonId) -> Result<&mut u64, String> {
-        let (block, guid) = self.repair.block;
+        let Repair { block, guid, .. } = *self.repair;
         self.host.named_page((copy, block, guid)).ok_or_else(|| "it is gone".to_owned())
     }
 }
@@ -232,7 +216,7 @@ impl Site for Place<'_> {
     }
 
     fn undo(&mut self, into: &mut [u8]) -> Result<(), String> {
-        let of = (self.repair.session, self.repair.slot);
+        let of = (self.session, self.repair.slot);
         let undo = self.host.pages.slots.get(&of).map_or(0, |slot| slot.undo);
         into[..8].copy_from_slice(&undo.to_le_bytes());
         Ok(())

@@ -91,7 +91,7 @@ pub fn act(world: &mut World, action: Action) -> Checked {
         Action::MakeLocks { .. } | Action::GrowLocks { .. } => return world.table(&action),
         Action::AwaitIdle { .. }
         | Action::ReadIntents { .. }
-        | Action::Repair { .. }
+        | Action::Repair(_)
         | Action::ClearIntent { .. } => return world.mend(&action),
         Action::RemoveHeader { daemon, block, guid } => {
             world.host.remove_header(daemon, block, guid);
@@ -128,7 +128,7 @@ pub fn begin(world: &mut World, action: Action) {
         Action::MakeLocks { block, .. } => {
             return world.host.make_table(*block, (Guid::default(), 0), &[]);
         }
-        Action::Repair { .. } => {
+        Action::Repair(_) => {
             return world.begin_repair(&action);
         }
         Action::RaiseEpoch { headers, .. } => {

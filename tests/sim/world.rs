@@ -503,7 +503,7 @@ impl World {
         self.note_wrecks();
         let mut dies = self.random.once_in(self.faults.broker_dies);
         let mut last = self.random.below(actions.len() as u64 + 1);
-        let is_repair = |action: &Action| matches!(action, Action::Repair { .. });
+        let is_repair = |action: &Action| matches!(action, Action::Repair(_));
         if let Some(repair) = actions.iter().position(is_repair)
             && self.faults.broker_dies < u64::MAX
             && self.random.once_in(4)

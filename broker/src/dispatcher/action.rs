@@ -84,6 +84,32 @@ pub enum LogLevel {
     Debug,
 }
 
+/// What a slot of a session that has ended was writing: the good copies of a block are made equal
+/// there, the locks of that slot given back, and those woken who wait for them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repair {
+    /// The session.
+    pub session: SessionId,
+    /// The slot.
+    pub slot: u8,
+    /// What it was writing, as far as that can be true.
+    pub wreck: Wreck,
+    /// The block.
+    pub block: BlockId,
+    /// Its GUID.
+    pub guid: Guid,
+    /// The daemons of its good copies, the primary's first.
+    pub copies: Vec<DaemonId>,
+    /// Bytes that all of these have.
+    pub committed: u64,
+    /// Whether it has a lock table. Without one nobody writes to the block, and all that the slot
+    /// may have been writing is made equal.
+    pub has_locks: bool,
+    /// If a pointer stored there, and no slot was writing: address and bytes. The slot gets an
+    /// intent that says so, and the locks, unless somebody holds one.
+    pub carried: Option<(u64, u64)>,
+}
+
 /// Something that the shell does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -264,31 +290,9 @@ pub enum Action {
         /// When that lived, in clock ticks since boot.
         lived_at: u64,
     },
-    /// Makes the good copies of a block equal where a slot of a session that has ended was writing,
-    /// gives the locks of that slot back and wakes who waits for them; then
-    /// [`super::Event::Repaired`], after others have had their turn.
-    Repair {
-        /// The session.
-        session: SessionId,
-        /// The slot.
-        slot: u8,
-        /// What it was writing, as far as that can be true.
-        wreck: Wreck,
-        /// The block.
-        block: BlockId,
-        /// Its GUID.
-        guid: Guid,
-        /// The daemons of its good copies, the primary's first.
-        copies: Vec<DaemonId>,
-        /// Bytes that all of these have.
-        committed: u64,
-        /// Whether it has a lock table. Without one nobody writes to the block, and all that the
-        /// slot may have been writing is made equal.
-        has_locks: bool,
-        /// If a pointer stored there, and no slot was writing: address and bytes. The slot gets an
-        /// intent that says so, and the locks, unless somebody holds one.
-        carried: Option<(u64, u64)>,
-    },
+    /// Makes copies of a block equal; then [`super::Event::Repaired`], after others have had their
+    /// turn.
+    Repair(Repair),
     /// Takes the intent of a slot away that was repaired.
     ClearIntent {
         /// The session.

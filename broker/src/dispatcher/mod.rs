@@ -100,7 +100,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dmce_abi::block::{BlockId, SessionId};
 
-pub use action::{Action, Descriptor, LogLevel};
+pub use action::{Action, Descriptor, LogLevel, Repair};
 pub use audit::{Snapshot, SnapshotBlock, SnapshotCopy};
 pub use config::{DispatcherConfig, Limits, Placement, Policy, Pressure, Quota};
 pub use event::{

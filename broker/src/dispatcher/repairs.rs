@@ -31,7 +31,7 @@ use dmce_shm::lock::LockOwner;
 use dmce_shm::slot::intent::IntentClaim;
 
 use super::Dispatcher;
-use super::action::{Action, LogLevel};
+use super::action::{Action, LogLevel, Repair};
 use super::blocks::BlockState;
 use super::event::{FoundIntents, Repaired, SessionRecord};
 use super::opens::Opens;
@@ -229,7 +229,7 @@ impl Dispatcher {
                 // What a pointer stored is in the copy that is the primary now.
                 let first = copies.first().filter(|_| carried.is_some());
                 let wreck = first.map_or(wreck, |first| wreck.brought_from(*first));
-                self.out.push(Action::Repair {
+                self.out.push(Action::Repair(Repair {
                     session,
                     slot,
                     wreck,
@@ -239,7 +239,7 @@ impl Dispatcher {
                     committed,
                     has_locks,
                     carried,
-                });
+                }));
             }
             Some((BlockState::Making | BlockState::Lost | BlockState::Going, _)) | None => {
                 // Nothing in the record of a daemon says that the block was given up.

@@ -117,8 +117,9 @@ impl Dispatcher {
             );
             if self.daemons.servers.contains_key(&daemon) {
                 let charge = self.ledger.force_charge(None, daemon, 0);
-                // What it was made as only its header would say.
-                let copy = Copy::stale((daemon, Half::PRIMARY), charge, 0);
+                // What it was made as its header would say: one of those that nobody else is.
+                let half = self.missing_half(id);
+                let copy = Copy::stale((daemon, half), charge, 0);
                 let copy = Copy { state: CopyState::Lost, ..copy };
                 self.put_copy(id, copy);
             }
@@ -128,6 +129,17 @@ impl Dispatcher {
             self.raise(id);
         }
         self.blocks.count_copies(id);
+    }
+
+    /// The first half that no copy of a block was made as.
+    fn missing_half(&self, id: BlockId) -> Half {
+        let is_there = |half: &Half| {
+            self.blocks
+                .get(id)
+                .is_some_and(|block| block.copies.iter().any(|copy| copy.half == *half))
+        };
+        let all = (0..).map_while(Half::of);
+        all.into_iter().find(|half| !is_there(half)).unwrap_or(Half::MIRROR)
     }
 
     /// A copy that is shorter than it must be has lost something; what all have may be used. Where

@@ -41,7 +41,7 @@ use dmce_abi::wire::daemon::DaemonRequest;
 use dmce_abi::wire::{Refusal, Reply};
 use dmce_broker::dispatcher::{
     Action, ClientConn, Descriptor, Dispatcher, Event, FoundIntents, InspectId, Made, Millis, Now,
-    RequestId,
+    Repair, RequestId,
 };
 use dmce_config::Config;
 use dmce_shm::session::SessionIdentity;
@@ -61,7 +61,6 @@ use daemons::Daemons;
 use idles::Idles;
 use journal::Journal;
 use objects::{Gone, Objects, OpenFailure, Passed};
-use repairs::Job;
 use sessions::Sessions;
 
 /// Copies of a block that this release keeps.
@@ -537,21 +536,9 @@ impl Server {
                 let found = found.map_err(|error| error.to_string());
                 self.events.push_back(Event::IntentsRead { session, found });
             }
-            Action::Repair {
-                session,
-                slot,
-                wreck,
-                block,
-                guid,
-                copies,
-                committed,
-                has_locks,
-                carried,
-            } => {
-                let left_by = (session, slot);
-                let job =
-                    Job { left_by, wreck, block, guid, copies, committed, has_locks, carried };
-                let repaired = repairs::repair(&self.objects, &self.sessions, &job);
+            Action::Repair(repair) => {
+                let repaired = repairs::repair(&self.objects, &self.sessions, &repair);
+                let Repair { session, slot, .. } = repair;
                 self.later.push(Event::Repaired { session, slot, repaired });
             }
             Action::ClearIntent { session, slot } => self.sessions.clear_intent(session, slot),

@@ -12,10 +12,10 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
+use dmce_abi::block::DaemonId;
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::name::ObjectKind;
-use dmce_broker::dispatcher::Repaired;
+use dmce_broker::dispatcher::{Repair, Repaired};
 use dmce_shm::copies::{self, Carried, RepairError, Site, Wreck};
 use dmce_shm::session::object::SessionError;
 use dmce_shm::table;
@@ -27,27 +27,6 @@ use tracing::debug;
 use super::objects::{ObjectFailure, Objects};
 use super::sessions::Sessions;
 use super::tables;
-
-/// What is to be repaired.
-#[derive(Debug)]
-pub struct Job {
-    /// The session that has ended, and its slot.
-    pub left_by: (SessionId, u8),
-    /// What the slot was writing.
-    pub wreck: Wreck,
-    /// The block.
-    pub block: BlockId,
-    /// Its GUID.
-    pub guid: Guid,
-    /// The daemons of its good copies.
-    pub copies: Vec<DaemonId>,
-    /// Bytes that all of these have.
-    pub committed: u64,
-    /// Whether it has a lock table.
-    pub has_locks: bool,
-    /// If a pointer stored there, and no slot was writing: address and bytes.
-    pub carried: Option<(u64, u64)>,
-}
 
 /// Why a repair does not come to its end.
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +57,7 @@ enum Trouble {
 struct Place<'a> {
     objects: &'a Objects,
     sessions: &'a Sessions,
-    job: &'a Job,
+    job: &'a Repair,
     table: Option<(OwnedFd, u64)>,
     copies: BTreeMap<DaemonId, OwnedFd>,
     /// The words of its pages.
@@ -94,7 +73,7 @@ enum Attempted {
 }
 
 /// Repairs what a slot left, or carries what a pointer stored.
-pub fn repair(objects: &Objects, sessions: &Sessions, job: &Job) -> Repaired {
+pub fn repair(objects: &Objects, sessions: &Sessions, job: &Repair) -> Repaired {
     match attempt(objects, sessions, job, job.wreck) {
         // Its client cut its own object. What nothing is left of is lost.
         Err(RepairError::Undo(_)) => {
@@ -107,7 +86,7 @@ pub fn repair(objects: &Objects, sessions: &Sessions, job: &Job) -> Repaired {
 fn attempt(
     objects: &Objects,
     sessions: &Sessions,
-    job: &Job,
+    job: &Repair,
     wreck: Wreck,
 ) -> Result<Attempted, RepairError<Trouble>> {
     let (table, copies, words) = (None, BTreeMap::new(), BTreeMap::new());
@@ -126,7 +105,7 @@ fn attempt(
     Ok(Attempted::Ended(repaired.lost))
 }
 
-fn settled(job: &Job, attempted: Result<Attempted, RepairError<Trouble>>) -> Repaired {
+fn settled(job: &Repair, attempted: Result<Attempted, RepairError<Trouble>>) -> Repaired {
     match attempted {
         Ok(Attempted::Ended(lost)) => Repaired::Done { lost },
         Ok(Attempted::Busy(page)) => {
@@ -144,7 +123,7 @@ fn settled(job: &Job, attempted: Result<Attempted, RepairError<Trouble>>) -> Rep
 impl Place<'_> {
     /// Says in the slot what is about to be done.
     fn intend(&self, range: (u64, u64)) -> Result<(), Trouble> {
-        let (session, slot) = self.job.left_by;
+        let Repair { session, slot, .. } = *self.job;
         let first = *self.job.copies.first().ok_or(Trouble::NoCopy)?;
         let said = self.sessions.intend_to_carry(session, slot, (range, first));
         Ok(said.ok_or(Trouble::NoSession)??)
@@ -217,7 +196,7 @@ impl Site for Place<'_> {
     }
 
     fn undo(&mut self, into: &mut [u8]) -> Result<(), Trouble> {
-        let (session, slot) = self.job.left_by;
+        let Repair { session, slot, .. } = *self.job;
         Ok(self.sessions.undo(session, slot, into).ok_or(Trouble::NoSession)??)
     }
 }

@@ -8,7 +8,7 @@ use dmce_shm::slot::intent::{IntentClaim, Progress, Undo};
 
 use super::copies::{rig, with_copies};
 use super::rig::{MIB, Rig, daemon_id, open, region};
-use crate::dispatcher::{Action, ClientConn, Event, FoundIntents, InspectId, Repaired};
+use crate::dispatcher::{Action, ClientConn, Event, FoundIntents, InspectId, Repair, Repaired};
 
 const PART: u64 = 16 * PAGE_BYTES;
 
@@ -75,7 +75,7 @@ impl Writer {
     /// What was carried: from where, how much.
     fn carried(&self) -> Vec<(u64, u64)> {
         let carried = self.rig.actions.iter().filter_map(|action| match action {
-            Action::Repair { carried: Some((addr, bytes)), .. } => {
+            Action::Repair(Repair { carried: Some((addr, bytes)), .. }) => {
                 Some((addr.wrapping_sub(self.base), *bytes))
             }
             _ => None,
@@ -186,7 +186,7 @@ fn a_page_that_is_held_is_tried_again_and_what_is_lost_is_decided_first() {
     writer.rig.event(Event::Inspected { inspect, daemon: daemon_id(1), found });
     writer.rig.wait(200);
     let last = writer.rig.actions.iter().rev().find_map(|action| match action {
-        Action::Repair { copies, wreck, .. } => Some((copies.clone(), *wreck)),
+        Action::Repair(Repair { copies, wreck, .. }) => Some((copies.clone(), *wreck)),
         _ => None,
     });
     let (copies, wreck) = last.unwrap();
@@ -301,7 +301,7 @@ fn what_a_slot_left_comes_before_what_is_carried_again() {
         writer.rig.event(Event::Repaired { session, slot: 0, repaired });
     }
     let order = writer.rig.actions.iter().filter_map(|action| match action {
-        Action::Repair { session, .. } => Some(*session),
+        Action::Repair(Repair { session, .. }) => Some(*session),
         _ => None,
     });
     assert_eq!(order.collect::<Vec<_>>(), [then.session, writer.session]);
@@ -337,7 +337,7 @@ fn long_ranges_hold_up_no_other_wreck() {
     let turns = [writer.session, ready.session, writer.session, ready.session];
     for session in turns {
         let last = writer.rig.actions.iter().rev().find_map(|action| match action {
-            Action::Repair { session, .. } => Some(*session),
+            Action::Repair(Repair { session, .. }) => Some(*session),
             _ => None,
         });
         assert_eq!(last, Some(session));

@@ -14,7 +14,7 @@ use super::restart::{believed, read};
 use super::rig::{GIB, MIB, Rig, close, config, daemon_id, open, region, session_id, setup};
 use crate::dispatcher::{
     Action, ClientConn, Event, FoundContent, FoundDaemon, FoundIntents, FoundTable, Grant,
-    InspectId, Limits, LogLevel, Made, Repaired, Rewritten, Rights, Started,
+    InspectId, Limits, LogLevel, Made, Repair, Repaired, Rewritten, Rights, Started,
 };
 
 /// Half of the first copy is written.
@@ -76,8 +76,8 @@ impl Writer {
         let what = |action: &Action| match action {
             Action::Publish { session, .. } if *session == self.session => Some("publish"),
             Action::ReadIntents { .. } => Some("read"),
-            Action::Repair { has_locks: true, .. } => Some("repair"),
-            Action::Repair { has_locks: false, .. } => Some("level"),
+            Action::Repair(Repair { has_locks: true, .. }) => Some("repair"),
+            Action::Repair(Repair { has_locks: false, .. }) => Some("level"),
             Action::ClearIntent { .. } => Some("clear"),
             Action::EndSession { session } if *session == self.session => Some("end"),
             Action::InspectLocks { .. } => Some("look at the table"),
@@ -105,8 +105,8 @@ fn a_session_ends_when_what_it_left_is_repaired_slot_by_slot() {
     writer.dies();
     assert_eq!(writer.history(), ["publish", "read", "repair"]);
     assert!(writer.is_wreck() && writer.rig.dispatcher.snapshot().sessions.is_empty());
-    let is_repair = |action: &&Action| matches!(action, Action::Repair { slot: 0, .. });
-    let Some(Action::Repair { block, guid, copies, committed, .. }) =
+    let is_repair = |action: &&Action| matches!(action, Action::Repair(Repair { slot: 0, .. }));
+    let Some(Action::Repair(Repair { block, guid, copies, committed, .. })) =
         writer.rig.actions.iter().find(is_repair)
     else {
         panic!("{:?}", writer.rig.actions)
@@ -243,7 +243,7 @@ fn while_it_is_decided_which_copies_there_are_nothing_is_repaired() {
     writer.rig.event(Event::EpochRaised { raise: raise.unwrap(), block, headers });
     assert_eq!(writer.history()[2..], ["repair", "clear", "end"]);
     let repair = writer.rig.actions.iter().find_map(|action| match action {
-        Action::Repair { copies, .. } => Some(copies.clone()),
+        Action::Repair(Repair { copies, .. }) => Some(copies.clone()),
         _ => None,
     });
     assert_eq!(repair, Some(vec![daemon_id(2)]));
@@ -315,7 +315,7 @@ fn a_copy_that_cannot_be_repaired_is_looked_at_and_repaired_again_or_left_out() 
         writer.rig.wait(200);
         assert_eq!(writer.history()[4..], ["repair", "clear", "end"]);
         let copies = writer.rig.actions.iter().rev().find_map(|action| match action {
-            Action::Repair { copies, .. } => Some(copies.len()),
+            Action::Repair(Repair { copies, .. }) => Some(copies.len()),
             _ => None,
         });
         assert_eq!(copies, Some(if is_lost { 1 } else { 2 }));
@@ -513,7 +513,8 @@ fn a_broker_that_comes_back_keeps_nobody_waiting_for_what_pointers_of_the_dead_s
     rig.event(done(7));
     assert!(rig.answer(conn, number).is_some());
     let carries = |rig: &Rig| {
-        let is_carry = |action: &&Action| matches!(action, Action::Repair { carried: Some(_), .. });
+        let is_carry =
+            |action: &&Action| matches!(action, Action::Repair(Repair { carried: Some(_), .. }));
         rig.actions.iter().filter(is_carry).count()
     };
     let is_end = |action: &Action| *action == Action::EndSession { session: session_id(4) };

@@ -101,6 +101,25 @@ fn a_named_copy_that_nobody_reports_is_lost_before_the_block_is_served() {
 }
 
 #[test]
+fn a_lost_copy_is_shown_as_the_half_that_no_other_is() {
+    for (there, gone) in [(1, 2), (2, 1)] {
+        let held = held(there, &[1, 2], 7, MIB);
+        let tables = vec![table_of(&held)];
+        let found = |daemon, held: Vec<HeldBlock>| FoundDaemon {
+            daemon: daemon_id(daemon),
+            blocks: held.iter().map(|held| held.description.block).collect(),
+            damaged: Vec::new(),
+            content: FoundContent::Read(held),
+        };
+        let daemons = vec![found(there, vec![held]), found(gone, Vec::new())];
+        let started = Started { daemons, tables, ..Started::default() };
+        let mut rig = Rig::started(config(), started);
+        let copies = row(&mut rig).copies.into_iter().map(|copy| (copy.daemon, copy.half));
+        assert_eq!(copies.collect::<Vec<_>>(), [(there, half(there)), (gone, half(gone))]);
+    }
+}
+
+#[test]
 fn a_copy_that_the_highest_epoch_does_not_name_is_stale() {
     let mut rig = found(vec![(1, held(1, &[1, 2], 7, MIB)), (2, held(2, &[2], 8, MIB))]);
     assert_eq!(raises(&rig), 0);

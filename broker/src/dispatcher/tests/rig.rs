@@ -18,7 +18,7 @@ use dmce_abi::wire::{Refusal, Reply};
 
 use crate::dispatcher::{
     Action, ClientConn, DaemonConn, Descriptor, Dispatcher, DispatcherConfig, Event, FoundIntents,
-    Made, Millis, Now, Peer, Repaired, RequestId, Rewritten, Started,
+    Made, Millis, Now, Peer, Repair, Repaired, RequestId, Rewritten, Started,
 };
 
 pub const MIB: u64 = 1 << 20;
@@ -314,7 +314,7 @@ impl Rig {
                 let found = Ok(found.unwrap_or_else(FoundIntents::none));
                 self.event(Event::IntentsRead { session, found });
             }
-            Action::Repair { session, slot, .. } => {
+            Action::Repair(Repair { session, slot, .. }) => {
                 if let Some(repaired) = self.repairs.clone() {
                     self.event(Event::Repaired { session, slot, repaired });
                 }

@@ -12,8 +12,8 @@ use super::copies::{rig, with_copies};
 use super::restart::{believed, expected};
 use super::rig::{GIB, MIB, Rig, config, daemon_id, open, region, session_id};
 use crate::dispatcher::{
-    Action, BelievedSession, ClientConn, Event, FoundIntents, InspectId, Repaired, SessionRecord,
-    Started,
+    Action, BelievedSession, ClientConn, Event, FoundIntents, InspectId, Repair, Repaired,
+    SessionRecord, Started,
 };
 
 const ENDED: u64 = u64::MAX;
@@ -44,7 +44,9 @@ fn history(rig: &Rig, id: SessionId) -> Vec<(&'static str, u64)> {
     let what = |action: &Action| match action {
         Action::Publish { session, generation } if *session == id => Some(("says", *generation)),
         Action::ReadIntents { session, .. } if *session == id => Some(("read", 0)),
-        Action::Repair { session, slot, .. } if *session == id => Some(("repair", (*slot).into())),
+        Action::Repair(Repair { session, slot, .. }) if *session == id => {
+            Some(("repair", (*slot).into()))
+        }
         Action::ClearIntent { session, slot } if *session == id => Some(("clear", (*slot).into())),
         Action::AwaitIdle { session, .. } if *session == id => Some(("await", 0)),
         Action::EndSession { session } if *session == id => Some(("end", 0)),

@@ -3,6 +3,7 @@ use std::process::{Child, Command};
 use std::sync::atomic::AtomicU32;
 
 use dmce_abi::AddrLayout;
+use dmce_abi::block::{BlockId, Guid, SessionId};
 use dmce_abi::name::Instance;
 use dmce_broker::dispatcher::{Made, SessionRecord};
 use dmce_shm::fence::Fence;
@@ -81,7 +82,7 @@ impl Folder {
 
     /// The client was writing so many bytes, and dies: of the first copy some are new, or all, and
     /// half of those of the other.
-    fn write(&mut self, cell: u64, bytes: u64, is_forward: bool) -> Job {
+    fn write(&mut self, cell: u64, bytes: u64, is_forward: bool) -> Repair {
         let intent = self.begin(cell, bytes);
         let (first, other) = (if is_forward { bytes } else { bytes / 2 }, bytes / 2);
         intent(self, is_forward);
@@ -117,7 +118,7 @@ impl Folder {
     }
 
     /// As the broker finds it.
-    fn job(&self) -> Job {
+    fn job(&self) -> Repair {
         let found = self.sessions.intents(session(), self.identity()).unwrap().unwrap();
         let [(slot, claim)] = found.claims[..] else { panic!("{found:?}") };
         job_of(slot, &claim)
@@ -129,7 +130,7 @@ impl Folder {
         (record.process.pid, self.lived_at)
     }
 
-    fn repair(&self, job: &Job) -> Repaired {
+    fn repair(&self, job: &Repair) -> Repaired {
         repair(&self.objects, &self.sessions, job)
     }
 
@@ -220,11 +221,12 @@ fn record(pid: u32, lived_at: u64) -> SessionRecord {
     }
 }
 
-fn job_of(slot: u8, claim: &IntentClaim) -> Job {
+fn job_of(slot: u8, claim: &IntentClaim) -> Repair {
     let owner = LockOwner::new(session(), slot);
     let wreck = Wreck::new(owner, claim, claim.addr - BASE, END).unwrap();
-    Job {
-        left_by: (session(), slot),
+    Repair {
+        session: session(),
+        slot,
         wreck,
         block: block(),
         guid: guid(),
@@ -236,10 +238,10 @@ fn job_of(slot: u8, claim: &IntentClaim) -> Job {
 }
 
 /// A pointer may have stored so many bytes to the first copy.
-fn carry_of(cell: u64, bytes: u64) -> Job {
+fn carry_of(cell: u64, bytes: u64) -> Repair {
     let (addr, progress) = (BASE + cell, Progress::Settled);
     let job = job_of(CARRYING, &IntentClaim { addr, bytes, progress });
-    Job { wreck: job.wreck.brought_from(daemon(1)), carried: Some((addr, bytes)), ..job }
+    Repair { wreck: job.wreck.brought_from(daemon(1)), carried: Some((addr, bytes)), ..job }
 }
 
 fn done() -> Repaired {
@@ -308,7 +310,7 @@ fn a_copy_that_is_gone_or_cut_is_named_and_not_made_longer() {
     folder.objects.folder().unlink(&folder.objects.name(2, ObjectKind::Data(5))).unwrap();
     let repaired = folder.repair(&job);
     assert!(matches!(repaired, Repaired::Copy { daemon: of, .. } if of == daemon(2)));
-    let alone = Job { copies: vec![daemon(1)], ..job };
+    let alone = Repair { copies: vec![daemon(1)], ..job };
     assert_eq!(folder.repair(&alone), done());
     assert!(folder.is_free(4));
 }
@@ -317,11 +319,11 @@ fn a_copy_that_is_gone_or_cut_is_named_and_not_made_longer() {
 fn a_table_that_is_gone_cut_or_anothers_is_told_and_no_signal() {
     let mut folder = Folder::new("table");
     let job = folder.write(3 * PAGE_BYTES, 8, false);
-    let is_told = |folder: &Folder, job: &Job| match folder.repair(job) {
+    let is_told = |folder: &Folder, job: &Repair| match folder.repair(job) {
         Repaired::Table { reason } => reason,
         other => panic!("{other:?}"),
     };
-    let other = Job { guid: Guid([9; 16]), ..folder.job() };
+    let other = Repair { guid: Guid([9; 16]), ..folder.job() };
     assert!(is_told(&folder, &other).contains("the lock table is of another block"));
     object::truncate(folder.table().as_fd(), 4096).unwrap();
     assert_eq!(is_told(&folder, &job), "it has 4096 bytes, and is to have 4128");
@@ -330,7 +332,7 @@ fn a_table_that_is_gone_cut_or_anothers_is_told_and_no_signal() {
     is_told(&folder, &job);
     // Without it the copies are made equal all the same.
     assert!(folder.bytes(1) != folder.bytes(2));
-    let without = Job { has_locks: false, ..job };
+    let without = Repair { has_locks: false, ..job };
     assert_eq!(folder.repair(&without), done());
     assert!(folder.bytes(1) == folder.bytes(2));
 }
@@ -340,10 +342,10 @@ fn a_table_that_is_gone_cut_or_anothers_is_told_and_no_signal() {
 fn a_page_that_nothing_is_left_of_is_lost_in_this_table_or_the_next() {
     let mut folder = Folder::new("lost");
     let job = folder.write(PAGE_BYTES, 2 * PAGE_BYTES, false);
-    let alone = Job { copies: vec![daemon(1)], ..job };
+    let alone = Repair { copies: vec![daemon(1)], ..job };
     let lost = Repaired::Done { lost: vec![1, 2] };
-    let without = Job { has_locks: false, ..folder.job() };
-    let without = Job { copies: vec![daemon(1)], ..without };
+    let without = Repair { has_locks: false, ..folder.job() };
+    let without = Repair { copies: vec![daemon(1)], ..without };
     assert_eq!(folder.repair(&without), lost);
     assert_eq!(folder.repair(&alone), lost);
     let states_of =
@@ -362,7 +364,7 @@ fn a_client_that_cut_its_undo_buffers_loses_its_page_and_nobody_elses() {
     folder.write(PAGE_BYTES, 8, false);
     let progress = dmce_shm::slot::intent::Progress::First { first: 1, undo: Undo::Saved };
     let claim = IntentClaim { addr: BASE + PAGE_BYTES, bytes: 8, progress };
-    let job = Job { copies: vec![daemon(1)], ..job_of(SLOT, &claim) };
+    let job = Repair { copies: vec![daemon(1)], ..job_of(SLOT, &claim) };
     object::truncate(folder.sessions.object(session()).unwrap(), 36_864).unwrap();
     assert_eq!(folder.repair(&job), Repaired::Done { lost: vec![1] });
     assert!((2..PAGES).all(|page| folder.is_free(page)));
@@ -402,7 +404,8 @@ fn what_a_pointer_stored_is_carried_and_nobody_is_kept_waiting() {
     assert!(folder.word(1) != folder.word(0), "who reads there meanwhile reads again");
     // It says what it does, until the dispatcher has heard that it is done.
     let job = folder.job();
-    assert_eq!((job.left_by, job.wreck), ((session(), CARRYING), carry_of(cell, bytes).wreck));
+    let left = (job.session, job.slot, job.wreck);
+    assert_eq!(left, (session(), CARRYING, carry_of(cell, bytes).wreck));
 }
 
 #[test]

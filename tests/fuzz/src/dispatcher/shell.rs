@@ -10,7 +10,8 @@ use dmce_abi::wire::client::{BlockInfo, ClientReply};
 use dmce_abi::wire::daemon::{DaemonRequest, HeldBlock};
 use dmce_abi::wire::{self, FrameHeader, Refusal, Reply};
 use dmce_broker::dispatcher::{
-    Action, ClientConn, Descriptor, Event, FoundIntents, Made, Repaired, RequestId, Rewritten,
+    Action, ClientConn, Descriptor, Event, FoundIntents, Made, Repair, Repaired, RequestId,
+    Rewritten,
 };
 
 use super::world::{BlockToMake, Kept, World, pick};
@@ -148,7 +149,7 @@ impl World {
                 let found = Ok(FoundIntents::none());
                 self.tables.push_back(Event::IntentsRead { session, found });
             }
-            Action::Repair { session, slot, copies, .. } => {
+            Action::Repair(Repair { session, slot, copies, .. }) => {
                 assert!(!copies.is_empty() && self.sessions.contains_key(&session));
                 let repaired = Repaired::Done { lost: Vec::new() };
                 self.tables.push_back(Event::Repaired { session, slot, repaired });
