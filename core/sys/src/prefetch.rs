@@ -16,10 +16,13 @@ const LINES: usize = 4;
 #[inline]
 pub fn for_write(start: *const u8, bytes: usize) {
     fetch(start);
-    for offset in (1..LINES).map(|line| line * LINE).take_while(|&offset| offset < bytes) {
-        fetch(start.wrapping_add(offset));
+    let last = start.wrapping_add(bytes.saturating_sub(1));
+    if (start.addr() ^ last.addr()) >= LINE {
+        fetch(last);
+        for offset in (1..LINES).map(|line| line * LINE).take_while(|&offset| offset < bytes) {
+            fetch(start.wrapping_add(offset));
+        }
     }
-    fetch(start.wrapping_add(bytes.saturating_sub(1)));
 }
 
 #[cfg(target_arch = "x86_64")]
