@@ -703,8 +703,8 @@ dmce_status_t dmce_read(dmce_session_t *session, dmce_addr_t from, void *buffer,
  * Writes `bytes` bytes from `buffer`. When it returns, every copy has them, unless write-back was
  * chosen. `DMCE_E_IO` says that the content of the range is undefined: also where a part was
  * written before something was in the way of the rest, which `dmce_last_error` names. A call that
- * fails otherwise has changed no byte, but where `DMCE_MESSAGE_PATH` says so, and where the
- * session itself has ended meanwhile (`DMCE_E_CLOSED`).
+ * fails otherwise has changed no byte that is not lost, but where `DMCE_MESSAGE_PATH` says so, and
+ * where the session itself has ended meanwhile (`DMCE_E_CLOSED`, also of a larger write).
  */
 dmce_status_t dmce_write(dmce_session_t *session, dmce_addr_t to, const void *buffer, size_t bytes);
 

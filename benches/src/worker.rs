@@ -140,6 +140,18 @@ impl Worker {
     }
 }
 
+impl Worker {
+    /// Kills it, and waits until the kernel says that it is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`].
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill().map_err(Error::system("killing the worker"))?;
+        self.child.wait().map(drop).map_err(Error::system("waiting for the worker"))
+    }
+}
+
 impl Drop for Worker {
     fn drop(&mut self) {
         // It ends when its input does.

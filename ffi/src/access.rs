@@ -56,8 +56,8 @@ unsafe extern "C" fn read_slowly(
 /// Writes `bytes` bytes from `buffer`. When it returns, every copy has them, unless write-back was
 /// chosen. `DMCE_E_IO` says that the content of the range is undefined: also where a part was
 /// written before something was in the way of the rest, which `dmce_last_error` names. A call that
-/// fails otherwise has changed no byte, but where `DMCE_MESSAGE_PATH` says so, and where the
-/// session itself has ended meanwhile (`DMCE_E_CLOSED`).
+/// fails otherwise has changed no byte that is not lost, but where `DMCE_MESSAGE_PATH` says so, and
+/// where the session itself has ended meanwhile (`DMCE_E_CLOSED`, also of a larger write).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_write(
     session: *mut dmce_session_t,

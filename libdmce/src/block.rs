@@ -120,6 +120,13 @@ pub(crate) enum Obstacle {
     Trouble(Trouble),
 }
 
+impl Obstacle {
+    /// [`Trouble::may_be_behind_a_part`].
+    pub(crate) const fn may_be_behind_a_part(self, piece: Piece) -> bool {
+        matches!(self, Self::Trouble(trouble) if trouble.may_be_behind_a_part(piece))
+    }
+}
+
 impl From<Trouble> for Obstacle {
     fn from(trouble: Trouble) -> Self {
         Self::Trouble(trouble)

@@ -340,6 +340,24 @@ fn a_truncated_block_is_lost_alone_and_until_it_is_restored() {
     });
 }
 
+#[test]
+fn a_copy_that_fails_has_changed_nothing_or_says_that_it_has() {
+    Fake::with_each_mode(|fake, session| {
+        let span = session.malloc(2 * BLOCK_BYTES).unwrap();
+        let small = session.malloc(8_000).unwrap();
+        let second = session.addr(span.to_raw() + BLOCK_BYTES).unwrap();
+        session.fill(small, 1, 8_000).unwrap();
+        session.fill(second, 2, BLOCK_BYTES).unwrap();
+        fake.truncate(2, 4096);
+        match status(session.copy(small, second, 5_000)) {
+            Status::Lost => {
+                assert_eq!(session.compare(small, &[1; 8_000]), Ok(Ordering::Equal));
+            }
+            other => assert_eq!(other, Status::Io),
+        }
+    });
+}
+
 /// As programs do in all threads but the one that is to handle signals.
 fn block_every_signal() {
     let mut all = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();

@@ -171,16 +171,59 @@ fn an_answer_that_is_older_than_what_was_taken_in_is_not_used() {
 
 #[test]
 fn of_a_pointer_into_two_blocks_what_is_left_is_carried() {
+    for gone in [1, 2] {
+        let (fake, session) = open_for(20_000);
+        let (region, base) = region(&session, 2 * fake::BLOCK_BYTES);
+        let edge = region.addr(base + fake::BLOCK_BYTES - 4096).unwrap();
+        session.write(edge, &[1; 8192]).unwrap();
+        let pointer = session.map(edge, 8192, Prot::READ_WRITE).unwrap();
+        store(pointer, &[7; 8192]);
+        fake.tell_all_gone(gone);
+        assert_eq!(status(session.unmap(pointer)), Status::Lost);
+        assert_eq!(status(session.unmap(pointer)), Status::NotFound, "it is unmapped");
+        let (left, cell) = if gone == 1 { (2, 0) } else { (1, fake::BLOCK_BYTES - 4096) };
+        assert_eq!([1, 2].map(|daemon| fake.copy_of(left, daemon, cell, 1)), [[7], [7]]);
+    }
+}
+
+#[test]
+fn what_a_pointer_stored_behind_a_lost_page_is_carried() {
+    const LOST_PAGE: u64 = 17;
     let (fake, session) = open_for(20_000);
-    let (region, base) = region(&session, 2 * fake::BLOCK_BYTES);
-    let edge = region.addr(base + fake::BLOCK_BYTES - 4096).unwrap();
-    session.write(edge, &[1; 8192]).unwrap();
-    let pointer = session.map(edge, 8192, Prot::READ_WRITE).unwrap();
-    store(pointer.wrapping_add(4096), &[7; 4096]);
-    fake.tell_all_gone(1);
+    let (region, base) = region(&session, 100_000);
+    let addr = region.addr(base).unwrap();
+    region.write(base, &vec![1; 81_920], Mirror::Both).unwrap();
+    let pointer = session.map(addr, 81_920, Prot::READ_WRITE).unwrap();
+    store(pointer, &vec![7; 81_920]);
+    fake.set_word(1, LOST_PAGE, LOST, 1);
     assert_eq!(status(session.unmap(pointer)), Status::Lost);
     assert_eq!(status(session.unmap(pointer)), Status::NotFound, "it is unmapped");
-    assert_eq!([1, 2].map(|daemon| fake.copy_of(2, daemon, 0, 1)), [[7], [7]]);
+    for page in [0, LOST_PAGE - 1, LOST_PAGE + 1] {
+        assert_eq!([1, 2].map(|daemon| fake.copy_of(1, daemon, page * 4096, 1)), [[7], [7]]);
+    }
+}
+
+#[test]
+fn a_failed_write_has_changed_nothing_or_says_that_it_has() {
+    const HELD_PAGE: u64 = 40;
+    let (fake, session) = open_for(300);
+    let (region, base) = region(&session, 400_000);
+    let write = |from: u64, bytes| region.write(base + from, &vec![2; bytes], Mirror::Both);
+    region.write(base, &vec![1; 400_000], Mirror::Both).unwrap();
+    fake.set_word(1, HELD_PAGE, OTHER, 2);
+    assert_eq!(status(write(HELD_PAGE * 4096 + 1, 100_000)), Status::Timeout);
+    let mut found = vec![0; 400_000];
+    let at_rest = [0..HELD_PAGE * 4096, (HELD_PAGE + 1) * 4096..400_000];
+    let mut all_are = |byte| {
+        at_rest.clone().into_iter().all(|range| {
+            let found = &mut found[..usize::try_from(range.end - range.start).unwrap()];
+            region.read(base + range.start, found, Mirror::Any).unwrap();
+            found.iter().all(|it| *it == byte)
+        })
+    };
+    assert!(all_are(1), "a write that timed out has changed something");
+    assert_eq!(status(write(0, 300_000)), Status::Io);
+    assert!(!all_are(1));
 }
 
 #[test]

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use dmce_abi::block::BlockId;
 use dmce_broker::dispatcher::{Action, Event, Grant, Repair, Repaired, SessionRecord};
+use dmce_shm::lock::LockBits;
+use dmce_shm::slot::intent::{Progress, Undo};
 
 use crate::pages;
 use crate::world::{Checked, World};
@@ -51,9 +53,16 @@ impl World {
             }
             Action::Repair(ref repair) => {
                 let Repair { session, slot, .. } = *repair;
+                let may_be_lost = self.may_be_lost(repair);
                 let Some(repaired) = self.repair(repair, None) else {
                     return Err(format!("{action:?} of a session that is gone"));
                 };
+                if let Repaired::Done { lost } = &repaired
+                    && !lost.is_empty()
+                    && !may_be_lost
+                {
+                    return Err(format!("{action:?} lost pages that something was left of"));
+                }
                 self.count(match &repaired {
                     Repaired::Done { lost } if !lost.is_empty() => LOST,
                     Repaired::Done { .. } if repair.has_locks => REPAIRED,
@@ -82,6 +91,24 @@ impl World {
         {
             self.count(CUT_SHORT);
         }
+    }
+
+    /// Whether nothing that is whole may be left of what a slot was writing: what it had not saved,
+    /// and what no other copy has.
+    fn may_be_lost(&self, repair: &Repair) -> bool {
+        let session = self.host.records.get(&repair.session).map(|record| record.record.guid);
+        let slot = session.and_then(|guid| self.host.pages.slots.get(&(guid, repair.slot)));
+        let intent = slot.and_then(|slot| slot.intent);
+        let good = || repair.copies.iter().map(|daemon| daemon.get());
+        let was_lost = self.host.pages.word_of(repair.block).is_some_and(LockBits::was_lost);
+        was_lost
+            || match intent.map(|intent| intent.progress) {
+                Some(Progress::First { first, undo: Undo::Absent }) => good().eq([first]),
+                Some(Progress::Others { first, undo: Undo::Absent }) => {
+                    !good().any(|daemon| daemon == first)
+                }
+                _ => false,
+            }
     }
 
     /// Does so many steps of a repair, or all; none of a session that is gone.

@@ -57,6 +57,12 @@ impl Pages {
         }
     }
 
+    /// The lock word of a block that has a table.
+    pub fn word_of(&self, block: BlockId) -> Option<LockBits> {
+        let table = self.named.get(&block)?;
+        self.words.get(table).map(|word| LockBits::of_word(*word))
+    }
+
     /// The slots of a session.
     fn of(&self, session: Guid) -> impl Iterator<Item = (u8, &Slot)> {
         let slots = self.slots.range((session, 0)..=(session, u8::MAX));

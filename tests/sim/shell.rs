@@ -398,10 +398,11 @@ impl World {
         let opened = self.truth.is_open(session);
         self.truth.ended(session, record.guid);
         let Some(client) = client else { return Ok(()) };
-        if lives && opened && !late && !client.excused {
+        // A process may have a session besides, of a connection that it has lost.
+        let needs_excuse = lives && opened && !late;
+        if needs_excuse && !std::mem::take(&mut client.excused) {
             return Err(format!("session {session} of process {} ends", record.pid));
         }
-        client.excused = false;
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 pub mod alloc;
 pub mod copied;
 pub mod copies;
+pub mod deaths;
 pub mod load;
 pub mod mapped;
 pub mod mirrored;
@@ -30,6 +31,8 @@ pub enum Group {
     Mirrored,
     /// A daemon that goes with its memory while clients write.
     Redirect,
+    /// Clients and brokers that die.
+    Deaths,
     /// `dmce_malloc` and `dmce_free`.
     Alloc,
     /// Setup, grants and regions.
@@ -44,12 +47,13 @@ pub enum Group {
 
 impl Group {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Mapped,
         Self::Copied,
         Self::Copies,
         Self::Mirrored,
         Self::Redirect,
+        Self::Deaths,
         Self::Alloc,
         Self::Requests,
         Self::Load,
@@ -69,6 +73,7 @@ impl Group {
             Self::Copies => copies::measure(setting),
             Self::Mirrored => mirrored::measure(setting),
             Self::Redirect => redirect::measure(setting),
+            Self::Deaths => deaths::measure(setting),
             Self::Alloc => alloc::measure(setting),
             Self::Requests => requests::measure(setting),
             Self::Load => load::measure(setting),

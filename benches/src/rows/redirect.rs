@@ -163,7 +163,7 @@ fn round(setting: &mut Setting, size: Size, number: u64) -> Result<Round> {
     let calm = slowest_of(&mut clients)?;
     let daemon = u32::from(number % 2 == 1) + 1;
     lose(&mut instance, daemon)?;
-    // Every write goes to the copy that is gone as well.
+    // The next write of each client goes to the copy that is gone as well.
     wait_written(&mut clients, size.writes, written)?;
     let lost = slowest_of(&mut clients)?;
     wait("a loss that is noticed", || Ok(!has_good_copies(&instance, daemon)))?;

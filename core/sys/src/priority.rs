@@ -34,7 +34,8 @@ pub fn lower_own_thread() -> io::Result<()> {
 /// their turns of some milliseconds to the end first. Its share of the processor stays the same.
 /// It is for threads that others wait for, and that do little at a time.
 ///
-/// Kernels before 6.12, and threads of other scheduling policies, are left as they are.
+/// Kernels before 6.12, and threads of other scheduling policies, are left as they are. Filters of
+/// system calls that programs have may kill for it: it is for processes of our own.
 ///
 /// # Errors
 ///

@@ -11,7 +11,7 @@ use std::cmp::Ordering;
 use std::os::fd::BorrowedFd;
 
 use dmce_sys::map::{FileRange, MapError, MappedRange, Protection, Reservation};
-use dmce_sys::transfer::{self, Store};
+use dmce_sys::transfer::{self, Gone, Store};
 
 use super::word::{self, Change, Watch};
 use super::{Piece, Reach, Trouble, store};
@@ -46,10 +46,10 @@ impl MappedBlock {
     }
 
     /// Copies between two mapped blocks, or inside one; the ranges do not overlap.
-    pub(crate) fn copy(&self, to: Piece, from_block: &Self, from_cell: u64) -> Result<(), Trouble> {
+    pub(crate) fn copy(&self, to: Piece, from_block: &Self, from_cell: u64) -> Result<(), Gone> {
         let source = from_block.range(Piece { cell: from_cell, ..to });
         // SAFETY: both ranges lie in mappings, target's writable, and do not overlap.
-        Ok(unsafe { transfer::copy(self.range(to), source, store::into_block(to.bytes)) }?)
+        unsafe { transfer::copy(self.range(to), source, store::into_block(to.bytes)) }
     }
 
     /// [`Reach::read`], past the caches or not.

@@ -30,6 +30,7 @@ pub(crate) mod word;
 use std::cmp::Ordering;
 
 use dmce_abi::Status;
+use dmce_abi::limits::PAGE_BYTES;
 use dmce_sys::transfer::Gone;
 
 use word::{Change, Watch};
@@ -120,7 +121,7 @@ impl Trouble {
         match self {
             Self::Lost | Self::Unwritten => Status::Lost,
             Self::NoAddressSpace => Status::NoMem,
-            Self::Refused(status) => status,
+            Self::Refused(status) | Self::Begun(status) => status,
             Self::NoHalf => Status::NoCopy,
             Self::Late | Self::Partly | Self::Held => Status::Timeout,
             Self::Abandoned => Status::Closed,
@@ -131,18 +132,26 @@ impl Trouble {
             | Self::Unlocked
             | Self::Unsure
             | Self::Silent
-            | Self::Begun(_)
             | Self::Io => Status::Io,
         }
     }
 
-    /// What it is to a write of which a part may be done: it is no failed call that left every byte
-    /// as it was. What is lost as a whole is nobody's to read, and what is tried again comes to an
-    /// end of its own.
+    /// What it is to a write of which a part is done. What is lost as a whole is nobody's to read,
+    /// and what is tried again comes to an end of its own.
     pub(crate) const fn behind_a_part(self) -> Self {
         match self {
             Self::Held | Self::Unwritten => Self::Begun(self.status()),
             other => other,
+        }
+    }
+
+    /// Whether a write of a piece that met this may have changed bytes that can be read.
+    pub(crate) const fn may_be_behind_a_part(self, piece: Piece) -> bool {
+        match self {
+            Self::Begun(_) | Self::Unlocked => true,
+            // One page is written as a whole, or is not.
+            Self::Moved => piece.cell % PAGE_BYTES + piece.bytes as u64 > PAGE_BYTES,
+            _ => false,
         }
     }
 }

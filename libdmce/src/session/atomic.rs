@@ -117,10 +117,13 @@ impl Core {
         }
         self.check_range(addr, WORD_BYTES as u64, intent)?;
         let mut done = None;
-        self.access_piece(addr.to_raw(), WORD_BYTES, intent, &mut |block, piece| {
+        let act = &mut |block: &Block, piece| {
             done = Some(act(block, piece)?);
             Ok(())
-        })?;
+        };
+        // A word is changed as a whole or not at all.
+        let accessed = self.access_piece(addr.to_raw(), WORD_BYTES, intent, act);
+        accessed.map_err(|ended| ended.error)?;
         done.ok_or_else(|| Error::new(Status::Internal, "a word was not accessed"))
     }
 }

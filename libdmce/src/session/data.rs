@@ -1,4 +1,4 @@
-//! Reading, writing, copying, filling, comparing.
+//! Reading, writing, filling, comparing.
 //!
 //! # Invariants
 //!
@@ -11,27 +11,22 @@
 //!    every access here may be done twice.
 
 use std::cmp::Ordering;
-use std::ops::Range;
 use std::ptr;
 use std::slice;
 
 use dmce_abi::block::{BlockId, Half};
-use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::{DmceAddr, Status};
 
 use super::core::Core;
 use crate::alloc::Place;
-use crate::block::{Backing, Block, Obstacle};
+use crate::block::{Block, Obstacle};
 use crate::door::Ways;
 use crate::error::Error;
 use crate::reach::{Piece, Trouble};
 use crate::{quick, thread};
 
 /// The most that one operation does.
-const PIECE_BYTES: usize = 8 << 20;
-
-/// The most that is copied at a time through private memory.
-const BOUNCE_BYTES: usize = 256 << 10;
+pub(super) const PIECE_BYTES: usize = 8 << 20;
 
 /// How often an operation may find that something changed again before it gives up.
 const TRIES_MAX: u32 = 1_000;
@@ -43,6 +38,39 @@ pub(crate) enum Intent {
     Read,
     /// Changes them.
     Write,
+}
+
+/// Why an access did not come to its end.
+#[derive(Debug)]
+pub(super) struct Ended {
+    /// Whether it may have changed bytes before.
+    pub is_begun: bool,
+    /// What was in the way.
+    pub error: Error,
+}
+
+impl Ended {
+    /// If something may have been changed before it began.
+    pub(super) fn after(self, is_begun: bool) -> Self {
+        Self { is_begun: self.is_begun || is_begun, ..self }
+    }
+
+    /// What the caller is told: a call that fails has changed no byte, or says so. The end of a
+    /// session says enough.
+    #[cold]
+    pub(super) fn told(self) -> Error {
+        let (status, text) = (self.error.status(), self.error.text());
+        if !self.is_begun || status == Status::Closed {
+            return self.error;
+        }
+        Error::new(Status::Io, format!("a part may be written; of the rest: {text} ({status})"))
+    }
+}
+
+impl From<Error> for Ended {
+    fn from(error: Error) -> Self {
+        Self { is_begun: false, error }
+    }
 }
 
 /// What is done with one piece of a range: its block, the piece, and how much was done before.
@@ -99,14 +127,32 @@ impl Core {
         data: *const u8,
         bytes: usize,
     ) -> Result<(), Error> {
-        // SAFETY: the piece is all of `bytes`, for which the caller's data is readable; the block
-        // is writable, since this is a write.
-        let write = |block: &Block, piece| unsafe { block.write(piece, data) };
+        // SAFETY: as the caller promises.
+        unsafe { self.write_or_end(to, data, bytes) }.map_err(Ended::told)
+    }
+
+    /// # Safety
+    ///
+    /// As [`Core::write`].
+    #[inline]
+    pub(super) unsafe fn write_or_end(
+        &self,
+        to: DmceAddr,
+        data: *const u8,
+        bytes: usize,
+    ) -> Result<(), Ended> {
+        let mut is_begun = false;
+        let write = |block: &Block, piece| {
+            // SAFETY: the piece is all of `bytes`, for which the caller's data is readable; the
+            // block is writable, since this is a write.
+            let written = unsafe { block.write(piece, data) };
+            written.inspect_err(|met| is_begun = met.may_be_behind_a_part(piece))
+        };
         if self.try_quickly(to, bytes, Intent::Write, write) {
             return Ok(());
         }
         // SAFETY: as the caller promises.
-        unsafe { self.write_slowly(to, data, bytes) }
+        unsafe { self.write_slowly(to, data, bytes, is_begun) }
     }
 
     /// Copies into blocks, and compares what is there then if the session verifies [0088].
@@ -120,8 +166,9 @@ impl Core {
         to: DmceAddr,
         data: *const u8,
         bytes: usize,
-    ) -> Result<(), Error> {
-        self.access_all(to, bytes as u64, Intent::Write, &mut |block, piece, done| {
+        is_begun: bool,
+    ) -> Result<(), Ended> {
+        let write = &mut |block: &Block, piece: Piece, done| {
             let data = data.wrapping_add(done);
             // SAFETY: the piece is a part of `bytes`, for which the caller's data is readable; the
             // block is writable, since this is a write.
@@ -134,7 +181,9 @@ impl Core {
                 Ordering::Equal => Ok(()),
                 _ => Err(Trouble::Differs.into()),
             }
-        })
+        };
+        let ended = self.access_or_end((to, bytes as u64), Intent::Write, write);
+        ended.map_err(|ended| ended.after(is_begun))
     }
 
     /// Copies out of one half.
@@ -219,21 +268,6 @@ impl Core {
         Ok(order.1)
     }
 
-    /// Copies from blocks to blocks, as `memmove` does.
-    pub(crate) fn copy(&self, to: DmceAddr, from: DmceAddr, bytes: u64) -> Result<(), Error> {
-        self.check_range(from, bytes, Intent::Read)?;
-        self.check_range(to, bytes, Intent::Write)?;
-        let (target, source) = (to.to_raw(), from.to_raw());
-        if target == source || bytes == 0 {
-            return Ok(());
-        }
-        let (to, from) = (Span::new(to, bytes), Span::new(from, bytes));
-        if target.abs_diff(source) >= bytes {
-            return self.copy_apart(to, from);
-        }
-        self.bounce(to, from, 0..bytes, target > source)
-    }
-
     /// Has small accesses of this thread go through a door from now on, after one that did not, if
     /// nothing is to be checked that [`quick`] does not check. The message path has none.
     #[inline]
@@ -296,6 +330,16 @@ impl Core {
         intent: Intent,
         act: &mut Act<'_>,
     ) -> Result<(), Error> {
+        self.access_or_end((addr, bytes), intent, act).map_err(Ended::told)
+    }
+
+    /// [`Core::access_all`], for who wants to know why it ended, whatever was done by then.
+    pub(super) fn access_or_end(
+        &self,
+        (addr, bytes): (DmceAddr, u64),
+        intent: Intent,
+        act: &mut Act<'_>,
+    ) -> Result<(), Ended> {
         self.check_range(addr, bytes, intent)?;
         let span = Span::new(addr, bytes);
         let mut done = 0;
@@ -305,10 +349,7 @@ impl Core {
             let met = self.access_piece(span.at(done), piece, intent, &mut |block, piece| {
                 act(block, piece, before)
             });
-            met.map_err(|error| match intent {
-                Intent::Write => behind_some(done, error),
-                Intent::Read => error,
-            })?;
+            met.map_err(|ended| ended.after(intent == Intent::Write && done > 0))?;
             done += piece as u64;
         }
         Ok(())
@@ -321,49 +362,53 @@ impl Core {
         bytes: usize,
         intent: Intent,
         act: &mut dyn FnMut(&Block, Piece) -> Result<(), Obstacle>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), Ended> {
         let is_write = intent == Intent::Write;
         // What was asked of a daemon that is gone may be done; of what is done again, a part is.
-        let (mut may_be_begun, mut is_begun) = (false, false);
+        let (mut may_be_done, mut is_begun) = (false, false);
         for _ in 0..TRIES_MAX {
-            let inside = self.enter()?;
-            let (block, piece) = self.look_up(raw, bytes, intent, &inside)?;
-            let id = block.id;
-            let met = if block.is_asked() {
-                // Who is asked for its bytes may have to be waited for: not inside an operation.
-                let kept = self.table.find(id).filter(|kept| ptr::eq(&raw const **kept, block));
-                drop(inside);
-                kept.map_or(Err(Obstacle::Replaced), |block| act(&block, piece))
-            } else {
-                let met = act(block, piece);
-                drop(inside);
-                met
+            let tried = self.try_piece(raw, bytes, intent, act);
+            let tried = tried.map_err(|error| Ended { is_begun, error })?;
+            let Err((piece, id, obstacle)) = tried else { return Ok(()) };
+            let obstacle = match obstacle {
+                Obstacle::Trouble(Trouble::Refused(Status::Timeout)) if may_be_done => {
+                    Trouble::Partly.into()
+                }
+                met => met,
             };
-            match met {
-                Ok(()) => return Ok(()),
-                Err(Obstacle::Trouble(Trouble::Refused(Status::Timeout))) if may_be_begun => {
-                    self.overcome(id, Trouble::Partly.into())?;
-                }
-                Err(Obstacle::Trouble(trouble)) => {
-                    may_be_begun |= is_write && trouble == Trouble::Unlinked;
-                    let trouble = if is_begun { trouble.behind_a_part() } else { trouble };
-                    is_begun |= is_write
-                        && match trouble {
-                            // One page is written or is not.
-                            Trouble::Moved => bytes as u64 > PAGE_BYTES,
-                            Trouble::Unlocked => true,
-                            _ => false,
-                        };
-                    self.overcome(id, trouble.into())?;
-                }
-                Err(obstacle) => self.overcome(id, obstacle)?,
-            }
+            may_be_done |= is_write && obstacle == Obstacle::Trouble(Trouble::Unlinked);
+            is_begun |= is_write && obstacle.may_be_behind_a_part(piece);
+            self.overcome(id, obstacle).map_err(|error| Ended { is_begun, error })?;
         }
-        Err(restless())
+        Err(Ended { is_begun, error: restless() })
+    }
+
+    /// Runs `act` on a range inside one block; if something is in its way, says what.
+    fn try_piece(
+        &self,
+        raw: u64,
+        bytes: usize,
+        intent: Intent,
+        act: &mut dyn FnMut(&Block, Piece) -> Result<(), Obstacle>,
+    ) -> Result<Result<(), (Piece, BlockId, Obstacle)>, Error> {
+        let inside = self.enter()?;
+        let (block, piece) = self.look_up(raw, bytes, intent, &inside)?;
+        let id = block.id;
+        let met = if block.is_asked() {
+            // Who is asked for its bytes may have to be waited for: not inside an operation.
+            let kept = self.table.find(id).filter(|kept| ptr::eq(&raw const **kept, block));
+            drop(inside);
+            kept.map_or(Err(Obstacle::Replaced), |block| act(&block, piece))
+        } else {
+            let met = act(block, piece);
+            drop(inside);
+            met
+        };
+        Ok(met.map_err(|obstacle| (piece, id, obstacle)))
     }
 
     /// The block and the piece of a range inside one block.
-    fn look_up<'a>(
+    pub(super) fn look_up<'a>(
         &'a self,
         raw: u64,
         bytes: usize,
@@ -446,61 +491,8 @@ impl Core {
         }
     }
 
-    /// Copies ranges that do not overlap: in place where both sides are mapped.
-    fn copy_apart(&self, to: Span, from: Span) -> Result<(), Error> {
-        let mut done = 0;
-        while done < to.bytes {
-            let rest = to.bytes - done;
-            let piece = self.within_block(to.at(done), rest, PIECE_BYTES);
-            let piece = self.within_block(from.at(done), rest, piece);
-            let copied = self.try_copy_mapped(to.at(done), from.at(done), piece);
-            let copied = copied.and_then(|is_copied| {
-                let range = done..done + piece as u64;
-                if is_copied { Ok(()) } else { self.bounce(to, from, range, false) }
-            });
-            copied.map_err(|error| behind_some(done, error))?;
-            done += piece as u64;
-        }
-        Ok(())
-    }
-
-    /// Copies between mapped blocks. False if there is something in the way: then nothing is
-    /// certain about the target.
-    fn try_copy_mapped(&self, to: u64, from: u64, bytes: usize) -> Result<bool, Error> {
-        let inside = self.enter()?;
-        let (target, piece) = self.look_up(to, bytes, Intent::Write, &inside)?;
-        let (source, source_piece) = self.look_up(from, bytes, Intent::Read, &inside)?;
-        let (Backing::Mapped(mapped), Backing::Mapped(source)) = (&target.backing, &source.backing)
-        else {
-            return Ok(false);
-        };
-        Ok(mapped.copy(piece, source, source_piece.cell).is_ok())
-    }
-
-    /// Copies a part of two ranges through private memory: from the end if `backwards`, so that
-    /// bytes of an overlap are read before they are overwritten.
-    fn bounce(&self, to: Span, from: Span, part: Range<u64>, backwards: bool) -> Result<(), Error> {
-        let bytes = part.end - part.start;
-        let size = usize::try_from(bytes).map_or(BOUNCE_BYTES, |bytes| bytes.min(BOUNCE_BYTES));
-        let mut buffer = vec![0; size];
-        let mut done = 0;
-        while done < bytes {
-            let limit = (bytes - done).min(size as u64);
-            let start = if backwards { part.end - done - limit } else { part.start + done };
-            let piece = usize::try_from(limit).unwrap_or(size);
-            let (to, from) = (to.addr(self, start)?, from.addr(self, start)?);
-            // SAFETY: the buffer has room for a piece.
-            let read = unsafe { self.read(from, buffer.as_mut_ptr(), piece) };
-            // SAFETY: the buffer holds the piece then.
-            let copied = read.and_then(|()| unsafe { self.write(to, buffer.as_ptr(), piece) });
-            copied.map_err(|error| behind_some(done, error))?;
-            done += limit;
-        }
-        Ok(())
-    }
-
     /// How much of `bytes` from an address on is in one block, at most `limit`.
-    fn within_block(&self, raw: u64, bytes: u64, limit: usize) -> usize {
+    pub(super) fn within_block(&self, raw: u64, bytes: u64, limit: usize) -> usize {
         let room = self.layout.block_bytes() - (raw & (self.layout.block_bytes() - 1));
         usize::try_from(room.min(bytes)).map_or(limit, |bytes| bytes.min(limit))
     }
@@ -508,22 +500,23 @@ impl Core {
 
 /// A range of addresses, as plain numbers.
 #[derive(Clone, Copy, Debug)]
-struct Span {
+pub(super) struct Span {
     start: u64,
-    bytes: u64,
+    /// How many.
+    pub bytes: u64,
 }
 
 impl Span {
-    const fn new(start: DmceAddr, bytes: u64) -> Self {
+    pub(super) const fn new(start: DmceAddr, bytes: u64) -> Self {
         Self { start: start.to_raw(), bytes }
     }
 
     /// The address of a byte; what is beyond the checked range wraps, and is no address.
-    const fn at(self, offset: u64) -> u64 {
+    pub(super) const fn at(self, offset: u64) -> u64 {
         self.start.wrapping_add(offset)
     }
 
-    fn addr(self, core: &Core, offset: u64) -> Result<DmceAddr, Error> {
+    pub(super) fn addr(self, core: &Core, offset: u64) -> Result<DmceAddr, Error> {
         Ok(DmceAddr::from_raw(core.layout, self.at(offset))?)
     }
 }
@@ -536,19 +529,6 @@ fn illegal(raw: u64) -> Error {
 #[cold]
 fn beyond(raw: u64, bytes: u64) -> Error {
     Error::address(format!("{bytes} bytes at {raw:#x} cross an end"))
-}
-
-/// Why a write did not come to its end of which so many bytes are done: a call that fails with
-/// another status has changed no byte.
-#[cold]
-fn behind(done: u64, error: &Error) -> Error {
-    let (status, text) = (error.status(), error.text());
-    Error::new(Status::Io, format!("{done} bytes are written; of the rest: {text} ({status})"))
-}
-
-/// [`behind`], if any are.
-fn behind_some(done: u64, error: Error) -> Error {
-    if done == 0 { error } else { behind(done, &error) }
 }
 
 #[cold]

@@ -173,7 +173,8 @@ impl Core {
     fn carry_part(&self, addr: u64, bytes: u64) -> Result<(), Error> {
         let addr = DmceAddr::from_raw(self.layout, addr)?;
         let act = &mut |block: &Block, piece, _| block.carry(piece);
-        self.access_all(addr, bytes, Intent::Write, act)
+        // What was stored is there already, whatever of it is carried.
+        self.access_or_end((addr, bytes), Intent::Write, act).map_err(|ended| ended.error)
     }
 
     /// Brings what was stored by all pointers to all copies, as far as that can be; returns the

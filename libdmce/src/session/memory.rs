@@ -133,7 +133,8 @@ impl Core {
             (kind, found.bytes())
         };
         let made = self.make(&Wish { kind, ..wish })?;
-        let moved = self.copy(made.addr, old, held.min(bytes)).and_then(|()| self.free_slowly(old));
+        let moved = self.copy_to_new(made.addr, old, held.min(bytes));
+        let moved = moved.and_then(|()| self.free_slowly(old));
         if let Err(error) = moved {
             let _ = self.free_slowly(made.addr);
             return Err(error);

@@ -12,6 +12,7 @@
 mod arbiter;
 mod atomic;
 mod bell;
+mod copying;
 mod core;
 mod data;
 mod fetching;

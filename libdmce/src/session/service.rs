@@ -25,7 +25,6 @@ use dmce_abi::wire::client::{
     Abandon, ClientReply, ClientRequest, Delete, OpeningId, SpanKey, SpanList,
 };
 use dmce_sys::clock::monotonic_ms;
-use dmce_sys::priority;
 use dmce_sys::process::without_signals;
 
 use super::core::Core;
@@ -108,10 +107,6 @@ impl Service {
 
 impl Core {
     fn serve(&self) {
-        // Callers, and through the broker other processes, wait for it.
-        if let Err(error) = priority::take_short_turns() {
-            tracing::debug!(%error, "where processors are busy, changes take longer");
-        }
         let mut ready = Vec::new();
         // A new session has nothing to do; who gives it something wakes this thread.
         let mut pause = None;

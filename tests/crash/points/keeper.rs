@@ -95,6 +95,14 @@ impl Keeper {
         found
     }
 
+    /// What the mirror has at a place of the shared region where the other writes.
+    pub fn mirrored(&self, place: u64) -> Vec<u8> {
+        let mut found = vec![0; usize::try_from(OTHERS_BYTES).expect("a place is small")];
+        let at = place * PLACE_BYTES;
+        self.region.read(at, &mut found, Mirror::Mirror).expect("it is there");
+        found
+    }
+
     /// Writes where the other did.
     pub fn write_over(&self, place: u64) {
         let bytes = vec![0xee; usize::try_from(OTHERS_BYTES).expect("a place is small")];

@@ -37,6 +37,9 @@ const COMMANDS_MAX: u64 = 2_000;
 /// So many bytes are saved before they are overwritten, also where there are other copies.
 const SMALL_BYTES: u64 = 200;
 
+/// What a client writes to one half at a time: no more than is saved.
+const HALF_BYTES: u64 = 3_000;
+
 /// Two of these are more than a block begins with.
 const GROWTH_BYTES: u64 = 3 << 20;
 
@@ -93,6 +96,10 @@ fn client_dies(row: &Row) {
         let _stop = Stop(&stop);
         let written = run_to_death(&instance, row);
         written.check(&keeper, row);
+        if row.work == Work::OneHalf {
+            let untouched = |place| keeper.mirrored(place).iter().all(|byte| *byte == 0);
+            assert!((0..PLACES).all(untouched), "{row:?}: the other half was written");
+        }
         // What the dead was at is free again.
         for place in 0..PLACES {
             keeper.write_over(place);
@@ -108,8 +115,9 @@ fn run_to_death(instance: &Instance, row: &Row) -> Written {
     client.ask(format!("ropen {VOLUME} {SHARED} rw")).expect("it is there");
     let written = match row.work {
         Work::Pointers => take_pointers(&mut client),
-        Work::SmallWrites => write_records(&mut client, SMALL_BYTES),
-        _ => write_records(&mut client, OTHERS_BYTES),
+        Work::SmallWrites => write_records(&mut client, ("rfill", SMALL_BYTES)),
+        Work::OneHalf => write_records(&mut client, ("rfill-primary", HALF_BYTES)),
+        _ => write_records(&mut client, ("rfill", OTHERS_BYTES)),
     };
     // Nobody else kills it.
     assert_eq!(client.end().signal(), Some(SIGKILL), "{row:?}");
@@ -154,12 +162,12 @@ impl Written {
 }
 
 /// Has a client write until it is dead.
-fn write_records(client: &mut Client, bytes: u64) -> Written {
+fn write_records(client: &mut Client, (command, bytes): (&str, u64)) -> Written {
     let mut written = Written { bytes, ..Written::default() };
     for seed in 1..COMMANDS_MAX {
         let place = seed % PLACES;
         let at = place * PLACE_BYTES;
-        let Some(answer) = client.try_ask(format!("rfill {at} {seed} {bytes}")) else {
+        let Some(answer) = client.try_ask(format!("{command} {at} {seed} {bytes}")) else {
             written.last = Some((place, seed));
             return written;
         };

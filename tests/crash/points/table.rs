@@ -13,6 +13,8 @@ pub enum Work {
     SmallWrites,
     /// As [`Work::Writes`], when all copies but one are lost.
     LastCopy,
+    /// A client writes to one half of a region, to both of which another one writes.
+    OneHalf,
     /// A client has pointers made.
     Pointers,
     /// Sessions do all that they ask servers for.
@@ -105,6 +107,14 @@ pub const CLIENT: &[Row] = &[
     at(Point::PhaseOthers, 30, Work::Writes).with_three(),
     at(Point::OthersStored, 30, Work::Writes).with_three(),
     at(Point::PhaseOthers, 30, Work::SmallWrites).with_three(),
+    at(Point::UndoSaved, 30, Work::OneHalf).with_copies(),
+    at(Point::PagesDetached, 1, Work::OneHalf).with_copies(),
+    at(Point::PagesDetached, 30, Work::OneHalf).with_copies(),
+    at(Point::PhaseAlone, 1, Work::OneHalf).with_copies(),
+    at(Point::PhaseAlone, 30, Work::OneHalf).with_copies(),
+    at(Point::AloneStored, 1, Work::OneHalf).with_copies(),
+    at(Point::AloneStored, 30, Work::OneHalf).with_copies(),
+    at(Point::PhaseSettled, 30, Work::OneHalf).with_copies(),
     at(Point::PageLocked, 4, Work::Pointers).with_copies(),
     at(Point::PhaseOthers, 3, Work::Pointers).with_copies(),
     at(Point::OthersStored, 3, Work::Pointers).with_copies(),
@@ -232,5 +242,4 @@ pub const BROKER: &[Row] = &[
 pub const UNTRIED: &[(Point, &str)] = &[
     (Point::WaiterEnlisted, "who waits spins first, so a page has to be held for long by chance"),
     (Point::WaitersUnwoken, "the same"),
-    (Point::PhaseAlone, "no client here detaches the copies of a region"),
 ];

@@ -6,6 +6,7 @@
 //! fill ADDR SEED BYTES            check ADDR SEED BYTES           stat -> WINDOWS BLOCKS
 //! create VOLUME NAME BYTES MODE   ropen VOLUME NAME r|rw          rclose
 //! rfill POINTER SEED BYTES        rcheck POINTER SEED BYTES       raddr POINTER -> ADDR
+//! rfill-primary POINTER SEED BYTES
 //! delete VOLUME NAME              list VOLUME -> NAMES            map ADDR BYTES r|rw -> POINTER
 //! churn SEED [STEPS]              hold MIB -> ADDR..
 //! torture VOLUME NAME WRITER SEED NEXT -> lines
@@ -86,9 +87,8 @@ fn run(state: &mut State, words: &[&str]) -> Answer {
             Ok(String::new())
         }
         "torture" => torture(state, rest),
-        "create" | "ropen" | "rclose" | "rfill" | "rcheck" | "raddr" | "delete" | "list" => {
-            regions(state, command, rest)
-        }
+        "create" | "ropen" | "rclose" | "rfill" | "rfill-primary" | "rcheck" | "raddr"
+        | "delete" | "list" => regions(state, command, rest),
         _ => memory(state, command, rest),
     }
 }
@@ -183,8 +183,9 @@ fn regions(state: &mut State, command: &str, rest: &[&str]) -> Answer {
 fn in_region(region: &Region, command: &str, rest: &[&str]) -> Answer {
     match (command, rest) {
         ("rclose", []) => region.close().map(|()| String::new()).map_err(Into::into),
-        ("rfill", [at, seed, bytes]) => {
-            region.write(number(at)?, &pattern(number(seed)?, number(bytes)?), Mirror::Both)?;
+        ("rfill" | "rfill-primary", [at, seed, bytes]) => {
+            let halves = if command == "rfill" { Mirror::Both } else { Mirror::Primary };
+            region.write(number(at)?, &pattern(number(seed)?, number(bytes)?), halves)?;
             Ok(String::new())
         }
         ("rcheck", [at, seed, bytes]) => {

@@ -50,7 +50,8 @@ impl Looked<'_> {
             match self.condition(bits) {
                 Ok(is_held) => {
                     checked.under_way += u64::from(is_held);
-                    at_rest.push(!is_held);
+                    // What differs on purpose is no fault.
+                    at_rest.push(!is_held && !bits.is_detached());
                 }
                 Err(condition) => {
                     differences.push(Difference::Lock { block, page, condition });

@@ -382,10 +382,12 @@ fn begin<C: Copies>(
             store_first(intent, copies)
         }
         Beginning::Alone(first, undo) => {
+            point(Point::UndoSaved);
             // Before a byte of it differs.
             for lock in locks {
                 lock.set_detached(true);
             }
+            point(Point::PagesDetached);
             intent.begin_alone(first, undo);
             store_alone(intent, copies)
         }
@@ -419,6 +421,7 @@ fn store_others<C: Copies>(intent: &Intent<'_>, copies: &mut C) -> Result<Wrote,
 
 fn store_alone<C: Copies>(intent: &Intent<'_>, copies: &mut C) -> Result<Wrote, Met<C::Trouble>> {
     copies.store_first().map_err(Met::at(Stage::Alone))?;
+    point(Point::AloneStored);
     intent.settle();
     Ok(Wrote::Less)
 }

@@ -53,8 +53,12 @@ points! {
     PhaseFirst = "phase-first",
     /// The first copy has the bytes; the phase is 1 or 5.
     FirstStored = "first-stored",
+    /// The pages are detached; the phase is 0.
+    PagesDetached = "pages-detached",
     /// The phase is 3 or 7: one copy alone is to be written; the pages are detached.
     PhaseAlone = "phase-alone",
+    /// One copy alone has the bytes; the phase is 3 or 7.
+    AloneStored = "alone-stored",
     /// The phase is 2 or 6; no other copy has a byte.
     PhaseOthers = "phase-others",
     /// All copies have the bytes; the phase is 2 or 6.

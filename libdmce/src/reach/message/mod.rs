@@ -131,6 +131,10 @@ impl AskedBlock {
                     false
                 }
                 Err(Trouble::Refused(Status::Timeout)) if may_be_begun => true,
+                Err(Trouble::Refused(status)) if may_be_begun => {
+                    return Err(Trouble::Begun(status));
+                }
+                Err(trouble) if may_be_begun => return Err(trouble.behind_a_part()),
                 Err(trouble) => return Err(trouble),
             };
             if is_over {
