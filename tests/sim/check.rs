@@ -33,7 +33,13 @@ impl World {
             // What a session gave up while a daemon was away is half gone for the next broker.
             let given_up = block.session.is_some_and(|session| !self.has(session, *id));
             // A deletion that a dead broker began may have left the copy alone that was harmed.
-            let left = self.host.touched_ids.contains(id)
+            // So may what it had begun to make, when a daemon does what it was told by that.
+            let is_there = |copy: &SnapshotCopy| {
+                let object = self.object(copy.daemon, *id);
+                object.is_some_and(|object| object.description.guid == block.guid)
+            };
+            let is_gone = !block.copies.iter().any(is_there);
+            let left = (self.host.touched_ids.contains(id) || is_gone)
                 && !self.truth.is_promised_whole(block.span_guid)
                 && block.session.is_none();
             if block.lost && !harmed && !given_up && !left {
