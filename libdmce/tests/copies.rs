@@ -95,20 +95,6 @@ fn a_write_goes_on_without_the_copy_that_is_gone() {
 }
 
 #[test]
-fn a_copy_that_the_broker_misses_by_itself_is_asked_about_once() {
-    with_each_kind(&patient(), |fake, session| {
-        let (addr, cell) = allocated(session, 5_000);
-        session.write(addr, &[7; 5_000]).unwrap();
-        fake.state().finds = Finds::Gone(2);
-        fake.state().looks_at_fetch = true;
-        fake.truncate_copy(1, 2);
-        session.write(addr, &[8; 5_000]).unwrap();
-        assert_eq!(fake.copy_of(1, 1, cell, 5_000), [8; 5_000]);
-        assert_eq!(fake.asked("Damaged"), 0);
-    });
-}
-
-#[test]
 fn a_copy_that_is_there_again_is_written_again() {
     with_each_kind(&patient(), |fake, session| {
         let (addr, cell) = allocated(session, 5_000);

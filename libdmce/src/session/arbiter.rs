@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!   read:   reported, by a chore; the next copy is read
-//!   write:  Fetch: who is named?  -- the copy -->  Damaged, Fetch: and now?  -- the copy --> good
-//!                      |          -- others --> good no more         |       -- others --> no more
-//!                      | no answer in time                           |
-//!                      v <-------------------------------------------'
+//!   write:  Damaged, then Fetch: who is named?  -- the copy ----> it is there, or will be
+//!                      |                        -- others -----> good no more
+//!                      | no answer in time
+//!                      v
 //!           the session is over: shut, and left when no lock of its own is held any more
 //! ```
 //!
@@ -80,11 +80,6 @@ impl Core {
         // Another call may have the link for as long as it waits, and in vain; and whoever is not
         // judged ends the session. So this has its own time after that.
         let deadline = Deadline::after_ms(self.timeout_ms.saturating_mul(2));
-        // A copy whose object has no name any more is noticed before the answer.
-        if !self.is_named(damage, deadline)? {
-            return Some(Judgement::Dropped);
-        }
-        // One that was cut is noticed when it is looked at.
         match self.link.ask(&ClientRequest::Damaged(damage.block), deadline) {
             Ok(_) => {}
             Err(LinkError::Refused(error)) if error.status() == Status::Address => {
@@ -92,18 +87,12 @@ impl Core {
             }
             Err(_) => return None,
         }
-        let is_named = self.is_named(damage, deadline)?;
-        Some(if is_named { Judgement::Good } else { Judgement::Dropped })
-    }
-
-    /// Whether a copy is one of the good ones of its block.
-    fn is_named(&self, damage: Damage, deadline: Deadline) -> Option<bool> {
         // The right to write it may have gone since this write began.
         let mut asked = [true, false].into_iter();
         let named = asked.find_map(|writable| self.ask_who(damage.block, writable, deadline))?;
         Some(match named {
-            Named::Copies(daemons) => daemons.contains(&damage.daemon),
-            Named::Nobody => false,
+            Named::Copies(daemons) if daemons.contains(&damage.daemon) => Judgement::Good,
+            Named::Copies(_) | Named::Nobody => Judgement::Dropped,
         })
     }
 

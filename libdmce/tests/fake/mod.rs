@@ -76,8 +76,6 @@ pub struct State {
     pub copies: u32,
     /// What is found when a client calls a block with copies damaged.
     pub finds: Finds,
-    /// The objects of lost copies have no name any more: they are missed at a Fetch.
-    pub looks_at_fetch: bool,
     /// Raises the generation at every Fetch, and does not answer what is asked about it.
     pub moves_at_fetch: bool,
     held: Option<Held>,
@@ -164,7 +162,6 @@ impl Fake {
             postpones_begun: None,
             copies: 1,
             finds: Finds::AllGood,
-            looks_at_fetch: false,
             moves_at_fetch: false,
             held: None,
             next_block: 1,

@@ -143,9 +143,6 @@ fn answer(state: &mut State, request: &ClientRequest) -> Answer {
                 state.publish(&[]);
             }
             state.block(fetch.block)?;
-            if state.looks_at_fetch {
-                state.look_at(fetch.block.get());
-            }
             let info = state.info(fetch.block.get(), fetch.writable);
             let fds = state.copies_of(fetch.block.get());
             Ok((ClientReply::Fetched(info), fds))
