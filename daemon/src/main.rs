@@ -8,8 +8,6 @@
 //!                               +--------> store/      the blocks and their objects
 //!                               |
 //!                               +--------> workers.rs  what takes long
-//!                                             |
-//!                                             +--> background.rs  what nobody waits for: a process
 //! ```
 //!
 //! # Invariants
@@ -22,7 +20,6 @@
 #![forbid(unsafe_code)]
 
 mod args;
-mod background;
 mod link;
 mod links;
 mod rates;
@@ -44,7 +41,6 @@ use tracing::warn;
 use tracing_subscriber::EnvFilter;
 
 use args::Args;
-use background::Background;
 use server::Server;
 
 /// The socket on which the broker listens for daemons, in the folder of the instance.
@@ -53,9 +49,6 @@ const SOCKET: &str = "daemon.sock";
 const LOG_VARIABLE: &str = "DMCE_LOG";
 
 fn main() -> ExitCode {
-    if env::args_os().skip(1).eq([background::ARGUMENT]) {
-        return ended(start_log().map_err(Into::into).and_then(|()| background::serve()));
-    }
     let args = Args::parse();
     // A thread that panics must not leave the rest waiting for it: another process of this daemon
     // adopts the blocks.
@@ -64,11 +57,7 @@ fn main() -> ExitCode {
         print(panic);
         std::process::abort();
     }));
-    ended(start_log().map_err(Into::into).and_then(|()| serve(args)))
-}
-
-fn ended(result: Result<(), Box<dyn Error>>) -> ExitCode {
-    match result {
+    match start_log().map_err(Into::into).and_then(|()| serve(args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("dmce-daemon: {}", chain(&*error));
@@ -84,8 +73,7 @@ fn serve(args: Args) -> Result<(), Box<dyn Error>> {
     if let Err(error) = limits::raise_open_files() {
         warn!(%error, "the limit of open files stays as it is");
     }
-    let background = Background::start();
-    let server = Server::start(settings, &dir.join(SOCKET), signals, background)?;
+    let server = Server::start(settings, &dir.join(SOCKET), signals)?;
     notify(NotifyState::Ready);
     server.run()?;
     notify(NotifyState::Stopping);

@@ -28,7 +28,6 @@ use dmce_sys::watch::{Watch, WatchError};
 use dmce_sys::{clock, priority};
 use tracing::{debug, info, warn};
 
-use crate::background::Background;
 use crate::link::{Link, LinkError};
 use crate::links::{FIRST_TOKEN, Links, NewLink};
 use crate::rates::Payer;
@@ -96,8 +95,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Takes over what there is. `signals` was made before the first thread, and `background` was
-    /// started before.
+    /// Takes over what there is. `signals` was made before the first thread.
     ///
     /// # Errors
     ///
@@ -106,14 +104,13 @@ impl Server {
         settings: Settings,
         socket: &Path,
         signals: SignalFd,
-        background: Background,
     ) -> Result<Self, ServerError> {
         let (instance, daemon) = (settings.instance.clone(), settings.daemon);
         let section = settings.section.clone();
         // Before the lock and all sockets: nobody who waits for those waits for its release, too.
         let watch = Watch::new();
         let store = Store::open(settings)?;
-        let preparer = Preparer::new(section.huge_pages, Some(Box::new(background)))?;
+        let preparer = Preparer::new(section.huge_pages)?;
         let workers = Workers::start(&store.folder(), preparer)?;
         let poller = Poller::new()?;
         poller.add(signals.as_fd(), SIGNALS, Interest::READ)?;

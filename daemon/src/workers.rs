@@ -14,9 +14,8 @@
 //! # Invariants
 //!
 //! 1. Every job and every task that was handed over comes back as [`Finished`], once.
-//! 2. The thread that prepares pages has it done by a process of the lowest priority
-//!    ([`crate::background`]), while there is one, and looks for newer work after each step; so it
-//!    takes no time that somebody waits for. No thread here has a lower priority than another.
+//! 2. The thread that prepares pages looks for newer work after each step. No thread here has a
+//!    lower priority than another (`store/prepare.rs` says why).
 //! 3. The threads end with the process. A death in the middle of a job is what adoption is for.
 
 use std::collections::VecDeque;
@@ -83,7 +82,7 @@ impl Workers {
     /// # Errors
     ///
     /// [`StartError`].
-    pub fn start(folder: &Arc<Folder>, mut preparer: Preparer) -> Result<Self, StartError> {
+    pub fn start(folder: &Arc<Folder>, preparer: Preparer) -> Result<Self, StartError> {
         let (sender, finished) = channel();
         let wake = Arc::new(EventFd::new()?);
         let reporter = Reporter { finished: sender, wake: Arc::clone(&wake) };
@@ -97,7 +96,7 @@ impl Workers {
         let tasks = Arc::new(Queue::default());
         let (queue, folder) = (Arc::clone(&tasks), Arc::clone(folder));
         let thread = thread::Builder::new().name("prepare".to_owned());
-        thread.spawn(move || prepare(&queue, &folder, &mut preparer, &reporter))?;
+        thread.spawn(move || prepare(&queue, &folder, &preparer, &reporter))?;
         Ok(Self { jobs, tasks, finished, wake })
     }
 
@@ -150,7 +149,7 @@ fn commit(jobs: &Queue<Assignment>, folder: &Folder, reporter: &Reporter) {
 }
 
 /// Carries out tasks, a step of the newest at a time.
-fn prepare(queue: &Queue<Task>, folder: &Folder, preparer: &mut Preparer, reporter: &Reporter) {
+fn prepare(queue: &Queue<Task>, folder: &Folder, preparer: &Preparer, reporter: &Reporter) {
     let mut stack = Vec::new();
     loop {
         if stack.is_empty() {
@@ -282,7 +281,7 @@ mod tests {
         let instance = Instance::new(&format!("test-workers-{}", std::process::id())).unwrap();
         let folder =
             Folder::open(Path::new("/dev/shm"), instance, DaemonId::try_from(1).unwrap()).unwrap();
-        let preparer = Preparer::new(true, None).unwrap();
+        let preparer = Preparer::new(true).unwrap();
         let workers = Workers::start(&Arc::new(folder), preparer).unwrap();
         for block in 1..=50 {
             let remains = Remains { block: id(block), data: Data { inode: 0, bytes: 0 } };

@@ -118,8 +118,6 @@ fn all_servers_die_and_come_back_under_working_clients() {
 fn the_links_of_a_client_go_with_it() {
     let instance = Instance::builder().daemons(1).start();
     let daemon = instance.daemon_pid(1).unwrap();
-    // One to the broker, one to what it does in the background, which begins with the first task.
-    wait_until("the daemon works in the background", || sockets(daemon) == 2);
     let before = sockets(daemon);
     for is_killed in [true, false] {
         let mut all = clients(&instance);

@@ -2,13 +2,11 @@
 
 use std::thread;
 
+use dmce_sys::crash;
 use dmce_tests::{Instance, wait_until};
 use libdmce::{
     AllocOptions, DmceAddr, Error, Mirror, Options, Prot, RegionOptions, Session, Status,
 };
-
-/// One name in the environment makes a debug build die after so many steps.
-const VARIABLE: &str = "DMCE_CRASH_AFTER";
 
 /// More steps than any server takes here.
 const STEPS_MAX: u64 = 2_000;
@@ -79,7 +77,7 @@ impl Victim {
     /// Has it killed and started, to die after step `last`. Whether it is dead already; if not, it
     /// serves.
     fn arm(self, instance: &mut Instance, last: u64) -> bool {
-        let environment = [(VARIABLE, last.to_string())];
+        let environment = [(crash::VARIABLE, last.to_string())];
         match self {
             Self::Broker => {
                 instance.kill_broker();

@@ -1,34 +1,18 @@
-//! The share of the processor that a thread gets, and how soon it gets it.
+//! How soon a thread gets its share of the processor.
 //!
 //! # Invariants
 //!
 //! 1. Only the calling thread is changed, and what it starts later.
-//! 2. Nothing here needs a privilege: a priority is only lowered, a turn only shortened.
+//! 2. Nothing here needs a privilege: a turn is only shortened.
 
 use std::io;
 use std::mem;
-
-use rustix::process::setpriority_process;
-use rustix::thread::gettid;
-
-/// The least that an ordinary thread can have.
-const LEAST: i32 = 19;
 
 /// The shortest turn that the kernel grants.
 const SHORT_TURN_NS: u64 = 100_000;
 
 /// The calling thread, in a system call that takes a thread.
 const OWN: libc::pid_t = 0;
-
-/// Lowers the calling thread to what nobody else wants, for work that nobody waits for.
-///
-/// # Errors
-///
-/// An error of the kernel; the priority is then as before.
-pub fn lower_own_thread() -> io::Result<()> {
-    // On Linux this system call means one thread, whatever its name says.
-    Ok(setpriority_process(Some(gettid()), LEAST)?)
-}
 
 /// Has the calling thread run as soon as it wakes, in turns of 0.1 ms, where others would take
 /// their turns of some milliseconds to the end first. Its share of the processor stays the same.
@@ -72,30 +56,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_calling_thread_is_lowered() {
-        let own = |tid| rustix::process::getpriority_process(Some(tid)).unwrap();
-        let before = own(gettid());
-        let lowered = thread::spawn(move || {
-            lower_own_thread().unwrap();
-            own(gettid())
-        });
-        assert_eq!(lowered.join().unwrap(), LEAST);
-        assert_eq!(own(gettid()), before);
-    }
-
-    #[test]
     fn turns_are_short_and_all_else_stays() {
         let before = own_attributes().unwrap();
         let (lowered, after) = thread::spawn(|| {
-            lower_own_thread().unwrap();
-            let lowered = own_attributes().unwrap();
+            let mut lowered = own_attributes().unwrap();
+            lowered.sched_nice = 7;
+            set_own_attributes(&lowered).unwrap();
             take_short_turns().unwrap();
             (lowered, own_attributes().unwrap())
         })
         .join()
         .unwrap();
-        assert_eq!(after.sched_nice, LEAST);
-        assert_eq!(after.sched_policy, lowered.sched_policy);
+        assert_eq!((after.sched_policy, after.sched_nice), (lowered.sched_policy, 7));
         // Older kernels tell nothing of turns.
         if lowered.sched_runtime > 0 {
             assert_eq!(after.sched_runtime, SHORT_TURN_NS);

@@ -1,6 +1,4 @@
-//! The number that the processor holds for the running thread, and its name.
-
-use std::ffi::CStr;
+//! The number that the processor holds for the running thread.
 
 /// What tells the running threads of this process apart, in one instruction; a thread that is
 /// started later may have that of one that has ended. `None` where no instruction tells it.
@@ -12,12 +10,6 @@ use std::ffi::CStr;
 #[must_use]
 pub fn pointer() -> Option<usize> {
     own_pointer()
-}
-
-/// Names the calling thread for those who list processes, by up to 15 bytes. Where the kernel says
-/// no, its name stays.
-pub fn set_name(name: &CStr) {
-    let _ = rustix::thread::set_name(name);
 }
 
 #[cfg(all(target_arch = "x86_64", target_pointer_width = "64"))]

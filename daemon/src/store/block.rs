@@ -58,19 +58,6 @@ impl Spare {
     ///
     /// [`CommitError`]: there is no object.
     pub fn make(folder: &Folder, bytes: u64, cancelled: &AtomicBool) -> Result<Self, CommitError> {
-        Self::make_by(folder, bytes, |fd, growth| Ok(commit::commit(fd, growth, cancelled)?))
-    }
-
-    /// The same, where `commit` commits what it is told.
-    ///
-    /// # Errors
-    ///
-    /// As [`Spare::make`]; those of `commit`.
-    pub fn make_by(
-        folder: &Folder,
-        bytes: u64,
-        commit: impl FnOnce(BorrowedFd<'_>, Growth) -> Result<(), CommitError>,
-    ) -> Result<Self, CommitError> {
         let (place, fd) = loop {
             let place = folder.next_place();
             match folder.dir().create(&folder.name(ObjectKind::Pool(place.0))) {
@@ -83,14 +70,14 @@ impl Spare {
         point(Point::PoolCreated);
         let inode = object::stat(fd.as_fd())?.inode;
         let spare = Self { place, fd, inode, bytes, has_pages: false };
-        match commit(spare.fd.as_fd(), Growth { from: 0, to: bytes }) {
+        match commit::commit(spare.fd.as_fd(), Growth { from: 0, to: bytes }, cancelled) {
             Ok(()) => {
                 point(Point::PoolCommitted);
                 Ok(spare)
             }
             Err(error) => {
                 spare.discard(folder)?;
-                Err(error)
+                Err(error.into())
             }
         }
     }

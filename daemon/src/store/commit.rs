@@ -72,43 +72,24 @@ impl From<Halted> for CommitError {
 ///
 /// [`Halted`].
 pub fn commit(fd: BorrowedFd<'_>, growth: Growth, cancelled: &AtomicBool) -> Result<(), Halted> {
-    commit_by(fd, growth, cancelled, |fd, part| commit_part(fd, part, growth))
-}
-
-/// Commits a part of `growth`.
-///
-/// # Errors
-///
-/// [`CommitError`].
-pub fn commit_part(fd: BorrowedFd<'_>, part: FileRange, growth: Growth) -> Result<(), CommitError> {
-    object::commit(fd, part.offset, part.bytes).map_err(|error| match error {
-        ObjectError::NoSpace { .. } => {
-            CommitError::Shortage(Shortage::Full { wanted: Bytes(growth.bytes()) })
-        }
-        other => CommitError::Object(other),
-    })
-}
-
-/// The same, where `part` commits a part at a time.
-///
-/// # Errors
-///
-/// As [`commit`]; those of `part`.
-pub fn commit_by(
-    fd: BorrowedFd<'_>,
-    growth: Growth,
-    cancelled: &AtomicBool,
-    mut part: impl FnMut(BorrowedFd<'_>, FileRange) -> Result<(), CommitError>,
-) -> Result<(), Halted> {
     let mut at = growth.from;
     while at < growth.to {
         if cancelled.load(Ordering::Relaxed) {
             return Err(Halted { at, error: CommitError::Cancelled });
         }
         let bytes = (growth.to - at).min(STEP_BYTES);
-        let done = part(fd, FileRange { offset: at, bytes });
+        let done = commit_part(fd, FileRange { offset: at, bytes }, growth);
         done.map_err(|error| Halted { at, error })?;
         at += bytes;
     }
     Ok(())
+}
+
+fn commit_part(fd: BorrowedFd<'_>, part: FileRange, growth: Growth) -> Result<(), CommitError> {
+    object::commit(fd, part.offset, part.bytes).map_err(|error| match error {
+        ObjectError::NoSpace { .. } => {
+            CommitError::Shortage(Shortage::Full { wanted: Bytes(growth.bytes()) })
+        }
+        other => CommitError::Object(other),
+    })
 }

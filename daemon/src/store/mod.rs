@@ -58,7 +58,7 @@ pub use block::Data;
 #[cfg(test)]
 pub use commit::Growth;
 pub use folder::{Folder, ServeError};
-pub use prepare::{Errand, Hands, PageMaker, Preparation, Preparer, Task, TaskDone};
+pub use prepare::{Preparation, Preparer, Task, TaskDone};
 pub use work::{Done, Job, Remains};
 
 /// What a store is told at its start.

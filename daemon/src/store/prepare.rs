@@ -11,7 +11,10 @@
 //! `MADV_COLLAPSE` makes huge pages of ordinary shared memory, whatever the file system's setting.
 //! They are a gift: where there is none to be had, the memory is as good without.
 //!
-//! Steps are done by another process ([`Hands`]), and by this one where there is none.
+//! Nobody waits for this work, and yet it is no thread of a low priority that does it. Preempted in
+//! the kernel, that would hold the locks of pages until the processors have nothing better to do,
+//! and clients that touch those pages would wait for it; and the last thread of a killed daemon
+//! gives its sockets and its lock back at its own priority.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -22,7 +25,7 @@ use dmce_sys::map::{self, FileRange, MapError, Populate, Protection, Reservation
 use tracing::debug;
 
 use super::block::Spare;
-use super::commit::{self, CommitError, Growth};
+use super::commit::{CommitError, Growth};
 use super::folder::Folder;
 use super::ledger::Promise;
 
@@ -87,40 +90,21 @@ pub enum TaskDone {
     },
 }
 
-/// What is done to a range of an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Errand {
-    /// Its bytes are committed.
-    Commit,
-    /// Its pages are made, at most a step's.
-    Prepare {
-        /// As huge pages, where that can be.
-        huge_pages: bool,
-    },
-}
-
-/// Who does what nobody waits for.
-pub trait Hands: std::fmt::Debug + Send {
-    /// Does it; whether it is done. `None` if there is nobody now, and it may be done or not.
-    fn run(&mut self, errand: Errand, fd: BorrowedFd<'_>, range: FileRange) -> Option<bool>;
-}
-
-/// Prepares pages, one step at a time.
+/// Prepares pages, one step at a time, in a place of its own in the address space.
 #[derive(Debug)]
 pub struct Preparer {
-    hands: Option<Box<dyn Hands>>,
-    own: PageMaker,
+    window: Reservation,
     huge_pages: bool,
 }
 
 impl Preparer {
-    /// By `hands`, if there are any.
+    /// With a place for a step.
     ///
     /// # Errors
     ///
-    /// As [`PageMaker::new`].
-    pub fn new(huge_pages: bool, hands: Option<Box<dyn Hands>>) -> Result<Self, MapError> {
-        Ok(Self { hands, own: PageMaker::new()?, huge_pages })
+    /// As [`Reservation::aligned`].
+    pub fn new(huge_pages: bool) -> Result<Self, MapError> {
+        Ok(Self { window: Reservation::aligned(STEP_BYTES, STEP_BYTES)?, huge_pages })
     }
 
     /// Makes an object for the pool, with all its pages.
@@ -128,12 +112,8 @@ impl Preparer {
     /// # Errors
     ///
     /// As [`Spare::make`].
-    pub fn refill(&mut self, folder: &Folder, bytes: u64) -> Result<Spare, CommitError> {
-        let never = AtomicBool::new(false);
-        let spare = Spare::make_by(folder, bytes, |fd, growth| {
-            let part = |fd: BorrowedFd<'_>, step| self.commit(fd, step, growth);
-            Ok(commit::commit_by(fd, growth, &never, part)?)
-        })?;
+    pub fn refill(&self, folder: &Folder, bytes: u64) -> Result<Spare, CommitError> {
+        let spare = Spare::make(folder, bytes, &AtomicBool::new(false))?;
         let mut rest = Growth { from: 0, to: bytes };
         while let Some(step) = next_step(&mut rest) {
             if !self.prepare(spare.as_fd(), step) {
@@ -145,7 +125,7 @@ impl Preparer {
     }
 
     /// Prepares the next step of a block's pages; false when there is none.
-    pub fn step(&mut self, task: &mut Preparation) -> bool {
+    pub fn step(&self, task: &mut Preparation) -> bool {
         if task.gone.load(Ordering::Relaxed) {
             return false;
         }
@@ -153,81 +133,19 @@ impl Preparer {
         self.prepare(task.data.as_fd(), step)
     }
 
-    /// Commits a part of `growth`, a step at a time: what is begun is not given up.
-    fn commit(
-        &mut self,
-        fd: BorrowedFd<'_>,
-        part: FileRange,
-        growth: Growth,
-    ) -> Result<(), CommitError> {
-        let mut rest = Growth { from: part.offset, to: part.offset + part.bytes };
-        while let Some(step) = next_step(&mut rest) {
-            if self.by_hands(Errand::Commit, fd, step) != Some(true) {
-                // If it was tried, it is tried again to see what is in the way.
-                commit::commit_part(fd, step, growth)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn prepare(&mut self, fd: BorrowedFd<'_>, step: FileRange) -> bool {
-        let huge_pages = self.huge_pages;
-        if let Some(is_done) = self.by_hands(Errand::Prepare { huge_pages }, fd, step) {
-            return is_done;
-        }
-        let done = self.own.prepare(fd, step, huge_pages);
+    fn prepare(&self, fd: BorrowedFd<'_>, step: FileRange) -> bool {
+        let mapped = self.prepare_mapped(fd, step);
+        let done = self.window.clear_at(0, STEP_BYTES).and(mapped);
         if let Err(error) = &done {
             debug!(at = step.offset, %error, "pages are not prepared");
         }
         done.is_ok()
     }
 
-    fn by_hands(&mut self, errand: Errand, fd: BorrowedFd<'_>, range: FileRange) -> Option<bool> {
-        self.hands.as_mut()?.run(errand, fd, range)
-    }
-}
-
-/// Makes pages of objects, in a place of its own in the address space.
-#[derive(Debug)]
-pub struct PageMaker {
-    window: Reservation,
-}
-
-impl PageMaker {
-    /// With a place for a step.
-    ///
-    /// # Errors
-    ///
-    /// As [`Reservation::aligned`].
-    pub fn new() -> Result<Self, MapError> {
-        Ok(Self { window: Reservation::aligned(STEP_BYTES, STEP_BYTES)? })
-    }
-
-    /// Makes the pages of a range, at most a step's.
-    ///
-    /// # Errors
-    ///
-    /// As those of mapping, and of populating what is mapped.
-    pub fn prepare(
-        &self,
-        fd: BorrowedFd<'_>,
-        step: FileRange,
-        huge_pages: bool,
-    ) -> Result<(), MapError> {
-        let done = self.prepare_mapped(fd, step, huge_pages);
-        self.window.clear_at(0, STEP_BYTES)?;
-        done
-    }
-
-    fn prepare_mapped(
-        &self,
-        fd: BorrowedFd<'_>,
-        step: FileRange,
-        huge_pages: bool,
-    ) -> Result<(), MapError> {
+    fn prepare_mapped(&self, fd: BorrowedFd<'_>, step: FileRange) -> Result<(), MapError> {
         let range = self.window.map_at(0, fd, step, Protection::ReadWrite, Populate::No)?;
         map::populate_write(range)?;
-        if !huge_pages || step.bytes < STEP_BYTES {
+        if !self.huge_pages || step.bytes < STEP_BYTES {
             return Ok(());
         }
         match map::collapse(range) {

@@ -181,7 +181,7 @@ fn ask(store: &mut Store, request: DaemonRequest) -> Reply<DaemonAnswer> {
 
 /// Carries out all tasks; how many there were.
 fn run_tasks(store: &mut Store) -> usize {
-    let mut preparer = Preparer::new(true, None).unwrap();
+    let preparer = Preparer::new(true).unwrap();
     if store.is_refill_due() {
         store.refill();
     }

@@ -263,7 +263,7 @@ fn preparing_pages_changes_no_byte() {
 fn preparing_ends_with_the_block_and_never_in_a_signal() {
     let fixture = Fixture::new();
     let mut store = fixture.open();
-    let mut preparer = Preparer::new(true, None).unwrap();
+    let preparer = Preparer::new(true).unwrap();
     ask(&mut store, create(1, 20 * MIB)).unwrap();
     let Some(Task::Prepare(mut cut)) = store.take_tasks().pop() else { panic!("it has no pages") };
     assert!(preparer.step(&mut cut));
