@@ -1,6 +1,9 @@
 //! What the measurements ran on.
 
 use std::fs;
+use std::time::Duration;
+
+use rustix::param::clock_ticks_per_second;
 
 /// Facts about the machine, one a line of a list.
 #[must_use]
@@ -23,6 +26,20 @@ pub fn facts() -> Vec<(&'static str, String)> {
     ]
 }
 
+/// How long since boot the processors of a virtual machine had something to run and the host ran
+/// something else, in ticks of the kernel; zero where nobody says.
+#[must_use]
+pub fn stolen() -> Duration {
+    let ticks = stolen_ticks(&read("/proc/stat")).unwrap_or(0);
+    Duration::from_secs(ticks) / u32::try_from(clock_ticks_per_second()).unwrap_or(u32::MAX)
+}
+
+/// The eighth number of the line of all processors, as in proc(5).
+fn stolen_ticks(stat: &str) -> Option<u64> {
+    let of_all = stat.lines().next()?.strip_prefix("cpu ")?;
+    of_all.split_whitespace().nth(7)?.parse().ok()
+}
+
 fn read(path: &str) -> String {
     // What the kernel does not say is shown as unknown.
     fs::read_to_string(path).unwrap_or_default()
@@ -43,6 +60,16 @@ fn chosen(setting: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stolen_time_is_that_of_all_processors() {
+        assert_eq!(
+            stolen_ticks("cpu  1 2 3 4 5 6 7 80 9 10\ncpu0 1 2 3 4 5 6 7 8 9 10\n"),
+            Some(80)
+        );
+        assert_eq!(stolen_ticks("intr 1"), None);
+        assert!(stolen_ticks(&read("/proc/stat")).is_some());
+    }
 
     #[test]
     fn reads_settings_and_fields() {

@@ -52,14 +52,13 @@ fn client(setting: &mut Setting, rounds: u32) -> Result<Row> {
         }
         times.push(died.elapsed().as_secs_f64());
     }
-    let subject = Subject {
-        quantity: "a client dies: until its memory is free, p99".to_owned(),
-        state: format!("256 MiB, {rounds} deaths"),
-        against: "one look at what daemons hold",
-        unit: Unit::Time,
-        goal: Goal::Within(BOUND),
-    };
-    Ok(Row::new(subject, &worst(&times, &asks)))
+    let what = "a client dies: until its memory is free, p99";
+    Ok(row(
+        what,
+        format!("256 MiB, {rounds} deaths"),
+        "one look at what daemons hold",
+        &worst(&times, &asks),
+    ))
 }
 
 /// From the start of a broker until it has done something for a session that the one before left.
@@ -83,14 +82,18 @@ fn broker(setting: &mut Setting, rounds: u32, sessions: u32) -> Result<Row> {
         times.push(started.elapsed().as_secs_f64());
         instance.wait_serving();
     }
-    let subject = Subject {
-        quantity: "the broker dies: from the next one's start to its first answer, p99".to_owned(),
-        state: format!("{sessions} sessions, {rounds} deaths"),
-        against: "dmce-broker --version",
-        unit: Unit::Time,
-        goal: Goal::Within(BOUND),
-    };
-    Ok(Row::new(subject, &worst(&times, &starts)))
+    let what = "the broker dies: from the next one's start to its first answer, p99";
+    Ok(row(
+        what,
+        format!("{sessions} sessions, {rounds} deaths"),
+        "dmce-broker --version",
+        &worst(&times, &starts),
+    ))
+}
+
+fn row(what: &str, state: String, against: &'static str, pair: &Pair) -> Row {
+    let (quantity, unit, goal) = (what.to_owned(), Unit::Time, Goal::Within(BOUND));
+    Row::new(Subject { quantity, state, against, unit, goal }, pair)
 }
 
 fn worst(ours: &[f64], theirs: &[f64]) -> Pair {
