@@ -5,23 +5,24 @@
 //! 1. All of it but what is committed stays as it is: a change is another [`Block`] in the table.
 //! 2. What a message says of a block is checked before a [`Block`] is made of it.
 
+mod info;
+
 use std::cmp::Ordering;
 use std::ptr;
 use std::sync::atomic::{self, AtomicPtr, AtomicU64, AtomicUsize};
 
 use dmce_abi::block::{BlockId, Guid, Half};
-use dmce_abi::limits::PAGE_BYTES;
-use dmce_abi::wire::client::{BlockInfo, GoodCopy};
-use dmce_abi::{AddrLayout, Status};
+use dmce_abi::wire::client::BlockInfo;
 
 use crate::door::Wish;
-use crate::error::Error;
 use crate::reach::copied::CopiedBlock;
 use crate::reach::mapped::MappedBlock;
 use crate::reach::message::AskedBlock;
 use crate::reach::windowed::WindowedBlock;
 use crate::reach::word::{Change, Watch};
 use crate::reach::{Piece, Reach, Trouble};
+
+pub(crate) use info::check_info;
 
 /// A block that operations may find.
 #[derive(Debug)]
@@ -469,79 +470,10 @@ impl Backing {
     }
 }
 
-/// Checks what a message says of a block: that it holds together, and fits the instance.
-///
-/// # Errors
-///
-/// [`Status::Internal`] names the field: a broker that says such a thing is defective.
-pub(crate) fn check_info(
-    info: &BlockInfo,
-    layout: AddrLayout,
-    block_ids: u32,
-) -> Result<(), Error> {
-    let field = |field: &str, fits: bool| {
-        if fits {
-            return Ok(());
-        }
-        let text =
-            format!("the broker's description of block {}: its {field} cannot be", info.block);
-        Err(Error::new(Status::Internal, text))
-    };
-    let last = info.span_first.get().checked_add(info.span_count);
-    let whole_pages = |bytes: u64| bytes.is_multiple_of(PAGE_BYTES);
-    field("id", info.block.get() < block_ids)?;
-    field("span", info.span_count > 0 && last.is_some_and(|last| last <= block_ids))?;
-    field(
-        "span",
-        info.block
-            .get()
-            .checked_sub(info.span_first.get())
-            .is_some_and(|place| place < info.span_count),
-    )?;
-    field("size", (1..=layout.block_bytes()).contains(&info.bytes_max))?;
-    field("size", whole_pages(info.bytes_max))?;
-    field("committed size", info.committed <= info.bytes_max && whole_pages(info.committed))?;
-    let good: Vec<GoodCopy> = info.good().collect();
-    let is_other = |a: &GoodCopy, b: &GoodCopy| a.daemon != b.daemon && a.half != b.half;
-    let is_once =
-        |(place, copy): (usize, &GoodCopy)| good[..place].iter().all(|b| is_other(copy, b));
-    let are_first = info.copies.iter().take(good.len()).all(Option::is_some);
-    field("list of copies", are_first && good.iter().enumerate().all(is_once))?;
-    field("list of copies", good.is_empty() == info.lost)?;
-    // One that has lost its other copies still has it.
-    field("lock table", if info.has_locks { !info.lost } else { good.len() <= 1 })
-}
-
 #[cfg(test)]
 mod tests {
-    use dmce_abi::block::{DaemonId, Half};
-
+    use super::info::tests::info;
     use super::*;
-
-    fn on(daemons: &[u32]) -> [Option<GoodCopy>; 3] {
-        std::array::from_fn(|place| {
-            let daemon = DaemonId::try_from(*daemons.get(place)?).ok()?;
-            Some(GoodCopy { daemon, half: Half::of(place)? })
-        })
-    }
-
-    fn info() -> BlockInfo {
-        let block = BlockId::try_from(5).unwrap();
-        BlockInfo {
-            block,
-            guid: Guid([3; 16]),
-            epoch: 1,
-            committed: 2 << 20,
-            bytes_max: 1 << 30,
-            span_first: block,
-            span_count: 1,
-            page_size: 4096,
-            writable: true,
-            lost: false,
-            copies: on(&[1]),
-            has_locks: false,
-        }
-    }
 
     #[test]
     fn a_piece_ends_with_what_is_committed() {
@@ -567,38 +499,5 @@ mod tests {
         assert!(span.goes_on_after(id(4)) && span.goes_on_after(id(5)));
         assert!(!span.goes_on_after(id(6)) && !span.goes_on_after(id(3)));
         assert_eq!(span.ids().collect::<Vec<_>>(), [id(4), id(5), id(6)]);
-    }
-
-    #[test]
-    fn a_description_that_cannot_be_is_refused() {
-        let layout = AddrLayout::IN_SERVER;
-        check_info(&info(), layout, 100).unwrap();
-        let refused = |change: fn(&mut BlockInfo)| {
-            let mut info = info();
-            change(&mut info);
-            check_info(&info, layout, 100).unwrap_err().status() == Status::Internal
-        };
-        assert!(refused(|info| info.committed = (1 << 30) + 4096));
-        assert!(refused(|info| info.committed = 5));
-        assert!(refused(|info| info.bytes_max = 2 << 30));
-        assert!(refused(|info| info.span_count = 0));
-        assert!(refused(|info| info.span_count = 96));
-        assert!(refused(|info| info.span_first = BlockId::try_from(6).unwrap()));
-        assert!(refused(|info| info.block = BlockId::try_from(100).unwrap()));
-        assert!(refused(|info| info.copies = on(&[])));
-        assert!(refused(|info| info.copies = on(&[1, 2])), "copies without a lock table");
-        assert!(refused(|info| (info.copies, info.has_locks) = (on(&[1, 1]), true)));
-        assert!(refused(|info| (info.copies, info.has_locks) = (on(&[1, 0, 2]), true)));
-        assert!(refused(|info| {
-            (info.copies, info.has_locks) = (on(&[1, 2]), true);
-            info.copies[1].as_mut().unwrap().half = Half::PRIMARY;
-        }));
-        assert!(refused(|info| info.lost = true), "a copy of a lost block");
-        assert!(refused(|info| {
-            (info.lost, info.copies, info.has_locks) = (true, on(&[]), true);
-        }));
-        let degraded = BlockInfo { has_locks: true, ..info() };
-        check_info(&degraded, layout, 100).unwrap();
-        check_info(&BlockInfo { lost: true, copies: on(&[]), ..info() }, layout, 100).unwrap();
     }
 }
