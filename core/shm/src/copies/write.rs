@@ -27,7 +27,14 @@ pub trait Copies {
     /// As the copies have it.
     fn prepare(&mut self, pages: Pages) -> Result<Beginning, Self::Trouble>;
 
-    /// Stores the bytes to the copy that [`Copies::prepare`] named.
+    /// The commonest of all beginnings, [`Beginning::First`], of pages whose copies are equal.
+    /// `None` if it is not certain that it is that one: [`Copies::prepare`] is asked then.
+    #[inline]
+    fn prepare_first(&mut self) -> Option<(DaemonId, Undo)> {
+        None
+    }
+
+    /// Stores the bytes to the copy that was named.
     ///
     /// # Errors
     ///
@@ -375,12 +382,14 @@ fn begin<C: Copies>(
     (pages, locks): (Pages, &[PageLock]),
     copies: &mut C,
 ) -> Result<Wrote, Met<C::Trouble>> {
+    // In registers: a `Beginning` would be put together in memory.
+    if pages == Pages::Equal
+        && let Some((first, undo)) = copies.prepare_first()
+    {
+        return begin_first(intent, copies, first, undo);
+    }
     match copies.prepare(pages).map_err(Met::at(Stage::Prepare))? {
-        Beginning::First(first, undo) => {
-            point(Point::UndoSaved);
-            intent.begin_first(first, undo);
-            store_first(intent, copies)
-        }
+        Beginning::First(first, undo) => begin_first(intent, copies, first, undo),
         Beginning::Alone(first, undo) => {
             point(Point::UndoSaved);
             // Before a byte of it differs.
@@ -401,6 +410,18 @@ fn begin<C: Copies>(
         }
         Beginning::Nothing => Ok(Wrote::Less),
     }
+}
+
+#[inline]
+fn begin_first<C: Copies>(
+    intent: &Intent<'_>,
+    copies: &mut C,
+    first: DaemonId,
+    undo: Undo,
+) -> Result<Wrote, Met<C::Trouble>> {
+    point(Point::UndoSaved);
+    intent.begin_first(first, undo);
+    store_first(intent, copies)
 }
 
 #[inline]

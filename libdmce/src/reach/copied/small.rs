@@ -8,6 +8,7 @@
 use std::ptr;
 use std::sync::atomic::Ordering::Relaxed;
 
+use dmce_abi::block::DaemonId;
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_shm::copies::{Batch, Beginning, Copies, Pages, Verdict, WriteError};
 use dmce_shm::lock::PageLock;
@@ -114,19 +115,22 @@ impl<'a> Small<'a> {
 impl Copies for Small<'_> {
     type Trouble = Trouble;
 
-    #[inline]
+    #[cold]
     fn prepare(&mut self, pages: Pages) -> Result<Beginning, Trouble> {
-        if self.whole.is_some() || pages == Pages::Detached {
-            return self.whole().prepare(pages);
-        }
-        self.block.as_told()?;
+        self.whole().prepare(pages)
+    }
+
+    #[inline]
+    fn prepare_first(&mut self) -> Option<(DaemonId, Undo)> {
         let (block, piece) = (self.block, self.piece);
-        let mut undo = Undo::Absent;
-        if piece.bytes <= SAVED_BYTES {
-            undo =
-                block.save::<SAVED_BYTES>(0, piece, self.slot).inspect_err(|_| self.failed = 0)?;
+        if self.whole.is_some() || block.as_told().is_err() {
+            return None;
         }
-        Ok(Beginning::First(block.copies[0].daemon, undo))
+        let saved = match piece.bytes {
+            ..=SAVED_BYTES => block.save::<SAVED_BYTES>(0, piece, self.slot),
+            _ => Ok(Undo::Absent),
+        };
+        Some((block.copies[0].daemon, saved.ok()?))
     }
 
     fn rewrites(&self) -> bool {
