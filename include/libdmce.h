@@ -189,7 +189,7 @@ typedef struct dmce_attrs dmce_attrs_t;
 #define DMCE_EVENT_COPY_LOST 3
 
 /**
- * `kind` of an event: memory has all its copies again. Not in this release.
+ * `kind` of an event: the block that begins at `addr` has all its copies again.
  */
 #define DMCE_EVENT_COPY_RESTORED 4
 

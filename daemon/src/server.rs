@@ -465,6 +465,7 @@ fn block_of(request: &DaemonRequest) -> Option<BlockId> {
         DaemonRequest::Create { description, .. } => Some(description.block),
         DaemonRequest::Grow { block, .. }
         | DaemonRequest::Destroy { block }
+        | DaemonRequest::Sync { block, .. }
         | DaemonRequest::Taken { block, .. } => Some(*block),
         _ => None,
     }

@@ -20,7 +20,7 @@ pub const DMCE_EVENT_GRANTED: u32 = 1;
 pub const DMCE_EVENT_PRESSURE: u32 = 2;
 /// `kind` of an event: the block that begins at `addr` has one copy fewer; nothing is missing.
 pub const DMCE_EVENT_COPY_LOST: u32 = 3;
-/// `kind` of an event: memory has all its copies again. Not in this release.
+/// `kind` of an event: the block that begins at `addr` has all its copies again.
 pub const DMCE_EVENT_COPY_RESTORED: u32 = 4;
 /// `kind` of an event: the last copy is lost, of memory of the session or of a region that it has
 /// open.
@@ -79,6 +79,9 @@ pub unsafe extern "C" fn dmce_event_next(
             Event::Available { bytes } => (DMCE_EVENT_AVAILABLE, 0, bytes),
             Event::Lost { addr, bytes } => (DMCE_EVENT_LOST, addr.to_raw(), bytes),
             Event::CopyLost { addr, bytes } => (DMCE_EVENT_COPY_LOST, addr.to_raw(), bytes),
+            Event::CopiesRestored { addr, bytes } => {
+                (DMCE_EVENT_COPY_RESTORED, addr.to_raw(), bytes)
+            }
             _ => return Err(Failure::unsupported("an event of a later release")),
         };
         fill.set(&dmce_event_t { size: 0, kind, addr, bytes });

@@ -55,6 +55,13 @@ pub enum Event {
         /// Bytes.
         bytes: u64,
     },
+    /// Such memory has all its copies again.
+    CopiesRestored {
+        /// Its first byte.
+        addr: DmceAddr,
+        /// Bytes.
+        bytes: u64,
+    },
 }
 
 /// The events of a session.
@@ -138,7 +145,7 @@ impl Events {
             return;
         }
         let mut queue = self.queue();
-        if !matches!(event, Event::Lost { .. } | Event::CopyLost { .. }) {
+        if matches!(event, Event::Pressure { .. } | Event::Available { .. }) {
             queue.retain(|other| mem::discriminant(other) != mem::discriminant(&event));
         }
         if queue.len() == EVENTS_QUEUED {

@@ -14,5 +14,6 @@ mod points;
 mod silent;
 mod stale;
 mod steps;
+mod syncing;
 mod torture;
 mod two;

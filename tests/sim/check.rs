@@ -370,8 +370,7 @@ impl World {
         for (daemon, store) in &self.host.stores {
             for (id, object) in store {
                 let known = snapshot.blocks.get(id).is_some_and(|block| {
-                    let mut named = block.copies.iter().map(|copy| copy.daemon);
-                    named.any(|of| of == *daemon) || block.others.contains(daemon)
+                    block.is_written(*daemon) || block.others.contains(daemon)
                 });
                 if object.header == Header::Valid && !known {
                     return Err(format!("daemon {daemon} has {object:?}, which is nobody's"));

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use dmce_abi::Status;
-use dmce_abi::block::{BlockId, DaemonId, SessionId};
+use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
+use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::version::SEGMENT_VERSION;
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::daemon::{
@@ -13,6 +14,7 @@ use dmce_abi::wire::data::{Bytes, DataReply, DataRequest, LinkId};
 use dmce_broker::dispatcher::{DaemonConn, RequestId};
 
 use crate::host::{Header, Host, Object};
+use crate::pages;
 use crate::random::Random;
 
 /// Objects of a pool.
@@ -29,6 +31,12 @@ pub struct Manners {
     pub lies: u64,
     /// Commits more than it was asked for, up to so many pages.
     pub extra_pages: u64,
+}
+
+impl Manners {
+    /// It does not.
+    pub const GOOD: Self =
+        Self { refuses: u64::MAX, repeats: u64::MAX, lies: u64::MAX, extra_pages: 0 };
 }
 
 /// A link of a client.
@@ -158,6 +166,12 @@ impl Daemon {
         } else {
             self.obey(&request, host, random.below(manners.extra_pages + 1) * 4096)
         };
+        if let (DaemonRequest::Sync { block, .. }, Ok(DaemonAnswer::Synced { bytes: 0 })) =
+            (&request, &answer)
+        {
+            // Of a page that somebody holds it would not, and it does no harm.
+            self.say(DaemonMessage::Notice(DaemonNotice::Damaged { block: *block }));
+        }
         let mut number = number;
         if random.once_in(manners.lies) {
             match random.below(3) {
@@ -171,6 +185,13 @@ impl Daemon {
             self.outbox.push_back((number, message.clone()));
         }
         self.outbox.push_back((number, message));
+    }
+
+    /// Says that the object of a block is gone.
+    pub fn lost(&mut self, block: BlockId) {
+        if self.conn.is_some() {
+            self.say(DaemonMessage::Notice(DaemonNotice::Lost { block }));
+        }
     }
 
     /// Says something about a block that nobody asked for.
@@ -240,6 +261,9 @@ impl Daemon {
         {
             return Err(Refusal::new(Status::Exists, "somebody else has an object of that name"));
         }
+        if let DaemonRequest::Sync { block, guid, bytes, .. } = *request {
+            return Ok(self.sync(host, (block, guid), bytes));
+        }
         let store = host.stores.entry(self.id).or_default();
         match request {
             DaemonRequest::Create { description, committed } => {
@@ -268,6 +292,38 @@ impl Daemon {
         }
     }
 
+    /// Brings the page of the first good copy to the own one, if nobody has it.
+    fn sync(&self, host: &mut Host, of: (BlockId, Guid), bytes: u32) -> DaemonAnswer {
+        let nothing = DaemonAnswer::Synced { bytes: 0 };
+        let found = host.stores.get(&self.id).and_then(|store| store.get(&of.0));
+        let own = found.filter(|found| found.description.guid == of.1 && found.is_syncing());
+        let Some(description) = own.map(|own| own.description.clone()) else { return nothing };
+        let daemons = description.membership.daemons(self.id);
+        let agrees = |daemon: &DaemonId| {
+            let object = host.stores.get(daemon).and_then(|store| store.get(&of.0));
+            object.is_some_and(|object| {
+                let said = &object.description;
+                object.header == Header::Valid
+                    && (said.guid, said.epoch) == (of.1, description.epoch)
+                    && said.membership.syncing(*daemon) == Some(self.id)
+            })
+        };
+        let is_sound = host.tables.get(&of.0).is_some_and(|(guid, bytes)| {
+            *guid == of.1 && *bytes >= PAGE_BYTES && daemons.iter().all(agrees)
+        });
+        let word = host.pages.named.get(&of.0).and_then(|table| host.pages.words.get(table));
+        let Some(&word) = word.filter(|_| is_sound) else { return nothing };
+        if pages::is_free(word) {
+            let from = host.named_page((daemons[0], of.0, of.1)).copied();
+            let to = host.named_page((self.id, of.0, of.1));
+            let (Some(value), Some(page)) = (from, to) else { return nothing };
+            *page = value;
+        } else if !pages::is_lost(word) {
+            return nothing;
+        }
+        DaemonAnswer::Synced { bytes }
+    }
+
     fn create(
         &self,
         store: &mut BTreeMap<BlockId, Object>,
@@ -277,7 +333,7 @@ impl Daemon {
     ) -> Result<DaemonAnswer, Refusal> {
         let id = description.block;
         if let Some(there) = store.get(&id) {
-            if there.description.guid == description.guid && there.header == Header::Valid {
+            if there.description == description && there.header == Header::Valid {
                 return Ok(DaemonAnswer::Committed { committed: there.bytes });
             }
             // Never over another.

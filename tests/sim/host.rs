@@ -42,6 +42,13 @@ pub struct Object {
     pub value: u64,
 }
 
+impl Object {
+    /// Whether it does not have all bytes of the good copies, as its header says.
+    pub fn is_syncing(&self) -> bool {
+        self.description.membership.role == Role::Syncing
+    }
+}
+
 /// A session's record.
 #[derive(Clone, Debug)]
 pub struct Record {
@@ -125,6 +132,31 @@ impl Host {
         }
     }
 
+    /// Takes a copy of a region away of which another whole one is there: whose, and of what.
+    pub fn lose_copy(&mut self, random: &mut Random) -> Option<(DaemonId, BlockId)> {
+        let is_whole = |object: &Object| object.header == Header::Valid && !object.is_syncing();
+        let others = |daemon: DaemonId, block: BlockId, guid: Guid| {
+            let elsewhere = self.stores.iter().filter(|(of, _)| **of != daemon);
+            let objects = elsewhere.filter_map(|(_, store)| store.get(&block));
+            let whole = objects.filter(|other| other.description.guid == guid && is_whole(other));
+            whole.map(|other| other.description.epoch).max()
+        };
+        let all = self.stores.iter().flat_map(|(daemon, store)| {
+            store.iter().map(move |(block, object)| (*daemon, *block, object))
+        });
+        let able = all.filter(|(daemon, block, object)| {
+            let BlockDescription { guid, epoch, owner, .. } = &object.description;
+            let is_region = matches!(owner, Owner::Region(_));
+            is_region && others(*daemon, *block, *guid).is_some_and(|other| other >= *epoch)
+        });
+        let places: Vec<_> = able.map(|(daemon, block, _)| (daemon, block)).collect();
+        let (daemon, block) = random.pick(places)?;
+        let object = self.stores.get_mut(&daemon)?.remove(&block)?;
+        self.harmed_copies.insert((daemon, object.description.guid));
+        self.touched_ids.insert(block);
+        Some((daemon, block))
+    }
+
     /// Brings an object back that was taken away, as it was, if another copy of its block is there.
     pub fn bring_back(&mut self, random: &mut Random) -> Option<DaemonId> {
         let is_free = |daemon: DaemonId, block: BlockId| {
@@ -164,7 +196,7 @@ impl Host {
     fn has_whole_copy(&self, block: BlockId, guid: Guid) -> bool {
         self.stores.iter().any(|(daemon, store)| {
             let object = store.get(&block).filter(|object| object.description.guid == guid);
-            object.is_some_and(|object| object.header == Header::Valid)
+            object.is_some_and(|object| object.header == Header::Valid && !object.is_syncing())
                 && !self.harmed_copies.contains(&(*daemon, guid))
         })
     }
@@ -283,7 +315,8 @@ impl Host {
     pub fn has_all_copies(&self, guid: Guid) -> bool {
         let objects = self.stores.values().flat_map(BTreeMap::values);
         let own = objects.filter(|of| of.description.span.guid == guid);
-        let own = own.filter(|of| of.header == Header::Valid).map(|of| &of.description);
+        let own = own.filter(|of| of.header == Header::Valid && !of.is_syncing());
+        let own = own.map(|of| &of.description);
         let asked = own.clone().map(|of| of.owner.copies() * of.span.count).max();
         asked.is_some_and(|asked| own.count() >= asked as usize)
     }
@@ -321,7 +354,8 @@ impl Host {
     pub fn superseded(&self) -> Vec<Guid> {
         let mut newest = BTreeMap::<Guid, (u64, u64)>::new();
         let stored = self.stores.values().flat_map(BTreeMap::values);
-        let stored = stored.map(|object| (object, object.header == Header::Valid));
+        let is_found = |object: &Object| object.header == Header::Valid && !object.is_syncing();
+        let stored = stored.map(|object| (object, is_found(object)));
         let taken = self.taken.iter().map(|(_, object)| (object, false));
         for (object, is_found) in stored.chain(taken) {
             let BlockDescription { guid, epoch, .. } = object.description;

@@ -90,6 +90,7 @@ fn no_history_breaks_a_promise() {
         mending::LEVEL,
         mending::NOT_REPAIRED,
         mending::CUT_SHORT,
+        world::SYNCED,
     ];
     let few = if seeds < SEEDS { &[][..] } else { &often };
     let all = if seeds < 20 * SEEDS { few.to_vec() } else { [few, &rare].concat() };

@@ -8,7 +8,7 @@ use dmce_shm::lock::LockBits;
 use dmce_shm::slot::intent::{Progress, Undo};
 
 use crate::pages;
-use crate::world::{Checked, World};
+use crate::world::{Checked, Waited, World};
 
 /// What a dead slot left is equal on all copies; without a lock table; or is lost.
 pub const REPAIRED: &str = "repaired";
@@ -37,7 +37,9 @@ impl World {
                     ));
                 };
                 let marks = self.host.pages.marks(record.record.guid);
-                broker.idles.insert((session, block, epoch), marks);
+                let found = broker.dispatcher.snapshot().blocks.remove(&block);
+                let is_for_table = found.is_some_and(|found| found.losing);
+                broker.idles.insert((session, block, epoch), Waited { marks, is_for_table });
             }
             Action::ReadIntents { session, pid, lived_at } => {
                 let lives = self.host.processes.get(&pid).is_some_and(|at| *at <= lived_at);

@@ -24,6 +24,7 @@ pub fn config(random: &mut Random, layout: AddrLayout) -> DispatcherConfig {
         .map(|(id, weight)| (DaemonId::try_from(id).expect("a small id"), weight))
         .into();
     config.policies = policies(random, layout, placements);
+    config.syncs_max = usize::try_from(random.below(4)).unwrap_or(0);
     config.usage_ms = 300;
     config.usage_samples = 4;
     config.static_reservation = !random.once_in(5);

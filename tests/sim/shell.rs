@@ -301,7 +301,7 @@ impl World {
             return Err(format!("{info:?} has the lock table {table:?}"));
         }
         let Some(broker) = &mut self.broker else { return Ok(None) };
-        if let Some(idle) = broker.idles.keys().find(|(_, of, _)| *of == block) {
+        if let Some(idle) = broker.waits_for_table(block) {
             return Err(format!("block {block} is granted before {idle:?}"));
         }
         if table.is_some() {
@@ -318,7 +318,7 @@ impl World {
         let full = Made::Unusable { reason: "no room for words".to_owned() };
         match *action {
             Action::MakeLocks { block, guid, epoch, bytes, ref lost, .. } => {
-                if let Some(idle) = broker.idles.keys().find(|(_, of, _)| *of == block) {
+                if let Some(idle) = broker.waits_for_table(block) {
                     return Err(format!("the table of block {block} is made before {idle:?}"));
                 }
                 self.host.remove_table(block);

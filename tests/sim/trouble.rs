@@ -85,6 +85,15 @@ impl World {
         }
     }
 
+    /// A copy of a region is gone, of which another is there, and its daemon sees that.
+    pub fn lose_copy(&mut self) {
+        let Some((daemon, block)) = self.host.lose_copy(&mut self.random) else { return };
+        self.note(format!("daemon {daemon} loses its copy of block {block}"));
+        if let Some(of) = self.daemons.iter_mut().find(|of| of.id == daemon) {
+            of.lost(block);
+        }
+    }
+
     /// A broker that has not read all headers yet takes what it finds for the newest.
     pub fn hide_newest(&mut self) {
         for guid in self.host.superseded() {

@@ -74,10 +74,25 @@ pub struct View {
 pub struct Reach {
     /// Its GUID.
     pub guid: Guid,
-    /// The daemons of its copies, the primary's first.
+    /// The daemons of its good copies, the primary's first.
     pub copies: Vec<DaemonId>,
+    /// Whose is syncing.
+    pub syncing: Option<DaemonId>,
     /// Its lock table.
     pub table: u64,
+}
+
+impl Reach {
+    /// The daemon whose copy is written in a place.
+    pub fn written(&self, place: usize) -> Option<DaemonId> {
+        self.copies.iter().copied().chain(self.syncing).nth(place)
+    }
+
+    /// A copy is written no more.
+    pub fn leave_out(&mut self, daemon: DaemonId) {
+        self.copies.retain(|of| *of != daemon);
+        self.syncing.take_if(|of| *of == daemon);
+    }
 }
 
 /// What the world knows when a client reads.
@@ -95,8 +110,9 @@ impl View {
     /// A block was opened, with a lock table.
     pub fn mapped_copies(&mut self, info: &BlockInfo, table: u64) {
         let (guid, copies) = (info.guid, info.good().map(|copy| copy.daemon).collect());
+        let syncing = info.syncing.map(|copy| copy.daemon);
         if info.writable && info.has_locks {
-            self.reach.insert(info.block, Reach { guid, copies, table });
+            self.reach.insert(info.block, Reach { guid, copies, syncing, table });
         }
     }
 

@@ -10,7 +10,7 @@ use std::fmt::Display;
 use dmce_abi::AddrLayout;
 use dmce_abi::block::{BlockId, DaemonId, SessionId};
 use dmce_abi::wire::client::ClientRequest;
-use dmce_abi::wire::daemon::{DaemonMessage, DaemonNotice};
+use dmce_abi::wire::daemon::{DaemonAnswer, DaemonMessage, DaemonNotice};
 use dmce_broker::dispatcher::{
     Action, ClientConn, DaemonConn, Dispatcher, DispatcherConfig, Event, Millis, Now, Peer,
     RequestId,
@@ -25,11 +25,31 @@ use crate::settings;
 use crate::truth::Truth;
 use crate::view::Known;
 
+/// A part of a copy that is made again was copied.
+pub const SYNCED: &str = "synced";
+
 /// Lines of the history that a failure shows.
 const HISTORY: u64 = 60;
 
 /// The longest inbox of a client before the shell drops it.
 const INBOX_MAX: usize = 20;
+
+/// What a session was at that is waited for.
+#[derive(Debug)]
+pub struct Waited {
+    /// The marks of its slots.
+    pub marks: BTreeMap<u8, u32>,
+    /// Whether the block is not to be used until then.
+    pub is_for_table: bool,
+}
+
+impl Broker {
+    /// Who may still use the lock table of a block that is to be made anew.
+    pub fn waits_for_table(&self, block: BlockId) -> Option<SessionId> {
+        let mut waited = self.idles.iter().filter(|(_, waited)| waited.is_for_table);
+        waited.find(|((_, of, _), _)| *of == block).map(|((session, _, _), _)| *session)
+    }
+}
 
 /// A broker that runs, and what its shell knows.
 #[derive(Debug)]
@@ -49,7 +69,7 @@ pub struct Broker {
     /// Events that come before any other: the shell knows them when it has acted.
     pub at_once: VecDeque<Event>,
     /// Sessions that may be in an operation that began before they were told of a block's epoch.
-    pub idles: BTreeMap<(SessionId, BlockId, u64), BTreeMap<u8, u32>>,
+    pub idles: BTreeMap<(SessionId, BlockId, u64), Waited>,
     /// Processes that are watched.
     pub watched: BTreeMap<SessionId, u32>,
     /// Locks that are watched.
@@ -71,11 +91,14 @@ pub struct Faults {
     pub harm: u64,
     /// A session's objects cannot be made: once in so many sessions.
     pub no_session: u64,
+    /// A copy is lost of which another is there.
+    pub loses_copies: u64,
 }
 
 impl Faults {
     /// Nothing goes wrong.
     pub const NONE: Self = Self {
+        loses_copies: u64::MAX,
         broker_dies: u64::MAX,
         daemon_trouble: u64::MAX,
         client_trouble: u64::MAX,
@@ -131,7 +154,7 @@ impl World {
         let bits = [(32, 6, 26), (32, 8, 24), (32, 12, 20)];
         let (server, block, cell) = random.pick(bits).unwrap_or(bits[0]);
         let layout = AddrLayout::new(server, block, cell).expect("widths that sum to 64");
-        let config = settings::config(&mut random, layout);
+        let mut config = settings::config(&mut random, layout);
         let copies_max = config.copies_max;
         let writes = copies_max > 1 && random.once_in(2);
         let sizes = Sizes { cell_bits: cell, ids: config.block_ids(), copies_max, writes };
@@ -139,23 +162,33 @@ impl World {
         let often = |random: &mut Random, times: u64| {
             if rough && !random.once_in(4) { times } else { u64::MAX }
         };
-        let faults = Faults {
+        let mut faults = Faults {
+            loses_copies: u64::MAX,
             broker_dies: often(&mut random, 250),
             daemon_trouble: often(&mut random, 60),
             client_trouble: often(&mut random, 60),
             harm: often(&mut random, 150),
             no_session: often(&mut random, 20),
         };
-        let manners = Manners {
+        let mut manners = Manners {
             refuses: often(&mut random, 12),
             repeats: often(&mut random, 30),
             lies: often(&mut random, 120),
             extra_pages: if random.once_in(2) { 3 } else { 0 },
         };
+        // Some are about copies alone: those of regions are lost and made again all the time, while
+        // writers stand still between any two steps.
+        let loses_copies = writes && random.once_in(2);
+        if loses_copies {
+            config.syncs_max = 3;
+            faults = Faults { client_trouble: 20, loses_copies: 50, ..Faults::NONE };
+            faults.broker_dies = often(&mut random, 2000);
+            manners = Manners::GOOD;
+        }
         let pace_ms = random.pick([4, 12, 40]).unwrap_or(12);
         let mut host = Host::default();
         let mut daemons = Vec::new();
-        let fewest = if writes { 2 } else { 1 };
+        let fewest = if loses_copies { 3 } else { 1 + u32::from(writes) };
         for id in 1..=fewest + u32::try_from(random.below(4)).unwrap_or(0) {
             let id = DaemonId::try_from(id).expect("a small id");
             let capacity = layout.block_bytes() / 2 * (1 + random.below(8));
@@ -210,6 +243,9 @@ impl World {
         }
         if self.random.once_in(self.faults.harm) {
             self.harm();
+        }
+        if self.random.once_in(self.faults.loses_copies) {
+            self.lose_copy();
         }
         match self.random.below(12) {
             0..=2 => self.deliver_request(),
@@ -276,8 +312,10 @@ impl World {
         let Some((request_id, message)) = self.daemons[place].outbox.pop_front() else {
             return Ok(());
         };
-        if let DaemonMessage::Notice(DaemonNotice::Excess { block, .. }) = &message {
-            self.blame(*block);
+        match &message {
+            DaemonMessage::Notice(DaemonNotice::Excess { block, .. }) => self.blame(*block),
+            DaemonMessage::Reply(Ok(DaemonAnswer::Synced { bytes: 1.. })) => self.count(SYNCED),
+            _ => {}
         }
         self.event(Event::DaemonMessage { conn, request_id, message })
     }
@@ -298,7 +336,7 @@ impl World {
             let (session, block, epoch) = idle;
             let guid = host.records.get(&session).map(|record| record.record.guid);
             let now = guid.map(|guid| host.pages.marks(guid)).unwrap_or_default();
-            let before = broker.idles.get(&idle).into_iter().flatten();
+            let before = broker.idles.get(&idle).into_iter().flat_map(|waited| &waited.marks);
             let mut left = before
                 .filter(|(slot, mark)| !mark.is_multiple_of(2) && now.get(slot) == Some(mark));
             let mut abandoned = guid.iter().flat_map(|guid| host.pages.intents(*guid, true).claims);

@@ -220,7 +220,7 @@ impl World {
             writing.stage = Stage::Others(0);
             return true;
         };
-        match writing.reach.copies.get(at).copied() {
+        match writing.reach.written(at) {
             Some(copy) if Some(copy) != writing.first && !self.store(writing, copy) => {
                 return self.judge(place, writing, copy);
             }
@@ -304,7 +304,7 @@ impl World {
         match self.decided(writing, copy) {
             Verdict::Without => {
                 self.count(WENT_ON);
-                writing.reach.copies.retain(|of| *of != copy);
+                writing.reach.leave_out(copy);
                 if !matches!(writing.stage, Stage::Others(_)) {
                     self.settle_intent(writing);
                     writing.stage = Stage::Prepare;
@@ -341,9 +341,7 @@ impl World {
         match block.filter(|block| block.guid == writing.reach.guid) {
             None if snapshot.complete => Verdict::Over,
             Some(block) if block.lost => Verdict::Over,
-            Some(block) if !block.losing && block.copies.iter().all(|of| of.daemon != copy) => {
-                Verdict::Without
-            }
+            Some(block) if !block.losing && !block.is_written(copy) => Verdict::Without,
             _ => Verdict::Wait,
         }
     }

@@ -27,6 +27,7 @@ pub struct Builder {
     layout: String,
     objects: PathBuf,
     region_copies: u32,
+    sync_blocks: u32,
 }
 
 impl Default for Builder {
@@ -38,6 +39,7 @@ impl Default for Builder {
             layout: "in-server".into(),
             objects: PathBuf::from("/dev/shm"),
             region_copies: 1,
+            sync_blocks: 0,
         }
     }
 }
@@ -75,6 +77,13 @@ impl Builder {
     #[must_use]
     pub fn region_copies(mut self, copies: u32) -> Self {
         self.region_copies = copies;
+        self
+    }
+
+    /// How many blocks get a copy again at one time.
+    #[must_use]
+    pub fn sync_blocks(mut self, blocks: u32) -> Self {
+        self.sync_blocks = blocks;
         self
     }
 
@@ -228,6 +237,8 @@ impl Instance {
         command.args(["--pdeathsig", "KILL"]).arg(program(name));
         command.arg("--dir").arg(&self.dir).args(["--instance", &self.name]);
         command.arg("--config").arg(self.dir.join("dmce.toml"));
+        // What most tests lose is to stay lost.
+        command.env("DMCE_BROKER_SYNC_BLOCKS", self.made_of.sync_blocks.to_string());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         command
     }

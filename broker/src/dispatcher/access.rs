@@ -12,7 +12,7 @@ use dmce_abi::block::{BlockId, Guid, Half, SessionId};
 use dmce_abi::limits::SPANS_LISTED;
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::client::{
-    BlockInfo, Changed, ClientReply, Delete, Fetch, GoodCopy, Granted, Map, Opened, SessionStat,
+    BlockInfo, Changed, ClientReply, CopyInfo, Delete, Fetch, Granted, Map, Opened, SessionStat,
     SpanKey, SpanList, Unmap,
 };
 
@@ -20,6 +20,7 @@ use super::Dispatcher;
 use super::action::{Action, Descriptor};
 use super::asking::lost;
 use super::blocks::{Block, BlockState, Span, SpanOwner, SpanState};
+use super::copies::Copy;
 use super::event::Rights;
 use super::mappings::Mapping;
 use super::requests::{Failure, Outcome, Served, refuse};
@@ -52,15 +53,22 @@ impl Reached<'_> {
             writable,
             lost: self.block.state == BlockState::Lost,
             copies: std::array::from_fn(|_| good.next()),
+            syncing: self.syncing(),
             has_locks: self.has_locks(),
         }
     }
 
     /// Its good copies, the primary first: none, if it may not be used.
-    fn good(&self) -> impl Iterator<Item = GoodCopy> {
+    fn good(&self) -> impl Iterator<Item = CopyInfo> {
         let is_held = self.block.state == BlockState::Held;
         let named = self.block.copies.named().filter(move |_| is_held);
-        named.map(|copy| GoodCopy { daemon: copy.daemon, half: copy.half })
+        named.map(Copy::info)
+    }
+
+    /// Another that is written.
+    fn syncing(&self) -> Option<CopyInfo> {
+        let is_held = self.block.state == BlockState::Held;
+        self.block.copies.syncing().filter(|_| is_held).map(Copy::info)
     }
 
     fn has_locks(&self) -> bool {
@@ -70,7 +78,7 @@ impl Reached<'_> {
     /// What travels with that.
     fn descriptors(&self, writable: bool) -> Vec<Descriptor> {
         let block = self.id;
-        let daemons = self.good().map(|copy| copy.daemon);
+        let daemons = self.good().chain(self.syncing()).map(|copy| copy.daemon);
         let data = daemons.map(|daemon| Descriptor::Block { daemon, block, writable });
         let locks = self.has_locks().then_some(Descriptor::Locks {
             block,

@@ -167,6 +167,7 @@ impl Dispatcher {
             state: match copy.state {
                 CopyState::Lost => RowCopyState::Lost,
                 CopyState::Stale => RowCopyState::Stale,
+                CopyState::Syncing => RowCopyState::Syncing,
                 _ => RowCopyState::Good,
             },
             half: copy.half,

@@ -11,7 +11,7 @@ use dmce_abi::wire::daemon::HeldBlock;
 
 use super::Dispatcher;
 use super::action::{Action, LogLevel};
-use super::blocks::{Block, BlockState, Span, SpanOwner, SpanState, TicketKey};
+use super::blocks::{Block, BlockState, News, Span, SpanOwner, SpanState, TicketKey};
 use super::charge::{Charge, Payer};
 use super::copies::{Copies, Copy};
 use super::event::BelievedSession;
@@ -193,6 +193,7 @@ impl Dispatcher {
         let (first, id) = (found.span.first, found.block);
         self.enter_block(daemon, found, first, charge);
         self.restart.named.insert(id, found.membership.daemons(daemon));
+        self.note_syncing(found);
         // A span that was judged already had this block missing: who holds it looks again.
         if self.stands(first) {
             self.judge_copies(id);
@@ -272,7 +273,7 @@ impl Dispatcher {
         let payer = (self.payer_of(&found.owner), charge.bytes());
         let adopt = || self.adopt_locks(found.block, found.guid, payer, found.bytes_max);
         let locks = (copies > 1).then(adopt);
-        let copy = (daemon, found.membership.half);
+        let (copy, since) = ((daemon, found.membership.half), found.membership.since);
         let block = Block {
             span: first,
             guid: found.guid,
@@ -280,9 +281,10 @@ impl Dispatcher {
             state: BlockState::Held,
             bytes_max: found.bytes_max,
             committed: charge.bytes(),
-            copies: Copies::new(vec![Copy::held(copy, charge, found.epoch)]),
+            copies: Copies::new(vec![Copy { since, ..Copy::held(copy, charge, found.epoch) }]),
             locks,
             stamp: self.next_number(),
+            news: News::None,
         };
         self.blocks.add(found.block, block);
         if let Some(server) = self.daemons.servers.get_mut(&daemon) {
@@ -407,6 +409,7 @@ impl Dispatcher {
             copies: Copies::default(),
             locks: None,
             stamp: 0,
+            news: News::None,
         };
         self.blocks.add(id, block);
         self.lose(id, &format!("block {id} is lost: no daemon has it"));

@@ -51,6 +51,9 @@ impl Dispatcher {
                 Op::Destroy { block } | Op::Discard { block } => {
                     DaemonRequest::Destroy { block: *block }
                 }
+                &Op::Sync { block, guid, cell, bytes } => {
+                    DaemonRequest::Sync { block, guid, cell, bytes }
+                }
                 Op::Sense => DaemonRequest::Sense,
             };
             let number = self.next_number();
@@ -122,6 +125,7 @@ impl Dispatcher {
                 self.room_changed = true;
             }
             (Op::Discard { block }, answer) => self.discarded(daemon, block, answer),
+            (Op::Sync { block, .. }, answer) => self.synced(daemon, block, answer),
             (Op::Sense, Ok(DaemonAnswer::Sensed { pool, .. })) => {
                 if let Some(server) = self.daemons.servers.get_mut(&daemon) {
                     server.pool = pool;
@@ -150,6 +154,7 @@ impl Dispatcher {
                 let block = self.blocks.get(*block);
                 block.is_none_or(|block| is_possible(*committed, *asked, block.bytes_max))
             }
+            (Op::Sync { bytes: asked, .. }, DaemonAnswer::Synced { bytes }) => bytes <= asked,
             (Op::Destroy { .. } | Op::Discard { .. }, DaemonAnswer::Done)
             | (Op::Sense, DaemonAnswer::Sensed { .. }) => true,
             _ => false,
@@ -175,7 +180,9 @@ impl Dispatcher {
                 block.stamp = stamp;
                 if given_up {
                     self.destroy(id, daemon);
-                } else {
+                } else if !self.copy_made(id, daemon) {
+                    let Some(block) = self.blocks.get_mut(id) else { return };
+                    let Some(copy) = block.copies.of_mut(daemon) else { return };
                     copy.state = CopyState::Held;
                     if block.copies.all_held() && !block.copies.all_say(block.epoch) {
                         // One was made elsewhere than the others have been told.
@@ -186,6 +193,10 @@ impl Dispatcher {
                 }
             }
             Err(refusal) => {
+                if !given_up && self.copy_refused(id, daemon) {
+                    let text = format!("daemon {daemon} makes no copy of block {id}");
+                    return self.log(LogLevel::Warn, format!("{text}: {}", refusal.text));
+                }
                 let name_taken = refusal.status == Status::Exists;
                 if name_taken {
                     self.withhold(id, daemon, &refusal);
@@ -223,7 +234,10 @@ impl Dispatcher {
     pub(super) fn describe(&self, id: BlockId, daemon: DaemonId) -> Option<BlockDescription> {
         let block = self.blocks.get(id)?;
         let span = self.blocks.span(block.span)?;
-        let copy = (daemon, block.copies.of(daemon)?.half);
+        let of = block.copies.of(daemon)?;
+        let (copy, syncing) = ((daemon, of.half), block.copies.syncing().map(|copy| copy.daemon));
+        // One that is asked for and that no header names will be that.
+        let syncing = if of.named { syncing } else { Some(daemon) };
         Some(BlockDescription {
             block: id,
             guid: block.guid,
@@ -232,7 +246,10 @@ impl Dispatcher {
             bytes_max: block.bytes_max,
             span: block::Span { first: block.span, count: span.count, guid: span.guid },
             owner: self.owner(block, span)?,
-            membership: Membership::of(copy, &block.copies.daemons()),
+            membership: Membership {
+                since: of.since,
+                ..Membership::of(copy, &block.copies.daemons(), syncing)
+            },
         })
     }
 

@@ -16,6 +16,7 @@ use super::event::{ClientConn, RequestId};
 use super::growing::Growth;
 use super::locks::{LockTable, LocksState};
 use super::prepared::PREPARED_MAX;
+use super::requests::Failure;
 use super::sessions::SessionLink;
 
 /// A copy that the headers of its block name.
@@ -40,6 +41,8 @@ pub struct SnapshotBlock {
     pub asked: u32,
     /// Where it is, the primary first.
     pub copies: Vec<SnapshotCopy>,
+    /// Whose copy is syncing.
+    pub syncing: Option<DaemonId>,
     /// Daemons with a copy that is not one of these any more.
     pub others: Vec<DaemonId>,
     /// Whether its headers, or its lock table, are being made anew.
@@ -50,6 +53,14 @@ pub struct SnapshotBlock {
     pub lost: bool,
     /// Whose it is; `None` for a region's.
     pub session: Option<SessionId>,
+}
+
+impl SnapshotBlock {
+    /// Whether a write goes to the copy of a daemon.
+    #[must_use]
+    pub fn is_written(&self, daemon: DaemonId) -> bool {
+        self.syncing == Some(daemon) || self.copies.iter().any(|copy| copy.daemon == daemon)
+    }
 }
 
 impl SnapshotCopy {
@@ -116,13 +127,16 @@ impl Dispatcher {
                 SpanOwner::Session(session) => Some(session),
                 SpanOwner::Region => None,
             };
-            let others = block.copies.iter().filter(|copy| !copy.named);
+            let syncing = block.copies.syncing().map(|copy| copy.daemon);
+            let is_other = |copy: &&Copy| !copy.named && Some(copy.daemon) != syncing;
+            let others = block.copies.iter().filter(is_other);
             let entry = SnapshotBlock {
                 guid: block.guid,
                 span_guid: span.guid,
                 epoch: block.epoch,
                 asked: span.copies,
                 copies: block.copies.named().map(SnapshotCopy::of).collect(),
+                syncing,
                 others: others.map(|copy| copy.daemon).collect(),
                 losing: block.state == BlockState::Losing,
                 committed: block.committed,
@@ -164,6 +178,7 @@ impl Dispatcher {
         self.audit_patients()?;
         self.audit_rates()?;
         self.audit_links()?;
+        self.audit_syncs()?;
         self.audit_requests()
     }
 
@@ -378,10 +393,17 @@ impl Dispatcher {
             let hears = self.daemons.servers.get(&daemon).is_some_and(Server::hears);
             check(hears, || format!("daemon {daemon} is away and linked to session {session}"))?;
             for block in grants {
-                let reached = self.reach(session, *block).ok();
-                let is_there =
-                    reached.is_some_and(|reached| reached.block.copies.of(daemon).is_some());
-                check(is_there, || format!("block {block} is granted to session {session}"))?;
+                let is_reached = match self.reach(session, *block) {
+                    Ok(_) => true,
+                    // It gets another copy, or has got one, and goes on meanwhile.
+                    Err(Failure::Unsettled) => self.is_losing(*block),
+                    Err(_) => false,
+                };
+                let copies = self.blocks.get(*block).map(|block| &block.copies);
+                let is_there = copies.is_some_and(|copies| copies.of(daemon).is_some());
+                check(is_reached && is_there, || {
+                    format!("block {block} is granted to session {session}")
+                })?;
             }
         }
         check(self.relays.is_sound(), || "bytes under way are counted wrong".to_owned())

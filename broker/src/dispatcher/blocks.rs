@@ -19,6 +19,7 @@
 //! 4. A block that is held has copies that are, and `committed` is no more than each of them has.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
 
@@ -69,6 +70,20 @@ pub(super) struct Block {
     pub locks: Option<LockTable>,
     /// The number of the last change of what a daemon has of it: an older inspection is void.
     pub stamp: u64,
+    /// What its sessions have yet to be told.
+    pub news: News,
+}
+
+/// How the copies of a block have changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum News {
+    /// Not so that anybody would want to know.
+    #[default]
+    None,
+    /// There are fewer.
+    Fewer,
+    /// There are more.
+    More,
 }
 
 impl Block {
@@ -247,6 +262,12 @@ impl Blocks {
         next.is_some_and(|id| id.get() - first.get() < count)
     }
 
+    /// The blocks that have too few copies, from one on.
+    pub(super) fn degraded_from(&self, first: Option<BlockId>) -> impl Iterator<Item = BlockId> {
+        let first = first.map_or(Bound::Unbounded, Bound::Included);
+        self.degraded.range((first, Bound::Unbounded)).copied()
+    }
+
     /// Whether some block has too few copies.
     pub(super) fn has_degraded(&self) -> bool {
         !self.degraded.is_empty()
@@ -414,6 +435,7 @@ mod tests {
             copies: Copies::default(),
             locks: None,
             stamp: 0,
+            news: News::None,
         }
     }
 

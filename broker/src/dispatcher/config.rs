@@ -192,6 +192,8 @@ pub struct DispatcherConfig {
     pub suspect_ms: u64,
     /// Seconds that a client keeps an empty block, for it to know.
     pub idle_s: u32,
+    /// Blocks that get a copy again at one time; 0 for none.
+    pub syncs_max: usize,
 }
 
 impl DispatcherConfig {
@@ -221,6 +223,7 @@ impl DispatcherConfig {
             sense_ms: 500,
             suspect_ms: 2_000,
             idle_s: 10,
+            syncs_max: 0,
         }
     }
 

@@ -5,6 +5,10 @@
 //!     |          |        |                    ^
 //!     |          |        +-> Lost ------------+   back with an old object: Stale -> Dying
 //!     +-> (none) +-----------------------------+   its create is answered first
+//!                |
+//!                +-> Syncing --> Held, when it has all bytes of the others (`syncing`)
+//!                       |
+//!                       +--> Dying
 //! ```
 //!
 //! # Invariants
@@ -14,6 +18,7 @@
 //! 3. A copy that its daemon has, or may have, is in the table; and while it is, it is charged.
 
 use dmce_abi::block::{DaemonId, Half};
+use dmce_abi::wire::client::CopyInfo;
 
 use super::charge::Charge;
 
@@ -24,6 +29,8 @@ pub(super) enum CopyState {
     Planned,
     /// Its daemon was asked for it.
     Asked,
+    /// Its daemon has it, and it is written as the others are, without having all of their bytes.
+    Syncing,
     /// Its daemon has it.
     Held,
     /// Its bytes are gone.
@@ -53,6 +60,8 @@ pub(super) struct Copy {
     pub grows: u32,
     /// The epoch that its header was given last.
     pub epoch: u64,
+    /// The first epoch in which it was written; 0 if it was made with the block.
+    pub since: u64,
     /// Whether the headers of the block's epoch name it.
     pub named: bool,
 }
@@ -61,19 +70,35 @@ impl Copy {
     /// A copy that nobody was asked for.
     pub(super) const fn planned((daemon, half): (DaemonId, Half), charge: Charge) -> Self {
         let state = CopyState::Planned;
-        Self { daemon, half, state, committed: 0, charge, grows: 0, epoch: 0, named: true }
+        Self {
+            daemon,
+            half,
+            state,
+            committed: 0,
+            charge,
+            grows: 0,
+            epoch: 0,
+            since: 0,
+            named: true,
+        }
     }
 
     /// A copy that its daemon has, with a header of that epoch.
     pub(super) const fn held((daemon, half): (DaemonId, Half), charge: Charge, epoch: u64) -> Self {
         let (state, committed) = (CopyState::Held, charge.bytes());
-        Self { daemon, half, state, committed, charge, grows: 0, epoch, named: true }
+        Self { daemon, half, state, committed, charge, grows: 0, epoch, since: 0, named: true }
     }
 
     /// A copy that its daemon has, and that nobody reads or pays for.
     pub(super) const fn stale(copy: (DaemonId, Half), charge: Charge, epoch: u64) -> Self {
         let held = Self::held(copy, charge, epoch);
         Self { state: CopyState::Stale, named: false, ..held }
+    }
+
+    /// What is told of it.
+    pub(super) const fn info(&self) -> CopyInfo {
+        let Self { daemon, half, since, .. } = *self;
+        CopyInfo { daemon, since, half }
     }
 
     /// Whether its daemon has it, or may have it.
@@ -144,6 +169,16 @@ impl Copies {
         self.0.iter().filter(|copy| copy.state == CopyState::Held)
     }
 
+    /// The one that is written, and does not have all bytes of the others yet.
+    pub(super) fn syncing(&self) -> Option<&Copy> {
+        self.0.iter().find(|copy| copy.state == CopyState::Syncing)
+    }
+
+    /// The daemons of those whose headers say which copies there are.
+    pub(super) fn written(&self) -> Vec<DaemonId> {
+        self.syncing().into_iter().chain(self.named()).map(|copy| copy.daemon).collect()
+    }
+
     /// The daemons of those that the headers name, the primary's first.
     pub(super) fn daemons(&self) -> Vec<DaemonId> {
         self.named().map(|copy| copy.daemon).collect()
@@ -154,20 +189,29 @@ impl Copies {
         self.named().all(|copy| copy.state == CopyState::Held)
     }
 
-    /// Whether the header of each that is named says this epoch.
+    /// Whether the header of each that is named, or syncing, says this epoch.
     pub(super) fn all_say(&self, epoch: u64) -> bool {
-        self.named().all(|copy| copy.epoch == epoch)
+        self.named().chain(self.syncing()).all(|copy| copy.epoch == epoch)
     }
 
-    /// Bytes that all copies have whose bytes are there.
+    /// Bytes that all copies have that are written.
     pub(super) fn committed(&self) -> u64 {
-        self.held().map(|copy| copy.committed).min().unwrap_or(0)
+        self.held().chain(self.syncing()).map(|copy| copy.committed).min().unwrap_or(0)
     }
 
     /// Puts the copies of these daemons first, in that order.
     pub(super) fn sort_as(&mut self, daemons: &[DaemonId]) {
         let place = |copy: &Copy| daemons.iter().position(|daemon| *daemon == copy.daemon);
         self.0.sort_by_key(|copy| place(copy).unwrap_or(usize::MAX));
+    }
+
+    /// The copy of a daemon, which was syncing, is one of those that the headers name.
+    pub(super) fn name(&mut self, daemon: DaemonId) {
+        let place = self.named().count();
+        if let Some((_, mut copy)) = self.take(daemon) {
+            (copy.state, copy.named) = (CopyState::Held, true);
+            self.put(place, copy);
+        }
     }
 
     /// The copy of a daemon is not one of those any more that the headers name.

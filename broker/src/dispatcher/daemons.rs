@@ -41,6 +41,8 @@ pub(super) enum Op {
     Destroy { block: BlockId },
     /// The end of a stray: the block table knows nothing of it, or another by its id.
     Discard { block: BlockId },
+    /// A part of its copy of a block gets what the good ones have.
+    Sync { block: BlockId, guid: Guid, cell: u64, bytes: u32 },
     /// Whether it is there.
     Sense,
 }
@@ -220,14 +222,15 @@ impl Server {
         for op in std::mem::take(&mut self.in_flight).into_values() {
             match op {
                 Op::Destroy { block } => again.push_back(block),
-                // Strays are seen again in its next report.
-                Op::Discard { .. } | Op::Sense => {}
+                // Strays are seen again in its next report; the copy was given up.
+                Op::Discard { .. } | Op::Sync { .. } | Op::Sense => {}
                 op => orphans.push((op, true)),
             }
         }
         again.append(&mut self.destroys);
         self.destroys = again;
-        let asked = self.urgent.drain(..).filter(|op| !matches!(op, Op::Discard { .. }));
+        let goes = |op: &Op| matches!(op, Op::Discard { .. } | Op::Sync { .. });
+        let asked = self.urgent.drain(..).filter(|op| !goes(op));
         orphans.extend(asked.map(|op| (op, false)));
         orphans
     }

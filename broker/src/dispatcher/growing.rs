@@ -54,6 +54,11 @@ pub(super) struct Growth {
 pub(super) type Growths = BTreeMap<u64, Growth>;
 
 impl Growth {
+    /// Whether it is a block's.
+    pub(super) fn is_of(&self, id: BlockId) -> bool {
+        self.block == id
+    }
+
     /// Who waits.
     pub(super) const fn owed(&self) -> Option<ReplyTo> {
         self.to
@@ -84,7 +89,9 @@ impl Dispatcher {
             return refuse(Status::NoSpace, text);
         }
         let asked = grow.committed.next_multiple_of(page_size).min(bytes_max);
-        let daemons = reached.block.copies.daemons();
+        // The primary's first.
+        let mut daemons = reached.block.copies.daemons();
+        daemons.extend(reached.block.copies.syncing().map(|copy| copy.daemon));
         let answers = |daemon| self.daemons.servers.get(daemon).is_some_and(Server::answers);
         if !daemons.iter().all(answers) {
             return refuse(Status::NoSpace, format!("the daemon of block {id} does not answer"));
@@ -169,6 +176,12 @@ impl Dispatcher {
                 0
             }
         };
+        let copies = self.blocks.get(id).map(|block| &block.copies);
+        let syncing = copies.and_then(|copies| copies.syncing()).map(|copy| copy.daemon);
+        if committed == 0 && syncing == Some(daemon) {
+            // It is not to keep the others from growing.
+            self.drop_sync(id, "it does not grow");
+        }
         self.growth_ended(id, guid, daemon, committed);
         self.go_on_growing(number);
     }

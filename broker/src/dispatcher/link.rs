@@ -223,7 +223,8 @@ impl Dispatcher {
         let Some(server) = self.daemons.servers.get_mut(&daemon) else { return };
         let Link::Up(conn) = server.link else { return };
         server.link = Link::Suspected(conn);
-        let creates = server.creates();
+        self.drop_syncs_of(daemon);
+        let creates = self.daemons.servers.get(&daemon).map(Server::creates).unwrap_or_default();
         self.log(LogLevel::Warn, format!("daemon {daemon} does not answer: suspected"));
         self.let_nobody_wait(daemon);
         for first in self.asked_spans(daemon, &creates) {
@@ -321,8 +322,12 @@ impl Dispatcher {
     }
 
     fn daemon_away(&mut self, daemon: DaemonId, conn: DaemonConn) {
-        let server = self.daemons.servers.get_mut(&daemon);
-        let Some(server) = server.filter(|server| server.conn() == Some(conn)) else { return };
+        let server = self.daemons.servers.get(&daemon);
+        if server.is_none_or(|server| server.conn() != Some(conn)) {
+            return;
+        }
+        self.drop_syncs_of(daemon);
+        let Some(server) = self.daemons.servers.get_mut(&daemon) else { return };
         let orphans = server.go_away();
         server.overdue = self.daemons.unconfirmed.contains(&daemon);
         self.forget_links_of(daemon);
@@ -363,7 +368,7 @@ impl Dispatcher {
                 }
             }
             Op::Grow { growth, .. } => self.grow_answered(daemon, growth, Err(away(daemon))),
-            Op::Destroy { .. } | Op::Discard { .. } | Op::Sense => {}
+            Op::Destroy { .. } | Op::Discard { .. } | Op::Sync { .. } | Op::Sense => {}
         }
     }
 

@@ -246,6 +246,7 @@ impl Dispatcher {
     pub(super) fn idle(&mut self, session: SessionId, id: BlockId, epoch: u64) {
         if self.blocks.get(id).is_some_and(|block| block.epoch == epoch) {
             self.is_over_at(session, id);
+            self.syncs_without(session, id);
         }
     }
 
@@ -257,6 +258,7 @@ impl Dispatcher {
         for id in waits {
             self.is_over_at(session, id);
         }
+        self.all_sync_without(session);
     }
 
     fn is_over_at(&mut self, session: SessionId, id: BlockId) {
@@ -287,12 +289,14 @@ impl Dispatcher {
         }
     }
 
-    /// Nothing of a dead session is left to be waited for, at some block.
+    /// Nothing of a dead session is left to be waited for, at some block: lock tables are made
+    /// anew, and copies go on that are being made.
     pub(super) fn relock_all(&mut self) {
         let ids: Vec<BlockId> = self.relocks.keys().copied().collect();
         for id in ids {
             self.relock_if_idle(id);
         }
+        self.sync_all();
     }
 
     /// The table of a block that was reported: the one that was found, if it is that block's.

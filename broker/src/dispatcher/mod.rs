@@ -23,6 +23,7 @@
 //! | daemons | `link` (messages), `asking` (requests), `lending` (their pools) |
 //! | what becomes of blocks | `spans`; their size: `growing`; which copies there are: `raising` |
 //! | what an administrator says that becomes of them | `stale` |
+//! | copies that are made again | `syncing` |
 //! | lock tables | `locks` |
 //! | what the dead left half written | `wrecks`, `repairs`; by pointers: `carrying` |
 //! | a broker that comes back | `restart`, `adoption`, `reported_copies`, `silence` |
@@ -88,6 +89,7 @@ mod sessions;
 mod silence;
 mod spans;
 mod stale;
+mod syncing;
 #[cfg(test)]
 mod test_random;
 #[cfg(test)]
@@ -175,6 +177,8 @@ pub struct Dispatcher {
     relocks: BTreeMap<BlockId, BTreeSet<SessionId>>,
     /// Of these, what the shell has to be asked about when generations are published.
     idles: Vec<(SessionId, BlockId, u64)>,
+    /// Copies that are made again.
+    syncs: syncing::Syncs,
     /// Who has a stale copy of a block adopted.
     adoptions: BTreeMap<BlockId, ReplyTo>,
     /// Blocks that grow.
@@ -239,6 +243,7 @@ impl Dispatcher {
             raises: BTreeMap::new(),
             relocks: BTreeMap::new(),
             idles: Vec::new(),
+            syncs: syncing::Syncs::default(),
             adoptions: BTreeMap::new(),
             growths: Growths::new(),
             patients: Patients::default(),
@@ -260,7 +265,11 @@ impl Dispatcher {
         let begun = self.out.len();
         self.take_in(event);
         self.mend();
+        self.make_copies();
         self.serve_unsettled();
+        if self.room_changed {
+            self.look_for_places();
+        }
         self.use_room();
         self.publish();
         self.publish_before_replies(begun);
@@ -342,6 +351,7 @@ impl Dispatcher {
                 timers::Timer::Intents(session) => self.read_intents(session),
                 timers::Timer::Repair => self.wrecks.try_again(),
                 timers::Timer::Prepare => self.prepare(),
+                timers::Timer::Sync => self.sync_again(),
             }
         }
     }

@@ -35,7 +35,7 @@ pub(super) struct Events {
 impl Events {
     fn push(&mut self, event: SessionEvent) {
         let speaks_of_all =
-            !matches!(event, SessionEvent::Lost { .. } | SessionEvent::CopyLost { .. });
+            matches!(event, SessionEvent::Pressure { .. } | SessionEvent::Available { .. });
         if speaks_of_all {
             self.queue.retain(|other| mem::discriminant(other) != mem::discriminant(&event));
         }
@@ -106,6 +106,18 @@ impl Dispatcher {
     pub(super) fn tell_copy_lost(&mut self, first: BlockId, block: BlockId) {
         let bytes = self.blocks.get(block).map_or(0, |block| block.committed);
         let event = SessionEvent::CopyLost { addr: self.address(block), bytes };
+        for session in self.holders(first) {
+            self.tell(session, event);
+        }
+    }
+
+    /// A block of a session, or of a region that it has open, has all its copies again.
+    pub(super) fn tell_copies_restored(&mut self, first: BlockId, block: BlockId) {
+        if self.blocks.is_degraded(block, 1) {
+            return;
+        }
+        let bytes = self.blocks.get(block).map_or(0, |block| block.committed);
+        let event = SessionEvent::CopiesRestored { addr: self.address(block), bytes };
         for session in self.holders(first) {
             self.tell(session, event);
         }

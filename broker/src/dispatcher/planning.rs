@@ -16,7 +16,7 @@ use dmce_abi::wire::Refusal;
 use dmce_abi::wire::client::ClientRequest;
 
 use super::Dispatcher;
-use super::blocks::{Block, BlockState, Span, SpanOwner, SpanState, TicketKey};
+use super::blocks::{Block, BlockState, News, Span, SpanOwner, SpanState, TicketKey};
 use super::charge::Payer;
 use super::clients::ReplyTo;
 use super::copies::{Copies, Copy};
@@ -232,6 +232,7 @@ impl Dispatcher {
                 copies: Copies::new(copies),
                 locks,
                 stamp: 0,
+                news: News::None,
             };
             self.blocks.add(id, block);
         }

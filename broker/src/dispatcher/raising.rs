@@ -7,6 +7,7 @@
 //!                                                | | +--- none is left ---> LOST
 //!                                                +-+ one is gone as well: raised again; or it
 //!  LOSING, all are written, and the lock table has to be made anew: `locks`
+//!  HELD --- a copy syncs, or has synced, or is given up over it: `syncing` ---> LOSING ---> HELD
 //!  MAKING: all copies are made, one of them          could not be written: in `AGAIN_MS`
 //!  elsewhere than the headers of others say
 //! ```
@@ -23,7 +24,7 @@ use dmce_abi::wire::daemon::DaemonRequest;
 
 use super::Dispatcher;
 use super::action::{Action, LogLevel};
-use super::blocks::BlockState;
+use super::blocks::{BlockState, News};
 use super::daemons::Server;
 use super::event::{RaiseId, Rewritten};
 use super::timers::Timer;
@@ -39,7 +40,7 @@ impl Dispatcher {
         let Some(block) = self.blocks.get_mut(id) else { return };
         // No lower than what is made now: so of two spans with an id in common the older is known.
         block.epoch = started.max(block.epoch + 1);
-        let daemons = block.copies.daemons();
+        let daemons = block.copies.written();
         let describe = |daemon| Some((daemon, self.describe(id, daemon)?));
         let headers: Vec<(DaemonId, BlockDescription)> =
             daemons.into_iter().filter_map(describe).collect();
@@ -130,13 +131,26 @@ impl Dispatcher {
 
     /// It is decided which copies of a block there are, and its lock table is there.
     pub(super) fn settle_losing(&mut self, id: BlockId) {
-        let Some(block) = self.blocks.get(id) else { return };
+        let Some(block) = self.blocks.get_mut(id) else { return };
         let (first, epoch, daemons) = (block.span, block.epoch, block.copies.daemons());
+        let news = std::mem::take(&mut block.news);
         self.settled = true;
         self.blocks.set_state(id, BlockState::Held);
-        self.log(LogLevel::Warn, format!("block {id} is on {daemons:?} alone, epoch {epoch}"));
         self.tell_holders(first, id);
-        self.tell_copy_lost(first, id);
+        match news {
+            News::None => {}
+            News::Fewer => {
+                let text = format!("block {id} is on {daemons:?} alone, epoch {epoch}");
+                self.log(LogLevel::Warn, text);
+                self.tell_copy_lost(first, id);
+            }
+            News::More => {
+                let text = format!("block {id} is on {daemons:?} again, epoch {epoch}");
+                self.log(LogLevel::Info, text);
+                self.tell_copies_restored(first, id);
+            }
+        }
+        self.go_on_syncing(id);
         self.end_adoption(id, None);
     }
 

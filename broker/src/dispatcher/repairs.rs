@@ -254,7 +254,7 @@ impl Dispatcher {
         let Some(Repairing { has_locks, .. }) = at else { return };
         let (session, slot) = of;
         let Some(claim) = self.wrecks.claim_mut(of) else { return };
-        let block = claim.block;
+        let (block, pages) = (claim.block, claim.wreck.pages());
         let is_begun = claim.is_begun;
         claim.is_begun |= !matches!(repaired, Repaired::Busy);
         match repaired {
@@ -266,11 +266,14 @@ impl Dispatcher {
                     );
                     self.out.push(Action::Log { level: LogLevel::Error, text });
                 }
+                if !has_locks {
+                    // Done again by the next broker, until the new table says what is lost.
+                    claim.level = Some(lost);
+                }
+                self.sync_repaired(block, pages);
                 if has_locks {
                     return self.clear_intent(of);
                 }
-                // Done again by the next broker, until the new table says what is lost.
-                claim.level = Some(lost);
                 self.wrecks.push(of);
                 self.relock_if_idle(block);
             }

@@ -20,13 +20,13 @@
 //!    session's last block, which grows, but that it has bytes: there a copy that was cut to some
 //!    looks as if the others had grown for nobody, or its client had lengthened them.
 
-use dmce_abi::block::{BlockId, DaemonId, Half};
+use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Half};
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::wire::daemon::HeldBlock;
 
 use super::Dispatcher;
 use super::action::LogLevel;
-use super::blocks::BlockState;
+use super::blocks::{BlockState, News};
 use super::copies::{Copy, CopyState};
 
 impl Dispatcher {
@@ -58,6 +58,7 @@ impl Dispatcher {
             }
             let charge = self.ledger.force_charge(None, daemon, *committed);
             let copy = Copy::stale((daemon, half), charge, description.epoch);
+            let copy = Copy { since: description.membership.since, ..copy };
             if *committed == 0 {
                 self.put_copy(id, Copy { state: CopyState::Lost, ..copy });
                 return true;
@@ -71,10 +72,19 @@ impl Dispatcher {
         if is_twice {
             return false;
         }
+        self.note_syncing(description);
         let payer = self.payer_of(&description.owner);
         let charge = self.ledger.force_charge(payer, daemon, *committed);
-        self.put_copy(id, Copy::held((daemon, half), charge, description.epoch));
+        let copy = Copy::held((daemon, half), charge, description.epoch);
+        self.put_copy(id, Copy { since: description.membership.since, ..copy });
         true
+    }
+
+    /// A header that names a copy which is syncing says more than there will be.
+    pub(super) fn note_syncing(&mut self, found: &BlockDescription) {
+        if found.membership.syncing.is_some() {
+            self.restart.syncing.insert(found.block);
+        }
     }
 
     /// Enters a copy behind the others.
@@ -109,7 +119,11 @@ impl Dispatcher {
         }
         let is_missing = |daemon: &DaemonId| block.copies.of(*daemon).is_none();
         let missing: Vec<DaemonId> = named.into_iter().filter(is_missing).collect();
-        let is_even = missing.is_empty() && block.copies.all_say(block.epoch);
+        let is_named = self.restart.syncing.remove(&id);
+        let is_even = missing.is_empty() && block.copies.all_say(block.epoch) && !is_named;
+        if !missing.is_empty() {
+            block.news = News::Fewer;
+        }
         for &daemon in &missing {
             self.log(
                 LogLevel::Error,

@@ -76,6 +76,8 @@ pub(super) struct Restart {
     pub damaged: BTreeSet<BlockId>,
     /// The daemons that the headers of the highest epoch of a block name, the primary's first.
     pub named: BTreeMap<BlockId, Vec<DaemonId>>,
+    /// Blocks of which a header names a copy that was syncing.
+    pub syncing: BTreeSet<BlockId>,
     /// Lock tables that were found, and whose blocks have not been reported yet.
     pub tables: BTreeMap<BlockId, FoundTable>,
     /// Spans that are assembled, with the attributes of regions.
@@ -249,7 +251,8 @@ impl Dispatcher {
         if epoch > EPOCH_MAX {
             return Err(format!("it reported block {id} with epoch {epoch}, limit {EPOCH_MAX}"));
         }
-        if description.membership.peers.contains(&daemon) {
+        let membership = &description.membership;
+        if membership.peers.contains(&daemon) || membership.syncing == Some(daemon) {
             return Err(format!("it reported block {id} with itself as a peer"));
         }
         let (count, limit) = (description.span.count, self.config.limits.blocks_max);

@@ -19,6 +19,8 @@
 //! | a span without the first block that a header told of | Destroy | deleted; lost, if open |
 //! | more bytes than a header told of | Grow | so many they are |
 //!
+//! A copy that was syncing is a stray as well, whenever it is reported: nobody knows what it lacks.
+//!
 //! # Invariants
 //!
 //! 1. A stray is in no table of blocks: its id may be another's by now, on another daemon.
@@ -26,7 +28,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dmce_abi::block::{BlockId, DaemonId};
+use dmce_abi::block::{BlockId, DaemonId, Role};
 use dmce_abi::wire::daemon::HeldBlock;
 
 use super::Dispatcher;
@@ -54,7 +56,9 @@ impl Dispatcher {
                 self.restart.names.contains(id) || quarantined.contains_key(&(daemon, *id));
             let is_new = is_first_word && !was_named;
             let was_stray = known.is_some_and(|strays| strays.contains_key(id));
-            (!in_table && (is_new || was_stray)).then_some(*id)
+            // The broker that had it made did not come to name it as a good one.
+            let is_syncing = block.description.membership.role == Role::Syncing;
+            (!in_table && (is_new || was_stray || is_syncing)).then_some(*id)
         };
         held.iter().filter_map(is_stray).collect()
     }

@@ -13,7 +13,7 @@ use dmce_abi::block::{BlockId, DaemonId, SessionId};
 
 use super::Dispatcher;
 use super::action::{Action, LogLevel};
-use super::blocks::{Block, BlockState, SpanOwner};
+use super::blocks::{Block, BlockState, News, SpanOwner};
 use super::copies::{Copy, CopyState};
 use super::daemons::{Op, Server};
 use super::event::InspectId;
@@ -61,7 +61,11 @@ impl Dispatcher {
         }
         for id in self.blocks.members(first).into_iter().filter(|id| *id != first) {
             let Some(block) = self.blocks.get_mut(id) else { continue };
-            for copy in block.copies.iter_mut().filter(|copy| copy.may_exist()) {
+            // One that is being made, or is on its way to nothing, is nobody's already.
+            let stays = |copy: &&mut Copy| {
+                matches!(copy.state, CopyState::Held | CopyState::Lost | CopyState::Stale)
+            };
+            for copy in block.copies.iter_mut().filter(stays) {
                 self.ledger.retire(&mut copy.charge);
                 copy.state = CopyState::Doomed;
             }
@@ -70,6 +74,7 @@ impl Dispatcher {
 
     fn give_up_block(&mut self, id: BlockId) {
         self.forget_raise(id);
+        self.forget_sync(id);
         self.end_adoption(id, Some("its owner has given it up"));
         self.blocks.set_state(id, BlockState::Going);
         self.retire_locks(id);
@@ -90,7 +95,7 @@ impl Dispatcher {
                 CopyState::Held | CopyState::Lost | CopyState::Stale => {
                     self.destroy(id, daemon);
                 }
-                CopyState::Doomed | CopyState::Dying => {}
+                CopyState::Syncing | CopyState::Doomed | CopyState::Dying => {}
             }
         }
     }
@@ -192,6 +197,9 @@ impl Dispatcher {
         let Some(block) = self.blocks.get_mut(id) else { return };
         let (first, state) = (block.span, block.state);
         let Some(copy) = block.copies.of_mut(daemon) else { return };
+        if copy.state == CopyState::Syncing {
+            return self.drop_sync(id, why);
+        }
         copy.state = CopyState::Lost;
         self.ledger.lose(&mut copy.charge);
         let text = format!("block {id} on daemon {daemon} is lost: {why}");
@@ -207,6 +215,7 @@ impl Dispatcher {
                     self.ledger.retire(&mut copy.charge);
                 }
                 block.copies.unname(daemon);
+                block.news = News::Fewer;
                 self.blocks.set_state(id, BlockState::Losing);
                 self.log(LogLevel::Error, text);
                 self.revoke_block(first, id);
@@ -225,6 +234,7 @@ impl Dispatcher {
         let Some(block) = self.blocks.get(id) else { return };
         let (first, bytes) = (block.span, block.committed);
         self.blocks.set_state(id, BlockState::Lost);
+        self.forget_sync(id);
         self.log(LogLevel::Error, text);
         self.revoke_block(first, id);
         self.tell_holders(first, id);
@@ -294,7 +304,7 @@ enum Verdict {
 
 fn judge(block: &Block, copy: &Copy, inspect: InspectId, bytes: Option<u64>) -> Verdict {
     let whole = bytes.is_some_and(|bytes| bytes >= copy.committed);
-    if copy.state != CopyState::Held || whole {
+    if !matches!(copy.state, CopyState::Held | CopyState::Syncing) || whole {
         return Verdict::Fine;
     }
     if block.stamp > inspect.0 {

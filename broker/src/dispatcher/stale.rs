@@ -23,12 +23,10 @@ use dmce_abi::wire::client::ClientReply;
 
 use super::Dispatcher;
 use super::action::LogLevel;
-use super::blocks::{BlockState, SpanOwner};
-use super::charge::Payer;
+use super::blocks::BlockState;
 use super::clients::ReplyTo;
 use super::copies::{Copy, CopyState};
 use super::requests::{Outcome, Served, refuse};
-use super::sessions::Session;
 
 impl Dispatcher {
     /// Has a block go on with a stale copy: that of a daemon, or the only one if that is 0.
@@ -93,11 +91,8 @@ impl Dispatcher {
     /// The copy of a daemon is the only one of a block, which it is being decided about.
     fn put_in_force(&mut self, id: BlockId, daemon: DaemonId) {
         let stamp = self.next_number();
-        let owner = self.blocks.get(id).and_then(|block| self.blocks.span(block.span));
-        let payer = owner.and_then(|span| match span.owner {
-            SpanOwner::Session(session) => self.sessions.get(session).map(Session::payer),
-            SpanOwner::Region => Some(Payer { uid: span.uid, account: None }),
-        });
+        let first = self.blocks.get(id).map(|block| block.span);
+        let payer = first.and_then(|first| self.payer_of_span(first));
         let Some(block) = self.blocks.get_mut(id) else { return };
         for other in block.copies.daemons() {
             if let Some(copy) = block.copies.of_mut(other) {

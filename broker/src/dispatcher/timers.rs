@@ -36,6 +36,8 @@ pub(super) enum Timer {
     Intents(SessionId),
     /// What could not be repaired is to be tried again.
     Repair,
+    /// Copies that could not be made, or filled, a moment ago are to be tried again.
+    Sync,
     /// Sessions are to be prepared, if it is quiet.
     Prepare,
 }
@@ -54,6 +56,11 @@ impl Timers {
         self.cancel(timer);
         self.at.insert(timer, at);
         self.due.insert((at, timer));
+    }
+
+    /// When `timer` is due.
+    pub(super) fn time_of(&self, timer: Timer) -> Option<Millis> {
+        self.at.get(&timer).copied()
     }
 
     /// `timer` is not due any more.

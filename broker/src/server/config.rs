@@ -59,6 +59,7 @@ pub fn dispatcher(instance: &Instance, config: &Config, open_files: u64) -> Disp
         sense_ms: config.broker.sense_ms,
         suspect_ms: config.broker.suspect_ms,
         idle_s: u32::try_from(config.broker.idle_s).unwrap_or(u32::MAX),
+        syncs_max: usize::try_from(config.broker.sync_blocks).unwrap_or(usize::MAX),
         ..defaults
     }
 }

@@ -205,6 +205,8 @@ pub enum Role {
     Primary,
     /// It follows the primary.
     Copy,
+    /// It is written as the others are, and does not have all of their bytes yet: it is never read.
+    Syncing,
 }
 
 /// Which of its block's copies one is, as they were made: whichever arbitrates now (004).
@@ -242,38 +244,66 @@ pub struct Membership {
     pub role: Role,
     /// What it was made as.
     pub half: Half,
-    /// The daemons of the others, at most [`PEERS_MAX`], each once, the primary's first.
+    /// The daemons of the other good ones, at most [`PEERS_MAX`], each once, the primary's first.
     pub peers: Vec<DaemonId>,
+    /// Whose is syncing, of a good one.
+    pub syncing: Option<DaemonId>,
+    /// The first epoch in which it was written: 0 if it was made with the block. Who knows the
+    /// block by an earlier one knows another object of that daemon, or none.
+    pub since: u64,
 }
 
 impl Membership {
     /// The only copy of a block.
     #[must_use]
     pub const fn alone() -> Self {
-        Self { role: Role::Primary, half: Half::PRIMARY, peers: Vec::new() }
+        Self {
+            role: Role::Primary,
+            half: Half::PRIMARY,
+            peers: Vec::new(),
+            syncing: None,
+            since: 0,
+        }
     }
 
-    /// The copy of `daemon`, made as `half`, among those of `daemons`, the primary's first.
+    /// The copy of `daemon`, made as `half` with its block, where the good ones are those of
+    /// `daemons`, the primary's first, and that of `syncing` is syncing.
     #[must_use]
-    pub fn of((daemon, half): (DaemonId, Half), daemons: &[DaemonId]) -> Self {
-        let is_primary = daemons.first() == Some(&daemon);
-        let role = if is_primary { Role::Primary } else { Role::Copy };
-        let others = daemons.iter().copied().filter(|other| *other != daemon);
-        Self { role, half, peers: others.collect() }
+    pub fn of(
+        (daemon, half): (DaemonId, Half),
+        daemons: &[DaemonId],
+        syncing: Option<DaemonId>,
+    ) -> Self {
+        let role = match (syncing == Some(daemon), daemons.first() == Some(&daemon)) {
+            (true, _) => Role::Syncing,
+            (false, true) => Role::Primary,
+            (false, false) => Role::Copy,
+        };
+        let peers = daemons.iter().copied().filter(|other| *other != daemon).collect();
+        let syncing = syncing.filter(|syncing| *syncing != daemon);
+        Self { role, half, peers, syncing, since: 0 }
     }
 
-    /// The daemons of all copies, the primary's first and the others by their ids, as the copy of
-    /// `daemon` says: copies that agree say the same.
+    /// The daemons of all good copies, the primary's first and the others by their ids, as the copy
+    /// of `daemon` says: copies that agree say the same.
     #[must_use]
     pub fn daemons(&self, daemon: DaemonId) -> Vec<DaemonId> {
         let mut daemons = self.peers.clone();
-        let place = match self.role {
-            Role::Primary => 0,
-            Role::Copy => daemons.len().min(1),
-        };
-        daemons.insert(place, daemon);
-        daemons[1..].sort_unstable();
+        match self.role {
+            Role::Primary => daemons.insert(0, daemon),
+            Role::Copy => daemons.insert(daemons.len().min(1), daemon),
+            Role::Syncing => {}
+        }
+        if let [_, others @ ..] = &mut daemons[..] {
+            others.sort_unstable();
+        }
         daemons
+    }
+
+    /// Whose copy is syncing, as the copy of `daemon` says.
+    #[must_use]
+    pub fn syncing(&self, daemon: DaemonId) -> Option<DaemonId> {
+        if self.role == Role::Syncing { Some(daemon) } else { self.syncing }
     }
 
     /// Checks what a header or a message claims of a copy.
@@ -282,14 +312,14 @@ impl Membership {
     ///
     /// [`DescriptionError`] for too many peers, one that is named twice, or a copy without any.
     pub fn validate(&self) -> Result<(), DescriptionError> {
-        let Self { role, half, peers } = self;
+        let Self { role, half, peers, syncing, .. } = self;
+        let field = |field, fits: bool| if fits { Ok(()) } else { Err(DescriptionError { field }) };
         let is_new = |(place, peer): (usize, &DaemonId)| !peers[..place].contains(peer);
-        let fits = peers.len() <= PEERS_MAX && peers.iter().enumerate().all(is_new);
-        let follows = *role == Role::Primary || !peers.is_empty();
-        if !half.exists() {
-            return Err(DescriptionError { field: "half" });
-        }
-        if fits && follows { Ok(()) } else { Err(DescriptionError { field: "peers" }) }
+        field("half", half.exists())?;
+        field("peers", peers.len() <= PEERS_MAX && peers.iter().enumerate().all(is_new))?;
+        field("peers", *role == Role::Primary || !peers.is_empty())?;
+        let is_another = |syncing| *role != Role::Syncing && !peers.contains(&syncing);
+        field("syncing", syncing.is_none_or(is_another))
     }
 }
 
@@ -434,13 +464,35 @@ mod tests {
     #[test]
     fn every_copy_knows_all_copies_and_which_is_the_primary() {
         let daemons = [7, 9, 3].map(|id| DaemonId::try_from(id).unwrap());
-        for daemon in daemons {
-            let membership = Membership::of((daemon, Half::MIRROR), &daemons);
+        let syncing = DaemonId::try_from(8).unwrap();
+        for (daemon, syncing) in daemons.into_iter().zip([None, Some(syncing), None]) {
+            let membership = Membership::of((daemon, Half::MIRROR), &daemons, syncing);
             assert_eq!(membership.role == Role::Primary, daemon == daemons[0]);
             assert_eq!((membership.half, membership.validate()), (Half::MIRROR, Ok(())));
             let told = membership.daemons(daemon);
             assert_eq!(told, [daemons[0], daemons[2], daemons[1]]);
+            assert_eq!(membership.syncing(daemon), syncing);
         }
-        assert_eq!(Membership::of((daemons[0], Half::PRIMARY), &daemons[..1]), Membership::alone());
+        let alone = Membership::of((daemons[0], Half::PRIMARY), &daemons[..1], None);
+        assert_eq!(alone, Membership::alone());
+    }
+
+    #[test]
+    fn a_copy_that_is_syncing_knows_the_good_ones_and_is_none_of_them() {
+        let daemons = [7, 9, 3].map(|id| DaemonId::try_from(id).unwrap());
+        let syncing = DaemonId::try_from(8).unwrap();
+        let membership = Membership::of((syncing, Half::MIRROR), &daemons, Some(syncing));
+        assert_eq!((membership.role, membership.validate()), (Role::Syncing, Ok(())));
+        assert_eq!(membership.daemons(syncing), [daemons[0], daemons[2], daemons[1]]);
+        assert_eq!(membership.syncing(syncing), Some(syncing));
+        let claims = [
+            Membership { syncing: Some(daemons[0]), ..membership.clone() },
+            Membership { role: Role::Copy, syncing: Some(daemons[0]), ..membership.clone() },
+        ];
+        for claim in claims {
+            assert_eq!(claim.validate().unwrap_err().field, "syncing");
+        }
+        let of_none = Membership { peers: Vec::new(), ..membership };
+        assert_eq!(of_none.validate().unwrap_err().field, "peers");
     }
 }

@@ -27,7 +27,7 @@ pub(crate) enum Kind {
 }
 
 /// Every key with one value.
-pub(crate) const KEYS: [(&str, &str, Kind); 37] = [
+pub(crate) const KEYS: [(&str, &str, Kind); 38] = [
     ("instance", "name", Kind::Text),
     ("instance", "dir", Kind::Text),
     ("instance", "objects", Kind::Text),
@@ -46,6 +46,7 @@ pub(crate) const KEYS: [(&str, &str, Kind); 37] = [
     ("broker", "sense_ms", Kind::Plain),
     ("broker", "suspect_ms", Kind::Plain),
     ("broker", "idle_s", Kind::Plain),
+    ("broker", "sync_blocks", Kind::Plain),
     ("limits", "sessions", Kind::Plain),
     ("limits", "blocks", Kind::Plain),
     ("limits", "regions", Kind::Plain),

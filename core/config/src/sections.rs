@@ -64,6 +64,8 @@ pub struct BrokerSection {
     pub suspect_ms: u64,
     /// How long a session's empty block is kept before it is given back.
     pub idle_s: u64,
+    /// Blocks that get a copy again at one time.
+    pub sync_blocks: u32,
 }
 
 /// How the daemon of a new block is chosen among those that have room.
@@ -232,6 +234,7 @@ impl Default for BrokerSection {
             sense_ms: 1_000,
             suspect_ms: 5_000,
             idle_s: 10,
+            sync_blocks: 4,
         }
     }
 }

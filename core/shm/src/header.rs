@@ -213,7 +213,9 @@ layout! {
         192 => volume: [u8; 64],
         256 => name: [u8; 128],
         384 => half: U32,
-        388 => reserved: [u8; 1660],
+        388 => syncing: U32,
+        392 => since: U64,
+        400 => reserved: [u8; 1648],
     }
 }
 
@@ -234,20 +236,24 @@ const OWNER_SESSION: u32 = 1;
 const OWNER_REGION: u32 = 2;
 const ROLE_PRIMARY: u32 = 1;
 const ROLE_COPY: u32 = 2;
+const ROLE_SYNCING: u32 = 3;
 
 impl HeaderSlot {
     fn encode(header: &BlockHeader, sequence: u64) -> Result<Self, HeaderError> {
         let description = &header.description;
-        let Membership { role, half, peers } = &description.membership;
-        check_peers(header.daemon, peers).map_err(|why| HeaderError::Unfit { why })?;
+        let Membership { role, half, peers, syncing, since } = &description.membership;
+        check_peers(header.daemon, peers, *syncing).map_err(|why| HeaderError::Unfit { why })?;
         let mut slot = Self::new_zeroed();
         slot.sequence = sequence.into();
         slot.daemon = header.daemon.get().into();
         slot.role = match role {
             Role::Primary => ROLE_PRIMARY,
             Role::Copy => ROLE_COPY,
+            Role::Syncing => ROLE_SYNCING,
         }
         .into();
+        slot.since = (*since).into();
+        slot.syncing = syncing.map_or(0, DaemonId::get).into();
         slot.half = u32::from(half.place()).into();
         for (place, peer) in slot.peer.iter_mut().zip(peers) {
             *place = peer.get().into();
@@ -308,6 +314,7 @@ impl HeaderSlot {
         let role = match self.role.get() {
             ROLE_PRIMARY => Role::Primary,
             ROLE_COPY => Role::Copy,
+            ROLE_SYNCING => Role::Syncing,
             other => return Err(HeaderError::damaged(format!("role {other} is no role"))),
         };
         let half = usize::try_from(self.half.get()).ok().and_then(Half::of);
@@ -326,22 +333,31 @@ impl HeaderSlot {
             bytes_max: self.bytes_max.get(),
             span,
             owner: self.decode_owner()?,
-            membership: Membership { role, half, peers: self.decode_peers(daemon)? },
+            membership: self.decode_membership(daemon, role, half)?,
         };
         let checked = description.validate(layout.block_bytes());
         checked.map_err(|error| HeaderError::damaged(error.to_string()))?;
         Ok(BlockHeader { daemon, description })
     }
 
-    fn decode_peers(&self, daemon: DaemonId) -> Result<Vec<DaemonId>, HeaderError> {
+    fn decode_membership(
+        &self,
+        daemon: DaemonId,
+        role: Role,
+        half: Half,
+    ) -> Result<Membership, HeaderError> {
         let count = usize::try_from(self.peers.get()).unwrap_or(usize::MAX);
         let Some(peers) = self.peer.get(..count) else {
             return Err(HeaderError::damaged(format!("{count} peers are more than {PEERS_MAX}")));
         };
         let peers = peers.iter().map(|peer| DaemonId::try_from(peer.get()));
         let peers = peers.collect::<Result<Vec<_>, _>>().map_err(bad_id)?;
-        check_peers(daemon, &peers).map_err(HeaderError::damaged)?;
-        Ok(peers)
+        let syncing = match self.syncing.get() {
+            0 => None,
+            id => Some(DaemonId::try_from(id).map_err(bad_id)?),
+        };
+        check_peers(daemon, &peers, syncing).map_err(HeaderError::damaged)?;
+        Ok(Membership { role, half, peers, syncing, since: self.since.get() })
     }
 
     fn decode_owner(&self) -> Result<Owner, HeaderError> {
@@ -370,11 +386,17 @@ impl HeaderSlot {
     }
 }
 
-fn check_peers(daemon: DaemonId, peers: &[DaemonId]) -> Result<(), String> {
+/// No copy names itself, or another twice.
+fn check_peers(
+    daemon: DaemonId,
+    peers: &[DaemonId],
+    syncing: Option<DaemonId>,
+) -> Result<(), String> {
     if peers.len() > PEERS_MAX {
         return Err(format!("{} peers are more than {PEERS_MAX}", peers.len()));
     }
-    for (index, peer) in peers.iter().enumerate() {
+    let named = peers.iter().chain(&syncing);
+    for (index, peer) in named.enumerate() {
         if *peer == daemon || peers[..index].contains(peer) {
             return Err(format!("daemon {peer} is named twice"));
         }

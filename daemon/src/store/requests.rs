@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dmce_abi::Status;
-use dmce_abi::block::{BlockDescription, BlockId};
+use dmce_abi::block::{BlockDescription, BlockId, Role};
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::name::ObjectKind;
 use dmce_abi::wire::daemon::{DaemonAnswer, DaemonNotice, DaemonRequest, PoolPlace};
@@ -25,6 +25,7 @@ use tracing::warn;
 use super::adopt;
 use super::block::{self, Spare};
 use super::commit::{CommitError, Growth, Halted};
+use super::copied::Part;
 use super::ledger::{Promise, Purpose, Shortage};
 use super::work::{Done, Job, Remains};
 use super::{Begun, Condition, Held, Store};
@@ -54,6 +55,9 @@ impl Store {
             DaemonRequest::Seat { session, guid, cell_bits } => {
                 self.sit_down(SessionIdentity { session, guid }, cell_bits);
                 Ok(Begun::Answered(Ok(DaemonAnswer::Done)))
+            }
+            DaemonRequest::Sync { block, guid, cell, bytes } => {
+                Ok(Begun::Answered(self.sync(Part { block, guid, cell, bytes })))
             }
             DaemonRequest::Sense => self.sense().map(|answer| Begun::Answered(Ok(answer))),
             DaemonRequest::Settled => Ok(Begun::Answered(Ok(DaemonAnswer::Done))),
@@ -286,6 +290,11 @@ impl Held {
         if ours.guid != description.guid {
             let (block, guid) = (ours.block, ours.guid);
             let text = format!("block {block} is there already, with the GUID {guid}");
+            return Err(Refusal::new(Status::Exists, text));
+        }
+        if description.membership.role == Role::Syncing && ours != description {
+            // What it was a copy of may have been written since.
+            let text = format!("block {} is there already, as another copy", ours.block);
             return Err(Refusal::new(Status::Exists, text));
         }
         match self.condition {

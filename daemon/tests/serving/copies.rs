@@ -11,7 +11,7 @@ use dmce_abi::name::ObjectName;
 use dmce_abi::wire::data::{Bytes, DataReply, DataRequest, LinkGrant, Target};
 use dmce_shm::fence::Fence;
 use dmce_shm::header::{self, BlockHeader};
-use dmce_shm::lock::LockOwner;
+use dmce_shm::lock::{LockBits, LockOwner};
 use dmce_shm::session::SessionIdentity;
 use dmce_shm::session::object::SessionObject;
 use dmce_shm::table::{
@@ -32,7 +32,7 @@ fn copy(daemon: u32, role: Role, half: Half, epoch: u64) -> BlockHeader {
     let alone = description(BLOCK);
     let Owner::Session { session, ticket, uid, .. } = alone.owner else { panic!("a session's") };
     let owner = Owner::Session { session, ticket, uid, copies: 2 };
-    let membership = Membership { role, half, peers };
+    let membership = Membership { role, half, peers, syncing: None, since: 0 };
     let description = BlockDescription { epoch, owner, membership, ..alone };
     BlockHeader { daemon: daemon_id(daemon), description }
 }
@@ -86,6 +86,20 @@ impl Pair {
             Ok(there) => header::update(there.as_fd(), &header).unwrap(),
             Err(_) => header::make(&self.dir, &name, &header).unwrap(),
         }
+    }
+
+    /// This daemon's copy is syncing, and the other is the good one.
+    fn sync_own(&mut self, epoch: u64) {
+        let mut own = copy(1, Role::Syncing, Half::PRIMARY, epoch);
+        let mut good = copy(2, Role::Primary, Half::MIRROR, epoch);
+        good.description.membership.peers.clear();
+        good.description.membership.syncing = Some(daemon_id(1));
+        own.description.membership.peers = vec![daemon_id(2)];
+        for (daemon, header) in [(1, &own), (2, &good)] {
+            let there = self.open(daemon, ObjectKind::Header(BLOCK));
+            header::update(there.as_fd(), header).unwrap();
+        }
+        self.broker.tell(&DaemonRequest::Rewritten { description: own.description });
     }
 
     fn name(&self, daemon: u32, kind: ObjectKind) -> String {
@@ -210,6 +224,63 @@ fn what_is_written_is_on_both_copies_and_leaves_no_lock_and_no_intent() {
     let table = pair.open(0, ObjectKind::LockTable(BLOCK));
     object::read_at(table.as_fd(), &mut words, word_offset(0)).unwrap();
     assert_eq!((&words[..4], &words[8..12]), (&[0; 4][..], &[0; 4][..]), "both are free");
+}
+
+/// The broker asks for a part until something comes of it; how many bytes.
+fn synced(pair: &mut Pair, cell: u64, bytes: u32) -> u32 {
+    let request =
+        DaemonRequest::Sync { block: id(BLOCK), guid: description(BLOCK).guid, cell, bytes };
+    loop {
+        match pair.broker.ask(&request) {
+            Ok(DaemonAnswer::Synced { bytes: 0 }) => {}
+            Ok(DaemonAnswer::Synced { bytes }) => return bytes,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_copy_that_is_syncing_gets_what_the_good_one_has_but_pages_that_somebody_holds() {
+    let mut pair = Pair::new();
+    let data: Vec<u8> = (0..BYTES).map(|at| u8::try_from(at % 251).unwrap()).collect();
+    let mirror = pair.open(2, ObjectKind::Data(BLOCK));
+    object::write_at(mirror.as_fd(), &data, 0).unwrap();
+    // Of two good copies none is to be written over.
+    let guid = description(BLOCK).guid;
+    let request = DaemonRequest::Sync { block: id(BLOCK), guid, cell: 0, bytes: 4096 };
+    pair.seat();
+    while pair.broker.ask(&request) == Ok(DaemonAnswer::Synced { bytes: 0 }) {}
+    assert_eq!(pair.broker.ask(&request).unwrap_err().status, Status::NotFound);
+    pair.sync_own(2);
+    let seat = pair.seat();
+    let mib = 1 << 20;
+    assert_eq!(synced(&mut pair, 0, mib), mib);
+    assert_eq!(pair.bytes(1, 0, 1 << 20), data[..1 << 20]);
+    assert_eq!(pair.bytes(1, 1 << 20, 8), [0; 8]);
+    // Another session's slot 3 has a page.
+    let table = pair.open(0, ObjectKind::LockTable(BLOCK));
+    let word = u64::from(77_u32 << 8 | 3);
+    let held = (1 << 20) + 40 * 4096;
+    object::write_at(table.as_fd(), &word.to_le_bytes(), word_offset(held)).unwrap();
+    let until = 32 * 4096;
+    assert_eq!(synced(&mut pair, 1 << 20, mib), until, "whole batches before it");
+    let behind = u32::try_from(BYTES - held - 4096).unwrap();
+    assert_eq!(synced(&mut pair, held + 4096, behind), behind);
+    object::write_at(table.as_fd(), &[0; 8], word_offset(held)).unwrap();
+    // A lost page is left out.
+    let lost = (1 << 20) + 33 * 4096;
+    let word = LockBits::LOST.word().to_le_bytes();
+    object::write_at(table.as_fd(), &word, word_offset(lost)).unwrap();
+    let rest = 16 * 4096;
+    assert_eq!(synced(&mut pair, (1 << 20) + u64::from(until), rest), rest);
+    let mut found = pair.bytes(1, 0, data.len());
+    let lost = usize::try_from(lost).unwrap();
+    assert_eq!(found[lost..lost + 4096], [0; 4096]);
+    found[lost..lost + 4096].copy_from_slice(&data[lost..lost + 4096]);
+    assert!(found == data);
+    assert!(seat.intents().unwrap().is_empty());
+    // What is beyond the block is not there.
+    assert_eq!(synced(&mut pair, BYTES - 4096, 8192), 4096);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What a message says of a block, before a [`Block`](super::Block) is made of it.
 
 use dmce_abi::limits::PAGE_BYTES;
-use dmce_abi::wire::client::{BlockInfo, GoodCopy};
+use dmce_abi::wire::client::{BlockInfo, CopyInfo};
 use dmce_abi::{AddrLayout, Status};
 
 use crate::error::Error;
@@ -38,13 +38,15 @@ pub(crate) fn check_info(
     field("size", (1..=layout.block_bytes()).contains(&info.bytes_max))?;
     field("size", whole_pages(info.bytes_max))?;
     field("committed size", info.committed <= info.bytes_max && whole_pages(info.committed))?;
-    let good: Vec<GoodCopy> = info.good().collect();
-    let is_other = |a: &GoodCopy, b: &GoodCopy| a.daemon != b.daemon && a.half != b.half;
+    let good: Vec<CopyInfo> = info.good().collect();
+    let written: Vec<CopyInfo> = info.written().collect();
+    let is_other = |a: &CopyInfo, b: &CopyInfo| a.daemon != b.daemon && a.half != b.half;
     let is_once =
-        |(place, copy): (usize, &GoodCopy)| good[..place].iter().all(|b| is_other(copy, b));
+        |(place, copy): (usize, &CopyInfo)| written[..place].iter().all(|b| is_other(copy, b));
     let are_first = info.copies.iter().take(good.len()).all(Option::is_some);
-    field("list of copies", are_first && good.iter().enumerate().all(is_once))?;
+    field("list of copies", are_first && written.iter().enumerate().all(is_once))?;
     field("list of copies", good.is_empty() == info.lost)?;
+    field("copy that is syncing", info.syncing.is_none() || info.has_locks)?;
     // One that has lost its other copies still has it.
     field("lock table", if info.has_locks { !info.lost } else { good.len() <= 1 })
 }
@@ -55,10 +57,10 @@ pub(super) mod tests {
 
     use super::*;
 
-    fn on(daemons: &[u32]) -> [Option<GoodCopy>; 3] {
+    fn on(daemons: &[u32]) -> [Option<CopyInfo>; 3] {
         std::array::from_fn(|place| {
             let daemon = DaemonId::try_from(*daemons.get(place)?).ok()?;
-            Some(GoodCopy { daemon, half: Half::of(place)? })
+            Some(CopyInfo { daemon, since: 0, half: Half::of(place)? })
         })
     }
 
@@ -76,6 +78,7 @@ pub(super) mod tests {
             writable: true,
             lost: false,
             copies: on(&[1]),
+            syncing: None,
             has_locks: false,
         }
     }
@@ -110,6 +113,11 @@ pub(super) mod tests {
         }));
         let degraded = BlockInfo { has_locks: true, ..info() };
         check_info(&degraded, layout, 100).unwrap();
+        let syncing = on(&[3, 2])[1];
+        check_info(&BlockInfo { syncing, ..degraded }, layout, 100).unwrap();
+        assert!(refused(|info| info.syncing = on(&[3, 2])[1]), "without a lock table");
+        assert!(refused(|info| (info.syncing, info.has_locks) = (on(&[3, 1])[1], true)));
+        assert!(refused(|info| (info.syncing, info.has_locks) = (on(&[2])[0], true)), "its half");
         check_info(&BlockInfo { lost: true, copies: on(&[]), ..info() }, layout, 100).unwrap();
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dmce_abi::block::{BlockId, DaemonId, Guid, Half};
-use dmce_abi::wire::client::{BlockInfo, GoodCopy};
+use dmce_abi::wire::client::{BlockInfo, CopyInfo};
 use dmce_shm::session::map::SessionMap;
 use dmce_sys::map::Protection;
 
@@ -141,7 +141,8 @@ impl BlockOf {
             page_size: 4096,
             writable: self.protection == Protection::ReadWrite,
             lost: false,
-            copies: [Some(GoodCopy { daemon, half: Half::PRIMARY }), None, None],
+            copies: [Some(CopyInfo { daemon, since: 0, half: Half::PRIMARY }), None, None],
+            syncing: None,
             has_locks: false,
         };
         Block::of_info(&info, self.backing)

@@ -12,8 +12,8 @@ use dmce_abi::wire::client::BlockInfo;
 
 use crate::error::Error;
 
-/// The descriptors of one block: the data of each good copy, the primary's first, then the lock
-/// table, if there is one. None of a lost block.
+/// The descriptors of one block: the data of each copy that is written, the primary's first, then
+/// the lock table, if there is one. None of a lost block.
 #[derive(Debug)]
 pub(crate) struct Given(Vec<OwnedFd>);
 
@@ -39,16 +39,17 @@ impl Given {
     ///
     /// [`Status::Internal`] of a lost block.
     pub(crate) fn into_copies(self, info: &BlockInfo) -> Result<Vec<OwnedFd>, Error> {
-        let (copies, _) = self.into_parts(info);
+        let (mut copies, _) = self.into_parts(info);
+        copies.truncate(info.good().count());
         if copies.is_empty() {
             return Err(Error::new(Status::Internal, "nothing comes of a lost block"));
         }
         Ok(copies)
     }
 
-    /// The data of the good copies, as the description names them, and the lock table.
+    /// The data of the copies that are written, as the description names them, and the lock table.
     pub(crate) fn into_parts(mut self, info: &BlockInfo) -> (Vec<OwnedFd>, Option<OwnedFd>) {
-        let locks = self.0.split_off(self.0.len().min(info.good().count())).pop();
+        let locks = self.0.split_off(self.0.len().min(info.written().count())).pop();
         (self.0, locks)
     }
 }
@@ -58,7 +59,7 @@ mod tests {
     use std::fs::File;
 
     use dmce_abi::block::{BlockId, DaemonId, Guid, Half};
-    use dmce_abi::wire::client::GoodCopy;
+    use dmce_abi::wire::client::CopyInfo;
 
     use super::*;
 
@@ -77,8 +78,9 @@ mod tests {
             lost: copies == 0,
             copies: [1, 2, 3].map(|id| {
                 let daemon = DaemonId::try_from(id).ok().filter(|_| id <= copies)?;
-                Some(GoodCopy { daemon, half: Half::of(id as usize - 1)? })
+                Some(CopyInfo { daemon, since: 0, half: Half::of(id as usize - 1)? })
             }),
+            syncing: None,
             has_locks,
         }
     }

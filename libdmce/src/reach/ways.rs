@@ -13,10 +13,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dmce_abi::Status;
-use dmce_abi::wire::client::{BlockInfo, GoodCopy};
+use dmce_abi::wire::client::{BlockInfo, CopyInfo};
 use dmce_sys::map::{MapError, Protection};
 
-use super::copied::{CopiedBlock, Copy, Identity, LockTable, Party, Size, TableFault, Way};
+use super::copied::{
+    CopiedBlock, Copy, CopySet, Identity, LockTable, Party, Size, TableFault, Way,
+};
 use super::given::Given;
 use super::mapped::MappedBlock;
 use super::message::LinkTable;
@@ -127,10 +129,11 @@ impl Ways {
         let who = (info.block, info.guid, info.epoch);
         let locks = LockTable::map(locks.as_fd(), who, size, protection)?;
         let identity = Identity { block: info.block, epoch: info.epoch, base };
-        let copies = info.good().zip(copies);
-        let copies =
-            copies.map(|(GoodCopy { daemon, half }, fd)| Ok(Copy { daemon, half, way: way(fd)? }));
+        let copies = info.written().zip(copies);
+        let copies = copies
+            .map(|(CopyInfo { daemon, half, .. }, fd)| Ok(Copy { daemon, half, way: way(fd)? }));
         let copies = copies.collect::<Result<Vec<Copy>, Error>>()?;
+        let copies = CopySet { copies, good: info.good().count() };
         Ok(Backing::Copied(CopiedBlock::new(identity, copies, locks, Arc::clone(&self.party))))
     }
 

@@ -20,8 +20,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use dmce_abi::Status;
-use dmce_abi::block::{BlockId, DaemonId};
-use dmce_abi::wire::client::{ClientReply, ClientRequest, Fetch};
+use dmce_abi::block::BlockId;
+use dmce_abi::wire::client::{ClientReply, ClientRequest, CopyInfo, Fetch};
 
 use super::core::Core;
 use super::link::LinkError;
@@ -68,11 +68,17 @@ impl Arbiter for AskBroker {
     }
 }
 
-/// Who has good copies of a block.
+/// Who has copies of a block that are written.
 enum Named {
-    Copies(Vec<DaemonId>),
+    Copies(Vec<CopyInfo>),
     /// It is no block of this session any more.
     Nobody,
+}
+
+/// Whether a copy is the one that could not be written: its daemon may have lost that, and have got
+/// another.
+const fn is_it(copy: &CopyInfo, damage: Damage) -> bool {
+    copy.daemon.get() == damage.daemon.get() && copy.since <= damage.epoch
 }
 
 impl Core {
@@ -91,16 +97,18 @@ impl Core {
         let mut asked = [true, false].into_iter();
         let named = asked.find_map(|writable| self.ask_who(damage.block, writable, deadline))?;
         Some(match named {
-            Named::Copies(daemons) if daemons.contains(&damage.daemon) => Judgement::Good,
+            Named::Copies(copies) if copies.iter().any(|copy| is_it(copy, damage)) => {
+                Judgement::Good
+            }
             Named::Copies(_) | Named::Nobody => Judgement::Dropped,
         })
     }
 
-    /// Whose copies of a block are good. The broker answers when that is decided.
+    /// Whose copies of a block are written. The broker answers when that is decided.
     fn ask_who(&self, block: BlockId, writable: bool, deadline: Deadline) -> Option<Named> {
         match self.link.ask(&ClientRequest::Fetch(Fetch { block, writable }), deadline) {
             Ok((ClientReply::Fetched(info), _)) if info.block == block => {
-                Some(Named::Copies(info.daemons().collect()))
+                Some(Named::Copies(info.written().collect()))
             }
             // It was given back, or deleted.
             Err(LinkError::Refused(error)) if error.status() == Status::Address => {

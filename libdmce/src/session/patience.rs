@@ -280,6 +280,10 @@ impl Core {
                     let addr = DmceAddr::from_raw(self.layout, addr)?;
                     self.events.push(Event::CopyLost { addr, bytes });
                 }
+                SessionEvent::CopiesRestored { addr, bytes } => {
+                    let addr = DmceAddr::from_raw(self.layout, addr)?;
+                    self.events.push(Event::CopiesRestored { addr, bytes });
+                }
                 other => tracing::debug!(?other, "an event of a later release"),
             }
         }

@@ -6,7 +6,7 @@ use dmce_abi::Status;
 use dmce_abi::block::{BlockId, DaemonId, Half};
 use dmce_abi::limits::FRAME_BYTES_MAX;
 use dmce_abi::wire::client::{
-    BlockInfo, Changed, ClientReply, ClientRequest, GoodCopy, Granted, Malloc, MallocKind, Opened,
+    BlockInfo, Changed, ClientReply, ClientRequest, CopyInfo, Granted, Malloc, MallocKind, Opened,
     OpeningId, Ready, RegionKey, SpanKey,
 };
 use dmce_abi::wire::{self, FrameHeader, Refusal, Reply};
@@ -340,7 +340,7 @@ impl State {
         let copy = |place| {
             let id = *block.good.get(place).filter(|_| !block.lost)?;
             let (daemon, half) = (DaemonId::try_from(id).ok()?, Half::of(id as usize - 1)?);
-            Some(GoodCopy { daemon, half })
+            Some(CopyInfo { daemon, since: 0, half })
         };
         BlockInfo {
             block: BlockId::try_from(id).unwrap(),
@@ -354,6 +354,7 @@ impl State {
             writable,
             lost: block.lost,
             copies: std::array::from_fn(copy),
+            syncing: None,
             has_locks: block.locks.is_some() && !block.lost,
         }
     }

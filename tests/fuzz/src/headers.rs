@@ -100,8 +100,9 @@ fn accepted(page: &[u8], header: &BlockHeader) {
     let layout = AddrLayout::IN_SERVER;
     described(&header.description);
     assert!(header.description.validate(layout.block_bytes()).is_ok());
-    let peers = &header.description.membership.peers;
+    let Membership { peers, syncing, .. } = &header.description.membership;
     assert!(peers.len() <= PEERS_MAX && !peers.contains(&header.daemon));
+    assert!(syncing.is_none_or(|daemon| daemon != header.daemon && !peers.contains(&daemon)));
 
     let anew = holding(&[]);
     header::create(anew.as_fd(), header).expect("what was read can be written");

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use dmce_abi::AddrLayout;
-use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, Membership, Owner};
+use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, Membership, Owner, Role};
 use dmce_abi::name::ObjectKind;
 use dmce_shm::header::{self, BlockHeader, HeaderError};
 use dmce_shm::table::LockTableHeader;
@@ -171,6 +171,8 @@ fn judge(
     mut copies: Vec<Copy>,
     differences: &mut Vec<Difference>,
 ) -> (Vec<Copy>, usize) {
+    // What is syncing is no copy yet: nobody reads it.
+    copies.retain(|copy| copy.description.membership.role != Role::Syncing);
     let epoch = copies.iter().map(|copy| copy.description.epoch).max().unwrap_or(0);
     let highest = copies.iter().filter(|copy| copy.description.epoch == epoch);
     let mut named: Option<(DaemonId, Vec<DaemonId>)> = None;

@@ -83,7 +83,7 @@ impl World {
     fn copy_of(&self, of: u32, daemons: &[u32], mut description: BlockDescription) {
         let daemons: Vec<_> = daemons.iter().map(|id| daemon(*id)).collect();
         let half = Half::of(of as usize - 1).unwrap();
-        description.membership = Membership::of((daemon(of), half), &daemons);
+        description.membership = Membership::of((daemon(of), half), &daemons, None);
         let head = self.make(of, ObjectKind::Header(BLOCK));
         header::create(head.as_fd(), &BlockHeader { daemon: daemon(of), description }).unwrap();
         let data = self.make(of, ObjectKind::Data(BLOCK));

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::{Instance, Seeded};
 
-/// In less than this a broker has told everybody of a loss.
-const TELLING_US: u64 = 20_000;
+/// In less than this a broker has told everybody of a loss, and has made what was lost again.
+const TELLING_US: u64 = 60_000;
 
 /// What is done to objects.
 #[derive(Clone, Copy, Debug)]
@@ -79,7 +79,7 @@ impl Damage {
         match self.company {
             Company::DaemonAfter => instance.kill_daemon(daemon),
             Company::BrokerAfter => {
-                // From before it has noticed until after it has told all.
+                // From before it has noticed until after all copies are there again.
                 let pause = Duration::from_micros(random.below(TELLING_US));
                 std::thread::sleep(pause);
                 instance.kill_broker();

@@ -14,8 +14,8 @@
 //! 1. A writer says what it tries before it begins, and that it was acknowledged before it tries
 //!    the next: so at its death the ledger knows all but whether the last try came through.
 //! 2. A place has one writer. It is read by others only when that is dead.
-//! 3. It goes by rounds, each with regions of its own: a copy that is lost is made again by nobody,
-//!    so in a round fewer daemons lose something than a region has copies.
+//! 3. Fewer daemons lose something than a region has copies, until the broker has made again what
+//!    was lost. Meanwhile others are killed and stopped.
 //! 4. Nobody waits for a time: a stopped process goes on, and the next misfortune comes, when the
 //!    writers have acknowledged so much more.
 
@@ -26,13 +26,13 @@ mod report;
 mod work;
 mod writer;
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 pub use ledger::{Ledger, Loss, Tear};
 pub use report::Report;
 pub use work::work;
 
+use dmce_abi::wire::admin::{BlockRow, BlockState, CopyState};
 use libdmce::{Mirror, Prot, RegionOptions, Session};
 
 use crate::checker::{self, Checked};
@@ -50,6 +50,9 @@ const VOLUME: &str = "torture";
 /// and one on the message path.
 const WRITERS: u32 = 4;
 const _: () = assert!(LANES == 2 && WRITERS.is_multiple_of(LANES));
+
+/// Blocks that get a copy again at one time.
+const SYNC_BLOCKS: u32 = 2;
 
 /// Records that are acknowledged between two misfortunes, and while somebody is stopped.
 const PROGRESS: u64 = 200;
@@ -72,7 +75,7 @@ pub struct Plan {
     pub length: Duration,
     /// Daemons.
     pub daemons: u32,
-    /// Copies of the writers' regions: in each round one fewer may be lost.
+    /// Copies of the writers' regions: one fewer may be lost, until all are there again.
     pub copies: u32,
 }
 
@@ -84,6 +87,8 @@ struct Campaign {
     report: Report,
     plan: Plan,
     end: Instant,
+    /// Daemons that may lose something before all copies are there again.
+    spare: u32,
 }
 
 /// Runs a campaign.
@@ -93,7 +98,8 @@ struct Campaign {
 /// If a record is lost, copies differ, or somebody stands still.
 #[must_use]
 pub fn run(plan: Plan) -> Report {
-    let instance = Instance::builder().daemons(plan.daemons).capacity("64MiB").start();
+    let builder = Instance::builder().daemons(plan.daemons).capacity("64MiB");
+    let instance = builder.sync_blocks(SYNC_BLOCKS).start();
     let mut campaign = Campaign {
         instance,
         random: Seeded::quiet(plan.seed),
@@ -101,6 +107,7 @@ pub fn run(plan: Plan) -> Report {
         report: Report::default(),
         plan,
         end: Instant::now() + plan.length,
+        spare: 0,
     };
     while Instant::now() < campaign.end {
         campaign.round();
@@ -113,20 +120,20 @@ impl Campaign {
     fn round(&mut self) {
         self.begin_round();
         let count = MISFORTUNES_MIN + self.random.below(MISFORTUNES_MAX - MISFORTUNES_MIN + 1);
-        let mut losses = self.draw_losses(count);
-        for place in 0..count {
+        for _ in 0..count {
             // The first round is whole, so that each campaign has all kinds of misfortune.
             if Instant::now() >= self.end && self.report.rounds > 0 {
                 break;
             }
             self.wait_progress(|_| true);
-            match losses.remove(&place) {
-                Some(daemon) => self.lose_copies(daemon),
-                None if self.random.below(4) == 0 => self.stop_somebody(),
-                None => self.kill_some(),
+            match self.random.below(4) {
+                0 => self.stop_somebody(),
+                1 if self.plan.copies > 1 => self.lose_copies(),
+                _ => self.kill_some(),
             }
         }
         self.wait_progress(|_| true);
+        self.wait_whole();
         self.end_round();
     }
 
@@ -144,19 +151,22 @@ impl Campaign {
             let fresh = self.start_writer(writer, Ledger::new(writer, PLACES, tear));
             self.writers.push(fresh);
         }
+        self.spare = self.plan.copies - 1;
     }
 
-    /// At which misfortunes of a round which daemon loses what it holds: one copy of each record
-    /// stays where it is.
-    fn draw_losses(&mut self, misfortunes: u64) -> BTreeMap<u64, u32> {
-        let mut daemons: Vec<u32> = (1..=self.plan.daemons).collect();
-        let mut losses = BTreeMap::new();
-        for _ in 1..self.plan.copies {
-            let place = self.random.below(daemons.len() as u64);
-            let daemon = daemons.swap_remove(usize::try_from(place).expect("few"));
-            losses.insert(self.random.below(misfortunes), daemon);
+    /// Waits until all that was lost was made again.
+    fn wait_whole(&mut self) {
+        let copies = self.plan.copies as usize;
+        if self.spare + 1 == self.plan.copies {
+            return;
         }
-        losses
+        let is_whole = |row: &BlockRow| {
+            let good = row.copies.iter().filter(|copy| copy.state == CopyState::Good);
+            row.state == BlockState::Ok && good.count() == copies
+        };
+        wait_until("all copies are there again", || self.instance.blocks().iter().all(is_whole));
+        self.report.count("losses after which all copies were made again");
+        self.spare = self.plan.copies - 1;
     }
 
     /// A daemon loses what it holds, or some of it, and the writers notice nothing but the time.
@@ -165,7 +175,13 @@ impl Campaign {
     /// more and each write that was under way then is done: a page whose writer dies as well as the
     /// copy that it was writing may be lost (docs/adr/0008-two-copies.md). A copy whose name alone
     /// is gone is written to until then.
-    fn lose_copies(&mut self, daemon: u32) {
+    fn lose_copies(&mut self) {
+        if self.spare == 0 {
+            self.wait_whole();
+        }
+        self.spare -= 1;
+        let daemon = 1 + self.random.below(self.plan.daemons.into());
+        let daemon = u32::try_from(daemon).expect("there are few daemons");
         wait_until("the dead are repaired", || !self.look().awaits_repair());
         for writer in &self.writers {
             self.report.slowest = self.report.slowest.max(writer.take_slowest());

@@ -11,8 +11,13 @@ use crate::dispatcher::{Quota, Started};
 
 /// An instance whose blocks may have three copies.
 pub fn rig(daemons: u32) -> Rig {
+    rig_that_syncs(daemons, 0)
+}
+
+/// One in which so many of them get copies again at once.
+pub fn rig_that_syncs(daemons: u32, syncs_max: usize) -> Rig {
     let mut config = config();
-    config.copies_max = 3;
+    (config.copies_max, config.syncs_max) = (3, syncs_max);
     let mut rig = Rig::started(config, Started::default());
     for id in 1..=daemons {
         rig.daemon(id, 3 * GIB);

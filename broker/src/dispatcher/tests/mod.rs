@@ -24,3 +24,4 @@ mod rig;
 mod seats;
 mod silent;
 mod stale;
+mod syncing;

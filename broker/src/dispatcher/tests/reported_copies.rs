@@ -22,7 +22,7 @@ fn half(daemon: u32) -> Half {
 pub fn held(daemon: u32, daemons: &[u32], epoch: u64, committed: u64) -> HeldBlock {
     let mut held = super::restart::held_region(9, 0, 1, 5);
     let daemons: Vec<_> = daemons.iter().map(|id| daemon_id(*id)).collect();
-    held.description.membership = Membership::of((daemon_id(daemon), half(daemon)), &daemons);
+    held.description.membership = Membership::of((daemon_id(daemon), half(daemon)), &daemons, None);
     held.description.epoch = epoch;
     if let Owner::Region(region) = &mut held.description.owner {
         (region.copies, region.region_size) = (2, MIB);
@@ -190,7 +190,7 @@ fn of_a_block_that_grows_a_copy_without_a_byte_is_lost_and_none_for_its_length()
             let mut held = super::restart::held(9, 0, 1, 1);
             let daemons = [daemon_id(1), daemon_id(2)];
             let copy = (daemon_id(daemon), half(daemon));
-            held.description.membership = Membership::of(copy, &daemons);
+            held.description.membership = Membership::of(copy, &daemons, None);
             if let Owner::Session { copies, .. } = &mut held.description.owner {
                 *copies = 2;
             }
@@ -229,7 +229,8 @@ fn both_copies_of_a_session_that_is_no_more_are_destroyed() {
     let of = |daemon| {
         let mut held = super::restart::held(9, 0, 1, 1);
         let daemons = [daemon_id(1), daemon_id(2)];
-        held.description.membership = Membership::of((daemon_id(daemon), half(daemon)), &daemons);
+        held.description.membership =
+            Membership::of((daemon_id(daemon), half(daemon)), &daemons, None);
         held
     };
     let mut rig = found(vec![(1, of(1)), (2, of(2))]);

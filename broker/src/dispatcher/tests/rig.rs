@@ -378,6 +378,7 @@ fn answer_to(daemon: &mut FakeDaemon, request: &DaemonRequest) -> DaemonAnswer {
             DaemonAnswer::Data(DataReply::Bytes(Bytes(bytes)))
         }
         DaemonRequest::Data(_) => DaemonAnswer::Data(DataReply::Done),
+        DaemonRequest::Sync { bytes, .. } => DaemonAnswer::Synced { bytes: *bytes },
         _ => DaemonAnswer::Sensed { pool: 0, headroom: GIB },
     }
 }

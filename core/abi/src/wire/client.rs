@@ -287,6 +287,13 @@ pub enum SessionEvent {
         /// Bytes that it has.
         bytes: u64,
     },
+    /// Such memory has all its copies again.
+    CopiesRestored {
+        /// The first address of the block.
+        addr: u64,
+        /// Bytes that it has.
+        bytes: u64,
+    },
 }
 
 /// Gives a [`Malloc`] or a [`RegionCreate`] up.
@@ -344,22 +351,29 @@ pub struct BlockInfo {
     /// Whether its bytes are gone. Then no descriptor came.
     pub lost: bool,
     /// Its good copies, the primary first, and then nothing. None of a lost block.
-    pub copies: [Option<GoodCopy>; COPIES_MAX as usize],
+    pub copies: [Option<CopyInfo>; COPIES_MAX as usize],
+    /// Another that is syncing: it is written, and not read.
+    pub syncing: Option<CopyInfo>,
     /// Whether it has a lock table, which a lost block has not.
     pub has_locks: bool,
 }
 
 impl BlockInfo {
-    /// Descriptors that come with this: one of the data of each copy, the primary's first, then
-    /// one of the lock table. With [`Reached`] none of them comes.
+    /// Descriptors that come with this: one of the data of each copy that is written, then one of
+    /// the lock table. With [`Reached`] none of them comes.
     #[must_use]
     pub fn descriptors(&self) -> usize {
-        self.good().count() + usize::from(self.has_locks)
+        self.written().count() + usize::from(self.has_locks)
     }
 
     /// Its good copies, the primary first.
-    pub fn good(&self) -> impl Iterator<Item = GoodCopy> {
+    pub fn good(&self) -> impl Iterator<Item = CopyInfo> {
         self.copies.into_iter().flatten()
+    }
+
+    /// The copies that a write goes to: the good ones, and then that which is syncing.
+    pub fn written(&self) -> impl Iterator<Item = CopyInfo> {
+        self.good().chain(self.syncing)
     }
 
     /// The daemons of those.
@@ -368,11 +382,13 @@ impl BlockInfo {
     }
 }
 
-/// A copy of a block that may be used.
+/// A copy of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GoodCopy {
+pub struct CopyInfo {
     /// Whose it is: what intents call a copy.
     pub daemon: DaemonId,
+    /// The first epoch in which it was written; 0 if it was made with the block.
+    pub since: u64,
     /// What it was made as.
     pub half: Half,
 }

@@ -120,7 +120,22 @@ pub enum DaemonRequest {
         /// Bits of a cell in an address: an intent names addresses.
         cell_bits: u8,
     },
+    /// A part of the daemon's copy of a block, which is syncing, gets what the first good copy
+    /// has. Answered by [`DaemonAnswer::Synced`].
+    Sync {
+        /// The block.
+        block: BlockId,
+        /// Its GUID.
+        guid: Guid,
+        /// Where the part begins.
+        cell: u64,
+        /// Bytes of it, at most [`SYNC_BYTES_MAX`].
+        bytes: u32,
+    },
 }
+
+/// The most that a daemon is asked to sync at once: it does nothing else meanwhile.
+pub const SYNC_BYTES_MAX: u32 = 1 << 20;
 
 /// What a daemon tells the broker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -185,6 +200,12 @@ pub enum DaemonAnswer {
     },
     /// To [`DaemonRequest::Data`].
     Data(DataReply),
+    /// So many bytes of the part are as those of the good copies, and were compared. 0: somebody
+    /// has its pages, or the daemon has no session object yet; the broker asks again.
+    Synced {
+        /// Bytes.
+        bytes: u32,
+    },
 }
 
 /// What a daemon says unasked.

@@ -91,7 +91,13 @@ fn golden_create() {
         bytes_max: 8192,
         span: Span { first: block, count: 1, guid },
         owner: Owner::Session { session, ticket, uid: 1000, copies: 2 },
-        membership: Membership { role: Role::Copy, half: Half::MIRROR, peers },
+        membership: Membership {
+            role: Role::Copy,
+            half: Half::MIRROR,
+            peers,
+            syncing: None,
+            since: 0,
+        },
     };
     let create = DaemonRequest::Create { description, committed: 4096 };
     let mut bytes = vec![0, 0xac, 2];
@@ -100,7 +106,7 @@ fn golden_create() {
     bytes.extend([9; 16]);
     bytes.extend([0, 7]);
     bytes.extend([9; 16]);
-    bytes.extend([1, 0xe8, 7, 2, 1, 1, 1, 3, 0x80, 0x20]);
+    bytes.extend([1, 0xe8, 7, 2, 1, 1, 1, 3, 0, 0, 0x80, 0x20]);
     assert_eq!(encode(PLAIN, &create).unwrap()[HEADER_BYTES..], bytes);
 }
 
@@ -314,12 +320,17 @@ fn golden_links() {
     let seat = DaemonRequest::Seat { session, guid, cell_bits: 30 };
     let bytes = [&[12, 7][..], &[9; 16], &[30]].concat();
     assert_eq!(encode(PLAIN, &seat).unwrap()[HEADER_BYTES..], bytes);
+    let sync = DaemonRequest::Sync { block, guid, cell: 4096, bytes: 8192 };
+    let bytes = [&[13, 0xac, 2][..], &[9; 16], &[0x80, 0x20, 0x80, 0x40]].concat();
+    assert_eq!(encode(PLAIN, &sync).unwrap()[HEADER_BYTES..], bytes);
+    let synced = DaemonMessage::Reply(Ok(DaemonAnswer::Synced { bytes: 8192 }));
+    assert_eq!(encode(PLAIN, &synced).unwrap()[HEADER_BYTES..], [2, 0, 4, 0x80, 0x40]);
     let damaged = DaemonMessage::Notice(DaemonNotice::Damaged { block });
     assert_eq!(encode(PLAIN, &damaged).unwrap()[HEADER_BYTES..], [3, 4, 0xac, 2]);
     let unseated = DaemonMessage::Notice(DaemonNotice::Unseated { left: Some(session) });
     assert_eq!(encode(PLAIN, &unseated).unwrap()[HEADER_BYTES..], [3, 5, 1, 7]);
     let copy = |daemon, half| {
-        Some(super::client::GoodCopy { daemon: DaemonId::try_from(daemon).ok()?, half })
+        Some(super::client::CopyInfo { daemon: DaemonId::try_from(daemon).ok()?, since: 5, half })
     };
     let info = crate::wire::client::BlockInfo {
         block,
@@ -333,12 +344,16 @@ fn golden_links() {
         writable: true,
         lost: false,
         copies: [copy(3, Half::MIRROR), copy(1, Half::PRIMARY), None],
+        syncing: copy(2, Half::MIRROR),
         has_locks: true,
     };
-    assert_eq!(info.descriptors(), 3);
+    assert_eq!(info.descriptors(), 4);
     let reached: Reply<ClientReply> = Ok(ClientReply::Reached(Reached { info, link: LinkId(5) }));
-    let middle =
-        [1, 0x80, 0x20, 0x80, 0x40, 0xac, 2, 1, 0x80, 0x20, 1, 0, 1, 3, 1, 1, 1, 0, 0, 1, 5];
+    let middle = [
+        &[1, 0x80, 0x20, 0x80, 0x40, 0xac, 2, 1, 0x80, 0x20, 1, 0][..],
+        &[1, 3, 5, 1, 1, 1, 5, 0, 0, 1, 2, 5, 1, 1, 5],
+    ]
+    .concat();
     let bytes = [&[0, 16, 0xac, 2][..], &[9; 16], &middle].concat();
     assert_eq!(encode(PLAIN, &reached).unwrap()[HEADER_BYTES..], bytes);
 }

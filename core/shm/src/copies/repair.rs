@@ -137,7 +137,8 @@ impl Wreck {
     }
 
     /// The pages of its batch.
-    pub(super) const fn pages(&self) -> Range<u64> {
+    #[must_use]
+    pub const fn pages(&self) -> Range<u64> {
         self.batch.pages()
     }
 

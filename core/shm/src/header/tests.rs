@@ -38,7 +38,8 @@ fn of_session() -> BlockHeader {
 fn of_region() -> BlockHeader {
     let mut header = of_session();
     let peers = vec![daemon(1), daemon(256)];
-    header.description.membership = Membership { role: Role::Copy, half: Half::MIRROR, peers };
+    let (role, half, syncing) = (Role::Copy, Half::MIRROR, Some(daemon(7)));
+    header.description.membership = Membership { role, half, peers, syncing, since: 1 << 40 };
     header.description.epoch = u64::MAX;
     header.description.owner = Owner::Region(Region {
         volume: "v".repeat(63),
@@ -232,6 +233,9 @@ fn a_slot_that_contradicts_itself_is_damaged_however_right_its_checksum() {
     assert_eq!(session(|s| s.peers = u32::MAX.into()), "4294967295 peers are more than 3");
     assert_eq!(region(|s| s.peer[1] = 1.into()), "daemon 1 is named twice");
     assert_eq!(region(|s| s.peer[1] = 2.into()), "daemon 2 is named twice");
+    assert_eq!(region(|s| s.syncing = 1.into()), "daemon 1 is named twice");
+    assert_eq!(region(|s| s.syncing = 2.into()), "daemon 2 is named twice");
+    assert_eq!(region(|s| s.role = 3.into()), "the block's syncing cannot be");
     assert_eq!(region(|s| s.name = [0xff; 128]), "the name is not UTF-8");
     assert_eq!(region(|s| s.name = [b'x'; 128]), "the block's name cannot be");
     assert_eq!(region(|s| s.volume[0] = b'/'), "the block's volume cannot be");

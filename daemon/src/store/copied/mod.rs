@@ -23,6 +23,7 @@
 //!    brought to its end: its locks and its intent stay, and the broker repairs them.
 //! 5. What is answered as done is on every copy that the headers name.
 
+mod sync;
 mod view;
 mod write;
 
@@ -53,6 +54,7 @@ use tracing::{debug, warn};
 use super::access::no_half;
 use super::folder::{BROKER, Folder, Found};
 use super::{Held, Store};
+pub(super) use sync::Part;
 use view::{Unseen, View};
 use write::{Change, Halted, Unwritten, Where};
 
@@ -162,11 +164,13 @@ impl Store {
     /// checked.
     pub(super) fn access_copied(&mut self, request: &DataRequest) -> DataAnswer {
         let block = request.target().block;
-        let (written, failure) = match self.attempt(request) {
-            Ok(reply) => return Ok(reply),
-            Err(Failure::Partly(bytes, failure)) => (Some(bytes), *failure),
-            Err(failure) => (None, failure),
-        };
+        let attempted = self.at_desk(block, |desk| desk.serve(request));
+        let (written, failure) =
+            match attempted.and_then(|(done, table)| table.judge(request, done)) {
+                Ok(reply) => return Ok(reply),
+                Err(Failure::Partly(bytes, failure)) => (Some(bytes), *failure),
+                Err(failure) => (None, failure),
+            };
         let busy = |text: String| match written {
             Some(bytes) => Ok(DataReply::Part { bytes }),
             None => Err(Refusal::new(Status::Busy, format!("block {block}: {text}"))),
@@ -197,10 +201,15 @@ impl Store {
         }
     }
 
-    fn attempt(&mut self, request: &DataRequest) -> DataAnswerOr {
+    /// Does something to the copies of a block, inside an operation; and what became of its lock
+    /// table meanwhile.
+    fn at_desk<T>(
+        &mut self,
+        block: BlockId,
+        act: impl FnOnce(&Desk<'_>) -> T,
+    ) -> Result<(T, Table), Failure> {
         self.look_at_seat();
-        let at = request.target();
-        let Some(held) = self.blocks.get(&at.block) else {
+        let Some(held) = self.blocks.get(&block) else {
             return Err(Failure::Busy("it is gone".to_owned()));
         };
         if held.condition.is_lost() {
@@ -214,24 +223,14 @@ impl Store {
             .begin(SLOT.into())
             .map_err(|Moved| Failure::Busy("its copies have changed a moment ago".to_owned()))?;
         let view = view_of(&self.folder, held, views)?;
-        let desk = Desk { seat, view };
-        let done = desk.serve(request);
+        let done = act(&Desk { seat, view });
         drop(operation);
-        if view.locks.is_harmed() {
-            self.tell_damaged(at.block, "its lock table is gone");
-            self.copied.views.remove(&at.block);
-            // What was done under it may have met who did something else. What was not done says
-            // why itself: above all, what was left to be repaired must not be asked for again.
-            let gone = || Failure::Busy("its lock table is gone".to_owned());
-            return match done {
-                Ok(_) if request.counts() => done,
-                Ok(_) if request.writes() => Err(Failure::Partly(0, Box::new(gone()))),
-                Ok(_) => Err(gone()),
-                Err(Failure::Partly(_, failure)) => Err(Failure::Partly(0, failure)),
-                Err(failure) => Err(failure),
-            };
+        if !view.locks.is_harmed() {
+            return Ok((done, Table::Whole));
         }
-        done
+        self.tell_damaged(block, "its lock table is gone");
+        self.copied.views.remove(&block);
+        Ok((done, Table::Gone))
     }
 
     /// Forgets what was known under an earlier generation of the session object.
@@ -285,6 +284,32 @@ impl Store {
 }
 
 type DataAnswerOr = Result<DataReply, Failure>;
+
+/// What became of a lock table while something was done under it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Table {
+    Whole,
+    Gone,
+}
+
+impl Table {
+    /// What is said of a request. What was done without a table may have met who did something
+    /// else. What was not done says why itself: above all, what was left to be repaired must not be
+    /// asked for again.
+    fn judge(self, request: &DataRequest, done: DataAnswerOr) -> DataAnswerOr {
+        if self == Self::Whole {
+            return done;
+        }
+        let gone = || Failure::Busy("its lock table is gone".to_owned());
+        match done {
+            Ok(_) if request.counts() => done,
+            Ok(_) if request.writes() => Err(Failure::Partly(0, Box::new(gone()))),
+            Ok(_) => Err(gone()),
+            Err(Failure::Partly(_, failure)) => Err(Failure::Partly(0, failure)),
+            Err(failure) => Err(failure),
+        }
+    }
+}
 
 /// The copies of a block, opened unless they are.
 fn view_of<'a>(

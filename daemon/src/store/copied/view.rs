@@ -30,8 +30,10 @@ pub(super) struct View {
     pub guid: Guid,
     /// Bytes of this daemon's copy when it was opened.
     pub committed: u64,
-    /// The primary's first.
+    /// Those that are written: the good ones, the primary's first, and then one that is syncing.
     pub copies: Vec<Copy>,
+    /// How many of these are good.
+    good: usize,
     /// Its lock table.
     pub locks: LockTable,
 }
@@ -82,9 +84,10 @@ impl View {
         let own = header(folder, folder.daemon(), block)?;
         let epoch = own.description.epoch;
         let daemons = own.description.membership.daemons(folder.daemon());
+        let syncing = own.description.membership.syncing(folder.daemon());
         let committed = held.data.bytes;
-        let mut copies = Vec::with_capacity(daemons.len());
-        for &daemon in &daemons {
+        let mut copies = Vec::with_capacity(daemons.len() + 1);
+        for daemon in daemons.iter().copied().chain(syncing) {
             let theirs;
             let header = if daemon == folder.daemon() {
                 &own
@@ -94,7 +97,8 @@ impl View {
             };
             let said = &header.description;
             let agrees = (said.guid, said.epoch) == (guid, epoch)
-                && said.membership.daemons(daemon) == daemons;
+                && said.membership.daemons(daemon) == daemons
+                && said.membership.syncing(daemon) == syncing;
             if !agrees {
                 let text = format!("daemon {daemon} has epoch {}, this {epoch}", said.epoch);
                 return Err(Unseen::Undecided(text));
@@ -107,17 +111,22 @@ impl View {
         }
         let size = Size { committed, bytes_max: known.bytes_max };
         let locks = locks(folder, (block, guid, epoch), size)?;
-        Ok(Self { guid, committed, copies, locks })
+        Ok(Self { guid, committed, copies, good: daemons.len(), locks })
     }
 
     /// The copy that is written first, and that who waits for a word looks at.
     pub(super) fn first(&self) -> &Copy {
-        self.copies.first().expect("a block has this daemon's copy")
+        self.copies.first().expect("a block has a good copy")
     }
 
-    /// The place of the copy that is a half.
+    /// The place of the good copy that is a half.
     pub(super) fn place_of(&self, half: Half) -> Option<usize> {
-        self.copies.iter().position(|copy| copy.half == half)
+        self.copies[..self.good].iter().position(|copy| copy.half == half)
+    }
+
+    /// The copy that is syncing.
+    pub(super) fn syncing(&self) -> Option<&Copy> {
+        self.copies.get(self.good)
     }
 
     /// Reads from a copy.

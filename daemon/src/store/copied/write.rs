@@ -14,6 +14,7 @@
 
 use std::ops::Range;
 
+use dmce_abi::block::BlockId;
 use dmce_abi::wire::data::Target;
 use dmce_shm::copies::{Batch, Beginning, Copies, Pages, Verdict, WriteError, Writer};
 use dmce_shm::lock::LockError;
@@ -164,17 +165,8 @@ impl Desk<'_> {
         content: Content<'a>,
         place: Where,
     ) -> Result<Stores<'a>, WriteError<Trouble>> {
-        let writer = Writer {
-            slot: &self.seat.map.slots()[usize::from(SLOT)],
-            owner: self.owner(),
-            base: self.base(at.block),
-            locks: self.view.locks.all(),
-            parking: Kernel,
-            // The loop serves others as well.
-            deadline: || Deadline::PASSED,
-        };
         let mut stores = Stores { desk: self, batch, content, place, is_equal: true };
-        match writer.write(batch, &mut stores) {
+        match self.writer(at.block).write(batch, &mut stores) {
             Ok(()) => {}
             // It was written. If the table was cut, somebody else may have been as well.
             Err(WriteError::Unlocked(error)) => {
@@ -183,6 +175,18 @@ impl Desk<'_> {
             Err(error) => return Err(error),
         }
         Ok(stores)
+    }
+
+    /// Who writes to a block, and waits for no page: the loop serves others as well.
+    pub(super) fn writer(&self, block: BlockId) -> Writer<'_, Kernel, impl Fn() -> Deadline> {
+        Writer {
+            slot: &self.seat.map.slots()[usize::from(SLOT)],
+            owner: self.owner(),
+            base: self.base(block),
+            locks: self.view.locks.all(),
+            parking: Kernel,
+            deadline: || Deadline::PASSED,
+        }
     }
 }
 
@@ -253,7 +257,7 @@ impl<'a> Stores<'a> {
 }
 
 /// Stores bytes to a copy. False if others are there afterwards.
-fn store(copy: &Copy, cell: u64, data: &[u8]) -> Result<bool, Trouble> {
+pub(super) fn store(copy: &Copy, cell: u64, data: &[u8]) -> Result<bool, Gone> {
     let mut found = vec![0; data.len()];
     for _ in 0..WRITES_MAX {
         copy.write(cell, data)?;

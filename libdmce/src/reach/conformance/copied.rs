@@ -9,7 +9,7 @@ use dmce_shm::table::{LockTableHeader, TableIdentity, table_bytes};
 
 use super::*;
 use crate::reach::copied::{
-    Arbiter, CopiedBlock, Copy, Damage, Identity, Judgement, LockTable, Party, Size, Way,
+    Arbiter, CopiedBlock, Copy, CopySet, Damage, Identity, Judgement, LockTable, Party, Size, Way,
 };
 
 /// The epoch of the blocks here.
@@ -99,12 +99,23 @@ pub(crate) fn party(session: &Session, timeout: Duration, arbiter: Arc<dyn Arbit
 }
 
 pub(crate) fn block_of(ways: Vec<Way>, locks: LockTable, party: Arc<Party>) -> CopiedBlock {
+    let good = ways.len();
+    block_with(ways, good, locks, party)
+}
+
+/// One of whose copies so many are good.
+pub(crate) fn block_with(
+    ways: Vec<Way>,
+    good: usize,
+    locks: LockTable,
+    party: Arc<Party>,
+) -> CopiedBlock {
     let daemons = (1..).map(|daemon| DaemonId::try_from(daemon).unwrap());
     let halves = (0..3).filter_map(Half::of);
     let copies = daemons.zip(halves).zip(ways);
     let copies = copies.map(|((daemon, half), way)| Copy { daemon, half, way }).collect();
     let identity = Identity { block: identity().block, epoch: EPOCH, base: 9 << 30 };
-    CopiedBlock::new(identity, copies, locks, party)
+    CopiedBlock::new(identity, CopySet { copies, good }, locks, party)
 }
 
 impl<W: OneWay> Kind for Copied<W> {

@@ -51,8 +51,10 @@ use write::{Content, Where};
 
 /// That the lock table is gone was reported.
 const TABLE: u8 = 1 << 7;
-/// The most copies that a block has.
+/// The most good copies that a block has.
 const COPIES_MAX: usize = 3;
+/// The most that a write goes to: one of them is syncing.
+const WRITTEN_MAX: usize = COPIES_MAX + 1;
 /// How long a reader that may not lock a page rests between looks at it.
 const PAUSE: Duration = Duration::from_micros(50);
 /// How often a reader looks again before it goes another way.
@@ -122,12 +124,23 @@ pub(crate) struct Identity {
     pub base: u64,
 }
 
+/// The copies of a block that are written.
+#[derive(Debug)]
+pub(crate) struct CopySet {
+    /// The good ones, the primary first, and then what is syncing.
+    pub copies: Vec<Copy>,
+    /// How many of these are good.
+    pub good: usize,
+}
+
 /// A block with copies, or one that had some.
 #[derive(Debug)]
 pub(crate) struct CopiedBlock {
     identity: Identity,
-    /// The primary first; one to three.
+    /// Those that are written: the good ones, the primary first, and what is syncing.
     copies: Vec<Copy>,
+    /// How many of these are good; one to three. The others are never read.
+    good: usize,
     locks: LockTable,
     party: Arc<Party>,
     /// Of each copy a bit, if it could not be read; and [`TABLE`].
@@ -154,16 +167,18 @@ impl CopiedBlock {
     ///
     /// # Panics
     ///
-    /// If there are no copies, or more than a block has.
+    /// If no copy is good, or there are more than a block has.
     pub(crate) fn new(
         identity: Identity,
-        copies: Vec<Copy>,
+        CopySet { copies, good }: CopySet,
         locks: LockTable,
         party: Arc<Party>,
     ) -> Self {
-        assert!((1..=COPIES_MAX).contains(&copies.len()), "{} copies", copies.len());
+        let written = copies.len();
+        assert!((1..=COPIES_MAX).contains(&good), "{good} good copies");
+        assert!((good..=WRITTEN_MAX).contains(&written), "{written} copies, {good} of them good");
         let (damaged, is_retired) = (AtomicU8::new(0), AtomicBool::new(false));
-        Self { identity, copies, locks, party, damaged, is_retired }
+        Self { identity, copies, good, locks, party, damaged, is_retired }
     }
 
     /// How many descriptors it keeps.
@@ -334,7 +349,7 @@ impl CopiedBlock {
     fn on_next<T>(&self, act: &mut impl FnMut(&Copy) -> Result<T, Trouble>) -> Result<T, Trouble> {
         let damaged = self.damaged.load(Relaxed);
         let is_there = |copy: &usize| damaged & 1 << copy == 0;
-        for copy in (0..self.copies.len()).filter(is_there) {
+        for copy in (0..self.good).filter(is_there) {
             match act(&self.copies[copy]) {
                 Err(Trouble::Lost) => self.damage(copy),
                 other => return other,
@@ -353,7 +368,7 @@ impl CopiedBlock {
 
     /// Which copy is a half.
     fn place_of(&self, half: Half) -> Result<usize, Trouble> {
-        self.copies.iter().position(|copy| copy.half == half).ok_or(Trouble::NoHalf)
+        self.copies[..self.good].iter().position(|copy| copy.half == half).ok_or(Trouble::NoHalf)
     }
 
     /// Copies a piece out of one half.

@@ -58,7 +58,7 @@ impl CopiedBlock {
     /// As [`Reach::write`](crate::reach::Reach::write).
     #[inline]
     pub(crate) unsafe fn write_small(&self, piece: Piece, data: *const u8) -> bool {
-        let Some(word) = self.only_word(piece).filter(|_| self.copies.len() > 1) else {
+        let Some(word) = self.only_word(piece).filter(|_| self.good > 1) else {
             return false;
         };
         // All at once, before the lock: each locked instruction waits for what was stored before.

@@ -13,7 +13,7 @@ use dmce_sys::object::word::{ObjectWord, WordError};
 use dmce_sys::object::{self, ObjectError};
 
 use super::*;
-use crate::reach::conformance::copied::{Rest, block_of, identity, party};
+use crate::reach::conformance::copied::{Rest, block_with, identity, party};
 use crate::reach::conformance::{Session, object};
 use crate::reach::mapped::MappedBlock;
 use crate::reach::windowed::{WINDOW_BYTES, WindowCache, WindowedBlock};
@@ -81,6 +81,11 @@ enum How {
 
 impl World {
     fn new(copies: usize, how: How, answers: &[Judgement]) -> Self {
+        Self::with(copies, copies, how, answers)
+    }
+
+    /// Of all copies so many are good.
+    fn with(copies: usize, good: usize, how: How, answers: &[Judgement]) -> Self {
         dmce_sys::fault::install().unwrap();
         let (session, first) = (Session::new(), object("first", BYTES));
         let rest = Rest::new(copies, BYTES);
@@ -97,7 +102,7 @@ impl World {
         let ways = [&first].into_iter().chain(&rest.others).map(|fd| way(fd.as_fd())).collect();
         let arbiter: Arc<dyn Arbiter> = Arc::clone(&told) as _;
         let party = party(&session, Duration::from_millis(30), arbiter);
-        let block = block_of(ways, rest.table(BYTES, Protection::ReadWrite), party);
+        let block = block_with(ways, good, rest.table(BYTES, Protection::ReadWrite), party);
         Self { session, first, rest, told, block }
     }
 
@@ -255,6 +260,40 @@ fn a_lost_page_is_told_until_all_of_it_is_written() {
     assert_eq!(world.write(3 * 4096, &[1; 4095]), Err(Trouble::Unwritten));
     world.write(3 * 4096 - 1, &[1; 4098]).unwrap();
     assert_eq!(world.read(3 * 4096 - 1, 4098).unwrap(), [1; 4098]);
+}
+
+#[test]
+fn a_copy_that_is_syncing_is_written_and_never_read() {
+    for how in both() {
+        for good in 1..3 {
+            let world = World::with(good + 1, good, how, &[]);
+            for bytes in [100, 5000, 200_000] {
+                world.write(50, &vec![7; bytes]).unwrap();
+                assert_eq!(world.content(good, 50, bytes), vec![7; bytes], "{how:?} {bytes}");
+            }
+            let piece = Piece { cell: 8192, bytes: WORD_BYTES, committed: BYTES };
+            world.session.operate(|| world.block.change(piece, Change::Add(3))).unwrap();
+            assert_eq!(world.content(good, 8192, 8), world.content(0, 8192, 8));
+            (0..good).for_each(|copy| object::truncate(world.fd(copy), 0).unwrap());
+            assert_eq!(world.read(50, 100), Err(Trouble::Lost));
+            assert_eq!(world.block.place_of(Half::of(good).unwrap()), Err(Trouble::NoHalf));
+        }
+    }
+}
+
+#[test]
+fn a_write_goes_on_without_a_copy_that_was_syncing_and_not_with_that_alone() {
+    for how in both() {
+        let world = World::with(2, 1, how, &[Judgement::Dropped]);
+        object::truncate(world.fd(1), 0).unwrap();
+        world.write(100, &vec![5; 100_000]).unwrap();
+        assert_eq!(world.content(0, 100, 100_000), vec![5; 100_000], "{how:?}");
+        assert_eq!(world.told.seen(), [("judged", 2)]);
+        let world = World::with(2, 1, how, &[Judgement::Dropped]);
+        object::truncate(world.fd(0), 0).unwrap();
+        assert_eq!(world.write(100, &[5; 5000]), Err(Trouble::Lost));
+        assert!((0..64).all(|page| world.word(page).state() == LockState::Free));
+    }
 }
 
 /// The last copy is not written without what it had being kept.

@@ -9,7 +9,7 @@ use dmce_shm::session::UNDO_BYTES;
 use dmce_shm::slot::intent::Undo;
 use dmce_sys::transfer::{self, Store};
 
-use super::{COPIES_MAX, CopiedBlock, Judgement, of_lock};
+use super::{CopiedBlock, Judgement, WRITTEN_MAX, of_lock};
 use crate::reach::word::{Change, WORD_BYTES};
 use crate::reach::{Piece, Trouble, store};
 
@@ -76,31 +76,34 @@ impl Content {
 pub(super) struct Targets {
     /// Of each copy a bit.
     bits: u8,
+    /// How many of all copies, the first ones, are good.
+    good: usize,
 }
 
 impl Where {
-    const fn targets(self, copies: usize) -> Targets {
+    const fn targets(self, block: &CopiedBlock) -> Targets {
         match self {
-            Self::All | Self::From(_) => Targets::all(copies),
-            Self::Alone(copy) => Targets { bits: 1 << copy },
+            Self::All | Self::From(_) => Targets::all(block),
+            Self::Alone(copy) => Targets { bits: 1 << copy, good: block.good },
         }
     }
 }
 
 impl Targets {
-    const fn all(copies: usize) -> Self {
-        Self { bits: (1 << copies) - 1 }
+    const fn all(block: &CopiedBlock) -> Self {
+        Self { bits: (1 << block.copies.len()) - 1, good: block.good }
     }
 
     const fn has(self, copy: usize) -> bool {
         self.bits & 1 << copy != 0
     }
 
-    const fn count(self) -> u32 {
-        self.bits.count_ones()
+    /// How many of them are good: what is overwritten can be had from another, or from none.
+    const fn good(self) -> u32 {
+        (self.bits & ((1 << self.good) - 1)).count_ones()
     }
 
-    /// The first one; the caller knows that there is one.
+    /// The first one, which is good; the caller knows that there is one.
     const fn first(self) -> usize {
         self.bits.trailing_zeros() as usize
     }
@@ -247,14 +250,14 @@ impl<'a> Stores<'a> {
         place: Where,
         slot: u8,
     ) -> Self {
-        let (store, targets) = (Store::Cached, place.targets(block.copies.len()));
+        let (store, targets) = (Store::Cached, place.targets(block));
         Self { block, piece, content, store, targets, place, first: 0, slot, failed: 0, good: 0 }
     }
 
     /// How far the next batch may go: what is saved has to fit the buffer.
     #[inline]
     fn until(&self, cell: u64, until: u64) -> u64 {
-        if self.targets.count() > 1 { until } else { Self::page_until(cell, until) }
+        if self.targets.good() > 1 { until } else { Self::page_until(cell, until) }
     }
 
     /// How far it may go within one page.
@@ -328,7 +331,7 @@ impl<'a> Stores<'a> {
         if bytes <= SAVED_BYTES {
             return self.save_by::<SAVED_BYTES>();
         }
-        let has_to_be = self.targets.count() == 1 || pages == Pages::Detached;
+        let has_to_be = self.targets.good() == 1 || pages == Pages::Detached;
         if has_to_be && bytes <= UNDO_BYTES {
             return self.save_by::<UNDO_BYTES>();
         }
@@ -412,7 +415,7 @@ impl Copies for Stores<'_> {
 
     #[inline]
     fn store_others(&mut self) -> Result<(), Trouble> {
-        for copy in 0..COPIES_MAX {
+        for copy in 0..WRITTEN_MAX {
             if copy != self.first && self.targets.has(copy) {
                 self.store_to(copy)?;
             }
@@ -435,7 +438,7 @@ impl Copies for Stores<'_> {
             Judgement::Good | Judgement::Unknown => Verdict::Undecided(trouble),
             Judgement::Dropped => {
                 self.targets.bits &= !(1 << self.failed);
-                if self.targets.bits == 0 { Verdict::Over(trouble) } else { Verdict::Without }
+                if self.targets.good() == 0 { Verdict::Over(trouble) } else { Verdict::Without }
             }
         }
     }

@@ -164,11 +164,13 @@ fn region(created_by: Ticket, bytes: &mut Unstructured<'_>) -> Result<Region> {
     })
 }
 
-/// The only copy, or one of two: which, and where the other is, is made up.
+/// The only copy, or one of some: which, and where the others are, is made up.
 fn membership(bytes: &mut Unstructured<'_>) -> Result<Membership> {
     let daemons = [daemon(bytes)?, daemon(bytes)?];
-    Ok(match bytes.int_in_range(0..=3)? {
-        0 => Membership::of((daemons[0], half(bytes)?), &daemons),
+    Ok(match bytes.int_in_range(0..=5)? {
+        0 => Membership::of((daemons[0], half(bytes)?), &daemons, None),
+        4 => Membership::of((daemons[0], half(bytes)?), &daemons, Some(daemon(bytes)?)),
+        5 => Membership { syncing: Some(daemons[0]), ..Membership::alone() },
         1 => Membership { peers: vec![daemons[0]], ..Membership::alone() },
         _ => Membership::alone(),
     })

@@ -1,0 +1,372 @@
+//! Copies that are made again: who is told when, and what becomes of one that is not finished.
+
+use dmce_abi::Status;
+use dmce_abi::addr::AddrLayout;
+use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Half, Membership, Role};
+use dmce_abi::limits::PAGE_BYTES;
+use dmce_abi::wire::Refusal;
+use dmce_abi::wire::admin::{AdminReply, AdminRequest, CopyState};
+use dmce_abi::wire::client::{
+    BlockInfo, ClientReply, ClientRequest, CopyInfo, Delete, Fetch, Granted, Grow, SessionEvent,
+};
+use dmce_abi::wire::daemon::{DaemonAnswer, DaemonMessage, DaemonRequest, SYNC_BYTES_MAX};
+use dmce_shm::slot::intent::{IntentClaim, Progress, Undo};
+
+use super::copies::{rig_that_syncs, with_copies};
+use super::reported_copies::held;
+use super::rig::{GIB, MIB, Mood, Rig, daemon_id, heap, open, region, span};
+use crate::dispatcher::{
+    Action, ClientConn, Event, FoundContent, FoundDaemon, FoundIntents, FoundTable, InspectId,
+    Started,
+};
+
+/// A client with a block of two copies on daemons 1 and 2, beside which there is a third daemon.
+fn two() -> (Rig, ClientConn, Granted) {
+    let mut rig = rig_that_syncs(3, 2);
+    let (conn, _) = rig.session(1000);
+    let granted = rig.granted(conn, with_copies(heap(1, 2 * MIB + 4096), 2));
+    rig.done(conn, ClientRequest::Events);
+    rig.actions.clear();
+    (rig, conn, granted)
+}
+
+/// The object of a copy is gone, and that is seen.
+fn take(rig: &mut Rig, daemon: u32, block: BlockId) {
+    let (inspect, found) = (InspectId(u64::MAX), vec![(block, None)]);
+    rig.event(Event::Inspected { inspect, daemon: daemon_id(daemon), found });
+}
+
+fn copies(rig: &mut Rig, block: BlockId) -> Vec<(u32, CopyState)> {
+    let root = rig.connect(1, 0);
+    let reply =
+        rig.done(root, ClientRequest::Admin(AdminRequest::Blocks { after: block.get() - 1 }));
+    let ClientReply::Admin(AdminReply::Blocks { rows, .. }) = reply else { panic!("{reply:?}") };
+    rows[0].copies.iter().map(|copy| (copy.daemon, copy.state)).collect()
+}
+
+fn fetched(rig: &mut Rig, conn: ClientConn, block: BlockId) -> BlockInfo {
+    let reply = rig.done(conn, ClientRequest::Fetch(Fetch { block, writable: true }));
+    let ClientReply::Fetched(info) = reply else { panic!("{reply:?}") };
+    info
+}
+
+/// The headers of each raise: whose, and what they say of the copies.
+fn raised(rig: &Rig) -> Vec<Vec<(u32, Membership)>> {
+    let said = |headers: &Vec<(_, BlockDescription)>| {
+        let of = |(daemon, description): &(DaemonId, BlockDescription)| {
+            (daemon.get(), description.membership.clone())
+        };
+        headers.iter().map(of).collect()
+    };
+    let raises = rig.actions.iter().filter_map(|action| match action {
+        Action::RaiseEpoch { headers, .. } => Some(said(headers)),
+        _ => None,
+    });
+    raises.collect()
+}
+
+/// What daemons were asked to copy: from where, and how much.
+fn synced(rig: &Rig) -> Vec<(u64, u32)> {
+    let asked = rig.actions.iter().filter_map(|action| match action {
+        Action::ToDaemon { request: DaemonRequest::Sync { cell, bytes, .. }, .. } => {
+            Some((*cell, *bytes))
+        }
+        _ => None,
+    });
+    asked.collect()
+}
+
+fn idle(rig: &mut Rig) {
+    let last = rig.actions.iter().rev().find_map(|action| match action {
+        Action::AwaitIdle { session, block, epoch } => Some((*session, *block, *epoch)),
+        _ => None,
+    });
+    let (session, block, epoch) = last.expect("somebody is waited for");
+    rig.event(Event::Idle { session, block, epoch });
+}
+
+#[test]
+fn a_copy_that_is_lost_is_made_again_on_another_daemon() {
+    let (mut rig, conn, granted) = two();
+    let (block, committed) = (granted.first.block, granted.first.committed);
+    take(&mut rig, 1, block);
+    rig.wait(100);
+    let states = [(2, CopyState::Good), (3, CopyState::Good), (1, CopyState::Lost)];
+    assert_eq!(copies(&mut rig, block), states);
+    let created = &rig.daemons[&3].created;
+    let [description] = &created[..] else { panic!("{created:?}") };
+    let Membership { role, half, peers, .. } = &description.membership;
+    assert_eq!((*role, *half, &peers[..]), (Role::Syncing, Half::PRIMARY, &[daemon_id(2)][..]));
+    // All of it, in parts, one after the other.
+    let most = SYNC_BYTES_MAX;
+    let parts = [(0, most), (u64::from(most), most), (2 * u64::from(most), 4096)];
+    assert_eq!((committed, synced(&rig)), (2 * MIB + 4096, parts.to_vec()));
+    let said: Vec<_> = raised(&rig)
+        .into_iter()
+        .map(|headers| {
+            let of = |(id, said): (u32, Membership)| {
+                let daemon = daemon_id(id);
+                let good: Vec<u32> = said.daemons(daemon).iter().map(|of| of.get()).collect();
+                (id, good, said.syncing(daemon).map(DaemonId::get))
+            };
+            headers.into_iter().map(of).collect::<Vec<_>>()
+        })
+        .collect();
+    let alone = vec![(2, vec![2], None)];
+    let syncing = vec![(3, vec![2], Some(3)), (2, vec![2], Some(3))];
+    let both = vec![(2, vec![2, 3], None), (3, vec![2, 3], None)];
+    assert_eq!(said, [alone, syncing, both]);
+    let info = fetched(&mut rig, conn, block);
+    assert!(info.daemons().eq([2, 3].map(daemon_id)) && info.syncing.is_none());
+    let addr = u64::from(block.get()) << AddrLayout::IN_SERVER.cell_bits();
+    let told = ClientReply::Events(vec![
+        SessionEvent::CopyLost { addr, bytes: committed },
+        SessionEvent::CopiesRestored { addr, bytes: committed },
+    ]);
+    assert_eq!(rig.done(conn, ClientRequest::Events), told);
+}
+
+#[test]
+fn nothing_is_copied_before_all_who_write_have_heard_of_the_copy() {
+    let (mut rig, conn, granted) = two();
+    let block = granted.first.block;
+    rig.idles = false;
+    take(&mut rig, 1, block);
+    rig.wait(100);
+    assert_eq!(copies(&mut rig, block)[1..], [(1, CopyState::Lost), (3, CopyState::Syncing)]);
+    // Who comes now writes it, and reads the other.
+    let info = fetched(&mut rig, conn, block);
+    assert!(info.daemons().eq([daemon_id(2)]));
+    let CopyInfo { daemon, half, .. } = info.syncing.expect("there is one");
+    assert_eq!((daemon, half, info.descriptors()), (daemon_id(3), Half::PRIMARY, 3));
+    rig.wait(1000);
+    assert_eq!(synced(&rig), []);
+    idle(&mut rig);
+    assert_eq!(synced(&rig).len(), 3);
+    assert_eq!(copies(&mut rig, block)[..2], [(2, CopyState::Good), (3, CopyState::Good)]);
+}
+
+#[test]
+fn a_part_that_somebody_holds_is_asked_for_again() {
+    let (mut rig, _, granted) = two();
+    let block = granted.first.block;
+    rig.mood(3, Mood::Waits);
+    take(&mut rig, 1, block);
+    rig.wait(100);
+    rig.obey(3);
+    for bytes in [0, 4096, 0] {
+        let (number, _) = rig.daemons.get_mut(&3).unwrap().asked.remove(0);
+        let answer = DaemonMessage::Reply(Ok(DaemonAnswer::Synced { bytes }));
+        rig.tell(3, number.0, answer);
+        rig.wait(100);
+    }
+    let most = SYNC_BYTES_MAX;
+    let rest = (4096, most - 4096);
+    assert_eq!(synced(&rig), [(0, most), (0, most), rest, rest]);
+    // More than was asked for is no answer.
+    let (number, _) = rig.daemons.get_mut(&3).unwrap().asked.remove(0);
+    let answer = DaemonMessage::Reply(Ok(DaemonAnswer::Synced { bytes: most }));
+    rig.tell(3, number.0, answer);
+    let is_closed = |action: &Action| matches!(action, Action::CloseDaemon { .. });
+    assert!(rig.actions.iter().any(is_closed));
+    assert_eq!(copies(&mut rig, block)[0], (2, CopyState::Good));
+}
+
+#[test]
+fn a_copy_is_given_up_with_its_daemon_and_made_on_the_next() {
+    let (mut rig, conn, granted) = two();
+    let block = granted.first.block;
+    rig.daemon(4, GIB);
+    rig.mood(3, Mood::Waits);
+    take(&mut rig, 1, block);
+    rig.wait(100);
+    let first = if rig.daemons[&3].asked.is_empty() { 4 } else { 3 };
+    assert_eq!(first, 3, "daemons take turns");
+    rig.obey(3);
+    assert_eq!(fetched(&mut rig, conn, block).syncing.map(|copy| copy.daemon), Some(daemon_id(3)));
+    rig.idles = false;
+    rig.daemon_dies(3);
+    let [first, again] = [3, 4].map(|daemon| rig.daemons[&daemon].created[0].clone());
+    assert!(again.membership.since > first.membership.since);
+    let info = fetched(&mut rig, conn, block);
+    assert!(info.syncing.is_some_and(|copy| copy.since == again.membership.since));
+    assert!(info.epoch >= again.membership.since && first.epoch < first.membership.since);
+    idle(&mut rig);
+    assert_eq!(copies(&mut rig, block)[..2], [(2, CopyState::Good), (4, CopyState::Good)]);
+}
+
+#[test]
+fn a_daemon_that_refuses_is_asked_again_later() {
+    let (mut rig, _, granted) = two();
+    let block = granted.first.block;
+    rig.mood(3, Mood::Refuses);
+    rig.daemon_dies(1);
+    take(&mut rig, 1, block);
+    rig.wait(900);
+    assert_eq!(rig.daemons[&3].created.len(), 1);
+    rig.wait(1000);
+    assert_eq!(rig.daemons[&3].created.len(), 2);
+    assert!(raised(&rig).len() == 1 && synced(&rig).is_empty());
+    rig.mood(3, Mood::Obeys);
+    rig.wait(1000);
+    assert_eq!(rig.daemons[&3].created.len(), 2, "less and less often");
+    rig.wait(1500);
+    assert_eq!(copies(&mut rig, block)[..2], [(2, CopyState::Good), (3, CopyState::Good)]);
+}
+
+#[test]
+fn with_the_last_good_copy_all_is_lost_whatever_was_copied() {
+    let (mut rig, conn, granted) = two();
+    let block = granted.first.block;
+    rig.mood(3, Mood::Waits);
+    take(&mut rig, 1, block);
+    rig.wait(100);
+    rig.obey(3);
+    rig.obey(3);
+    assert_eq!(synced(&rig).len(), 2);
+    take(&mut rig, 2, block);
+    assert!(fetched(&mut rig, conn, block).lost);
+    for _ in 0..rig.daemons[&3].asked.len() {
+        rig.obey(3);
+    }
+    assert_eq!(rig.daemons[&3].destroyed, [block]);
+}
+
+#[test]
+fn a_copy_that_was_given_up_while_it_was_made_goes_when_its_daemon_answers() {
+    let mut rig = rig_that_syncs(3, 2);
+    let (conn, _) = rig.session(1000);
+    let granted = rig.granted(conn, with_copies(span(1, GIB + MIB), 2));
+    let second = granted.first.block.checked_add(1).unwrap();
+    let lost = copies(&mut rig, second)[0].0;
+    let third = (1..=3).find(|daemon| copies(&mut rig, second).iter().all(|(of, _)| of != daemon));
+    let third = third.expect("there are three daemons");
+    rig.mood(third, Mood::Waits);
+    take(&mut rig, lost, second);
+    rig.wait(100);
+    assert_eq!(rig.daemons[&third].created.last().unwrap().block, second);
+    // It does not answer.
+    rig.wait(3000);
+    let addr = u64::from(granted.first.block.get()) << AddrLayout::IN_SERVER.cell_bits();
+    let delete = Delete { addr, guid: granted.first.guid };
+    rig.done(conn, ClientRequest::Delete(delete));
+    while !rig.daemons[&third].asked.is_empty() {
+        rig.obey(third);
+    }
+    assert!(rig.daemons[&third].destroyed.contains(&second));
+    assert_eq!(rig.dispatcher.snapshot().passing, 0);
+}
+
+#[test]
+fn all_that_is_written_grows_and_what_cannot_is_given_up() {
+    for refuses in [false, true] {
+        let (mut rig, conn, granted) = two();
+        let block = granted.first.block;
+        rig.idles = false;
+        take(&mut rig, 1, block);
+        rig.wait(100);
+        if refuses {
+            rig.mood(3, Mood::Refuses);
+        }
+        let grow = ClientRequest::Grow(Grow { block, committed: 4 * MIB });
+        if refuses {
+            assert_eq!(rig.status(conn, grow.clone()), Status::NoSpace);
+            assert_eq!(fetched(&mut rig, conn, block).syncing, None);
+            assert_eq!(rig.done(conn, grow), ClientReply::Grown { committed: 4 * MIB });
+            continue;
+        }
+        assert_eq!(rig.done(conn, grow), ClientReply::Grown { committed: 4 * MIB });
+        idle(&mut rig);
+        assert_eq!(synced(&rig).len(), 4);
+        let charged = rig.dispatcher.snapshot().charged;
+        assert_eq!(charged[&daemon_id(3)].0, 4 * MIB);
+    }
+}
+
+#[test]
+fn what_a_daemon_had_of_a_block_makes_room_where_no_other_has_any() {
+    let mut rig = rig_that_syncs(2, 2);
+    let (conn, _) = rig.session(1000);
+    let granted = rig.granted(conn, with_copies(heap(1, MIB), 2));
+    let block = granted.first.block;
+    take(&mut rig, 1, block);
+    rig.wait(200);
+    assert_eq!(rig.daemons[&1].destroyed, [block]);
+    assert_eq!(copies(&mut rig, block), [(2, CopyState::Good), (1, CopyState::Good)]);
+}
+
+#[test]
+fn what_is_repaired_is_copied_once_more() {
+    let mut rig = rig_that_syncs(3, 2);
+    let (owner, _) = rig.session(1000);
+    rig.done(owner, with_copies(region("r", 3 * MIB, 0o666), 2));
+    let (writer, ready) = rig.session(1001);
+    let reply = rig.done(writer, open(1, "r", true));
+    let ClientReply::Opened(opened) = reply else { panic!("{reply:?}") };
+    let block = opened.first.block;
+    rig.actions.clear();
+    let lost = opened.first.daemons().next().unwrap().get();
+    rig.mood(3, Mood::Waits);
+    take(&mut rig, lost, block);
+    rig.wait(100);
+    rig.obey(3);
+    rig.obey(3);
+    let claim = IntentClaim {
+        addr: rig.dispatcher.address(block) + 5 * PAGE_BYTES + 8,
+        bytes: PAGE_BYTES,
+        progress: Progress::First { first: 3 - lost, undo: Undo::Saved },
+    };
+    let found = FoundIntents { claims: vec![(0, claim)], ..FoundIntents::none() };
+    rig.intents.insert(ready.session, found);
+    rig.event(Event::Died { session: ready.session });
+    while !rig.daemons[&3].asked.is_empty() {
+        rig.obey(3);
+    }
+    assert!(synced(&rig).contains(&(5 * PAGE_BYTES, 8192)), "{:?}", synced(&rig));
+    assert_eq!(copies(&mut rig, block)[..2], [(3 - lost, CopyState::Good), (3, CopyState::Good)]);
+}
+
+#[test]
+fn a_broker_that_comes_back_gives_up_what_was_syncing() {
+    let mut good = held(1, &[1], 7, MIB);
+    good.description.membership.syncing = Some(daemon_id(3));
+    let mut syncing = held(3, &[1], 7, MIB);
+    let peers = vec![daemon_id(1)];
+    let (role, half) = (Role::Syncing, Half::MIRROR);
+    syncing.description.membership = Membership { role, half, peers, syncing: None, since: 7 };
+    let (block, guid) = (good.description.block, Some(good.description.guid));
+    for is_there in [false, true] {
+        let mut config = super::rig::config();
+        (config.copies_max, config.syncs_max) = (3, 0);
+        let found = |daemon, held| FoundDaemon {
+            daemon: daemon_id(daemon),
+            blocks: vec![block],
+            damaged: Vec::new(),
+            content: FoundContent::Read(vec![held]),
+        };
+        let mut daemons = vec![found(1, good.clone())];
+        daemons.extend(is_there.then(|| found(3, syncing.clone())));
+        let tables = vec![FoundTable { block, guid, bytes: MIB }];
+        let mut rig = Rig::started(config, Started { daemons, tables, ..Started::default() });
+        let [headers] = &raised(&rig)[..] else { panic!("{:?}", raised(&rig)) };
+        assert!(headers.len() == 1 && headers[0].1.syncing.is_none(), "{headers:?}");
+        assert_eq!(copies(&mut rig, block), [(1, CopyState::Good)]);
+        rig.daemon_with(3, GIB, vec![syncing.clone()]);
+        assert_eq!(rig.daemons[&3].destroyed, [block]);
+        assert_eq!(copies(&mut rig, block), [(1, CopyState::Good)]);
+    }
+}
+
+#[test]
+fn a_copy_whose_daemon_does_not_know_it_is_given_up() {
+    let (mut rig, conn, granted) = two();
+    let block = granted.first.block;
+    rig.mood(3, Mood::Waits);
+    take(&mut rig, 1, block);
+    rig.wait(100);
+    rig.obey(3);
+    let (number, _) = rig.daemons.get_mut(&3).unwrap().asked.remove(0);
+    let refusal = Refusal::new(Status::NotFound, "no copy of it");
+    rig.tell(3, number.0, DaemonMessage::Reply(Err(refusal)));
+    assert_eq!(fetched(&mut rig, conn, block).syncing, None);
+}
