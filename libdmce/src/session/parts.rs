@@ -60,11 +60,13 @@ pub(super) struct Laid {
 struct LaidPart {
     block: BlockId,
     guid: Guid,
+    epoch: u64,
     primary: Option<DaemonId>,
     /// Where it is, and what of the object.
     at: u64,
     object: FileRange,
-    stand_in: Option<StandIn>,
+    /// Of a block with copies: those that are not mapped.
+    others: Option<StandIn>,
 }
 
 /// A part of a pointer's mapping whose block may have another primary.
@@ -194,13 +196,19 @@ impl Laid {
     /// Parts that [`Laid::place`] has mapped.
     pub(super) fn new(parts: Vec<Part>, mapping: Reservation, range: PinnedRange) -> Self {
         let (_, mut at) = lead_of(&parts, range);
+        let protection = protection(range.writable);
         let laid = parts.into_iter().map(|part| {
             let (skip, object) = part.pages();
             let start = at - skip;
             at += part.bytes;
-            let Part { block, objects: Objects { guid, primary, others, .. }, .. } = part;
-            let stand_in = stand_in(&mapping, (start, object), others, range.writable);
-            LaidPart { block, guid, primary, at: start, object, stand_in }
+            let Part { block, objects: Objects { guid, epoch, primary, others, .. }, .. } = part;
+            let others = primary.and_then(|_| {
+                // What was mapped there is in the mapping.
+                let bytes = object.bytes.next_multiple_of(PAGE_BYTES);
+                let range = mapping.range(start, bytes.min(mapping.len() as u64 - start)).ok()?;
+                Some(StandIn::objects(range, protection, parts_of(others, object)))
+            });
+            LaidPart { block, guid, epoch, primary, at: start, object, others }
         });
         Self { parts: laid.collect(), mapping }
     }
@@ -215,36 +223,29 @@ impl Laid {
         with_copies.map(|(index, part)| (index, part.block)).filter(move |(_, id)| has_changed(*id))
     }
 
-    /// Lays a part again. One of another block by now is left as it is.
+    /// Lays a part again. One of another block by now is left as it is, and so is one that was laid
+    /// by a later answer.
     fn lay(&mut self, index: usize, objects: Objects, writable: bool) -> Result<(), MapError> {
-        let Some(part) = self.parts.get_mut(index).filter(|part| part.guid == objects.guid) else {
-            return Ok(());
-        };
-        let (at, object) = (part.at, part.object);
-        if part.primary != objects.primary {
+        let is_newer =
+            |part: &&mut LaidPart| part.guid == objects.guid && part.epoch <= objects.epoch;
+        let Some(part) = self.parts.get_mut(index).filter(is_newer) else { return Ok(()) };
+        let Some(others) = &mut part.others else { return Ok(()) };
+        let is_same = part.primary == objects.primary;
+        others.renew(parts_of(objects.others, part.object), |was_used| {
+            if is_same && !was_used {
+                return Ok(());
+            }
             let (fd, protection) = (objects.fd.as_fd(), protection(writable));
-            self.mapping.map_at(at, fd, object, protection, Populate::No)?;
-            part.primary = objects.primary;
-        }
-        // The one before goes first: a range has one at a time.
-        part.stand_in = None;
-        part.stand_in = stand_in(&self.mapping, (at, object), objects.others, writable);
+            self.mapping.map_at(part.at, fd, part.object, protection, Populate::No).map(drop)
+        })?;
+        (part.epoch, part.primary) = (objects.epoch, objects.primary);
         Ok(())
     }
 }
 
-/// Has other copies stand in for a part, if there are any.
-fn stand_in(
-    mapping: &Reservation,
-    (at, FileRange { offset, bytes }): (u64, FileRange),
-    others: Vec<OwnedFd>,
-    writable: bool,
-) -> Option<StandIn> {
-    // What was mapped there is in the mapping.
-    let bytes = bytes.next_multiple_of(PAGE_BYTES).min(mapping.len() as u64 - at);
-    let range = mapping.range(at, bytes).ok().filter(|_| !others.is_empty())?;
-    let others = others.into_iter().map(|fd| Other { fd, offset });
-    Some(StandIn::objects(range, protection(writable), others.collect()))
+/// What of a block's copies can stand in for a part.
+fn parts_of(copies: Vec<OwnedFd>, FileRange { offset, .. }: FileRange) -> Vec<Other> {
+    copies.into_iter().map(|fd| Other { fd, offset }).collect()
 }
 
 /// The alignment of a range's mapping, and where in it the range begins. A large one lies as its

@@ -12,8 +12,10 @@
 //!
 //! 1. A place in the list is changed by who has it, and found again only when it is whole: its
 //!    version is odd meanwhile.
-//! 2. What a range has for a stand-in stays as long as the range is in use.
-//! 3. The handler waits for nobody but another handler, which makes system calls and ends.
+//! 2. What a range has for a stand-in stays as long as the range is in use, or is changed while no
+//!    handler looks ([`StandIn::renew`]).
+//! 3. The handler waits for nobody but another handler, or who renews a stand-in: they make system
+//!    calls and end.
 //! 4. A range gets each stand-in once: what faults beneath the last of them is as if we were not
 //!    here, whatever an object says of its length.
 //! 5. Lists only grow: by about as many places as were ever in use at a time.
@@ -21,12 +23,14 @@
 //!    whose holder is not in it.
 
 use std::hint;
+use std::mem;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 use crate::map::{MappedRange, Protection, page_bytes};
+use crate::process::without_signals;
 
 /// A range that has a stand-in, until this is dropped.
 #[derive(Debug)]
@@ -90,8 +94,8 @@ struct Part {
 }
 
 static FIRST: Part = Part::new();
-/// The process in which a handler is replacing a range; 0 if none is. A fork may bring that of its
-/// parent along.
+/// The process in which a handler, or [`StandIn::renew`], is replacing a range; 0 if none is. A
+/// fork may bring that of its parent along.
 static REPLACING: AtomicU32 = AtomicU32::new(0);
 
 impl StandIn {
@@ -110,6 +114,40 @@ impl StandIn {
         let what = Box::into_raw(Box::new(what));
         place.set(range.as_ptr().addr(), range.len(), what);
         Self { part, place, what }
+    }
+
+    /// Maps the range anew, and has other objects stand in for it from then on. Who accesses it
+    /// meanwhile finds what was there with its stand-in, or what is there now with its own.
+    ///
+    /// `map` is told whether the stand-in was needed, and touches no range that has one.
+    ///
+    /// # Errors
+    ///
+    /// What `map` says: the stand-in is the one before.
+    pub fn renew<E>(
+        &mut self,
+        others: Vec<Other>,
+        map: impl FnOnce(bool) -> Result<(), E>,
+    ) -> Result<(), E> {
+        // SAFETY: made by `new`, and freed by this alone, or by the end of this value.
+        let protection = unsafe { &*self.what }.protection;
+        let what = What { protection, source: Source::Objects(others) };
+        let what = Box::into_raw(Box::new(what));
+        // A handler of a signal in this thread might access a range, and wait for this for ever.
+        let mapped = without_signals(|| {
+            begin_replacing();
+            let mapped = map(self.was_used());
+            if mapped.is_ok() {
+                self.place.change(what);
+            }
+            end_replacing();
+            mapped
+        });
+        let unused = if mapped.is_ok() { mem::replace(&mut self.what, what) } else { what };
+        // SAFETY: made by `new` or above; handlers look it up while nothing is replaced, and it is
+        // not in the list any more, or never was.
+        drop(unsafe { Box::from_raw(unused) });
+        mapped
     }
 
     /// Whether the stand-in was needed.
@@ -219,6 +257,14 @@ impl Place {
         self.version.fetch_add(1, Ordering::SeqCst);
     }
 
+    /// Another stand-in for the same range, which was not needed yet: for who has the place, while
+    /// no handler looks.
+    fn change(&self, what: *mut What) {
+        self.what.store(what, Ordering::SeqCst);
+        self.was_used.store(false, Ordering::SeqCst);
+        self.tried.store(0, Ordering::SeqCst);
+    }
+
     /// The range and its stand-in, if an address is in it.
     fn look(&self, addr: usize) -> Option<(usize, usize, *const What)> {
         let version = self.version.load(Ordering::SeqCst);
@@ -236,26 +282,30 @@ impl Place {
 ///
 /// In the handler of SIGBUS, with the address of the access: so the range is in use.
 pub(super) unsafe fn put_beneath(addr: usize) -> bool {
+    // Another thread may be at it: what is stored to its stand-in is not to be wiped.
+    begin_replacing();
+    let found = find(addr);
+    let replaced = found.is_some_and(|(place, range, what)| {
+        // SAFETY: it stays while nobody else replaces, and a thread is accessing the range.
+        let what = unsafe { &*what };
+        replace(place, range, what, addr)
+    });
+    end_replacing();
+    replaced
+}
+
+/// The range that an address is in, and its stand-in.
+fn find(addr: usize) -> Option<(&'static Place, Range<usize>, *const What)> {
     let mut part = Some(&FIRST);
     while let Some(Part { places, .. }) = part {
         for place in places {
             if let Some((start, end, what)) = place.look(addr) {
-                // SAFETY: it stays as long as the range is in use, and a thread is accessing it.
-                let what = unsafe { &*what };
-                return replace(place, (start, end), what, addr);
+                return Some((place, start..end, what));
             }
         }
         part = part.and_then(Part::next);
     }
-    false
-}
-
-fn replace(place: &Place, (start, end): (usize, usize), what: &What, addr: usize) -> bool {
-    // Another thread may be at it: what is stored to its stand-in is not to be wiped.
-    begin_replacing();
-    let replaced = replace_alone(place, start..end, what, addr);
-    REPLACING.store(0, Ordering::SeqCst);
-    replaced
+    None
 }
 
 /// Waits until no other thread of this process is replacing a range.
@@ -271,7 +321,11 @@ fn begin_replacing() {
     }
 }
 
-fn replace_alone(place: &Place, range: Range<usize>, what: &What, addr: usize) -> bool {
+fn end_replacing() {
+    REPLACING.store(0, Ordering::SeqCst);
+}
+
+fn replace(place: &Place, range: Range<usize>, what: &What, addr: usize) -> bool {
     if is_there(addr) {
         // Another thread has done it.
         return true;

@@ -1,12 +1,13 @@
 //! The handler among others. What it does for transfers is tested with those.
 
+use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
 use std::ptr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::*;
-use crate::map::Protection;
+use crate::map::{FileRange, Populate, Protection, Reservation};
 use crate::testing::{Lent, lend};
 use crate::transfer::{self, Store};
 
@@ -120,6 +121,61 @@ fn the_first_object_that_has_the_page_stands_in() {
     // Its place is another's now.
     let next = StandIn::zeros(short.mapping.whole(), Protection::ReadWrite);
     assert!(!next.was_used());
+}
+
+#[test]
+fn a_range_that_is_mapped_anew_has_its_next_stand_in_at_once() {
+    const ROUNDS: u32 = 2_000;
+    install().unwrap();
+    let lasting = lend(1, 7);
+    let bytes = page_bytes() as u64;
+    let range = FileRange { offset: 0, bytes };
+    let place = Reservation::aligned(bytes, bytes).unwrap();
+    let map = |lent: &Lent| {
+        let mapped = place.map_at(0, lent.fd.as_fd(), range, Protection::ReadWrite, Populate::No);
+        mapped.map(drop)
+    };
+    map(&lasting).unwrap();
+    let others = || vec![Other { fd: lasting.fd.try_clone().unwrap(), offset: 0 }];
+    let whole = place.range(0, bytes).unwrap();
+    let mut stand_in = StandIn::objects(whole, Protection::ReadWrite, others());
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    // SAFETY: mapped as long as the threads live.
+                    unsafe { place.as_ptr().write_volatile(9) };
+                }
+            });
+        }
+        for round in 0..ROUNDS {
+            // Gone before it is there, or a moment later.
+            let short_lived = lend(1, 8);
+            if round % 2 == 0 {
+                short_lived.keep_pages(0);
+            }
+            stand_in.renew(others(), |_| map(&short_lived)).unwrap();
+            short_lived.keep_pages(0);
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    // SAFETY: mapped.
+    assert_eq!(unsafe { place.as_ptr().read_volatile() }, 9);
+    assert!(stand_in.was_used());
+    assert_eq!(load(&lasting, 0), 9);
+}
+
+#[test]
+fn a_range_that_cannot_be_mapped_anew_keeps_its_stand_in() {
+    install().unwrap();
+    let [lent, other] = [lend(1, 7), lend(1, 8)];
+    let others = vec![Other { fd: other.fd.try_clone().unwrap(), offset: 0 }];
+    let mut stand_in = StandIn::objects(lent.mapping.whole(), Protection::Read, others);
+    assert_eq!(stand_in.renew(Vec::new(), Err), Err(false));
+    lent.keep_pages(0);
+    assert_eq!(load(&lent, 0), 8);
+    assert_eq!(stand_in.renew(Vec::new(), Err), Err(true));
 }
 
 #[test]
