@@ -23,6 +23,7 @@ pub mod echo;
 pub mod error;
 pub mod huge;
 pub mod janitor;
+pub mod losses;
 pub mod machine;
 pub mod measure;
 pub mod memory;

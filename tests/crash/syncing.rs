@@ -15,6 +15,11 @@ use libdmce::{Event, Mirror, Prot, Region, RegionOptions, Session};
 
 const BYTES: u64 = 24 << 20;
 const PAGE: u64 = 4096;
+/// What [`Writer`] leaves to others.
+const BY_OTHER: u64 = WRITTEN;
+const BY_MESSAGE: u64 = WRITTEN + (1 << 20);
+/// What it writes.
+const WRITTEN: u64 = 20 << 20;
 
 fn start(daemons: u32) -> Instance {
     let config = "broker.reattach_ms = 2000\nbroker.sense_ms = 100\nbroker.suspect_ms = 400\n\
@@ -64,7 +69,7 @@ fn good(instance: &Instance) -> Vec<u32> {
     good
 }
 
-/// Writes numbers all over a region, each higher than the one before, and remembers them.
+/// Writes numbers all over most of a region, each higher than the one before, and remembers them.
 struct Writer<'a> {
     region: &'a Region,
     is_over: &'a AtomicBool,
@@ -73,7 +78,7 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn run(&self) -> Vec<u64> {
-        let pages = BYTES / PAGE;
+        let pages = WRITTEN / PAGE;
         let mut last = vec![0; usize::try_from(pages).unwrap()];
         for round in 1.. {
             if self.is_over.load(Ordering::Relaxed) {
@@ -132,25 +137,20 @@ fn what_is_lost_is_made_again_under_all_who_write_until_every_daemon_has_lost_al
                 1 => instance.kill_broker(),
                 _ => {}
             }
-            other.tell(format!("rfill {} {loss} 100", 8 << 20));
+            other.tell(format!("rfill {BY_OTHER} {loss} 100"));
             instance.start_all();
             other.answer().unwrap();
-            by_message.ask(format!("rfill {} {loss} 5000", 9 << 20)).unwrap();
+            by_message.ask(format!("rfill {BY_MESSAGE} {loss} 5000")).unwrap();
             wait_whole(&instance);
             assert!(good(&instance).len() >= 2);
         }
         is_over.store(true, Ordering::Relaxed);
         working.join().unwrap()
     });
-    // Others wrote there.
-    let mut last = last;
-    let others = [(8 << 20) / PAGE, (9 << 20) / PAGE, (9 << 20) / PAGE + 1];
-    let mut found = [0; 8];
-    for page in others {
-        region.read(page * PAGE, &mut found, Mirror::Any).unwrap();
-        last[usize::try_from(page).unwrap()] = u64::from_le_bytes(found);
-    }
     check(&region, &last);
+    // Each sees what the other wrote last.
+    by_message.ask(format!("rcheck {BY_OTHER} 5 100")).unwrap();
+    other.ask(format!("rcheck {BY_MESSAGE} 5 5000")).unwrap();
     let mut found = vec![0; 3 << 20];
     session.read(own, &mut found).unwrap();
     assert!(found.iter().all(|byte| *byte == 7));

@@ -11,6 +11,7 @@ pub mod narrow;
 pub mod redirect;
 pub mod requests;
 pub mod store;
+pub mod syncing;
 
 use clap::ValueEnum;
 
@@ -31,6 +32,8 @@ pub enum Group {
     Mirrored,
     /// A daemon that goes with its memory while clients write.
     Redirect,
+    /// A lost copy that is made again.
+    Syncing,
     /// Clients and brokers that die.
     Deaths,
     /// `dmce_malloc` and `dmce_free`.
@@ -47,12 +50,13 @@ pub enum Group {
 
 impl Group {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Mapped,
         Self::Copied,
         Self::Copies,
         Self::Mirrored,
         Self::Redirect,
+        Self::Syncing,
         Self::Deaths,
         Self::Alloc,
         Self::Requests,
@@ -73,6 +77,7 @@ impl Group {
             Self::Copies => copies::measure(setting),
             Self::Mirrored => mirrored::measure(setting),
             Self::Redirect => redirect::measure(setting),
+            Self::Syncing => syncing::measure(setting),
             Self::Deaths => deaths::measure(setting),
             Self::Alloc => alloc::measure(setting),
             Self::Requests => requests::measure(setting),

@@ -22,13 +22,12 @@
 //! the slowest write of a round is then the host's. The kernel counts such time, and a round with
 //! more than little of it is done again.
 
-use std::fs::{self, File};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dmce_abi::wire::admin::CopyState;
 use dmce_tests::Instance;
 
+use crate::losses::{lose, wait, wait_written};
 use crate::machine;
 use crate::measure::{Pair, median, percentile};
 use crate::places::Places;
@@ -46,11 +45,8 @@ const CLIENTS: [u64; 2] = [4, 1];
 const RECORDS: u64 = 1 << 12;
 /// The design's bound on what a client may be held up.
 const BOUND: f64 = 50e-3;
-/// How long anything may take before it counts as never.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// How often a round is done again at most.
 const TRIES: u32 = 5;
-const PAUSE: Duration = Duration::from_millis(2);
 /// What the host may take of the processors in a round: two ticks of the kernel's count.
 const STOLEN_MAX: Duration = Duration::from_millis(20);
 /// How often faster DMCE's client writes, so that both sides write for about as long.
@@ -202,56 +198,9 @@ fn slowest_of(clients: &mut [Worker]) -> Result<Vec<f64>> {
     clients.iter_mut().map(|client| client.seconds("slowest")).collect()
 }
 
-/// Waits until each has written so often from now on.
-fn wait_written<C>(
-    clients: &mut [C],
-    writes: u64,
-    written: impl Fn(&mut C) -> Result<u64>,
-) -> Result<()> {
-    let begun = clients.iter_mut().map(&written).collect::<Result<Vec<u64>>>()?;
-    for (client, begun) in clients.iter_mut().zip(begun) {
-        wait("a client that writes", || Ok(written(client)? >= begun + writes))?;
-    }
-    Ok(())
-}
-
-fn wait(what: &str, mut is_there: impl FnMut() -> Result<bool>) -> Result<()> {
-    let begin = Instant::now();
-    while !is_there()? {
-        if begin.elapsed() > PATIENCE {
-            let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
-            return Err(Error::system(format!("waiting for {what}"))(late));
-        }
-        thread::sleep(PAUSE);
-    }
-    Ok(())
-}
-
 fn has_good_copies(instance: &Instance, daemon: u32) -> bool {
     let copies = instance.blocks().into_iter().flat_map(|block| block.copies);
     copies.into_iter().any(|copy| (copy.daemon, copy.state) == (daemon, CopyState::Good))
-}
-
-/// A daemon goes, and its memory with it.
-fn lose(instance: &mut Instance, daemon: u32) -> Result<()> {
-    let prefix = format!("dmce.{}.{daemon}.", instance.name());
-    for name in instance.objects().into_iter().filter(|name| name.starts_with(&prefix)) {
-        let path = instance.object(&name);
-        // One that the daemon has removed meanwhile is lost as well.
-        match File::options().write(true).open(&path) {
-            Ok(file) => file.set_len(0).map_err(Error::system(name.clone()))?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(Error::system(name)(error)),
-        }
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::system(name)(error));
-            }
-            _ => {}
-        }
-    }
-    instance.kill_daemon(daemon);
-    Ok(())
 }
 
 /// The slowest write of each client of Redis when the primary is killed; `None` if there is no

@@ -162,15 +162,15 @@ impl Dispatcher {
                 OwnerRow::Region { region: region?, uid: span.uid }
             }
         };
-        let copies = block.copies.iter().map(|copy| CopyRow {
-            daemon: copy.daemon.get(),
-            state: match copy.state {
+        let copies = block.copies.iter().filter_map(|copy| {
+            let state = match copy.state {
+                CopyState::Held => RowCopyState::Good,
                 CopyState::Lost => RowCopyState::Lost,
                 CopyState::Stale => RowCopyState::Stale,
-                CopyState::Syncing => RowCopyState::Syncing,
-                _ => RowCopyState::Good,
-            },
-            half: copy.half,
+                CopyState::Planned | CopyState::Asked | CopyState::Syncing => RowCopyState::Syncing,
+                CopyState::Leaving | CopyState::Doomed | CopyState::Dying => return None,
+            };
+            Some(CopyRow { daemon: copy.daemon.get(), state, half: copy.half })
         });
         (span.state == SpanState::Standing).then(|| BlockRow {
             block: id.get(),

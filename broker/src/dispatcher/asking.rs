@@ -198,7 +198,9 @@ impl Dispatcher {
                     return self.log(LogLevel::Warn, format!("{text}: {}", refusal.text));
                 }
                 let name_taken = refusal.status == Status::Exists;
-                if name_taken {
+                // The id of one that stands is its own.
+                let stands = self.blocks.get(id).is_some_and(|block| self.stands(block.span));
+                if name_taken && !stands {
                     self.withhold(id, daemon, &refusal);
                 }
                 match (given_up, name_taken) {

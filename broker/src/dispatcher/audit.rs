@@ -396,7 +396,10 @@ impl Dispatcher {
                 let is_reached = match self.reach(session, *block) {
                     Ok(_) => true,
                     // It gets another copy, or has got one, and goes on meanwhile.
-                    Err(Failure::Unsettled) => self.is_losing(*block),
+                    Err(Failure::Unsettled) => self.blocks.get(*block).is_some_and(|found| {
+                        let locks = found.locks.as_ref();
+                        locks.is_some_and(|locks| locks.covers(found.committed))
+                    }),
                     Err(_) => false,
                 };
                 let copies = self.blocks.get(*block).map(|block| &block.copies);

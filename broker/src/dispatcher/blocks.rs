@@ -34,7 +34,8 @@ pub(super) enum BlockState {
     Making,
     /// It may be used.
     Held,
-    /// A copy is lost, and the headers of the others are being written anew (`raising`).
+    /// A copy is lost, or one comes or goes that is syncing: the headers are being written anew
+    /// (`raising`).
     Losing,
     /// Its bytes are gone.
     Lost,

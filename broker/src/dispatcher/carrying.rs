@@ -35,7 +35,7 @@ use dmce_shm::slot::intent::{IntentClaim, Progress};
 
 use super::Dispatcher;
 use super::action::{Action, LogLevel};
-use super::blocks::Span;
+use super::blocks::{Block, Span};
 use super::wrecks::{Claim, Wreck};
 
 /// The slot of a wreck that says what is carried: all were repaired by then.
@@ -173,9 +173,10 @@ impl Dispatcher {
     /// again.
     pub(super) fn take_pointers(&mut self, id: SessionId, pins: &[PinClaim], is_gone: bool) {
         let Some(wreck) = self.wrecks.get(id) else { return };
+        // Also where one copy is left: another one may be made while it is stored by.
         let is_used = |pin: &PinClaim| {
             let end = pin.range.addr.saturating_add(pin.range.bytes);
-            !pin.is_left && self.next_part(wreck, pin.range.addr, end).is_some()
+            !pin.is_left && self.next_part(wreck, (pin.range.addr, end), |_| true).is_some()
         };
         if !is_gone && pins.iter().any(is_used) {
             return;
@@ -200,7 +201,8 @@ impl Dispatcher {
                 is_again = true;
                 continue;
             };
-            let part = self.wrecks.get(id).and_then(|wreck| self.next_part(wreck, at, end));
+            let part = self.wrecks.get(id);
+            let part = part.and_then(|wreck| self.next_part(wreck, (at, end), has_others));
             let of = (id, CARRYING_SLOT);
             match part.and_then(|part| claim_of(id, part)) {
                 Some(claim) if is_again => {
@@ -238,8 +240,13 @@ impl Dispatcher {
         }
     }
 
-    /// The next of what is from `at` to `end` that other copies may lack.
-    fn next_part(&self, wreck: &Wreck, at: u64, end: u64) -> Option<Part> {
+    /// The next of what is from one address to another, in blocks that are such.
+    fn next_part(
+        &self,
+        wreck: &Wreck,
+        (at, end): (u64, u64),
+        is_such: impl Fn(&Block) -> bool,
+    ) -> Option<Part> {
         // A client may pin as often as it can, and have as much open: only regions that the range
         // reaches are looked at. They are in the order of their addresses.
         let lowest = BlockId::try_from(1).ok()?;
@@ -254,12 +261,17 @@ impl Dispatcher {
         reached.find_map(|first| {
             let span = self.blocks.span(first).filter(|_| self.stands(first))?;
             let is_writable = wreck.may_write(first) && span.copies > 1;
-            if is_writable { self.next_part_in((first, span), at, end) } else { None }
+            if is_writable { self.next_part_in((first, span), (at, end), &is_such) } else { None }
         })
     }
 
     /// The same, in one span.
-    fn next_part_in(&self, (first, span): (BlockId, &Span), at: u64, end: u64) -> Option<Part> {
+    fn next_part_in(
+        &self,
+        (first, span): (BlockId, &Span),
+        (at, end): (u64, u64),
+        is_such: impl Fn(&Block) -> bool,
+    ) -> Option<Part> {
         let from = self.parts(at).ok().and_then(|parts| BlockId::try_from(parts.block).ok());
         let from = from.map_or(first, |from| from.max(first));
         let is_inside = |id: BlockId| id.get() - first.get() < span.count;
@@ -270,13 +282,18 @@ impl Dispatcher {
                 return None;
             }
             let (cell, until) = (at.saturating_sub(base), (end - base).min(found.committed));
-            if found.is_usable() && cell < until && found.copies.held().count() > 1 {
+            if found.is_usable() && cell < until && is_such(found) {
                 let batch = Batch::first_of(cell, until, found.committed);
                 return Some(Part { block, guid: found.guid, addr: base + cell, batch });
             }
         }
         None
     }
+}
+
+/// Whether there are copies that may lack what a pointer stored.
+fn has_others(block: &Block) -> bool {
+    block.copies.held().chain(block.copies.syncing()).count() > 1
 }
 
 /// A part as a claim of a slot.

@@ -8,7 +8,7 @@
 //!                |
 //!                +-> Syncing --> Held, when it has all bytes of the others (`syncing`)
 //!                       |
-//!                       +--> Dying
+//!                       +--> Leaving --> Dying, when nobody writes it any more
 //! ```
 //!
 //! # Invariants
@@ -31,6 +31,8 @@ pub(super) enum CopyState {
     Asked,
     /// Its daemon has it, and it is written as the others are, without having all of their bytes.
     Syncing,
+    /// Its daemon has it, and it was given up while it was syncing: it goes when nobody writes it.
+    Leaving,
     /// Its daemon has it.
     Held,
     /// Its bytes are gone.

@@ -14,6 +14,7 @@
 //! 1. Before any daemon is asked, the bytes of every copy are charged.
 //! 2. A growth ends with the last answer of a daemon, be its client answered or not.
 //! 3. The primary grows last, as it is made last: one that is refused leaves it as it was.
+//! 4. A copy that is syncing and cannot grow is given up: it keeps nobody else from growing.
 
 use std::collections::BTreeMap;
 
@@ -91,12 +92,18 @@ impl Dispatcher {
         let asked = grow.committed.next_multiple_of(page_size).min(bytes_max);
         // The primary's first.
         let mut daemons = reached.block.copies.daemons();
-        daemons.extend(reached.block.copies.syncing().map(|copy| copy.daemon));
-        let answers = |daemon| self.daemons.servers.get(daemon).is_some_and(Server::answers);
-        if !daemons.iter().all(answers) {
+        let syncing = reached.block.copies.syncing().map(|copy| copy.daemon);
+        if !daemons.iter().all(|daemon| self.answers(*daemon)) {
             return refuse(Status::NoSpace, format!("the daemon of block {id} does not answer"));
         }
         self.charge_growth(id, &daemons, asked)?;
+        if let Some(syncing) = syncing {
+            if self.answers(syncing) && self.charge_growth(id, &[syncing], asked).is_ok() {
+                daemons.push(syncing);
+            } else {
+                self.drop_sync(id, "it cannot grow");
+            }
+        }
         self.granted += 1;
         let number = self.next_number();
         let growth = Growth {
@@ -119,6 +126,10 @@ impl Dispatcher {
         }
         self.go_on_growing(number);
         Ok(Outcome::Later)
+    }
+
+    fn answers(&self, daemon: DaemonId) -> bool {
+        self.daemons.servers.get(&daemon).is_some_and(Server::answers)
     }
 
     fn ask_to_grow(&mut self, daemon: DaemonId, number: u64) {
@@ -168,18 +179,21 @@ impl Dispatcher {
         let Some(growth) = self.growths.get_mut(&number) else { return };
         growth.left -= 1;
         let (id, guid) = (growth.block, growth.guid);
+        let copies = self.blocks.get(id).map(|block| &block.copies);
+        let is_named = copies.is_some_and(|copies| copies.daemons().contains(&daemon));
         let committed = match answer {
             Ok(DaemonAnswer::Committed { committed }) => committed,
             Ok(_) => 0,
             Err(refusal) => {
-                growth.refusal = Some(Refusal::new(Status::NoSpace, refusal.text));
+                if is_named {
+                    growth.refusal = Some(Refusal::new(Status::NoSpace, refusal.text));
+                }
                 0
             }
         };
         let copies = self.blocks.get(id).map(|block| &block.copies);
         let syncing = copies.and_then(|copies| copies.syncing()).map(|copy| copy.daemon);
         if committed == 0 && syncing == Some(daemon) {
-            // It is not to keep the others from growing.
             self.drop_sync(id, "it does not grow");
         }
         self.growth_ended(id, guid, daemon, committed);
@@ -236,9 +250,10 @@ impl Dispatcher {
             }
             self.growth_ended(id, guid, daemon, 0);
         }
-        let Some(Growth { to: Some(to), refusal, .. }) = self.growths.remove(&number) else {
-            return;
-        };
+        let Some(Growth { to, refusal, .. }) = self.growths.remove(&number) else { return };
+        // None is made while a block grows.
+        self.look_for_places();
+        let Some(to) = to else { return };
         let result = refusal.map_or_else(|| self.grown(id, guid), Err);
         self.reply(to, result, Vec::new());
     }

@@ -326,10 +326,10 @@ impl Dispatcher {
         if server.is_none_or(|server| server.conn() != Some(conn)) {
             return;
         }
-        self.drop_syncs_of(daemon);
         let Some(server) = self.daemons.servers.get_mut(&daemon) else { return };
         let orphans = server.go_away();
         server.overdue = self.daemons.unconfirmed.contains(&daemon);
+        self.drop_syncs_of(daemon);
         self.forget_links_of(daemon);
         self.take_seat(daemon);
         self.timers.cancel(Timer::Sense(daemon));

@@ -207,10 +207,10 @@ impl Dispatcher {
         locks.bytes = bytes.max(block.committed);
         self.ledger.resize_table(&mut locks.charge, locks.bytes);
         self.log(LogLevel::Error, format!("the lock table of block {id} is gone"));
+        self.revoke_block(first, id);
         // Otherwise the headers are being written already.
         if state == BlockState::Held {
             self.blocks.set_state(id, BlockState::Losing);
-            self.revoke_block(first, id);
             self.raise(id);
         }
     }

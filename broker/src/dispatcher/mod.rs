@@ -60,6 +60,7 @@ mod growing;
 mod guid;
 mod history;
 mod ids;
+mod lacks;
 mod lending;
 mod link;
 mod links;

@@ -14,9 +14,11 @@ use dmce_abi::block::{BlockId, DaemonId, SessionId};
 use super::Dispatcher;
 use super::action::{Action, LogLevel};
 use super::blocks::{Block, BlockState, News, SpanOwner};
+use super::charge::Payer;
 use super::copies::{Copy, CopyState};
 use super::daemons::{Op, Server};
 use super::event::InspectId;
+use super::sessions::Session;
 
 impl Dispatcher {
     /// The owner has given a span up, whatever became of it until now. A region goes with it.
@@ -95,7 +97,8 @@ impl Dispatcher {
                 CopyState::Held | CopyState::Lost | CopyState::Stale => {
                     self.destroy(id, daemon);
                 }
-                CopyState::Syncing | CopyState::Doomed | CopyState::Dying => {}
+                // What syncs was given up before.
+                CopyState::Syncing | CopyState::Leaving | CopyState::Doomed | CopyState::Dying => {}
             }
         }
     }
@@ -197,7 +200,7 @@ impl Dispatcher {
         let Some(block) = self.blocks.get_mut(id) else { return };
         let (first, state) = (block.span, block.state);
         let Some(copy) = block.copies.of_mut(daemon) else { return };
-        if copy.state == CopyState::Syncing {
+        if matches!(copy.state, CopyState::Syncing | CopyState::Leaving) {
             return self.drop_sync(id, why);
         }
         copy.state = CopyState::Lost;
@@ -250,6 +253,28 @@ impl Dispatcher {
         if self.blocks.span(first).is_some_and(|span| span.copies > 1) {
             self.seats.tell();
         }
+    }
+
+    /// Who pays for the blocks of a span.
+    pub(super) fn payer_of_span(&self, first: BlockId) -> Option<Payer> {
+        let span = self.blocks.span(first)?;
+        match span.owner {
+            SpanOwner::Session(session) => self.sessions.get(session).map(Session::payer),
+            SpanOwner::Region => Some(Payer { uid: span.uid, account: None }),
+        }
+    }
+
+    /// The sessions that may write a span.
+    pub(super) fn writers(&self, first: BlockId) -> BTreeSet<SessionId> {
+        let mut sessions = self.holders(first);
+        if self.blocks.span(first).is_some_and(|span| span.owner == SpanOwner::Region) {
+            let may_write = |session: &SessionId| {
+                let session = self.sessions.get(*session);
+                session.is_none_or(|session| session.opens.rights(first).write)
+            };
+            sessions.retain(may_write);
+        }
+        sessions
     }
 
     /// The sessions that may use a span.

@@ -6,58 +6,58 @@
 //!  (none) ----------> MAKING ------------------> NAMING ----------------> TELLING
 //!    ^                  |                          |     idle since, and nothing   |
 //!    |                  | it cannot be             |     of the dead is left       v
-//!    |                  v                          v                            COPYING
-//!    +--------------- (none) <---------------------+-------------------------------+
-//!                  all headers name it no more: its daemon is away, or its         | all of it
-//!                  object is lost                                                  v
-//!                                    all headers name it as a good one, under the next epoch: Held
+//!    |                  |                          |                            COPYING
+//!    |                  v                          v    it is lost, or does        |  |
+//!    +--------------- (none)       UNNAMING <-----------not grow, or is refused----+  |
+//!    |                                |                                               | all of it
+//!    |  Destroy                       | all headers name it no more                   v
+//!    +----------- LEAVING <-----------+          all headers name it as a good one: Held
+//!       who knows of the block is told, and idle since
 //! ```
+//!
+//! Where its daemon is away, nobody waits for what is written there: it is destroyed at once.
 //!
 //! # Invariants
 //!
 //! 1. Nothing is copied before all who write the block store to the new copy as well: each session
 //!    and seat that may write it was told, and was seen without an operation that began before. Of
-//!    those that have ended nothing is left to be repaired.
+//!    those that have ended nothing is left to be repaired. As long as those wait that write a copy
+//!    which is given up, its object stays.
 //! 2. What is repaired meanwhile is repaired on the good copies, and copied once more.
 //! 3. A copy that is syncing is read by nobody, and nothing is repaired from it. The headers of the
 //!    good copies name it, as does its own, so that daemons write it; a broker that comes back
 //!    gives it up.
 //! 4. Of a block one copy is made at a time. It says since which epoch it is written: who asks
 //!    about an earlier copy of that daemon means another object.
-//! 5. No more are made at once than the configuration says, and of blocks that lack a copy some are
-//!    looked at in a step.
+//! 5. Who stands still holds up copies of blocks that it has open, and no others: one that waits
+//!    takes no place among those that are made at once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 
-use dmce_abi::block::{BlockId, DaemonId, Half, SessionId};
+use dmce_abi::block::{BlockId, DaemonId, SessionId};
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::wire::daemon::{DaemonAnswer, SYNC_BYTES_MAX};
 
 use super::Dispatcher;
 use super::action::LogLevel;
 use super::asking::Answer;
-use super::blocks::{Block, BlockState, News, SpanOwner};
-use super::charge::Payer;
+use super::blocks::{BlockState, News};
 use super::copies::{Copy, CopyState};
 use super::daemons::{Op, Server};
 use super::event::Millis;
-use super::placement::Need;
-use super::sessions::Session;
+use super::lacks::Lacks;
 use super::timers::Timer;
 
 /// How long until something is tried again that could not be done: at first, and at most.
 const AGAIN_MS: u64 = 20;
-const AGAIN_MS_MAX: u64 = 10_000;
-/// The same of a copy that a daemon has refused.
-const REFUSED_MS: u64 = 1_000;
-const REFUSED_MS_MAX: u64 = 60_000;
-/// Blocks that are looked at in a step for whether a copy can be made.
-const LOOKS: usize = 64;
+const AGAIN_MS_MAX: u64 = 1_000;
+/// How long those who are told may take before others take the place of a copy.
+const TELLING_MS: u64 = 1_000;
 
 /// A copy that is being made.
 #[derive(Debug)]
-struct Sync {
+pub(super) struct Sync {
     daemon: DaemonId,
     stage: Stage,
 }
@@ -73,65 +73,68 @@ enum Stage {
     Telling(BTreeSet<SessionId>),
     /// It gets the bytes of the others.
     Copying(Copying),
+    /// Headers are being written that do not name it any more.
+    Unnaming,
+    /// These may still write it.
+    Leaving(BTreeSet<SessionId>),
 }
 
 /// What it has, and what it lacks.
 #[derive(Debug, Default)]
 struct Copying {
-    /// Up to here it was copied once.
-    done: u64,
-    /// What is to be copied, before what follows.
-    again: Vec<Range<u64>>,
+    /// What is behind this was not asked for yet.
+    begun: u64,
+    /// What is to be copied before that, the next one first.
+    again: VecDeque<Range<u64>>,
     /// What its daemon was asked for.
     asked: Option<Range<u64>>,
-    /// Until when that is not tried that could not be done, and how long this is.
-    rests: Option<(Millis, u64)>,
+    /// How long the last answers were awaited that brought nothing; 0 if the last one did.
+    pause_ms: u64,
+    /// Until when nothing is asked for.
+    rests: Option<Millis>,
 }
 
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Syncs {
     by_block: BTreeMap<BlockId, Sync>,
-    /// Whether some block may get a copy that could not a moment ago.
-    pub is_due: bool,
-    /// Where the blocks are looked at from.
-    from: Option<BlockId>,
-    /// Daemons that have refused a copy of a block, as long as that lacks one.
-    refused: BTreeMap<(BlockId, DaemonId), Refused>,
-}
-
-/// A copy that was refused.
-#[derive(Debug)]
-struct Refused {
-    /// Until when it is not asked for.
-    until: Millis,
-    /// How long that was.
-    pause_ms: u64,
+    /// Those of them that wait for somebody, and take no place.
+    waiting: BTreeSet<BlockId>,
+    /// When blocks are looked at again.
+    due: BTreeSet<(Millis, BlockId)>,
+    /// What is known of blocks that lack a copy.
+    pub lacks: Lacks,
 }
 
 impl Copying {
-    /// Whether its daemon may be asked.
-    fn is_ready(&self, now: Millis) -> bool {
-        self.asked.is_none() && self.rests.is_none_or(|(until, _)| until <= now)
-    }
-
-    /// The next part, of a block of so many bytes.
+    /// The next part, of a block of so many bytes, if its daemon may be asked.
     fn next(&mut self, committed: u64) -> Option<Range<u64>> {
-        let mut range = match self.again.pop() {
+        let mut range = match self.again.pop_front() {
             Some(range) => range,
-            None if self.done < committed => {
-                let range = self.done..committed;
-                self.done = committed;
+            None if self.begun < committed => {
+                let range = self.begun..committed;
+                self.begun = committed;
                 range
             }
             None => return None,
         };
-        let most = range.start + u64::from(SYNC_BYTES_MAX);
-        if range.end > most {
-            self.again.push(most..range.end);
-            range.end = most;
+        // Of a huge page no two parts.
+        let most = u64::from(SYNC_BYTES_MAX);
+        let end = (range.start / most + 1) * most;
+        if range.end > end {
+            self.again.push_front(end..range.end);
+            range.end = end;
         }
         Some(range)
+    }
+
+    /// Of a part nothing was done: somebody has its first page, which comes again last.
+    fn pass_over(&mut self, part: Range<u64>) {
+        let page = part.end.min((part.start / PAGE_BYTES + 1) * PAGE_BYTES);
+        self.again.push_back(part.start..page);
+        if page < part.end {
+            self.again.push_front(page..part.end);
+        }
     }
 }
 
@@ -141,95 +144,37 @@ impl Syncs {
         self.by_block.contains_key(&id)
     }
 
-    /// Daemons that are not asked for a copy of a block now.
-    fn refusers_of(&self, id: BlockId, now: Millis) -> impl Iterator<Item = DaemonId> {
-        let refused = self.refused.iter().filter(move |((of, _), _)| *of == id);
-        let refused = refused.filter(move |(_, refused)| refused.until > now);
-        refused.map(|((_, daemon), _)| *daemon)
+    /// How many go on by themselves.
+    pub(super) fn going(&self) -> usize {
+        self.by_block.len() - self.waiting.len()
     }
 
     fn stage_of(&mut self, id: BlockId) -> Option<&mut Stage> {
         self.by_block.get_mut(&id).map(|sync| &mut sync.stage)
     }
+
+    /// It waits for somebody, or goes on.
+    fn set_waiting(&mut self, id: BlockId, waits: bool) {
+        if !waits {
+            self.waiting.remove(&id);
+        } else if self.waiting.insert(id) {
+            self.lacks.is_due = true;
+        }
+    }
+
+    fn remove(&mut self, id: BlockId) -> Option<Sync> {
+        self.waiting.remove(&id);
+        let sync = self.by_block.remove(&id)?;
+        self.lacks.is_due = true;
+        Some(sync)
+    }
 }
 
 impl Dispatcher {
-    /// Has copies made of blocks that lack some, as far as there is a place for them.
-    pub(super) fn make_copies(&mut self) {
-        if !std::mem::take(&mut self.syncs.is_due) || !self.tables_complete() {
-            return;
-        }
-        let first = self.syncs.from.take();
-        let lacking: Vec<BlockId> = self.blocks.degraded_from(first).take(LOOKS).collect();
-        let is_all = lacking.len() < LOOKS;
-        for id in lacking {
-            if self.syncs.by_block.len() >= self.config.syncs_max {
-                // When one of them ends.
-                return;
-            }
-            self.make_copy(id);
-            self.syncs.from = id.checked_add(1).ok();
-        }
-        if is_all {
-            self.syncs.from = None;
-        } else {
-            self.sync_later();
-        }
-    }
-
-    /// Blocks that lack a copy may have a place for it.
-    pub(super) fn look_for_places(&mut self) {
-        if self.config.syncs_max > 0 && self.blocks.has_degraded() {
-            self.sync_later();
-        }
-    }
-
-    fn make_copy(&mut self, id: BlockId) {
-        if self.syncs.has(id) || self.growths.values().any(|growth| growth.is_of(id)) {
-            return;
-        }
-        let Some(block) = self.blocks.get(id).filter(|block| block.state == BlockState::Held)
-        else {
-            return;
-        };
-        let (first, committed) = (block.span, block.committed);
-        let has_locks = block.locks.as_ref().is_some_and(|locks| locks.covers(committed));
-        if !has_locks || !self.stands(first) {
-            return;
-        }
-        let bytes = block.copies.committed();
-        let mut taken: BTreeSet<DaemonId> = block.copies.iter().map(|copy| copy.daemon).collect();
-        taken.extend(self.syncs.refusers_of(id, self.now.millis));
-        let half = lacking_half(block);
-        let Some(payer) = self.payer_of_span(first) else { return };
-        let placement = self.config.placement;
-        let need = Need { bytes, account: payer.account, refused: &taken, placement };
-        let Some(daemon) = self.place(&need) else { return self.clear_place(id) };
-        let Ok(charge) = self.ledger.charge(payer, daemon, bytes) else { return };
-        if let Some(block) = self.blocks.get_mut(id) {
-            // Epochs only grow: who knows this one, or an earlier one, knows another object there.
-            let (named, since) = (false, block.epoch + 1);
-            let copy = Copy { since, named, ..Copy::planned((daemon, half), charge) };
-            block.copies.put(usize::MAX, copy);
-        }
-        self.daemons.placed(daemon);
+    /// A copy is asked for.
+    pub(super) fn begin_sync(&mut self, id: BlockId, daemon: DaemonId) {
         self.syncs.by_block.insert(id, Sync { daemon, stage: Stage::Making });
         self.ask_create(id, daemon);
-    }
-
-    /// No daemon has room but some that have what was a copy once: one of those goes, so that there
-    /// is a place.
-    fn clear_place(&mut self, id: BlockId) {
-        let Some(block) = self.blocks.get(id) else { return };
-        let is_up = |daemon| self.daemons.servers.get(&daemon).is_some_and(Server::is_up);
-        let is_old =
-            |copy: &&Copy| !copy.named && matches!(copy.state, CopyState::Lost | CopyState::Stale);
-        let old = block.copies.iter().filter(is_old).map(|copy| copy.daemon).find(|of| is_up(*of));
-        if let Some(daemon) = old {
-            let text = format!("what daemon {daemon} had of block {id} makes room for a new copy");
-            self.log(LogLevel::Info, text);
-            self.destroy(id, daemon);
-        }
     }
 
     /// Whether a copy that was asked for is one of those; then it is there.
@@ -243,7 +188,7 @@ impl Dispatcher {
         copy.state = CopyState::Syncing;
         if copy.committed < committed || is_grown || !block.state.is_usable() {
             // Nobody was told of it.
-            self.syncs.by_block.remove(&id);
+            self.syncs.remove(id);
             self.destroy(id, daemon);
             return true;
         }
@@ -257,32 +202,29 @@ impl Dispatcher {
     pub(super) fn copy_refused(&mut self, id: BlockId, daemon: DaemonId) -> bool {
         let is_it = self.syncs.by_block.get(&id).is_some_and(|sync| sync.daemon == daemon);
         if is_it {
-            self.syncs.by_block.remove(&id);
+            self.syncs.remove(id);
             self.remove_copy(id, daemon);
-            let before = self.syncs.refused.get(&(id, daemon)).map(|before| before.pause_ms);
-            let pause_ms = before.map_or(REFUSED_MS, |ms| (2 * ms).min(REFUSED_MS_MAX));
-            let until = self.now.millis.after(pause_ms);
-            self.syncs.refused.insert((id, daemon), Refused { until, pause_ms });
-            self.sync_at(until);
-            // Another may make it.
-            self.syncs.is_due = true;
+            self.rest_from(id, daemon);
         }
         is_it
     }
 
     /// It was decided which copies of a block there are, and its sessions are told.
     pub(super) fn go_on_syncing(&mut self, id: BlockId) {
-        self.syncs.is_due = true;
+        self.syncs.lacks.is_due = true;
         let Some(block) = self.blocks.get(id) else { return };
         let (first, epoch) = (block.span, block.epoch);
-        if let Some(Stage::Naming | Stage::Telling(_)) = self.syncs.stage_of(id) {
-            let mut sessions = self.holders(first);
+        let Some(stage) = self.syncs.stage_of(id) else { return };
+        if !matches!(stage, Stage::Making | Stage::Copying(_)) {
+            let is_new = matches!(stage, Stage::Naming | Stage::Telling(_));
+            let mut sessions = self.writers(first);
             // Any daemon may write the block for a client.
             sessions.extend(self.seats.ids());
             self.idles.extend(sessions.iter().map(|session| (*session, id, epoch)));
             if let Some(stage) = self.syncs.stage_of(id) {
-                *stage = Stage::Telling(sessions);
+                *stage = if is_new { Stage::Telling(sessions) } else { Stage::Leaving(sessions) };
             }
+            self.sync_at(self.now.millis.after(TELLING_MS), id);
         }
         self.sync_on(id);
     }
@@ -290,7 +232,7 @@ impl Dispatcher {
     /// A session or seat does nothing to a block that began before it was told.
     pub(super) fn syncs_without(&mut self, session: SessionId, id: BlockId) {
         let stage = self.syncs.stage_of(id);
-        if let Some(Stage::Telling(left)) = stage
+        if let Some(Stage::Telling(left) | Stage::Leaving(left)) = stage
             && left.remove(&session)
         {
             self.sync_on(id);
@@ -313,30 +255,38 @@ impl Dispatcher {
 
     /// What could not be done a moment ago is tried again.
     pub(super) fn sync_again(&mut self) {
-        self.syncs.is_due = true;
+        self.syncs.lacks.is_due = true;
         let now = self.now.millis;
-        let blocks = &self.blocks;
-        self.syncs.refused.retain(|(id, _), _| blocks.is_degraded(*id, 1));
-        let refused = self.syncs.refused.values().map(|refused| refused.until);
-        if let Some(next) = refused.filter(|until| *until > now).min() {
-            self.sync_at(next);
+        while let Some(&(at, id)) = self.syncs.due.first()
+            && at <= now
+        {
+            self.syncs.due.pop_first();
+            match self.syncs.stage_of(id) {
+                Some(Stage::Telling(_)) => self.syncs.set_waiting(id, true),
+                Some(Stage::Copying(copying)) => copying.rests = None,
+                _ => {}
+            }
+            self.sync_on(id);
         }
-        let all = self.syncs.by_block.values();
-        let rests = all.filter_map(|sync| match &sync.stage {
-            Stage::Copying(Copying { rests: Some((until, _)), asked: None, .. }) => Some(*until),
-            _ => None,
-        });
-        if let Some(next) = rests.filter(|until| *until > now).min() {
-            self.sync_at(next);
-        }
-        self.sync_all();
+        self.set_sync_timer();
     }
 
-    fn sync_later(&mut self) {
-        self.sync_at(self.now.millis.after(AGAIN_MS));
+    /// Looks at a block again then.
+    pub(super) fn sync_at(&mut self, at: Millis, id: BlockId) {
+        self.syncs.due.insert((at, id));
+        self.set_sync_timer();
     }
 
-    fn sync_at(&mut self, at: Millis) {
+    /// Looks again soon for what can be made.
+    pub(super) fn sync_later(&mut self) {
+        let at = self.now.millis.after(AGAIN_MS);
+        if self.timers.time_of(Timer::Sync).is_none_or(|before| at < before) {
+            self.timers.set(Timer::Sync, at);
+        }
+    }
+
+    fn set_sync_timer(&mut self) {
+        let Some(&(at, _)) = self.syncs.due.first() else { return };
         if self.timers.time_of(Timer::Sync).is_none_or(|before| at < before) {
             self.timers.set(Timer::Sync, at);
         }
@@ -349,20 +299,21 @@ impl Dispatcher {
             return;
         };
         let (first, guid, committed) = (block.span, block.guid, block.committed);
-        let (is_repaired, now) = (!self.wrecks.may_hold(id, first), self.now.millis);
+        let is_repaired = !self.wrecks.may_hold(id, first);
         let Some(Sync { daemon, stage }) = self.syncs.by_block.get_mut(&id) else { return };
         let daemon = *daemon;
         match stage {
             Stage::Telling(left) if left.is_empty() && is_repaired => {
                 *stage = Stage::Copying(Copying::default());
+                self.syncs.set_waiting(id, false);
                 self.sync_on(id);
             }
-            Stage::Copying(copying) if copying.is_ready(now) => {
+            Stage::Copying(copying) if copying.asked.is_none() && copying.rests.is_none() => {
                 let Some(part) = copying.next(committed) else {
                     if is_repaired {
-                        self.end_sync(id, daemon);
+                        return self.end_sync(id, daemon);
                     }
-                    return;
+                    return self.syncs.set_waiting(id, true);
                 };
                 copying.asked = Some(part.clone());
                 let bytes = u32::try_from(part.end - part.start).unwrap_or(SYNC_BYTES_MAX);
@@ -370,6 +321,10 @@ impl Dispatcher {
                     server.push(Op::Sync { block: id, guid, cell: part.start, bytes });
                 }
                 self.pump(daemon);
+            }
+            Stage::Leaving(left) if left.is_empty() => {
+                self.syncs.remove(id);
+                self.destroy(id, daemon);
             }
             _ => {}
         }
@@ -387,18 +342,23 @@ impl Dispatcher {
             Err(refusal) => return self.drop_sync(id, &refusal.text),
         };
         part.start += bytes;
-        if !part.is_empty() {
-            copying.again.push(part);
-        }
         if bytes > 0 {
-            copying.rests = None;
+            copying.pause_ms = 0;
+            if !part.is_empty() {
+                copying.again.push_front(part);
+            }
+            self.syncs.set_waiting(id, false);
             return self.sync_on(id);
         }
-        // Somebody has its pages, or its daemon has no session object yet.
-        let pause_ms = copying.rests.map_or(AGAIN_MS, |(_, ms)| (2 * ms).min(AGAIN_MS_MAX));
-        let until = self.now.millis.after(pause_ms);
-        copying.rests = Some((until, pause_ms));
-        self.sync_at(until);
+        // Somebody has its first page, or its daemon has no session object yet.
+        copying.pass_over(part);
+        copying.pause_ms = (2 * copying.pause_ms).clamp(AGAIN_MS, AGAIN_MS_MAX);
+        let (pause_ms, until) = (copying.pause_ms, self.now.millis.after(copying.pause_ms));
+        copying.rests = Some(until);
+        self.sync_at(until, id);
+        if pause_ms == AGAIN_MS_MAX {
+            self.syncs.set_waiting(id, true);
+        }
     }
 
     /// Something was repaired on the good copies of a block.
@@ -406,13 +366,13 @@ impl Dispatcher {
         let committed = self.blocks.get(id).map_or(0, |block| block.committed);
         if let Some(Stage::Copying(copying)) = self.syncs.stage_of(id) {
             let end = (pages.end * PAGE_BYTES).min(committed);
-            copying.again.push(pages.start * PAGE_BYTES..end);
+            copying.again.push_back(pages.start * PAGE_BYTES..end);
         }
     }
 
     /// A copy has all bytes of the others: it is good as soon as all headers say so.
     fn end_sync(&mut self, id: BlockId, daemon: DaemonId) {
-        self.syncs.by_block.remove(&id);
+        self.syncs.remove(id);
         let Some(block) = self.blocks.get_mut(id) else { return };
         block.copies.name(daemon);
         block.news = News::More;
@@ -422,15 +382,32 @@ impl Dispatcher {
 
     /// A copy that is being made is given up.
     pub(super) fn drop_sync(&mut self, id: BlockId, why: &str) {
-        let Some(Sync { daemon, stage }) = self.syncs.by_block.remove(&id) else { return };
+        let Some(Sync { daemon, stage }) = self.syncs.by_block.get_mut(&id) else { return };
+        let daemon = *daemon;
+        let hears = self.daemons.servers.get(&daemon).is_some_and(Server::hears);
+        let is_written = matches!(stage, Stage::Naming | Stage::Telling(_) | Stage::Copying(_));
+        match stage {
+            Stage::Making => {
+                // Its daemon answers first, so that the destroy finds what was made.
+                self.syncs.remove(id);
+                self.blocks.set_copy(id, daemon, CopyState::Dying);
+            }
+            Stage::Naming | Stage::Telling(_) | Stage::Copying(_) if hears => {
+                *stage = Stage::Unnaming;
+                self.syncs.set_waiting(id, true);
+                self.blocks.set_copy(id, daemon, CopyState::Leaving);
+            }
+            // Some may wait for its daemon to come back, and the others have nobody to write to.
+            _ if !hears => {
+                self.syncs.remove(id);
+                self.destroy(id, daemon);
+            }
+            _ => return,
+        }
         let text = format!("the new copy of block {id} on daemon {daemon} is given up: {why}");
         self.log(LogLevel::Warn, text);
-        self.syncs.is_due = true;
-        if matches!(stage, Stage::Making) {
-            // Its daemon answers first, so that the destroy finds what was made.
-            self.blocks.set_copy(id, daemon, CopyState::Dying);
-        } else {
-            self.destroy(id, daemon);
+        self.rest_from(id, daemon);
+        if is_written {
             self.blocks.set_state(id, BlockState::Losing);
             self.raise(id);
         }
@@ -448,20 +425,11 @@ impl Dispatcher {
 
     /// A block is lost, or was given up: no copy of it is made any more.
     pub(super) fn forget_sync(&mut self, id: BlockId) {
-        let Some(Sync { daemon, stage }) = self.syncs.by_block.remove(&id) else { return };
-        self.syncs.is_due = true;
-        match stage {
-            Stage::Making => self.blocks.set_copy(id, daemon, CopyState::Dying),
-            Stage::Naming | Stage::Telling(_) | Stage::Copying(_) => self.destroy(id, daemon),
-        }
-    }
-
-    /// Who pays for the blocks of a span.
-    pub(super) fn payer_of_span(&self, first: BlockId) -> Option<Payer> {
-        let span = self.blocks.span(first)?;
-        match span.owner {
-            SpanOwner::Session(session) => self.sessions.get(session).map(Session::payer),
-            SpanOwner::Region => Some(Payer { uid: span.uid, account: None }),
+        let Some(Sync { daemon, stage }) = self.syncs.remove(id) else { return };
+        if matches!(stage, Stage::Making) {
+            self.blocks.set_copy(id, daemon, CopyState::Dying);
+        } else {
+            self.destroy(id, daemon);
         }
     }
 
@@ -476,6 +444,7 @@ impl Dispatcher {
                 Stage::Naming | Stage::Telling(_) | Stage::Copying(_) => {
                     state == Some(CopyState::Syncing)
                 }
+                Stage::Unnaming | Stage::Leaving(_) => state == Some(CopyState::Leaving),
             };
             if !fits {
                 return Err(format!(
@@ -484,17 +453,11 @@ impl Dispatcher {
             }
         }
         let is_known = |id: BlockId| self.syncs.has(id);
-        let mut all = self.blocks.all().filter(|(_, block)| block.copies.syncing().is_some());
+        let is_one = |copy: &Copy| matches!(copy.state, CopyState::Syncing | CopyState::Leaving);
+        let mut all = self.blocks.all().filter(|(_, block)| block.copies.iter().any(is_one));
         match all.find(|(id, _)| !is_known(*id)) {
             Some((id, _)) => Err(format!("nobody makes the new copy of block {id}")),
             None => Ok(()),
         }
     }
-}
-
-/// The first half that none of those is that the headers name.
-fn lacking_half(block: &Block) -> Half {
-    let mut all = (0..).map_while(Half::of);
-    let lacks = |half: &Half| block.copies.named().all(|copy| copy.half != *half);
-    all.find(lacks).unwrap_or(Half::MIRROR)
 }

@@ -197,7 +197,8 @@ pub struct DaemonSection {
     pub pool_objects: u32,
     /// Bytes of a pool object: a first commitment of at most these is fast.
     pub pool_object_bytes: Bytes,
-    /// Whether committed memory is made of huge pages in the background, where the kernel can.
+    /// Whether memory is made of huge pages where the kernel can: that of a new block at once, what
+    /// it grows by in the background.
     pub huge_pages: bool,
     /// Bytes that a commitment leaves free in the file system, in the control group, and on the
     /// host.

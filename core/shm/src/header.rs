@@ -177,6 +177,16 @@ pub fn read(fd: BorrowedFd<'_>, layout: AddrLayout) -> Result<BlockHeader, Heade
     slot.decode(layout)
 }
 
+/// The epoch that the header in force says; less than [`read`] for who knows the rest.
+///
+/// # Errors
+///
+/// As [`read`].
+pub fn epoch(fd: BorrowedFd<'_>) -> Result<u64, HeaderError> {
+    let (_, slot) = slot_in_force(&read_page(fd)?)?;
+    Ok(slot.epoch.get())
+}
+
 layout! {
     /// One of the two places of a header.
     #[derive(Clone, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

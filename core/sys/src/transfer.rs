@@ -46,6 +46,7 @@ mod machine;
 #[path = "transfer/x86_64.rs"]
 mod machine;
 
+pub mod between;
 pub mod word;
 
 /// A page of shared memory was not there.

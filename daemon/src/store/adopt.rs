@@ -111,10 +111,11 @@ pub fn adopt_one(folder: &Folder, block: BlockId) -> Result<Adopted, ObjectError
 ///
 /// [`HeaderError`] of one that cannot be read, or is not this daemon's.
 pub fn header_of(folder: &Folder, block: BlockId) -> Result<Option<BlockHeader>, HeaderError> {
-    header_at(folder, folder.daemon(), block)
+    let found = header_at(folder, folder.daemon(), block)?;
+    Ok(found.map(|(_, header)| header))
 }
 
-/// The same of another daemon's copy.
+/// The same of any daemon's copy, with the object that says it.
 ///
 /// # Errors
 ///
@@ -123,9 +124,12 @@ pub fn header_at(
     folder: &Folder,
     daemon: DaemonId,
     block: BlockId,
-) -> Result<Option<BlockHeader>, HeaderError> {
+) -> Result<Option<(Own, BlockHeader)>, HeaderError> {
     match folder.look_at(daemon.get(), ObjectKind::Header(block.get()))? {
-        Found::Own(head) => read_header(daemon, block, &head).map(Some),
+        Found::Own(head) => {
+            let header = read_header(daemon, block, &head)?;
+            Ok(Some((head, header)))
+        }
         Found::Missing => Ok(None),
         found @ Found::Foreign { .. } => {
             let why = format!("{found:?} has its name");

@@ -30,6 +30,7 @@ pub struct Folder {
     daemon: DaemonId,
     uid: u32,
     next_place: AtomicU32,
+    huge_pages: bool,
 }
 
 /// An open object that passed the checks.
@@ -91,7 +92,18 @@ impl Folder {
     pub fn open(path: &Path, instance: Instance, daemon: DaemonId) -> Result<Self, ObjectError> {
         let dir = ObjectDir::open(path)?;
         let (uid, next_place) = (identity::effective_uid(), AtomicU32::new(0));
-        Ok(Self { dir, instance, daemon, uid, next_place })
+        Ok(Self { dir, instance, daemon, uid, next_place, huge_pages: false })
+    }
+
+    /// The same, whose objects get huge pages where the kernel has some.
+    #[must_use]
+    pub fn with_huge_pages(self, huge_pages: bool) -> Self {
+        Self { huge_pages, ..self }
+    }
+
+    /// Whether objects get huge pages.
+    pub fn huge_pages(&self) -> bool {
+        self.huge_pages
     }
 
     /// Makes this process the only one that serves the daemon, as long as the lock lives.

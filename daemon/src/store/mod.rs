@@ -163,7 +163,7 @@ impl Store {
     /// [`StoreError`].
     pub fn open(settings: Settings) -> Result<Self, StoreError> {
         let Settings { instance, daemon, objects, section } = settings;
-        let folder = Folder::open(&objects, instance, daemon)?;
+        let folder = Folder::open(&objects, instance, daemon)?.with_huge_pages(section.huge_pages);
         let lock = folder.lock()?;
         let adopted = adopt::adopt(&folder)?;
         let mut store = Self {

@@ -69,7 +69,17 @@ pub fn check(
         }
     }
     for ((block, guid), copies) in blocks.all {
+        let (syncing, copies): (Vec<Copy>, Vec<Copy>) =
+            copies.into_iter().partition(|copy| copy.description.membership.role == Role::Syncing);
         let (good, stale) = judge(block, copies, &mut checked.differences);
+        for copy in syncing {
+            // What is syncing is no copy yet: nobody reads it.
+            let is_it = |good: &Copy| good.description.membership.syncing == Some(copy.daemon);
+            if !good.iter().any(is_it) {
+                let (daemon, kind) = (copy.daemon.get(), ObjectKind::Header(block.get()));
+                checked.differences.push(objects.leftover(daemon, kind, "nobody makes it good"));
+            }
+        }
         checked.blocks += 1;
         checked.good += good.len();
         checked.stale += stale;
@@ -171,8 +181,6 @@ fn judge(
     mut copies: Vec<Copy>,
     differences: &mut Vec<Difference>,
 ) -> (Vec<Copy>, usize) {
-    // What is syncing is no copy yet: nobody reads it.
-    copies.retain(|copy| copy.description.membership.role != Role::Syncing);
     let epoch = copies.iter().map(|copy| copy.description.epoch).max().unwrap_or(0);
     let highest = copies.iter().filter(|copy| copy.description.epoch == epoch);
     let mut named: Option<(DaemonId, Vec<DaemonId>)> = None;

@@ -134,8 +134,9 @@ pub enum DaemonRequest {
     },
 }
 
-/// The most that a daemon is asked to sync at once: it does nothing else meanwhile.
-pub const SYNC_BYTES_MAX: u32 = 1 << 20;
+/// The most that a daemon is asked to sync at once, in bytes: it does nothing else meanwhile. A
+/// huge page of `x86_64`, of which it syncs none in two parts.
+pub const SYNC_BYTES_MAX: u32 = 2 << 20;
 
 /// What a daemon tells the broker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -42,6 +42,15 @@ impl Watched<'_> {
     /// [`WatchedError`]: what was cut and made longer again is read as zeros.
     pub fn read(self, into: &mut [u8], offset: u64) -> Result<(), WatchedError> {
         read_at(self.fd, into, offset)?;
+        self.confirm()
+    }
+
+    /// Looks whether it was there all the time, for who has it mapped.
+    ///
+    /// # Errors
+    ///
+    /// [`WatchedError`]: what was cut and made longer again was read as zeros.
+    pub fn confirm(self) -> Result<(), WatchedError> {
         if self.is_cut()? { Err(WatchedError::Cut) } else { Ok(()) }
     }
 

@@ -25,6 +25,7 @@
 
 mod sync;
 mod view;
+mod window;
 mod write;
 
 use std::collections::{BTreeMap, HashMap};

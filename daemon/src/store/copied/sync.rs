@@ -1,7 +1,8 @@
 //! This daemon's copy of a block is syncing: it gets what the good ones have.
 //!
 //! ```text
-//!   Sync -> batch by batch: page locks -> first good copy -> own copy -> compared -> locks back
+//!   Sync -> both are mapped -> batch by batch: page locks -> first good copy -> own copy ->
+//!           compared -> locks back
 //! ```
 //!
 //! # Invariants
@@ -14,14 +15,14 @@
 use dmce_abi::Status;
 use dmce_abi::block::{BlockId, DaemonId, Guid};
 use dmce_abi::limits::PAGE_BYTES;
-use dmce_abi::wire::daemon::{DaemonAnswer, SYNC_BYTES_MAX};
+use dmce_abi::wire::daemon::DaemonAnswer;
 use dmce_abi::wire::{Refusal, Reply};
 use dmce_shm::copies::Batch;
 use dmce_shm::lock::LockError;
 use tracing::debug;
 
-use super::view::Copy;
-use super::write::store;
+use super::view::Gone;
+use super::window::{Shut, Window};
 use super::{Desk, Failure, Table};
 use crate::store::Store;
 
@@ -76,36 +77,56 @@ impl Desk<'_> {
         let Part { block, cell, bytes, .. } = part;
         let target = self.view.syncing().filter(|copy| copy.daemon == own);
         let target = target.ok_or_else(|| Failure::Refused(not_syncing(block)))?;
-        let until = cell.saturating_add(bytes.min(SYNC_BYTES_MAX).into()).min(self.view.committed);
-        let (mut done, mut by_pages) = (cell, false);
+        let committed = self.view.committed;
+        let until = cell.saturating_add(bytes.into()).min(Window::end_of(cell)).min(committed);
+        if cell >= until {
+            return Ok(0);
+        }
+        let window = Window::around(cell, committed, [self.view.first(), target])?;
+        // Until where it goes page by page, because one of them cannot be had.
+        let (mut done, mut by_pages, mut buffer) = (cell, cell, Vec::new());
         while done < until {
             let page_until = until.min((done / PAGE_BYTES + 1) * PAGE_BYTES);
-            let until = if by_pages { page_until } else { until };
-            let batch = Batch::first_of(done, until, self.view.committed);
-            match self.writer(block).hold(batch, || self.copy_to(target, batch)) {
+            let is_page = done < by_pages;
+            let batch = Batch::first_of(done, if is_page { page_until } else { until }, committed);
+            let carry = || self.carry(&window, batch, &mut buffer);
+            match self.writer(block).hold(batch, carry) {
                 Ok(Ok(())) => done += batch.bytes,
                 Ok(Err(failure)) if done == cell => return Err(failure),
-                Err(LockError::Lost) if by_pages => done += batch.bytes,
-                Err(LockError::Lost) => by_pages = true,
+                Err(LockError::Lost) if is_page => done += batch.bytes,
+                Err(_) if !is_page => by_pages = done + batch.bytes,
                 Ok(Err(_)) | Err(_) => break,
             }
         }
-        Ok(u32::try_from(done.saturating_sub(cell)).expect("no more than was asked for"))
+        window.confirm()?;
+        Ok(u32::try_from(done - cell).expect("no more than was asked for"))
     }
 
-    /// Brings what the first good copy has to another. The pages are locked.
-    fn copy_to(&self, target: &Copy, batch: Batch) -> Result<(), Failure> {
-        // Whoever has written without this copy was told after this daemon was.
-        if self.seat.map.has_moved() {
+    /// Brings what the first good copy has to the one that is syncing. The pages are locked.
+    fn carry(&self, by: &Window<'_>, batch: Batch, buffer: &mut Vec<u8>) -> Result<(), Failure> {
+        // Whoever has written without this copy had the locks, as those that `write` knows.
+        if self.has_moved() {
             return Err(Failure::Busy("its copies have changed a moment ago".to_owned()));
         }
-        let mut data = vec![0; usize::try_from(batch.bytes).expect("a batch is some pages")];
-        let damaged = |error: super::view::Gone| Failure::Damaged(error.to_string());
-        self.view.first().read(batch.cell, &mut data).map_err(damaged)?;
-        if store(target, batch.cell, &data).map_err(damaged)? {
+        if by.carry(batch, buffer)? {
             return Ok(());
         }
         Err(Failure::Busy("what was stored reads back different".to_owned()))
+    }
+}
+
+impl From<Shut> for Failure {
+    fn from(shut: Shut) -> Self {
+        match shut {
+            Shut::Gone(gone) => gone.into(),
+            Shut::Map(error) => Self::Busy(error.to_string()),
+        }
+    }
+}
+
+impl From<Gone> for Failure {
+    fn from(gone: Gone) -> Self {
+        Self::Damaged(gone.to_string())
     }
 }
 

@@ -4,16 +4,18 @@
 //!
 //! 1. All headers say the same: block, GUID, epoch, and whose the copies are. Where they do not,
 //!    the broker is changing them, or was when it died, and there is no view.
-//! 2. Objects of other daemons are opened by name with the checks of this daemon's own. Copies are
-//!    read and written by `pread` and `pwrite`; the lock table is mapped, with zeros to take its
-//!    place where somebody cuts it.
-//! 3. No copy is made longer than somebody has cut it.
+//! 2. Objects of other daemons are opened by name with the checks of this daemon's own. For clients
+//!    copies are read and written by `pread` and `pwrite`; the lock table is mapped, with zeros to
+//!    take its place where somebody cuts it.
+//! 3. A view is used as long as the headers say what it was made of, and that is looked at with the
+//!    pages locked: another daemon may write by the next headers before this one is told.
+//! 4. No copy is made longer than somebody has cut it.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
 use dmce_abi::block::{BlockId, DaemonId, Guid, Half};
 use dmce_abi::name::ObjectKind;
-use dmce_shm::header::{BlockHeader, HeaderError};
+use dmce_shm::header::{self, BlockHeader, HeaderError};
 use dmce_shm::table::{LockTable, Size, TableFault};
 use dmce_sys::map::Protection;
 use dmce_sys::object::watched::{Watched, WatchedError};
@@ -28,6 +30,7 @@ use super::super::folder::{BROKER, Folder, Found, Own};
 pub(super) struct View {
     /// The block's.
     pub guid: Guid,
+    epoch: u64,
     /// Bytes of this daemon's copy when it was opened.
     pub committed: u64,
     /// Those that are written: the good ones, the primary's first, and then one that is syncing.
@@ -48,6 +51,7 @@ pub(super) struct Copy {
     /// Bytes of this daemon's copy; the other may have more, or fewer.
     committed: u64,
     object: Own,
+    header: Own,
 }
 
 /// Why there is no view, or not any more.
@@ -81,21 +85,19 @@ impl View {
         let known = &held.header.description;
         let (block, guid) = (known.block, known.guid);
         // The broker may have written it anew, and its word about it be on its way.
-        let own = header(folder, folder.daemon(), block)?;
+        let (own_object, own) = header(folder, folder.daemon(), block)?;
+        let mut own_object = Some(own_object);
         let epoch = own.description.epoch;
         let daemons = own.description.membership.daemons(folder.daemon());
         let syncing = own.description.membership.syncing(folder.daemon());
         let committed = held.data.bytes;
         let mut copies = Vec::with_capacity(daemons.len() + 1);
         for daemon in daemons.iter().copied().chain(syncing) {
-            let theirs;
-            let header = if daemon == folder.daemon() {
-                &own
-            } else {
-                theirs = header(folder, daemon, block)?;
-                &theirs
+            let (header, said) = match own_object.take_if(|_| daemon == folder.daemon()) {
+                Some(object) => (object, own.clone()),
+                None => header(folder, daemon, block)?,
             };
-            let said = &header.description;
+            let said = said.description;
             let agrees = (said.guid, said.epoch) == (guid, epoch)
                 && said.membership.daemons(daemon) == daemons
                 && said.membership.syncing(daemon) == syncing;
@@ -107,11 +109,18 @@ impl View {
             if daemon == folder.daemon() && object.stat.inode != held.data.inode {
                 return Err(Unseen::Damaged("another object has this copy's name".to_owned()));
             }
-            copies.push(Copy { daemon, half: said.membership.half, committed, object });
+            copies.push(Copy { daemon, half: said.membership.half, committed, object, header });
         }
         let size = Size { committed, bytes_max: known.bytes_max };
         let locks = locks(folder, (block, guid, epoch), size)?;
-        Ok(Self { guid, committed, copies, good: daemons.len(), locks })
+        Ok(Self { guid, epoch, committed, copies, good: daemons.len(), locks })
+    }
+
+    /// Whether all headers still say so. Whoever writes by what they say next has read it from all
+    /// of them, so who has a page after that sees it here.
+    pub(super) fn is_current(&self) -> bool {
+        let epochs = self.copies.iter().map(|copy| header::epoch(copy.header.as_fd()));
+        epochs.into_iter().all(|epoch| epoch.is_ok_and(|epoch| epoch == self.epoch))
     }
 
     /// The copy that is written first, and that who waits for a word looks at.
@@ -157,12 +166,14 @@ impl Copy {
         watched.write(data, cell).map_err(|error| self.gone(error))
     }
 
-    fn watched(&self, needs: u64) -> Result<Watched<'_>, Gone> {
+    /// The copy as it is now, with all bytes up to `needs`.
+    pub(super) fn watched(&self, needs: u64) -> Result<Watched<'_>, Gone> {
         let before = self.check(needs)?;
         Ok(Watched { fd: self.as_fd(), before, committed: self.committed })
     }
 
-    fn gone(&self, error: WatchedError) -> Gone {
+    /// Why it cannot be read or written.
+    pub(super) fn gone(&self, error: WatchedError) -> Gone {
         match error {
             WatchedError::Object(source) => self.failed(source),
             _ => Gone::Cut { daemon: self.daemon },
@@ -180,7 +191,7 @@ impl AsFd for Copy {
     }
 }
 
-fn header(folder: &Folder, daemon: DaemonId, block: BlockId) -> Result<BlockHeader, Unseen> {
+fn header(folder: &Folder, daemon: DaemonId, block: BlockId) -> Result<(Own, BlockHeader), Unseen> {
     match adopt::header_at(folder, daemon, block) {
         Ok(Some(header)) => Ok(header),
         Ok(None) => Err(Unseen::Damaged(format!("daemon {daemon} has no header of it"))),

@@ -177,6 +177,11 @@ impl Desk<'_> {
         Ok(stores)
     }
 
+    /// Whether the copies may be others than the view says.
+    pub(super) fn has_moved(&self) -> bool {
+        self.seat.map.has_moved() || !self.view.is_current()
+    }
+
     /// Who writes to a block, and waits for no page: the loop serves others as well.
     pub(super) fn writer(&self, block: BlockId) -> Writer<'_, Kernel, impl Fn() -> Deadline> {
         Writer {
@@ -257,7 +262,7 @@ impl<'a> Stores<'a> {
 }
 
 /// Stores bytes to a copy. False if others are there afterwards.
-pub(super) fn store(copy: &Copy, cell: u64, data: &[u8]) -> Result<bool, Gone> {
+fn store(copy: &Copy, cell: u64, data: &[u8]) -> Result<bool, Gone> {
     let mut found = vec![0; data.len()];
     for _ in 0..WRITES_MAX {
         copy.write(cell, data)?;
@@ -273,8 +278,9 @@ impl Copies for Stores<'_> {
     type Trouble = Trouble;
 
     fn prepare(&mut self, _: Pages) -> Result<Beginning, Trouble> {
-        // Whoever has written without a copy was told after this daemon was, and had the locks.
-        if self.desk.seat.map.has_moved() {
+        // Whoever has written without a copy had the locks: a client was told after this daemon
+        // was, and another daemon has read the headers.
+        if self.desk.has_moved() {
             return Err(Trouble::Moved);
         }
         let until = self.batch.cell + self.batch.bytes;

@@ -264,13 +264,13 @@ fn preparing_ends_with_the_block_and_never_in_a_signal() {
     let fixture = Fixture::new();
     let mut store = fixture.open();
     let preparer = Preparer::new(true).unwrap();
-    ask(&mut store, create(1, 20 * MIB)).unwrap();
+    ask(&mut store, create(1, 20 * MIB + 64 * KIB)).unwrap();
     let Some(Task::Prepare(mut cut)) = store.take_tasks().pop() else { panic!("it has no pages") };
     assert!(preparer.step(&mut cut));
     object::truncate(open_data(&store, 1).as_fd(), 0).unwrap();
     assert!(!preparer.step(&mut cut), "there is nothing left to prepare");
 
-    ask(&mut store, create(2, 20 * MIB)).unwrap();
+    ask(&mut store, create(2, 20 * MIB + 64 * KIB)).unwrap();
     let Some(Task::Prepare(mut gone)) = store.take_tasks().pop() else { panic!("it has no pages") };
     assert!(preparer.step(&mut gone));
     ask(&mut store, destroy(2)).unwrap();

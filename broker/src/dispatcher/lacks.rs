@@ -1,0 +1,170 @@
+//! Blocks that lack a copy: which are to get one, and where.
+//!
+//! # Invariants
+//!
+//! 1. No more copies are made at once than the configuration says, and of the blocks that lack one
+//!    some are looked at in a step.
+//! 2. A daemon that has refused a copy of a block, or has had one that was given up, is not asked
+//!    for another one for a while, which grows.
+//! 3. What a daemon has of a block that is no copy any more makes room only where no other daemon
+//!    that is known could have the new one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dmce_abi::block::{BlockId, DaemonId, Half};
+
+use super::Dispatcher;
+use super::action::LogLevel;
+use super::blocks::{Block, BlockState};
+use super::copies::{Copy, CopyState};
+use super::daemons::Server;
+use super::event::Millis;
+use super::placement::Need;
+
+/// How long a daemon is not asked again that has refused: at first, and at most.
+const REFUSED_MS: u64 = 1_000;
+const REFUSED_MS_MAX: u64 = 60_000;
+/// Blocks that are looked at in a step for whether a copy can be made.
+const LOOKS: usize = 64;
+
+/// What is known of them.
+#[derive(Debug, Default)]
+pub(super) struct Lacks {
+    /// Whether some block may get a copy that could not a moment ago.
+    pub is_due: bool,
+    /// Where the blocks are looked at from.
+    from: Option<BlockId>,
+    /// Daemons that have refused a copy of a block, as long as that lacks one.
+    refused: BTreeMap<BlockId, BTreeMap<DaemonId, Refused>>,
+}
+
+/// A copy that was refused.
+#[derive(Debug)]
+struct Refused {
+    /// Until when it is not asked for.
+    until: Millis,
+    /// How long that was.
+    pause_ms: u64,
+}
+
+impl Lacks {
+    /// Daemons that are not asked for a copy of a block now.
+    fn refusers_of(&self, id: BlockId, now: Millis) -> impl Iterator<Item = DaemonId> {
+        let refused = self.refused.get(&id).into_iter().flatten();
+        refused.filter(move |(_, refused)| refused.until > now).map(|(daemon, _)| *daemon)
+    }
+}
+
+impl Dispatcher {
+    /// Has copies made of blocks that lack some, as far as there is a place for them.
+    pub(super) fn make_copies(&mut self) {
+        if !std::mem::take(&mut self.syncs.lacks.is_due) || !self.tables_complete() {
+            return;
+        }
+        let first = self.syncs.lacks.from.take();
+        if first.is_none() {
+            let blocks = &self.blocks;
+            self.syncs.lacks.refused.retain(|id, _| blocks.is_degraded(*id, 1));
+        }
+        let lacking: Vec<BlockId> = self.blocks.degraded_from(first).take(LOOKS).collect();
+        let is_all = lacking.len() < LOOKS;
+        for id in lacking {
+            if self.syncs.going() >= self.config.syncs_max {
+                // When one of them ends, or waits.
+                return;
+            }
+            self.make_copy(id);
+            self.syncs.lacks.from = id.checked_add(1).ok();
+        }
+        if is_all {
+            self.syncs.lacks.from = None;
+        } else {
+            self.sync_later();
+        }
+    }
+
+    /// Blocks that lack a copy may have a place for it.
+    pub(super) fn look_for_places(&mut self) {
+        if self.config.syncs_max > 0 && self.blocks.has_degraded() {
+            self.sync_later();
+        }
+    }
+
+    /// A daemon has not made a copy, or has not come to have all of it.
+    pub(super) fn rest_from(&mut self, id: BlockId, daemon: DaemonId) {
+        let refused = self.syncs.lacks.refused.entry(id).or_default();
+        let before = refused.get(&daemon).map(|before| before.pause_ms);
+        let pause_ms = before.map_or(REFUSED_MS, |ms| (2 * ms).min(REFUSED_MS_MAX));
+        let until = self.now.millis.after(pause_ms);
+        refused.insert(daemon, Refused { until, pause_ms });
+        self.sync_at(until, id);
+    }
+
+    fn make_copy(&mut self, id: BlockId) {
+        if self.syncs.has(id) || self.growths.values().any(|growth| growth.is_of(id)) {
+            return;
+        }
+        let Some(block) = self.blocks.get(id).filter(|block| block.state == BlockState::Held)
+        else {
+            return;
+        };
+        let (first, committed, bytes_max) = (block.span, block.committed, block.bytes_max);
+        let has_locks = block.locks.as_ref().is_some_and(|locks| locks.covers(committed));
+        if !has_locks || !self.stands(first) {
+            return;
+        }
+        let bytes = block.copies.committed();
+        let mut refused: BTreeSet<DaemonId> = block.copies.iter().map(|copy| copy.daemon).collect();
+        let half = lacking_half(block);
+        let Some(payer) = self.payer_of_span(first) else { return };
+        let placement = self.config.placement;
+        refused.extend(self.syncs.lacks.refusers_of(id, self.now.millis));
+        // Where the block can grow as far as it could, if there is such a daemon.
+        let known = self.daemons.servers.keys().copied();
+        let is_small = |daemon: &DaemonId| self.bytes_max(*daemon) < bytes_max;
+        let narrow: BTreeSet<DaemonId> =
+            refused.iter().copied().chain(known.filter(is_small)).collect();
+        let need = |refused| Need { bytes, account: payer.account, refused, placement };
+        let place = self.place(&need(&narrow)).or_else(|| self.place(&need(&refused)));
+        let Some(daemon) = place else { return self.clear_place(id, bytes) };
+        let Ok(charge) = self.ledger.charge(payer, daemon, bytes) else { return };
+        if let Some(block) = self.blocks.get_mut(id) {
+            // Epochs only grow: who knows this one, or an earlier one, knows another object there.
+            let (named, since) = (false, block.epoch + 1);
+            let copy = Copy { since, named, ..Copy::planned((daemon, half), charge) };
+            block.copies.put(usize::MAX, copy);
+        }
+        self.daemons.placed(daemon);
+        self.begin_sync(id, daemon);
+    }
+
+    /// No daemon has room but some that have what was a copy once: one of those goes, so that there
+    /// is a place. Not where another one may have room soon.
+    fn clear_place(&mut self, id: BlockId, bytes: u64) {
+        let Some(block) = self.blocks.get(id) else { return };
+        let has_one = |daemon: DaemonId| {
+            let copy = block.copies.of(daemon);
+            copy.is_some_and(|copy| copy.state != CopyState::Dying)
+        };
+        let mut others = self.daemons.servers.keys().filter(|daemon| !has_one(**daemon));
+        if others.any(|daemon| self.ledger.store(*daemon).free() >= bytes) {
+            return;
+        }
+        let is_up = |daemon| self.daemons.servers.get(&daemon).is_some_and(Server::is_up);
+        let is_old =
+            |copy: &&Copy| !copy.named && matches!(copy.state, CopyState::Lost | CopyState::Stale);
+        let old = block.copies.iter().filter(is_old).map(|copy| copy.daemon).find(|of| is_up(*of));
+        if let Some(daemon) = old {
+            let text = format!("what daemon {daemon} had of block {id} makes room for a new copy");
+            self.log(LogLevel::Info, text);
+            self.destroy(id, daemon);
+        }
+    }
+}
+
+/// The first half that none of those is that the headers name.
+fn lacking_half(block: &Block) -> Half {
+    let mut all = (0..).map_while(Half::of);
+    let lacks = |half: &Half| block.copies.named().all(|copy| copy.half != *half);
+    all.find(lacks).unwrap_or(Half::MIRROR)
+}

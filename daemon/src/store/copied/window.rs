@@ -1,0 +1,80 @@
+//! Two copies of a block, mapped around a part that goes from one to the other.
+//!
+//! # Invariants
+//!
+//! 1. Whether a copy was cut, and made longer again, is looked at when the part is done: what was
+//!    read of it may have been zeros.
+
+use std::os::fd::AsFd;
+
+use dmce_abi::wire::daemon::SYNC_BYTES_MAX;
+use dmce_shm::copies::Batch;
+use dmce_sys::map::{FileRange, MapError};
+use dmce_sys::object::watched::Watched;
+use dmce_sys::transfer::between::Between;
+
+use super::view::{Copy, Gone};
+
+/// What is mapped at a time begins at a multiple of this, as huge pages do.
+const WINDOW_BYTES: u64 = SYNC_BYTES_MAX as u64;
+
+/// A part of two copies.
+#[derive(Debug)]
+pub(super) struct Window<'a> {
+    /// Where it comes from, and where it goes to.
+    sides: [(&'a Copy, Watched<'a>); 2],
+    between: Between,
+    start: u64,
+}
+
+/// Why nothing was carried.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Shut {
+    #[error(transparent)]
+    Gone(#[from] Gone),
+    /// For want of address space, for example.
+    #[error(transparent)]
+    Map(#[from] MapError),
+}
+
+impl<'a> Window<'a> {
+    /// Where the window around a cell ends.
+    pub(super) const fn end_of(cell: u64) -> u64 {
+        (cell / WINDOW_BYTES + 1) * WINDOW_BYTES
+    }
+
+    /// Maps the window around a cell, of copies of so many bytes.
+    pub(super) fn around(
+        cell: u64,
+        committed: u64,
+        [from, to]: [&'a Copy; 2],
+    ) -> Result<Self, Shut> {
+        let start = cell - cell % WINDOW_BYTES;
+        let end = Self::end_of(cell).min(committed);
+        let sides = [(from, from.watched(end)?), (to, to.watched(end)?)];
+        let range = FileRange { offset: start, bytes: end - start };
+        let mapped = Between::map(from.as_fd(), to.as_fd(), range, WINDOW_BYTES);
+        let between = mapped.map_err(|error| match error {
+            // It was there a moment ago.
+            MapError::Lost => Shut::Gone(Gone::Cut { daemon: from.daemon }),
+            error => Shut::Map(error),
+        })?;
+        Ok(Self { sides, between, start })
+    }
+
+    /// Brings a batch from one copy to the other, by a buffer. False if other bytes are there
+    /// afterwards.
+    pub(super) fn carry(&self, batch: Batch, buffer: &mut Vec<u8>) -> Result<bool, Gone> {
+        buffer.resize(usize::try_from(batch.bytes).expect("a batch is some pages"), 0);
+        let carried = self.between.carry(batch.cell - self.start, buffer);
+        carried.map_err(|_| Gone::Cut { daemon: self.sides[0].0.daemon })
+    }
+
+    /// Looks whether both copies were whole all the time.
+    pub(super) fn confirm(&self) -> Result<(), Gone> {
+        let confirm = |(copy, watched): (&Copy, Watched<'_>)| {
+            watched.confirm().map_err(|error| copy.gone(error))
+        };
+        self.sides.into_iter().try_for_each(confirm)
+    }
+}
