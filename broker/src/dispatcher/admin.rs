@@ -10,7 +10,7 @@ use dmce_abi::Status;
 use dmce_abi::block::{BlockId, DaemonId};
 use dmce_abi::wire::admin::{
     AdminReply, AdminRequest, BlockRow, BlockState as RowState, CopyRow, CopyState as RowCopyState,
-    DaemonRow, Health, Location, MappingRow, OwnerRow, RegionRow, SessionRow, StatusReport,
+    DaemonRow, Health, Location, MappingRow, OwnerRow, RegionRow, Repair, SessionRow, StatusReport,
 };
 use dmce_abi::wire::client::{ClientReply, RegionName};
 
@@ -108,7 +108,27 @@ impl Dispatcher {
             committed,
             reserved,
             state,
+            repair: self.repair(),
         }
+    }
+
+    /// What is being made again.
+    fn repair(&self) -> Repair {
+        let mut repair = Repair {
+            syncing: count(self.syncs.len()),
+            rate: self.syncs.pace.rate(self.now.millis),
+            ..Repair::default()
+        };
+        for id in self.blocks.degraded_from(None) {
+            let Some(block) = self.blocks.get(id) else { continue };
+            let asked = self.blocks.span(block.span).map_or(0, |span| span.copies as usize);
+            let missing = asked.saturating_sub(block.copies.named().count()) as u64;
+            repair.lacking += 1;
+            // Of one of them it may have some bytes.
+            repair.left += missing.saturating_sub(1).saturating_mul(block.committed);
+            repair.left += self.syncs.left(id, block.committed);
+        }
+        repair
     }
 
     fn daemon_row(&self, id: DaemonId, server: &Server) -> DaemonRow {

@@ -125,7 +125,9 @@ impl Dispatcher {
                 self.room_changed = true;
             }
             (Op::Discard { block }, answer) => self.discarded(daemon, block, answer),
-            (Op::Sync { block, .. }, answer) => self.synced(daemon, block, answer),
+            (Op::Sync { block, cell, .. }, answer) => {
+                self.synced(daemon, (block, cell), answer);
+            }
             (Op::Sense, Ok(DaemonAnswer::Sensed { pool, .. })) => {
                 if let Some(server) = self.daemons.servers.get_mut(&daemon) {
                     server.pool = pool;

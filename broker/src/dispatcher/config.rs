@@ -194,6 +194,8 @@ pub struct DispatcherConfig {
     pub idle_s: u32,
     /// Blocks that get a copy again at one time; 0 for none.
     pub syncs_max: usize,
+    /// Bytes of copies that are made a second, at most; 0 for as many as can be.
+    pub sync_rate: u64,
 }
 
 impl DispatcherConfig {
@@ -224,6 +226,7 @@ impl DispatcherConfig {
             suspect_ms: 2_000,
             idle_s: 10,
             syncs_max: 0,
+            sync_rate: 0,
         }
     }
 

@@ -70,6 +70,7 @@ mod mappings;
 mod notices;
 mod opening;
 mod opens;
+mod pace;
 mod patience;
 mod placement;
 mod planning;
@@ -244,7 +245,7 @@ impl Dispatcher {
             raises: BTreeMap::new(),
             relocks: BTreeMap::new(),
             idles: Vec::new(),
-            syncs: syncing::Syncs::default(),
+            syncs: syncing::Syncs::new(config.sync_rate),
             adoptions: BTreeMap::new(),
             growths: Growths::new(),
             patients: Patients::default(),

@@ -47,6 +47,7 @@ use super::copies::{Copy, CopyState};
 use super::daemons::{Op, Server};
 use super::event::Millis;
 use super::lacks::Lacks;
+use super::pace::Pace;
 use super::timers::Timer;
 
 /// How long until something is tried again that could not be done: at first, and at most.
@@ -54,6 +55,8 @@ const AGAIN_MS: u64 = 20;
 const AGAIN_MS_MAX: u64 = 1_000;
 /// How long those who are told may take before others take the place of a copy.
 const TELLING_MS: u64 = 1_000;
+/// Parts that a daemon is asked for at once, so that it has another one when it has done one.
+const PARTS: usize = 2;
 
 /// A copy that is being made.
 #[derive(Debug)]
@@ -86,8 +89,8 @@ struct Copying {
     begun: u64,
     /// What is to be copied before that, the next one first.
     again: VecDeque<Range<u64>>,
-    /// What its daemon was asked for.
-    asked: Option<Range<u64>>,
+    /// What its daemon was asked for, and has yet to answer.
+    asked: Vec<Range<u64>>,
     /// How long the last answers were awaited that brought nothing; 0 if the last one did.
     pause_ms: u64,
     /// Until when nothing is asked for.
@@ -95,7 +98,7 @@ struct Copying {
 }
 
 /// All of them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Syncs {
     by_block: BTreeMap<BlockId, Sync>,
     /// Those of them that wait for somebody, and take no place.
@@ -104,10 +107,12 @@ pub(super) struct Syncs {
     due: BTreeSet<(Millis, BlockId)>,
     /// What is known of blocks that lack a copy.
     pub lacks: Lacks,
+    /// How fast they are made.
+    pub pace: Pace,
 }
 
 impl Copying {
-    /// The next part, of a block of so many bytes, if its daemon may be asked.
+    /// The next part, of a block of so many bytes.
     fn next(&mut self, committed: u64) -> Option<Range<u64>> {
         let mut range = match self.again.pop_front() {
             Some(range) => range,
@@ -128,6 +133,13 @@ impl Copying {
         Some(range)
     }
 
+    /// How many bytes of so many it lacks.
+    fn left(&self, committed: u64) -> u64 {
+        let parts = self.again.iter().chain(&self.asked);
+        let parts: u64 = parts.map(|part| part.end - part.start).sum();
+        parts.saturating_add(committed.saturating_sub(self.begun)).min(committed)
+    }
+
     /// Of a part nothing was done: somebody has its first page, which comes again last.
     fn pass_over(&mut self, part: Range<u64>) {
         let page = part.end.min((part.start / PAGE_BYTES + 1) * PAGE_BYTES);
@@ -139,6 +151,30 @@ impl Copying {
 }
 
 impl Syncs {
+    /// None, to be made at a rate; 0 for as fast as it goes.
+    pub(super) fn new(bytes_a_second: u64) -> Self {
+        Self {
+            by_block: BTreeMap::new(),
+            waiting: BTreeSet::new(),
+            due: BTreeSet::new(),
+            lacks: Lacks::default(),
+            pace: Pace::new(bytes_a_second),
+        }
+    }
+
+    /// How many are being made.
+    pub(super) fn len(&self) -> usize {
+        self.by_block.len()
+    }
+
+    /// How many bytes a copy of a block that has so many lacks that is being made.
+    pub(super) fn left(&self, id: BlockId, committed: u64) -> u64 {
+        match self.by_block.get(&id).map(|sync| &sync.stage) {
+            Some(Stage::Copying(copying)) => copying.left(committed),
+            _ => committed,
+        }
+    }
+
     /// Whether a copy of a block is being made.
     pub(super) fn has(&self, id: BlockId) -> bool {
         self.by_block.contains_key(&id)
@@ -308,19 +344,31 @@ impl Dispatcher {
                 self.syncs.set_waiting(id, false);
                 self.sync_on(id);
             }
-            Stage::Copying(copying) if copying.asked.is_none() && copying.rests.is_none() => {
-                let Some(part) = copying.next(committed) else {
-                    if is_repaired {
-                        return self.end_sync(id, daemon);
+            Stage::Copying(copying) if copying.rests.is_none() => {
+                while copying.asked.len() < PARTS {
+                    copying.rests = self.syncs.pace.until(self.now.millis);
+                    if copying.rests.is_some() {
+                        break;
                     }
-                    return self.syncs.set_waiting(id, true);
-                };
-                copying.asked = Some(part.clone());
-                let bytes = u32::try_from(part.end - part.start).unwrap_or(SYNC_BYTES_MAX);
-                if let Some(server) = self.daemons.servers.get_mut(&daemon) {
-                    server.push(Op::Sync { block: id, guid, cell: part.start, bytes });
+                    let Some(part) = copying.next(committed) else { break };
+                    let bytes = u32::try_from(part.end - part.start).unwrap_or(SYNC_BYTES_MAX);
+                    self.syncs.pace.spend(self.now.millis, bytes.into());
+                    if let Some(server) = self.daemons.servers.get_mut(&daemon) {
+                        server.push(Op::Sync { block: id, guid, cell: part.start, bytes });
+                    }
+                    copying.asked.push(part);
+                }
+                let (is_all, rests) = (copying.asked.is_empty(), copying.rests);
+                let is_all = is_all && rests.is_none();
+                if let Some(until) = rests {
+                    self.sync_at(until, id);
                 }
                 self.pump(daemon);
+                match (is_all, is_repaired) {
+                    (true, true) => self.end_sync(id, daemon),
+                    (true, false) => self.syncs.set_waiting(id, true),
+                    (false, _) => {}
+                }
             }
             Stage::Leaving(left) if left.is_empty() => {
                 self.syncs.remove(id);
@@ -330,12 +378,13 @@ impl Dispatcher {
         }
     }
 
-    /// A daemon has copied a part, or has not.
-    pub(super) fn synced(&mut self, daemon: DaemonId, id: BlockId, answer: Answer) {
+    /// A daemon has copied some of the part that begins with a cell, or nothing.
+    pub(super) fn synced(&mut self, daemon: DaemonId, (id, cell): (BlockId, u64), answer: Answer) {
         let is_it = |sync: &&mut Sync| sync.daemon == daemon;
         let sync = self.syncs.by_block.get_mut(&id).filter(is_it);
         let Some(Sync { stage: Stage::Copying(copying), .. }) = sync else { return };
-        let Some(mut part) = copying.asked.take() else { return };
+        let place = copying.asked.iter().position(|part| part.start == cell);
+        let Some(mut part) = place.map(|place| copying.asked.remove(place)) else { return };
         let bytes = match answer {
             Ok(DaemonAnswer::Synced { bytes }) => u64::from(bytes),
             Ok(_) => 0,
@@ -343,6 +392,7 @@ impl Dispatcher {
         };
         part.start += bytes;
         if bytes > 0 {
+            self.syncs.pace.note(self.now.millis, bytes);
             copying.pause_ms = 0;
             if !part.is_empty() {
                 copying.again.push_front(part);
@@ -352,6 +402,9 @@ impl Dispatcher {
         }
         // Somebody has its first page, or its daemon has no session object yet.
         copying.pass_over(part);
+        if copying.rests.is_some() {
+            return;
+        }
         copying.pause_ms = (2 * copying.pause_ms).clamp(AGAIN_MS, AGAIN_MS_MAX);
         let (pause_ms, until) = (copying.pause_ms, self.now.millis.after(copying.pause_ms));
         copying.rests = Some(until);

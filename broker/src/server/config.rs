@@ -60,6 +60,7 @@ pub fn dispatcher(instance: &Instance, config: &Config, open_files: u64) -> Disp
         suspect_ms: config.broker.suspect_ms,
         idle_s: u32::try_from(config.broker.idle_s).unwrap_or(u32::MAX),
         syncs_max: usize::try_from(config.broker.sync_blocks).unwrap_or(usize::MAX),
+        sync_rate: config.broker.sync_rate.0,
         ..defaults
     }
 }

@@ -1,6 +1,6 @@
 //! `dmce status`: the instance as a whole.
 
-use dmce_abi::wire::admin::{Health, StatusReport};
+use dmce_abi::wire::admin::{self, Health, StatusReport};
 use dmce_config::Bytes;
 use serde::Serialize;
 
@@ -23,6 +23,19 @@ pub struct Status {
     pub capacity: u64,
     pub committed: u64,
     pub reserved: u64,
+    pub repair: Repair,
+}
+
+/// Copies that are made again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[allow(missing_docs, reason = "docs/command.md explains the fields")]
+pub struct Repair {
+    pub lacking: u32,
+    pub syncing: u32,
+    pub left: u64,
+    pub rate: u64,
+    /// `None` while nothing is copied.
+    pub seconds: Option<u64>,
 }
 
 impl Status {
@@ -49,6 +62,29 @@ impl From<StatusReport> for Status {
             capacity: report.capacity,
             committed: report.committed,
             reserved: report.reserved,
+            repair: report.repair.into(),
+        }
+    }
+}
+
+impl From<admin::Repair> for Repair {
+    fn from(admin::Repair { lacking, syncing, left, rate }: admin::Repair) -> Self {
+        let is_going = left > 0 && rate > 0;
+        Self { lacking, syncing, left, rate, seconds: is_going.then(|| left.div_ceil(rate)) }
+    }
+}
+
+impl Repair {
+    fn text(&self) -> String {
+        if self.lacking == 0 {
+            return "every block has its copies".to_owned();
+        }
+        let Self { lacking, syncing, left, .. } = *self;
+        let text =
+            format!("{lacking} blocks lack copies, {} in all; {syncing} are made", Bytes(left));
+        match self.seconds {
+            Some(seconds) => format!("{text}, {}/s, about {seconds} s left", Bytes(self.rate)),
+            None => text,
         }
     }
 }
@@ -67,6 +103,7 @@ impl Show for Status {
             ("capacity", Bytes(self.capacity).to_string()),
             ("committed", Bytes(self.committed).to_string()),
             ("reserved", Bytes(self.reserved).to_string()),
+            ("repair", self.repair.text()),
         ])
         .to_string()
     }

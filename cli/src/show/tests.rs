@@ -3,7 +3,7 @@
 use dmce_abi::block::{Guid, Half};
 use dmce_abi::wire::admin::{
     self, BlockRow, BlockState, CopyRow, CopyState, DaemonRow, DaemonState, Health, MappingRow,
-    OwnerRow, RegionRow, SessionRow, StatusReport,
+    OwnerRow, RegionRow, Repair, SessionRow, StatusReport,
 };
 use dmce_abi::wire::client::RegionName;
 use serde_json::{Value, json};
@@ -55,6 +55,7 @@ fn the_status_is_an_object() {
         committed: 3 << 29,
         reserved: 0,
         state: Health::Degraded,
+        repair: Repair { lacking: 3, syncing: 2, left: 3 << 30, rate: 1 << 30 },
     };
     let status = Status::from(report.clone());
     assert!(!status.is_ok());
@@ -65,9 +66,16 @@ fn the_status_is_an_object() {
             "instance": "main", "layout": "in-server", "state": "degraded", "version": "0.1.0",
             "pid": 12, "daemons": 3, "daemons_up": 2, "sessions": 4, "blocks": 5, "regions": 1,
             "capacity": 9_663_676_416_u64, "committed": 1_610_612_736, "reserved": 0,
+            "repair": {
+                "lacking": 3, "syncing": 2, "left": 3_221_225_472_u64, "rate": 1_073_741_824,
+                "seconds": 3,
+            },
         })
     );
     let text = status.text();
+    assert!(
+        text.contains("3 blocks lack copies, 3 GiB in all; 2 are made, 1 GiB/s, about 3 s left")
+    );
     assert!(text.contains("daemons    2 of 3 up\n"), "{text}");
     assert!(text.contains("committed  1.5 GiB\n"), "{text}");
 }

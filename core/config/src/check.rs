@@ -23,6 +23,7 @@ const MAPPINGS_MAX: u32 = 1 << 20;
 /// Notes of one daemon: with as many daemons as there can be, they take some 100 MiB.
 const USAGE_SAMPLES_MAX: u32 = 4096;
 const SYNC_BLOCKS_MAX: u32 = 256;
+const SYNC_RATE_MAX: Bytes = Bytes::mib(1 << 20);
 const WEIGHT_MAX: u32 = 1_000_000;
 /// The largest alignment of an allocation.
 const ALIGN_MAX: u64 = 2 << 20;
@@ -100,6 +101,9 @@ fn check_broker(broker: &BrokerSection) -> Result<(), Misfit> {
     section.within("suspect_ms", broker.suspect_ms, 10..=HOUR_MS)?;
     section.within("idle_s", broker.idle_s, 0..=DAY_S)?;
     section.within("sync_blocks", broker.sync_blocks, 0..=SYNC_BLOCKS_MAX)?;
+    if broker.sync_rate != Bytes(0) {
+        section.size_within("sync_rate", broker.sync_rate, Bytes::mib(1)..=SYNC_RATE_MAX)?;
+    }
     section.within("usage_ms", broker.usage_ms, 100..=HOUR_MS)?;
     section.within("usage_samples", broker.usage_samples, 0..=USAGE_SAMPLES_MAX)?;
     section.within("pressure_percent", broker.pressure_percent, 1..=100)?;

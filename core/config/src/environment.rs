@@ -27,7 +27,7 @@ pub(crate) enum Kind {
 }
 
 /// Every key with one value.
-pub(crate) const KEYS: [(&str, &str, Kind); 38] = [
+pub(crate) const KEYS: [(&str, &str, Kind); 39] = [
     ("instance", "name", Kind::Text),
     ("instance", "dir", Kind::Text),
     ("instance", "objects", Kind::Text),
@@ -47,6 +47,7 @@ pub(crate) const KEYS: [(&str, &str, Kind); 38] = [
     ("broker", "suspect_ms", Kind::Plain),
     ("broker", "idle_s", Kind::Plain),
     ("broker", "sync_blocks", Kind::Plain),
+    ("broker", "sync_rate", Kind::Text),
     ("limits", "sessions", Kind::Plain),
     ("limits", "blocks", Kind::Plain),
     ("limits", "regions", Kind::Plain),

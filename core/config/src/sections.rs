@@ -66,6 +66,8 @@ pub struct BrokerSection {
     pub idle_s: u64,
     /// Blocks that get a copy again at one time.
     pub sync_blocks: u32,
+    /// Bytes of copies that are made a second, in all; 0 for as many as can be.
+    pub sync_rate: Bytes,
 }
 
 /// How the daemon of a new block is chosen among those that have room.
@@ -236,6 +238,7 @@ impl Default for BrokerSection {
             suspect_ms: 5_000,
             idle_s: 10,
             sync_blocks: 4,
+            sync_rate: Bytes(0),
         }
     }
 }

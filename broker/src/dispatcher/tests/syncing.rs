@@ -5,7 +5,7 @@ use dmce_abi::addr::AddrLayout;
 use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Half, Membership, Role};
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::wire::Refusal;
-use dmce_abi::wire::admin::{AdminReply, AdminRequest, CopyState};
+use dmce_abi::wire::admin::{AdminReply, AdminRequest, CopyState, Repair};
 use dmce_abi::wire::client::{
     BlockInfo, ClientReply, ClientRequest, CopyInfo, Delete, Fetch, Granted, Grow, SessionEvent,
 };
@@ -155,25 +155,40 @@ fn a_part_that_somebody_holds_is_asked_for_again() {
     take(&mut rig, 1, block);
     rig.wait(100);
     rig.obey(3);
-    for bytes in [0, 4096, 0] {
-        let (number, _) = rig.daemons.get_mut(&3).unwrap().asked.remove(0);
-        let answer = DaemonMessage::Reply(Ok(DaemonAnswer::Synced { bytes }));
-        rig.tell(3, number.0, answer);
-        rig.wait(100);
-    }
-    let most = SYNC_BYTES_MAX;
-    // What is behind a page that somebody has does not wait for it.
-    let behind = |page: u32| (u64::from(page) * PAGE_BYTES, most - page * 4096);
-    assert_eq!(synced(&rig), [(0, most), behind(1), behind(2), behind(3)]);
-    let part = most - 3 * 4096;
-    for bytes in [part, 4096, 4096] {
-        let (number, _) = rig.daemons.get_mut(&3).unwrap().asked.remove(0);
+    // Somebody has pages 0 and 2; a daemon goes as far as it can.
+    let held = [0, 2 * PAGE_BYTES];
+    let next = |rig: &mut Rig| loop {
+        match rig.daemons[&3].asked.first().cloned() {
+            Some((number, DaemonRequest::Sync { cell, bytes, .. })) => {
+                rig.daemons.get_mut(&3).unwrap().asked.remove(0);
+                return (number, cell, bytes);
+            }
+            Some(_) => rig.obey(3),
+            None => rig.wait(100),
+        }
+    };
+    let answer = |rig: &mut Rig, held: &[u64]| {
+        let (number, cell, bytes) = next(rig);
+        let end = cell + u64::from(bytes);
+        let until = held.iter().copied().find(|page| (cell..end).contains(page)).unwrap_or(end);
+        let bytes = u32::try_from(until - cell).unwrap();
         rig.tell(3, number.0, DaemonMessage::Reply(Ok(DaemonAnswer::Synced { bytes })));
+        rig.wait(20);
+        (cell, bytes)
+    };
+    let mut done = 0;
+    for _ in 0..40 {
+        let is_sync = |asked: &&(_, _)| matches!(asked.1, DaemonRequest::Sync { .. });
+        assert!(rig.daemons[&3].asked.iter().filter(is_sync).count() <= 2, "two at a time");
+        done += u64::from(answer(&mut rig, &held).1);
     }
-    assert_eq!(synced(&rig)[4..], [(u64::from(most), 4096), (0, 4096), (8192, 4096)]);
+    assert_eq!(done, granted.first.committed - 2 * PAGE_BYTES, "what is behind them is done");
+    let is_page = |(cell, bytes): &(u64, u32)| held.contains(cell) && *bytes == 4096;
+    assert!(synced(&rig)[20..].iter().all(is_page), "{:?}", synced(&rig));
+    assert!(copies(&mut rig, block).contains(&(3, CopyState::Syncing)));
     // More than was asked for is no answer.
-    let (number, _) = rig.daemons.get_mut(&3).unwrap().asked.remove(0);
-    let answer = DaemonMessage::Reply(Ok(DaemonAnswer::Synced { bytes: most }));
+    let (number, ..) = next(&mut rig);
+    let answer = DaemonMessage::Reply(Ok(DaemonAnswer::Synced { bytes: SYNC_BYTES_MAX }));
     rig.tell(3, number.0, answer);
     let is_closed = |action: &Action| matches!(action, Action::CloseDaemon { .. });
     assert!(rig.actions.iter().any(is_closed));
@@ -386,6 +401,35 @@ fn a_copy_that_is_given_up_stays_until_nobody_writes_it_and_is_made_again_later(
     rig.wait(100);
     assert_eq!(copies(&mut rig, block)[..2], [(2, CopyState::Good), (3, CopyState::Good)]);
     assert_eq!(rig.daemons[&3].created.len(), 2);
+}
+
+#[test]
+fn no_more_is_copied_than_the_rate_allows_and_it_is_told_how_far_it_is() {
+    let mut config = super::rig::config();
+    (config.copies_max, config.syncs_max, config.sync_rate) = (3, 2, MIB);
+    let mut rig = Rig::started(config, Started::default());
+    (1..=3).for_each(|id| rig.daemon(id, GIB));
+    let (conn, _) = rig.session(1000);
+    let block = rig.granted(conn, with_copies(heap(1, 6 * MIB), 2)).first.block;
+    let repair = |rig: &mut Rig| {
+        let root = rig.connect(1, 0);
+        let reply = rig.done(root, ClientRequest::Admin(AdminRequest::Status));
+        let ClientReply::Admin(AdminReply::Status(report)) = reply else { panic!("{reply:?}") };
+        report.repair
+    };
+    assert_eq!(repair(&mut rig), Repair::default());
+    take(&mut rig, 1, block);
+    rig.wait(100);
+    assert_eq!(synced(&rig).len(), 1);
+    let Repair { lacking, syncing, left, rate } = repair(&mut rig);
+    assert_eq!((lacking, syncing, left), (1, 1, 4 * MIB));
+    assert!(rate > MIB, "{rate}");
+    rig.wait(1800);
+    assert_eq!(synced(&rig).len(), 1);
+    rig.wait(200);
+    assert_eq!(synced(&rig).len(), 2);
+    rig.wait(2000);
+    assert_eq!(repair(&mut rig).lacking, 0);
 }
 
 /// Who stands still holds up copies of blocks that it has open, and no others.

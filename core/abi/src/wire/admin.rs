@@ -112,6 +112,21 @@ pub struct StatusReport {
     pub reserved: u64,
     /// How it is.
     pub state: Health,
+    /// What is being made again.
+    pub repair: Repair,
+}
+
+/// Copies that are made again after some were lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repair {
+    /// Blocks that have fewer good copies than were asked for.
+    pub lacking: u32,
+    /// Copies that are being made.
+    pub syncing: u32,
+    /// Bytes that the blocks lack, in all copies.
+    pub left: u64,
+    /// Bytes that were copied a second, of late.
+    pub rate: u64,
 }
 
 /// What a daemon is doing.
