@@ -6,8 +6,8 @@
 //!    some are looked at in a step.
 //! 2. A daemon that has refused a copy of a block, or has had one that was given up, is not asked
 //!    for another one for a while, which grows.
-//! 3. What a daemon has of a block that is no copy any more makes room only where no other daemon
-//!    that is known could have the new one.
+//! 3. What a daemon has of a block that is no copy any more stays as long as the block lacks one,
+//!    and makes room for that only where no other daemon that is known could have it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -138,6 +138,31 @@ impl Dispatcher {
         self.begin_sync(id, daemon);
     }
 
+    /// What daemons have of a block beside its copies goes, if none of those is lacking: nothing
+    /// could ever be made of it.
+    pub(super) fn clear_old(&mut self, id: BlockId) {
+        let is_whole = self.config.syncs_max > 0 && !self.blocks.is_degraded(id, 1);
+        let Some(block) = self.blocks.get(id).filter(|block| block.state == BlockState::Held)
+        else {
+            return;
+        };
+        if !is_whole || !self.stands(block.span) || !self.tables_complete() {
+            return;
+        }
+        for daemon in block
+            .copies
+            .iter()
+            .filter(|copy| is_old(copy))
+            .map(|copy| copy.daemon)
+            .collect::<Vec<_>>()
+        {
+            if self.daemons.servers.get(&daemon).is_some_and(Server::hears) {
+                self.log(LogLevel::Info, format!("what daemon {daemon} had of block {id} goes"));
+                self.destroy(id, daemon);
+            }
+        }
+    }
+
     /// No daemon has room but some that have what was a copy once: one of those goes, so that there
     /// is a place. Not where another one may have room soon.
     fn clear_place(&mut self, id: BlockId, bytes: u64) {
@@ -151,15 +176,23 @@ impl Dispatcher {
             return;
         }
         let is_up = |daemon| self.daemons.servers.get(&daemon).is_some_and(Server::is_up);
-        let is_old =
-            |copy: &&Copy| !copy.named && matches!(copy.state, CopyState::Lost | CopyState::Stale);
-        let old = block.copies.iter().filter(is_old).map(|copy| copy.daemon).find(|of| is_up(*of));
+        let old = block
+            .copies
+            .iter()
+            .filter(|copy| is_old(copy))
+            .map(|copy| copy.daemon)
+            .find(|of| is_up(*of));
         if let Some(daemon) = old {
             let text = format!("what daemon {daemon} had of block {id} makes room for a new copy");
             self.log(LogLevel::Info, text);
             self.destroy(id, daemon);
         }
     }
+}
+
+/// Whether a copy is none any more.
+fn is_old(copy: &Copy) -> bool {
+    !copy.named && matches!(copy.state, CopyState::Lost | CopyState::Stale)
 }
 
 /// The first half that none of those is that the headers name.

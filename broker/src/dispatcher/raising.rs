@@ -151,6 +151,7 @@ impl Dispatcher {
             }
         }
         self.go_on_syncing(id);
+        self.clear_old(id);
         self.end_adoption(id, None);
     }
 

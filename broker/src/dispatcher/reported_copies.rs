@@ -143,6 +143,7 @@ impl Dispatcher {
             self.raise(id);
         }
         self.blocks.count_copies(id);
+        self.clear_old(id);
     }
 
     /// The first half that no copy of a block was made as.
@@ -199,6 +200,7 @@ impl Dispatcher {
                     LogLevel::Warn,
                     format!("the copy of block {id} on daemon {daemon} is stale"),
                 );
+                self.clear_old(id);
             }
             _ => {}
         }

@@ -95,6 +95,8 @@ struct Copying {
     pause_ms: u64,
     /// Until when nothing is asked for.
     rests: Option<Millis>,
+    /// Whether the headers were written anew because nothing could be copied for long.
+    is_renamed: bool,
 }
 
 /// All of them.
@@ -112,6 +114,11 @@ pub(super) struct Syncs {
 }
 
 impl Copying {
+    /// Whether there is a next part, of a block of so many bytes.
+    fn has_next(&self, committed: u64) -> bool {
+        !self.again.is_empty() || self.begun < committed
+    }
+
     /// The next part, of a block of so many bytes.
     fn next(&mut self, committed: u64) -> Option<Range<u64>> {
         let mut range = match self.again.pop_front() {
@@ -345,7 +352,7 @@ impl Dispatcher {
                 self.sync_on(id);
             }
             Stage::Copying(copying) if copying.rests.is_none() => {
-                while copying.asked.len() < PARTS {
+                while copying.asked.len() < PARTS && copying.has_next(committed) {
                     copying.rests = self.syncs.pace.until(self.now.millis);
                     if copying.rests.is_some() {
                         break;
@@ -406,11 +413,18 @@ impl Dispatcher {
             return;
         }
         copying.pause_ms = (2 * copying.pause_ms).clamp(AGAIN_MS, AGAIN_MS_MAX);
-        let (pause_ms, until) = (copying.pause_ms, self.now.millis.after(copying.pause_ms));
+        let until = self.now.millis.after(copying.pause_ms);
         copying.rests = Some(until);
+        let is_stuck = copying.pause_ms == AGAIN_MS_MAX;
+        let is_first = is_stuck && !std::mem::replace(&mut copying.is_renamed, true);
         self.sync_at(until, id);
-        if pause_ms == AGAIN_MS_MAX {
+        if is_stuck {
             self.syncs.set_waiting(id, true);
+        }
+        if is_first && self.blocks.get(id).is_some_and(|of| of.state == BlockState::Held) {
+            // A header may be damaged, of a copy that has all its bytes: who writes it sees that.
+            self.blocks.set_state(id, BlockState::Losing);
+            self.raise(id);
         }
     }
 

@@ -9,7 +9,9 @@ use dmce_abi::wire::admin::{AdminReply, AdminRequest, CopyState, Repair};
 use dmce_abi::wire::client::{
     BlockInfo, ClientReply, ClientRequest, CopyInfo, Delete, Fetch, Granted, Grow, SessionEvent,
 };
-use dmce_abi::wire::daemon::{DaemonAnswer, DaemonMessage, DaemonRequest, SYNC_BYTES_MAX};
+use dmce_abi::wire::daemon::{
+    DaemonAnswer, DaemonMessage, DaemonRequest, HeldBlock, SYNC_BYTES_MAX,
+};
 use dmce_shm::session::pin::{PinClaim, PinnedRange};
 use dmce_shm::slot::intent::{IntentClaim, Progress, Undo};
 
@@ -92,8 +94,8 @@ fn a_copy_that_is_lost_is_made_again_on_another_daemon() {
     let (block, committed) = (granted.first.block, granted.first.committed);
     take(&mut rig, 1, block);
     rig.wait(100);
-    let states = [(2, CopyState::Good), (3, CopyState::Good), (1, CopyState::Lost)];
-    assert_eq!(copies(&mut rig, block), states);
+    assert_eq!(copies(&mut rig, block), [(2, CopyState::Good), (3, CopyState::Good)]);
+    assert_eq!(rig.daemons[&1].destroyed, [block], "what it had there is of no use");
     let created = &rig.daemons[&3].created;
     let [description] = &created[..] else { panic!("{created:?}") };
     let Membership { role, half, peers, .. } = &description.membership;
@@ -193,6 +195,31 @@ fn a_part_that_somebody_holds_is_asked_for_again() {
     let is_closed = |action: &Action| matches!(action, Action::CloseDaemon { .. });
     assert!(rig.actions.iter().any(is_closed));
     assert_eq!(copies(&mut rig, block)[0], (2, CopyState::Good));
+}
+
+/// What keeps a daemon from it may be a header, of a copy that has all its bytes.
+#[test]
+fn where_nothing_can_be_copied_the_headers_are_written_anew_once() {
+    let (mut rig, _, granted) = two();
+    let block = granted.first.block;
+    rig.mood(3, Mood::Waits);
+    take(&mut rig, 1, block);
+    rig.wait(100);
+    rig.obey(3);
+    let before = raised(&rig).len();
+    for _ in 0..400 {
+        match rig.daemons[&3].asked.first().cloned() {
+            Some((number, DaemonRequest::Sync { .. })) => {
+                rig.daemons.get_mut(&3).unwrap().asked.remove(0);
+                let answer = DaemonMessage::Reply(Ok(DaemonAnswer::Synced { bytes: 0 }));
+                rig.tell(3, number.0, answer);
+            }
+            Some(_) => rig.obey(3),
+            None => rig.wait(100),
+        }
+    }
+    assert_eq!(raised(&rig).len(), before + 1);
+    assert!(copies(&mut rig, block).contains(&(3, CopyState::Syncing)));
 }
 
 #[test]
@@ -314,6 +341,25 @@ fn what_a_daemon_had_of_a_block_makes_room_where_no_other_has_any() {
     rig.wait(200);
     assert_eq!(rig.daemons[&1].destroyed, [block]);
     assert_eq!(copies(&mut rig, block), [(2, CopyState::Good), (1, CopyState::Good)]);
+}
+
+#[test]
+fn what_comes_back_stays_until_the_block_has_all_its_copies() {
+    let (mut rig, _, granted) = two();
+    let block = granted.first.block;
+    rig.mood(3, Mood::Waits);
+    let (description, committed) = (rig.daemons[&1].created[0].clone(), granted.first.committed);
+    rig.daemon_dies(1);
+    take(&mut rig, 1, block);
+    rig.wait(100);
+    rig.daemon_with(1, GIB, vec![HeldBlock { description, committed }]);
+    let old = (1, CopyState::Stale);
+    assert!(copies(&mut rig, block).contains(&old) && rig.daemons[&1].destroyed.is_empty());
+    while !rig.daemons[&3].asked.is_empty() {
+        rig.obey(3);
+    }
+    assert_eq!(copies(&mut rig, block), [(2, CopyState::Good), (3, CopyState::Good)]);
+    assert_eq!(rig.daemons[&1].destroyed, [block]);
 }
 
 #[test]
