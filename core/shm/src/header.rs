@@ -177,14 +177,27 @@ pub fn read(fd: BorrowedFd<'_>, layout: AddrLayout) -> Result<BlockHeader, Heade
     slot.decode(layout)
 }
 
-/// The epoch that the header in force says; less than [`read`] for who knows the rest.
+/// What tells a header that is read again from one that was written anew since: the first bytes of
+/// both of its slots, with what is ready there and the sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stamp([[u8; STAMP_BYTES]; SLOTS]);
+
+/// As far as the sequence.
+const STAMP_BYTES: usize = 32;
+
+/// The stamp of a header as it is now. It changes before the next [`update`] is in force: one that
+/// was taken before the header was read tells whether that is still what is there.
 ///
 /// # Errors
 ///
-/// As [`read`].
-pub fn epoch(fd: BorrowedFd<'_>) -> Result<u64, HeaderError> {
-    let (_, slot) = slot_in_force(&read_page(fd)?)?;
-    Ok(slot.epoch.get())
+/// As [`read`] of an object that cannot be read.
+pub fn stamp(fd: BorrowedFd<'_>) -> Result<Stamp, HeaderError> {
+    let mut stamp = Stamp([[0; STAMP_BYTES]; SLOTS]);
+    for (place, bytes) in (0..).zip(&mut stamp.0) {
+        // What the object does not have reads as a slot that was never written.
+        object::read_at_most(fd, bytes, place * SLOT_BYTES as u64)?;
+    }
+    Ok(stamp)
 }
 
 layout! {

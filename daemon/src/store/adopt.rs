@@ -111,25 +111,8 @@ pub fn adopt_one(folder: &Folder, block: BlockId) -> Result<Adopted, ObjectError
 ///
 /// [`HeaderError`] of one that cannot be read, or is not this daemon's.
 pub fn header_of(folder: &Folder, block: BlockId) -> Result<Option<BlockHeader>, HeaderError> {
-    let found = header_at(folder, folder.daemon(), block)?;
-    Ok(found.map(|(_, header)| header))
-}
-
-/// The same of any daemon's copy, with the object that says it.
-///
-/// # Errors
-///
-/// As [`header_of`].
-pub fn header_at(
-    folder: &Folder,
-    daemon: DaemonId,
-    block: BlockId,
-) -> Result<Option<(Own, BlockHeader)>, HeaderError> {
-    match folder.look_at(daemon.get(), ObjectKind::Header(block.get()))? {
-        Found::Own(head) => {
-            let header = read_header(daemon, block, &head)?;
-            Ok(Some((head, header)))
-        }
+    match folder.look(ObjectKind::Header(block.get()))? {
+        Found::Own(head) => read_header(folder.daemon(), block, &head).map(Some),
         Found::Missing => Ok(None),
         found @ Found::Foreign { .. } => {
             let why = format!("{found:?} has its name");
@@ -263,7 +246,15 @@ fn remove(folder: &Folder, block: BlockId, data: &Found) -> Result<(), ObjectErr
 }
 
 /// The header, which must be that of this daemon and this block.
-fn read_header(daemon: DaemonId, block: BlockId, head: &Own) -> Result<BlockHeader, HeaderError> {
+///
+/// # Errors
+///
+/// As [`header_of`].
+pub fn read_header(
+    daemon: DaemonId,
+    block: BlockId,
+    head: &Own,
+) -> Result<BlockHeader, HeaderError> {
     let header = header::read(head.as_fd(), ANY_LAYOUT)?;
     let (its_daemon, its_block) = (header.daemon, header.description.block);
     if its_daemon != daemon || its_block != block {

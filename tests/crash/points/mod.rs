@@ -43,6 +43,9 @@ const HALF_BYTES: u64 = 3_000;
 /// Two of these are more than a block begins with.
 const GROWTH_BYTES: u64 = 3 << 20;
 
+/// Blocks that get a copy at one time, where any do.
+const SYNC_BLOCKS: u32 = 2;
+
 /// How often each of two sessions adds to a word that both have.
 const ADDS: u32 = 3;
 
@@ -52,11 +55,13 @@ fn armed(row: &Row) -> [(&'static str, String); 1] {
     [(POINT_VARIABLE, format!("{}:{}", row.point.name(), row.time))]
 }
 
-fn start(pool_objects: u32, copies: u32) -> Instance {
+fn start(pool_objects: u32, row: &Row) -> Instance {
+    let copies = row.copies;
     let config =
         format!("{CONFIG}daemon.pool_objects = {pool_objects}\ninstance.copies = {copies}\n");
     // With one away there are daemons enough for all copies.
-    Instance::builder().daemons(copies + 1).region_copies(copies).config(&config).start()
+    let builder = Instance::builder().daemons(copies + 1).region_copies(copies).config(&config);
+    builder.sync_blocks(if row.work == Work::Syncing { SYNC_BLOCKS } else { 0 }).start()
 }
 
 /// Everything is as if nobody had died.
@@ -84,7 +89,7 @@ impl Drop for Stop<'_> {
 
 /// A client works until it dies. What it has written is there, but for the last.
 fn client_dies(row: &Row) {
-    let instance = start(1, row.copies);
+    let instance = start(1, row);
     let keeper = Keeper::start(&instance);
     if row.work == Work::LastCopy {
         lose(&instance, keeper.mirror());
@@ -237,7 +242,7 @@ impl Server {
 
 /// A server dies, and another one comes; nobody else notices.
 fn server_dies(server: Server, pool_objects: u32, row: &Row) {
-    let mut instance = start(pool_objects, row.copies);
+    let mut instance = start(pool_objects, row);
     let keeper = Keeper::start(&instance);
     let loses_copies = matches!(row.work, Work::LostCopies | Work::LostPrimary);
     if loses_copies {
@@ -255,27 +260,7 @@ fn server_dies(server: Server, pool_objects: u32, row: &Row) {
     if row.work == Work::Relays {
         instance.wait_serving();
     }
-    if row.work == Work::LostHeader {
-        instance.wait_serving();
-        // With two, one would be gone when the daemon dies.
-        let all = of_daemon(&instance, 1, "head", || {});
-        fs::remove_file(instance.object(&all[0])).expect("it is there");
-    }
-    if row.work == Work::LostCopies {
-        lose(&instance, 2);
-    }
-    if row.work == Work::Deletions {
-        instance.wait_serving();
-        lose(&instance, 2);
-        wait_until("others go on alone", || instance.status().state == Health::Degraded);
-        instance.kill_daemon(2);
-    }
-    if row.work == Work::LostPrimary {
-        instance.wait_serving();
-        let (daemon, block) = keeper.primary();
-        let name = format!("dmce.{}.{daemon}.data-{block:08x}", instance.name());
-        fs::remove_file(instance.object(&name)).expect("it is there");
-    }
+    take_away(&mut instance, &keeper, row);
     let dies_at = match row.work {
         Work::RollBack => Some(Point::FirstStored),
         Work::RollForward => Some(Point::PhaseOthers),
@@ -336,6 +321,35 @@ fn server_dies(server: Server, pool_objects: u32, row: &Row) {
         }
     }
     check_all(&instance, row, keeper);
+}
+
+/// What goes before a server dies over it.
+fn take_away(instance: &mut Instance, keeper: &Keeper, row: &Row) {
+    if row.work == Work::LostHeader {
+        instance.wait_serving();
+        // With two, one would be gone when the daemon dies.
+        let all = of_daemon(instance, 1, "head", || {});
+        fs::remove_file(instance.object(&all[0])).expect("it is there");
+    }
+    if row.work == Work::LostCopies {
+        lose(instance, 2);
+    }
+    if row.work == Work::Deletions {
+        instance.wait_serving();
+        lose(instance, 2);
+        wait_until("others go on alone", || instance.status().state == Health::Degraded);
+        instance.kill_daemon(2);
+    }
+    if row.work == Work::Syncing {
+        instance.wait_serving();
+        lose(instance, 2);
+    }
+    if row.work == Work::LostPrimary {
+        instance.wait_serving();
+        let (daemon, block) = keeper.primary();
+        let name = format!("dmce.{}.{daemon}.data-{block:08x}", instance.name());
+        fs::remove_file(instance.object(&name)).expect("it is there");
+    }
 }
 
 /// Adds to a word with a session that knows nothing from before, and with one that has the region

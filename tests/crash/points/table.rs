@@ -31,6 +31,8 @@ pub enum Work {
     LostCopies,
     /// One that lives loses the primary of a region that a session has mapped.
     LostPrimary,
+    /// One that lives loses what it holds, and that is made again on others.
+    Syncing,
     /// Regions are deleted, and a daemon is away that has lost its copies of them.
     Deletions,
     /// A client has died when one copy was written: its bytes are taken back.
@@ -160,6 +162,17 @@ pub const DAEMON: &[Row] = &[
     at(Point::PageFreed, 20, Work::Relays).with_copies(),
     at(Point::IntentCleared, 20, Work::Relays).with_copies(),
     at(Point::SlotUnmarked, 20, Work::Relays).with_copies(),
+    at(Point::PoolCommitted, 1, Work::Syncing).with_copies(),
+    at(Point::DataNamed, 1, Work::Syncing).with_copies(),
+    at(Point::HeaderReady, 1, Work::Syncing).with_copies(),
+    at(Point::IntentSet, 1, Work::Syncing).with_copies(),
+    at(Point::PageLocked, 3, Work::Syncing).with_copies(),
+    at(Point::SyncStored, 1, Work::Syncing).with_copies(),
+    at(Point::SyncStored, 3, Work::Syncing).with_copies(),
+    at(Point::PageFreed, 3, Work::Syncing).with_copies(),
+    at(Point::IntentCleared, 1, Work::Syncing).with_copies(),
+    at(Point::SlotUnmarked, 1, Work::Syncing).with_copies(),
+    at(Point::SyncStored, 2, Work::Syncing).with_three(),
 ];
 
 /// Deaths of a daemon that has lent objects.
@@ -208,6 +221,17 @@ pub const BROKER: &[Row] = &[
     at(Point::HeaderRaised, 1, Work::LostCopies).with_three(),
     at(Point::HeaderRaised, 2, Work::LostCopies).with_three(),
     at(Point::HeaderRaised, 3, Work::LostCopies).with_three(),
+    at(Point::HeaderRaised, 2, Work::Syncing).with_copies(),
+    at(Point::HeaderRaised, 3, Work::Syncing).with_copies(),
+    at(Point::HeaderRaised, 4, Work::Syncing).with_copies(),
+    at(Point::HeaderRaised, 5, Work::Syncing).with_copies(),
+    at(Point::HeaderRaised, 6, Work::Syncing).with_copies(),
+    at(Point::HeaderRaised, 7, Work::Syncing).with_copies(),
+    at(Point::GenerationPublished, 3, Work::Syncing).with_copies(),
+    at(Point::GenerationPublished, 5, Work::Syncing).with_copies(),
+    at(Point::GenerationPublished, 8, Work::Syncing).with_copies(),
+    at(Point::HeaderRaised, 4, Work::Syncing).with_three(),
+    at(Point::HeaderRaised, 6, Work::Syncing).with_three(),
     // Daemons that join have session objects of their own.
     at(Point::SessionCreated, 2, Work::Start).with_copies(),
     at(Point::SessionWritten, 2, Work::Start).with_copies(),

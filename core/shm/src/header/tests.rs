@@ -127,6 +127,24 @@ fn every_update_is_in_force_and_uses_the_other_slot() {
 }
 
 #[test]
+fn the_stamp_changes_before_an_update_is_in_force() {
+    let object = object();
+    let fd = object.as_fd();
+    create(fd, &with_epoch(1)).unwrap();
+    for epoch in 2..6 {
+        let before = stamp(fd).unwrap();
+        assert_eq!(stamp(fd).unwrap(), before);
+        let (slot, place) = next_slot(&read_page(fd).unwrap(), &with_epoch(epoch)).unwrap();
+        for step in preamble::steps(place, slot.as_bytes()) {
+            dmce_sys::object::write_at(fd, step.bytes, step.offset).unwrap();
+            let is_in_force = decode(&read_page(fd).unwrap()).unwrap().description.epoch == epoch;
+            assert!(!is_in_force || stamp(fd).unwrap() != before);
+        }
+        assert_ne!(stamp(fd).unwrap(), before);
+    }
+}
+
+#[test]
 fn a_death_anywhere_in_create_leaves_no_header_and_nothing_to_quarantine() {
     let slot = HeaderSlot::encode(&of_region(), 1).unwrap();
     let steps = preamble::steps(0, slot.as_bytes());

@@ -105,6 +105,8 @@ points! {
     HeaderRestored = "header-restored",
     /// The bytes by which a block grows are committed; nobody was told.
     GrowthCommitted = "growth-committed",
+    /// A copy that is syncing has the bytes of a batch; its pages are locked.
+    SyncStored = "sync-stored",
     /// The `head-` name of a block that goes was unlinked; its data is whole.
     HeaderUnlinked = "header-unlinked",
     /// The data of a block that goes was truncated to nothing.

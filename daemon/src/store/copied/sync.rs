@@ -19,6 +19,7 @@ use dmce_abi::wire::daemon::DaemonAnswer;
 use dmce_abi::wire::{Refusal, Reply};
 use dmce_shm::copies::Batch;
 use dmce_shm::lock::LockError;
+use dmce_sys::crash::{Point, point};
 use tracing::debug;
 
 use super::view::Gone;
@@ -109,6 +110,7 @@ impl Desk<'_> {
             return Err(Failure::Busy("its copies have changed a moment ago".to_owned()));
         }
         if by.carry(batch, buffer)? {
+            point(Point::SyncStored);
             return Ok(());
         }
         Err(Failure::Busy("what was stored reads back different".to_owned()))

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use dmce_abi::block::{BlockId, DaemonId, Guid, Half};
 use dmce_abi::name::ObjectKind;
-use dmce_shm::header::{self, BlockHeader, HeaderError};
+use dmce_shm::header::{self, BlockHeader, HeaderError, Stamp};
 use dmce_shm::table::{LockTable, Size, TableFault};
 use dmce_sys::map::Protection;
 use dmce_sys::object::watched::{Watched, WatchedError};
@@ -30,7 +30,6 @@ use super::super::folder::{BROKER, Folder, Found, Own};
 pub(super) struct View {
     /// The block's.
     pub guid: Guid,
-    epoch: u64,
     /// Bytes of this daemon's copy when it was opened.
     pub committed: u64,
     /// Those that are written: the good ones, the primary's first, and then one that is syncing.
@@ -51,7 +50,14 @@ pub(super) struct Copy {
     /// Bytes of this daemon's copy; the other may have more, or fewer.
     committed: u64,
     object: Own,
-    header: Own,
+    header: Header,
+}
+
+/// The object of a header, and its stamp from before it was read.
+#[derive(Debug)]
+struct Header {
+    object: Own,
+    stamp: Stamp,
 }
 
 /// Why there is no view, or not any more.
@@ -113,14 +119,16 @@ impl View {
         }
         let size = Size { committed, bytes_max: known.bytes_max };
         let locks = locks(folder, (block, guid, epoch), size)?;
-        Ok(Self { guid, epoch, committed, copies, good: daemons.len(), locks })
+        Ok(Self { guid, committed, copies, good: daemons.len(), locks })
     }
 
     /// Whether all headers still say so. Whoever writes by what they say next has read it from all
     /// of them, so who has a page after that sees it here.
     pub(super) fn is_current(&self) -> bool {
-        let epochs = self.copies.iter().map(|copy| header::epoch(copy.header.as_fd()));
-        epochs.into_iter().all(|epoch| epoch.is_ok_and(|epoch| epoch == self.epoch))
+        let is_same = |Header { object, stamp }: &Header| {
+            header::stamp(object.as_fd()).is_ok_and(|now| now == *stamp)
+        };
+        self.copies.iter().all(|copy| is_same(&copy.header))
     }
 
     /// The copy that is written first, and that who waits for a word looks at.
@@ -191,12 +199,24 @@ impl AsFd for Copy {
     }
 }
 
-fn header(folder: &Folder, daemon: DaemonId, block: BlockId) -> Result<(Own, BlockHeader), Unseen> {
-    match adopt::header_at(folder, daemon, block) {
-        Ok(Some(header)) => Ok(header),
-        Ok(None) => Err(Unseen::Damaged(format!("daemon {daemon} has no header of it"))),
+/// The header of a copy, and what is remembered of it.
+fn header(
+    folder: &Folder,
+    daemon: DaemonId,
+    block: BlockId,
+) -> Result<(Header, BlockHeader), Unseen> {
+    let damaged = |why: String| Unseen::Damaged(format!("the header of daemon {daemon}: {why}"));
+    let object = match folder.look_at(daemon.get(), ObjectKind::Header(block.get()))? {
+        Found::Own(object) => object,
+        Found::Missing => return Err(damaged("there is none".to_owned())),
+        found @ Found::Foreign { .. } => return Err(damaged(format!("{found:?} has its name"))),
+    };
+    let read = header::stamp(object.as_fd())
+        .and_then(|stamp| Ok((stamp, adopt::read_header(daemon, block, &object)?)));
+    match read {
+        Ok((stamp, header)) => Ok((Header { object, stamp }, header)),
         Err(HeaderError::Object(error)) => Err(error.into()),
-        Err(error) => Err(Unseen::Damaged(format!("the header of daemon {daemon}: {error}"))),
+        Err(error) => Err(damaged(error.to_string())),
     }
 }
 
