@@ -164,9 +164,19 @@ impl Host {
             let is_named = store.is_some_and(|store| store.contains_key(&block));
             !is_named && !self.squatted.contains(&(daemon, block))
         };
+        // Of what was taken from one place, one object after the other, the last.
+        let is_last = |daemon: DaemonId, object: &Object| {
+            let BlockDescription { block, guid, epoch, .. } = object.description;
+            !self.taken.iter().any(|(of, other)| {
+                let BlockDescription { block: its, guid: its_guid, epoch: later, .. } =
+                    other.description;
+                (*of, its, its_guid) == (daemon, block, guid) && later > epoch
+            })
+        };
         let able = |(daemon, object): &(DaemonId, Object)| {
             let BlockDescription { block, guid, .. } = object.description;
-            self.has_whole_copy(block, guid) && is_free(*daemon, block)
+            let is_it = is_free(*daemon, block) && is_last(*daemon, object);
+            is_it && self.has_whole_copy(block, guid)
         };
         let places: Vec<usize> =
             (0..self.taken.len()).filter(|at| able(&self.taken[*at])).collect();

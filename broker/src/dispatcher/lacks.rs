@@ -163,25 +163,35 @@ impl Dispatcher {
         }
     }
 
+    /// The same of all blocks of a daemon that has reported.
+    pub(super) fn clear_old_of(&mut self, daemon: DaemonId) {
+        let Some(server) = self.daemons.servers.get(&daemon) else { return };
+        let has_old = |id: &BlockId| {
+            let copy = self.blocks.get(*id).and_then(|block| block.copies.of(daemon));
+            copy.is_some_and(is_old)
+        };
+        for id in server.blocks.iter().copied().filter(has_old).collect::<Vec<_>>() {
+            self.clear_old(id);
+        }
+    }
+
     /// No daemon has room but some that have what was a copy once: one of those goes, so that there
     /// is a place. Not where another one may have room soon.
     fn clear_place(&mut self, id: BlockId, bytes: u64) {
         let Some(block) = self.blocks.get(id) else { return };
-        let has_one = |daemon: DaemonId| {
-            let copy = block.copies.of(daemon);
-            copy.is_some_and(|copy| copy.state != CopyState::Dying)
+        let has_room = |daemon: DaemonId, more: u64| {
+            self.ledger.store(daemon).free().saturating_add(more) >= bytes
         };
-        let mut others = self.daemons.servers.keys().filter(|daemon| !has_one(**daemon));
-        if others.any(|daemon| self.ledger.store(*daemon).free() >= bytes) {
+        let mut others = self.daemons.servers.keys().filter(|id| block.copies.of(**id).is_none());
+        // One that is on its way to nothing makes room already.
+        let makes_room = block.copies.iter().any(|copy| copy.state == CopyState::Dying);
+        if makes_room || others.any(|daemon| has_room(*daemon, 0)) {
             return;
         }
         let is_up = |daemon| self.daemons.servers.get(&daemon).is_some_and(Server::is_up);
-        let old = block
-            .copies
-            .iter()
-            .filter(|copy| is_old(copy))
-            .map(|copy| copy.daemon)
-            .find(|of| is_up(*of));
+        let is_enough = |copy: &&Copy| has_room(copy.daemon, copy.charge.bytes());
+        let old = block.copies.iter().filter(|copy| is_old(copy)).filter(is_enough);
+        let old = { old }.map(|copy| copy.daemon).find(|daemon| is_up(*daemon));
         if let Some(daemon) = old {
             let text = format!("what daemon {daemon} had of block {id} makes room for a new copy");
             self.log(LogLevel::Info, text);

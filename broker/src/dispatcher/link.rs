@@ -185,6 +185,7 @@ impl Dispatcher {
         self.discard_strays(daemon);
         self.pump(daemon);
         self.reported(daemon);
+        self.clear_old_of(daemon);
         Ok(())
     }
 

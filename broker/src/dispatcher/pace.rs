@@ -2,7 +2,8 @@
 //!
 //! # Invariants
 //!
-//! 1. Over any time no more bytes are asked for than the rate allows, and a part at the beginning.
+//! 1. Over any time no more bytes are asked for than the rate allows, and a part at the beginning;
+//!    what was asked for and not copied does not count. Who asks first is served first.
 //! 2. What is reached is said of the last second or two; of a time in which nothing was copied it
 //!    is 0.
 
@@ -30,17 +31,22 @@ impl Pace {
         Self { limit, free_us: 0, since: Millis(0), bytes: 0, before: 0 }
     }
 
-    /// When something may be asked for, if not now.
-    pub(super) fn until(&self, now: Millis) -> Option<Millis> {
-        (self.free_us > now.0.saturating_mul(1000)).then(|| Millis(self.free_us.div_ceil(1000)))
+    /// When so many bytes may be asked for, which are the next: behind all that were booked before.
+    pub(super) fn book(&mut self, now: Millis, bytes: u64) -> Millis {
+        let Some(us) = self.cost_us(bytes) else { return now };
+        let from_us = self.free_us.max(now.0.saturating_mul(1000));
+        self.free_us = from_us.saturating_add(us);
+        Millis(from_us.div_ceil(1000))
     }
 
-    /// So many bytes are asked for.
-    pub(super) fn spend(&mut self, now: Millis, bytes: u64) {
-        if let Some(us) = bytes.saturating_mul(1_000_000).checked_div(self.limit) {
-            let now_us = now.0.saturating_mul(1000);
-            self.free_us = self.free_us.max(now_us).saturating_add(us);
-        }
+    /// So many bytes of what was booked were not copied.
+    pub(super) fn give_back(&mut self, bytes: u64) {
+        let us = self.cost_us(bytes).unwrap_or(0);
+        self.free_us = self.free_us.saturating_sub(us);
+    }
+
+    fn cost_us(&self, bytes: u64) -> Option<u64> {
+        bytes.saturating_mul(1_000_000).checked_div(self.limit)
     }
 
     /// So many bytes were copied.
@@ -77,20 +83,15 @@ mod tests {
     #[test]
     fn no_more_is_asked_for_than_is_allowed() {
         let mut pace = Pace::new(1 << 20);
-        let (mut asked, mut now) = (0, Millis(5_000));
-        while now < Millis(15_000) {
-            if let Some(until) = pace.until(now) {
-                assert!(until > now);
-                now = until;
-            } else {
-                pace.spend(now, 300_000);
-                asked += 300_000;
-            }
-        }
-        assert!((9 << 20..=10 << 20).contains(&(asked - 300_000)), "{asked}");
-        let mut free = Pace::new(0);
-        free.spend(now, u64::MAX);
-        assert_eq!(free.until(now), None);
+        let begin = Millis(5_000);
+        let times: Vec<Millis> = (0..40).map(|_| pace.book(begin, 262_144)).collect();
+        assert_eq!((times[0], times[4], times[39]), (begin, Millis(6_000), Millis(14_750)));
+        pace.give_back(262_144);
+        assert_eq!(pace.book(begin, 1), times[39]);
+        // What was not used in an hour is not made up for.
+        let later = Millis(3_600_000);
+        assert_eq!([0; 2].map(|_| pace.book(later, 1 << 20)), [later, Millis(3_601_000)]);
+        assert_eq!([0; 2].map(|_| Pace::new(0).book(later, u64::MAX)), [later; 2]);
     }
 
     #[test]

@@ -189,6 +189,10 @@ impl Dispatcher {
         let Some(block) = self.blocks.get_mut(id) else { return };
         let Some(copy) = block.copies.of_mut(daemon) else { return };
         match copy.state {
+            // An earlier one, which somebody has put in the place of what is meant.
+            CopyState::Held if description.membership.since != copy.since => {
+                self.lose_copy(id, daemon, "an earlier object of it is there");
+            }
             // A header that says less was read before it was written anew: it was there then.
             CopyState::Held => self.refresh(id, daemon, *committed),
             CopyState::Lost | CopyState::Stale if *committed == 0 => self.stale_is_gone(id, daemon),
@@ -200,7 +204,6 @@ impl Dispatcher {
                     LogLevel::Warn,
                     format!("the copy of block {id} on daemon {daemon} is stale"),
                 );
-                self.clear_old(id);
             }
             _ => {}
         }

@@ -95,6 +95,8 @@ struct Copying {
     pause_ms: u64,
     /// Until when nothing is asked for.
     rests: Option<Millis>,
+    /// What is asked for next, and when: as fast as copies may be made.
+    booked: Option<(Millis, Range<u64>)>,
     /// Whether the headers were written anew because nothing could be copied for long.
     is_renamed: bool,
 }
@@ -114,9 +116,10 @@ pub(super) struct Syncs {
 }
 
 impl Copying {
-    /// Whether there is a next part, of a block of so many bytes.
-    fn has_next(&self, committed: u64) -> bool {
-        !self.again.is_empty() || self.begun < committed
+    /// Whether it has all of so many bytes.
+    fn is_all(&self, committed: u64) -> bool {
+        let is_begun = self.begun >= committed && self.booked.is_none();
+        is_begun && self.again.is_empty() && self.asked.is_empty()
     }
 
     /// The next part, of a block of so many bytes.
@@ -142,7 +145,8 @@ impl Copying {
 
     /// How many bytes of so many it lacks.
     fn left(&self, committed: u64) -> u64 {
-        let parts = self.again.iter().chain(&self.asked);
+        let booked = self.booked.iter().map(|(_, part)| part);
+        let parts = self.again.iter().chain(&self.asked).chain(booked);
         let parts: u64 = parts.map(|part| part.end - part.start).sum();
         parts.saturating_add(committed.saturating_sub(self.begun)).min(committed)
     }
@@ -260,9 +264,11 @@ impl Dispatcher {
         let Some(stage) = self.syncs.stage_of(id) else { return };
         if !matches!(stage, Stage::Making | Stage::Copying(_)) {
             let is_new = matches!(stage, Stage::Naming | Stage::Telling(_));
+            let daemon = self.syncs.by_block.get(&id).map(|sync| sync.daemon);
             let mut sessions = self.writers(first);
-            // Any daemon may write the block for a client.
-            sessions.extend(self.seats.ids());
+            // Any daemon may write the block for a client; what goes is that daemon's own.
+            let is_own = |seat: &SessionId| !is_new && self.seats.daemon_of(*seat) == daemon;
+            sessions.extend(self.seats.ids().filter(|seat| !is_own(seat)));
             self.idles.extend(sessions.iter().map(|session| (*session, id, epoch)));
             if let Some(stage) = self.syncs.stage_of(id) {
                 *stage = if is_new { Stage::Telling(sessions) } else { Stage::Leaving(sessions) };
@@ -306,7 +312,9 @@ impl Dispatcher {
             self.syncs.due.pop_first();
             match self.syncs.stage_of(id) {
                 Some(Stage::Telling(_)) => self.syncs.set_waiting(id, true),
-                Some(Stage::Copying(copying)) => copying.rests = None,
+                Some(Stage::Copying(copying)) => {
+                    copying.rests.take_if(|until| *until <= now);
+                }
                 _ => {}
             }
             self.sync_on(id);
@@ -351,24 +359,29 @@ impl Dispatcher {
                 self.syncs.set_waiting(id, false);
                 self.sync_on(id);
             }
-            Stage::Copying(copying) if copying.rests.is_none() => {
-                while copying.asked.len() < PARTS && copying.has_next(committed) {
-                    copying.rests = self.syncs.pace.until(self.now.millis);
-                    if copying.rests.is_some() {
+            Stage::Copying(copying) => {
+                let (now, mut due) = (self.now.millis, None);
+                while copying.rests.is_none() && copying.asked.len() < PARTS {
+                    let booked = copying.booked.take().or_else(|| {
+                        let part = copying.next(committed)?;
+                        let at = self.syncs.pace.book(now, part.end - part.start);
+                        Some((at, part))
+                    });
+                    let Some((at, part)) = booked else { break };
+                    if at > now {
+                        due = Some(at);
+                        copying.booked = Some((at, part));
                         break;
                     }
-                    let Some(part) = copying.next(committed) else { break };
                     let bytes = u32::try_from(part.end - part.start).unwrap_or(SYNC_BYTES_MAX);
-                    self.syncs.pace.spend(self.now.millis, bytes.into());
                     if let Some(server) = self.daemons.servers.get_mut(&daemon) {
                         server.push(Op::Sync { block: id, guid, cell: part.start, bytes });
                     }
                     copying.asked.push(part);
                 }
-                let (is_all, rests) = (copying.asked.is_empty(), copying.rests);
-                let is_all = is_all && rests.is_none();
-                if let Some(until) = rests {
-                    self.sync_at(until, id);
+                let is_all = copying.is_all(committed);
+                if let Some(at) = due {
+                    self.sync_at(at, id);
                 }
                 self.pump(daemon);
                 match (is_all, is_repaired) {
@@ -398,6 +411,7 @@ impl Dispatcher {
             Err(refusal) => return self.drop_sync(id, &refusal.text),
         };
         part.start += bytes;
+        self.syncs.pace.give_back(part.end - part.start);
         if bytes > 0 {
             self.syncs.pace.note(self.now.millis, bytes);
             copying.pause_ms = 0;

@@ -71,6 +71,7 @@ impl Spare {
         point(Point::PoolCreated);
         let inode = object::stat(fd.as_fd())?.inode;
         let has_pages = folder.huge_pages() && prepare::lay_huge(fd.as_fd(), bytes, cancelled);
+        point(Point::PoolLaid);
         let spare = Self { place, fd, inode, bytes, has_pages };
         match commit::commit(spare.fd.as_fd(), Growth { from: 0, to: bytes }, cancelled) {
             Ok(()) => {

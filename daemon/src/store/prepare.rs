@@ -13,10 +13,10 @@
 //! there and fills the rest with zeros: of an object that has nothing yet, huge pages come in a
 //! fifth of the time that it takes to have small ones and to collapse those ([`lay_huge`]).
 //!
-//! Nobody waits for this work, and yet it is no thread of a low priority that does it. Preempted in
-//! the kernel, that would hold the locks of pages until the processors have nothing better to do,
-//! and clients that touch those pages would wait for it; and the last thread of a killed daemon
-//! gives its sockets and its lock back at its own priority.
+//! Nobody waits for what a [`Task`] does, and yet it is no thread of a low priority that does it.
+//! Preempted in the kernel, that would hold the locks of pages until the processors have nothing
+//! better to do, and clients that touch those pages would wait for it; and the last thread of a
+//! killed daemon gives its sockets and its lock back at its own priority.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;

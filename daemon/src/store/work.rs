@@ -16,9 +16,10 @@ use super::block::{self, Data, Spare};
 use super::commit::{self, CommitError, Growth, Halted};
 use super::folder::Folder;
 use super::ledger::Promise;
+use super::prepare::STEP_BYTES;
 
-/// Work of at most these bytes takes less time than giving it to somebody.
-const BRIEF_BYTES: u64 = 4 << 20;
+/// Work of at most these bytes takes less time than giving it to somebody: what gets no huge page.
+const BRIEF_BYTES: u64 = STEP_BYTES - 1;
 
 /// What is to be done for a block.
 #[derive(Debug)]

@@ -176,7 +176,8 @@ pub const DAEMON: &[Row] = &[
 ];
 
 /// Deaths of a daemon that has lent objects.
-pub const LENDER: &[Row] = &[at(Point::PoolRemoved, 1, Work::Start)];
+pub const LENDER: &[Row] =
+    &[at(Point::PoolRemoved, 1, Work::Start), at(Point::PoolLaid, 1, Work::Start)];
 
 /// Deaths of the broker.
 pub const BROKER: &[Row] = &[

@@ -210,6 +210,25 @@ fn of_a_block_that_grows_a_copy_without_a_byte_is_lost_and_none_for_its_length()
     }
 }
 
+/// A daemon had a copy, lost it and got another: the first is in the place of that.
+#[test]
+fn an_earlier_object_in_the_place_of_a_copy_is_none() {
+    let since = |since: u64| {
+        let mut held = held(2, &[1, 2], 7, MIB);
+        held.description.membership.since = since;
+        held
+    };
+    let mut rig = found(vec![(1, held(1, &[1, 2], 7, MIB)), (2, since(7))]);
+    rig.daemon_with(1, GIB, vec![held(1, &[1, 2], 7, MIB)]);
+    rig.daemon_with(2, GIB, vec![since(7)]);
+    assert_eq!(copies(&row(&mut rig)), [(1, CopyState::Good), (2, CopyState::Good)]);
+    rig.daemon_dies(2);
+    rig.daemon_with(2, GIB, vec![since(3)]);
+    let (left, gone) = ((1, CopyState::Good), (2, CopyState::Good));
+    let found = copies(&row(&mut rig));
+    assert!(found.contains(&left) && !found.contains(&gone), "{found:?}");
+}
+
 #[test]
 fn a_copy_that_comes_back_with_an_older_header_is_stale() {
     let mut rig = found(vec![(1, held(1, &[1, 2], 7, MIB)), (2, held(2, &[1, 2], 7, MIB))]);

@@ -199,27 +199,45 @@ fn a_part_that_somebody_holds_is_asked_for_again() {
 
 /// What keeps a daemon from it may be a header, of a copy that has all its bytes.
 #[test]
-fn where_nothing_can_be_copied_the_headers_are_written_anew_once() {
-    let (mut rig, _, granted) = two();
-    let block = granted.first.block;
-    rig.mood(3, Mood::Waits);
-    take(&mut rig, 1, block);
-    rig.wait(100);
-    rig.obey(3);
-    let before = raised(&rig).len();
-    for _ in 0..400 {
-        match rig.daemons[&3].asked.first().cloned() {
-            Some((number, DaemonRequest::Sync { .. })) => {
-                rig.daemons.get_mut(&3).unwrap().asked.remove(0);
-                let answer = DaemonMessage::Reply(Ok(DaemonAnswer::Synced { bytes: 0 }));
-                rig.tell(3, number.0, answer);
+fn where_nothing_can_be_copied_the_headers_are_written_anew_once_and_others_have_the_place() {
+    for sync_rate in [0, 100 * MIB] {
+        let mut config = super::rig::config();
+        (config.copies_max, config.syncs_max, config.sync_rate) = (3, 1, sync_rate);
+        let mut rig = Rig::started(config, Started::default());
+        (1..=3).for_each(|id| rig.daemon(id, GIB));
+        let blocks: Vec<BlockId> = [1000, 1001]
+            .map(|uid| rig.session(uid).0)
+            .map(|conn| rig.granted(conn, with_copies(heap(1, 2 * MIB + 4096), 2)).first.block)
+            .into();
+        let of = |rig: &mut Rig, at: usize| {
+            let of: Vec<u32> = copies(rig, blocks[at]).iter().map(|(of, _)| *of).collect();
+            (of[0], (1..=3).find(|daemon| !of.contains(daemon)).unwrap())
+        };
+        let lost = [0, 1].map(|at| of(&mut rig, at));
+        let stuck = lost[0].1;
+        rig.mood(stuck, Mood::Waits);
+        take(&mut rig, lost[0].0, blocks[0]);
+        rig.wait(100);
+        rig.obey(stuck);
+        let before = raised(&rig).len();
+        take(&mut rig, lost[1].0, blocks[1]);
+        for _ in 0..600 {
+            match rig.daemons[&stuck].asked.first().cloned() {
+                Some((number, DaemonRequest::Sync { block, .. })) if block == blocks[0] => {
+                    rig.daemons.get_mut(&stuck).unwrap().asked.remove(0);
+                    let answer = DaemonMessage::Reply(Ok(DaemonAnswer::Synced { bytes: 0 }));
+                    rig.tell(stuck, number.0, answer);
+                }
+                Some(_) => rig.obey(stuck),
+                None => rig.wait(100),
             }
-            Some(_) => rig.obey(3),
-            None => rig.wait(100),
         }
+        // The loss of the other block, its copy, and that it is whole; and once for this one.
+        assert_eq!(raised(&rig).len(), before + 4, "{sync_rate}");
+        assert!(copies(&mut rig, blocks[0]).contains(&(stuck, CopyState::Syncing)));
+        let other = copies(&mut rig, blocks[1]);
+        assert!(other.iter().all(|(_, state)| *state == CopyState::Good), "{other:?}");
     }
-    assert_eq!(raised(&rig).len(), before + 1);
-    assert!(copies(&mut rig, block).contains(&(3, CopyState::Syncing)));
 }
 
 #[test]
@@ -358,8 +376,24 @@ fn what_comes_back_stays_until_the_block_has_all_its_copies() {
     while !rig.daemons[&3].asked.is_empty() {
         rig.obey(3);
     }
-    assert_eq!(copies(&mut rig, block), [(2, CopyState::Good), (3, CopyState::Good)]);
+    let whole = [(2, CopyState::Good), (3, CopyState::Good)];
+    assert_eq!(copies(&mut rig, block), whole);
     assert_eq!(rig.daemons[&1].destroyed, [block]);
+}
+
+#[test]
+fn what_comes_back_when_the_block_has_all_its_copies_goes_at_once() {
+    let (mut rig, _, granted) = two();
+    let block = granted.first.block;
+    let (description, committed) = (rig.daemons[&1].created[0].clone(), granted.first.committed);
+    rig.daemon_dies(1);
+    take(&mut rig, 1, block);
+    rig.wait(100);
+    let whole = [(2, CopyState::Good), (3, CopyState::Good)];
+    assert_eq!(copies(&mut rig, block)[..2], whole);
+    rig.daemon_with(1, GIB, vec![HeldBlock { description, committed }]);
+    assert_eq!(rig.daemons[&1].destroyed, [block]);
+    assert_eq!(copies(&mut rig, block), whole);
 }
 
 #[test]

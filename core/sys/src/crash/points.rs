@@ -81,6 +81,8 @@ points! {
     // The objects of a block, made by its daemon or its broker (sections 2 and 3).
     /// A `pool-` name is there; nothing of its object is committed.
     PoolCreated = "pool-created",
+    /// A pool object has its length and huge pages, if it gets some; not all of it is committed.
+    PoolLaid = "pool-laid",
     /// A pool object is committed.
     PoolCommitted = "pool-committed",
     /// A pool object was renamed to `data-`; there is no header.

@@ -126,6 +126,13 @@ impl From<Unseen> for Failure {
 }
 
 impl Copied {
+    /// Forgets a view whose headers are others by now, or damaged: the next look says which.
+    fn forget_old(&mut self, block: BlockId) {
+        if self.views.get(&block).is_some_and(|view| !view.is_current()) {
+            self.views.remove(&block);
+        }
+    }
+
     /// A block ends, or its copies are others: nothing of it is to be held by a descriptor.
     pub(super) fn close(&mut self, block: BlockId) {
         self.views.remove(&block);
@@ -179,7 +186,10 @@ impl Store {
         match failure {
             Failure::Partly(..) => unreachable!("a failure is partly once"),
             Failure::Refused(refusal) => Err(refusal),
-            Failure::Busy(text) => busy(text),
+            Failure::Busy(text) => {
+                self.copied.forget_old(block);
+                busy(text)
+            }
             Failure::Damaged(text) => {
                 self.copied.views.remove(&block);
                 self.tell_damaged(block, &text);

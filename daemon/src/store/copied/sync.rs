@@ -66,7 +66,10 @@ impl Store {
                 self.copied.views.remove(&block);
                 self.tell_damaged(block, &text);
             }
-            failure => debug!(%block, ?failure, "nothing is synced now"),
+            failure => {
+                debug!(%block, ?failure, "nothing is synced now");
+                self.copied.forget_old(block);
+            }
         }
         Ok(DaemonAnswer::Synced { bytes: 0 })
     }
@@ -83,7 +86,7 @@ impl Desk<'_> {
         if cell >= until {
             return Ok(0);
         }
-        let window = Window::around(cell, committed, [self.view.first(), target])?;
+        let window = Window::on(cell..until, [self.view.first(), target])?;
         // Until where it goes page by page, because one of them cannot be had.
         let (mut done, mut by_pages, mut buffer) = (cell, cell, Vec::new());
         while done < until {

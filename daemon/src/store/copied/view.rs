@@ -7,8 +7,8 @@
 //! 2. Objects of other daemons are opened by name with the checks of this daemon's own. For clients
 //!    copies are read and written by `pread` and `pwrite`; the lock table is mapped, with zeros to
 //!    take its place where somebody cuts it.
-//! 3. A view is used as long as the headers say what it was made of, and that is looked at with the
-//!    pages locked: another daemon may write by the next headers before this one is told.
+//! 3. Who writes by a view looks, with the pages locked, whether the headers still say what it was
+//!    made of: another daemon may write by the next ones before this one is told.
 //! 4. No copy is made longer than somebody has cut it.
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -126,7 +126,9 @@ impl View {
     /// of them, so who has a page after that sees it here.
     pub(super) fn is_current(&self) -> bool {
         let is_same = |Header { object, stamp }: &Header| {
-            header::stamp(object.as_fd()).is_ok_and(|now| now == *stamp)
+            // One that was removed is not written any more.
+            let is_there = object::stat(object.as_fd()).is_ok_and(|stat| stat.links > 0);
+            is_there && header::stamp(object.as_fd()).is_ok_and(|now| now == *stamp)
         };
         self.copies.iter().all(|copy| is_same(&copy.header))
     }

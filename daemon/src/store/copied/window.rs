@@ -5,8 +5,10 @@
 //! 1. Whether a copy was cut, and made longer again, is looked at when the part is done: what was
 //!    read of it may have been zeros.
 
+use std::ops::Range;
 use std::os::fd::AsFd;
 
+use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::wire::daemon::SYNC_BYTES_MAX;
 use dmce_shm::copies::Batch;
 use dmce_sys::map::{FileRange, MapError};
@@ -15,7 +17,7 @@ use dmce_sys::transfer::between::Between;
 
 use super::view::{Copy, Gone};
 
-/// What is mapped at a time begins at a multiple of this, as huge pages do.
+/// What is mapped at a time ends at a multiple of this, as huge pages do.
 const WINDOW_BYTES: u64 = SYNC_BYTES_MAX as u64;
 
 /// A part of two copies.
@@ -25,6 +27,7 @@ pub(super) struct Window<'a> {
     sides: [(&'a Copy, Watched<'a>); 2],
     between: Between,
     start: u64,
+    end: u64,
 }
 
 /// Why nothing was carried.
@@ -43,23 +46,21 @@ impl<'a> Window<'a> {
         (cell / WINDOW_BYTES + 1) * WINDOW_BYTES
     }
 
-    /// Maps the window around a cell, of copies of so many bytes.
-    pub(super) fn around(
-        cell: u64,
-        committed: u64,
+    /// Maps the pages from a cell to another one.
+    pub(super) fn on(
+        Range { start, end }: Range<u64>,
         [from, to]: [&'a Copy; 2],
     ) -> Result<Self, Shut> {
-        let start = cell - cell % WINDOW_BYTES;
-        let end = Self::end_of(cell).min(committed);
+        let start = start - start % PAGE_BYTES;
         let sides = [(from, from.watched(end)?), (to, to.watched(end)?)];
         let range = FileRange { offset: start, bytes: end - start };
         let mapped = Between::map(from.as_fd(), to.as_fd(), range, WINDOW_BYTES);
         let between = mapped.map_err(|error| match error {
             // It was there a moment ago.
-            MapError::Lost => Shut::Gone(Gone::Cut { daemon: from.daemon }),
+            MapError::Lost => Shut::Gone(cut_of([from, to], end)),
             error => Shut::Map(error),
         })?;
-        Ok(Self { sides, between, start })
+        Ok(Self { sides, between, start, end })
     }
 
     /// Brings a batch from one copy to the other, by a buffer. False if other bytes are there
@@ -67,7 +68,7 @@ impl<'a> Window<'a> {
     pub(super) fn carry(&self, batch: Batch, buffer: &mut Vec<u8>) -> Result<bool, Gone> {
         buffer.resize(usize::try_from(batch.bytes).expect("a batch is some pages"), 0);
         let carried = self.between.carry(batch.cell - self.start, buffer);
-        carried.map_err(|_| Gone::Cut { daemon: self.sides[0].0.daemon })
+        carried.map_err(|_| cut_of(self.sides.map(|(copy, _)| copy), self.end))
     }
 
     /// Looks whether both copies were whole all the time.
@@ -77,4 +78,10 @@ impl<'a> Window<'a> {
         };
         self.sides.into_iter().try_for_each(confirm)
     }
+}
+
+/// Which of two copies was cut, that have to have so many bytes. If it is whole again, the first.
+fn cut_of(copies: [&Copy; 2], needs: u64) -> Gone {
+    let cut = copies.iter().find(|copy| copy.check(needs).is_err());
+    Gone::Cut { daemon: cut.unwrap_or(&copies[0]).daemon }
 }
