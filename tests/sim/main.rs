@@ -11,6 +11,7 @@
 //! | `DMCE_SIM_HISTORY` | how many lines a failure shows of what happened |
 
 mod asking;
+mod broker;
 mod check;
 mod client;
 mod daemon;

@@ -7,8 +7,9 @@ use dmce_broker::dispatcher::{Action, Event, Grant, Repair, Repaired, SessionRec
 use dmce_shm::lock::LockBits;
 use dmce_shm::slot::intent::{Progress, Undo};
 
+use crate::broker::Waited;
 use crate::pages;
-use crate::world::{Checked, Waited, World};
+use crate::world::{Checked, World};
 
 /// What a dead slot left is equal on all copies; without a lock table; or is lost.
 pub const REPAIRED: &str = "repaired";

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use dmce_abi::block::BlockId;
 use dmce_broker::dispatcher::{ClientConn, Event};
 
+use crate::broker::Broker;
 use crate::client::Arrival;
 use crate::daemon::Daemon;
-use crate::world::{Broker, Checked, World};
+use crate::world::{Checked, World};
 
 impl World {
     /// Something happens to a daemon.

@@ -149,13 +149,8 @@ impl Dispatcher {
         if !is_whole || !self.stands(block.span) || !self.tables_complete() {
             return;
         }
-        for daemon in block
-            .copies
-            .iter()
-            .filter(|copy| is_old(copy))
-            .map(|copy| copy.daemon)
-            .collect::<Vec<_>>()
-        {
+        let old = block.copies.iter().filter(|copy| is_old(copy)).map(|copy| copy.daemon);
+        for daemon in old.collect::<Vec<_>>() {
             if self.daemons.servers.get(&daemon).is_some_and(Server::hears) {
                 self.log(LogLevel::Info, format!("what daemon {daemon} had of block {id} goes"));
                 self.destroy(id, daemon);
@@ -191,8 +186,8 @@ impl Dispatcher {
         let is_up = |daemon| self.daemons.servers.get(&daemon).is_some_and(Server::is_up);
         let is_enough = |copy: &&Copy| has_room(copy.daemon, copy.charge.bytes());
         let old = block.copies.iter().filter(|copy| is_old(copy)).filter(is_enough);
-        let old = { old }.map(|copy| copy.daemon).find(|daemon| is_up(*daemon));
-        if let Some(daemon) = old {
+        let daemon = old.map(|copy| copy.daemon).find(|daemon| is_up(*daemon));
+        if let Some(daemon) = daemon {
             let text = format!("what daemon {daemon} had of block {id} makes room for a new copy");
             self.log(LogLevel::Info, text);
             self.destroy(id, daemon);

@@ -282,6 +282,10 @@ fn a_copy_that_is_syncing_gets_what_the_good_one_has_but_pages_that_somebody_hol
     assert!(seat.intents().unwrap().is_empty());
     // What is beyond the block is not there.
     assert_eq!(synced(&mut pair, BYTES - 4096, 8192), 4096);
+    for cell in [BYTES, u64::MAX] {
+        let request = DaemonRequest::Sync { block: id(BLOCK), guid, cell, bytes: 4096 };
+        assert_eq!(pair.broker.ask(&request), Ok(DaemonAnswer::Synced { bytes: 0 }));
+    }
 }
 
 #[test]

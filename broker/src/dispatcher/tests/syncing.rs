@@ -396,35 +396,42 @@ fn what_comes_back_when_the_block_has_all_its_copies_goes_at_once() {
     assert_eq!(copies(&mut rig, block), whole);
 }
 
+/// A session was killed in the midst of a write, or had stored by a pointer, to the primary alone.
 #[test]
-fn what_is_repaired_is_copied_once_more() {
-    let mut rig = rig_that_syncs(3, 2);
-    let (owner, _) = rig.session(1000);
-    rig.done(owner, with_copies(region("r", 3 * MIB, 0o666), 2));
-    let (writer, ready) = rig.session(1001);
-    let reply = rig.done(writer, open(1, "r", true));
-    let ClientReply::Opened(opened) = reply else { panic!("{reply:?}") };
-    let block = opened.first.block;
-    rig.actions.clear();
-    let lost = opened.first.daemons().next().unwrap().get();
-    rig.mood(3, Mood::Waits);
-    take(&mut rig, lost, block);
-    rig.wait(100);
-    rig.obey(3);
-    rig.obey(3);
-    let claim = IntentClaim {
-        addr: rig.dispatcher.address(block) + 5 * PAGE_BYTES + 8,
-        bytes: PAGE_BYTES,
-        progress: Progress::First { first: 3 - lost, undo: Undo::Saved },
-    };
-    let found = FoundIntents { claims: vec![(0, claim)], ..FoundIntents::none() };
-    rig.intents.insert(ready.session, found);
-    rig.event(Event::Died { session: ready.session });
-    while !rig.daemons[&3].asked.is_empty() {
+fn what_is_repaired_or_carried_is_copied_once_more() {
+    for is_carried in [false, true] {
+        let mut rig = rig_that_syncs(3, 2);
+        let (owner, _) = rig.session(1000);
+        rig.done(owner, with_copies(region("r", 3 * MIB, 0o666), 2));
+        let (writer, ready) = rig.session(1001);
+        let reply = rig.done(writer, open(1, "r", true));
+        let ClientReply::Opened(opened) = reply else { panic!("{reply:?}") };
+        let block = opened.first.block;
+        let lost = opened.first.daemons().next().unwrap().get();
+        rig.mood(3, Mood::Waits);
+        take(&mut rig, lost, block);
+        rig.wait(100);
         rig.obey(3);
+        rig.obey(3);
+        rig.actions.clear();
+        let addr = rig.dispatcher.address(block) + 5 * PAGE_BYTES + 8;
+        let (bytes, none) = (PAGE_BYTES, FoundIntents::none());
+        let found = if is_carried {
+            let range = PinnedRange { addr, bytes, writable: true };
+            FoundIntents { pins: vec![PinClaim { place: 0, range, is_left: false }], ..none }
+        } else {
+            let progress = Progress::First { first: 3 - lost, undo: Undo::Saved };
+            FoundIntents { claims: vec![(0, IntentClaim { addr, bytes, progress })], ..none }
+        };
+        rig.intents.insert(ready.session, found);
+        rig.event(Event::Died { session: ready.session });
+        while !rig.daemons[&3].asked.is_empty() {
+            rig.obey(3);
+        }
+        assert!(synced(&rig).contains(&(5 * PAGE_BYTES, 8192)), "{:?}", synced(&rig));
+        let good = [(3 - lost, CopyState::Good), (3, CopyState::Good)];
+        assert_eq!(copies(&mut rig, block)[..2], good);
     }
-    assert!(synced(&rig).contains(&(5 * PAGE_BYTES, 8192)), "{:?}", synced(&rig));
-    assert_eq!(copies(&mut rig, block)[..2], [(3 - lost, CopyState::Good), (3, CopyState::Good)]);
 }
 
 #[test]
@@ -556,39 +563,5 @@ fn who_may_only_read_is_not_waited_for() {
     let lost = opened.first.daemons().next().unwrap().get();
     take(&mut rig, lost, block);
     rig.wait(100);
-    assert_eq!(copies(&mut rig, block)[..2], [(3 - lost, CopyState::Good), (3, CopyState::Good)]);
-}
-
-/// A pointer stores to the primary alone; who stored by one and was killed is carried to the copy
-/// that is made as well.
-#[test]
-fn what_pointers_of_the_dead_stored_is_copied_once_more() {
-    let mut rig = rig_that_syncs(3, 2);
-    let (owner, _) = rig.session(1000);
-    rig.done(owner, with_copies(region("r", 3 * MIB, 0o666), 2));
-    let (writer, ready) = rig.session(1001);
-    let reply = rig.done(writer, open(1, "r", true));
-    let ClientReply::Opened(opened) = reply else { panic!("{reply:?}") };
-    let block = opened.first.block;
-    let lost = opened.first.daemons().next().unwrap().get();
-    rig.mood(3, Mood::Waits);
-    take(&mut rig, lost, block);
-    rig.wait(100);
-    rig.obey(3);
-    rig.obey(3);
-    rig.actions.clear();
-    let range = PinnedRange {
-        addr: rig.dispatcher.address(block) + 5 * PAGE_BYTES + 8,
-        bytes: PAGE_BYTES,
-        writable: true,
-    };
-    let pins = vec![PinClaim { place: 0, range, is_left: false }];
-    let found = FoundIntents { pins, ..FoundIntents::none() };
-    rig.intents.insert(ready.session, found);
-    rig.event(Event::Died { session: ready.session });
-    while !rig.daemons[&3].asked.is_empty() {
-        rig.obey(3);
-    }
-    assert!(synced(&rig).contains(&(5 * PAGE_BYTES, 8192)), "{:?}", synced(&rig));
     assert_eq!(copies(&mut rig, block)[..2], [(3 - lost, CopyState::Good), (3, CopyState::Good)]);
 }

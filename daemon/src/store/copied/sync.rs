@@ -82,10 +82,10 @@ impl Desk<'_> {
         let target = self.view.syncing().filter(|copy| copy.daemon == own);
         let target = target.ok_or_else(|| Failure::Refused(not_syncing(block)))?;
         let committed = self.view.committed;
-        let until = cell.saturating_add(bytes.into()).min(Window::end_of(cell)).min(committed);
-        if cell >= until {
+        if cell >= committed || bytes == 0 {
             return Ok(0);
         }
+        let until = (cell + u64::from(bytes)).min(Window::end_of(cell)).min(committed);
         let window = Window::on(cell..until, [self.view.first(), target])?;
         // Until where it goes page by page, because one of them cannot be had.
         let (mut done, mut by_pages, mut buffer) = (cell, cell, Vec::new());
