@@ -65,6 +65,14 @@ pub enum Command {
     Region(RegionCommand),
     /// Have a block that is lost go on with an older copy of it
     Adopt(Adopt),
+    /// Have a copy of a block move to another daemon
+    Migrate(Migrate),
+    /// Have copies of two blocks change places
+    Swap(Swap),
+    /// Have all that a daemon has move to others, and give it nothing new
+    Drain(Drain),
+    /// Let a daemon that is drained take blocks again
+    Undrain(Undrain),
     /// Say what on this host would make DMCE fail or slow, with the fix
     Doctor(Doctor),
     /// Watch over the servers of a directory; `up` starts it
@@ -182,9 +190,53 @@ pub struct Adopt {
     #[arg(long, value_name = "BLOCK", value_parser = clap::value_parser!(u32).range(1..))]
     pub stale: u32,
     /// Whose copy, if several daemons have one
-    #[arg(long, value_name = "DAEMON",
-          value_parser = clap::value_parser!(u32).range(1..=i64::from(DAEMONS_MAX)))]
+    #[arg(long, value_name = "DAEMON", value_parser = daemon())]
     pub from: Option<u32>,
+}
+
+/// `dmce migrate`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
+pub struct Migrate {
+    /// The block
+    #[arg(value_name = "BLOCK", value_parser = clap::value_parser!(u32).range(1..))]
+    pub block: u32,
+    /// The daemon that gets it
+    #[arg(long, value_name = "DAEMON", value_parser = daemon())]
+    pub to: u32,
+    /// Whose copy, if not the primary
+    #[arg(long, value_name = "DAEMON", value_parser = daemon())]
+    pub from: Option<u32>,
+}
+
+/// `dmce swap`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
+pub struct Swap {
+    /// A block
+    #[arg(value_name = "BLOCK", value_parser = clap::value_parser!(u32).range(1..))]
+    pub one: u32,
+    /// The other
+    #[arg(value_name = "OTHER", value_parser = clap::value_parser!(u32).range(1..))]
+    pub other: u32,
+}
+
+/// `dmce drain`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
+pub struct Drain {
+    /// The daemon
+    #[arg(value_name = "DAEMON", value_parser = daemon())]
+    pub daemon: u32,
+}
+
+/// `dmce undrain`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
+pub struct Undrain {
+    /// The daemon
+    #[arg(value_name = "DAEMON", value_parser = daemon())]
+    pub daemon: u32,
+}
+
+fn daemon() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=i64::from(DAEMONS_MAX))
 }
 
 /// `dmce doctor`.
@@ -351,6 +403,12 @@ mod tests {
             ("adopt", "--stale <BLOCK>"),
             ("adopt --stale 0", "0 is not in 1.."),
             ("adopt --stale 5 --from 257", "1..=256"),
+            ("migrate 5", "--to <DAEMON>"),
+            ("migrate 0 --to 1", "0 is not in 1.."),
+            ("migrate 5 --to 257", "1..=256"),
+            ("swap 5", "<OTHER>"),
+            ("drain", "<DAEMON>"),
+            ("undrain 0", "1..=256"),
             ("map", "<ADDR>"),
             ("map 0xg", "'0xg' for '<ADDR>': an address is a number, decimal or hexadecimal"),
             ("map 7f001000", "'7f001000' for '<ADDR>': an address is a number, decimal or"),

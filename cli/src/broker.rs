@@ -257,6 +257,65 @@ impl Broker {
         }
     }
 
+    /// One block, if there is such a one.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`].
+    pub fn block(&mut self, id: u32) -> Result<Option<BlockRow>, BrokerError> {
+        match self.ask(AdminRequest::Blocks { after: id.saturating_sub(1) })? {
+            AdminReply::Blocks { rows, .. } => Ok(rows.into_iter().find(|row| row.block == id)),
+            _ => Err(self.wrong_answer()),
+        }
+    }
+
+    /// Has a copy of a block move, that of `from` or the primary if that is 0, however long it
+    /// takes: from where, and where to.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError::Refused`] where it cannot be, and as for the others.
+    pub fn migrate(&mut self, block: u32, from: u32, to: u32) -> Result<(u32, u32), BrokerError> {
+        self.move_by(AdminRequest::Migrate { block, from, to })
+    }
+
+    /// Has copies of two blocks change places, however long it takes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Broker::migrate`].
+    pub fn swap(&mut self, one: u32, other: u32) -> Result<(u32, u32), BrokerError> {
+        self.move_by(AdminRequest::Swap { one, other })
+    }
+
+    fn move_by(&mut self, request: AdminRequest) -> Result<(u32, u32), BrokerError> {
+        match self.ask_until(request, Deadline::NEVER)? {
+            AdminReply::Moved { from, to, .. } => Ok((from, to)),
+            _ => Err(self.wrong_answer()),
+        }
+    }
+
+    /// Has a daemon be drained, or not any more.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`].
+    pub fn set_draining(&mut self, daemon: u32, is_draining: bool) -> Result<(), BrokerError> {
+        match self.ask(AdminRequest::Drain { daemon, is_draining })? {
+            AdminReply::Draining { .. } => Ok(()),
+            _ => Err(self.wrong_answer()),
+        }
+    }
+
+    /// Another connection to the same broker.
+    ///
+    /// # Errors
+    ///
+    /// As [`Broker::connect`].
+    pub fn again(&self) -> Result<Self, BrokerError> {
+        Self::connect(&self.path, self.patience_ms)
+    }
+
     fn list<K: Ord + Clone, R>(&mut self, pages: Pages<K, R>) -> Result<Vec<R>, BrokerError> {
         let mut all = Vec::new();
         let mut after = pages.before_first;
@@ -274,7 +333,14 @@ impl Broker {
     }
 
     fn ask(&mut self, request: AdminRequest) -> Result<AdminReply, BrokerError> {
-        let deadline = Deadline::after_ms(self.patience_ms);
+        self.ask_until(request, Deadline::after_ms(self.patience_ms))
+    }
+
+    fn ask_until(
+        &mut self,
+        request: AdminRequest,
+        deadline: Deadline,
+    ) -> Result<AdminReply, BrokerError> {
         match self.connection.request_until(&ClientRequest::Admin(request), deadline) {
             Ok((ClientReply::Admin(reply), _)) => Ok(reply),
             Ok(_) => Err(self.wrong_answer()),
@@ -364,6 +430,7 @@ mod tests {
             reserved: 0,
             pool: 0,
             blocks: 0,
+            is_draining: false,
         };
         let rows = ids.iter().map(row).collect();
         ClientReply::Admin(AdminReply::Daemons { rows, more })

@@ -17,6 +17,7 @@ mod doctor;
 mod down;
 mod error;
 mod instance;
+mod moves;
 mod objects;
 mod processes;
 mod region;
@@ -82,6 +83,10 @@ fn run(args: Args) -> Result<Outcome, Error> {
         Command::Adopt(Adopt { stale, from }) => {
             Ok(broker()?.adopt_stale(stale, from.unwrap_or(0)).map(done)?)
         }
+        Command::Migrate(wanted) => Ok(moves::migrate(broker()?, wanted)?),
+        Command::Swap(wanted) => Ok(moves::swap(broker()?, wanted)?),
+        Command::Drain(wanted) => Ok(moves::drain(broker()?, wanted.daemon)?),
+        Command::Undrain(wanted) => Ok(moves::undrain(broker()?, wanted.daemon)?),
         Command::Doctor(args) => {
             let diagnosis = doctor::run(&args, socket.as_deref())?;
             show::print(&diagnosis.checks, args.listing.json)?;

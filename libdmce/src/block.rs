@@ -41,6 +41,8 @@ pub(crate) struct Block {
     pub span: SpanIds,
     /// Whether operations may write. For an absent block: whether it is to be fetched so.
     pub writable: bool,
+    /// Whether no pointers into it are given: its primary is about to be another.
+    pub is_moving: bool,
     /// How its bytes are reached.
     pub backing: Backing,
     /// The same as that, `committed` and `writable` say, for [`Block::plain`].
@@ -117,6 +119,8 @@ pub(crate) enum Obstacle {
     Lost,
     /// It was replaced at this moment: again.
     Replaced,
+    /// Its primary is about to be another: no pointer into it is given for a moment.
+    Moving,
     /// What its reach ran into.
     Trouble(Trouble),
 }
@@ -145,6 +149,7 @@ impl Block {
             bytes_max: bytes,
             span,
             writable,
+            is_moving: false,
             plain: Plain::of(&Backing::Absent),
             backing: Backing::Absent,
         }
@@ -160,6 +165,7 @@ impl Block {
             bytes_max: info.bytes_max,
             span: SpanIds { first: info.span_first, count: info.span_count },
             writable: info.writable,
+            is_moving: info.is_moving,
             plain: Plain::of(&backing),
             backing,
         };
@@ -187,6 +193,7 @@ impl Block {
             bytes_max: self.bytes_max,
             span: self.span,
             writable: self.writable,
+            is_moving: false,
             plain: Plain::of(&backing),
             backing,
         }

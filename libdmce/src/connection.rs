@@ -267,6 +267,9 @@ pub struct Deadline {
 }
 
 impl Deadline {
+    /// None.
+    pub const NEVER: Self = Self { at_ns: u64::MAX };
+
     /// The moment `timeout_ms` from now.
     #[must_use]
     pub fn after_ms(timeout_ms: u32) -> Self {

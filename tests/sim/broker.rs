@@ -21,6 +21,8 @@ pub struct Broker {
     pub dispatcher: Dispatcher,
     /// Connections of clients, by their place in the world.
     pub clients: BTreeMap<ClientConn, usize>,
+    /// The connection of whoever moves copies.
+    pub admin: Option<ClientConn>,
     /// Connections of daemons, by their place in the world.
     pub daemons: BTreeMap<DaemonConn, usize>,
     /// Requests that were delivered and not answered.

@@ -115,7 +115,9 @@ impl World {
     /// What is charged and reserved fits the daemon, unless the daemon itself said more: because it
     /// commits more than it was asked for, or has some of what was called lost, still or again.
     fn check_room(&self, snapshot: &Snapshot) -> Checked {
-        if self.manners.extra_pages > 0 || !self.host.harmed_copies.is_empty() {
+        // One of two that change places may be where it fits only without the other.
+        let may_be_over = self.manners.extra_pages > 0 || self.has_swapped;
+        if may_be_over || !self.host.harmed_copies.is_empty() {
             return Ok(());
         }
         for daemon in &self.daemons {
@@ -176,6 +178,8 @@ impl World {
         for client in &mut self.clients {
             client.stopped = false;
         }
+        self.settle(LONG)?;
+        self.undrain_all()?;
         self.settle(LONG)?;
         self.check_promises()?;
         self.check_waiting()?;

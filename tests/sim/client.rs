@@ -19,7 +19,7 @@ use crate::writing::Writing;
 #[derive(Clone, Debug)]
 pub enum Arrival {
     /// An answer.
-    Reply(RequestId, Reply<ClientReply>),
+    Reply(RequestId, Box<Reply<ClientReply>>),
     /// The doorbell.
     Ring,
     /// The end.
@@ -47,8 +47,8 @@ pub struct Client {
     pub given_up: BTreeMap<RequestId, ClientRequest>,
     /// Its session.
     pub view: Option<View>,
-    /// Whether the broker has a reason to end its session.
-    pub excused: bool,
+    /// For how many of its sessions the broker has a reason to end them.
+    pub excuses: u32,
     /// What it is writing to all copies of a block.
     pub writing: Option<Writing>,
     /// The lock tables that travelled with answers that it has not read.
@@ -73,7 +73,7 @@ impl Client {
             pending: BTreeMap::new(),
             given_up: BTreeMap::new(),
             view: None,
-            excused: false,
+            excuses: 0,
             writing: None,
             tables: BTreeMap::new(),
             rung: BTreeSet::new(),
@@ -197,6 +197,7 @@ impl Client {
                 Ok(())
             }
             Arrival::Reply(number, reply) => {
+                let reply = *reply;
                 if self.given_up.remove(&number).is_some() {
                     return Ok(());
                 }
@@ -204,7 +205,7 @@ impl Client {
                     return Err(format!("an answer to {number:?}, which waits for none"));
                 };
                 let table = self.tables.remove(&number);
-                if let (Some(view), Some(table), Ok(reply)) = (&mut self.view, table, &reply) {
+                if let (Some(view), Ok(reply)) = (&mut self.view, &reply) {
                     match reply {
                         ClientReply::Fetched(info) => view.mapped_copies(info, table),
                         ClientReply::Opened(opened) => view.mapped_copies(&opened.first, table),

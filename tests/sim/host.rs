@@ -87,6 +87,8 @@ pub struct Host {
     pub touched_ids: BTreeSet<BlockId>,
     /// Lock words and slots.
     pub pages: Pages,
+    /// Daemons that are drained.
+    pub draining: BTreeSet<DaemonId>,
     /// Objects that somebody took away.
     pub taken: Vec<(DaemonId, Object)>,
     /// Blocks of which no copy was left when one was harmed: they may be lost, and no others.
@@ -110,9 +112,11 @@ impl Host {
             return;
         };
         let guid = object.description.guid;
+        // What is of an earlier epoch is none of the copies any more.
+        let since = if object.is_syncing() { 0 } else { object.description.epoch };
         self.harmed_copies.insert((daemon, guid));
         self.touched_ids.insert(block);
-        if !self.has_whole_copy(block, guid) {
+        if !self.has_whole_copy(block, guid, since) {
             self.harmed.insert(guid);
             self.harmed_ids.insert(block);
             if let Owner::Region(region) = &object.description.owner {
@@ -176,7 +180,7 @@ impl Host {
         let able = |(daemon, object): &(DaemonId, Object)| {
             let BlockDescription { block, guid, .. } = object.description;
             let is_it = is_free(*daemon, block) && is_last(*daemon, object);
-            is_it && self.has_whole_copy(block, guid)
+            is_it && self.has_whole_copy(block, guid, 0)
         };
         let places: Vec<usize> =
             (0..self.taken.len()).filter(|at| able(&self.taken[*at])).collect();
@@ -202,10 +206,13 @@ impl Host {
         Ok(())
     }
 
-    /// Whether a block has a copy that was not harmed.
-    fn has_whole_copy(&self, block: BlockId, guid: Guid) -> bool {
+    /// Whether a block has a copy that was not harmed, of that epoch or a later one.
+    fn has_whole_copy(&self, block: BlockId, guid: Guid, since: u64) -> bool {
         self.stores.iter().any(|(daemon, store)| {
-            let object = store.get(&block).filter(|object| object.description.guid == guid);
+            let of_it = |description: &BlockDescription| {
+                description.guid == guid && description.epoch >= since
+            };
+            let object = store.get(&block).filter(|object| of_it(&object.description));
             object.is_some_and(|object| object.header == Header::Valid && !object.is_syncing())
                 && !self.harmed_copies.contains(&(*daemon, guid))
         })
@@ -386,11 +393,14 @@ impl Host {
         &mut self,
         daemon: DaemonId,
         description: BlockDescription,
+        committed: u64,
     ) -> Result<Rewritten, String> {
         let store = self.stores.entry(daemon).or_default();
         let object = store.get_mut(&description.block);
         let same = |object: &&mut Object| {
-            object.header == Header::Valid && object.description.guid == description.guid
+            object.header == Header::Valid
+                && object.description.guid == description.guid
+                && object.bytes >= committed
         };
         let Some(object) = object.filter(same) else {
             return Ok(Rewritten::Gone { reason: "no such header".to_owned() });
@@ -473,6 +483,7 @@ impl Host {
             sessions: believed.collect(),
             daemons: found.collect(),
             tables: self.found_tables(),
+            draining: self.draining.clone(),
         }
     }
 }

@@ -17,6 +17,7 @@ mod client;
 mod daemon;
 mod host;
 mod mending;
+mod moving;
 mod pages;
 mod random;
 mod reading;
@@ -84,7 +85,7 @@ fn no_history_breaks_a_promise() {
         }
     }
     println!("{counts:?}");
-    let often = [writing::WRITTEN, reading::READ, mending::REPAIRED];
+    let often = [writing::WRITTEN, writing::WRITTEN_PLAINLY, reading::READ, mending::REPAIRED];
     let rare = [
         writing::WENT_ON,
         writing::GIVEN_UP,
@@ -92,6 +93,7 @@ fn no_history_breaks_a_promise() {
         mending::NOT_REPAIRED,
         mending::CUT_SHORT,
         world::SYNCED,
+        moving::MOVED,
     ];
     let few = if seeds < SEEDS { &[][..] } else { &often };
     let all = if seeds < 20 * SEEDS { few.to_vec() } else { [few, &rare].concat() };

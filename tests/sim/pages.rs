@@ -119,7 +119,8 @@ impl Host {
         let is_it =
             |object: &Object| object.description.guid == guid && object.description.block == block;
         let named = self.stores.get_mut(&daemon).and_then(|store| store.get_mut(&block));
-        let taken = self.taken.iter_mut().filter(|(of, _)| *of == daemon);
+        // Of those that were taken away, the last.
+        let taken = self.taken.iter_mut().rev().filter(|(of, _)| *of == daemon);
         let all = named.into_iter().chain(taken.map(|(_, object)| object));
         let object = all.into_iter().find(|object| is_it(object))?;
         (object.bytes >= PAGE_BYTES).then_some(&mut object.value)

@@ -51,10 +51,11 @@ impl World {
 
     /// What the first copy has that can be read, of a page that nobody holds.
     fn find(&mut self, block: BlockId, reach: &Reach) -> Option<u64> {
-        let word = *self.host.pages.words.get(&reach.table)?;
-        let is_held = !pages::is_free(word);
-        if is_held || self.host.harmed_tables.contains(&block) {
-            return None;
+        if let Some(table) = reach.table {
+            let word = *self.host.pages.words.get(&table)?;
+            if !pages::is_free(word) || self.host.harmed_tables.contains(&block) {
+                return None;
+            }
         }
         let read = |daemon| self.host.page_mut((daemon, block, reach.guid)).copied();
         reach.copies.iter().copied().find_map(read)

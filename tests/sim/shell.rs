@@ -12,6 +12,7 @@ use dmce_broker::dispatcher::{
 
 use crate::client::Arrival;
 use crate::host::{Header, Host, Object, Record};
+use crate::moving::MOVED;
 use crate::world::{Checked, World};
 
 /// Does one action.
@@ -30,28 +31,15 @@ pub fn act(world: &mut World, action: Action) -> Checked {
         Action::StoreGrant { session, grant } => return world.host.store_grant(session, grant),
         Action::RevokeGrant { session, place } => return world.host.revoke_grant(session, place),
         Action::Publish { session, generation } => return world.host.publish(session, generation),
+        Action::Ring { session } => world.ring(session),
         _ => {}
     }
     let Some(broker) = &mut world.broker else { return Ok(()) };
     match action {
         Action::HoldClient { conn } => _ = broker.held.insert(conn),
         Action::ReadClient { conn } => _ = broker.held.remove(&conn),
-        Action::Ring { session } => {
-            let record = world.host.records.get(&session);
-            let pid = record.map(|record| record.record.pid);
-            for (conn, place) in &broker.clients {
-                let client = &mut world.clients[*place];
-                // An eventfd that has rung and was not read does not ring again.
-                let is_ring = |(of, arrival): &(ClientConn, Arrival)| {
-                    of == conn && matches!(arrival, Arrival::Ring)
-                };
-                let has_rung = client.inbox.iter().any(is_ring);
-                if Some(client.peer.pid) == pid && !has_rung {
-                    client.inbox.push_back((*conn, Arrival::Ring));
-                }
-            }
-        }
         Action::CloseClient { conn, .. } => {
+            broker.admin.take_if(|admin| *admin == conn);
             broker.asked.remove(&conn);
             if let Some(place) = broker.clients.remove(&conn) {
                 world.clients[place].inbox.push_back((conn, Arrival::Closed));
@@ -80,15 +68,25 @@ pub fn act(world: &mut World, action: Action) -> Checked {
             let made = make(&mut world.host, daemon, lent, (*description, committed))?;
             broker.soon.push_back(Event::BlockMade { daemon, request_id, made });
         }
-        Action::RaiseEpoch { raise, block, headers } => {
+        Action::RaiseEpoch { raise, block, committed, headers } => {
             let host = &mut world.host;
             let mut rewritten = Vec::new();
             for (daemon, description) in headers {
-                rewritten.push((daemon, host.rewrite(daemon, description)?));
+                rewritten.push((daemon, host.rewrite(daemon, description, committed)?));
             }
             broker.soon.push_back(Event::EpochRaised { raise, block, headers: rewritten });
         }
         Action::MakeLocks { .. } | Action::GrowLocks { .. } => return world.table(&action),
+        Action::RememberDrain { daemon, is_draining: true } => {
+            world.host.draining.insert(daemon);
+        }
+        Action::RememberDrain { daemon, is_draining: false } => {
+            world.host.draining.remove(&daemon);
+        }
+        Action::FindPointers { session, block, epoch, .. } => {
+            let has_some = world.random.once_in(4);
+            broker.soon.push_back(Event::PointersFound { session, block, epoch, has_some });
+        }
         Action::AwaitIdle { .. }
         | Action::ReadIntents { .. }
         | Action::Repair(_)
@@ -131,12 +129,12 @@ pub fn begin(world: &mut World, action: Action) {
         Action::Repair(_) => {
             return world.begin_repair(&action);
         }
-        Action::RaiseEpoch { headers, .. } => {
+        Action::RaiseEpoch { committed, headers, .. } => {
             let written = world.random.below(headers.len() as u64);
             let written = usize::try_from(written).unwrap_or(0);
             for (daemon, description) in headers.iter().take(written).cloned() {
                 // The broker that asks whether it is written is dead.
-                let _ = world.host.rewrite(daemon, description);
+                let _ = world.host.rewrite(daemon, description, *committed);
             }
             return;
         }
@@ -194,6 +192,22 @@ fn info_of(reply: &Reply<ClientReply>) -> Result<BlockInfo, String> {
 }
 
 impl World {
+    /// The doorbell of a session rings: an eventfd that has rung and was not read does not again.
+    fn ring(&mut self, session: SessionId) {
+        let Some(broker) = &self.broker else { return };
+        let Some(record) = self.host.records.get(&session) else { return };
+        for (conn, place) in &broker.clients {
+            let client = &mut self.clients[*place];
+            let is_ring = |(of, arrival): &(ClientConn, Arrival)| {
+                of == conn && matches!(arrival, Arrival::Ring)
+            };
+            let has_rung = client.inbox.iter().any(is_ring);
+            if client.peer.pid == record.record.pid && !has_rung {
+                client.inbox.push_back((*conn, Arrival::Ring));
+            }
+        }
+    }
+
     fn reply(
         &mut self,
         (conn, request_id): (ClientConn, RequestId),
@@ -201,6 +215,12 @@ impl World {
         (descriptors, again): (&[Descriptor], Option<Box<ClientRequest>>),
     ) -> Checked {
         let Some(broker) = &mut self.broker else { return Ok(()) };
+        if broker.admin == Some(conn) {
+            if reply.is_ok() {
+                self.count(MOVED);
+            }
+            return Ok(());
+        }
         let Some(&place) = broker.clients.get(&conn) else { return Ok(()) };
         if !broker.asked.get_mut(&conn).is_some_and(|asked| asked.remove(&request_id)) {
             return Err(format!("{request_id:?} of {conn:?} is answered and was not asked"));
@@ -237,7 +257,7 @@ impl World {
         {
             self.clients[place].tables.insert(request_id, *table);
         }
-        self.clients[place].inbox.push_back((conn, Arrival::Reply(request_id, reply)));
+        self.clients[place].inbox.push_back((conn, Arrival::Reply(request_id, Box::new(reply))));
         self.drop_the_silent();
         Ok(())
     }
@@ -400,8 +420,11 @@ impl World {
         let Some(client) = client else { return Ok(()) };
         // A process may have a session besides, of a connection that it has lost.
         let needs_excuse = lives && opened && !late;
-        if needs_excuse && !std::mem::take(&mut client.excused) {
-            return Err(format!("session {session} of process {} ends", record.pid));
+        if needs_excuse {
+            let Some(left) = client.excuses.checked_sub(1) else {
+                return Err(format!("session {session} of process {} ends", record.pid));
+            };
+            client.excuses = left;
         }
         Ok(())
     }

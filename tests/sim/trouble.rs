@@ -164,7 +164,7 @@ impl World {
         let record = session.and_then(|session| self.host.records.get(&session));
         let own = record.filter(|record| record.record.pid == self.clients[place].peer.pid);
         let Some(session) = own.map(|record| record.record.session) else { return Ok(()) };
-        self.clients[place].excused = true;
+        self.clients[place].excuses += 1;
         let reason = "its session object has another size".to_owned();
         self.event(Event::Misused { session, reason })
     }
@@ -217,7 +217,7 @@ impl World {
         let conn = broker.clients.iter().find(|(_, of)| **of == place).map(|(conn, _)| *conn);
         let Some(conn) = conn else { return Ok(()) };
         broker.clients.remove(&conn);
-        self.clients[place].excused = true;
+        self.clients[place].excuses += 1;
         self.clients[place].inbox.push_back((conn, Arrival::Closed));
         self.event(Event::Hostile { conn, reason: "the body is not a message".into() })
     }
@@ -242,7 +242,7 @@ impl World {
         let record = session.and_then(|session| self.host.records.get(&session));
         let Some(pid) = record.map(|record| record.record.pid) else { return };
         if let Some(client) = self.clients.iter_mut().find(|client| client.peer.pid == pid) {
-            client.excused = true;
+            client.excuses += 1;
         }
     }
 }

@@ -87,6 +87,14 @@ impl Truth {
         page.begun.clear();
     }
 
+    /// Somebody has written it to an only copy, whoever holds the page.
+    pub fn wrote_plainly(&mut self, block: Guid, value: u64) {
+        let page = self.page_of(block);
+        page.stable = value;
+        // Of two who write at once either may be the later.
+        page.is_unknown |= !page.begun.is_empty();
+    }
+
     /// The table is harmed that said that a page is lost, or nothing tells any more which copy of
     /// it is the newest.
     pub fn knows_nothing_of(&mut self, block: Guid) {

@@ -78,8 +78,8 @@ pub struct Reach {
     pub copies: Vec<DaemonId>,
     /// Whose is syncing.
     pub syncing: Option<DaemonId>,
-    /// Its lock table.
-    pub table: u64,
+    /// Its lock table, if who writes it locks its pages.
+    pub table: Option<u64>,
 }
 
 impl Reach {
@@ -107,11 +107,11 @@ pub struct Known<'a> {
 }
 
 impl View {
-    /// A block was opened, with a lock table.
-    pub fn mapped_copies(&mut self, info: &BlockInfo, table: u64) {
+    /// A block was opened, with its lock table if it has one.
+    pub fn mapped_copies(&mut self, info: &BlockInfo, table: Option<u64>) {
         let (guid, copies) = (info.guid, info.good().map(|copy| copy.daemon).collect());
         let syncing = info.syncing.map(|copy| copy.daemon);
-        if info.writable && info.has_locks {
+        if info.writable && !info.lost && info.has_locks == table.is_some() {
             self.reach.insert(info.block, Reach { guid, copies, syncing, table });
         }
     }
@@ -234,6 +234,10 @@ impl View {
         // Of a block that went while there was no broker, the next knows neither its GUID nor its
         // length, and its id may be another's by now: the client must look.
         if known.harmed_ids.contains(&asked) || known.ended.contains(&self.guid) {
+            return Ok(());
+        }
+        // Of what was being deleted, the copy may be left that was harmed (`World::check_tables`).
+        if info.lost && known.touched_ids.contains(&asked) {
             return Ok(());
         }
         if info.lost {

@@ -88,6 +88,10 @@ pub struct World {
     pub faults: Faults,
     /// How daemons misbehave.
     pub manners: Manners,
+    /// How often somebody has a copy moved: once in so many moves.
+    pub moves: u64,
+    /// Whether somebody has had copies change places.
+    pub has_swapped: bool,
     /// Milliseconds of a move, at most.
     pub pace_ms: u64,
     /// What happened last.
@@ -135,8 +139,10 @@ impl World {
         // Some are about copies alone: those of regions are lost and made again all the time, while
         // writers stand still between any two steps.
         let loses_copies = writes && random.once_in(2);
+        let mut moves = often(&mut random, 100);
         if loses_copies {
             config.syncs_max = 3;
+            moves = random.pick([u64::MAX, 15, 60]).unwrap_or(u64::MAX);
             faults = Faults { client_trouble: 20, loses_copies: 50, ..Faults::NONE };
             faults.broker_dies = often(&mut random, 2000);
             manners = Manners::GOOD;
@@ -164,6 +170,8 @@ impl World {
             sizes,
             faults,
             manners,
+            moves,
+            has_swapped: false,
             pace_ms,
             history: VecDeque::new(),
             remember: HISTORY,
@@ -202,6 +210,9 @@ impl World {
         }
         if self.random.once_in(self.faults.loses_copies) {
             self.lose_copy();
+        }
+        if self.random.once_in(self.moves) {
+            self.move_copy()?;
         }
         match self.random.below(12) {
             0..=2 => self.deliver_request(),
@@ -243,7 +254,7 @@ impl World {
         let client = &mut self.clients[place];
         let Some((request_id, request)) = client.outbox.pop_front() else { return Ok(()) };
         if request == ClientRequest::Disconnect {
-            client.excused = true;
+            client.excuses += 1;
         }
         let pid = client.peer.pid;
         if let (ClientRequest::Attach(_), Some(&at)) = (&request, self.host.processes.get(&pid)) {
@@ -419,6 +430,20 @@ impl World {
         self.event(Event::DaemonConnected { conn, peer })
     }
 
+    /// Whoever moves copies, connected.
+    pub fn connect_admin(&mut self) -> Result<Option<ClientConn>, String> {
+        let conn = ClientConn(self.conns + 1);
+        let Some(broker) = &mut self.broker else { return Ok(None) };
+        if broker.admin.is_some() {
+            return Ok(broker.admin);
+        }
+        self.conns += 1;
+        broker.admin = Some(conn);
+        let peer = Peer { pid: 1, lived_at: 1, uid: 0, gid: 0, groups: Vec::new() };
+        self.event(Event::Connected { conn, peer })?;
+        Ok(Some(conn))
+    }
+
     fn connect_client(&mut self, place: usize) -> Checked {
         self.conns += 1;
         let conn = ClientConn(self.conns);
@@ -450,6 +475,7 @@ impl World {
             dispatcher: Dispatcher::new(self.config.clone(), seed),
             clients: BTreeMap::new(),
             daemons: BTreeMap::new(),
+            admin: None,
             asked: BTreeMap::new(),
             held: BTreeSet::new(),
             soon: VecDeque::new(),

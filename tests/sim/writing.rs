@@ -17,6 +17,8 @@ const SLOTS: u64 = 2;
 
 /// A write came to its end.
 pub const WRITTEN: &str = "written";
+/// One to an only copy, without locks.
+pub const WRITTEN_PLAINLY: &str = "written plainly";
 /// One went on without a copy that was lost.
 pub const WENT_ON: &str = "went on without a copy";
 /// One could not come to its end, and its client lived.
@@ -29,6 +31,8 @@ const PATIENCE: u64 = 12;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Look,
+    /// To an only copy, without locks.
+    Plain,
     Intend,
     Lock,
     Odd,
@@ -146,12 +150,16 @@ impl World {
             return Ok(self.look(place, writing));
         }
         let is_over = matches!(writing.stage, Stage::Clear | Stage::Unmark);
+        if writing.stage == Stage::Plain {
+            self.store_plainly(writing);
+            return Ok(true);
+        }
         if !self.has_table(writing)? && !is_over {
             // The block is gone, and its table with it.
             writing.stage = Stage::Clear;
         }
         match writing.stage {
-            Stage::Look => {}
+            Stage::Look | Stage::Plain => {}
             Stage::Intend | Stage::Settle | Stage::Clear => self.change_intent(writing),
             Stage::Lock | Stage::Odd | Stage::Even | Stage::Unlock => self.change_word(writing),
             Stage::Prepare => return Ok(self.prepare(place, writing)),
@@ -188,7 +196,8 @@ impl World {
 
     /// The steps of the lock word.
     fn change_word(&mut self, writing: &mut Writing) {
-        let Some(&word) = self.host.pages.words.get(&writing.reach.table) else { return };
+        let table = writing.reach.table.unwrap_or_default();
+        let Some(&word) = self.host.pages.words.get(&table) else { return };
         let (next, stage) = match writing.stage {
             Stage::Odd => (pages::stepped(word, true), Stage::Prepare),
             Stage::Even => (pages::stepped(word, false), Stage::Unlock),
@@ -199,7 +208,7 @@ impl World {
                 None => (word, Stage::Lock),
             },
         };
-        self.host.pages.words.insert(writing.reach.table, next);
+        self.host.pages.words.insert(table, next);
         writing.stage = stage;
     }
 
@@ -242,7 +251,8 @@ impl World {
         // What was loaded before the mark is not used: another thread may have dropped it.
         let reach = view.filter(|_| is_known).and_then(|view| view.reach.get(&writing.block));
         if let Some(reach) = reach {
-            (writing.reach, writing.stage) = (reach.clone(), Stage::Intend);
+            let stage = if reach.table.is_some() { Stage::Intend } else { Stage::Plain };
+            (writing.reach, writing.stage) = (reach.clone(), stage);
             return true;
         }
         let is_asked = client.pending.values().any(|of| matches!(of, ClientRequest::Changes(_)));
@@ -263,10 +273,21 @@ impl World {
         let Writing { block, reach, .. } = writing;
         let named = self.host.pages.named.get(block);
         let is_same = self.host.tables.get(block).is_some_and(|(guid, _)| *guid == reach.guid);
-        if is_same && named.is_some_and(|table| *table != reach.table) {
+        let is_another = |table: u64| named.is_some_and(|named| *named != table);
+        if is_same && reach.table.is_some_and(is_another) {
             return Err(format!("block {block} has another lock table, and {writing:?}"));
         }
-        Ok(self.host.pages.words.contains_key(&reach.table))
+        Ok(reach.table.is_some_and(|table| self.host.pages.words.contains_key(&table)))
+    }
+
+    /// Stores to the only copy of a block. Nobody else is kept from it.
+    fn store_plainly(&mut self, writing: &mut Writing) {
+        let copy = writing.reach.copies.first().copied();
+        if copy.is_some_and(|copy| self.store(writing, copy)) {
+            self.count(WRITTEN_PLAINLY);
+            self.truth.wrote_plainly(writing.reach.guid, writing.value);
+        }
+        writing.stage = Stage::Unmark;
     }
 
     /// Begins to store: to which copy first.
@@ -373,15 +394,13 @@ impl World {
         let Some(broker) = &self.broker else { return Ok(()) };
         let snapshot = broker.dispatcher.snapshot();
         for (id, block) in &snapshot.blocks {
-            let is_copied = block.asked > 1 && block.session.is_none();
-            if !is_copied || block.lost || block.losing || self.host.harmed_tables.contains(id) {
+            let is_shared = block.session.is_none();
+            if !is_shared || block.lost || block.losing || self.host.harmed_tables.contains(id) {
                 continue;
             }
             let table = self.host.pages.named.get(id);
-            let Some(word) = table.and_then(|table| self.host.pages.words.get(table)).copied()
-            else {
-                continue;
-            };
+            let word = table.and_then(|table| self.host.pages.words.get(table)).copied();
+            let Some(word) = word.or((block.asked == 1).then_some(0)) else { continue };
             if pages::is_lost(word) && !self.host.touched_ids.contains(id) {
                 return Err(format!("the page of block {id} is lost, and nobody touched it"));
             }

@@ -6,6 +6,8 @@
 //! 1. A session reaches its own blocks and those of the regions that it has open, and no others.
 //! 2. Rights are checked at each descriptor.
 
+use std::ops::Range;
+
 use dmce_abi::Status;
 use dmce_abi::addr::{AddrParts, DmceAddr};
 use dmce_abi::block::{BlockId, Guid, Half, SessionId};
@@ -55,6 +57,7 @@ impl Reached<'_> {
             copies: std::array::from_fn(|_| good.next()),
             syncing: self.syncing(),
             has_locks: self.has_locks(),
+            is_moving: self.block.is_moving,
         }
     }
 
@@ -72,7 +75,7 @@ impl Reached<'_> {
     }
 
     fn has_locks(&self) -> bool {
-        self.block.state == BlockState::Held && self.span.copies > 1
+        self.block.state == BlockState::Held && self.block.is_locked
     }
 
     /// What travels with that.
@@ -214,6 +217,8 @@ impl Dispatcher {
     /// Takes an entry of the OS-to-DMCE table back.
     pub(super) fn unmap(&mut self, session: SessionId, unmap: Unmap) -> Served {
         let session = self.sessions.get_mut(session);
+        // It may have held a block back.
+        self.moves.is_due = true;
         if session.is_some_and(|session| session.mappings.remove(unmap.os_address)) {
             return Ok(ClientReply::Done.into());
         }
@@ -269,6 +274,12 @@ impl Dispatcher {
     /// The first address of a block of this server.
     pub(super) fn address(&self, block: BlockId) -> u64 {
         u64::from(block.get()) << self.config.layout.cell_bits()
+    }
+
+    /// The addresses of a block of this server.
+    pub(super) fn addresses(&self, block: BlockId) -> Range<u64> {
+        let start = self.address(block);
+        start..start.saturating_add(self.config.layout.block_bytes())
     }
 
     /// The fields of an address of this server.

@@ -12,6 +12,8 @@
 //!    a block has meets nobody who was not told that these are others.
 //! 4. An action on a connection that has hung up meanwhile does nothing.
 
+use std::ops::Range;
+
 use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, SessionId};
 use dmce_abi::rate::Rate;
 use dmce_abi::wire;
@@ -213,12 +215,15 @@ pub enum Action {
         committed: u64,
     },
     /// Writes the headers of a block's copies anew, be their daemons there or not, in place of a
-    /// header of the same block and GUID, or of none; then [`super::Event::EpochRaised`].
+    /// header of the same block and GUID, or of none; then [`super::Event::EpochRaised`]. A copy
+    /// whose object is gone, or shorter than it must be, is gone.
     RaiseEpoch {
         /// What the event repeats.
         raise: RaiseId,
         /// The block.
         block: BlockId,
+        /// Bytes that each copy has.
+        committed: u64,
         /// Of each copy the daemon, and what the header is to say.
         headers: Vec<(DaemonId, BlockDescription)>,
     },
@@ -280,6 +285,18 @@ pub enum Action {
         /// What the event repeats.
         epoch: u64,
     },
+    /// Looks whether a session has pointers into a range of addresses; then
+    /// [`super::Event::PointersFound`]. What cannot be looked at is [`super::Event::Misused`].
+    FindPointers {
+        /// The session, which was found idle since it was told that none are given.
+        session: SessionId,
+        /// What the event repeats.
+        block: BlockId,
+        /// What the event repeats.
+        epoch: u64,
+        /// The addresses.
+        addrs: Range<u64>,
+    },
     /// Looks what the slots of a session were changing that has ended: of all slots, if its process
     /// is gone, else of those that are in no operation. Then [`super::Event::IntentsRead`].
     ReadIntents {
@@ -320,6 +337,13 @@ pub enum Action {
         session: SessionId,
     },
 
+    /// Remembers that a daemon is drained, or not any more: [`super::Started::draining`].
+    RememberDrain {
+        /// The daemon.
+        daemon: DaemonId,
+        /// Whether it is.
+        is_draining: bool,
+    },
     /// Asks a daemon for something.
     ToDaemon {
         /// Its connection.

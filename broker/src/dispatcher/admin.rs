@@ -10,7 +10,8 @@ use dmce_abi::Status;
 use dmce_abi::block::{BlockId, DaemonId};
 use dmce_abi::wire::admin::{
     AdminReply, AdminRequest, BlockRow, BlockState as RowState, CopyRow, CopyState as RowCopyState,
-    DaemonRow, Health, Location, MappingRow, OwnerRow, RegionRow, Repair, SessionRow, StatusReport,
+    DaemonRow, Health, Holder, Location, MappingRow, OwnerRow, RegionRow, Repair, SessionRow,
+    StatusReport,
 };
 use dmce_abi::wire::client::{ClientReply, RegionName};
 
@@ -142,6 +143,7 @@ impl Dispatcher {
             reserved: store.reserved,
             pool: server.pool,
             blocks: count(server.blocks.len()),
+            is_draining: server.is_draining,
         }
     }
 
@@ -192,6 +194,7 @@ impl Dispatcher {
             };
             Some(CopyRow { daemon: copy.daemon.get(), state, half: copy.half })
         });
+        let left = block.copies.syncing().map_or(0, |_| self.syncs.left(id, block.committed));
         (span.state == SpanState::Standing).then(|| BlockRow {
             block: id.get(),
             guid: block.guid,
@@ -204,6 +207,8 @@ impl Dispatcher {
             copies: copies.collect(),
             span_first: block.span.get(),
             span_count: span.count,
+            left,
+            held_by: self.holders_back(id),
         })
     }
 
@@ -302,10 +307,11 @@ fn page<R>(rows: impl Iterator<Item = R>, text: impl Fn(&R) -> usize) -> (Vec<R>
 }
 
 fn block_text(row: &BlockRow) -> usize {
-    match &row.owner {
+    let name = match &row.owner {
         OwnerRow::Region { region, .. } => name_bytes(region),
         OwnerRow::Session { .. } => 0,
-    }
+    };
+    name + row.held_by.len() * size_of::<Holder>()
 }
 
 fn name_bytes(name: &RegionName) -> usize {
@@ -321,6 +327,7 @@ mod tests {
     use super::*;
     use dmce_abi::block::{Guid, Half};
     use dmce_abi::limits::{FRAME_BYTES_MAX, REGION_BYTES_MAX, VOLUME_BYTES_MAX};
+    use dmce_abi::wire::admin::{HOLDERS_MAX, HeldBy};
     use dmce_abi::wire::{FrameHeader, Reply, encode};
 
     fn largest_name() -> RegionName {
@@ -328,6 +335,7 @@ mod tests {
     }
 
     fn largest_block(region: RegionName) -> BlockRow {
+        let holder = Holder { session: u32::MAX, pid: u32::MAX, by: HeldBy::Remains };
         BlockRow {
             block: u32::MAX,
             guid: Guid([0xff; 16]),
@@ -343,6 +351,8 @@ mod tests {
             ],
             span_first: u32::MAX,
             span_count: u32::MAX,
+            left: u64::MAX,
+            held_by: vec![holder; HOLDERS_MAX],
         }
     }
 

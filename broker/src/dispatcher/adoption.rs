@@ -269,10 +269,10 @@ impl Dispatcher {
         first: BlockId,
         charge: Charge,
     ) {
-        let copies = self.blocks.span(first).map_or(0, |span| span.copies);
+        let is_locked = found.has_locks();
         let payer = (self.payer_of(&found.owner), charge.bytes());
         let adopt = || self.adopt_locks(found.block, found.guid, payer, found.bytes_max);
-        let locks = (copies > 1).then(adopt);
+        let locks = is_locked.then(adopt);
         let (copy, since) = ((daemon, found.membership.half), found.membership.since);
         let block = Block {
             span: first,
@@ -283,9 +283,14 @@ impl Dispatcher {
             committed: charge.bytes(),
             copies: Copies::new(vec![Copy { since, ..Copy::held(copy, charge, found.epoch) }]),
             locks,
+            is_locked,
             stamp: self.next_number(),
             news: News::None,
+            is_moving: false,
         };
+        if is_locked && self.blocks.span(first).is_some_and(|span| span.copies == 1) {
+            self.moves.lend(found.block);
+        }
         self.blocks.add(found.block, block);
         if let Some(server) = self.daemons.servers.get_mut(&daemon) {
             server.blocks.insert(found.block);
@@ -408,8 +413,10 @@ impl Dispatcher {
             committed: 0,
             copies: Copies::default(),
             locks: None,
+            is_locked: false,
             stamp: 0,
             news: News::None,
+            is_moving: false,
         };
         self.blocks.add(id, block);
         self.lose(id, &format!("block {id} is lost: no daemon has it"));

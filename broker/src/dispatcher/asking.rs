@@ -195,7 +195,7 @@ impl Dispatcher {
                 }
             }
             Err(refusal) => {
-                if !given_up && self.copy_refused(id, daemon) {
+                if !given_up && self.copy_refused(id, daemon, &refusal.text) {
                     let text = format!("daemon {daemon} makes no copy of block {id}");
                     return self.log(LogLevel::Warn, format!("{text}: {}", refusal.text));
                 }
@@ -252,6 +252,7 @@ impl Dispatcher {
             owner: self.owner(block, span)?,
             membership: Membership {
                 since: of.since,
+                locked: block.is_locked && span.copies == 1,
                 ..Membership::of(copy, &block.copies.daemons(), syncing)
             },
         })

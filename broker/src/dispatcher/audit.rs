@@ -284,10 +284,14 @@ impl Dispatcher {
     fn audit_locks(&self, id: BlockId, block: &Block) -> Result<(), String> {
         let asked = self.blocks.span(block.span).map_or(0, |span| span.copies);
         let (state, committed, locks) = (block.state, block.committed, block.locks.as_ref());
-        check(locks.is_some() == (asked > 1) || !block.is_usable(), || {
-            format!("block {id} of {asked} copies has the lock table {locks:?}")
+        check(locks.is_some() || !(asked > 1 || block.is_locked) || !block.is_usable(), || {
+            format!("block {id} of {asked} copies has no lock table")
         })?;
-        let is_there = locks.is_none_or(|locks| locks.covers(committed));
+        check(
+            locks.is_none() || asked > 1 || !block.is_usable() || self.moves.is_lent(id),
+            || format!("block {id} of one copy has the lock table {locks:?} for good"),
+        )?;
+        let is_there = !block.is_locked || locks.is_none_or(|locks| locks.covers(committed));
         check(is_there || state != BlockState::Held, || {
             format!("block {id} has {committed} bytes, and the lock table {locks:?}")
         })?;
@@ -433,6 +437,7 @@ impl Dispatcher {
         let grows = self.growths.values().filter_map(Growth::owed);
         let deletions = self.deletions.values().filter_map(|deletion| deletion.to);
         let relays = self.relays.owed().chain(self.adoptions.values().copied());
+        let relays = relays.chain(self.moves.owed());
         let queues = self.deferred.owed().chain(self.parked.owed()).chain(self.unsettled.owed());
         let mut waiting: BTreeMap<ClientConn, Vec<RequestId>> = BTreeMap::new();
         for ReplyTo { conn, request_id } in

@@ -67,12 +67,16 @@ pub(super) struct Block {
     pub committed: u64,
     /// Where it is; empty for a lost one that no daemon has.
     pub copies: Copies,
-    /// Its lock table, if copies were asked for.
+    /// Its lock table: it has one if copies were asked for, and for as long as an only copy moves.
     pub locks: Option<LockTable>,
+    /// Whether who writes it locks its pages by that.
+    pub is_locked: bool,
     /// The number of the last change of what a daemon has of it: an older inspection is void.
     pub stamp: u64,
     /// What its sessions have yet to be told.
     pub news: News,
+    /// Whether no pointers into it are given: its primary is about to be another.
+    pub is_moving: bool,
 }
 
 /// How the copies of a block have changed.
@@ -85,6 +89,8 @@ pub(super) enum News {
     Fewer,
     /// There are more.
     More,
+    /// There are as many, and one is elsewhere.
+    Moved,
 }
 
 impl Block {
@@ -102,7 +108,8 @@ impl Block {
     /// table has words for. They never become fewer.
     pub(super) fn settle_committed(&mut self) {
         if self.copies.all_held() {
-            let words = self.locks.as_ref().map_or(u64::MAX, LockTable::bytes);
+            let locks = self.locks.as_ref().filter(|_| self.is_locked);
+            let words = locks.map_or(u64::MAX, LockTable::bytes);
             self.committed = self.committed.max(self.copies.committed().min(words));
         }
     }
@@ -364,6 +371,14 @@ impl Blocks {
         ids.take_while(|id| id.get() - first.get() < span.count).collect()
     }
 
+    /// Whether who writes some block of a span locks its pages.
+    pub(super) fn has_locks(&self, first: BlockId) -> bool {
+        let Some(span) = self.spans.get(&first) else { return false };
+        let blocks = self.by_id.range(first..).take(span.count as usize);
+        let mut members = blocks.filter(|(id, _)| id.get() - first.get() < span.count);
+        span.copies > 1 || members.any(|(_, block)| block.locks.is_some())
+    }
+
     /// All blocks from an id on.
     pub(super) fn from(&self, first: BlockId) -> impl Iterator<Item = (BlockId, &Block)> {
         self.by_id.range(first..).map(|(id, block)| (*id, block))
@@ -435,8 +450,10 @@ mod tests {
             committed: 4096,
             copies: Copies::default(),
             locks: None,
+            is_locked: false,
             stamp: 0,
             news: News::None,
+            is_moving: false,
         }
     }
 

@@ -88,6 +88,12 @@ impl Pointers {
         self.are_known
     }
 
+    /// Whether something of a range of addresses may have to be carried.
+    pub(super) fn may_be_in(&self, addrs: &std::ops::Range<u64>) -> bool {
+        let is_in = |piece: &Carry| piece.at < addrs.end && addrs.start < piece.end;
+        !self.are_known || self.left.iter().chain(&self.passed).any(is_in)
+    }
+
     /// There is nothing to be carried.
     pub(super) fn forget(&mut self) {
         *self = Self { are_known: true, ..Self::default() };
@@ -176,7 +182,8 @@ impl Dispatcher {
         // Also where one copy is left: another one may be made while it is stored by.
         let is_used = |pin: &PinClaim| {
             let end = pin.range.addr.saturating_add(pin.range.bytes);
-            !pin.is_left && self.next_part(wreck, (pin.range.addr, end), |_| true).is_some()
+            let has_locks = |block: &Block| block.locks.is_some();
+            !pin.is_left && self.next_part(wreck, (pin.range.addr, end), has_locks).is_some()
         };
         if !is_gone && pins.iter().any(is_used) {
             return;
@@ -260,8 +267,11 @@ impl Dispatcher {
         let mut reached = regions.take_while(|first| self.address(*first) < end);
         reached.find_map(|first| {
             let span = self.blocks.span(first).filter(|_| self.stands(first))?;
-            let is_writable = wreck.may_write(first) && span.copies > 1;
-            if is_writable { self.next_part_in((first, span), (at, end), &is_such) } else { None }
+            if wreck.may_write(first) {
+                self.next_part_in((first, span), (at, end), &is_such)
+            } else {
+                None
+            }
         })
     }
 

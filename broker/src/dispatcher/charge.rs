@@ -24,6 +24,7 @@ use std::collections::BTreeMap;
 
 use dmce_abi::Status;
 use dmce_abi::block::DaemonId;
+use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::wire::Refusal;
 
 use super::config::{DispatcherConfig, Quota};
@@ -400,6 +401,56 @@ impl Ledger {
         if let Some(account) = charge.account.and_then(|account| self.accounts.get_mut(&account)) {
             account.blocks -= 1;
             account.bytes -= charge.bytes;
+        }
+    }
+
+    /// The accounts that have something reserved on a daemon.
+    pub(super) fn reserved_on(&self, daemon: DaemonId) -> Vec<AccountId> {
+        let has_some = |(_, account): &(&AccountId, &Account)| account.left.contains_key(&daemon);
+        self.accounts.iter().filter(has_some).map(|(id, _)| *id).collect()
+    }
+
+    /// What an account has reserved on a daemon it has on another, as far as there is room.
+    pub(super) fn move_reservation(&mut self, id: AccountId, from: DaemonId, to: DaemonId) {
+        let (free, Some(account)) = (self.store(to).free(), self.accounts.get_mut(&id)) else {
+            return;
+        };
+        let Some(left) = account.left.get_mut(&from) else { return };
+        let moved = (free - free % PAGE_BYTES).min(*left);
+        *left -= moved;
+        if *left == 0 {
+            account.left.remove(&from);
+        }
+        if moved > 0 {
+            *account.left.entry(to).or_default() += moved;
+            self.stores.entry(from).or_default().reserved -= moved;
+            self.stores.entry(to).or_default().reserved += moved;
+            self.touched = true;
+        }
+    }
+
+    /// One copy is in the place of another: who paid for that pays for this, with what there is of
+    /// his reservation in it. Nobody has paid for this until now.
+    pub(super) fn hand_over(&mut self, from: &mut Charge, to: &mut Charge) {
+        debug_assert!(to.uid.is_none() && to.account.is_none(), "{to:?} is paid for");
+        let Some(uid) = from.uid.take() else { return };
+        let before = from.beyond();
+        let own = from.reserved.min(to.bytes);
+        from.reserved -= own;
+        (to.reserved, to.uid, to.account) = (own, Some(uid), from.account);
+        from.account.take_if(|_| from.reserved == 0);
+        let beyond = to.beyond();
+        self.change_user(uid, |user| user.bytes = user.bytes - before + beyond);
+        if let Some(account) = to.account.and_then(|account| self.accounts.get_mut(&account)) {
+            account.bytes = account.bytes - from.bytes + to.bytes;
+        }
+    }
+
+    /// Somebody pays from now on for a copy that was made in the place of another.
+    pub(super) fn pay(&mut self, charge: &mut Charge, payer: Option<Payer>) {
+        if charge.uid.is_none() {
+            let paid = self.force_charge(payer, charge.daemon, charge.bytes);
+            self.refund(std::mem::replace(charge, paid));
         }
     }
 

@@ -6,9 +6,9 @@
 //!     |          |        +-> Lost ------------+   back with an old object: Stale -> Dying
 //!     +-> (none) +-----------------------------+   its create is answered first
 //!                |
-//!                +-> Syncing --> Held, when it has all bytes of the others (`syncing`)
-//!                       |
-//!                       +--> Leaving --> Dying, when nobody writes it any more
+//!                +-> Syncing --> Held, when it has all bytes of the others (`syncing`): in the
+//!                       |         |   place of one that leaves, or of none
+//!                       +---------+--> Leaving --> Dying, when nobody uses it any more
 //! ```
 //!
 //! # Invariants
@@ -31,7 +31,8 @@ pub(super) enum CopyState {
     Asked,
     /// Its daemon has it, and it is written as the others are, without having all of their bytes.
     Syncing,
-    /// Its daemon has it, and it was given up while it was syncing: it goes when nobody writes it.
+    /// Its daemon has it, and it was given up while it was syncing, or another is in its place: it
+    /// goes when nobody uses it.
     Leaving,
     /// Its daemon has it.
     Held,
@@ -214,6 +215,35 @@ impl Copies {
             (copy.state, copy.named) = (CopyState::Held, true);
             self.put(place, copy);
         }
+    }
+
+    /// The copy of a daemon, which was syncing, has the place of another, which leaves. Returns the
+    /// other and that one.
+    pub(super) fn replace(&mut self, old: DaemonId, new: DaemonId) -> Option<[&mut Copy; 2]> {
+        self.exchange((old, CopyState::Leaving), new)
+    }
+
+    /// The copy that leaves has its place again, and what has it is lost. Returns that and the one
+    /// that is back.
+    pub(super) fn take_back(&mut self, old: DaemonId, new: DaemonId) -> Option<[&mut Copy; 2]> {
+        self.exchange((new, CopyState::Lost), old)
+    }
+
+    /// One copy is named no more, and another that was not has its place.
+    fn exchange(
+        &mut self,
+        (leaves, state): (DaemonId, CopyState),
+        comes: DaemonId,
+    ) -> Option<[&mut Copy; 2]> {
+        self.of(leaves)?;
+        let (_, mut copy) = self.take(comes)?;
+        let (place, mut gone) = self.take(leaves)?;
+        (copy.state, copy.named) = (CopyState::Held, true);
+        (gone.state, gone.named) = (state, false);
+        self.0.insert(place, copy);
+        self.0.push(gone);
+        let end = self.0.len() - 1;
+        self.0.get_disjoint_mut([end, place]).ok()
     }
 
     /// The copy of a daemon is not one of those any more that the headers name.

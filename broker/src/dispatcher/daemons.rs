@@ -98,6 +98,8 @@ pub(super) struct Server {
     pub blocks: BTreeSet<BlockId>,
     /// Whether a Sense is in flight.
     pub sensed: bool,
+    /// Whether all that it has is to be elsewhere.
+    pub is_draining: bool,
     /// Whether it lives, and is silent while it should report.
     pub overdue: bool,
     /// Connections that ended before its last Holds, since it was up.
@@ -130,9 +132,14 @@ impl Server {
         matches!(self.link, Link::Up(_) | Link::Suspected(_))
     }
 
-    /// Whether it takes new blocks.
+    /// Whether it serves.
     pub(super) const fn is_up(&self) -> bool {
         matches!(self.link, Link::Up(_))
+    }
+
+    /// Whether it takes new blocks.
+    pub(super) const fn takes_blocks(&self) -> bool {
+        self.is_up() && !self.is_draining
     }
 
     /// What the administrator is shown.
@@ -295,7 +302,7 @@ impl Daemons {
 
     /// Daemons that take new blocks, each once, beginning after the one that was placed on last.
     pub(super) fn up_in_turn(&self) -> impl Iterator<Item = DaemonId> {
-        let up = |(id, server): (&DaemonId, &Server)| server.is_up().then_some(*id);
+        let up = |(id, server): (&DaemonId, &Server)| server.takes_blocks().then_some(*id);
         let turn = self.last_placed;
         let later = self.servers.iter().filter(move |(id, _)| id.get() > turn).filter_map(up);
         let first = self.servers.iter().filter(move |(id, _)| id.get() <= turn).filter_map(up);

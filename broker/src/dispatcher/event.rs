@@ -7,6 +7,8 @@
 //! 2. The shell delivers the events of one connection in the order in which they happened, and none
 //!    for a connection after its hang-up or after the dispatcher closed it.
 
+use std::collections::BTreeSet;
+
 use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::client::ClientRequest;
@@ -308,6 +310,8 @@ pub struct Started {
     pub daemons: Vec<FoundDaemon>,
     /// The lock tables of this user, sound or not.
     pub tables: Vec<FoundTable>,
+    /// Daemons that are drained.
+    pub draining: BTreeSet<DaemonId>,
 }
 
 /// Something that happened.
@@ -459,6 +463,17 @@ pub enum Event {
         block: BlockId,
         /// The epoch of the action.
         epoch: u64,
+    },
+    /// Answers [`super::Action::FindPointers`].
+    PointersFound {
+        /// The session.
+        session: SessionId,
+        /// The block of the action.
+        block: BlockId,
+        /// The epoch of the action.
+        epoch: u64,
+        /// Whether it has pointers there.
+        has_some: bool,
     },
     /// Answers [`super::Action::ReadIntents`].
     IntentsRead {

@@ -253,6 +253,7 @@ impl Dispatcher {
         let Some(Growth { to, refusal, .. }) = self.growths.remove(&number) else { return };
         // None is made while a block grows.
         self.look_for_places();
+        self.moves.is_due = true;
         let Some(to) = to else { return };
         let result = refusal.map_or_else(|| self.grown(id, guid), Err);
         self.reply(to, result, Vec::new());

@@ -16,6 +16,7 @@ use dmce_abi::block::{BlockId, DaemonId, Half};
 use super::Dispatcher;
 use super::action::LogLevel;
 use super::blocks::{Block, BlockState};
+use super::charge::Charge;
 use super::copies::{Copy, CopyState};
 use super::daemons::Server;
 use super::event::Millis;
@@ -49,7 +50,7 @@ struct Refused {
 
 impl Lacks {
     /// Daemons that are not asked for a copy of a block now.
-    fn refusers_of(&self, id: BlockId, now: Millis) -> impl Iterator<Item = DaemonId> {
+    pub(super) fn refusers_of(&self, id: BlockId, now: Millis) -> impl Iterator<Item = DaemonId> {
         let refused = self.refused.get(&id).into_iter().flatten();
         refused.filter(move |(_, refused)| refused.until > now).map(|(daemon, _)| *daemon)
     }
@@ -63,8 +64,7 @@ impl Dispatcher {
         }
         let first = self.syncs.lacks.from.take();
         if first.is_none() {
-            let blocks = &self.blocks;
-            self.syncs.lacks.refused.retain(|id, _| blocks.is_degraded(*id, 1));
+            self.forget_refused();
         }
         let lacking: Vec<BlockId> = self.blocks.degraded_from(first).take(LOOKS).collect();
         let is_all = lacking.len() < LOOKS;
@@ -83,9 +83,22 @@ impl Dispatcher {
         }
     }
 
-    /// Blocks that lack a copy may have a place for it.
+    /// Daemons may be asked again that have refused a copy which was made elsewhere; and for one
+    /// that was to move, if that was long ago.
+    fn forget_refused(&mut self) {
+        let (blocks, now) = (&self.blocks, self.now.millis);
+        self.syncs.lacks.refused.retain(|id, refused| {
+            let is_degraded = blocks.is_degraded(*id, 1);
+            let counts = |of: &Refused| is_degraded || now < of.until.after(REFUSED_MS_MAX);
+            refused.retain(|_, of| counts(of));
+            !refused.is_empty()
+        });
+    }
+
+    /// Blocks that lack a copy, or have one that is to be elsewhere, may have a place for it.
     pub(super) fn look_for_places(&mut self) {
-        if self.config.syncs_max > 0 && self.blocks.has_degraded() {
+        let lacks = self.config.syncs_max > 0 && self.blocks.has_degraded();
+        if lacks || !self.moves.draining.is_empty() {
             self.sync_later();
         }
     }
@@ -100,20 +113,25 @@ impl Dispatcher {
         self.sync_at(until, id);
     }
 
-    fn make_copy(&mut self, id: BlockId) {
+    /// Whether nothing is decided or done about the copies of a block just now.
+    pub(super) fn is_quiet(&self, id: BlockId) -> bool {
         if self.syncs.has(id) || self.growths.values().any(|growth| growth.is_of(id)) {
-            return;
+            return false;
         }
-        let Some(block) = self.blocks.get(id).filter(|block| block.state == BlockState::Held)
-        else {
-            return;
-        };
-        let (first, committed, bytes_max) = (block.span, block.committed, block.bytes_max);
-        let has_locks = block.locks.as_ref().is_some_and(|locks| locks.covers(committed));
-        if !has_locks || !self.stands(first) {
-            return;
-        }
-        let bytes = block.copies.committed();
+        let block = self.blocks.get(id).filter(|block| block.state == BlockState::Held);
+        block.is_some_and(|block| self.stands(block.span))
+    }
+
+    /// Whether another copy of a block can be begun now.
+    pub(super) fn may_get_copy(&self, id: BlockId) -> bool {
+        let locks = self.blocks.get(id).map(|block| (block.locks.as_ref(), block.committed));
+        let covers = locks.is_some_and(|(locks, bytes)| locks.is_some_and(|of| of.covers(bytes)));
+        covers && self.is_quiet(id)
+    }
+
+    fn make_copy(&mut self, id: BlockId) {
+        let Some(block) = self.blocks.get(id).filter(|_| self.may_get_copy(id)) else { return };
+        let (first, bytes_max, bytes) = (block.span, block.bytes_max, block.copies.committed());
         let mut refused: BTreeSet<DaemonId> = block.copies.iter().map(|copy| copy.daemon).collect();
         let half = lacking_half(block);
         let Some(payer) = self.payer_of_span(first) else { return };
@@ -128,14 +146,23 @@ impl Dispatcher {
         let place = self.place(&need(&narrow)).or_else(|| self.place(&need(&refused)));
         let Some(daemon) = place else { return self.clear_place(id, bytes) };
         let Ok(charge) = self.ledger.charge(payer, daemon, bytes) else { return };
+        self.daemons.placed(daemon);
+        self.add_copy(id, ((daemon, half), charge), None);
+    }
+
+    /// Begins a copy of a block; in the place of one that goes then, if that is said.
+    pub(super) fn add_copy(
+        &mut self,
+        id: BlockId,
+        (of, charge): ((DaemonId, Half), Charge),
+        instead_of: Option<DaemonId>,
+    ) {
         if let Some(block) = self.blocks.get_mut(id) {
             // Epochs only grow: who knows this one, or an earlier one, knows another object there.
             let (named, since) = (false, block.epoch + 1);
-            let copy = Copy { since, named, ..Copy::planned((daemon, half), charge) };
-            block.copies.put(usize::MAX, copy);
+            block.copies.put(usize::MAX, Copy { since, named, ..Copy::planned(of, charge) });
         }
-        self.daemons.placed(daemon);
-        self.begin_sync(id, daemon);
+        self.begin_sync(id, of.0, instead_of);
     }
 
     /// What daemons have of a block beside its copies goes, if none of those is lacking: nothing

@@ -122,6 +122,7 @@ impl Dispatcher {
         server.lived_at = lived_at;
         server.heard = self.now.millis;
         server.overdue = false;
+        server.is_draining = self.moves.draining.contains(&daemon);
         self.expect_report(daemon);
         let text = format!("daemon {daemon}, process {pid}, joins with {capacity} bytes");
         self.ledger.set_capacity(daemon, *capacity);

@@ -1,5 +1,7 @@
 //! Lock tables: a block that was asked for with more than one copy has one, from before its first
-//! copy is made to after its last is gone.
+//! copy is made to after its last is gone. One that was asked for with one has none, but for as
+//! long as that moves: it is lent one, which nobody uses before another copy is named, nor after he
+//! was told that there is none any more.
 //!
 //! ```text
 //!            MakeLocks            it is there            GrowLocks, before its copies grow
@@ -82,6 +84,11 @@ impl LockTable {
         self.state
     }
 
+    /// Whether it is there.
+    pub(super) fn is_made(&self) -> bool {
+        self.state == LocksState::Made
+    }
+
     /// Whether it is there, with words for so many bytes.
     pub(super) fn covers(&self, bytes: u64) -> bool {
         self.state == LocksState::Made && self.bytes >= bytes
@@ -149,7 +156,13 @@ impl Dispatcher {
                 self.log(LogLevel::Warn, format!("block {id} has a new lock table"));
                 self.settle_losing(id);
             }
-            (_, Made::Whole) => {}
+            (_, Made::Whole) => self.moves.is_due = true,
+            (BlockState::Held, Made::NameTaken { reason } | Made::Unusable { reason })
+                if !self.blocks.get(id).is_some_and(|block| block.is_locked) =>
+            {
+                self.take_locks_back(id);
+                self.move_failed(id, &format!("it gets no lock table: {reason}"));
+            }
             (_, Made::NameTaken { reason } | Made::Unusable { reason }) => {
                 self.log(LogLevel::Error, format!("no lock table of block {id}: {reason}"));
                 self.timers.set(Timer::Raise(id), self.now.millis.after(AGAIN_MS));
@@ -157,12 +170,32 @@ impl Dispatcher {
         }
     }
 
+    /// A block that has none gets one: its only copy is to move.
+    pub(super) fn lend_locks(&mut self, id: BlockId) {
+        let Some(first) = self.blocks.get(id).map(|block| block.span) else { return };
+        let payer = self.payer_of_span(first);
+        let Some(block) = self.blocks.get_mut(id) else { return };
+        let bytes = block.copies.committed().max(block.committed);
+        let charge = self.ledger.charge_table(payer.map(|payer| payer.uid), bytes);
+        block.locks = Some(LockTable::planned(charge, bytes));
+        self.make_locks(id);
+    }
+
+    /// Nobody uses the table that was lent to a block.
+    pub(super) fn take_locks_back(&mut self, id: BlockId) {
+        let locks = self.blocks.get_mut(id).and_then(|block| block.locks.take());
+        self.relocks.remove(&id);
+        self.remove_locks(id, locks);
+    }
+
     /// Has a table have words for what a block grows to. `true` if the growth waits for that.
     pub(super) fn grow_locks(&mut self, id: BlockId, number: u64, bytes: u64) -> bool {
-        let Some(Block { guid, locks: Some(locks), .. }) = self.blocks.get_mut(id) else {
+        let Some(Block { guid, is_locked, locks: Some(locks), .. }) = self.blocks.get_mut(id)
+        else {
             return false;
         };
-        if locks.bytes >= bytes {
+        // One that nobody uses is made anew.
+        if locks.bytes >= bytes || !*is_locked {
             return false;
         }
         self.ledger.resize_table(&mut locks.charge, bytes);
@@ -337,7 +370,8 @@ impl Dispatcher {
     /// nobody can say before whose they are.
     pub(super) fn remove_stray_tables(&mut self) {
         let (blocks, restart) = (&self.blocks, &self.restart);
-        let is_stray = |id: &BlockId| blocks.get(*id).is_none() && !restart.is_named(*id);
+        let has_none = |id| blocks.get(id).is_none_or(|block: &Block| block.locks.is_none());
+        let is_stray = |id: &BlockId| has_none(*id) && !restart.is_named(*id);
         let strays: Vec<BlockId> = restart.tables.keys().copied().filter(is_stray).collect();
         for block in strays {
             self.restart.tables.remove(&block);

@@ -66,6 +66,13 @@ impl Mappings {
         }
     }
 
+    /// Whether an entry reaches into a range of addresses, of those that begin at `from` or later.
+    pub(super) fn reach(&self, from: u64, addrs: &Range<u64>) -> bool {
+        let begun = self.by_addr.range((from, 0)..(addrs.end, 0));
+        let mut entries = begun.filter_map(|(_, os_address)| self.by_os.get(os_address));
+        entries.any(|mapping| mapping.addr.saturating_add(mapping.bytes) > addrs.start)
+    }
+
     /// The entries that contain `addr`, of those that begin at `from` or later.
     pub(super) fn find(&self, from: u64, addr: u64) -> impl Iterator<Item = &Mapping> {
         let begun = self.by_addr.range((from, 0)..=(addr, u64::MAX));

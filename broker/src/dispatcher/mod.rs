@@ -23,7 +23,7 @@
 //! | daemons | `link` (messages), `asking` (requests), `lending` (their pools) |
 //! | what becomes of blocks | `spans`; their size: `growing`; which copies there are: `raising` |
 //! | what an administrator says that becomes of them | `stale` |
-//! | copies that are made again | `syncing` |
+//! | copies that are made again, or move | `syncing`, `lacks`, `moving` |
 //! | lock tables | `locks` |
 //! | what the dead left half written | `wrecks`, `repairs`; by pointers: `carrying` |
 //! | a broker that comes back | `restart`, `adoption`, `reported_copies`, `silence` |
@@ -67,6 +67,7 @@ mod links;
 mod locks;
 mod making;
 mod mappings;
+mod moving;
 mod notices;
 mod opening;
 mod opens;
@@ -179,8 +180,10 @@ pub struct Dispatcher {
     relocks: BTreeMap<BlockId, BTreeSet<SessionId>>,
     /// Of these, what the shell has to be asked about when generations are published.
     idles: Vec<(SessionId, BlockId, u64)>,
-    /// Copies that are made again.
+    /// Copies that are made, or go.
     syncs: syncing::Syncs,
+    /// Copies that are to move.
+    moves: moving::Moves,
     /// Who has a stale copy of a block adopted.
     adoptions: BTreeMap<BlockId, ReplyTo>,
     /// Blocks that grow.
@@ -246,6 +249,7 @@ impl Dispatcher {
             relocks: BTreeMap::new(),
             idles: Vec::new(),
             syncs: syncing::Syncs::new(config.sync_rate),
+            moves: moving::Moves::default(),
             adoptions: BTreeMap::new(),
             growths: Growths::new(),
             patients: Patients::default(),
@@ -268,6 +272,7 @@ impl Dispatcher {
         self.take_in(event);
         self.mend();
         self.make_copies();
+        self.make_moves();
         self.serve_unsettled();
         if self.room_changed {
             self.look_for_places();
@@ -320,6 +325,9 @@ impl Dispatcher {
             Event::LocksGrown { request_id, made } => self.locks_grown(request_id.0, made),
             Event::LocksInspected { block, found } => self.locks_inspected(block, found),
             Event::Idle { session, block, epoch } => self.idle(session, block, epoch),
+            Event::PointersFound { session, block, epoch, has_some } => {
+                self.pointers_found(session, (block, epoch), has_some);
+            }
             Event::IntentsRead { session, found } => self.intents_read(session, found),
             Event::Repaired { session, slot, repaired } => {
                 self.repaired((session, slot), repaired);

@@ -15,6 +15,7 @@ use dmce_abi::limits::PAGE_BYTES;
 use super::Dispatcher;
 use super::charge::{AccountId, Store};
 use super::config::Placement;
+use super::daemons::Server;
 
 /// What a block needs.
 #[derive(Debug)]
@@ -85,6 +86,13 @@ impl Dispatcher {
             room >= need.bytes && !need.refused.contains(daemon)
         };
         let mut candidates: Vec<DaemonId> = self.daemons.up_in_turn().filter(fits).collect();
+        if candidates.is_empty() {
+            // What is reserved on one that is drained, and found no room elsewhere.
+            let is_up = |id: &DaemonId| self.daemons.servers.get(id).is_some_and(Server::is_up);
+            let has_all = |id: &DaemonId| own(*id) >= need.bytes && fits(id) && is_up(id);
+            candidates = reservation.into_iter().flat_map(BTreeMap::keys).copied().collect();
+            candidates.retain(has_all);
+        }
         let most = candidates.iter().map(|daemon| reserved(*daemon)).max()?;
         candidates.retain(|daemon| reserved(*daemon) == most);
         self.choose(need.placement, &candidates)

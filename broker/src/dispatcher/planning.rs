@@ -231,8 +231,10 @@ impl Dispatcher {
                 committed: 0,
                 copies: Copies::new(copies),
                 locks,
+                is_locked: order.terms.copies > 1,
                 stamp: 0,
                 news: News::None,
+                is_moving: false,
             };
             self.blocks.add(id, block);
         }

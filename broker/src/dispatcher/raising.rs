@@ -40,13 +40,15 @@ impl Dispatcher {
         let Some(block) = self.blocks.get_mut(id) else { return };
         // No lower than what is made now: so of two spans with an id in common the older is known.
         block.epoch = started.max(block.epoch + 1);
-        let daemons = block.copies.written();
+        // Of copies that were reported it may be decided yet what all have.
+        let (daemons, committed) = (block.copies.written(), block.committed);
+        let committed = committed.min(block.copies.committed());
         let describe = |daemon| Some((daemon, self.describe(id, daemon)?));
         let headers: Vec<(DaemonId, BlockDescription)> =
             daemons.into_iter().filter_map(describe).collect();
         self.raises.insert(id, raise);
         self.relocks.remove(&id);
-        self.out.push(Action::RaiseEpoch { raise, block: id, headers });
+        self.out.push(Action::RaiseEpoch { raise, block: id, committed, headers });
     }
 
     /// The headers were written, as far as they could be.
@@ -71,7 +73,11 @@ impl Dispatcher {
                     }
                     self.tell_rewritten(id, daemon);
                 }
-                Rewritten::Gone { reason } => self.lose_copy(id, daemon, &reason),
+                Rewritten::Gone { reason } => {
+                    if !self.take_back(id, daemon, &reason) {
+                        self.lose_copy(id, daemon, &reason);
+                    }
+                }
                 Rewritten::Failed { reason } => {
                     failed = true;
                     let text = format!("daemon {daemon}, header of block {id}: {reason}");
@@ -143,6 +149,12 @@ impl Dispatcher {
                 let text = format!("block {id} is on {daemons:?} alone, epoch {epoch}");
                 self.log(LogLevel::Warn, text);
                 self.tell_copy_lost(first, id);
+            }
+            News::Moved => {
+                self.log(
+                    LogLevel::Info,
+                    format!("block {id} is on {daemons:?} now, epoch {epoch}"),
+                );
             }
             News::More => {
                 let text = format!("block {id} is on {daemons:?} again, epoch {epoch}");

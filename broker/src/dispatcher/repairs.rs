@@ -48,9 +48,8 @@ impl Dispatcher {
     /// Whether a session may leave something half written that others share.
     fn may_leave(&self, opens: &Opens) -> bool {
         let writable = |first: &BlockId| opens.rights(*first).write;
-        let has_copies = |first| self.blocks.span(first).is_some_and(|span| span.copies > 1);
         let mut regions = opens.regions().filter(writable);
-        regions.any(|first| !self.tables_complete() || has_copies(first))
+        regions.any(|first| !self.tables_complete() || self.blocks.has_locks(first))
     }
 
     /// A session has ended, and is forgotten. Its id and record stay as long as something of it may

@@ -189,6 +189,15 @@ impl Dispatcher {
             ClientRequest::Admin(AdminRequest::AdoptStale { block, from }) => {
                 return self.adopt_stale(to, *block, *from);
             }
+            ClientRequest::Admin(AdminRequest::Migrate { block, from, to: onto }) => {
+                return self.migrate(to, (*block, *from, *onto));
+            }
+            ClientRequest::Admin(AdminRequest::Swap { one, other }) => {
+                return self.swap(to, *one, *other);
+            }
+            ClientRequest::Admin(AdminRequest::Drain { daemon, is_draining }) => {
+                return self.drain(to, *daemon, *is_draining);
+            }
             ClientRequest::Admin(request) => return self.admin(to, request),
             ClientRequest::Setup(setup) => return self.setup(to, setup),
             ClientRequest::Attach(attach) => return self.attach(to, attach),
@@ -321,6 +330,7 @@ impl Dispatcher {
         self.deferred.drop_conn(conn);
         self.parked.drop_conn(conn);
         self.unsettled.drop_conn(conn);
+        self.cancel_moves(conn);
         let client = self.clients.remove(&conn)?;
         self.ledger.refund_connection(client.peer.uid);
         Some(client)
@@ -337,13 +347,19 @@ fn moved_bytes(request: &ClientRequest) -> usize {
 
 /// What must wait until every daemon has reported to a broker that came back.
 const fn needs_complete_tables(request: &ClientRequest) -> bool {
-    if matches!(request, ClientRequest::Admin(AdminRequest::AdoptStale { .. })) {
-        return true;
+    if let ClientRequest::Admin(request) = request {
+        let changes = matches!(
+            request,
+            AdminRequest::AdoptStale { .. }
+                | AdminRequest::Migrate { .. }
+                | AdminRequest::Swap { .. }
+                | AdminRequest::Drain { .. }
+        );
+        return changes;
     }
     !matches!(
         request,
-        ClientRequest::Admin(_)
-            | ClientRequest::Attach(_)
+        ClientRequest::Attach(_)
             | ClientRequest::Stat
             | ClientRequest::Policies
             | ClientRequest::Events

@@ -152,6 +152,9 @@ impl Dispatcher {
                 FoundContent::Read(held) => read.push((daemon, held)),
             }
         }
+        for daemon in started.draining {
+            self.set_draining(daemon, true);
+        }
         for (daemon, held) in read {
             self.take_headers(daemon, held);
         }
@@ -457,8 +460,8 @@ impl Dispatcher {
         let Some(session) = self.sessions.get(id).filter(|session| session.restored) else {
             return;
         };
-        let has_copies = |first| self.blocks.span(first).is_some_and(|span| span.copies > 1);
-        if !session.spans.iter().copied().chain(session.opens.regions()).any(has_copies) {
+        let has_locks = |first| self.blocks.has_locks(first);
+        if !session.spans.iter().copied().chain(session.opens.regions()).any(has_locks) {
             return;
         }
         if let Some(session) = self.sessions.get_mut(id) {

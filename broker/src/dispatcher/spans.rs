@@ -76,7 +76,7 @@ impl Dispatcher {
 
     fn give_up_block(&mut self, id: BlockId) {
         self.forget_raise(id);
-        self.forget_sync(id);
+        self.forget_sync(id, "its owner has given it up");
         self.end_adoption(id, Some("its owner has given it up"));
         self.blocks.set_state(id, BlockState::Going);
         self.retire_locks(id);
@@ -203,6 +203,15 @@ impl Dispatcher {
         if matches!(copy.state, CopyState::Syncing | CopyState::Leaving) {
             return self.drop_sync(id, why);
         }
+        let is_left = block.copies.held().any(|other| other.daemon != daemon);
+        if !is_left && self.is_switching(id) {
+            // What leaves is as good, unless a header says already that it does: soon it is known.
+            return;
+        }
+        let Some(copy) = self.blocks.get_mut(id).and_then(|block| block.copies.of_mut(daemon))
+        else {
+            return;
+        };
         copy.state = CopyState::Lost;
         self.ledger.lose(&mut copy.charge);
         let text = format!("block {id} on daemon {daemon} is lost: {why}");
@@ -211,7 +220,7 @@ impl Dispatcher {
             self.log(LogLevel::Warn, text);
             return self.make_again(first);
         }
-        let is_left = block.copies.held().next().is_some();
+        let Some(block) = self.blocks.get_mut(id) else { return };
         match state {
             BlockState::Held | BlockState::Losing if is_left => {
                 if let Some(copy) = block.copies.of_mut(daemon) {
@@ -237,7 +246,7 @@ impl Dispatcher {
         let Some(block) = self.blocks.get(id) else { return };
         let (first, bytes) = (block.span, block.committed);
         self.blocks.set_state(id, BlockState::Lost);
-        self.forget_sync(id);
+        self.forget_sync(id, text);
         self.log(LogLevel::Error, text);
         self.revoke_block(first, id);
         self.tell_holders(first, id);
@@ -250,7 +259,7 @@ impl Dispatcher {
         for session in self.holders(first) {
             self.changed(session, block);
         }
-        if self.blocks.span(first).is_some_and(|span| span.copies > 1) {
+        if self.blocks.get(block).is_some_and(|block| block.locks.is_some()) {
             self.seats.tell();
         }
     }

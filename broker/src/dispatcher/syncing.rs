@@ -1,5 +1,5 @@
-//! Copies are made again: a block that has fewer than were asked for gets another, while its
-//! clients work (docs/adr/0009).
+//! A block gets another copy while its clients work: one that it lacks, or one in the place of
+//! another, which goes then (docs/adr/0009, docs/adr/0010).
 //!
 //! ```text
 //!            Create               all headers name it       who knows of the block is told, and
@@ -9,10 +9,11 @@
 //!    |                  |                          |                            COPYING
 //!    |                  v                          v    it is lost, or does        |  |
 //!    +--------------- (none)       UNNAMING <-----------not grow, or is refused----+  |
-//!    |                                |                                               | all of it
-//!    |  Destroy                       | all headers name it no more                   v
-//!    +----------- LEAVING <-----------+          all headers name it as a good one: Held
-//!       who knows of the block is told, and idle since
+//!    |                             |      ^              all of it, and no pointer is | in its way
+//!    |  Destroy                    |      |                                           v
+//!    +----------- LEAVING <--------+      +--- that in whose ---- all headers name it as a good
+//!       who knows of the block is told,        place it is        one: Held
+//!       and idle since
 //! ```
 //!
 //! Where its daemon is away, nobody waits for what is written there: it is destroyed at once.
@@ -27,28 +28,35 @@
 //! 3. A copy that is syncing is read by nobody, and nothing is repaired from it. The headers of the
 //!    good copies name it, as does its own, so that daemons write it; a broker that comes back
 //!    gives it up.
-//! 4. Of a block one copy is made at a time. It says since which epoch it is written: who asks
-//!    about an earlier copy of that daemon means another object.
+//! 4. Of a block one copy is made or goes at a time. It says since which epoch it is written: who
+//!    asks about an earlier copy of that daemon means another object.
 //! 5. Who stands still holds up copies of blocks that it has open, and no others: one that waits
 //!    takes no place among those that are made at once.
+//! 6. By one writing of headers a copy becomes good and the other, in whose place it is, is none
+//!    any more: a block never has more copies than were asked for.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod copying;
+mod leaving;
+mod pointers;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use dmce_abi::block::{BlockId, DaemonId, SessionId};
 use dmce_abi::limits::PAGE_BYTES;
+use dmce_abi::wire::admin::{HOLDERS_MAX, HeldBy, Holder};
 use dmce_abi::wire::daemon::{DaemonAnswer, SYNC_BYTES_MAX};
 
 use super::Dispatcher;
-use super::action::LogLevel;
 use super::asking::Answer;
 use super::blocks::{BlockState, News};
 use super::copies::{Copy, CopyState};
-use super::daemons::{Op, Server};
+use super::daemons::Op;
 use super::event::Millis;
 use super::lacks::Lacks;
 use super::pace::Pace;
 use super::timers::Timer;
+use copying::Copying;
 
 /// How long until something is tried again that could not be done: at first, and at most.
 const AGAIN_MS: u64 = 20;
@@ -58,10 +66,12 @@ const TELLING_MS: u64 = 1_000;
 /// Parts that a daemon is asked for at once, so that it has another one when it has done one.
 const PARTS: usize = 2;
 
-/// A copy that is being made.
+/// A copy that is being made, or goes.
 #[derive(Debug)]
-pub(super) struct Sync {
+struct Sync {
     daemon: DaemonId,
+    /// Whose copy goes when this one is good.
+    instead_of: Option<DaemonId>,
     stage: Stage,
 }
 
@@ -75,30 +85,22 @@ enum Stage {
     /// These may write the block without it.
     Telling(BTreeSet<SessionId>),
     /// It gets the bytes of the others.
-    Copying(Copying),
+    Copying(Box<Copying>),
     /// Headers are being written that do not name it any more.
-    Unnaming,
-    /// These may still write it.
-    Leaving(BTreeSet<SessionId>),
+    Unnaming { was_good: bool },
+    /// These may still use it.
+    Leaving { was_good: bool, left: BTreeSet<SessionId> },
+    /// Headers are being written by which nobody locks pages of an only copy any more.
+    Unlocking,
+    /// These may still do so.
+    Unlocked(BTreeSet<SessionId>),
 }
 
-/// What it has, and what it lacks.
-#[derive(Debug, Default)]
-struct Copying {
-    /// What is behind this was not asked for yet.
-    begun: u64,
-    /// What is to be copied before that, the next one first.
-    again: VecDeque<Range<u64>>,
-    /// What its daemon was asked for, and has yet to answer.
-    asked: Vec<Range<u64>>,
-    /// How long the last answers were awaited that brought nothing; 0 if the last one did.
-    pause_ms: u64,
-    /// Until when nothing is asked for.
-    rests: Option<Millis>,
-    /// What is asked for next, and when: as fast as copies may be made.
-    booked: Option<(Millis, Range<u64>)>,
-    /// Whether the headers were written anew because nothing could be copied for long.
-    is_renamed: bool,
+impl Stage {
+    /// Whether it is a copy that goes, and had all bytes of the others.
+    const fn was_good(&self) -> bool {
+        matches!(self, Self::Unnaming { was_good: true } | Self::Leaving { was_good: true, .. })
+    }
 }
 
 /// All of them.
@@ -113,52 +115,6 @@ pub(super) struct Syncs {
     pub lacks: Lacks,
     /// How fast they are made.
     pub pace: Pace,
-}
-
-impl Copying {
-    /// Whether it has all of so many bytes.
-    fn is_all(&self, committed: u64) -> bool {
-        let is_begun = self.begun >= committed && self.booked.is_none();
-        is_begun && self.again.is_empty() && self.asked.is_empty()
-    }
-
-    /// The next part, of a block of so many bytes.
-    fn next(&mut self, committed: u64) -> Option<Range<u64>> {
-        let mut range = match self.again.pop_front() {
-            Some(range) => range,
-            None if self.begun < committed => {
-                let range = self.begun..committed;
-                self.begun = committed;
-                range
-            }
-            None => return None,
-        };
-        // Of a huge page no two parts.
-        let most = u64::from(SYNC_BYTES_MAX);
-        let end = (range.start / most + 1) * most;
-        if range.end > end {
-            self.again.push_front(end..range.end);
-            range.end = end;
-        }
-        Some(range)
-    }
-
-    /// How many bytes of so many it lacks.
-    fn left(&self, committed: u64) -> u64 {
-        let booked = self.booked.iter().map(|(_, part)| part);
-        let parts = self.again.iter().chain(&self.asked).chain(booked);
-        let parts: u64 = parts.map(|part| part.end - part.start).sum();
-        parts.saturating_add(committed.saturating_sub(self.begun)).min(committed)
-    }
-
-    /// Of a part nothing was done: somebody has its first page, which comes again last.
-    fn pass_over(&mut self, part: Range<u64>) {
-        let page = part.end.min((part.start / PAGE_BYTES + 1) * PAGE_BYTES);
-        self.again.push_back(part.start..page);
-        if page < part.end {
-            self.again.push_front(page..part.end);
-        }
-    }
 }
 
 impl Syncs {
@@ -191,6 +147,15 @@ impl Syncs {
         self.by_block.contains_key(&id)
     }
 
+    /// Whether one is being made that nobody was told is good.
+    pub(super) fn is_made(&self, id: BlockId) -> bool {
+        let sync = self.by_block.get(&id);
+        sync.is_some_and(|sync| {
+            let stage = &sync.stage;
+            matches!(stage, Stage::Making | Stage::Naming | Stage::Telling(_) | Stage::Copying(_))
+        })
+    }
+
     /// How many go on by themselves.
     pub(super) fn going(&self) -> usize {
         self.by_block.len() - self.waiting.len()
@@ -218,10 +183,33 @@ impl Syncs {
 }
 
 impl Dispatcher {
-    /// A copy is asked for.
-    pub(super) fn begin_sync(&mut self, id: BlockId, daemon: DaemonId) {
-        self.syncs.by_block.insert(id, Sync { daemon, stage: Stage::Making });
+    /// A copy is asked for; in the place of one that goes then, if that is said.
+    pub(super) fn begin_sync(
+        &mut self,
+        id: BlockId,
+        daemon: DaemonId,
+        instead_of: Option<DaemonId>,
+    ) {
+        self.syncs.by_block.insert(id, Sync { daemon, instead_of, stage: Stage::Making });
         self.ask_create(id, daemon);
+    }
+
+    /// Nobody is to lock pages of an only copy any more, which has moved.
+    pub(super) fn begin_unlocking(&mut self, id: BlockId) {
+        let Some(block) = self.blocks.get_mut(id) else { return };
+        let Some(daemon) = block.primary() else { return };
+        block.is_locked = false;
+        let stage = Stage::Unlocking;
+        self.syncs.by_block.insert(id, Sync { daemon, instead_of: None, stage });
+        self.syncs.set_waiting(id, true);
+        self.blocks.set_state(id, BlockState::Losing);
+        self.raise(id);
+    }
+
+    /// Nothing is done any more about a copy that was made, or went.
+    fn end_of_sync(&mut self, id: BlockId) -> Option<Sync> {
+        self.moves.is_due = true;
+        self.syncs.remove(id)
     }
 
     /// Whether a copy that was asked for is one of those; then it is there.
@@ -235,62 +223,82 @@ impl Dispatcher {
         copy.state = CopyState::Syncing;
         if copy.committed < committed || is_grown || !block.state.is_usable() {
             // Nobody was told of it.
-            self.syncs.remove(id);
+            self.end_of_sync(id);
             self.destroy(id, daemon);
+            self.move_again(id);
             return true;
         }
         sync.stage = Stage::Naming;
+        block.is_locked = true;
         self.blocks.set_state(id, BlockState::Losing);
         self.raise(id);
         true
     }
 
     /// Whether a copy that was refused is one of those; then there is none.
-    pub(super) fn copy_refused(&mut self, id: BlockId, daemon: DaemonId) -> bool {
+    pub(super) fn copy_refused(&mut self, id: BlockId, daemon: DaemonId, why: &str) -> bool {
         let is_it = self.syncs.by_block.get(&id).is_some_and(|sync| sync.daemon == daemon);
         if is_it {
-            self.syncs.remove(id);
+            self.end_of_sync(id);
             self.remove_copy(id, daemon);
             self.rest_from(id, daemon);
+            self.move_failed(id, why);
         }
         is_it
     }
 
     /// It was decided which copies of a block there are, and its sessions are told.
     pub(super) fn go_on_syncing(&mut self, id: BlockId) {
-        self.syncs.lacks.is_due = true;
+        (self.syncs.lacks.is_due, self.moves.is_due) = (true, true);
         let Some(block) = self.blocks.get(id) else { return };
         let (first, epoch) = (block.span, block.epoch);
-        let Some(stage) = self.syncs.stage_of(id) else { return };
-        if !matches!(stage, Stage::Making | Stage::Copying(_)) {
-            let is_new = matches!(stage, Stage::Naming | Stage::Telling(_));
-            let daemon = self.syncs.by_block.get(&id).map(|sync| sync.daemon);
-            let mut sessions = self.writers(first);
-            // Any daemon may write the block for a client; what goes is that daemon's own.
-            let is_own = |seat: &SessionId| !is_new && self.seats.daemon_of(*seat) == daemon;
-            sessions.extend(self.seats.ids().filter(|seat| !is_own(seat)));
-            self.idles.extend(sessions.iter().map(|session| (*session, id, epoch)));
-            if let Some(stage) = self.syncs.stage_of(id) {
-                *stage = if is_new { Stage::Telling(sessions) } else { Stage::Leaving(sessions) };
+        let Some(Sync { daemon, stage, .. }) = self.syncs.by_block.get(&id) else { return };
+        let (told, next): (_, fn(BTreeSet<SessionId>) -> Stage) = match stage {
+            Stage::Making => return,
+            Stage::Copying(_) => {
+                self.await_pointers(id);
+                return self.sync_on(id);
             }
-            self.sync_at(self.now.millis.after(TELLING_MS), id);
+            Stage::Naming | Stage::Telling(_) => {
+                (self.users_of(first, None, false), Stage::Telling)
+            }
+            Stage::Unnaming { was_good: false } | Stage::Leaving { was_good: false, .. } => {
+                let users = self.users_of(first, Some(*daemon), false);
+                (users, |left| Stage::Leaving { was_good: false, left })
+            }
+            Stage::Unnaming { was_good: true } | Stage::Leaving { was_good: true, .. } => {
+                let users = self.users_of(first, Some(*daemon), true);
+                self.inspect_named(id);
+                (users, |left| Stage::Leaving { was_good: true, left })
+            }
+            Stage::Unlocking | Stage::Unlocked(_) => {
+                (self.users_of(first, None, true), Stage::Unlocked)
+            }
+        };
+        self.idles.extend(told.iter().map(|session| (*session, id, epoch)));
+        if let Some(stage) = self.syncs.stage_of(id) {
+            *stage = next(told);
         }
+        self.sync_at(self.now.millis.after(TELLING_MS), id);
         self.sync_on(id);
     }
 
     /// A session or seat does nothing to a block that began before it was told.
     pub(super) fn syncs_without(&mut self, session: SessionId, id: BlockId) {
         let stage = self.syncs.stage_of(id);
-        if let Some(Stage::Telling(left) | Stage::Leaving(left)) = stage
+        if let Some(Stage::Telling(left) | Stage::Leaving { left, .. } | Stage::Unlocked(left)) =
+            stage
             && left.remove(&session)
         {
             self.sync_on(id);
         }
+        self.gives_no_pointers(session, id);
     }
 
     /// The same of all blocks: it has ended.
     pub(super) fn all_sync_without(&mut self, session: SessionId) {
         for id in self.syncs.by_block.keys().copied().collect::<Vec<_>>() {
+            self.has_no_pointers(session, id);
             self.syncs_without(session, id);
         }
     }
@@ -304,7 +312,7 @@ impl Dispatcher {
 
     /// What could not be done a moment ago is tried again.
     pub(super) fn sync_again(&mut self) {
-        self.syncs.lacks.is_due = true;
+        (self.syncs.lacks.is_due, self.moves.is_due) = (true, true);
         let now = self.now.millis;
         while let Some(&(at, id)) = self.syncs.due.first()
             && at <= now
@@ -314,6 +322,7 @@ impl Dispatcher {
                 Some(Stage::Telling(_)) => self.syncs.set_waiting(id, true),
                 Some(Stage::Copying(copying)) => {
                     copying.rests.take_if(|until| *until <= now);
+                    self.look_at_pointers(id);
                 }
                 _ => {}
             }
@@ -351,11 +360,11 @@ impl Dispatcher {
         };
         let (first, guid, committed) = (block.span, block.guid, block.committed);
         let is_repaired = !self.wrecks.may_hold(id, first);
-        let Some(Sync { daemon, stage }) = self.syncs.by_block.get_mut(&id) else { return };
+        let Some(Sync { daemon, stage, .. }) = self.syncs.by_block.get_mut(&id) else { return };
         let daemon = *daemon;
         match stage {
             Stage::Telling(left) if left.is_empty() && is_repaired => {
-                *stage = Stage::Copying(Copying::default());
+                *stage = Stage::Copying(Box::default());
                 self.syncs.set_waiting(id, false);
                 self.sync_on(id);
             }
@@ -385,14 +394,22 @@ impl Dispatcher {
                 }
                 self.pump(daemon);
                 match (is_all, is_repaired) {
-                    (true, true) => self.end_sync(id, daemon),
+                    (true, true) if self.are_pointers_gone(id) => self.end_sync(id),
                     (true, false) => self.syncs.set_waiting(id, true),
-                    (false, _) => {}
+                    _ => {}
                 }
             }
-            Stage::Leaving(left) if left.is_empty() => {
-                self.syncs.remove(id);
+            Stage::Leaving { was_good, left } if left.is_empty() => {
+                let was_good = *was_good;
+                self.end_of_sync(id);
                 self.destroy(id, daemon);
+                if was_good {
+                    self.moved_from(id);
+                }
+            }
+            Stage::Unlocked(left) if left.is_empty() && is_repaired => {
+                self.end_of_sync(id);
+                self.take_locks_back(id);
             }
             _ => {}
         }
@@ -451,72 +468,67 @@ impl Dispatcher {
         }
     }
 
-    /// A copy has all bytes of the others: it is good as soon as all headers say so.
-    fn end_sync(&mut self, id: BlockId, daemon: DaemonId) {
-        self.syncs.remove(id);
+    /// A copy has all bytes of the others: it is good as soon as all headers say so, and that in
+    /// whose place it is, is none any more.
+    fn end_sync(&mut self, id: BlockId) {
+        let Some(Sync { daemon, instead_of, .. }) = self.end_of_sync(id) else { return };
         let Some(block) = self.blocks.get_mut(id) else { return };
-        block.copies.name(daemon);
-        block.news = News::More;
+        let first = block.span;
+        block.is_moving = false;
+        let is_named = |old: &DaemonId| block.copies.named().any(|copy| copy.daemon == *old);
+        if let Some(old) = instead_of.filter(is_named) {
+            if let Some([old, new]) = block.copies.replace(old, daemon) {
+                self.ledger.hand_over(&mut old.charge, &mut new.charge);
+            }
+            block.news = News::Moved;
+            let stage = Stage::Unnaming { was_good: true };
+            self.syncs.by_block.insert(id, Sync { daemon: old, instead_of: None, stage });
+            self.syncs.set_waiting(id, true);
+            self.revoke_block(first, id);
+        } else {
+            block.copies.name(daemon);
+            block.news = News::More;
+            let payer = self.payer_of_span(first);
+            let copy = self.blocks.get_mut(id).and_then(|block| block.copies.of_mut(daemon));
+            if let Some(copy) = copy {
+                self.ledger.pay(&mut copy.charge, payer);
+            }
+            self.moved_from(id);
+        }
         self.blocks.set_state(id, BlockState::Losing);
         self.raise(id);
     }
 
-    /// A copy that is being made is given up.
-    pub(super) fn drop_sync(&mut self, id: BlockId, why: &str) {
-        let Some(Sync { daemon, stage }) = self.syncs.by_block.get_mut(&id) else { return };
-        let daemon = *daemon;
-        let hears = self.daemons.servers.get(&daemon).is_some_and(Server::hears);
-        let is_written = matches!(stage, Stage::Naming | Stage::Telling(_) | Stage::Copying(_));
-        match stage {
-            Stage::Making => {
-                // Its daemon answers first, so that the destroy finds what was made.
-                self.syncs.remove(id);
-                self.blocks.set_copy(id, daemon, CopyState::Dying);
+    /// Who holds back what is to become of the copies of a block.
+    pub(super) fn holders_back(&self, id: BlockId) -> Vec<Holder> {
+        let stage = self.syncs.by_block.get(&id).map(|sync| &sync.stage);
+        let (sessions, by) = match stage {
+            Some(Stage::Telling(left) | Stage::Leaving { left, .. } | Stage::Unlocked(left)) => {
+                (left.clone(), HeldBy::Operation)
             }
-            Stage::Naming | Stage::Telling(_) | Stage::Copying(_) if hears => {
-                *stage = Stage::Unnaming;
-                self.syncs.set_waiting(id, true);
-                self.blocks.set_copy(id, daemon, CopyState::Leaving);
-            }
-            // Some may wait for its daemon to come back, and the others have nobody to write to.
-            _ if !hears => {
-                self.syncs.remove(id);
-                self.destroy(id, daemon);
-            }
-            _ => return,
-        }
-        let text = format!("the new copy of block {id} on daemon {daemon} is given up: {why}");
-        self.log(LogLevel::Warn, text);
-        self.rest_from(id, daemon);
-        if is_written {
-            self.blocks.set_state(id, BlockState::Losing);
-            self.raise(id);
-        }
-    }
-
-    /// A daemon does not answer, or is away: what it was making is given up.
-    pub(super) fn drop_syncs_of(&mut self, daemon: DaemonId) {
-        let all = self.syncs.by_block.iter();
-        let ids: Vec<BlockId> =
-            all.filter(|(_, s)| s.daemon == daemon).map(|(id, _)| *id).collect();
-        for id in ids {
-            self.drop_sync(id, "its daemon does not answer");
-        }
-    }
-
-    /// A block is lost, or was given up: no copy of it is made any more.
-    pub(super) fn forget_sync(&mut self, id: BlockId) {
-        let Some(Sync { daemon, stage }) = self.syncs.remove(id) else { return };
-        if matches!(stage, Stage::Making) {
-            self.blocks.set_copy(id, daemon, CopyState::Dying);
-        } else {
-            self.destroy(id, daemon);
-        }
+            Some(Stage::Copying(copying)) => (copying.pointers.held_by.clone(), HeldBy::Pointer),
+            None if self.is_to_move(id) => (self.pointing_into(id), HeldBy::Pointer),
+            _ => return Vec::new(),
+        };
+        let first = self.blocks.get(id).map(|block| block.span);
+        let remains = first.into_iter().flat_map(|first| self.wrecks.holding(id, first));
+        let sessions = sessions.into_iter().map(|session| (session, by));
+        let all = sessions.chain(remains.map(|session| (session, HeldBy::Remains)));
+        let holder = |(session, by): (SessionId, HeldBy)| {
+            let pid = self.sessions.get(session).map(|session| session.record.pid);
+            let pid = pid.or_else(|| self.wrecks.get(session).map(|wreck| wreck.pid));
+            let pid = pid.or_else(|| {
+                let daemon = self.seats.daemon_of(session)?;
+                self.daemons.servers.get(&daemon).map(|server| server.pid)
+            });
+            Holder { session: session.get(), pid: pid.unwrap_or(0), by }
+        };
+        all.take(HOLDERS_MAX).map(holder).collect()
     }
 
     /// Each copy that is being made is one of its block's.
     pub(super) fn audit_syncs(&self) -> Result<(), String> {
-        for (id, Sync { daemon, stage }) in &self.syncs.by_block {
+        for (id, Sync { daemon, stage, .. }) in &self.syncs.by_block {
             let block = self.blocks.get(*id);
             let copy = block.and_then(|block| block.copies.of(*daemon));
             let state = copy.filter(|copy| !copy.named).map(|copy| copy.state);
@@ -525,7 +537,8 @@ impl Dispatcher {
                 Stage::Naming | Stage::Telling(_) | Stage::Copying(_) => {
                     state == Some(CopyState::Syncing)
                 }
-                Stage::Unnaming | Stage::Leaving(_) => state == Some(CopyState::Leaving),
+                Stage::Unlocking | Stage::Unlocked(_) => copy.is_some_and(|copy| copy.named),
+                Stage::Unnaming { .. } | Stage::Leaving { .. } => state == Some(CopyState::Leaving),
             };
             if !fits {
                 return Err(format!(

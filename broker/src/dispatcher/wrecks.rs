@@ -10,6 +10,7 @@
 //! 4. What is carried is never looked at before what a slot left, however often it is tried.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 
 use dmce_abi::block::{BlockId, Guid, SessionId};
 use dmce_shm::copies;
@@ -109,6 +110,11 @@ impl Wreck {
     /// The same, to close it.
     pub(super) const fn opens_mut(&mut self) -> Option<&mut Opens> {
         self.opens.as_mut()
+    }
+
+    /// Whether a pointer of it may have stored in a range of a span, and that is not carried.
+    fn may_point_into(&self, first: BlockId, addrs: &Range<u64>) -> bool {
+        self.may_write(first) && self.opens.is_some() && self.pointers.may_be_in(addrs)
     }
 
     /// Whether it may hold pages of a block, whose span begins with `first`, that nobody knows to
@@ -259,6 +265,21 @@ impl Wrecks {
     /// Whether one may hold pages of a block that nobody knows to be equal.
     pub(super) fn may_hold(&self, block: BlockId, first: BlockId) -> bool {
         self.by_id.values().any(|wreck| wreck.may_hold(block, first))
+    }
+
+    /// Those that may hold pages of a block that nobody knows to be equal.
+    pub(super) fn holding(
+        &self,
+        block: BlockId,
+        first: BlockId,
+    ) -> impl Iterator<Item = SessionId> {
+        let all = self.by_id.iter();
+        all.filter(move |(_, wreck)| wreck.may_hold(block, first)).map(|(id, _)| *id)
+    }
+
+    /// Whether something that one stored by a pointer is not carried, in a range of a span.
+    pub(super) fn may_point_into(&self, first: BlockId, addrs: &Range<u64>) -> bool {
+        self.by_id.values().any(|wreck| wreck.may_point_into(first, addrs))
     }
 
     /// Pages of a block that are lost, and that no lock table says yet.

@@ -405,9 +405,9 @@ impl Server {
                     self.events.push_back(Event::BlockMade { daemon, request_id, made });
                 }
             }
-            Action::RaiseEpoch { raise, block, headers } => {
+            Action::RaiseEpoch { raise, block, committed, headers } => {
                 let rewrite = |(daemon, description)| {
-                    (daemon, self.objects.rewrite_header(daemon, description))
+                    (daemon, self.objects.rewrite_header(daemon, description, committed))
                 };
                 let headers = headers.into_iter().map(rewrite).collect();
                 self.events.push_back(Event::EpochRaised { raise, block, headers });
@@ -444,6 +444,12 @@ impl Server {
             Action::AwaitIdle { session, block, epoch } => {
                 let then = (now().millis, &mut self.events);
                 self.idles.add(&self.sessions, (session, block, epoch), then);
+            }
+            Action::RememberDrain { daemon, is_draining } => {
+                self.objects.remember_drain(daemon, is_draining);
+            }
+            Action::FindPointers { session, block, epoch, addrs } => {
+                self.events.extend(self.sessions.find_pointers(session, (block, epoch), &addrs));
             }
             Action::Log { level, text } => self.journal.log(now().millis, level, &text),
             Action::WakeAt(at) => self.wake_at = Some(at),

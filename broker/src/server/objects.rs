@@ -192,7 +192,7 @@ impl Objects {
             Ok((_, stat)) => stat.bytes,
             // It says all the same which copies are the good ones by now.
             Err(ObjectFailure::Object(ObjectError::NotFound { .. }))
-                if header.description.owner.copies() > 1 =>
+                if header.description.has_locks() =>
             {
                 0
             }
@@ -276,8 +276,17 @@ impl Objects {
     }
 
     /// Writes the header of a copy anew, in place of one of the same block, or of none.
-    pub fn rewrite_header(&mut self, daemon: DaemonId, description: BlockDescription) -> Rewritten {
+    pub fn rewrite_header(
+        &mut self,
+        daemon: DaemonId,
+        description: BlockDescription,
+        committed: u64,
+    ) -> Rewritten {
         let (id, guid) = (description.block, description.guid);
+        // A header whose data are gone is not to be the only one that is believed.
+        if let Some(gone) = self.without_data(daemon, id, committed) {
+            return gone;
+        }
         let opened = self.open(daemon.get(), ObjectKind::Header(id.get()), true);
         let fd = match opened {
             Ok((fd, _)) => fd,
@@ -303,17 +312,25 @@ impl Objects {
         }
     }
 
-    /// Writes the header of a copy that has none, if its data are there. It is whole when it has
+    /// Why no header of a copy is written, if its data are not there.
+    fn without_data(&self, daemon: DaemonId, block: BlockId, needs: u64) -> Option<Rewritten> {
+        match self.open(daemon.get(), ObjectKind::Data(block.get()), false) {
+            Ok((_, stat)) if stat.bytes >= needs => None,
+            Ok((_, stat)) => {
+                let reason = format!("its object has {} bytes of {needs}", stat.bytes);
+                Some(Rewritten::Gone { reason })
+            }
+            Err(ObjectFailure::Object(error)) if !matches!(error, ObjectError::NotFound { .. }) => {
+                Some(Rewritten::Failed { reason: error.to_string() })
+            }
+            Err(failure) => Some(Rewritten::Gone { reason: failure.to_string() }),
+        }
+    }
+
+    /// Writes the header of a copy that has none, and whose data are there. It is whole when it has
     /// its name: a daemon would remove what is under a header that is not.
     fn restore_header(&mut self, daemon: DaemonId, description: BlockDescription) -> Rewritten {
         let block = description.block.get();
-        match self.open(daemon.get(), ObjectKind::Data(block), false) {
-            Ok(_) => {}
-            Err(ObjectFailure::Object(error)) if !matches!(error, ObjectError::NotFound { .. }) => {
-                return Rewritten::Failed { reason: error.to_string() };
-            }
-            Err(failure) => return Rewritten::Gone { reason: failure.to_string() },
-        }
         let name = self.name(daemon.get(), ObjectKind::Header(block));
         warn!(object = name, "it was removed, and is written again");
         match self.headers.make(&self.folder, &name, &BlockHeader { daemon, description }) {
@@ -321,6 +338,20 @@ impl Objects {
             // Its daemon may have been first: it is written in its place.
             Err(HeaderError::Object(error)) => Rewritten::Failed { reason: error.to_string() },
             Err(error) => Rewritten::Gone { reason: error.to_string() },
+        }
+    }
+
+    /// Remembers that a daemon is drained, or not any more, by an object without bytes.
+    pub fn remember_drain(&self, daemon: DaemonId, is_draining: bool) {
+        let name = self.name(BROKER, ObjectKind::Drain(daemon.get()));
+        let done = if is_draining {
+            self.folder.create(&name).map(drop)
+        } else {
+            self.folder.unlink(&name)
+        };
+        match done {
+            Ok(()) | Err(ObjectError::Exists { .. } | ObjectError::NotFound { .. }) => {}
+            Err(error) => warn!(object = name, "a broker that comes back will not know: {error}"),
         }
     }
 

@@ -13,10 +13,11 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::ops::Bound::{Excluded, Unbounded};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use dmce_abi::Status;
-use dmce_abi::block::{DaemonId, Guid, SessionId};
+use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
 use dmce_abi::name::ObjectKind;
 use dmce_abi::wire::Refusal;
 use dmce_broker::dispatcher::{
@@ -26,6 +27,7 @@ use dmce_shm::fence::Fence;
 use dmce_shm::record::{self, ProcessIdentity, RecordError};
 use dmce_shm::session::SessionIdentity;
 use dmce_shm::session::object::{SessionError, SessionObject};
+use dmce_shm::session::pin::PinClaim;
 use dmce_shm::slot::Marks;
 use dmce_sys::poll::{Interest, Poller};
 use dmce_sys::process::ProcessError;
@@ -325,6 +327,25 @@ impl Sessions {
     /// The marks of a session's slots; `None` if there is no such session.
     pub fn marks(&self, id: SessionId) -> Option<Result<Marks, SessionError>> {
         self.all.get(&id).map(|session| session.made.object.marks())
+    }
+
+    /// Whether a session has pointers into a range of addresses; `None` if there is no such one.
+    pub fn find_pointers(
+        &self,
+        session: SessionId,
+        (block, epoch): (BlockId, u64),
+        addrs: &Range<u64>,
+    ) -> Option<Event> {
+        let is_in = |pin: &PinClaim| {
+            let range = pin.range;
+            range.addr < addrs.end && addrs.start < range.addr.saturating_add(range.bytes)
+        };
+        Some(match self.all.get(&session)?.made.object.pins() {
+            Ok(pins) => {
+                Event::PointersFound { session, block, epoch, has_some: pins.iter().any(is_in) }
+            }
+            Err(error) => Event::Misused { session, reason: error.to_string() },
+        })
     }
 
     /// What the slots of a session that has ended were changing, and where its pointers could

@@ -19,6 +19,7 @@ pub fn read(objects: &Objects, sessions: &mut Sessions) -> Result<Started, Objec
         if daemon == BROKER {
             started.sessions = sessions.take_up(objects, &kinds);
             started.tables = tables::all(objects, &kinds);
+            started.draining = draining(objects, &kinds);
             continue;
         }
         match DaemonId::try_from(daemon) {
@@ -27,6 +28,17 @@ pub fn read(objects: &Objects, sessions: &mut Sessions) -> Result<Started, Objec
         }
     }
     Ok(started)
+}
+
+/// The daemons that are drained, as objects of this user say.
+fn draining(objects: &Objects, kinds: &BTreeSet<ObjectKind>) -> BTreeSet<DaemonId> {
+    let ids = kinds.iter().filter_map(|kind| match *kind {
+        ObjectKind::Drain(id) if objects.open(BROKER, *kind, false).is_ok() => {
+            DaemonId::try_from(id).ok()
+        }
+        _ => None,
+    });
+    ids.collect()
 }
 
 /// What a daemon's names say; `None` if there is nothing of it but a lock that nobody holds, and

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use dmce_abi::block::Half;
-use dmce_abi::wire::admin::{BlockRow, BlockState, CopyRow, CopyState, OwnerRow};
+use dmce_abi::wire::admin::{self, BlockRow, BlockState, CopyRow, CopyState, HeldBy, OwnerRow};
 use dmce_config::Bytes;
 use serde::Serialize;
 
@@ -24,6 +24,17 @@ pub struct Block {
     pub span_count: u32,
     pub owner: Owner,
     pub copies: Vec<Copy>,
+    pub left: u64,
+    pub held_by: Vec<Holder>,
+}
+
+/// Who holds back what is to become of the copies of a block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[allow(missing_docs, reason = "docs/command.md explains the fields")]
+pub struct Holder {
+    pub session: u32,
+    pub pid: Option<u32>,
+    pub by: &'static str,
 }
 
 /// Whose a block is: the fields tell a session from a region.
@@ -58,8 +69,33 @@ impl From<BlockRow> for Block {
             span_count: row.span_count,
             owner: row.owner.into(),
             copies: row.copies.into_iter().map(Copy::from).collect(),
+            left: row.left,
+            held_by: row.held_by.iter().map(Holder::from).collect(),
         }
     }
+}
+
+impl From<&admin::Holder> for Holder {
+    fn from(holder: &admin::Holder) -> Self {
+        let by = match holder.by {
+            HeldBy::Operation => "operation",
+            HeldBy::Pointer => "pointer",
+            HeldBy::Remains => "remains",
+            _ => "unknown",
+        };
+        Self { session: holder.session, pid: (holder.pid != 0).then_some(holder.pid), by }
+    }
+}
+
+/// Who holds something back, and by what.
+pub fn holder_text(holder: &admin::Holder) -> String {
+    let what = match holder.by {
+        HeldBy::Operation => "an operation that does not end",
+        HeldBy::Pointer => "a pointer",
+        HeldBy::Remains => "what it left",
+        _ => "something",
+    };
+    format!("process {} (session {}): {what}", holder.pid, holder.session)
 }
 
 impl From<OwnerRow> for Owner {
@@ -114,7 +150,15 @@ impl Block {
     /// The copies in one cell: daemon and state of each, the primary first.
     pub fn copies_text(&self) -> String {
         let copies: Vec<_> = self.copies.iter().map(Copy::to_string).collect();
-        copies.join(", ")
+        let mut text = copies.join(", ");
+        if self.left > 0 {
+            text = format!("{text}, {} left", Bytes(self.left));
+        }
+        for holder in &self.held_by {
+            let pid = holder.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+            text = format!("{text}, held back by process {pid}: {}", holder.by);
+        }
+        text
     }
 
     /// The block's place in its span, or nothing for a block by itself.

@@ -18,6 +18,7 @@ pub struct Daemon {
     pub reserved: u64,
     pub pool: u64,
     pub blocks: u32,
+    pub draining: bool,
 }
 
 impl From<DaemonRow> for Daemon {
@@ -31,6 +32,7 @@ impl From<DaemonRow> for Daemon {
             reserved: row.reserved,
             pool: row.pool,
             blocks: row.blocks,
+            draining: row.is_draining,
         }
     }
 }
@@ -50,7 +52,7 @@ impl Row for Daemon {
     fn cells(&self) -> Vec<String> {
         vec![
             self.id.to_string(),
-            self.state.to_owned(),
+            if self.draining { format!("{}, drained", self.state) } else { self.state.to_owned() },
             self.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
             Bytes(self.capacity).to_string(),
             Bytes(self.committed).to_string(),

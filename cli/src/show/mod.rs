@@ -21,7 +21,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-pub use blocks::Block;
+pub use blocks::{Block, holder_text};
 pub use daemons::Daemon;
 pub use location::Location;
 pub use regions::Region;

@@ -2,8 +2,8 @@
 
 use dmce_abi::block::{Guid, Half};
 use dmce_abi::wire::admin::{
-    self, BlockRow, BlockState, CopyRow, CopyState, DaemonRow, DaemonState, Health, MappingRow,
-    OwnerRow, RegionRow, Repair, SessionRow, StatusReport,
+    self, BlockRow, BlockState, CopyRow, CopyState, DaemonRow, DaemonState, Health, HeldBy, Holder,
+    MappingRow, OwnerRow, RegionRow, Repair, SessionRow, StatusReport,
 };
 use dmce_abi::wire::client::RegionName;
 use serde_json::{Value, json};
@@ -28,6 +28,8 @@ fn block_row() -> BlockRow {
         ],
         span_first: 6,
         span_count: 3,
+        left: 3 << 20,
+        held_by: vec![Holder { session: 9, pid: 4712, by: HeldBy::Pointer }],
     }
 }
 
@@ -91,12 +93,13 @@ fn daemons_are_an_array() {
         reserved: 2,
         pool: 3,
         blocks: 4,
+        is_draining: true,
     };
     assert_eq!(
         json_of(&vec![Daemon::from(row)]),
         json!([{
             "id": 2, "state": "away", "pid": null, "capacity": 3_221_225_472_u64, "committed": 1,
-            "reserved": 2, "pool": 3, "blocks": 4,
+            "reserved": 2, "pool": 3, "blocks": 4, "draining": true,
         }])
     );
 }
@@ -115,6 +118,8 @@ fn blocks_name_their_copies_and_their_owner_of_either_kind() {
             { "daemon": 1, "state": "good", "half": "primary" },
             { "daemon": 2, "state": "syncing", "half": "mirror" },
         ],
+        "left": 3_145_728,
+        "held_by": [{ "session": 9, "pid": 4712, "by": "pointer" }],
     });
     let listed = json_of(&vec![of_session, of_region]);
     assert_eq!(listed[0], expected);
@@ -214,8 +219,13 @@ fn a_table_lines_up_and_has_nothing_but_text() {
         copies: vec![CopyRow { daemon: 3, state: CopyState::Good, half: Half::PRIMARY }],
         span_first: 12,
         span_count: 1,
+        left: 0,
+        held_by: vec![],
         ..row.clone()
     };
+    let held = Block::from(row.clone()).copies_text();
+    assert!(held.ends_with(", 3 MiB left, held back by process 4712: pointer"), "{held}");
+    let row = BlockRow { left: 0, held_by: vec![], ..row };
     let expected = [
         [
             "ID  STATE      SIZE  COMMITTED   PAGE  EPOCH  SPAN    ",

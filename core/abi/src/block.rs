@@ -251,6 +251,8 @@ pub struct Membership {
     /// The first epoch in which it was written: 0 if it was made with the block. Who knows the
     /// block by an earlier one knows another object of that daemon, or none.
     pub since: u64,
+    /// Whether who writes it locks its pages though one copy was asked for: because that moves.
+    pub locked: bool,
 }
 
 impl Membership {
@@ -263,6 +265,7 @@ impl Membership {
             peers: Vec::new(),
             syncing: None,
             since: 0,
+            locked: false,
         }
     }
 
@@ -281,7 +284,7 @@ impl Membership {
         };
         let peers = daemons.iter().copied().filter(|other| *other != daemon).collect();
         let syncing = syncing.filter(|syncing| *syncing != daemon);
-        Self { role, half, peers, syncing, since: 0 }
+        Self { role, half, peers, syncing, since: 0, locked: false }
     }
 
     /// The daemons of all good copies, the primary's first and the others by their ids, as the copy
@@ -346,6 +349,12 @@ pub struct BlockDescription {
 }
 
 impl BlockDescription {
+    /// Whether it has a lock table, and who writes it locks its pages.
+    #[must_use]
+    pub const fn has_locks(&self) -> bool {
+        self.owner.copies() > 1 || self.membership.locked
+    }
+
     /// Checks all that can be checked without a table: what a message or a header claims must hold
     /// together.
     ///

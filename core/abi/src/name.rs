@@ -8,6 +8,7 @@
 //! dmce.INSTANCE.0.session-00000007       the session object of session 7
 //! dmce.INSTANCE.0.record-00000007        the session record of session 7
 //! dmce.INSTANCE.0.locks-0000002a         the lock table of block 0x2a
+//! dmce.INSTANCE.0.drain-00000002         daemon 2 is drained: it has no bytes
 //! ```
 //!
 //! # Invariants
@@ -38,6 +39,8 @@ pub enum ObjectKind {
     Record(u32),
     /// The lock table of a block.
     LockTable(u32),
+    /// That a daemon is drained.
+    Drain(u32),
 }
 
 /// The name of an object.
@@ -85,6 +88,7 @@ impl fmt::Display for ObjectName {
             ObjectKind::Session(id) => write!(f, "session-{id:08x}"),
             ObjectKind::Record(id) => write!(f, "record-{id:08x}"),
             ObjectKind::LockTable(id) => write!(f, "locks-{id:08x}"),
+            ObjectKind::Drain(id) => write!(f, "drain-{id:08x}"),
         }
     }
 }
@@ -102,6 +106,7 @@ fn parse_kind(text: &str) -> Option<ObjectKind> {
         "session" => ObjectKind::Session(id),
         "record" => ObjectKind::Record(id),
         "locks" => ObjectKind::LockTable(id),
+        "drain" => ObjectKind::Drain(id),
         _ => return None,
     })
 }
@@ -201,6 +206,7 @@ mod tests {
             ObjectKind::Session(7),
             ObjectKind::Record(7),
             ObjectKind::LockTable(42),
+            ObjectKind::Drain(2),
         ] {
             let name = ObjectName { instance: instance.clone(), daemon: 3, kind };
             assert_eq!(ObjectName::parse(&name.to_string()), Ok(name));

@@ -238,7 +238,8 @@ layout! {
         384 => half: U32,
         388 => syncing: U32,
         392 => since: U64,
-        400 => reserved: [u8; 1648],
+        400 => locked: U32,
+        404 => reserved: [u8; 1644],
     }
 }
 
@@ -264,7 +265,7 @@ const ROLE_SYNCING: u32 = 3;
 impl HeaderSlot {
     fn encode(header: &BlockHeader, sequence: u64) -> Result<Self, HeaderError> {
         let description = &header.description;
-        let Membership { role, half, peers, syncing, since } = &description.membership;
+        let Membership { role, half, peers, syncing, since, locked } = &description.membership;
         check_peers(header.daemon, peers, *syncing).map_err(|why| HeaderError::Unfit { why })?;
         let mut slot = Self::new_zeroed();
         slot.sequence = sequence.into();
@@ -276,6 +277,7 @@ impl HeaderSlot {
         }
         .into();
         slot.since = (*since).into();
+        slot.locked = u32::from(*locked).into();
         slot.syncing = syncing.map_or(0, DaemonId::get).into();
         slot.half = u32::from(half.place()).into();
         for (place, peer) in slot.peer.iter_mut().zip(peers) {
@@ -380,7 +382,12 @@ impl HeaderSlot {
             id => Some(DaemonId::try_from(id).map_err(bad_id)?),
         };
         check_peers(daemon, &peers, syncing).map_err(HeaderError::damaged)?;
-        Ok(Membership { role, half, peers, syncing, since: self.since.get() })
+        let locked = match self.locked.get() {
+            0 => false,
+            1 => true,
+            other => return Err(HeaderError::damaged(format!("locked is {other}"))),
+        };
+        Ok(Membership { role, half, peers, syncing, since: self.since.get(), locked })
     }
 
     fn decode_owner(&self) -> Result<Owner, HeaderError> {

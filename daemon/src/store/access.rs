@@ -7,10 +7,15 @@
 //! 2. A request does little: one message's bytes, or one word.
 //! 3. A write is done when what is there was compared with what was to be written [0088].
 //!
-//! Blocks of several copies are those of [`super::copied`].
+//! 4. What is done to an only copy, without a lock, is done while its header says that it is one:
+//!    that is looked at before and after. If it moves by then, what was written is brought to the
+//!    other copy.
+//!
+//! Blocks of several copies, and those that move, are those of [`super::copied`].
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::thread;
 
 use dmce_abi::Status;
 use dmce_abi::block::{BlockId, Guid, Half};
@@ -23,19 +28,39 @@ use dmce_sys::object::{self, ObjectError};
 use dmce_sys::transfer::word::WORD_BYTES;
 
 use super::Store;
+use super::copied::{self, Unseen};
 use super::folder::{Found, Own};
 use super::requests::{lost, no_such_block};
+use super::stamped::Stamped;
 
 /// Objects that are kept open. When there are as many, all are closed.
-const OPEN_MAX: usize = 512;
+const OPEN_MAX: usize = 256;
 
 /// How often a write is tried whose bytes another process writes at the same time.
 const WRITES_MAX: u32 = 3;
 
+/// How often it is tried to bring a word to the other copy while somebody writes there.
+const LEVELS_MAX: u32 = 64;
+
 /// The objects that were reached of late, by block.
 #[derive(Debug, Default)]
 pub(super) struct OpenObjects {
-    open: HashMap<BlockId, (Guid, Own)>,
+    open: HashMap<BlockId, Only>,
+}
+
+/// The only copy of a block.
+#[derive(Debug)]
+struct Only {
+    guid: Guid,
+    data: Own,
+    /// What says that it is; none if that cannot be read: then no broker can change it.
+    header: Option<Stamped>,
+}
+
+impl Only {
+    fn is_current(&self) -> bool {
+        self.header.as_ref().is_none_or(Stamped::is_current)
+    }
 }
 
 impl OpenObjects {
@@ -64,18 +89,19 @@ impl Store {
             _ => WORD_BYTES as u64,
         };
         let end = self.end_of(at, bytes)?;
-        if self.has_copies(at.block) {
+        if self.has_locks(at.block) || self.has_moved(at)? {
             return self.access_copied(request);
         }
         is_first(request)?;
-        let object = self.reached(at)?;
+        let only = self.reached(at)?;
+        let object = only.data.as_fd();
         // A client that may write may also have cut it. Nothing is to make it longer again.
         match object::end(object) {
             Ok(found) if found >= end => {}
             Ok(_) => return Err(lost(at.block)),
             Err(error) => return Err(refusal(at, &error)),
         }
-        match request {
+        let answer = match request {
             DataRequest::Read { .. } | DataRequest::ReadHalf { .. } => read(object, at, bytes),
             DataRequest::Write { data, .. } | DataRequest::WriteHalf { data, .. } => {
                 write(object, at, &data.0)
@@ -83,7 +109,46 @@ impl Store {
             // The only copy is as itself.
             DataRequest::Level { .. } => Ok(DataReply::Done),
             _ => on_word(object, at, request),
+        };
+        if only.is_current() { answer } else { self.access_moved(request, answer) }
+    }
+
+    /// The copy moves since something was done to it as the only one.
+    fn access_moved(&mut self, request: &DataRequest, answer: DataAnswer) -> DataAnswer {
+        let at = request.target();
+        self.open_objects.close(at.block);
+        let busy = Refusal::new(Status::Busy, format!("block {} moves", at.block));
+        if !request.counts() || answer.is_err() {
+            // Done once more, it is the same.
+            return Err(busy);
         }
+        // A word is not changed twice: what it is by now is brought to the other copy.
+        if self.has_locks(at.block) || self.has_moved(at)? {
+            let bytes = u32::try_from(WORD_BYTES).unwrap_or(0);
+            let level = DataRequest::Level { at, bytes, half: Half::PRIMARY };
+            for _ in 0..LEVELS_MAX {
+                match self.access_copied(&level) {
+                    Ok(DataReply::Done) => return answer,
+                    Err(refusal) if refusal.status == Status::Busy => thread::yield_now(),
+                    _ => break,
+                }
+            }
+            let text = format!("block {} moves; the word may have been changed", at.block);
+            return Err(Refusal::new(Status::Io, text));
+        }
+        answer
+    }
+
+    /// Whether the header of an only copy says by now that it moves.
+    fn has_moved(&mut self, at: Target) -> Result<bool, Refusal> {
+        let Target { block, .. } = at;
+        if self.open_objects.open.get(&block).is_some_and(Only::is_current) {
+            return Ok(false);
+        }
+        self.open_objects.close(block);
+        // What can be read of it is read when it is reached.
+        self.reached(at)?;
+        Ok(self.has_locks(block))
     }
 
     /// The bytes that the object must have, if all that is asked for is committed.
@@ -92,9 +157,8 @@ impl Store {
         let held = self.blocks.get(&block).filter(|held| held.header.description.guid == guid);
         let held =
             held.ok_or_else(|| Refusal { status: Status::Address, ..no_such_block(block) })?;
-        let has_copies = held.header.description.owner.copies() > 1;
         // Of several copies another may be there: the broker decides.
-        if held.condition.is_lost() && !has_copies {
+        if held.condition.is_lost() && !held.header.description.has_locks() {
             return Err(lost(block));
         }
         if bytes > DATA_BYTES_MAX as u64 {
@@ -110,29 +174,38 @@ impl Store {
         Ok(cell + bytes)
     }
 
-    /// Whether a block was asked for with several copies, and has a lock table.
-    fn has_copies(&self, block: BlockId) -> bool {
+    /// Whether who writes a block locks its pages.
+    fn has_locks(&self, block: BlockId) -> bool {
         let held = self.blocks.get(&block);
-        held.is_some_and(|held| held.header.description.owner.copies() > 1)
+        held.is_some_and(|held| held.header.description.has_locks())
     }
 
-    fn reached(&mut self, at: Target) -> Result<BorrowedFd<'_>, Refusal> {
+    /// An only copy, opened unless it is. Its header is read then, and believed.
+    fn reached(&mut self, at: Target) -> Result<&Only, Refusal> {
         let Target { block, guid, .. } = at;
-        let objects = &mut self.open_objects.open;
-        if objects.get(&block).is_none_or(|(whose, _)| *whose != guid) {
+        let objects = &self.open_objects.open;
+        if objects.get(&block).is_none_or(|only| only.guid != guid) {
+            let header = match copied::header(&self.folder, self.folder.daemon(), block) {
+                Ok((header, read)) => {
+                    self.rewritten(read.description);
+                    Some(header)
+                }
+                Err(Unseen::Damaged(_)) => None,
+                Err(Unseen::Undecided(text)) => return Err(Refusal::new(Status::Busy, text)),
+            };
             let inode = self.blocks.get(&block).map(|held| held.data.inode);
             let found = self.folder.look(ObjectKind::Data(block.get()));
-            let own = match found.map_err(|error| refusal(at, &error))? {
+            let data = match found.map_err(|error| refusal(at, &error))? {
                 Found::Own(own) if Some(own.stat.inode) == inode => own,
                 _ => return Err(lost(block)),
             };
+            let objects = &mut self.open_objects.open;
             if objects.len() >= OPEN_MAX {
                 objects.clear();
             }
-            objects.insert(block, (guid, own));
+            objects.insert(block, Only { guid, data, header });
         }
-        let open = objects.get(&block).map(|(_, own)| own.as_fd());
-        open.ok_or_else(|| lost(block))
+        self.open_objects.open.get(&block).ok_or_else(|| lost(block))
     }
 }
 

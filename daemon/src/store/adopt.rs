@@ -201,7 +201,7 @@ impl Adopted {
     ) -> Result<(), ObjectError> {
         let block = header.description.block;
         let Found::Own(data) = data else {
-            if header.description.owner.copies() > 1 {
+            if header.description.has_locks() {
                 self.bare.push(header.description);
                 return Ok(());
             }

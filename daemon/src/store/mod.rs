@@ -29,6 +29,7 @@ mod pool;
 mod prepare;
 mod requests;
 mod room;
+mod stamped;
 #[cfg(test)]
 mod tests;
 mod upkeep;

@@ -222,13 +222,10 @@ impl Store {
         }
     }
 
-    /// Takes in what a broker has written into headers that this daemon was not told of. Only those
-    /// of blocks with several copies are written anew. One that cannot be read stays what it was.
+    /// Takes in what a broker has written into headers that this daemon was not told of. One that
+    /// cannot be read stays what it was.
     pub(super) fn read_headers_again(&mut self) {
-        let several =
-            self.blocks.iter().filter(|(_, held)| held.header.description.owner.copies() > 1);
-        let several: Vec<BlockId> = several.map(|(block, _)| *block).collect();
-        for block in several {
+        for block in self.blocks.keys().copied().collect::<Vec<_>>() {
             match adopt::header_of(&self.folder, block) {
                 Ok(Some(header)) => self.rewritten(header.description),
                 Ok(None) => self.restore_header(block),

@@ -32,7 +32,7 @@ fn copy(daemon: u32, role: Role, half: Half, epoch: u64) -> BlockHeader {
     let alone = description(BLOCK);
     let Owner::Session { session, ticket, uid, .. } = alone.owner else { panic!("a session's") };
     let owner = Owner::Session { session, ticket, uid, copies: 2 };
-    let membership = Membership { role, half, peers, syncing: None, since: 0 };
+    let membership = Membership { role, half, peers, syncing: None, since: 0, locked: false };
     let description = BlockDescription { epoch, owner, membership, ..alone };
     BlockHeader { daemon: daemon_id(daemon), description }
 }

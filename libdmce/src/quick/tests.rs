@@ -144,6 +144,7 @@ impl BlockOf {
             copies: [Some(CopyInfo { daemon, since: 0, half: Half::PRIMARY }), None, None],
             syncing: None,
             has_locks: false,
+            is_moving: false,
         };
         Block::of_info(&info, self.backing)
     }

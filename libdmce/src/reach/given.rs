@@ -82,6 +82,7 @@ mod tests {
             }),
             syncing: None,
             has_locks,
+            is_moving: false,
         }
     }
 

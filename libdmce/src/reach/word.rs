@@ -37,6 +37,15 @@ pub(crate) enum Change {
 }
 
 impl Change {
+    /// What it makes of a word.
+    pub(crate) const fn of(self, before: u64) -> u64 {
+        match self {
+            Self::Exchange { expected, desired } if expected == before => desired,
+            Self::None | Self::Exchange { .. } => before,
+            Self::Add(add) => before.wrapping_add(add),
+        }
+    }
+
     /// Does it; returns what the word was.
     ///
     /// # Safety

@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use dmce_abi::block::BlockId;
 use dmce_abi::wire::client::{
@@ -55,6 +56,9 @@ const CHECK_VARIABLE: &str = "DMCE_CHECK";
 
 /// A generation that a closed session takes for known. A broker counts up from 0.
 const NEVER: u64 = u64::MAX;
+
+/// How long until a pointer is asked for again into a block that moves.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// How often an operation may find that something changed again before it gives up.
 const TRIES_MAX: u32 = 1_000;
@@ -366,6 +370,7 @@ impl Core {
             Obstacle::Absent => self.fetch(id),
             Obstacle::Lost => Err(lost(id)),
             Obstacle::Replaced | Obstacle::Trouble(Trouble::Moved) => Ok(()),
+            Obstacle::Moving => self.link.pause(PAUSE).map_err(|error| self.of_link(error)),
             Obstacle::Trouble(Trouble::Lost) => {
                 self.take_damaged(id);
                 Err(lost(id))

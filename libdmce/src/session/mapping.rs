@@ -99,6 +99,7 @@ impl Core {
         let writable = prot.contains(Prot::WRITE);
         let intent = if writable { Intent::Write } else { Intent::Read };
         let range = PinnedRange { addr: addr.to_raw(), bytes: bytes as u64, writable };
+        let deadline = self.deadline();
         loop {
             self.check_range(addr, range.bytes, intent)?;
             let mapped = match self.map_in_block(range) {
@@ -112,6 +113,10 @@ impl Core {
                     return Ok(pointer);
                 }
                 Err(Hindrance::Failed(error)) => return Err(error),
+                Err(Hindrance::Met(id, Obstacle::Moving)) if deadline.left().is_none() => {
+                    let text = format!("block {id} is being moved for longer than a call waits");
+                    return Err(Error::new(Status::Timeout, text));
+                }
                 Err(Hindrance::Met(id, obstacle)) => self.overcome(id, obstacle)?,
             }
         }
@@ -282,6 +287,7 @@ impl Core {
         let fits = range.bytes <= block.committed().saturating_sub(cell);
         let pointer = match &block.backing {
             _ if !fits => return Ok(None),
+            _ if block.is_moving => return Err(Hindrance::Met(block.id, Obstacle::Moving)),
             Backing::Mapped(mapped) => mapped.pointer(cell),
             Backing::Windowed(_) | Backing::Copied(_) => return Ok(None),
             Backing::Asked(_) => return Err(not_mapped().into()),
@@ -313,6 +319,13 @@ impl Core {
         };
         if let Some(other) = parts.iter().find(|part| !is_as_opened(part)) {
             return Err(Hindrance::Met(other.block, Obstacle::Replaced));
+        }
+        let is_moving = |part: &&Part| {
+            let block = self.table.get(part.block.get().into(), inside.operation());
+            block.is_some_and(|block| block.is_moving)
+        };
+        if let Some(moving) = parts.iter().find(is_moving) {
+            return Err(Hindrance::Met(moving.block, Obstacle::Moving));
         }
         let record = self.record(range)?;
         drop(inside);

@@ -356,6 +356,7 @@ impl State {
             copies: std::array::from_fn(copy),
             syncing: None,
             has_locks: block.locks.is_some() && !block.lost,
+            is_moving: false,
         }
     }
 

@@ -117,7 +117,10 @@ fn read_daemon(
                 }
             }
             ObjectKind::Data(_) | ObjectKind::Pool(_) | ObjectKind::Lock => {}
-            ObjectKind::Session(_) | ObjectKind::Record(_) | ObjectKind::LockTable(_) => {
+            ObjectKind::Session(_)
+            | ObjectKind::Record(_)
+            | ObjectKind::LockTable(_)
+            | ObjectKind::Drain(_) => {
                 differences.push(objects.leftover(daemon, kind, "no daemon makes one"));
             }
         }

@@ -44,7 +44,10 @@ impl Sessions {
                     Ok(None) => {}
                     Err(difference) => differences.push(difference),
                 },
-                ObjectKind::Record(_) | ObjectKind::LockTable(_) | ObjectKind::Lock => {}
+                ObjectKind::Record(_)
+                | ObjectKind::LockTable(_)
+                | ObjectKind::Drain(_)
+                | ObjectKind::Lock => {}
                 ObjectKind::Pool(_) | ObjectKind::Data(_) | ObjectKind::Header(_) => {
                     differences.push(objects.leftover(BROKER, kind, "no broker makes one"));
                 }

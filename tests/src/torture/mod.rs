@@ -1,6 +1,6 @@
-//! The campaign: clients write records and note which were acknowledged, while clients, daemons and
-//! the broker are killed and stopped, and daemons lose what they hold; afterwards every record that
-//! was acknowledged is there, and all good copies are equal.
+//! The campaign: clients write records and note which were acknowledged, while copies move, while
+//! clients, daemons and the broker are killed and stopped, and daemons lose what they hold;
+//! afterwards every record that was acknowledged is there, and all good copies are equal.
 //!
 //! ```text
 //!   writer process --- "try", "acknowledged" ---> ledger, in the campaign's process
@@ -21,6 +21,7 @@
 
 mod damage;
 mod ledger;
+mod mover;
 mod record;
 mod report;
 mod work;
@@ -40,6 +41,7 @@ use crate::client::{MESSAGE_PATH, Signal, own_client, send, stop};
 use crate::programs::other_client;
 use crate::{Instance, Seeded, wait_until};
 use damage::Damage;
+use mover::Mover;
 use record::{LANES, PLACE_BYTES, PLACES, REGION_BYTES};
 use writer::Writer;
 
@@ -84,6 +86,7 @@ struct Campaign {
     instance: Instance,
     random: Seeded,
     writers: Vec<Writer>,
+    mover: Mover,
     report: Report,
     plan: Plan,
     end: Instant,
@@ -100,10 +103,12 @@ struct Campaign {
 pub fn run(plan: Plan) -> Report {
     let builder = Instance::builder().daemons(plan.daemons).capacity("64MiB");
     let instance = builder.sync_blocks(SYNC_BLOCKS).start();
+    let mover = Mover::new(instance.socket(), plan.daemons, plan.seed);
     let mut campaign = Campaign {
         instance,
         random: Seeded::quiet(plan.seed),
         writers: Vec::new(),
+        mover,
         report: Report::default(),
         plan,
         end: Instant::now() + plan.length,
@@ -112,6 +117,7 @@ pub fn run(plan: Plan) -> Report {
     while Instant::now() < campaign.end {
         campaign.round();
     }
+    campaign.report.moves = campaign.mover.counts();
     campaign.report
 }
 
@@ -133,6 +139,7 @@ impl Campaign {
             }
         }
         self.wait_progress(|_| true);
+        self.mover.pause();
         self.wait_whole();
         self.end_round();
     }
@@ -152,6 +159,7 @@ impl Campaign {
             self.writers.push(fresh);
         }
         self.spare = self.plan.copies - 1;
+        self.mover.go_on();
     }
 
     /// Waits until all that was lost was made again.

@@ -11,6 +11,8 @@ use crate::checker::Checked;
 pub struct Report {
     /// Misfortunes by kind.
     misfortunes: BTreeMap<&'static str, u64>,
+    /// What became of the moves that were asked for, by kind.
+    pub moves: BTreeMap<&'static str, u64>,
     /// Rounds, each with regions of its own.
     pub rounds: u64,
     /// Records that were acknowledged.
@@ -48,7 +50,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (kind, count) in &self.misfortunes {
+        for (kind, count) in self.misfortunes.iter().chain(&self.moves) {
             writeln!(f, "{count:>10} {kind}")?;
         }
         let ms = |time: Duration| time.as_secs_f64() * 1e3;

@@ -111,7 +111,7 @@ fn headers_name_the_copy_that_was_made_elsewhere_before_anybody_has_the_block() 
     let made = rig.daemons[&3].created[0].epoch;
     assert!(headers.iter().all(|(_, description)| description.epoch > made));
     let raise = rig.actions.iter().find_map(|action| match action {
-        Action::RaiseEpoch { raise, block, headers } => Some((*raise, *block, headers.clone())),
+        Action::RaiseEpoch { raise, block, headers, .. } => Some((*raise, *block, headers.clone())),
         _ => None,
     });
     let (raise, block, headers) = raise.unwrap();

@@ -9,6 +9,7 @@ mod lending;
 mod links;
 mod locks;
 mod making;
+mod moving;
 mod names;
 mod notices;
 mod opening;

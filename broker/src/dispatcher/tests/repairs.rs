@@ -442,7 +442,8 @@ fn found_dead(grants: Vec<Grant>) -> Started {
         let (block, guid) = (held.description.block, Some(held.description.guid));
         FoundTable { block, guid, bytes: MIB }
     });
-    Started { sessions: vec![dead], daemons: daemons.into(), tables: tables[..1].to_vec() }
+    let tables = tables[..1].to_vec();
+    Started { sessions: vec![dead], daemons: daemons.into(), tables, ..Started::default() }
 }
 
 fn found_by_a_broker(rights: Rights) -> Rig {

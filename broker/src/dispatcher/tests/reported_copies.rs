@@ -199,7 +199,8 @@ fn of_a_block_that_grows_a_copy_without_a_byte_is_lost_and_none_for_its_length()
         let daemons = [1, 2].map(|daemon| super::restart::expected(daemon, &[9])).to_vec();
         let sessions = vec![super::restart::believed(0, Vec::new())];
         let tables = vec![table_of(&of(1))];
-        let mut rig = Rig::started(config(), Started { sessions, daemons, tables });
+        let mut rig =
+            Rig::started(config(), Started { sessions, daemons, tables, ..Started::default() });
         for daemon in [1, 2] {
             rig.daemon_with(daemon, GIB, vec![of(daemon)]);
         }
@@ -281,7 +282,8 @@ fn found_open(held: Vec<(u32, HeldBlock)>) -> Rig {
     let daemons = daemons.collect();
     let sessions = vec![super::restart::believed(0, vec![grant])];
     let tables = vec![table_of(&held[0].1)];
-    let mut rig = Rig::started(config(), Started { sessions, daemons, tables });
+    let mut rig =
+        Rig::started(config(), Started { sessions, daemons, tables, ..Started::default() });
     for (daemon, held) in held {
         rig.daemon_with(daemon, GIB, vec![held]);
     }
@@ -323,7 +325,7 @@ fn found_unanswered(held: Vec<(u32, HeldBlock)>) -> (Rig, ClientConn) {
     let tables = vec![table_of(&held[0].1)];
     let mut config = config();
     config.copies_max = 3;
-    let mut rig = Rig::started(config, Started { sessions, daemons, tables });
+    let mut rig = Rig::started(config, Started { sessions, daemons, tables, ..Started::default() });
     for daemon in [1, 2] {
         let of = held.iter().filter(|(of, _)| *of == daemon).map(|(_, held)| held.clone());
         rig.daemon_with(daemon, GIB, of.collect());

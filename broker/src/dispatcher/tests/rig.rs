@@ -59,6 +59,8 @@ pub struct Rig {
     pub makes_locks: Option<Made>,
     /// Whether no session is ever in an operation.
     pub idles: bool,
+    /// Sessions that have a pointer wherever it is looked for one.
+    pub pointers: BTreeSet<SessionId>,
     /// What is found in the slots of sessions that have ended; nothing, if it is not said.
     pub intents: BTreeMap<SessionId, FoundIntents>,
     /// Whether slots are looked at at once.
@@ -96,6 +98,7 @@ impl Rig {
             makes: Some(Made::Whole),
             makes_locks: Some(Made::Whole),
             idles: true,
+            pointers: BTreeSet::new(),
             intents: BTreeMap::new(),
             reads: true,
             repairs: Some(Repaired::Done { lost: Vec::new() }),
@@ -290,7 +293,7 @@ impl Rig {
                     self.event(Event::BlockMade { daemon, request_id, made });
                 }
             }
-            Action::RaiseEpoch { raise, block, headers } if self.rewrites => {
+            Action::RaiseEpoch { raise, block, headers, .. } if self.rewrites => {
                 let rewrite = |(daemon, _): (DaemonId, BlockDescription)| {
                     if self.headers_gone.contains(&daemon.get()) {
                         let reason = "there is no header".to_owned();
@@ -308,6 +311,10 @@ impl Rig {
             }
             Action::AwaitIdle { session, block, epoch } if self.idles => {
                 self.event(Event::Idle { session, block, epoch });
+            }
+            Action::FindPointers { session, block, epoch, .. } => {
+                let has_some = self.pointers.contains(&session);
+                self.event(Event::PointersFound { session, block, epoch, has_some });
             }
             Action::ReadIntents { session, .. } if self.reads => {
                 let found = self.intents.get(&session).cloned();

@@ -24,7 +24,7 @@ use crate::dispatcher::{
 };
 
 /// A client with a block of two copies on daemons 1 and 2, beside which there is a third daemon.
-fn two() -> (Rig, ClientConn, Granted) {
+pub(super) fn two() -> (Rig, ClientConn, Granted) {
     let mut rig = rig_that_syncs(3, 2);
     let (conn, _) = rig.session(1000);
     let granted = rig.granted(conn, with_copies(heap(1, 2 * MIB + 4096), 2));
@@ -34,12 +34,12 @@ fn two() -> (Rig, ClientConn, Granted) {
 }
 
 /// The object of a copy is gone, and that is seen.
-fn take(rig: &mut Rig, daemon: u32, block: BlockId) {
+pub(super) fn take(rig: &mut Rig, daemon: u32, block: BlockId) {
     let (inspect, found) = (InspectId(u64::MAX), vec![(block, None)]);
     rig.event(Event::Inspected { inspect, daemon: daemon_id(daemon), found });
 }
 
-fn copies(rig: &mut Rig, block: BlockId) -> Vec<(u32, CopyState)> {
+pub(super) fn copies(rig: &mut Rig, block: BlockId) -> Vec<(u32, CopyState)> {
     let root = rig.connect(1, 0);
     let reply =
         rig.done(root, ClientRequest::Admin(AdminRequest::Blocks { after: block.get() - 1 }));
@@ -47,14 +47,14 @@ fn copies(rig: &mut Rig, block: BlockId) -> Vec<(u32, CopyState)> {
     rows[0].copies.iter().map(|copy| (copy.daemon, copy.state)).collect()
 }
 
-fn fetched(rig: &mut Rig, conn: ClientConn, block: BlockId) -> BlockInfo {
+pub(super) fn fetched(rig: &mut Rig, conn: ClientConn, block: BlockId) -> BlockInfo {
     let reply = rig.done(conn, ClientRequest::Fetch(Fetch { block, writable: true }));
     let ClientReply::Fetched(info) = reply else { panic!("{reply:?}") };
     info
 }
 
 /// The headers of each raise: whose, and what they say of the copies.
-fn raised(rig: &Rig) -> Vec<Vec<(u32, Membership)>> {
+pub(super) fn raised(rig: &Rig) -> Vec<Vec<(u32, Membership)>> {
     let said = |headers: &Vec<(_, BlockDescription)>| {
         let of = |(daemon, description): &(DaemonId, BlockDescription)| {
             (daemon.get(), description.membership.clone())
@@ -69,7 +69,7 @@ fn raised(rig: &Rig) -> Vec<Vec<(u32, Membership)>> {
 }
 
 /// What daemons were asked to copy: from where, and how much.
-fn synced(rig: &Rig) -> Vec<(u64, u32)> {
+pub(super) fn synced(rig: &Rig) -> Vec<(u64, u32)> {
     let asked = rig.actions.iter().filter_map(|action| match action {
         Action::ToDaemon { request: DaemonRequest::Sync { cell, bytes, .. }, .. } => {
             Some((*cell, *bytes))
@@ -79,7 +79,7 @@ fn synced(rig: &Rig) -> Vec<(u64, u32)> {
     asked.collect()
 }
 
-fn idle(rig: &mut Rig) {
+pub(super) fn idle(rig: &mut Rig) {
     let last = rig.actions.iter().rev().find_map(|action| match action {
         Action::AwaitIdle { session, block, epoch } => Some((*session, *block, *epoch)),
         _ => None,
@@ -441,7 +441,8 @@ fn a_broker_that_comes_back_gives_up_what_was_syncing() {
     let mut syncing = held(3, &[1], 7, MIB);
     let peers = vec![daemon_id(1)];
     let (role, half) = (Role::Syncing, Half::MIRROR);
-    syncing.description.membership = Membership { role, half, peers, syncing: None, since: 7 };
+    syncing.description.membership =
+        Membership { role, half, peers, syncing: None, since: 7, locked: false };
     let (block, guid) = (good.description.block, Some(good.description.guid));
     for is_there in [false, true] {
         let mut config = super::rig::config();

@@ -144,13 +144,13 @@ fn a_header_is_written_anew_in_place_of_its_own_block_s_and_of_no_other() {
         membership: Membership { peers, ..Membership::alone() },
         ..description(5)
     };
-    assert_eq!(folder.objects.rewrite_header(daemon(), raised.clone()), Rewritten::Written);
+    assert_eq!(folder.objects.rewrite_header(daemon(), raised.clone(), 0), Rewritten::Written);
     let held = folder.objects.read_headers(daemon()).held;
     assert_eq!(held.len(), 1);
     assert_eq!(held[0].description, raised);
     let another = BlockDescription { guid: Guid([8; 16]), ..raised.clone() };
     for (description, what) in [(another, "another block's"), (description(6), "data-")] {
-        let rewritten = folder.objects.rewrite_header(daemon(), description);
+        let rewritten = folder.objects.rewrite_header(daemon(), description, 0);
         let Rewritten::Gone { reason } = rewritten else { panic!("{rewritten:?}") };
         assert!(reason.contains(what), "{reason}");
     }
@@ -169,12 +169,12 @@ fn a_header_that_was_removed_is_written_anew_while_there_are_data() {
         folder.objects.folder().unlink(&name).unwrap();
     };
     remove(&folder, ObjectKind::Header(5));
-    assert_eq!(folder.objects.rewrite_header(daemon(), raised.clone()), Rewritten::Written);
+    assert_eq!(folder.objects.rewrite_header(daemon(), raised.clone(), 0), Rewritten::Written);
     let held = folder.objects.read_headers(daemon()).held;
     assert_eq!(held, [HeldBlock { description: raised.clone(), committed: 2 * PAGE }]);
     remove(&folder, ObjectKind::Header(5));
     remove(&folder, ObjectKind::Data(5));
-    let rewritten = folder.objects.rewrite_header(daemon(), raised);
+    let rewritten = folder.objects.rewrite_header(daemon(), raised, 0);
     assert!(matches!(rewritten, Rewritten::Gone { .. }), "{rewritten:?}");
     assert_eq!(folder.kinds(), BTreeSet::new());
 }

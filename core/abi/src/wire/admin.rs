@@ -54,6 +54,33 @@ pub enum AdminRequest {
         /// Whose copy; 0 for the only one.
         from: u32,
     },
+    /// Not a listing: a copy of a block moves. Answered when it has moved. For those who see
+    /// everything; it is given up if their connection ends before.
+    Migrate {
+        /// The block.
+        block: u32,
+        /// Whose copy; 0 for the primary.
+        from: u32,
+        /// The daemon that gets it.
+        to: u32,
+    },
+    /// Not a listing: copies of two blocks change places, the primaries if they can. Answered when
+    /// they have. For those who see everything; what has not begun is given up if their connection
+    /// ends before.
+    Swap {
+        /// A block.
+        one: u32,
+        /// The other.
+        other: u32,
+    },
+    /// Not a listing: all that a daemon has moves to others, and it gets nothing new; or it may get
+    /// something again. Answered at once. For those who see everything.
+    Drain {
+        /// The daemon.
+        daemon: u32,
+        /// Whether it is drained from now on.
+        is_draining: bool,
+    },
 }
 
 /// A listing.
@@ -69,6 +96,8 @@ pub enum AdminReply {
     WhereIs(Location),
     Usage { rows: Vec<UsageRow>, more: bool },
     Adopted { daemon: u32, epoch: u64 },
+    Moved { from: u32, to: u32, epoch: u64 },
+    Draining { is_draining: bool },
 }
 
 /// How well something is.
@@ -162,6 +191,8 @@ pub struct DaemonRow {
     pub pool: u64,
     /// Its blocks.
     pub blocks: u32,
+    /// Whether all that it has moves to others, and it gets nothing new.
+    pub is_draining: bool,
 }
 
 /// How well a block is.
@@ -242,6 +273,36 @@ pub struct BlockRow {
     pub span_first: u32,
     /// Blocks of its span.
     pub span_count: u32,
+    /// Bytes that the copy lacks which is syncing; 0 if none is.
+    pub left: u64,
+    /// Who holds back what is to become of its copies; at most [`HOLDERS_MAX`] of them.
+    pub held_by: Vec<Holder>,
+}
+
+/// So many of those who hold back a block are told of.
+pub const HOLDERS_MAX: usize = 8;
+
+/// Who holds back what is to become of a block's copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// The session, or that of a daemon.
+    pub session: u32,
+    /// Its process; 0 if that is not known.
+    pub pid: u32,
+    /// By what.
+    pub by: HeldBy,
+}
+
+/// How somebody holds back what is to become of a block's copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum HeldBy {
+    /// An operation that began before it was told does not end.
+    Operation,
+    /// It has a pointer.
+    Pointer,
+    /// It has ended, and what it left is to be repaired.
+    Remains,
 }
 
 /// One session.

@@ -328,6 +328,7 @@ pub struct Granted {
 }
 
 /// What a client knows of a block.
+#[expect(clippy::struct_excessive_bools, reason = "each says something else of the block")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockInfo {
     /// The block.
@@ -356,6 +357,9 @@ pub struct BlockInfo {
     pub syncing: Option<CopyInfo>,
     /// Whether it has a lock table, which a lost block has not.
     pub has_locks: bool,
+    /// Whether its primary is about to be another: no pointer into it is given until the session is
+    /// told of the next change.
+    pub is_moving: bool,
 }
 
 impl BlockInfo {

@@ -97,6 +97,7 @@ fn golden_create() {
             peers,
             syncing: None,
             since: 0,
+            locked: false,
         },
     };
     let create = DaemonRequest::Create { description, committed: 4096 };
@@ -106,7 +107,7 @@ fn golden_create() {
     bytes.extend([9; 16]);
     bytes.extend([0, 7]);
     bytes.extend([9; 16]);
-    bytes.extend([1, 0xe8, 7, 2, 1, 1, 1, 3, 0, 0, 0x80, 0x20]);
+    bytes.extend([1, 0xe8, 7, 2, 1, 1, 1, 3, 0, 0, 0, 0x80, 0x20]);
     assert_eq!(encode(PLAIN, &create).unwrap()[HEADER_BYTES..], bytes);
 }
 
@@ -346,12 +347,13 @@ fn golden_links() {
         copies: [copy(3, Half::MIRROR), copy(1, Half::PRIMARY), None],
         syncing: copy(2, Half::MIRROR),
         has_locks: true,
+        is_moving: false,
     };
     assert_eq!(info.descriptors(), 4);
     let reached: Reply<ClientReply> = Ok(ClientReply::Reached(Reached { info, link: LinkId(5) }));
     let middle = [
         &[1, 0x80, 0x20, 0x80, 0x40, 0xac, 2, 1, 0x80, 0x20, 1, 0][..],
-        &[1, 3, 5, 1, 1, 1, 5, 0, 0, 1, 2, 5, 1, 1, 5],
+        &[1, 3, 5, 1, 1, 1, 5, 0, 0, 1, 2, 5, 1, 1, 0, 5],
     ]
     .concat();
     let bytes = [&[0, 16, 0xac, 2][..], &[9; 16], &middle].concat();

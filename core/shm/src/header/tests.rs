@@ -39,7 +39,8 @@ fn of_region() -> BlockHeader {
     let mut header = of_session();
     let peers = vec![daemon(1), daemon(256)];
     let (role, half, syncing) = (Role::Copy, Half::MIRROR, Some(daemon(7)));
-    header.description.membership = Membership { role, half, peers, syncing, since: 1 << 40 };
+    header.description.membership =
+        Membership { role, half, peers, syncing, since: 1 << 40, locked: true };
     header.description.epoch = u64::MAX;
     header.description.owner = Owner::Region(Region {
         volume: "v".repeat(63),

@@ -56,7 +56,8 @@ use super::access::no_half;
 use super::folder::{BROKER, Folder, Found};
 use super::{Held, Store};
 pub(super) use sync::Part;
-use view::{Unseen, View};
+use view::View;
+pub(super) use view::{Unseen, header};
 use write::{Change, Halted, Unwritten, Where};
 
 /// The slot that this daemon uses: it does one thing at a time.

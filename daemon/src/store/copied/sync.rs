@@ -86,7 +86,7 @@ impl Desk<'_> {
             return Ok(0);
         }
         let until = (cell + u64::from(bytes)).min(Window::end_of(cell)).min(committed);
-        let window = Window::on(cell..until, [self.view.first(), target])?;
+        let window = Window::on(cell..until, [self.view.source(), target])?;
         // Until where it goes page by page, because one of them cannot be had.
         let (mut done, mut by_pages, mut buffer) = (cell, cell, Vec::new());
         while done < until {

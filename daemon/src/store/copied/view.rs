@@ -15,15 +15,18 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use dmce_abi::block::{BlockId, DaemonId, Guid, Half};
 use dmce_abi::name::ObjectKind;
-use dmce_shm::header::{self, BlockHeader, HeaderError, Stamp};
+use dmce_shm::header::{BlockHeader, HeaderError};
 use dmce_shm::table::{LockTable, Size, TableFault};
 use dmce_sys::map::Protection;
 use dmce_sys::object::watched::{Watched, WatchedError};
+use dmce_sys::object::word::ObjectWord;
 use dmce_sys::object::{self, ObjectError, ObjectStat};
+use dmce_sys::transfer::word::WORD_BYTES;
 
 use super::super::Held;
 use super::super::adopt;
 use super::super::folder::{BROKER, Folder, Found, Own};
+use super::super::stamped::Stamped;
 
 /// The copies of a block.
 #[derive(Debug)]
@@ -50,19 +53,12 @@ pub(super) struct Copy {
     /// Bytes of this daemon's copy; the other may have more, or fewer.
     committed: u64,
     object: Own,
-    header: Header,
-}
-
-/// The object of a header, and its stamp from before it was read.
-#[derive(Debug)]
-struct Header {
-    object: Own,
-    stamp: Stamp,
+    header: Stamped,
 }
 
 /// Why there is no view, or not any more.
 #[derive(Debug)]
-pub(super) enum Unseen {
+pub(in crate::store) enum Unseen {
     /// The headers do not agree just now.
     Undecided(String),
     /// Something is gone, or is not what it should be.
@@ -125,12 +121,7 @@ impl View {
     /// Whether all headers still say so. Whoever writes by what they say next has read it from all
     /// of them, so who has a page after that sees it here.
     pub(super) fn is_current(&self) -> bool {
-        let is_same = |Header { object, stamp }: &Header| {
-            // One that was removed is not written any more.
-            let is_there = object::stat(object.as_fd()).is_ok_and(|stat| stat.links > 0);
-            is_there && header::stamp(object.as_fd()).is_ok_and(|now| now == *stamp)
-        };
-        self.copies.iter().all(|copy| is_same(&copy.header))
+        self.copies.iter().all(|copy| copy.header.is_current())
     }
 
     /// The copy that is written first, and that who waits for a word looks at.
@@ -146,6 +137,18 @@ impl View {
     /// The copy that is syncing.
     pub(super) fn syncing(&self) -> Option<&Copy> {
         self.copies.get(self.good)
+    }
+
+    /// The copy that is made in the place of a good one.
+    pub(super) fn in_place_of(&self, good: &Copy) -> Option<&Copy> {
+        self.syncing().filter(|copy| copy.half == good.half)
+    }
+
+    /// The good copy in whose place the syncing one is made, or the first if that is in no place.
+    pub(super) fn source(&self) -> &Copy {
+        let half = self.syncing().map(|copy| copy.half);
+        let mut good = self.copies[..self.good].iter();
+        good.find(|copy| Some(copy.half) == half).unwrap_or_else(|| self.first())
     }
 
     /// Reads from a copy.
@@ -182,6 +185,18 @@ impl Copy {
         Ok(Watched { fd: self.as_fd(), before, committed: self.committed })
     }
 
+    /// A word of it, mapped for as long as something is done to it. The whole copy is there, as far
+    /// as can be known.
+    pub(super) fn word(&self, cell: u64) -> Result<ObjectWord, Gone> {
+        self.check(cell + WORD_BYTES as u64)?;
+        ObjectWord::map(self.as_fd(), cell).map_err(|_| self.is_cut())
+    }
+
+    /// It was removed, or cut.
+    pub(super) const fn is_cut(&self) -> Gone {
+        Gone::Cut { daemon: self.daemon }
+    }
+
     /// Why it cannot be read or written.
     pub(super) fn gone(&self, error: WatchedError) -> Gone {
         match error {
@@ -202,21 +217,23 @@ impl AsFd for Copy {
 }
 
 /// The header of a copy, and what is remembered of it.
-fn header(
+pub(in crate::store) fn header(
     folder: &Folder,
     daemon: DaemonId,
     block: BlockId,
-) -> Result<(Header, BlockHeader), Unseen> {
+) -> Result<(Stamped, BlockHeader), Unseen> {
     let damaged = |why: String| Unseen::Damaged(format!("the header of daemon {daemon}: {why}"));
     let object = match folder.look_at(daemon.get(), ObjectKind::Header(block.get()))? {
         Found::Own(object) => object,
         Found::Missing => return Err(damaged("there is none".to_owned())),
         found @ Found::Foreign { .. } => return Err(damaged(format!("{found:?} has its name"))),
     };
-    let read = header::stamp(object.as_fd())
-        .and_then(|stamp| Ok((stamp, adopt::read_header(daemon, block, &object)?)));
+    let read = Stamped::before_reading(object).and_then(|stamped| {
+        let header = adopt::read_header(daemon, block, stamped.object())?;
+        Ok((stamped, header))
+    });
     match read {
-        Ok((stamp, header)) => Ok((Header { object, stamp }, header)),
+        Ok(read) => Ok(read),
         Err(HeaderError::Object(error)) => Err(error.into()),
         Err(error) => Err(damaged(error.to_string())),
     }

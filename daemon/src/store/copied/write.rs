@@ -42,6 +42,17 @@ pub(super) enum Change {
     Add(u64),
 }
 
+impl Change {
+    /// What it makes of a word.
+    const fn of(self, before: u64) -> u64 {
+        match self {
+            Self::Exchange { expected, desired } if expected == before => desired,
+            Self::Exchange { .. } => before,
+            Self::Add(add) => before.wrapping_add(add),
+        }
+    }
+}
+
 /// Why something was not written.
 #[derive(Debug)]
 pub(super) enum Unwritten {
@@ -91,7 +102,8 @@ enum Content<'a> {
 pub(super) enum Where {
     /// To all copies.
     All,
-    /// To the copy of that place alone, so that the copies differ (004).
+    /// To the copy of that place alone, so that the copies differ (004); and to what is made in the
+    /// place of it.
     Alone(usize),
     /// To all but that one.
     From(usize),
@@ -226,6 +238,11 @@ impl<'a> Stores<'a> {
     /// Stores the content to one copy, and looks whether it is there.
     fn store_to(&mut self, copy: &Copy) -> Result<(), Trouble> {
         let cell = self.batch.cell;
+        if let Content::Word(change, [before, now]) = self.content
+            && copy.daemon == self.first().daemon
+        {
+            return self.exchange(copy, change, [before, now]);
+        }
         self.is_equal &= match &self.content {
             Content::Data(data) => store(copy, cell, data),
             Content::Word(_, [_, now]) => store(copy, cell, &now.to_le_bytes()),
@@ -234,16 +251,32 @@ impl<'a> Stores<'a> {
         Ok(())
     }
 
+    /// Changes a word of the first copy, atomically: of an only one that moves, others may change
+    /// it who have yet to be told that it takes a lock.
+    fn exchange(
+        &mut self,
+        copy: &Copy,
+        change: Change,
+        [mut before, mut now]: [u64; 2],
+    ) -> Result<(), Trouble> {
+        let cell = self.batch.cell;
+        let word = copy.word(cell)?;
+        loop {
+            let found = word.compare_exchange(before, now).map_err(|_| copy.is_cut())?;
+            self.content = Content::Word(change, [before, now]);
+            if found == before {
+                return Ok(());
+            }
+            (before, now) = (found, change.of(found));
+        }
+    }
+
     /// Works out what the word becomes. False if it stays as it is.
     fn work_out(&mut self, change: Change) -> Result<bool, Trouble> {
         let mut word = [0; WORD_BYTES];
         self.first().read(self.batch.cell, &mut word)?;
         let before = u64::from_le_bytes(word);
-        let now = match change {
-            Change::Exchange { expected, desired } if expected == before => desired,
-            Change::Exchange { .. } => before,
-            Change::Add(add) => before.wrapping_add(add),
-        };
+        let now = change.of(before);
         self.content = Content::Word(change, [before, now]);
         Ok(now != before)
     }
@@ -287,6 +320,7 @@ impl Copies for Stores<'_> {
         let first = self.first();
         if let Where::Alone(_) = self.place {
             first.check(until)?;
+            self.view().in_place_of(first).map_or(Ok(()), |copy| copy.check(until).map(drop))?;
         } else {
             self.view().copies.iter().try_for_each(|copy| copy.check(until).map(drop))?;
         }
@@ -308,7 +342,13 @@ impl Copies for Stores<'_> {
     }
 
     fn store_first(&mut self) -> Result<(), Trouble> {
-        self.store_to(self.first())
+        self.store_to(self.first())?;
+        if let Where::Alone(_) = self.place
+            && let Some(copy) = self.view().in_place_of(self.first())
+        {
+            self.store_to(copy)?;
+        }
+        Ok(())
     }
 
     fn store_others(&mut self) -> Result<(), Trouble> {

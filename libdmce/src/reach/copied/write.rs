@@ -40,7 +40,7 @@ pub(super) enum Content {
 pub(super) enum Where {
     /// To all copies.
     All,
-    /// To that copy alone, so that the copies differ (004).
+    /// To that copy alone, so that the copies differ (004); and to what is made in its place.
     Alone(usize),
     /// To all others.
     From(usize),
@@ -81,10 +81,16 @@ pub(super) struct Targets {
 }
 
 impl Where {
-    const fn targets(self, block: &CopiedBlock) -> Targets {
+    fn targets(self, block: &CopiedBlock) -> Targets {
         match self {
             Self::All | Self::From(_) => Targets::all(block),
-            Self::Alone(copy) => Targets { bits: 1 << copy, good: block.good },
+            Self::Alone(copy) => {
+                let half = block.copies[copy].half;
+                // One that is made in its place is that half soon.
+                let is_same = block.copies.get(block.good).is_some_and(|of| of.half == half);
+                let syncing = u8::from(is_same) << block.good;
+                Targets { bits: 1 << copy | syncing, good: block.good }
+            }
         }
     }
 }
@@ -280,6 +286,11 @@ impl<'a> Stores<'a> {
     #[inline]
     fn store_to(&mut self, copy: usize) -> Result<(), Trouble> {
         let target = &self.block.copies[copy];
+        if let Content::Word(change, [before, now]) = self.content
+            && copy == self.first
+        {
+            return self.exchange(change, [before, now]);
+        }
         let stored = match self.content {
             // SAFETY: the block is writable, as who writes has looked; the data are the caller's,
             // readable for the piece, as `Content::data` was promised.
@@ -344,16 +355,27 @@ impl<'a> Stores<'a> {
         self.met(self.first, saved)
     }
 
+    /// Changes the word of the first copy, atomically: of an only one that moves, others may change
+    /// it who have yet to be told that it takes a lock.
+    fn exchange(&mut self, change: Change, [mut before, mut now]: [u64; 2]) -> Result<(), Trouble> {
+        loop {
+            let exchange = Change::Exchange { expected: before, desired: now };
+            let found = self.block.copies[self.first].change(self.piece, exchange);
+            let found = self.met(self.first, found)?;
+            self.content = Content::Word(change, [before, now]);
+            if found == before {
+                return Ok(());
+            }
+            (before, now) = (found, change.of(found));
+        }
+    }
+
     /// Works out what the word becomes. False if it stays as it is.
     fn work_out(&mut self, change: Change) -> Result<bool, Trouble> {
         debug_assert_eq!(self.piece.bytes, WORD_BYTES);
         let looked = self.block.copies[self.first].change(self.piece, Change::None);
         let before = self.met(self.first, looked)?;
-        let now = match change {
-            Change::Exchange { expected, desired } if expected == before => desired,
-            Change::Add(add) => before.wrapping_add(add),
-            Change::None | Change::Exchange { .. } => before,
-        };
+        let now = change.of(before);
         self.content = Content::Word(change, [before, now]);
         Ok(now != before)
     }
@@ -408,7 +430,8 @@ impl Copies for Stores<'_> {
         self.order();
         self.store_to(self.first)?;
         if matches!(self.place, Where::Alone(_)) {
-            self.order();
+            // What takes its place has it too, as soon as it has all.
+            return self.store_others();
         }
         Ok(())
     }

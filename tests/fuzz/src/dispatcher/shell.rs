@@ -127,7 +127,7 @@ impl World {
             Action::Inspect { inspect, daemon, blocks } => {
                 self.inspections.push_back((inspect, daemon, blocks));
             }
-            Action::RaiseEpoch { raise, block, headers } => {
+            Action::RaiseEpoch { raise, block, headers, .. } => {
                 assert!(!headers.is_empty(), "no header of block {block} is to be written");
                 self.raises.push_back((raise, block, headers));
             }
@@ -157,6 +157,10 @@ impl World {
             Action::ClearIntent { session, .. } => _ = self.kept(session),
             Action::AwaitIdle { session, block, epoch } => {
                 self.tables.push_back(Event::Idle { session, block, epoch });
+            }
+            Action::FindPointers { session, block, epoch, .. } => {
+                let has_some = false;
+                self.tables.push_back(Event::PointersFound { session, block, epoch, has_some });
             }
             _ => {}
         }

@@ -1,0 +1,180 @@
+//! `dmce migrate`, `swap`, `drain`, `undrain`: copies move, and the command waits until they have.
+//!
+//! # Invariants
+//!
+//! 1. What moves, and who holds it back, is told on the standard error, and only to a terminal
+//!    while it changes; the standard output says what has moved.
+//! 2. Who ends the command while a copy moves has that given up. A drain goes on without it.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+use dmce_abi::wire::admin::{BlockRow, CopyState};
+use dmce_config::Bytes;
+
+use crate::args::{Migrate, Swap};
+use crate::broker::{Broker, BrokerError};
+use crate::error::{Error, Outcome};
+use crate::show::{self, holder_text};
+
+/// How often it is looked how far something is.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Looks after which a drain that does not go on is left to itself.
+const LOOKS_MAX: u32 = 50;
+
+/// Moves a copy of a block.
+///
+/// # Errors
+///
+/// [`Error::Broker`] where it cannot be.
+pub fn migrate(broker: Broker, wanted: Migrate) -> Result<Outcome, Error> {
+    let Migrate { block, to, from } = wanted;
+    let (from, to) =
+        watch(broker, &[block], move |broker| broker.migrate(block, from.unwrap_or(0), to))?;
+    say(&format!("block {block} has moved from daemon {from} to {to}\n"))
+}
+
+/// Has copies of two blocks change places.
+///
+/// # Errors
+///
+/// [`Error::Broker`] where they cannot.
+pub fn swap(broker: Broker, wanted: Swap) -> Result<Outcome, Error> {
+    let Swap { one, other } = wanted;
+    // The second moves to where the first was.
+    let (to, from) = watch(broker, &[one, other], move |broker| broker.swap(one, other))?;
+    say(&format!("block {one} is on daemon {to} now, and block {other} on daemon {from}\n"))
+}
+
+/// Has all that a daemon has move to others, and waits until it has.
+///
+/// # Errors
+///
+/// [`Error::Broker`].
+pub fn drain(mut broker: Broker, daemon: u32) -> Result<Outcome, Error> {
+    broker.set_draining(daemon, true)?;
+    let (mut line, mut before, mut looks) = (Line::new(), None, 0);
+    loop {
+        let rows = broker.blocks()?;
+        let has = |row: &&BlockRow| {
+            row.copies.iter().any(|of| of.daemon == daemon && of.state == CopyState::Good)
+        };
+        let left: Vec<&BlockRow> = rows.iter().filter(has).collect();
+        if left.is_empty() {
+            line.end();
+            return say(&format!("daemon {daemon} has no block any more, and gets none\n"));
+        }
+        let bytes: u64 = left.iter().map(|row| row.committed - row.left.min(row.committed)).sum();
+        let lacking: u64 = left.iter().map(|row| row.left).sum();
+        line.show(&format!("daemon {daemon}: {} blocks left, {}", left.len(), Bytes(bytes)));
+        let now = (left.len(), lacking);
+        looks = if before == Some(now) { looks + 1 } else { 0 };
+        before = Some(now);
+        if looks >= LOOKS_MAX {
+            line.end();
+            for row in &left {
+                Line::tell(&format!("block {} stays: {}", row.block, why_it_stays(row)));
+            }
+            let count = left.len();
+            say(&format!("daemon {daemon} gets no block; {count} stay until they can move\n"))?;
+            return Ok(Outcome::Unwell);
+        }
+        thread::sleep(LOOK);
+    }
+}
+
+/// Lets a daemon take blocks again.
+///
+/// # Errors
+///
+/// [`Error::Broker`].
+pub fn undrain(mut broker: Broker, daemon: u32) -> Result<Outcome, Error> {
+    broker.set_draining(daemon, false)?;
+    Ok(Outcome::Done)
+}
+
+/// Why a block is where it is.
+fn why_it_stays(row: &BlockRow) -> String {
+    if row.held_by.is_empty() {
+        return "no other daemon has room for it".to_owned();
+    }
+    let holders: Vec<String> = row.held_by.iter().map(holder_text).collect();
+    format!("held back by {}", holders.join(", "))
+}
+
+/// Has something done over one connection, and looks over another how far blocks are.
+fn watch<T: Send + 'static>(
+    mut broker: Broker,
+    blocks: &[u32],
+    act: impl FnOnce(&mut Broker) -> Result<T, BrokerError> + Send + 'static,
+) -> Result<T, Error> {
+    let mut eye = broker.again()?;
+    let (tell, told) = mpsc::channel();
+    // Ends with the answer, or with this process.
+    thread::spawn(move || tell.send(act(&mut broker)));
+    let mut line = Line::new();
+    loop {
+        match told.recv_timeout(LOOK) {
+            Ok(done) => {
+                line.end();
+                return Ok(done?);
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(io::Error::other("the question was not asked").into());
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                let mut text = String::new();
+                for block in blocks {
+                    let Some(row) = eye.block(*block)? else { continue };
+                    let (left, all) = (Bytes(row.left), Bytes(row.committed));
+                    // Writing to a string does not fail.
+                    let _ = write!(text, "block {block}: {left} of {all} left");
+                    if !row.held_by.is_empty() {
+                        let _ = write!(text, ", {}", why_it_stays(&row));
+                    }
+                    text.push_str("; ");
+                }
+                line.show(text.trim_end_matches("; "));
+            }
+        }
+    }
+}
+
+fn say(text: &str) -> Result<Outcome, Error> {
+    Ok(show::write_out(text.as_bytes()).map(|()| Outcome::Done)?)
+}
+
+/// A line of a terminal that is written again and again.
+struct Line {
+    is_terminal: bool,
+    is_begun: bool,
+}
+
+impl Line {
+    fn new() -> Self {
+        Self { is_terminal: io::stderr().is_terminal(), is_begun: false }
+    }
+
+    fn show(&mut self, text: &str) {
+        if self.is_terminal {
+            self.is_begun = true;
+            // Nobody is left to be told that the standard error is closed.
+            let _ = write!(io::stderr(), "\r\x1b[K{text}");
+        }
+    }
+
+    /// Tells something that stays, on a terminal or not.
+    fn tell(text: &str) {
+        let _ = writeln!(io::stderr(), "{text}");
+    }
+
+    fn end(&mut self) {
+        if std::mem::take(&mut self.is_begun) {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Somebody has copies moved, while clients write and all else goes on.
+
+use dmce_abi::block::BlockId;
+use dmce_abi::wire::admin::AdminRequest;
+use dmce_abi::wire::client::ClientRequest;
+use dmce_broker::dispatcher::{Event, RequestId};
+
+use crate::world::{Checked, World};
+
+/// A copy has moved.
+pub const MOVED: &str = "moved";
+
+impl World {
+    /// Somebody has a copy moved, or does not wait any longer for those that he has moved.
+    ///
+    /// # Errors
+    ///
+    /// What must never be.
+    pub fn move_copy(&mut self) -> Checked {
+        let Some(conn) = self.connect_admin()? else { return Ok(()) };
+        if self.random.once_in(10) {
+            if let Some(broker) = &mut self.broker {
+                broker.admin = None;
+            }
+            return self.event(Event::HungUp { conn });
+        }
+        let Some(broker) = &self.broker else { return Ok(()) };
+        let blocks = broker.dispatcher.snapshot().blocks.into_iter();
+        let copies = blocks
+            .flat_map(|(id, block)| block.copies.into_iter().map(move |copy| (id, copy.daemon)));
+        let Some((block, from)) = self.random.pick(copies.collect::<Vec<_>>()) else {
+            return Ok(());
+        };
+        let Some(to) = self.random.pick(self.daemons.iter().map(|daemon| daemon.id)) else {
+            return Ok(());
+        };
+        let (block, from, to) = (block.get(), from.get(), to.get());
+        let request = match self.random.below(8) {
+            0 => AdminRequest::Drain { daemon: to, is_draining: self.random.once_in(2) },
+            1 => {
+                self.has_swapped = true;
+                let other = BlockId::try_from(1 + u32::try_from(self.random.below(8)).unwrap_or(0));
+                AdminRequest::Swap { one: block, other: other.map_or(block, BlockId::get) }
+            }
+            _ => AdminRequest::Migrate { block, from, to },
+        };
+        self.administer(request)
+    }
+
+    /// No daemon is drained any more.
+    ///
+    /// # Errors
+    ///
+    /// What must never be.
+    pub fn undrain_all(&mut self) -> Checked {
+        for daemon in self.host.draining.clone() {
+            self.administer(AdminRequest::Drain { daemon: daemon.get(), is_draining: false })?;
+        }
+        Ok(())
+    }
+
+    fn administer(&mut self, request: AdminRequest) -> Checked {
+        let Some(conn) = self.connect_admin()? else { return Ok(()) };
+        let request_id = RequestId(self.random.next() | 1);
+        let request = ClientRequest::Admin(request);
+        self.event(Event::Request { conn, request_id, request })
+    }
+}
