@@ -262,7 +262,15 @@ impl Campaign {
             _ => ("stopped daemons", self.instance.daemon_pid(place - WRITERS)),
         };
         let pid = pid.expect("everybody runs between two misfortunes");
+        if !(1..=WRITERS).contains(&place) {
+            // Who was told of a change asks the broker what it is; and a daemon that copies holds
+            // pages.
+            self.mover.pause();
+            wait_until("no copy is made, or goes", || self.instance.status().repair.syncing == 0);
+            self.wait_progress(|_| true);
+        }
         stop(pid);
+        self.mover.go_on();
         // Who asks a server for each byte waits for it; and with copies, who wants a page that a
         // client has locked, or a daemon for the writer that asks it.
         let holder = match place {

@@ -233,7 +233,11 @@ impl Hand {
         }
         self.shared.count(if is_done { "drains that were done" } else { "drains that were ended" });
         // Also by the next broker, and the one after that.
-        while self.ask(AdminRequest::Drain { daemon, is_draining: false }).is_none() {}
+        while self.ask(AdminRequest::Drain { daemon, is_draining: false }).is_none() {
+            if self.shared.lock().is_over {
+                return;
+            }
+        }
     }
 
     fn note(&self, answer: Option<&Result<AdminReply, String>>, what: &'static str) {
