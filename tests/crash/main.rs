@@ -8,6 +8,7 @@ mod copies_by_message;
 mod daemons;
 mod everything;
 mod messages;
+mod moving;
 mod objects;
 mod pointers;
 mod points;

@@ -353,7 +353,9 @@ impl Instance {
         }
     }
 
-    fn try_status(&self) -> Option<StatusReport> {
+    /// The instance as a whole; `None` while no broker answers.
+    #[must_use]
+    pub fn try_status(&self) -> Option<StatusReport> {
         match self.ask(AdminRequest::Status)? {
             AdminReply::Status(status) => Some(status),
             other => panic!("the status was asked for, and {other:?} came"),
@@ -381,6 +383,15 @@ impl Instance {
                 }
                 other => panic!("daemons were asked for, and {other:?} came"),
             }
+        }
+    }
+
+    /// The first blocks; `None` while no broker answers.
+    #[must_use]
+    pub fn try_blocks(&self) -> Option<Vec<BlockRow>> {
+        match self.ask(AdminRequest::Blocks { after: 0 })? {
+            AdminReply::Blocks { rows, .. } => Some(rows),
+            other => panic!("blocks were asked for, and {other:?} came"),
         }
     }
 

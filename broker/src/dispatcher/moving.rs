@@ -31,6 +31,7 @@ use super::Dispatcher;
 use super::action::{Action, LogLevel};
 use super::blocks::Block;
 use super::clients::ReplyTo;
+use super::copies::{Copy, CopyState};
 use super::event::ClientConn;
 use super::placement::Need;
 use super::requests::{Outcome, Served, refuse};
@@ -102,7 +103,7 @@ impl Dispatcher {
         };
         let onto = self.find_daemon(onto)?;
         if let Some(why) = self.obstacle_to(found, onto, false) {
-            let is_there = found.copies.of(onto).is_some();
+            let is_there = found.copies.named().any(|copy| copy.daemon == onto);
             return refuse(if is_there { Status::Exists } else { Status::NoSpace }, why);
         }
         self.wish(id, Wish { asker: Some(to), ..Wish::plain(from, onto) });
@@ -199,8 +200,10 @@ impl Dispatcher {
 
     /// Why a block cannot get another copy there.
     fn obstacle_to(&self, block: &Block, onto: DaemonId, is_beyond: bool) -> Option<String> {
-        if block.copies.of(onto).is_some() {
-            return Some(format!("daemon {onto} has a copy of it, or has yet to destroy one"));
+        // One that goes is waited for.
+        let goes = |copy: &Copy| matches!(copy.state, CopyState::Leaving | CopyState::Dying);
+        if block.copies.of(onto).is_some_and(|copy| !goes(copy)) {
+            return Some(format!("daemon {onto} has a copy of it"));
         }
         let server = self.daemons.servers.get(&onto)?;
         if !server.is_up() {
@@ -311,6 +314,9 @@ impl Dispatcher {
         if let Some(why) = self.obstacle_to(block, to, is_beyond) {
             self.rest_from(id, to);
             return self.move_failed(id, &why);
+        }
+        if block.copies.of(to).is_some() {
+            return;
         }
         // Who pays for the one that goes pays for this when it is good.
         let charge = self.ledger.force_charge(None, to, block.copies.committed());

@@ -140,7 +140,7 @@ impl Dispatcher {
             server.blocks.remove(&id);
         }
         self.ledger.refund(copy.charge);
-        self.room_changed = true;
+        (self.room_changed, self.moves.is_due) = (true, true);
         if was_last {
             self.remove_block(id);
         } else if id == first && none_is_named {

@@ -111,14 +111,23 @@ impl Home {
         self
     }
 
-    /// Starts small daemons.
+    /// Starts two small daemons.
     pub fn up(&self, more: &[&str]) -> Run {
         run(&mut self.up_command(more))
     }
 
+    /// Starts so many small daemons.
+    pub fn up_with(&self, daemons: u32) -> Run {
+        run(&mut self.up_command_of(daemons, &[]))
+    }
+
     pub fn up_command(&self, more: &[&str]) -> Command {
+        self.up_command_of(2, more)
+    }
+
+    fn up_command_of(&self, daemons: u32, more: &[&str]) -> Command {
         let mut command = self.bare_up_command();
-        command.args(["--daemons", "2", "--capacity", "64MiB"]).args(more);
+        command.args(["--daemons", &daemons.to_string(), "--capacity", "64MiB"]).args(more);
         if self.name.is_some() {
             command.arg("--config").arg(self.config());
         }

@@ -9,4 +9,5 @@ mod halves;
 mod harness;
 mod lifecycle;
 mod listings;
+mod moves;
 mod recovery;
