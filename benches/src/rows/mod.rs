@@ -7,6 +7,7 @@ pub mod deaths;
 pub mod load;
 pub mod mapped;
 pub mod mirrored;
+pub mod moving;
 pub mod narrow;
 pub mod redirect;
 pub mod requests;
@@ -34,6 +35,8 @@ pub enum Group {
     Redirect,
     /// A lost copy that is made again.
     Syncing,
+    /// Blocks that move.
+    Moving,
     /// Clients and brokers that die.
     Deaths,
     /// `dmce_malloc` and `dmce_free`.
@@ -50,13 +53,14 @@ pub enum Group {
 
 impl Group {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Mapped,
         Self::Copied,
         Self::Copies,
         Self::Mirrored,
         Self::Redirect,
         Self::Syncing,
+        Self::Moving,
         Self::Deaths,
         Self::Alloc,
         Self::Requests,
@@ -78,6 +82,7 @@ impl Group {
             Self::Mirrored => mirrored::measure(setting),
             Self::Redirect => redirect::measure(setting),
             Self::Syncing => syncing::measure(setting),
+            Self::Moving => moving::measure(setting),
             Self::Deaths => deaths::measure(setting),
             Self::Alloc => alloc::measure(setting),
             Self::Requests => requests::measure(setting),
