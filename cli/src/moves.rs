@@ -12,7 +12,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use dmce_abi::wire::admin::{BlockRow, CopyState};
+use dmce_abi::wire::admin::{BlockRow, CopyRow, CopyState};
 use dmce_config::Bytes;
 
 use crate::args::{Migrate, Swap};
@@ -60,11 +60,15 @@ pub fn drain(mut broker: Broker, daemon: u32) -> Result<Outcome, Error> {
     let (mut line, mut before, mut looks) = (Line::new(), None, 0);
     loop {
         let rows = broker.blocks()?;
-        let has = |row: &&BlockRow| {
-            row.copies.iter().any(|of| of.daemon == daemon && of.state == CopyState::Good)
+        let has = |row: &BlockRow, is_gone: bool| {
+            let is_it = |of: &CopyRow| of.daemon == daemon && has_no_bytes(*of) == is_gone;
+            row.copies.iter().any(is_it)
         };
-        let left: Vec<&BlockRow> = rows.iter().filter(has).collect();
-        if left.is_empty() {
+        let left: Vec<&BlockRow> = rows.iter().filter(|row| has(row, false)).collect();
+        let gone = rows.iter().filter(|row| has(row, true)).count();
+        // Some may be on their way to a client, or to nothing, which no row tells of.
+        let all = broker.daemons()?.into_iter().find(|row| row.daemon == daemon);
+        if left.is_empty() && all.is_none_or(|row| row.blocks as usize <= gone) {
             line.end();
             return say(&format!("daemon {daemon} has no block any more, and gets none\n"));
         }
@@ -95,6 +99,11 @@ pub fn drain(mut broker: Broker, daemon: u32) -> Result<Outcome, Error> {
 pub fn undrain(mut broker: Broker, daemon: u32) -> Result<Outcome, Error> {
     broker.set_draining(daemon, false)?;
     Ok(Outcome::Done)
+}
+
+/// Whether what a daemon has of a block is no copy any more.
+const fn has_no_bytes(copy: CopyRow) -> bool {
+    matches!(copy.state, CopyState::Lost | CopyState::Stale)
 }
 
 /// Why a block is where it is.

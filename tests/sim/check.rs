@@ -356,9 +356,13 @@ impl World {
         if !snapshot.sessions.is_empty() || session.is_some() || snapshot.passing > 0 {
             return Err(format!("something is left: {snapshot:?}"));
         }
-        let of_sessions = self.host.sessions.keys().find(|id| !self.host.prepared.contains_key(id));
-        if !self.host.records.is_empty() || of_sessions.is_some() {
-            return Err(format!("objects of sessions are left: {of_sessions:?}"));
+        let seats =
+            self.host.records.iter().filter(|(_, of)| of.record.is_of_daemon()).map(|(id, _)| id);
+        let seats: BTreeSet<&SessionId> = seats.collect();
+        let of_clients = self.host.records.keys().chain(self.host.sessions.keys());
+        let mut of_clients = of_clients.filter(|id| !seats.contains(id));
+        if let Some(id) = of_clients.find(|id| !self.host.prepared.contains_key(id)) {
+            return Err(format!("the objects of session {id} are left"));
         }
         self.check_words(&snapshot)?;
         let mut links = self.daemons.iter().flat_map(|daemon| daemon.links.values());

@@ -448,6 +448,8 @@ impl Host {
     pub fn publish(&mut self, session: SessionId, generation: u64) -> Result<(), String> {
         match self.sessions.insert(session, generation) {
             Some(before) if before != generation => Ok(()),
+            // That it has ended each broker says of what it finds.
+            Some(u64::MAX) => Ok(()),
             before => Err(format!("session {session} at {before:?} is told {generation}")),
         }
     }

@@ -384,7 +384,10 @@ impl Dispatcher {
         let taken = ids.find(|id| self.prepared.has(*id));
         check(taken.is_none(), || format!("session {taken:?} is prepared and somebody's"))?;
         let (ready, sessions) = (self.prepared.ready(), self.sessions_held());
-        let fits = ready == 0 || ready + sessions <= self.config.limits.sessions_max;
+        // What a daemon has left was no session of a client's before.
+        let of_seats = self.wrecks.all().filter(|(_, wreck)| wreck.opens().is_none()).count();
+        let most = self.config.limits.sessions_max + of_seats;
+        let fits = ready == 0 || ready + sessions <= most;
         let is_bounded = self.prepared.len() <= PREPARED_MAX;
         check(fits && is_bounded, || format!("{ready} prepared beside {sessions}"))
     }

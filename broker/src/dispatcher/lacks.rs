@@ -204,7 +204,8 @@ impl Dispatcher {
         let has_room = |daemon: DaemonId, more: u64| {
             self.ledger.store(daemon).free().saturating_add(more) >= bytes
         };
-        let mut others = self.daemons.servers.keys().filter(|id| block.copies.of(**id).is_none());
+        let servers = self.daemons.servers.iter().filter(|(_, server)| !server.is_draining);
+        let mut others = servers.map(|(id, _)| id).filter(|id| block.copies.of(**id).is_none());
         // One that is on its way to nothing makes room already.
         let makes_room = block.copies.iter().any(|copy| copy.state == CopyState::Dying);
         if makes_room || others.any(|daemon| has_room(*daemon, 0)) {

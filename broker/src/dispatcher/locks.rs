@@ -161,7 +161,7 @@ impl Dispatcher {
                 if !self.blocks.get(id).is_some_and(|block| block.is_locked) =>
             {
                 self.take_locks_back(id);
-                self.move_failed(id, &format!("it gets no lock table: {reason}"));
+                self.end_wish(id, &format!("it gets no lock table: {reason}"));
             }
             (_, Made::NameTaken { reason } | Made::Unusable { reason }) => {
                 self.log(LogLevel::Error, format!("no lock table of block {id}: {reason}"));
@@ -179,6 +179,10 @@ impl Dispatcher {
         let charge = self.ledger.charge_table(payer.map(|payer| payer.uid), bytes);
         block.locks = Some(LockTable::planned(charge, bytes));
         self.make_locks(id);
+        // Whoever writes it for others needs a name to lock its pages by.
+        for daemon in self.daemons.up_in_turn().collect::<Vec<_>>() {
+            self.unseated(daemon, None);
+        }
     }
 
     /// Nobody uses the table that was lent to a block.

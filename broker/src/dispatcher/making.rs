@@ -414,6 +414,8 @@ impl Dispatcher {
             span.unclaimed = making.to == NOBODY;
         }
         self.granted += 1;
+        // Its daemons may be drained by now.
+        self.moves.is_due = true;
         if let Some(patient) = &making.patient {
             self.patience_ends(patient);
         }

@@ -154,6 +154,7 @@ impl Dispatcher {
         // It takes blocks again that wait for room.
         (self.moves.is_due, self.room_changed) = (true, true);
         if is_draining {
+            self.drop_copies_onto(daemon);
             return self.move_reservations(daemon);
         }
         let of_it = |wish: &Wish| wish.from == daemon && wish.asker.is_none() && !wish.is_begun;
@@ -219,7 +220,7 @@ impl Dispatcher {
 
     /// Begins what is wished, as far as there is a place for it.
     pub(super) fn make_moves(&mut self) {
-        if !std::mem::take(&mut self.moves.is_due) || !self.tables_complete() {
+        if !self.tables_complete() || !std::mem::take(&mut self.moves.is_due) {
             return;
         }
         self.take_back_lent();
@@ -252,7 +253,8 @@ impl Dispatcher {
         let is_all = some.len() < LOOKS;
         for id in some {
             // One that waits for its lock table is about to be made.
-            let waiting = self.moves.wishes.values().filter(|wish| !wish.is_begun);
+            let is_next = |wish: &&Wish| wish.asker.is_none() && !wish.is_begun;
+            let waiting = self.moves.wishes.values().filter(is_next);
             if !self.has_place_beside(waiting.count()) {
                 self.moves.drained_to.insert(daemon, id);
                 return;
@@ -302,19 +304,19 @@ impl Dispatcher {
 
     fn begin_move(&mut self, id: BlockId) {
         let Some(&Wish { from, to, is_beyond, .. }) = self.moves.wishes.get(&id) else { return };
-        let Some(block) = self.blocks.get(id) else { return self.move_failed(id, "it is gone") };
-        let Some(half) = block.copies.named().find(|copy| copy.daemon == from).map(|of| of.half)
-        else {
-            return self.move_failed(id, &format!("daemon {from} has lost its copy"));
+        let Some(block) = self.blocks.get(id) else { return self.end_wish(id, "it is gone") };
+        let is_it = |copy: &&Copy| copy.daemon == from && copy.state == CopyState::Held;
+        let Some(half) = block.copies.named().find(is_it).map(|of| of.half) else {
+            return self.end_wish(id, &format!("daemon {from} has lost its copy"));
         };
+        if let Some(why) = self.obstacle_to(block, to, is_beyond) {
+            self.rest_from(id, to);
+            return self.end_wish(id, &why);
+        }
         if !self.may_get_copy(id) {
             return self.lend_if_none(id);
         }
         let Some(block) = self.blocks.get(id) else { return };
-        if let Some(why) = self.obstacle_to(block, to, is_beyond) {
-            self.rest_from(id, to);
-            return self.move_failed(id, &why);
-        }
         if block.copies.of(to).is_some() {
             return;
         }
@@ -380,6 +382,9 @@ impl Dispatcher {
 
     /// A copy is where it was to be, and nobody uses the other any more.
     pub(super) fn moved_from(&mut self, id: BlockId) {
+        if !self.is_begun(id) {
+            return;
+        }
         let Some(wish) = self.moves.wishes.remove(&id) else { return };
         let Wish { from, to, asker, .. } = wish;
         if let Some((next, from, to)) = wish.then {
@@ -400,8 +405,20 @@ impl Dispatcher {
         }
     }
 
-    /// A copy stays where it is.
+    /// A copy is not made any more. If it was to take the place of another, that stays where it is.
     pub(super) fn move_failed(&mut self, id: BlockId, why: &str) {
+        if self.is_begun(id) {
+            self.end_wish(id, why);
+        }
+    }
+
+    /// Whether the copy of a block that is made, or goes, is one that moves.
+    fn is_begun(&self, id: BlockId) -> bool {
+        self.moves.wishes.get(&id).is_some_and(|wish| wish.is_begun)
+    }
+
+    /// What is wished cannot be, be it begun or not.
+    pub(super) fn end_wish(&mut self, id: BlockId, why: &str) {
         let Some(wish) = self.moves.wishes.remove(&id) else { return };
         let Wish { from, to, .. } = wish;
         let text = format!("block {id} is not moved from daemon {from} to {to}: {why}");

@@ -12,7 +12,7 @@ fn region(home: &Home, copies: u32) -> (Session, libdmce::Region) {
     let name = format!("r{copies}");
     session.region_create("v", &name, 300_000, &wanted).unwrap();
     let region = session.region_open("v", &name, Prot::READ_WRITE).unwrap();
-    region.write(0, &[5; 300_000], Mirror::Both).unwrap();
+    region.write(0, &vec![5; 300_000], Mirror::Both).unwrap();
     (session, region)
 }
 
@@ -27,7 +27,7 @@ fn copies(home: &Home) -> Vec<(u64, Vec<u64>)> {
 }
 
 fn is_there(region: &libdmce::Region) {
-    let mut found = [0; 300_000];
+    let mut found = vec![0; 300_000];
     region.read(0, &mut found, Mirror::Any).unwrap();
     assert!(found.iter().all(|byte| *byte == 5));
 }
@@ -93,6 +93,27 @@ fn a_daemon_that_is_drained_has_nothing_and_stays_so_when_all_was_killed() {
     assert_eq!(none, "there is no daemon 9");
     home.down(&[]).done();
     assert_eq!(home.objects(), [""; 0]);
+}
+
+#[test]
+fn blocks_of_daemons_that_are_full_change_places() {
+    let home = Home::new("full");
+    home.up(&[]).done();
+    let (session, _small) = region(&home, 1);
+    for name in ["a", "b"] {
+        let bytes = 40 << 20;
+        let wanted = RegionOptions { copies: 1, ..RegionOptions::default() };
+        session.region_create("v", name, bytes, &wanted).unwrap();
+    }
+    let before = copies(&home);
+    let [_, (one, a), (other, b)] = &before[..] else { panic!("{before:?}") };
+    let [one, other, to] = [*one, *other, b[0]].map(|id| id.to_string());
+    let full = home.ask(&["migrate", &one, "--to", &to]).failed(1);
+    assert!(full.contains("bytes left"), "{full}");
+    home.ask(&["swap", &one, &other]).done();
+    let after = copies(&home);
+    assert_eq!((&after[1].1, &after[2].1), (b, a));
+    home.down(&[]).done();
 }
 
 #[test]

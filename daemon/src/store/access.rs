@@ -53,13 +53,13 @@ pub(super) struct OpenObjects {
 struct Only {
     guid: Guid,
     data: Own,
-    /// What says that it is; none if that cannot be read: then no broker can change it.
+    /// What says that it is; none if that could not be read, which is tried again each time.
     header: Option<Stamped>,
 }
 
 impl Only {
     fn is_current(&self) -> bool {
-        self.header.as_ref().is_none_or(Stamped::is_current)
+        self.header.as_ref().is_some_and(Stamped::is_current)
     }
 }
 
@@ -113,30 +113,38 @@ impl Store {
         if only.is_current() { answer } else { self.access_moved(request, answer) }
     }
 
-    /// The copy moves since something was done to it as the only one.
+    /// The copy moves since something was done to it as the only one; or what says so cannot be
+    /// read, and could not before.
     fn access_moved(&mut self, request: &DataRequest, answer: DataAnswer) -> DataAnswer {
         let at = request.target();
-        self.open_objects.close(at.block);
-        let busy = Refusal::new(Status::Busy, format!("block {} moves", at.block));
+        let before = self.open_objects.open.remove(&at.block);
         if !request.counts() || answer.is_err() {
+            let is_blind = before.is_some_and(|only| only.header.is_none());
+            if is_blind && !self.has_locks(at.block) && !self.has_moved(at)? {
+                return answer;
+            }
             // Done once more, it is the same.
-            return Err(busy);
+            return Err(Refusal::new(Status::Busy, format!("block {} moves", at.block)));
         }
         // A word is not changed twice: what it is by now is brought to the other copy.
-        if self.has_locks(at.block) || self.has_moved(at)? {
-            let bytes = u32::try_from(WORD_BYTES).unwrap_or(0);
-            let level = DataRequest::Level { at, bytes, half: Half::PRIMARY };
-            for _ in 0..LEVELS_MAX {
-                match self.access_copied(&level) {
-                    Ok(DataReply::Done) => return answer,
-                    Err(refusal) if refusal.status == Status::Busy => thread::yield_now(),
-                    _ => break,
-                }
+        for _ in 0..LEVELS_MAX {
+            match self.level_moved(at) {
+                Ok(()) => return answer,
+                Err(refusal) if refusal.status == Status::Busy => thread::yield_now(),
+                Err(_) => break,
             }
-            let text = format!("block {} moves; the word may have been changed", at.block);
-            return Err(Refusal::new(Status::Io, text));
         }
-        answer
+        let text = format!("block {} moves; the word may have been changed", at.block);
+        Err(Refusal::new(Status::Io, text))
+    }
+
+    /// Has the other copy of a block, if there is one by now, have a word as the first has it.
+    fn level_moved(&mut self, at: Target) -> Result<(), Refusal> {
+        if !self.has_locks(at.block) && !self.has_moved(at)? {
+            return Ok(());
+        }
+        let bytes = u32::try_from(WORD_BYTES).unwrap_or(0);
+        self.access_copied(&DataRequest::Level { at, bytes, half: Half::PRIMARY }).map(|_| ())
     }
 
     /// Whether the header of an only copy says by now that it moves.

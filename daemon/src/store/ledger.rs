@@ -24,6 +24,9 @@ use super::room::{Room, Surveyor};
 pub enum Purpose {
     /// A block.
     Block,
+    /// Another copy of one, in whose place one may go. Whether the daemon has room for it is the
+    /// broker's to say: where two change places it has none for a moment.
+    Copy,
     /// The pool, or the pages of a block that somebody gave back.
     Upkeep,
 }
@@ -202,7 +205,7 @@ impl Ledger {
 
     fn counter(&mut self, purpose: Purpose) -> &mut u64 {
         match purpose {
-            Purpose::Block => &mut self.promised,
+            Purpose::Block | Purpose::Copy => &mut self.promised,
             Purpose::Upkeep => &mut self.upkeep,
         }
     }
@@ -282,6 +285,10 @@ mod tests {
         ledger.release(pool);
         ledger.keep(block);
         assert!(ledger.promise_in(&room(900, 900), 1, Purpose::Block).is_err());
+        // What the capacity does not hold back, memory does.
+        let copy = ledger.promise_in(&room(900, 900), 100 * MIB, Purpose::Copy).unwrap();
+        assert!(ledger.promise_in(&room(400, 900), 300 * MIB, Purpose::Copy).is_err());
+        ledger.release(copy);
         ledger.refund(100 * MIB);
         assert_eq!(ledger.committed(), 0);
     }

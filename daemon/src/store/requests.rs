@@ -107,7 +107,9 @@ impl Store {
         if let Some(held) = self.blocks.get(&block) {
             return held.repeated(&description).map(|answer| Begun::Answered(Ok(answer)));
         }
-        let promise = self.promise(block, committed)?;
+        let is_copy = description.membership.role == Role::Syncing;
+        let purpose = if is_copy { Purpose::Copy } else { Purpose::Block };
+        let promise = self.promise(block, committed, purpose)?;
         Ok(Begun::Working(Job::Make { description: Box::new(description), committed, promise }))
     }
 
@@ -167,7 +169,7 @@ impl Store {
             let committed = held.data.bytes;
             return Ok(Begun::Answered(Ok(DaemonAnswer::Committed { committed })));
         }
-        let promise = self.promise(block, growth.bytes())?;
+        let promise = self.promise(block, growth.bytes(), Purpose::Block)?;
         let held = self.blocks.get_mut(&block).expect("it was there a moment ago");
         held.condition = Condition::Growing;
         self.growing += 1;
@@ -276,9 +278,14 @@ impl Store {
     }
 
     /// Bytes for a block that are to be committed.
-    fn promise(&mut self, block: BlockId, bytes: u64) -> Result<Promise, Refusal> {
+    fn promise(
+        &mut self,
+        block: BlockId,
+        bytes: u64,
+        purpose: Purpose,
+    ) -> Result<Promise, Refusal> {
         self.ledger
-            .promise(bytes, Purpose::Block, self.folder.dir())
+            .promise(bytes, purpose, self.folder.dir())
             .map_err(|error| refusal_of_commit(block, &error))
     }
 }

@@ -85,13 +85,13 @@ impl Dispatcher {
     /// A copy that is being made is given up.
     pub(in crate::dispatcher) fn drop_sync(&mut self, id: BlockId, why: &str) {
         let Some(Sync { daemon, stage, .. }) = self.syncs.by_block.get_mut(&id) else { return };
-        if matches!(stage, Stage::Unlocking | Stage::Unlocked(_)) {
+        // What was good goes when its headers say so, and nobody uses it any more; not before.
+        if stage.was_good() || matches!(stage, Stage::Unlocking | Stage::Unlocked(_)) {
             return;
         }
         let daemon = *daemon;
         let hears = self.daemons.servers.get(&daemon).is_some_and(Server::hears);
         let is_written = matches!(stage, Stage::Naming | Stage::Telling(_) | Stage::Copying(_));
-        let was_good = stage.was_good();
         match stage {
             Stage::Making => {
                 // Its daemon answers first, so that the destroy finds what was made.
@@ -113,14 +113,10 @@ impl Dispatcher {
         if let Some(block) = self.blocks.get_mut(id) {
             block.is_moving = false;
         }
-        if was_good {
-            self.moved_from(id);
-        } else {
-            let text = format!("the new copy of block {id} on daemon {daemon} is given up: {why}");
-            self.log(LogLevel::Warn, text);
-            self.rest_from(id, daemon);
-            self.move_failed(id, why);
-        }
+        let text = format!("the new copy of block {id} on daemon {daemon} is given up: {why}");
+        self.log(LogLevel::Warn, text);
+        self.rest_from(id, daemon);
+        self.move_failed(id, why);
         if is_written {
             self.blocks.set_state(id, BlockState::Losing);
             self.raise(id);
@@ -129,16 +125,30 @@ impl Dispatcher {
 
     /// A daemon does not answer, or is away: what it was making is given up.
     pub(in crate::dispatcher) fn drop_syncs_of(&mut self, daemon: DaemonId) {
-        let all = self.syncs.by_block.iter();
-        let ids: Vec<BlockId> =
-            all.filter(|(_, s)| s.daemon == daemon).map(|(id, _)| *id).collect();
-        for id in ids {
+        // What is wished and cannot be is answered.
+        self.moves.is_due = true;
+        for id in self.syncs_on(daemon) {
             self.drop_sync(id, "its daemon does not answer");
         }
     }
 
+    /// A daemon is to have nothing any more: what is made there goes elsewhere.
+    pub(in crate::dispatcher) fn drop_copies_onto(&mut self, daemon: DaemonId) {
+        for id in self.syncs_on(daemon) {
+            if self.syncs.is_made(id) {
+                self.drop_sync(id, "its daemon is drained");
+            }
+        }
+    }
+
+    fn syncs_on(&self, daemon: DaemonId) -> Vec<BlockId> {
+        let all = self.syncs.by_block.iter().filter(|(_, sync)| sync.daemon == daemon);
+        all.map(|(id, _)| *id).collect()
+    }
+
     /// A block is lost, or was given up: no copy of it is made any more.
     pub(in crate::dispatcher) fn forget_sync(&mut self, id: BlockId, why: &str) {
+        self.end_wish(id, why);
         let Some(Sync { daemon, stage, .. }) = self.end_of_sync(id) else { return };
         let is_lost = self.blocks.get(id).is_some_and(|block| block.state == BlockState::Lost);
         match stage {
@@ -152,6 +162,5 @@ impl Dispatcher {
         if let Some(block) = self.blocks.get_mut(id) {
             block.is_moving = false;
         }
-        self.move_failed(id, why);
     }
 }

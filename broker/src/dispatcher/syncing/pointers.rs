@@ -126,8 +126,12 @@ impl Dispatcher {
         let (told, until) = (self.holders(first), self.now.millis.after(WITHHELD_MS));
         let is_wanted = self.takes_primary(id);
         let Some(Stage::Copying(copying)) = self.syncs.stage_of(id) else { return };
-        if !is_wanted || matches!(copying.pointers.state, State::Given) {
+        if matches!(copying.pointers.state, State::Given) {
             return;
+        }
+        if !is_wanted {
+            // That copy is lost, or another is the primary: pointers do not matter any more.
+            return self.give_pointers(id, BTreeSet::new());
         }
         self.idles.extend(told.iter().map(|session| (*session, id, epoch)));
         let Some(Stage::Copying(copying)) = self.syncs.stage_of(id) else { return };
@@ -192,9 +196,7 @@ impl Dispatcher {
         {
             let mut holders = std::mem::take(told);
             holders.append(looked_at);
-            if !holders.is_empty() {
-                self.give_pointers(id, holders);
-            }
+            self.give_pointers(id, holders);
         }
     }
 

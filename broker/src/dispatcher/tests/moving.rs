@@ -238,7 +238,10 @@ fn a_copy_that_leaves_goes_with_its_daemon_and_stays_if_all_others_are_lost() {
         idle(&mut rig);
         assert_eq!((good(&mut rig, block), answer(&mut rig, asked)), (vec![3, 2], None));
         if dies {
+            // Until the others were told, somebody may read it.
             rig.daemon_dies(1);
+            assert_eq!(answer(&mut rig, asked), None);
+            idle(&mut rig);
             let removes = |action: &Action| matches!(action, Action::RemoveHeader { .. });
             assert!(rig.actions.iter().any(removes));
             assert_eq!(copies(&mut rig, block).len(), 2);
@@ -250,6 +253,32 @@ fn a_copy_that_leaves_goes_with_its_daemon_and_stays_if_all_others_are_lost() {
             assert!(answer(&mut rig, asked).unwrap().is_err());
         }
     }
+}
+
+#[test]
+fn what_is_wished_and_not_begun_ends_with_its_block() {
+    let mut rig = rig_that_syncs(3, 1);
+    let (conn, _) = rig.session(1000);
+    let [one, other] = [1, 2].map(|ticket| rig.granted(conn, heap(ticket, MIB)).first.block);
+    rig.mood(3, Mood::Waits);
+    let first = ask(&mut rig, migrate(one, 0, 3));
+    let second = ask(&mut rig, migrate(other, 0, 3));
+    assert_eq!(rig.daemons[&3].created.len(), 1);
+    let daemon = good(&mut rig, other)[0];
+    take(&mut rig, daemon, other);
+    assert!(answer(&mut rig, second).unwrap().is_err());
+    assert_eq!(answer(&mut rig, first), None);
+}
+
+#[test]
+fn what_moves_to_a_daemon_that_is_drained_stays() {
+    let (mut rig, _, granted) = two();
+    rig.idles = false;
+    let asked = ask(&mut rig, migrate(granted.first.block, 0, 3));
+    drain(&mut rig, 3, true);
+    let refusal = answer(&mut rig, asked).unwrap().unwrap_err();
+    assert!(refusal.text.contains("is drained"), "{}", refusal.text);
+    assert_eq!(good(&mut rig, granted.first.block), [1, 2]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use dmce_abi::Status;
 use dmce_abi::addr::AddrLayout;
-use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Half, Membership, Role};
+use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Half, Membership, Role, SessionId};
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::admin::{AdminReply, AdminRequest, CopyState, Repair};
@@ -80,12 +80,15 @@ pub(super) fn synced(rig: &Rig) -> Vec<(u64, u32)> {
 }
 
 pub(super) fn idle(rig: &mut Rig) {
-    let last = rig.actions.iter().rev().find_map(|action| match action {
-        Action::AwaitIdle { session, block, epoch } => Some((*session, *block, *epoch)),
+    let awaited = rig.actions.iter().filter_map(|action| match action {
+        Action::AwaitIdle { session, block, epoch } => Some((*session, (*block, *epoch))),
         _ => None,
     });
-    let (session, block, epoch) = last.expect("somebody is waited for");
-    rig.event(Event::Idle { session, block, epoch });
+    let awaited: Vec<(SessionId, (BlockId, u64))> = awaited.collect();
+    let &(_, last) = awaited.last().expect("somebody is waited for");
+    for (session, (block, epoch)) in awaited.into_iter().filter(|(_, of)| *of == last) {
+        rig.event(Event::Idle { session, block, epoch });
+    }
 }
 
 #[test]
