@@ -12,7 +12,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use dmce_abi::wire::admin::{BlockRow, CopyRow, CopyState};
+use dmce_abi::wire::admin::{BlockRow, BlockState, CopyRow, CopyState};
 use dmce_config::Bytes;
 
 use crate::args::{Migrate, Swap};
@@ -68,14 +68,16 @@ pub fn drain(mut broker: Broker, daemon: u32) -> Result<Outcome, Error> {
         let gone = rows.iter().filter(|row| has(row, true)).count();
         // Some may be on their way to a client, or to nothing, which no row tells of.
         let all = broker.daemons()?.into_iter().find(|row| row.daemon == daemon);
-        if left.is_empty() && all.is_none_or(|row| row.blocks as usize <= gone) {
+        let all = all.map_or(0, |row| row.blocks as usize);
+        let count = left.len().max(all.saturating_sub(gone));
+        if count == 0 {
             line.end();
             return say(&format!("daemon {daemon} has no block any more, and gets none\n"));
         }
         let bytes: u64 = left.iter().map(|row| row.committed - row.left.min(row.committed)).sum();
         let lacking: u64 = left.iter().map(|row| row.left).sum();
-        line.show(&format!("daemon {daemon}: {} blocks left, {}", left.len(), Bytes(bytes)));
-        let now = (left.len(), lacking);
+        line.show(&format!("daemon {daemon}: {count} blocks left, {}", Bytes(bytes)));
+        let now = (count, lacking);
         looks = if before == Some(now) { looks + 1 } else { 0 };
         before = Some(now);
         if looks >= LOOKS_MAX {
@@ -83,7 +85,6 @@ pub fn drain(mut broker: Broker, daemon: u32) -> Result<Outcome, Error> {
             for row in &left {
                 Line::tell(&format!("block {} stays: {}", row.block, why_it_stays(row)));
             }
-            let count = left.len();
             say(&format!("daemon {daemon} gets no block; {count} stay until they can move\n"))?;
             return Ok(Outcome::Unwell);
         }
@@ -109,7 +110,9 @@ const fn has_no_bytes(copy: CopyRow) -> bool {
 /// Why a block is where it is.
 fn why_it_stays(row: &BlockRow) -> String {
     if row.held_by.is_empty() {
-        return "no other daemon has room for it".to_owned();
+        let is_lacking = row.state == BlockState::Degraded;
+        let why = if is_lacking { "a copy that it lacks comes first" } else { "no room for it" };
+        return why.to_owned();
     }
     let holders: Vec<String> = row.held_by.iter().map(holder_text).collect();
     format!("held back by {}", holders.join(", "))

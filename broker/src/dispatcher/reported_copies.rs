@@ -179,6 +179,7 @@ impl Dispatcher {
         if let Some(copy) = copy.filter(|copy| copy.state != CopyState::Lost) {
             copy.state = CopyState::Lost;
             self.ledger.lose(&mut copy.charge);
+            self.room_changed = true;
         }
     }
 

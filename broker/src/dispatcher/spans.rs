@@ -214,6 +214,8 @@ impl Dispatcher {
         };
         copy.state = CopyState::Lost;
         self.ledger.lose(&mut copy.charge);
+        // Nobody pays for it any more, and the daemon may have another in its place.
+        self.room_changed = true;
         let text = format!("block {id} on daemon {daemon} is lost: {why}");
         if self.makings.contains_key(&first) {
             // Nobody has had it.

@@ -73,6 +73,7 @@ impl Dispatcher {
         let Some([gone, back]) = block.copies.take_back(old, lost) else { return false };
         self.ledger.hand_over(&mut gone.charge, &mut back.charge);
         self.ledger.lose(&mut gone.charge);
+        self.room_changed = true;
         block.news = News::None;
         self.end_of_sync(id);
         self.log(LogLevel::Warn, format!("block {id} stays on daemon {old}: {why}"));

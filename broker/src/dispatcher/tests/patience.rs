@@ -6,6 +6,7 @@ use dmce_abi::wire::client::{
 };
 
 use super::rig::{GIB, MIB, Mood, Rig, config, heap, region, span};
+use super::syncing::take;
 use crate::dispatcher::{Action, ClientConn, Quota, Started};
 
 fn with(ticket: u64, bytes: u64, wait_ms: Option<u32>) -> ClientRequest {
@@ -136,6 +137,21 @@ fn a_daemon_that_comes_and_a_quota_that_is_given_back_serve_who_waits() {
     assert_eq!(rig.status(conn, with(3, 4 * MIB, Some(0))), Status::Quota);
     assert_eq!(rig.status(conn, with(4, 1 << 60, Some(0))), Status::NoSpace);
     assert_eq!(rig.status(conn, with(0, 2 * MIB, Some(0))), Status::Invalid);
+}
+
+#[test]
+fn memory_that_is_lost_serves_who_waits_for_the_quota() {
+    let mut config = config();
+    config.quota = Quota { bytes: 3 * MIB, ..Quota::UNLIMITED };
+    let mut rig = Rig::started(config, Started::default());
+    rig.daemon(1, GIB);
+    let (conn, _) = rig.session(1000);
+    let granted = rig.granted(conn, span(1, 2 * MIB));
+    assert_eq!(rig.done(conn, with(2, 2 * MIB, Some(0))), ClientReply::Queued);
+    let before = rings(&rig);
+    take(&mut rig, 1, granted.first.block);
+    assert_eq!(rings(&rig), before + 1);
+    rig.granted(conn, with(2, 2 * MIB, Some(0)));
 }
 
 /// Small requests come and go while a large one waits. Without a promise it would never be served:
