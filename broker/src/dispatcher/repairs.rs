@@ -25,14 +25,14 @@
 //! 4. Each step can be done again by the broker after this one: until all is done the session's
 //!    record, its grants and its intents stay.
 
-use dmce_abi::block::{BlockId, SessionId};
+use dmce_abi::block::{BlockId, DaemonId, SessionId};
 use dmce_shm::copies;
 use dmce_shm::lock::LockOwner;
 use dmce_shm::slot::intent::IntentClaim;
 
 use super::Dispatcher;
 use super::action::{Action, LogLevel, Repair};
-use super::blocks::BlockState;
+use super::blocks::{Block, BlockState};
 use super::event::{FoundIntents, Repaired, SessionRecord};
 use super::opens::Opens;
 use super::raising::AGAIN_MS;
@@ -217,7 +217,12 @@ impl Dispatcher {
             found.guid == guid && is_its_own
         });
         let is_idle = self.is_without_locks(block);
-        match found.map(|found| (found.state, (found.copies.daemons(), found.committed))) {
+        // Who did not know yet that a copy goes may have written that first.
+        let goes = self.syncs.goes_good(block).filter(|_| carried.is_none());
+        let copies = |found: &Block| -> Vec<DaemonId> {
+            found.copies.daemons().into_iter().chain(goes).collect()
+        };
+        match found.map(|found| (found.state, (copies(found), found.committed))) {
             Some((BlockState::Held, _)) if is_level => self.clear_intent(of),
             Some((BlockState::Losing, _)) if is_level || !is_idle => {
                 self.wrecks.hold_up(block, of);
@@ -280,6 +285,7 @@ impl Dispatcher {
                 let text = format!("block {block} on daemon {daemon} is not repaired: {reason}");
                 self.log(LogLevel::Warn, text);
                 self.inspect(daemon, vec![block]);
+                self.goes_without(block, daemon);
                 self.repair_later(of);
             }
             // Where it was begun, who waits for its pages waits for it alone.

@@ -12,8 +12,9 @@
 //!
 //! # Invariants
 //!
-//! 1. A daemon has one seat at most, made at its own wish, and of one connection: who finds the
-//!    last generation in it ends no further operation, and begins none.
+//! 1. A daemon has one seat at most, made at its own wish or when an only copy is lent a lock table
+//!    (`moving`), and of one connection: who finds the last generation in it ends no further
+//!    operation, and begins none.
 //! 2. The id of a seat is no session's and no wreck's. Its record says that it is a daemon's.
 //! 3. When a block's copies or its lock table are others, all seats are told with the sessions,
 //!    and waited for with them: any daemon may have been writing it.

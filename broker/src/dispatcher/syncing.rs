@@ -161,6 +161,13 @@ impl Syncs {
         self.by_block.len() - self.waiting.len()
     }
 
+    /// The daemon of the copy of a block that goes and had all bytes of the others: who was not told
+    /// writes it.
+    pub(super) fn goes_good(&self, id: BlockId) -> Option<DaemonId> {
+        let sync = self.by_block.get(&id).filter(|sync| sync.stage.was_good());
+        sync.map(|sync| sync.daemon)
+    }
+
     fn stage_of(&mut self, id: BlockId) -> Option<&mut Stage> {
         self.by_block.get_mut(&id).map(|sync| &mut sync.stage)
     }
@@ -399,13 +406,9 @@ impl Dispatcher {
                     _ => {}
                 }
             }
-            Stage::Leaving { was_good, left } if left.is_empty() => {
-                let was_good = *was_good;
-                self.end_of_sync(id);
-                self.destroy(id, daemon);
-                if was_good {
-                    self.moved_from(id);
-                }
+            // What the dead have left may be whole there alone.
+            Stage::Leaving { was_good, left } if left.is_empty() && (is_repaired || !*was_good) => {
+                self.goes(id, daemon);
             }
             Stage::Unlocked(left) if left.is_empty() && is_repaired => {
                 self.end_of_sync(id);

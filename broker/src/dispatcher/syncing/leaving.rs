@@ -83,6 +83,23 @@ impl Dispatcher {
         true
     }
 
+    /// Nobody uses a copy any more that goes.
+    pub(super) fn goes(&mut self, id: BlockId, daemon: DaemonId) {
+        let sync = self.end_of_sync(id);
+        self.destroy(id, daemon);
+        if sync.is_some_and(|sync| sync.stage.was_good()) {
+            self.moved_from(id);
+        }
+    }
+
+    /// What the dead have left cannot be repaired on a copy: if it is one that goes, it goes now.
+    pub(in crate::dispatcher) fn goes_without(&mut self, id: BlockId, daemon: DaemonId) {
+        let is_told = self.blocks.get(id).is_some_and(|block| block.state == BlockState::Held);
+        if is_told && self.syncs.goes_good(id) == Some(daemon) {
+            self.goes(id, daemon);
+        }
+    }
+
     /// A copy that is being made is given up.
     pub(in crate::dispatcher) fn drop_sync(&mut self, id: BlockId, why: &str) {
         let Some(Sync { daemon, stage, .. }) = self.syncs.by_block.get_mut(&id) else { return };

@@ -3,15 +3,17 @@
 use dmce_abi::Status;
 use dmce_abi::block::{BlockId, SessionId};
 use dmce_abi::limits::PAGE_BYTES;
+use dmce_abi::wire::admin::AdminRequest;
 use dmce_abi::wire::client::{ClientReply, ClientRequest, Opened};
 use dmce_abi::wire::daemon::HeldBlock;
 use dmce_shm::session::pin::{PinClaim, PinnedRange};
 use dmce_shm::slot::intent::{IntentClaim, Progress, Undo};
 
-use super::copies::{rig, with_copies};
+use super::copies::{rig, rig_that_syncs, with_copies};
 use super::reported_copies::held;
 use super::restart::{believed, read};
 use super::rig::{GIB, MIB, Rig, close, config, daemon_id, open, region, session_id, setup};
+use super::syncing::idle;
 use crate::dispatcher::{
     Action, ClientConn, Event, FoundContent, FoundDaemon, FoundIntents, FoundTable, Grant,
     InspectId, Limits, LogLevel, Made, Repair, Repaired, Rewritten, Rights, Started,
@@ -169,6 +171,34 @@ fn a_wreck_keeps_its_id_and_counts_as_a_session_and_has_nothing_open() {
     writer.rig.event(Event::IntentsRead { session: writer.session, found });
     let conn = writer.rig.connect(901, 1000);
     assert!(matches!(writer.rig.done(conn, setup(0, false)), ClientReply::Ready(_)));
+}
+
+#[test]
+fn what_the_dead_wrote_first_to_a_copy_that_goes_is_made_whole_from_there() {
+    for is_there in [true, false] {
+        let mut writer = writer_of(rig_that_syncs(3, 2));
+        writer.rig.idles = false;
+        let root = writer.rig.connect(1, 0);
+        let block = writer.block.get();
+        let request = AdminRequest::Migrate { block, from: 0, to: 3 };
+        writer.rig.ask_later(root, ClientRequest::Admin(request));
+        idle(&mut writer.rig);
+        idle(&mut writer.rig);
+        writer.writes(1);
+        writer.rig.repairs = None;
+        writer.dies();
+        let last = writer.rig.actions.iter().rev().find_map(|action| match action {
+            Action::Repair(Repair { copies, .. }) => Some(copies.clone()),
+            _ => None,
+        });
+        assert_eq!(last, Some([3, 2, 1].map(daemon_id).to_vec()));
+        assert_eq!(writer.rig.daemons[&1].destroyed, []);
+        let reason = "it is gone".to_owned();
+        let gone = Repaired::Copy { daemon: daemon_id(1), reason };
+        writer.repaired(0, if is_there { Repaired::Done { lost: vec![] } } else { gone });
+        assert_eq!(writer.rig.daemons[&1].destroyed, [writer.block]);
+        assert_eq!(writer.is_wreck(), !is_there);
+    }
 }
 
 #[test]
