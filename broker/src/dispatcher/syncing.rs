@@ -161,8 +161,8 @@ impl Syncs {
         self.by_block.len() - self.waiting.len()
     }
 
-    /// The daemon of the copy of a block that goes and had all bytes of the others: who was not told
-    /// writes it.
+    /// The daemon of the copy of a block that goes, and had all bytes of the others: who was not
+    /// told writes it.
     pub(super) fn goes_good(&self, id: BlockId) -> Option<DaemonId> {
         let sync = self.by_block.get(&id).filter(|sync| sync.stage.was_good());
         sync.map(|sync| sync.daemon)
