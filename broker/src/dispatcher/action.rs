@@ -100,7 +100,8 @@ pub struct Repair {
     pub block: BlockId,
     /// Its GUID.
     pub guid: Guid,
-    /// The daemons of its good copies, the primary's first.
+    /// The daemons of its good copies, the primary's first; behind them that of one which goes, in
+    /// whose place another is: who was not told yet may have written that first.
     pub copies: Vec<DaemonId>,
     /// Bytes that all of these have.
     pub committed: u64,

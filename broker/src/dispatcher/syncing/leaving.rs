@@ -4,7 +4,7 @@
 //! # Invariants
 //!
 //! 1. An object stays as long as somebody may write it who was not told; one that was good, as long
-//!    as somebody may read it.
+//!    as somebody may read it, and as something of the dead is left that may be whole there alone.
 //! 2. What was good and is needed after all, since the other copies are lost, is not destroyed: it
 //!    is stale, since others were written without it.
 
