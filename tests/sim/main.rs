@@ -21,6 +21,7 @@ mod moving;
 mod pages;
 mod random;
 mod reading;
+mod serving;
 mod settings;
 mod shell;
 mod trouble;
@@ -94,6 +95,7 @@ fn no_history_breaks_a_promise() {
         mending::CUT_SHORT,
         world::SYNCED,
         moving::MOVED,
+        serving::SERVED,
     ];
     let few = if seeds < SEEDS { &[][..] } else { &often };
     let all = if seeds < 20 * SEEDS { few.to_vec() } else { [few, &rare].concat() };

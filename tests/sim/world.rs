@@ -195,6 +195,7 @@ impl World {
         self.now.unix_s = 1_700_000_000 + self.now.millis.0 / 1000;
         self.client_writes(true)?;
         self.client_reads_page()?;
+        self.daemon_changes_page()?;
         if self.broker.is_none() {
             return if self.random.once_in(8) { self.start_broker() } else { self.elsewhere() };
         }

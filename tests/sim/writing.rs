@@ -394,7 +394,7 @@ impl World {
         let Some(broker) = &self.broker else { return Ok(()) };
         let snapshot = broker.dispatcher.snapshot();
         for (id, block) in &snapshot.blocks {
-            let is_shared = block.session.is_none();
+            let is_shared = block.session.is_none() && !self.host.harmed.contains(&block.guid);
             if !is_shared || block.lost || block.losing || self.host.harmed_tables.contains(id) {
                 continue;
             }

@@ -269,7 +269,6 @@ impl Dispatcher {
         let Some(locks) = unsound else { return false };
         // One that is being made is of an epoch that is over.
         locks.state = LocksState::Missing;
-        self.tell_holders(first, id);
         let mut sessions = self.holders(first);
         // Any daemon may write the block for a client.
         sessions.extend(self.seats.ids());

@@ -279,7 +279,7 @@ impl Dispatcher {
         }
         self.use_room();
         self.publish();
-        self.publish_before_replies(begun);
+        self.publish_first(begun);
         self.ring_all();
         if let Some(at) = self.timers.news() {
             self.out.push(Action::WakeAt(at));
@@ -382,11 +382,12 @@ impl Dispatcher {
     }
 
     /// What a step answers may speak of what it publishes: who is answered must not meet sessions
-    /// that were not told yet.
-    fn publish_before_replies(&mut self, begun: usize) {
+    /// that were not told yet. Nor must they be met by what is written into headers.
+    fn publish_first(&mut self, begun: usize) {
         let step = &mut self.out[begun..];
-        let is_reply = |action: &Action| matches!(action, Action::Reply { .. });
-        if let Some(first) = step.iter().position(is_reply) {
+        let relies_on_it =
+            |action: &Action| matches!(action, Action::Reply { .. } | Action::RaiseEpoch { .. });
+        if let Some(first) = step.iter().position(relies_on_it) {
             step[first..].sort_by_key(|action| !matches!(action, Action::Publish { .. }));
         }
     }

@@ -16,8 +16,10 @@
 //!
 //! 1. Epochs only grow, and one is written for one set of copies.
 //! 2. While a block is LOSING nothing of it is granted or opened: who asks waits.
-//! 3. Sessions are told when the headers of all survivors are written, and not before: what is
-//!    acknowledged under the new epoch is on every copy that any header of it names.
+//! 3. Who may use a block is told that it changes before the first header is written, and is served
+//!    when all are: a daemon may write by new headers, and who was not told would read a copy that
+//!    it leaves out. What is acknowledged under the new epoch is on every copy that any header of
+//!    it names.
 
 use dmce_abi::block::{BlockDescription, BlockId, DaemonId};
 use dmce_abi::wire::daemon::DaemonRequest;
@@ -43,11 +45,15 @@ impl Dispatcher {
         // Of copies that were reported it may be decided yet what all have.
         let (daemons, committed) = (block.copies.written(), block.committed);
         let committed = committed.min(block.copies.committed());
+        let (first, is_told) = (block.span, block.state == BlockState::Losing);
         let describe = |daemon| Some((daemon, self.describe(id, daemon)?));
         let headers: Vec<(DaemonId, BlockDescription)> =
             daemons.into_iter().filter_map(describe).collect();
         self.raises.insert(id, raise);
         self.relocks.remove(&id);
+        if is_told {
+            self.tell_holders(first, id);
+        }
         self.out.push(Action::RaiseEpoch { raise, block: id, committed, headers });
     }
 
@@ -142,7 +148,6 @@ impl Dispatcher {
         let news = std::mem::take(&mut block.news);
         self.settled = true;
         self.blocks.set_state(id, BlockState::Held);
-        self.tell_holders(first, id);
         match news {
             News::None => {}
             News::Fewer => {

@@ -7,7 +7,12 @@
 //!     |                                               written anew before the block is served
 //!     +-- named, and reported by nobody, or without
 //!     |   a byte -----------------------------------> lost
-//!     +-- reported with a lower epoch, not named ---> stale: kept, shown, never read
+//!     +-- reported with a lower epoch, not named:
+//!     |     it says that one is syncing which is
+//!     |     named by now -------------------------> that is in its place by now: it goes as one
+//!     |                                             that moved, when what the dead wrote first
+//!     |                                             there is repaired (`syncing`)
+//!     |     otherwise ----------------------------> stale: kept, shown, never read
 //!     +-- with the same, and not named -------------> quarantined: it contradicts the others
 //! ```
 //!
@@ -51,7 +56,11 @@ impl Dispatcher {
         if !is_of_span || !self.contradicts_nothing(held) {
             return false;
         }
-        if !self.restart.named.get(&id).is_some_and(|named| named.contains(&daemon)) {
+        let named = self.restart.named.get(&id);
+        if !named.is_some_and(|named| named.contains(&daemon)) {
+            let successor = description.membership.syncing;
+            let is_replaced =
+                successor.is_some_and(|new| named.is_some_and(|of| of.contains(&new)));
             // Headers of one epoch that do not name each other are somebody's who forged or copied.
             if description.epoch >= epoch {
                 return false;
@@ -61,6 +70,12 @@ impl Dispatcher {
             let copy = Copy { since: description.membership.since, ..copy };
             if *committed == 0 {
                 self.put_copy(id, Copy { state: CopyState::Lost, ..copy });
+                return true;
+            }
+            if is_replaced {
+                self.put_copy(id, Copy { state: CopyState::Leaving, ..copy });
+                self.restart.syncing.insert(id);
+                self.goes_since_before(id, daemon);
                 return true;
             }
             self.put_copy(id, copy);

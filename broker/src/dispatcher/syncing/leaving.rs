@@ -83,6 +83,14 @@ impl Dispatcher {
         true
     }
 
+    /// The broker before this one had a copy of another daemon take the place of that of `daemon`.
+    pub(in crate::dispatcher) fn goes_since_before(&mut self, id: BlockId, daemon: DaemonId) {
+        // The headers are written anew, and then it is known who is waited for.
+        let stage = Stage::Leaving { was_good: true, left: BTreeSet::new() };
+        self.syncs.by_block.insert(id, Sync { daemon, instead_of: None, stage });
+        self.syncs.set_waiting(id, true);
+    }
+
     /// Nobody uses a copy any more that goes.
     pub(super) fn goes(&mut self, id: BlockId, daemon: DaemonId) {
         let sync = self.end_of_sync(id);

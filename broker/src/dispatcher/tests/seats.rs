@@ -173,7 +173,7 @@ fn seats_are_told_with_the_sessions_when_copies_are_others() {
     let position = |wanted: fn(&Action) -> bool| rig.actions.iter().position(wanted).unwrap();
     let raised = position(|action| matches!(action, Action::RaiseEpoch { .. }));
     let said = position(|action| matches!(action, Action::Publish { generation: 1, .. }));
-    assert!(raised < said, "headers first");
+    assert!(said < raised, "who was not told would find the new headers' bytes elsewhere");
 }
 
 #[test]

@@ -416,6 +416,10 @@ impl Desk<'_> {
 
     /// Reads from the copy of a place.
     fn read(&self, at: Target, place: usize, bytes: usize) -> Result<Vec<u8>, Failure> {
+        // Another daemon may have written by the next headers, which leave this copy out.
+        if !self.view.is_current() {
+            return Err(Failure::Busy("its copies have changed a moment ago".to_owned()));
+        }
         let mut data = vec![0; bytes];
         let (mut done, until) = (0, at.cell + bytes as u64);
         while done < bytes {

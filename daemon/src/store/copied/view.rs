@@ -8,7 +8,8 @@
 //!    copies are read and written by `pread` and `pwrite`; the lock table is mapped, with zeros to
 //!    take its place where somebody cuts it.
 //! 3. Who writes by a view looks, with the pages locked, whether the headers still say what it was
-//!    made of: another daemon may write by the next ones before this one is told.
+//!    made of, and who reads looks before: this daemon was told before the headers were written,
+//!    and may have made the view since; another may write by the next ones already.
 //! 4. No copy is made longer than somebody has cut it.
 
 use std::os::fd::{AsFd, BorrowedFd};
