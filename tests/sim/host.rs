@@ -161,8 +161,20 @@ impl Host {
         Some((daemon, block))
     }
 
-    /// Brings an object back that was taken away, as it was, if another copy of its block is there.
-    pub fn bring_back(&mut self, random: &mut Random) -> Option<DaemonId> {
+    /// Brings an object back that was taken away, as it was, if another copy of its block is there,
+    /// and nobody has given that up: it is no region, or one of these.
+    pub fn bring_back(
+        &mut self,
+        random: &mut Random,
+        regions: &BTreeMap<RegionName, Guid>,
+    ) -> Option<DaemonId> {
+        let stands = |object: &Object| match &object.description.owner {
+            Owner::Session { .. } => true,
+            Owner::Region(region) => {
+                let name = RegionName { volume: region.volume.clone(), name: region.name.clone() };
+                regions.get(&name) == Some(&object.description.span.guid)
+            }
+        };
         let is_free = |daemon: DaemonId, block: BlockId| {
             let store = self.stores.get(&daemon);
             let is_named = store.is_some_and(|store| store.contains_key(&block));
@@ -180,7 +192,7 @@ impl Host {
         let able = |(daemon, object): &(DaemonId, Object)| {
             let BlockDescription { block, guid, .. } = object.description;
             let is_it = is_free(*daemon, block) && is_last(*daemon, object);
-            is_it && self.has_whole_copy(block, guid, 0)
+            is_it && stands(object) && self.has_whole_copy(block, guid, 0)
         };
         let places: Vec<usize> =
             (0..self.taken.len()).filter(|at| able(&self.taken[*at])).collect();

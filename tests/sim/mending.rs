@@ -39,7 +39,8 @@ impl World {
                 };
                 let marks = self.host.pages.marks(record.record.guid);
                 let found = broker.dispatcher.snapshot().blocks.remove(&block);
-                let is_for_table = found.is_some_and(|found| found.losing);
+                // Of an epoch that is over since, nobody waits for it any more.
+                let is_for_table = found.is_some_and(|found| found.losing && found.epoch == epoch);
                 broker.idles.insert((session, block, epoch), Waited { marks, is_for_table });
             }
             Action::ReadIntents { session, pid, lived_at } => {
@@ -105,6 +106,7 @@ impl World {
         let good = || repair.copies.iter().map(|daemon| daemon.get());
         let was_lost = self.host.pages.word_of(repair.block).is_some_and(LockBits::was_lost);
         was_lost
+            || repair.copies.is_empty()
             || match intent.map(|intent| intent.progress) {
                 Some(Progress::First { first, undo: Undo::Absent }) => good().eq([first]),
                 Some(Progress::Others { first, undo: Undo::Absent }) => {

@@ -104,7 +104,9 @@ impl World {
 
     /// What was taken from a daemon is there again, when its process starts anew.
     fn bring_back(&mut self) -> bool {
-        let Some(daemon) = self.host.bring_back(&mut self.random) else { return false };
+        let Some(daemon) = self.host.bring_back(&mut self.random, &self.truth.regions) else {
+            return false;
+        };
         self.note(format!("an object of daemon {daemon} is back"));
         if let Some(place) = self.daemons.iter().position(|of| of.id == daemon) {
             self.hang_up_daemon(place);

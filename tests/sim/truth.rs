@@ -153,7 +153,9 @@ impl Truth {
                     }
                     return Ok(());
                 };
-                let alone = self.deleters.get(&guid).is_some_and(|pids| pids.iter().eq([&pid]));
+                // One that was half made goes with who was making it.
+                let alone = self.deleters.get(&guid).is_some_and(|pids| pids.iter().eq([&pid]))
+                    && self.whole.contains(&guid);
                 let is_news = alone && !self.deleted.contains(&guid);
                 if refusal.status == Status::NotFound && is_news && host.harmed.is_empty() {
                     return Err(format!("process {pid} alone deletes {guid}: {}", refusal.text));

@@ -24,6 +24,8 @@
 //!    to be equal.
 //! 4. Each step can be done again by the broker after this one: until all is done the session's
 //!    record, its grants and its intents stay.
+//! 5. Of a lost block the locks are given back all the same: its headers may be there again for the
+//!    next broker, with the table that the dead had locked.
 
 use dmce_abi::block::{BlockId, DaemonId, SessionId};
 use dmce_shm::copies;
@@ -32,7 +34,7 @@ use dmce_shm::slot::intent::IntentClaim;
 
 use super::Dispatcher;
 use super::action::{Action, LogLevel, Repair};
-use super::blocks::{Block, BlockState};
+use super::blocks::BlockState;
 use super::event::{FoundIntents, Repaired, SessionRecord};
 use super::opens::Opens;
 use super::raising::AGAIN_MS;
@@ -217,39 +219,55 @@ impl Dispatcher {
             found.guid == guid && is_its_own
         });
         let is_idle = self.is_without_locks(block);
-        // Who did not know yet that a copy goes may have written that first.
-        let goes = self.syncs.goes_good(block).filter(|_| carried.is_none());
-        let copies = |found: &Block| -> Vec<DaemonId> {
-            found.copies.daemons().into_iter().chain(goes).collect()
-        };
-        match found.map(|found| (found.state, (copies(found), found.committed))) {
-            Some((BlockState::Held, _)) if is_level => self.clear_intent(of),
-            Some((BlockState::Losing, _)) if is_level || !is_idle => {
-                self.wrecks.hold_up(block, of);
-            }
-            Some((state @ (BlockState::Held | BlockState::Losing), (copies, committed))) => {
-                let has_locks = state == BlockState::Held;
-                self.wrecks.repairing = Some(Repairing { claim: of, has_locks });
+        match found.map(|found| found.state) {
+            Some(BlockState::Held) if is_level => self.clear_intent(of),
+            Some(BlockState::Losing) if is_level || !is_idle => self.wrecks.hold_up(block, of),
+            Some(state @ (BlockState::Held | BlockState::Losing)) => {
+                // Who did not know yet that a copy goes may have written that first.
+                let goes = self.syncs.goes_good(block).filter(|_| carried.is_none());
+                let named = found.map(|found| found.copies.daemons()).unwrap_or_default();
+                let copies: Vec<DaemonId> = named.into_iter().chain(goes).collect();
                 // What a pointer stored is in the copy that is the primary now.
                 let first = copies.first().filter(|_| carried.is_some());
                 let wreck = first.map_or(wreck, |first| wreck.brought_from(*first));
-                self.out.push(Action::Repair(Repair {
-                    session,
-                    slot,
-                    wreck,
-                    block,
-                    guid,
-                    copies,
-                    committed,
-                    has_locks,
-                    carried,
-                }));
+                self.repair_claim(of, wreck, copies, state == BlockState::Held);
             }
-            Some((BlockState::Making | BlockState::Lost | BlockState::Going, _)) | None => {
+            // The locks alone: the next broker may find the block again, with its table.
+            Some(BlockState::Lost) if !is_level && carried.is_none() => {
+                self.repair_claim(of, wreck, Vec::new(), true);
+            }
+            Some(BlockState::Making | BlockState::Lost | BlockState::Going) | None => {
                 // Nothing in the record of a daemon says that the block was given up.
                 if entry.opens().is_none() { self.clear_intent(of) } else { self.settle_claim(of) }
             }
         }
+    }
+
+    /// Has the shell repair a claim, on these copies.
+    fn repair_claim(
+        &mut self,
+        of: ClaimId,
+        wreck: copies::Wreck,
+        copies: Vec<DaemonId>,
+        has_locks: bool,
+    ) {
+        let (session, slot) = of;
+        let Some(&mut Claim { block, guid, carried, .. }) = self.wrecks.claim_mut(of) else {
+            return;
+        };
+        let committed = self.blocks.get(block).map_or(0, |block| block.committed);
+        self.wrecks.repairing = Some(Repairing { claim: of, has_locks });
+        self.out.push(Action::Repair(Repair {
+            session,
+            slot,
+            wreck,
+            block,
+            guid,
+            copies,
+            committed,
+            has_locks,
+            carried,
+        }));
     }
 
     /// The shell has repaired what a slot left, or could not.
@@ -257,13 +275,15 @@ impl Dispatcher {
         let at = self.wrecks.repairing.take_if(|at| at.claim == of);
         let Some(Repairing { has_locks, .. }) = at else { return };
         let (session, slot) = of;
+        let blocks = &self.blocks;
         let Some(claim) = self.wrecks.claim_mut(of) else { return };
+        let is_lost = blocks.get(claim.block).is_some_and(|of| of.state == BlockState::Lost);
         let (block, pages) = (claim.block, claim.wreck.pages());
         let is_begun = claim.is_begun;
         claim.is_begun |= !matches!(repaired, Repaired::Busy);
         match repaired {
             Repaired::Done { lost } => {
-                if !lost.is_empty() {
+                if !lost.is_empty() && !is_lost {
                     let text = format!(
                         "pages {lost:?} of block {block} are lost: session {session} was writing \
                          them, and the copy that they are made whole from is gone"
@@ -291,6 +311,8 @@ impl Dispatcher {
             // Where it was begun, who waits for its pages waits for it alone.
             Repaired::Busy if is_begun => self.repair_later(of),
             Repaired::Busy => self.pass_over(of),
+            // No lock of it is left.
+            Repaired::Table { .. } if is_lost => self.settle_claim(of),
             Repaired::Table { reason } => {
                 let text = format!("slot {slot} of session {session} is not repaired: {reason}");
                 self.log(LogLevel::Warn, text);

@@ -8,8 +8,8 @@
 //!     +-- named, and reported by nobody, or without
 //!     |   a byte -----------------------------------> lost
 //!     +-- reported with a lower epoch, not named:
-//!     |     it says that one is syncing which is
-//!     |     named by now -------------------------> that is in its place by now: it goes as one
+//!     |     it says that its half is syncing
+//!     |     elsewhere, and that is named ---------> that is in its place by now: it goes as one
 //!     |                                             that moved, when what the dead wrote first
 //!     |                                             there is repaired (`syncing`)
 //!     |     otherwise ----------------------------> stale: kept, shown, never read
@@ -25,7 +25,7 @@
 //!    session's last block, which grows, but that it has bytes: there a copy that was cut to some
 //!    looks as if the others had grown for nobody, or its client had lengthened them.
 
-use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Half};
+use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Half, Membership};
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::wire::daemon::HeldBlock;
 
@@ -58,9 +58,7 @@ impl Dispatcher {
         }
         let named = self.restart.named.get(&id);
         if !named.is_some_and(|named| named.contains(&daemon)) {
-            let successor = description.membership.syncing;
-            let is_replaced =
-                successor.is_some_and(|new| named.is_some_and(|of| of.contains(&new)));
+            let is_replaced = self.is_replaced(id, description) && !self.syncs.has(id);
             // Headers of one epoch that do not name each other are somebody's who forged or copied.
             if description.epoch >= epoch {
                 return false;
@@ -93,6 +91,15 @@ impl Dispatcher {
         let copy = Copy::held((daemon, half), charge, description.epoch);
         self.put_copy(id, Copy { since: description.membership.since, ..copy });
         true
+    }
+
+    /// Whether a copy that the tables name was syncing in the place of one, as that one's header
+    /// says.
+    fn is_replaced(&self, id: BlockId, old: &BlockDescription) -> bool {
+        let Membership { half, syncing, .. } = old.membership;
+        let copies = self.blocks.get(id).map(|block| &block.copies);
+        let new = copies.zip(syncing).and_then(|(copies, new)| copies.of(new));
+        new.is_some_and(|new| new.named && new.half == half)
     }
 
     /// A header that names a copy which is syncing says more than there will be.

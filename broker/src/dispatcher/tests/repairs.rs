@@ -278,14 +278,27 @@ fn while_it_is_decided_which_copies_there_are_nothing_is_repaired() {
 }
 
 #[test]
-fn what_was_being_written_to_a_block_that_is_lost_is_dropped() {
+fn of_a_block_that_is_lost_the_locks_are_given_back_if_there_are_any() {
     let mut writer = writer();
     writer.writes(1);
     writer.rig.rewrites = false;
     writer.loses(1);
     writer.dies();
     writer.loses(2);
-    assert_eq!(writer.history(), ["publish", "publish", "read", "end"]);
+    assert_eq!(writer.history()[3..], ["repair", "clear", "end"]);
+    let repair = writer.rig.actions.iter().find_map(|action| match action {
+        Action::Repair(Repair { copies, has_locks, .. }) => Some((copies.len(), *has_locks)),
+        _ => None,
+    });
+    assert_eq!(repair, Some((0, true)));
+    // With the table no lock is left.
+    let mut writer = self::writer();
+    writer.writes(1);
+    writer.rig.repairs = Some(Repaired::Table { reason: "it is gone".to_owned() });
+    writer.loses(1);
+    writer.loses(2);
+    writer.dies();
+    assert_eq!(writer.history().last(), Some(&"end"));
 }
 
 /// Its session has ended, and nobody knows whether it stores.
