@@ -160,6 +160,28 @@ pub struct Map {
 pub enum RegionCommand {
     /// Give all copies what one half has
     Resync(Resync),
+    /// Ask for something else of a region that is used
+    #[command(subcommand)]
+    Set(RegionSet),
+}
+
+/// `dmce region set`.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum RegionSet {
+    /// How many copies it has
+    Copies(SetCopies),
+}
+
+/// `dmce region set copies`.
+#[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
+pub struct SetCopies {
+    /// The volume
+    pub volume: String,
+    /// The region
+    pub name: String,
+    /// How many
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(COPIES_MAX)))]
+    pub copies: u32,
 }
 
 /// `dmce region resync`.

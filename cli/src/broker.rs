@@ -307,6 +307,22 @@ impl Broker {
         }
     }
 
+    /// Asks for so many copies of a region: its first block, and how many blocks it has.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError::Refused`] where they cannot be, and as for the others.
+    pub fn set_copies(
+        &mut self,
+        region: RegionName,
+        copies: u32,
+    ) -> Result<(u32, u32), BrokerError> {
+        match self.ask(AdminRequest::SetCopies { region, copies })? {
+            AdminReply::CopiesSet { first, count } => Ok((first, count)),
+            _ => Err(self.wrong_answer()),
+        }
+    }
+
     /// Another connection to the same broker.
     ///
     /// # Errors

@@ -29,7 +29,7 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
-use args::{Adopt, Args, Command, Unparsed};
+use args::{Adopt, Args, Command, RegionCommand, RegionSet, Unparsed};
 use broker::Broker;
 use error::{Error, Outcome};
 
@@ -79,7 +79,12 @@ fn run(args: Args) -> Result<Outcome, Error> {
             let location = show::Location::new(map.address, found);
             Ok(show::print(&location, map.listing.json).map(done)?)
         }
-        Command::Region(command) => Ok(region::run(&broker()?, &command).map(done)?),
+        Command::Region(RegionCommand::Set(RegionSet::Copies(wanted))) => {
+            Ok(moves::set_copies(broker()?, &wanted)?)
+        }
+        Command::Region(RegionCommand::Resync(wanted)) => {
+            Ok(region::resync(&broker()?, &wanted).map(done)?)
+        }
         Command::Adopt(Adopt { stale, from }) => {
             Ok(broker()?.adopt_stale(stale, from.unwrap_or(0)).map(done)?)
         }

@@ -1,10 +1,12 @@
-//! `dmce migrate`, `swap`, `drain`, `undrain`: copies move, and the command waits until they have.
+//! `dmce migrate`, `swap`, `drain`, `undrain`, `region set copies`: copies move, come and go, and
+//! the command waits until they have.
 //!
 //! # Invariants
 //!
 //! 1. What moves, and who holds it back, is told on the standard error, and only to a terminal
 //!    while it changes; the standard output says what has moved.
-//! 2. Who ends the command while a copy moves has that given up. A drain goes on without it.
+//! 2. Who ends the command while a copy moves has that given up. A drain goes on without it, and so
+//!    does what was asked for of a region.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
@@ -13,9 +15,10 @@ use std::thread;
 use std::time::Duration;
 
 use dmce_abi::wire::admin::{BlockRow, BlockState, CopyRow, CopyState};
+use dmce_abi::wire::client::RegionName;
 use dmce_config::Bytes;
 
-use crate::args::{Migrate, Swap};
+use crate::args::{Migrate, SetCopies, Swap};
 use crate::broker::{Broker, BrokerError};
 use crate::error::{Error, Outcome};
 use crate::show::{self, holder_text};
@@ -92,6 +95,56 @@ pub fn drain(mut broker: Broker, daemon: u32) -> Result<Outcome, Error> {
     }
 }
 
+/// Asks for so many copies of a region, and waits until it has them.
+///
+/// # Errors
+///
+/// [`Error::Broker`].
+pub fn set_copies(mut broker: Broker, wanted: &SetCopies) -> Result<Outcome, Error> {
+    let SetCopies { volume, name, copies } = wanted;
+    let region = RegionName { volume: volume.clone(), name: name.clone() };
+    let (first, count) = broker.set_copies(region.clone(), *copies)?;
+    let has_as_many = |row: &BlockRow| {
+        let good = row.copies.iter().filter(|copy| copy.state == CopyState::Good).count();
+        good == *copies as usize && row.copies.iter().all(|copy| copy.state != CopyState::Syncing)
+    };
+    let (mut line, mut before, mut looks) = (Line::new(), None, 0);
+    loop {
+        let rows = broker.blocks()?;
+        let own = |row: &&BlockRow| (first..first + count).contains(&row.block);
+        let left: Vec<&BlockRow> =
+            rows.iter().filter(own).filter(|row| !has_as_many(row)).collect();
+        if left.is_empty() {
+            line.end();
+            // A broker that died before the first header said so has forgotten it.
+            let known = broker.regions()?.into_iter().find(|row| row.region == region);
+            if known.is_some_and(|row| row.copies != *copies) {
+                broker.set_copies(region.clone(), *copies)?;
+                continue;
+            }
+            let copies =
+                if *copies == 1 { "1 copy".to_owned() } else { format!("{copies} copies") };
+            return say(&format!("region {volume}/{name} has {copies}\n"));
+        }
+        let lacking: u64 = left.iter().map(|row| row.left).sum();
+        line.show(&format!("{} of {count} blocks left, {}", left.len(), Bytes(lacking)));
+        let now = (left.len(), lacking);
+        looks = if before == Some(now) { looks + 1 } else { 0 };
+        before = Some(now);
+        if looks >= LOOKS_MAX {
+            line.end();
+            for row in &left {
+                let why = held_back(row).unwrap_or_else(|| "no room for another copy".to_owned());
+                Line::tell(&format!("block {} stays as it is: {why}", row.block));
+            }
+            let count = left.len();
+            say(&format!("{count} blocks of region {volume}/{name} stay until that can be\n"))?;
+            return Ok(Outcome::Unwell);
+        }
+        thread::sleep(LOOK);
+    }
+}
+
 /// Lets a daemon take blocks again.
 ///
 /// # Errors
@@ -109,13 +162,17 @@ const fn has_no_bytes(copy: CopyRow) -> bool {
 
 /// Why a block is where it is.
 fn why_it_stays(row: &BlockRow) -> String {
-    if row.held_by.is_empty() {
+    held_back(row).unwrap_or_else(|| {
         let is_lacking = row.state == BlockState::Degraded;
         let why = if is_lacking { "a copy that it lacks comes first" } else { "no room for it" };
-        return why.to_owned();
-    }
+        why.to_owned()
+    })
+}
+
+/// Who holds back what is to become of a block, if anybody does.
+fn held_back(row: &BlockRow) -> Option<String> {
     let holders: Vec<String> = row.held_by.iter().map(holder_text).collect();
-    format!("held back by {}", holders.join(", "))
+    (!holders.is_empty()).then(|| format!("held back by {}", holders.join(", ")))
 }
 
 /// Has something done over one connection, and looks over another how far blocks are.

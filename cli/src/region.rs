@@ -2,7 +2,7 @@
 
 use libdmce::{Mirror, Options, Prot, Session};
 
-use crate::args::{RegionCommand, Resync, Side};
+use crate::args::{Resync, Side};
 use crate::broker::Broker;
 
 /// Why it was not done.
@@ -19,18 +19,12 @@ pub enum RegionError {
     Resync { volume: String, name: String, source: libdmce::Error },
 }
 
-/// Does what the command line says.
+/// Gives all copies of a region what one half has.
 ///
 /// # Errors
 ///
 /// [`RegionError`].
-pub fn run(broker: &Broker, command: &RegionCommand) -> Result<(), RegionError> {
-    match command {
-        RegionCommand::Resync(wanted) => resync(broker, wanted),
-    }
-}
-
-fn resync(broker: &Broker, wanted: &Resync) -> Result<(), RegionError> {
+pub fn resync(broker: &Broker, wanted: &Resync) -> Result<(), RegionError> {
     let Resync { volume, name, from } = wanted;
     let open = |source| RegionError::Open { volume: volume.clone(), name: name.clone(), source };
     let options = Options {

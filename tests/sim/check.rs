@@ -99,7 +99,8 @@ impl World {
             let harmed = self.host.touched_ids.contains(id);
             let given_up = block.session.is_some_and(|session| !self.has(session, *id));
             let promised = block.session.is_some() || self.truth.is_promised_whole(block.span_guid);
-            let few = block.copies.len() < block.asked as usize;
+            let few = block.copies.len() < block.asked as usize
+                && !self.asked_anew.contains(&block.span_guid);
             if few && promised && !harmed && !given_up {
                 return Err(format!("block {id} has too few copies, nobody touched it: {block:?}"));
             }

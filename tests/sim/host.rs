@@ -350,6 +350,14 @@ impl Host {
         asked.is_some_and(|asked| own.count() >= asked as usize)
     }
 
+    /// Whether the newest header of a block says that who writes it locks its pages.
+    pub fn is_locked(&self, block: BlockId) -> bool {
+        let objects = self.stores.values().filter_map(|store| store.get(&block));
+        let valid = objects.filter(|object| object.header == Header::Valid);
+        let newest = valid.map(|object| &object.description).max_by_key(|of| of.epoch);
+        newest.is_some_and(BlockDescription::has_locks)
+    }
+
     /// Whether a region has an object.
     pub fn has_region(&self, guid: Guid) -> bool {
         self.regions().any(|(_, of)| of == guid)

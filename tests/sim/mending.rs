@@ -140,8 +140,11 @@ impl World {
             let is_writable = |grant: &Grant| grant.rights.write && Ok(grant.block) == block;
             let Some(broker) = &self.broker else { return Ok(()) };
             let snapshot = broker.dispatcher.snapshot();
-            let is_there =
-                block.is_ok_and(|id| snapshot.blocks.get(&id).is_some_and(|of| !of.lost));
+            // An only copy whose pages nobody locks any more is as whole as memcpy leaves it.
+            let is_there = block.is_ok_and(|id| {
+                let is_usable = snapshot.blocks.get(&id).is_some_and(|of| !of.lost);
+                is_usable && self.host.is_locked(id)
+            });
             if is_there && grants.values().any(is_writable) {
                 let session = record.session;
                 return Err(format!("session {session} ends, and slot {slot} has {claim:?}"));

@@ -1,4 +1,5 @@
-//! Somebody has copies moved, while clients write and all else goes on.
+//! Somebody has copies moved, or asks for others of a region, while clients write and all else goes
+//! on.
 
 use dmce_abi::block::BlockId;
 use dmce_abi::wire::admin::AdminRequest;
@@ -9,6 +10,8 @@ use crate::world::{Checked, World};
 
 /// A copy has moved.
 pub const MOVED: &str = "moved";
+/// Others were asked for of a region that is used.
+pub const ASKED_ANEW: &str = "other copies asked for";
 
 impl World {
     /// Somebody has a copy moved, or does not wait any longer for those that he has moved.
@@ -35,16 +38,32 @@ impl World {
             return Ok(());
         };
         let (block, from, to) = (block.get(), from.get(), to.get());
-        let request = match self.random.below(8) {
+        let request = match self.random.below(10) {
             0 => AdminRequest::Drain { daemon: to, is_draining: self.random.once_in(2) },
             1 => {
                 self.has_swapped = true;
                 let other = BlockId::try_from(1 + u32::try_from(self.random.below(8)).unwrap_or(0));
                 AdminRequest::Swap { one: block, other: other.map_or(block, BlockId::get) }
             }
+            2 | 3 => {
+                let Some(request) = self.other_copies() else { return Ok(()) };
+                request
+            }
             _ => AdminRequest::Migrate { block, from, to },
         };
         self.administer(request)
+    }
+
+    /// A number of copies for some region.
+    fn other_copies(&mut self) -> Option<AdminRequest> {
+        let regions = self.truth.regions.iter().map(|(name, guid)| (name.clone(), *guid));
+        let (region, guid) = self.random.pick(regions.collect::<Vec<_>>())?;
+        let most = u64::from(self.sizes.copies_max);
+        let copies = u32::try_from(1 + self.random.below(most)).unwrap_or(1);
+        // It has fewer than are asked for until others are made, if there is room.
+        self.asked_anew.insert(guid);
+        self.count(ASKED_ANEW);
+        Some(AdminRequest::SetCopies { region, copies })
     }
 
     /// No daemon is drained any more.

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Display;
 
 use dmce_abi::AddrLayout;
-use dmce_abi::block::{BlockId, DaemonId, SessionId};
+use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
 use dmce_abi::wire::client::ClientRequest;
 use dmce_abi::wire::daemon::{DaemonAnswer, DaemonMessage, DaemonNotice};
 use dmce_broker::dispatcher::{
@@ -92,6 +92,8 @@ pub struct World {
     pub moves: u64,
     /// Whether somebody has had copies change places.
     pub has_swapped: bool,
+    /// Regions of which somebody has asked for other numbers of copies.
+    pub asked_anew: BTreeSet<Guid>,
     /// Milliseconds of a move, at most.
     pub pace_ms: u64,
     /// What happened last.
@@ -172,6 +174,7 @@ impl World {
             manners,
             moves,
             has_swapped: false,
+            asked_anew: BTreeSet::new(),
             pace_ms,
             history: VecDeque::new(),
             remember: HISTORY,

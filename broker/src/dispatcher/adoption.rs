@@ -76,7 +76,7 @@ impl Dispatcher {
     }
 
     /// Whether a span that was made later has an id of a block's span.
-    fn is_outlived(&self, found: &BlockDescription) -> bool {
+    pub(super) fn is_outlived(&self, found: &BlockDescription) -> bool {
         let BlockDescription { span, epoch, .. } = found;
         let others = self.blocks.overlapping(span.first, span.count);
         others.filter(|other| other.guid != span.guid).any(|other| other.epoch > *epoch)
@@ -154,7 +154,13 @@ impl Dispatcher {
         };
         let same_owner = match (&found.owner, span.owner) {
             (Owner::Session { session, .. }, SpanOwner::Session(owner)) => *session == owner,
-            (Owner::Region(region), SpanOwner::Region) => self.attributes(first) == Some(region),
+            (Owner::Region(region), SpanOwner::Region) => {
+                // Of copies others may be asked for since that header was written.
+                let known = self.attributes(first);
+                known.is_some_and(|known| {
+                    *known == Region { copies: known.copies, ..region.clone() }
+                })
+            }
             _ => false,
         };
         same_owner
@@ -192,6 +198,9 @@ impl Dispatcher {
     fn enter_adopted(&mut self, daemon: DaemonId, found: &BlockDescription, charge: Charge) {
         let (first, id) = (found.span.first, found.block);
         self.enter_block(daemon, found, first, charge);
+        if id == first {
+            self.know_copies(first, found.owner.copies());
+        }
         self.restart.named.insert(id, found.membership.daemons(daemon));
         self.note_syncing(found);
         // A span that was judged already had this block missing: who holds it looks again.
@@ -199,6 +208,19 @@ impl Dispatcher {
             self.judge_copies(id);
             self.judge_locks(id);
             self.tell_holders(first, id);
+        }
+    }
+
+    /// How many copies of a region are asked for: what the newest header of its first block says.
+    fn know_copies(&mut self, first: BlockId, copies: u32) {
+        if let Some(span) = self.blocks.span_mut(first) {
+            span.copies = copies;
+        }
+        if let Some(Some(region)) = self.restart.assembling.get_mut(&first) {
+            region.copies = copies;
+        }
+        if let Some(region) = self.regions.get_mut(first) {
+            region.attributes.copies = copies;
         }
     }
 
@@ -288,9 +310,6 @@ impl Dispatcher {
             news: News::None,
             is_moving: false,
         };
-        if is_locked && self.blocks.span(first).is_some_and(|span| span.copies == 1) {
-            self.moves.lend(found.block);
-        }
         self.blocks.add(found.block, block);
         if let Some(server) = self.daemons.servers.get_mut(&daemon) {
             server.blocks.insert(found.block);

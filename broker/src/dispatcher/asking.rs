@@ -9,7 +9,7 @@
 //! 3. What a daemon says that a block has is what is charged, be it more than was asked for.
 
 use dmce_abi::Status;
-use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Membership, Owner, Ticket};
+use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Membership, Owner, Region, Ticket};
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::wire::Refusal;
 use dmce_abi::wire::daemon::{DaemonAnswer, DaemonRequest};
@@ -266,7 +266,10 @@ impl Dispatcher {
                 Some(Owner::Session { session: id, ticket, uid: span.uid, copies: span.copies })
             }
             SpanOwner::Region => {
-                Some(Owner::Region(self.regions.get(block.span)?.attributes.clone()))
+                let attributes = &self.regions.get(block.span)?.attributes;
+                // Until its pages are locked, nobody is to look for a lock table.
+                let copies = if block.is_locked { attributes.copies } else { 1 };
+                Some(Owner::Region(Region { copies, ..attributes.clone() }))
             }
         }
     }

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
+use dmce_abi::limits::COPIES_MAX;
 
 use super::Dispatcher;
 use super::blocks::{Block, BlockState, SpanOwner, SpanState};
@@ -279,12 +280,13 @@ impl Dispatcher {
         self.audit_copyset(id, block)
     }
 
-    /// A block has a lock table exactly if copies were asked for, and while it may be used that has
-    /// words for all of it.
+    /// A block whose pages are locked has a lock table, and while it may be used that has words for
+    /// all of it. One of several copies has one for good.
     fn audit_locks(&self, id: BlockId, block: &Block) -> Result<(), String> {
         let asked = self.blocks.span(block.span).map_or(0, |span| span.copies);
         let (state, committed, locks) = (block.state, block.committed, block.locks.as_ref());
-        check(locks.is_some() || !(asked > 1 || block.is_locked) || !block.is_usable(), || {
+        let needs_one = block.is_locked || block.copies.named().count() > 1;
+        check(locks.is_some() || !needs_one || !block.is_usable(), || {
             format!("block {id} of {asked} copies has no lock table")
         })?;
         check(
@@ -305,10 +307,10 @@ impl Dispatcher {
     /// between, somebody writes headers.
     fn audit_copyset(&self, id: BlockId, block: &Block) -> Result<(), String> {
         let (copies, epoch) = (&block.copies, block.epoch);
-        let asked = self.blocks.span(block.span).map_or(0, |span| span.copies as usize);
         let named = copies.named().count();
         let is_raised = self.raises.contains_key(&id);
-        check(named <= asked, || format!("block {id} has {named} copies of {asked}"))?;
+        let most = COPIES_MAX as usize;
+        check(named <= most, || format!("block {id} has {named} copies of {most}"))?;
         check(copies.iter().all(|copy| copy.epoch <= epoch), || {
             format!("block {id} has epoch {epoch}, and a copy a later one")
         })?;
@@ -402,10 +404,10 @@ impl Dispatcher {
             for block in grants {
                 let is_reached = match self.reach(session, *block) {
                     Ok(_) => true,
-                    // It gets another copy, or has got one, and goes on meanwhile.
+                    // It gets or loses a copy, or has done so, and goes on meanwhile.
                     Err(Failure::Unsettled) => self.blocks.get(*block).is_some_and(|found| {
-                        let locks = found.locks.as_ref();
-                        locks.is_some_and(|locks| locks.covers(found.committed))
+                        let locks = found.locks.as_ref().filter(|_| found.is_locked);
+                        locks.is_none_or(|locks| locks.covers(found.committed))
                     }),
                     Err(_) => false,
                 };

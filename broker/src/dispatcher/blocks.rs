@@ -18,6 +18,7 @@
 //! 3. Of a span being made, the first block is made last: where it exists, all of them existed.
 //! 4. A block that is held has copies that are, and `committed` is no more than each of them has.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
@@ -184,6 +185,8 @@ pub(super) struct Blocks {
     pub lost: u32,
     /// Blocks that may be used and have fewer copies than were asked for.
     degraded: BTreeSet<BlockId>,
+    /// The same, with more.
+    surplus: BTreeSet<BlockId>,
 }
 
 impl Blocks {
@@ -251,17 +254,24 @@ impl Blocks {
         self.count_copies(id);
     }
 
-    /// The copies of a block have changed: it may be one with too few.
+    /// The copies of a block have changed, or how many are asked for: it may be one with too few,
+    /// or with too many.
     pub(super) fn count_copies(&mut self, id: BlockId) {
-        let too_few = self.by_id.get(&id).is_some_and(|block| {
-            let asked = self.spans.get(&block.span).map_or(0, |span| span.copies);
-            block.is_usable() && block.copies.named().count() < asked as usize
+        let usable = self.by_id.get(&id).filter(|block| block.is_usable());
+        let order = usable.map(|block| {
+            let asked = self.spans.get(&block.span).map_or(0, |span| span.copies as usize);
+            block.copies.named().count().cmp(&asked)
         });
-        if too_few {
-            self.degraded.insert(id);
-        } else {
-            self.degraded.remove(&id);
-        }
+        let mut set = |set: fn(&mut Self) -> &mut BTreeSet<BlockId>, is_one: bool| {
+            if is_one { set(self).insert(id) } else { set(self).remove(&id) }
+        };
+        set(|blocks| &mut blocks.degraded, order == Some(Ordering::Less));
+        set(|blocks| &mut blocks.surplus, order == Some(Ordering::Greater));
+    }
+
+    /// Some of the blocks that have more copies than are asked for.
+    pub(super) fn with_surplus(&self) -> impl Iterator<Item = BlockId> {
+        self.surplus.iter().copied()
     }
 
     /// Whether one of `count` blocks from `first` on has too few copies.
@@ -286,6 +296,7 @@ impl Blocks {
         self.set_state(id, BlockState::Going);
         let block = self.by_id.remove(&id)?;
         self.degraded.remove(&id);
+        self.surplus.remove(&id);
         if let Some(span) = self.spans.get_mut(&block.span) {
             span.present -= 1;
         }

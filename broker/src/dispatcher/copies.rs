@@ -229,6 +229,27 @@ impl Copies {
         self.exchange((new, CopyState::Lost), old)
     }
 
+    /// The copy of a daemon leaves, and nothing comes in its place.
+    pub(super) fn leave(&mut self, daemon: DaemonId) {
+        self.unname(daemon);
+        if let Some(copy) = self.of_mut(daemon) {
+            copy.state = CopyState::Leaving;
+        }
+    }
+
+    /// Those that the headers name are the first halves, as far as they have none of these.
+    pub(super) fn renumber(&mut self) {
+        let count = self.named().count();
+        let is_first = |half: &Half| usize::from(half.place()) < count;
+        let taken: Vec<Half> = self.named().map(|copy| copy.half).filter(is_first).collect();
+        let all = (0..count).filter_map(Half::of);
+        let mut free = all.filter(|half| !taken.contains(half)).collect::<Vec<_>>().into_iter();
+        let others = self.0.iter_mut().filter(|copy| copy.named && !is_first(&copy.half));
+        for (copy, half) in others.zip(&mut free) {
+            copy.half = half;
+        }
+    }
+
     /// One copy is named no more, and another that was not has its place.
     fn exchange(
         &mut self,

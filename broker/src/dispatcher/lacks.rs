@@ -130,7 +130,9 @@ impl Dispatcher {
     }
 
     fn make_copy(&mut self, id: BlockId) {
-        let Some(block) = self.blocks.get(id).filter(|_| self.may_get_copy(id)) else { return };
+        let Some(block) = self.blocks.get(id).filter(|_| self.may_get_copy(id)) else {
+            return self.lend_if_none(id);
+        };
         let (first, bytes_max, bytes) = (block.span, block.bytes_max, block.copies.committed());
         let mut refused: BTreeSet<DaemonId> = block.copies.iter().map(|copy| copy.daemon).collect();
         let half = lacking_half(block);
@@ -148,6 +150,11 @@ impl Dispatcher {
         let Ok(charge) = self.ledger.charge(payer, daemon, bytes) else { return };
         self.daemons.placed(daemon);
         self.add_copy(id, ((daemon, half), charge), None);
+    }
+
+    /// A block cannot get a copy just now, wherever that would be.
+    pub(super) fn no_copy_for_now(&mut self, id: BlockId) {
+        self.sync_at(self.now.millis.after(REFUSED_MS), id);
     }
 
     /// Begins a copy of a block; in the place of one that goes then, if that is said.

@@ -156,12 +156,13 @@ impl Dispatcher {
                 self.log(LogLevel::Warn, format!("block {id} has a new lock table"));
                 self.settle_losing(id);
             }
-            (_, Made::Whole) => self.moves.is_due = true,
+            (_, Made::Whole) => (self.syncs.lacks.is_due, self.moves.is_due) = (true, true),
             (BlockState::Held, Made::NameTaken { reason } | Made::Unusable { reason })
                 if !self.blocks.get(id).is_some_and(|block| block.is_locked) =>
             {
                 self.take_locks_back(id);
                 self.end_wish(id, &format!("it gets no lock table: {reason}"));
+                self.no_copy_for_now(id);
             }
             (_, Made::NameTaken { reason } | Made::Unusable { reason }) => {
                 self.log(LogLevel::Error, format!("no lock table of block {id}: {reason}"));
@@ -170,7 +171,7 @@ impl Dispatcher {
         }
     }
 
-    /// A block that has none gets one: its only copy is to move.
+    /// A block that has none gets one: its only copy is to move, or to have others beside it.
     pub(super) fn lend_locks(&mut self, id: BlockId) {
         let Some(first) = self.blocks.get(id).map(|block| block.span) else { return };
         let payer = self.payer_of_span(first);

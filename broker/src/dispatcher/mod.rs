@@ -92,6 +92,7 @@ mod sessions;
 mod silence;
 mod spans;
 mod stale;
+mod surplus;
 mod syncing;
 #[cfg(test)]
 mod test_random;

@@ -80,9 +80,19 @@ impl Moves {
         self.is_due = true;
     }
 
+    /// The lock table of a block is its own.
+    pub(super) fn keep(&mut self, id: BlockId) {
+        self.lent.remove(&id);
+    }
+
     /// Whether a lock table is to be taken back some time.
     pub(super) fn is_lent(&self, id: BlockId) -> bool {
         self.lent.contains(&id)
+    }
+
+    /// Whether a copy of a block is to move.
+    pub(super) fn is_wished(&self, id: BlockId) -> bool {
+        self.wishes.contains_key(&id)
     }
 
     /// Who waits for an answer.
@@ -224,6 +234,7 @@ impl Dispatcher {
             return;
         }
         self.take_back_lent();
+        self.drop_surplus();
         let waiting = self.moves.wishes.iter().filter(|(_, wish)| !wish.is_begun);
         for id in waiting.map(|(id, _)| *id).collect::<Vec<_>>() {
             if !self.has_place_beside(0) {
@@ -331,7 +342,7 @@ impl Dispatcher {
 
     /// Has a block get a lock table that has none, and could get another copy otherwise. One that
     /// has become too short is made anew.
-    fn lend_if_none(&mut self, id: BlockId) {
+    pub(super) fn lend_if_none(&mut self, id: BlockId) {
         let Some(block) = self.blocks.get(id).filter(|_| self.is_quiet(id)) else { return };
         let locks = block.locks.as_ref();
         let is_short = locks.is_some_and(|of| of.is_made() && !of.covers(block.committed));
@@ -341,7 +352,9 @@ impl Dispatcher {
         if is_short {
             self.take_locks_back(id);
         }
-        self.moves.lend(id);
+        if self.copies_asked(id) == 1 {
+            self.moves.lend(id);
+        }
         self.lend_locks(id);
     }
 
@@ -352,7 +365,8 @@ impl Dispatcher {
                 self.moves.lent.remove(&id);
                 continue;
             };
-            let is_asked = block.locks.as_ref().is_some_and(|locks| !locks.is_made());
+            let is_asked = block.locks.as_ref().is_some_and(|locks| !locks.is_made())
+                || block.copies.named().count() > 1;
             if self.moves.wishes.contains_key(&id) || !self.is_quiet(id) || is_asked {
                 continue;
             }
@@ -420,6 +434,7 @@ impl Dispatcher {
     /// What is wished cannot be, be it begun or not.
     pub(super) fn end_wish(&mut self, id: BlockId, why: &str) {
         let Some(wish) = self.moves.wishes.remove(&id) else { return };
+        self.moves.is_due = true;
         let Wish { from, to, .. } = wish;
         let text = format!("block {id} is not moved from daemon {from} to {to}: {why}");
         self.log(LogLevel::Warn, text.clone());

@@ -128,17 +128,12 @@ impl Dispatcher {
         else {
             return;
         };
-        let asked = self.blocks.span(block.span).map_or(0, |span| span.copies as usize);
+        let asked = self.blocks.span(block.span).map_or(0, |span| span.copies);
+        if block.is_locked && asked == 1 {
+            self.moves.lend(id);
+        }
         let Some(block) = self.blocks.get_mut(id) else { return };
         block.copies.sort_as(&named);
-        // More than were asked for are of headers that contradict each other.
-        for daemon in block.copies.daemons().into_iter().skip(asked.max(1)) {
-            if let Some(copy) = block.copies.of_mut(daemon) {
-                copy.state = CopyState::Stale;
-                self.ledger.retire(&mut copy.charge);
-            }
-            block.copies.unname(daemon);
-        }
         let is_missing = |daemon: &DaemonId| block.copies.of(*daemon).is_none();
         let missing: Vec<DaemonId> = named.into_iter().filter(is_missing).collect();
         let is_named = self.restart.syncing.remove(&id);

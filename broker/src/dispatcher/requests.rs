@@ -198,6 +198,9 @@ impl Dispatcher {
             ClientRequest::Admin(AdminRequest::Drain { daemon, is_draining }) => {
                 return self.drain(to, *daemon, *is_draining);
             }
+            ClientRequest::Admin(AdminRequest::SetCopies { region, copies }) => {
+                return self.set_copies(to, region, *copies);
+            }
             ClientRequest::Admin(request) => return self.admin(to, request),
             ClientRequest::Setup(setup) => return self.setup(to, setup),
             ClientRequest::Attach(attach) => return self.attach(to, attach),
@@ -354,6 +357,7 @@ const fn needs_complete_tables(request: &ClientRequest) -> bool {
                 | AdminRequest::Migrate { .. }
                 | AdminRequest::Swap { .. }
                 | AdminRequest::Drain { .. }
+                | AdminRequest::SetCopies { .. }
         );
         return changes;
     }

@@ -267,7 +267,9 @@ impl Dispatcher {
         }
         match self.blocks.get(id) {
             Some(block) if block.copies.is_empty() => Ok(()),
-            Some(Block { guid, .. }) if *guid != description.guid => {
+            Some(Block { guid, .. })
+                if *guid != description.guid && !self.is_outlived(description) =>
+            {
                 let theirs = description.guid;
                 Err(format!("it reported block {id} with guid {theirs}, which has {guid}"))
             }
@@ -394,6 +396,7 @@ impl Dispatcher {
             self.restore_reservation(session);
         }
         self.read_wrecks();
+        (self.syncs.lacks.is_due, self.moves.is_due) = (true, true);
         let (blocks, regions) = (self.blocks.len(), self.regions.len());
         let sessions = self.sessions.len();
         self.log(

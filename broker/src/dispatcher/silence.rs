@@ -20,6 +20,7 @@
 //! | more bytes than a header told of | Grow | so many they are |
 //!
 //! A copy that was syncing is a stray as well, whenever it is reported: nobody knows what it lacks.
+//! So is a block whose id another has by now that was made later.
 //!
 //! # Invariants
 //!
@@ -58,7 +59,10 @@ impl Dispatcher {
             let was_stray = known.is_some_and(|strays| strays.contains_key(id));
             // The broker that had it made did not come to name it as a good one.
             let is_syncing = block.description.membership.role == Role::Syncing;
-            (!in_table && (is_new || was_stray || is_syncing)).then_some(*id)
+            // It was made for a broker that was dead by then, and its id given to another since.
+            let is_outlived = self.is_outlived(&block.description);
+            let is_one = is_new || was_stray || is_syncing || is_outlived;
+            (!in_table && is_one).then_some(*id)
         };
         held.iter().filter_map(is_stray).collect()
     }

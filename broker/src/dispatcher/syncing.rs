@@ -484,20 +484,16 @@ impl Dispatcher {
                 self.ledger.hand_over(&mut old.charge, &mut new.charge);
             }
             block.news = News::Moved;
-            let stage = Stage::Unnaming { was_good: true };
-            self.syncs.by_block.insert(id, Sync { daemon: old, instead_of: None, stage });
-            self.syncs.set_waiting(id, true);
-            self.revoke_block(first, id);
-        } else {
-            block.copies.name(daemon);
-            block.news = News::More;
-            let payer = self.payer_of_span(first);
-            let copy = self.blocks.get_mut(id).and_then(|block| block.copies.of_mut(daemon));
-            if let Some(copy) = copy {
-                self.ledger.pay(&mut copy.charge, payer);
-            }
-            self.moved_from(id);
+            return self.begin_leaving(id, old);
         }
+        block.copies.name(daemon);
+        block.news = News::More;
+        let payer = self.payer_of_span(first);
+        let copy = self.blocks.get_mut(id).and_then(|block| block.copies.of_mut(daemon));
+        if let Some(copy) = copy {
+            self.ledger.pay(&mut copy.charge, payer);
+        }
+        self.moved_from(id);
         self.blocks.set_state(id, BlockState::Losing);
         self.raise(id);
     }

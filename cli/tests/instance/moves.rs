@@ -1,4 +1,4 @@
-//! `dmce migrate`, `swap`, `drain`, `undrain`.
+//! `dmce migrate`, `swap`, `drain`, `undrain`, `region set copies`.
 
 use libdmce::{Mirror, Options, Prot, RegionOptions, Session};
 
@@ -132,5 +132,41 @@ fn what_a_pointer_holds_back_is_named_and_moves_when_it_is_given_back() {
     wait_until("it has moved", || copies(&home)[0].1 != [daemon]);
     is_there(&only);
     drop((session, only));
+    home.down(&[]).done();
+}
+
+#[test]
+fn a_region_has_as_many_copies_as_are_asked_for_while_it_is_used() {
+    let home = Home::new("set");
+    home.up_with(3).done();
+    let (session, region) = region(&home, 1);
+    let set = |copies: &str| home.ask(&["region", "set", "copies", "v", "r1", copies]);
+    for count in [2, 3, 1, 3, 2] {
+        let done = set(&count.to_string()).done();
+        let text = if count == 1 { "1 copy".to_owned() } else { format!("{count} copies") };
+        assert_eq!(done.stdout, format!("region v/r1 has {text}\n"));
+        assert_eq!(copies(&home)[0].1.len(), count);
+        assert_eq!(home.json("regions")[0]["copies"], count);
+        is_there(&region);
+        // Each half that there is has it all.
+        let mut halves = [Mirror::Primary, Mirror::Mirror].into_iter().take(count);
+        assert!(halves.all(|half| {
+            let mut found = [0; 8];
+            region.read(299_000, &mut found, half).unwrap();
+            found == [5; 8]
+        }));
+        region.write(0, &[5; 4096], Mirror::Both).unwrap();
+    }
+    assert_eq!(region.read(0, &mut [0; 8], Mirror::Mirror), Ok(()));
+    drop((session, region));
+    home.down(&["--keep"]).done();
+    home.up_with(3).done();
+    assert_eq!((copies(&home)[0].1.len(), &home.json("regions")[0]["copies"]), (2, &2.into()));
+    home.ask(&["region", "set", "copies", "v", "r1", "4"]).failed(2);
+    let none = home.ask(&["region", "set", "copies", "v", "q", "1"]).failed(1);
+    assert_eq!(none, "no region \"q\" in volume \"v\"");
+    home.ask(&["drain", "3"]).done();
+    let few = set("3").failed(1);
+    assert_eq!(few, "3 copies of a block need as many daemons, 2 serve");
     home.down(&[]).done();
 }

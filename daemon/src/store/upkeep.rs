@@ -264,7 +264,7 @@ impl Store {
 
     /// Forgets a block whose data were removed, with its header, if that tells nothing of others.
     fn forget_gone(&mut self, block: BlockId) -> Result<(), ObjectError> {
-        let is_alone = |held: &super::Held| held.header.description.owner.copies() < 2;
+        let is_alone = |held: &super::Held| !held.header.description.has_locks();
         if self.blocks.get(&block).is_none_or(is_alone) {
             self.folder.unlink(ObjectKind::Header(block.get()))?;
         }

@@ -103,7 +103,7 @@ struct Campaign {
 pub fn run(plan: Plan) -> Report {
     let builder = Instance::builder().daemons(plan.daemons).capacity("64MiB");
     let instance = builder.sync_blocks(SYNC_BLOCKS).start();
-    let mover = Mover::new(instance.socket(), plan.daemons, plan.seed);
+    let mover = Mover::new(instance.socket(), (plan.daemons, plan.copies), plan.seed);
     let mut campaign = Campaign {
         instance,
         random: Seeded::quiet(plan.seed),
@@ -170,7 +170,7 @@ impl Campaign {
         }
         let is_whole = |row: &BlockRow| {
             let good = row.copies.iter().filter(|copy| copy.state == CopyState::Good);
-            row.state == BlockState::Ok && good.count() == copies
+            row.state == BlockState::Ok && good.count() >= copies
         };
         wait_until("all copies are there again", || self.instance.blocks().iter().all(is_whole));
         self.report.count("losses after which all copies were made again");
@@ -266,25 +266,29 @@ impl Campaign {
             // Who was told of a change asks the broker what it is; and a daemon that copies holds
             // pages.
             self.mover.pause();
-            wait_until("no copy is made, or goes", || self.instance.status().repair.syncing == 0);
+            wait_until("no copy is made, or goes", || {
+                let repair = self.instance.status().repair;
+                (repair.syncing, repair.lacking) == (0, 0)
+            });
             self.wait_progress(|_| true);
         }
         stop(pid);
-        self.mover.go_on();
-        // Who asks a server for each byte waits for it; and with copies, who wants a page that a
-        // client has locked, or a daemon for the writer that asks it.
+        // Who asks a server for each byte waits for it; and with copies, which any region may have
+        // by now, who wants a page that a client has locked, or a daemon for who asks it.
         let holder = match place {
             1..=WRITERS => Some(place as usize - 1),
             0 => None,
             _ => self.writers.iter().position(Writer::is_by_message),
         };
-        let holder = holder.filter(|_| self.plan.copies > 1);
         let neighbour = holder.map(|holder| self.writers[holder ^ 1].pid());
         if place != 0 && self.random.below(4) == 0 {
             self.instance.kill_broker();
             self.instance.start_broker();
             self.report.count(Victim::Broker.kind());
         }
+        // Not before: the next broker waits for a daemon that is stopped, and who is told of a
+        // change for both.
+        self.mover.go_on();
         self.wait_progress(|writer| {
             writer.pid() != pid && !writer.is_by_message() && Some(writer.pid()) != neighbour
         });

@@ -1,5 +1,5 @@
-//! Somebody who has copies moved all the time, whatever else happens: he is told that they have
-//! moved, or why not, or the broker dies over it.
+//! Somebody who has copies moved all the time, and regions have more of them or fewer, whatever
+//! else happens: he is told that they have moved, or why not, or the broker dies over it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,7 +7,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use dmce_abi::wire::admin::{AdminReply, AdminRequest, BlockRow, CopyState};
+use dmce_abi::limits::COPIES_MAX;
+use dmce_abi::wire::admin::{AdminReply, AdminRequest, BlockRow, CopyState, OwnerRow};
 use dmce_abi::wire::client::{ClientReply, ClientRequest};
 use libdmce::connection::{Connection, ConnectionError, Deadline};
 
@@ -59,14 +60,15 @@ pub(super) struct Mover {
 }
 
 impl Mover {
-    /// One for an instance with so many daemons.
-    pub(super) fn new(socket: PathBuf, daemons: u32, seed: u64) -> Self {
+    /// One for an instance with so many daemons, whose regions have so many copies at least.
+    pub(super) fn new(socket: PathBuf, (daemons, copies): (u32, u32), seed: u64) -> Self {
         let shared = Arc::new(Shared::default());
         let hand = Hand {
             shared: Arc::clone(&shared),
             random: Seeded::quiet(seed ^ 0x6d6f_7665),
             socket,
             daemons,
+            copies,
             broker: None,
         };
         Self { shared, thread: Some(thread::spawn(move || hand.work())) }
@@ -115,6 +117,7 @@ struct Hand {
     random: Seeded,
     socket: PathBuf,
     daemons: u32,
+    copies: u32,
     broker: Option<Connection>,
 }
 
@@ -132,9 +135,10 @@ impl Hand {
             }
             state.is_busy = true;
             drop(state);
-            match self.random.below(8) {
+            match self.random.below(10) {
                 0 => self.drain(),
                 1 => self.swap(),
+                2 | 3 => self.set_copies(),
                 _ => self.migrate(),
             }
         }
@@ -210,6 +214,20 @@ impl Hand {
         if one != other {
             let answer = self.ask(AdminRequest::Swap { one, other });
             self.note(answer.as_ref(), "pairs of copies that have changed places");
+        }
+    }
+
+    /// Has a region have another number of copies; what that means for its blocks goes on.
+    fn set_copies(&mut self) {
+        let rows = self.blocks();
+        let more = self.random.below(u64::from(COPIES_MAX - self.copies + 1));
+        let copies = self.copies + u32::try_from(more).expect("a few copies");
+        if let Some(row) = rows.get(self.below(rows.len().max(1)))
+            && let OwnerRow::Region { region, .. } = &row.owner
+        {
+            let region = region.clone();
+            let answer = self.ask(AdminRequest::SetCopies { region, copies });
+            self.note(answer.as_ref(), "times that other copies were asked for");
         }
     }
 

@@ -83,6 +83,25 @@ impl Dispatcher {
         true
     }
 
+    /// A copy that was good, and that no header is to name any more, goes when nobody uses it.
+    pub(in crate::dispatcher) fn begin_leaving(&mut self, id: BlockId, daemon: DaemonId) {
+        let Some(first) = self.blocks.get(id).map(|block| block.span) else { return };
+        let stage = Stage::Unnaming { was_good: true };
+        self.syncs.by_block.insert(id, Sync { daemon, instead_of: None, stage });
+        self.syncs.set_waiting(id, true);
+        self.revoke_block(first, id);
+        self.blocks.set_state(id, BlockState::Losing);
+        self.raise(id);
+    }
+
+    /// A copy that is being made because one was lacking is given up.
+    pub(in crate::dispatcher) fn drop_lacking(&mut self, id: BlockId, why: &str) {
+        let sync = self.syncs.by_block.get(&id).filter(|sync| sync.instead_of.is_none());
+        if sync.is_some() && self.syncs.is_made(id) {
+            self.drop_sync(id, why);
+        }
+    }
+
     /// The broker before this one had a copy of another daemon take the place of that of `daemon`.
     pub(in crate::dispatcher) fn goes_since_before(&mut self, id: BlockId, daemon: DaemonId) {
         // The headers are written anew, and then it is known who is waited for.

@@ -25,4 +25,5 @@ mod rig;
 mod seats;
 mod silent;
 mod stale;
+mod surplus;
 mod syncing;

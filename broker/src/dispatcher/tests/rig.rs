@@ -89,9 +89,14 @@ impl Rig {
 
     /// A broker that found something when it started.
     pub fn started(config: DispatcherConfig, started: Started) -> Self {
+        Self::started_at(0, config, started)
+    }
+
+    /// A broker that starts so many milliseconds after its host.
+    pub fn started_at(millis: u64, config: DispatcherConfig, started: Started) -> Self {
         let mut rig = Self {
             dispatcher: Dispatcher::new(config, 42),
-            now: Now { millis: Millis(0), unix_s: 1000 },
+            now: Now { millis: Millis(millis), unix_s: 1000 },
             daemons: BTreeMap::new(),
             actions: Vec::new(),
             session_names_taken: 0,

@@ -114,6 +114,25 @@ fn what_it_made_for_the_broker_before_after_nobody_waited_any_more_is_destroyed(
     assert_eq!(snapshot.charged[&daemon_id(1)], (MIB, 0));
 }
 
+/// The broker before this one had asked for it, and found nothing when it looked for it.
+#[test]
+fn what_has_an_id_that_another_block_has_by_now_goes_whenever_it_is_reported() {
+    let daemons = vec![expected(1, &[7]), expected(2, &[])];
+    let sessions = vec![believed(0, vec![])];
+    let started = Started { sessions, daemons, ..Started::default() };
+    let mut rig = Rig::started_at(100, config(), started);
+    let conn = attach(&mut rig);
+    rig.daemon(2, 3 * GIB);
+    rig.daemon_with(1, 3 * GIB, vec![held(7, 0, 1, 1)]);
+    rig.daemon_dies(1);
+    let granted = rig.granted(conn, heap(5, MIB)).first.block.get();
+    rig.daemon_with(1, 3 * GIB, vec![held(7, 0, 1, 1), held(granted, 0, 1, 6)]);
+    assert_eq!(daemon_state(&mut rig, 1), DaemonState::Up);
+    assert_eq!(rig.daemons[&1].destroyed, [block_id(granted)]);
+    assert_eq!(fetched(&mut rig, conn, granted), Some(false));
+    assert_eq!(fetched(&mut rig, conn, 7), Some(false));
+}
+
 #[test]
 fn what_it_destroyed_for_the_broker_before_is_gone_and_not_lost_unless_a_session_has_it_open() {
     for is_open in [false, true] {

@@ -81,6 +81,15 @@ pub enum AdminRequest {
         /// Whether it is drained from now on.
         is_draining: bool,
     },
+    /// Not a listing: so many copies of a region are asked for from now on. Answered at once; its
+    /// blocks get or lose copies then, while they are used. For those who see everything, and the
+    /// region's owner.
+    SetCopies {
+        /// The region.
+        region: RegionName,
+        /// Copies, from 1 on.
+        copies: u32,
+    },
 }
 
 /// A listing.
@@ -98,6 +107,7 @@ pub enum AdminReply {
     Adopted { daemon: u32, epoch: u64 },
     Moved { from: u32, to: u32, epoch: u64 },
     Draining { is_draining: bool },
+    CopiesSet { first: u32, count: u32 },
 }
 
 /// How well something is.
