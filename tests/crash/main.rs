@@ -15,6 +15,7 @@ mod points;
 mod silent;
 mod stale;
 mod steps;
+mod surplus;
 mod syncing;
 mod torture;
 mod two;

@@ -13,11 +13,11 @@ use libdmce::{Mirror, Prot, Region, RegionOptions, Session};
 
 const BYTES: u64 = 8 << 20;
 
-fn start() -> Instance {
+pub fn start() -> Instance {
     Instance::builder().daemons(3).sync_blocks(2).start()
 }
 
-fn region(instance: &Instance, copies: u32) -> (Session, Region) {
+pub fn region(instance: &Instance, copies: u32) -> (Session, Region) {
     let session = instance.open();
     let options = RegionOptions { copies, ..RegionOptions::default() };
     session.region_create("vol", "moves", BYTES, &options).unwrap();
@@ -25,7 +25,7 @@ fn region(instance: &Instance, copies: u32) -> (Session, Region) {
     (session, region)
 }
 
-fn good(row: &BlockRow) -> Vec<u32> {
+pub fn good(row: &BlockRow) -> Vec<u32> {
     let good = row.copies.iter().filter(|copy| copy.state == CopyState::Good);
     good.map(|copy| copy.daemon).collect()
 }
@@ -145,7 +145,7 @@ fn wherever_the_broker_dies_over_a_move_the_block_is_whole() {
         let (session, region) = region(&instance, copies);
         region.write(0, &vec![9; 500_000], Mirror::Both).unwrap();
         let (mut deaths, mut step) = (0, 10);
-        while dies_after(&mut instance, step) {
+        while dies_after(&mut instance, step, move_on) {
             check(&instance, &region, copies, u8::try_from(step % 250).unwrap());
             deaths += 1;
             step += 1 + deaths / 10;
@@ -160,15 +160,15 @@ fn wherever_the_broker_dies_over_a_move_the_block_is_whole() {
     }
 }
 
-/// Has the block move under a broker that dies after so many steps. `false` if it did not come to
+/// Has something done under a broker that dies after so many steps. `false` if it did not come to
 /// that.
-fn dies_after(instance: &mut Instance, step: u64) -> bool {
+pub fn dies_after(instance: &mut Instance, step: u64, act: impl Fn(&Instance) -> bool) -> bool {
     instance.kill_broker();
     instance.start_broker_with(&[("DMCE_CRASH_AFTER", step.to_string())]);
     let mut ended = wait_for("it serves, or has ended", || {
         instance.reap_one().map(Some).or_else(|| instance.is_serving().then_some(None))
     });
-    if ended.is_none() && move_on(instance) {
+    if ended.is_none() && act(instance) {
         wait_until("nothing is left to be done", || {
             ended = ended.or_else(|| instance.reap_one());
             ended.is_some() || (!has_lock_table(instance) && is_at_rest(instance))
@@ -194,12 +194,13 @@ fn has_lock_table(instance: &Instance) -> bool {
 }
 
 fn is_at_rest(instance: &Instance) -> bool {
-    instance.try_status().is_some_and(|status| status.repair.syncing == 0)
+    let repair = instance.try_status().map(|status| status.repair);
+    repair.is_some_and(|repair| (repair.syncing, repair.lacking) == (0, 0))
 }
 
 /// The bytes are there, and can be written; and the block comes to have the copies that it is to
 /// have, and no others.
-fn check(instance: &Instance, region: &Region, copies: u32, byte: u8) {
+pub fn check(instance: &Instance, region: &Region, copies: u32, byte: u8) {
     region.write(500_000, &[byte; 100], Mirror::Both).unwrap();
     let mut found = vec![0; 500_100];
     region.read(0, &mut found, Mirror::Any).unwrap();
