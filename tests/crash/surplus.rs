@@ -65,9 +65,9 @@ fn no_word_that_is_raised_while_copies_come_and_go_is_raised_in_vain() {
     assert_eq!(session.add64(region.addr(4096).unwrap(), 0).unwrap(), asked);
 }
 
-/// The broker dies after steps of the change that others can find: after each of the first, and then
-/// after some of them. The next one goes on with what the headers say, be it the one number or the
-/// other.
+/// The broker dies after steps of the change that others can find: after each of the first, and
+/// then after some of them. The next one goes on with what the headers say, be it the one number or
+/// the other.
 #[test]
 fn wherever_the_broker_dies_over_another_number_of_copies_the_block_has_one_of_both() {
     let mut instance = start();
