@@ -59,6 +59,7 @@ mod draws;
 mod growing;
 mod guid;
 mod history;
+mod holders;
 mod ids;
 mod lacks;
 mod lending;
@@ -182,6 +183,7 @@ pub struct Dispatcher {
     /// Of these, what the shell has to be asked about when generations are published.
     idles: Vec<(SessionId, BlockId, u64)>,
     /// Copies that are made, or go.
+    holders: holders::Holders,
     syncs: syncing::Syncs,
     /// Copies that are to move.
     moves: moving::Moves,
@@ -250,6 +252,7 @@ impl Dispatcher {
             relocks: BTreeMap::new(),
             idles: Vec::new(),
             syncs: syncing::Syncs::new(config.sync_rate),
+            holders: holders::Holders::default(),
             moves: moving::Moves::default(),
             adoptions: BTreeMap::new(),
             growths: Growths::new(),
@@ -279,6 +282,7 @@ impl Dispatcher {
             self.look_for_places();
         }
         self.use_room();
+        self.watch_holders();
         self.publish();
         self.publish_first(begun);
         self.ring_all();
@@ -363,6 +367,7 @@ impl Dispatcher {
                 timers::Timer::Repair => self.wrecks.try_again(),
                 timers::Timer::Prepare => self.prepare(),
                 timers::Timer::Sync => self.sync_again(),
+                timers::Timer::Hold => self.look_at_holders(),
             }
         }
     }

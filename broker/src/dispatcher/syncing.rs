@@ -44,7 +44,7 @@ use std::ops::Range;
 
 use dmce_abi::block::{BlockId, DaemonId, SessionId};
 use dmce_abi::limits::PAGE_BYTES;
-use dmce_abi::wire::admin::{HOLDERS_MAX, HeldBy, Holder};
+use dmce_abi::wire::admin::HeldBy;
 use dmce_abi::wire::daemon::{DaemonAnswer, SYNC_BYTES_MAX};
 
 use super::Dispatcher;
@@ -166,6 +166,22 @@ impl Syncs {
     pub(super) fn goes_good(&self, id: BlockId) -> Option<DaemonId> {
         let sync = self.by_block.get(&id).filter(|sync| sync.stage.was_good());
         sync.map(|sync| sync.daemon)
+    }
+
+    /// The blocks of which a copy is made, or goes.
+    pub(super) fn ids(&self) -> impl Iterator<Item = BlockId> {
+        self.by_block.keys().copied()
+    }
+
+    /// The sessions that a copy of a block waits for, and what of them.
+    pub(super) fn waits_for(&self, id: BlockId) -> Option<(BTreeSet<SessionId>, HeldBy)> {
+        match &self.by_block.get(&id)?.stage {
+            Stage::Telling(left) | Stage::Leaving { left, .. } | Stage::Unlocked(left) => {
+                Some((left.clone(), HeldBy::Operation))
+            }
+            Stage::Copying(copying) => Some((copying.pointers.held_by.clone(), HeldBy::Pointer)),
+            _ => None,
+        }
     }
 
     fn stage_of(&mut self, id: BlockId) -> Option<&mut Stage> {
@@ -496,33 +512,6 @@ impl Dispatcher {
         self.moved_from(id);
         self.blocks.set_state(id, BlockState::Losing);
         self.raise(id);
-    }
-
-    /// Who holds back what is to become of the copies of a block.
-    pub(super) fn holders_back(&self, id: BlockId) -> Vec<Holder> {
-        let stage = self.syncs.by_block.get(&id).map(|sync| &sync.stage);
-        let (sessions, by) = match stage {
-            Some(Stage::Telling(left) | Stage::Leaving { left, .. } | Stage::Unlocked(left)) => {
-                (left.clone(), HeldBy::Operation)
-            }
-            Some(Stage::Copying(copying)) => (copying.pointers.held_by.clone(), HeldBy::Pointer),
-            None if self.is_to_move(id) => (self.pointing_into(id), HeldBy::Pointer),
-            _ => return Vec::new(),
-        };
-        let first = self.blocks.get(id).map(|block| block.span);
-        let remains = first.into_iter().flat_map(|first| self.wrecks.holding(id, first));
-        let sessions = sessions.into_iter().map(|session| (session, by));
-        let all = sessions.chain(remains.map(|session| (session, HeldBy::Remains)));
-        let holder = |(session, by): (SessionId, HeldBy)| {
-            let pid = self.sessions.get(session).map(|session| session.record.pid);
-            let pid = pid.or_else(|| self.wrecks.get(session).map(|wreck| wreck.pid));
-            let pid = pid.or_else(|| {
-                let daemon = self.seats.daemon_of(session)?;
-                self.daemons.servers.get(&daemon).map(|server| server.pid)
-            });
-            Holder { session: session.get(), pid: pid.unwrap_or(0), by }
-        };
-        all.take(HOLDERS_MAX).map(holder).collect()
     }
 
     /// Each copy that is being made is one of its block's.

@@ -40,6 +40,8 @@ pub(super) enum Timer {
     Sync,
     /// Sessions are to be prepared, if it is quiet.
     Prepare,
+    /// Who holds back copies is to be looked at.
+    Hold,
 }
 
 /// All timers.

@@ -68,6 +68,8 @@ pub struct BrokerSection {
     pub sync_blocks: u32,
     /// Bytes of copies that are made a second, in all; 0 for as many as can be.
     pub sync_rate: Bytes,
+    /// Seconds that a session may hold back what is to become of a copy; 0 for as long as it likes.
+    pub hold_s: u64,
 }
 
 /// How the daemon of a new block is chosen among those that have room.
@@ -239,6 +241,7 @@ impl Default for BrokerSection {
             idle_s: 10,
             sync_blocks: 4,
             sync_rate: Bytes(0),
+            hold_s: 0,
         }
     }
 }

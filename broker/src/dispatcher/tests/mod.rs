@@ -5,6 +5,7 @@ mod carrying;
 mod copies;
 mod copysets;
 mod daemons;
+mod holders;
 mod lending;
 mod links;
 mod locks;
