@@ -196,6 +196,9 @@ pub struct DispatcherConfig {
     pub syncs_max: usize,
     /// Bytes of copies that are made a second, at most; 0 for as many as can be.
     pub sync_rate: u64,
+    /// How long a daemon that came without any block is new: it gets no more new blocks than the
+    /// others at first.
+    pub slow_start_ms: u64,
     /// How long a session may hold back what is to become of a copy; 0 for as long as it likes.
     pub hold_ms: u64,
 }
@@ -229,6 +232,7 @@ impl DispatcherConfig {
             idle_s: 10,
             syncs_max: 0,
             sync_rate: 0,
+            slow_start_ms: 0,
             hold_ms: 0,
         }
     }

@@ -104,6 +104,8 @@ pub(super) struct Server {
     pub overdue: bool,
     /// Connections that ended before its last Holds, since it was up.
     pub failed_reports: u32,
+    /// When it came without any block, if it did.
+    pub empty_since: Option<Millis>,
     /// Blocks that it made for a broker that was dead by then: they are to go. Of each, whether its
     /// id is its own.
     pub strays: BTreeMap<BlockId, bool>,

@@ -178,6 +178,7 @@ impl Dispatcher {
         if let Some(server) = self.daemons.servers.get_mut(&daemon) {
             server.link = Link::Up(conn);
             server.failed_reports = 0;
+            server.empty_since = server.blocks.is_empty().then_some(self.now.millis);
         }
         let at = self.now.millis.after(self.config.sense_ms);
         self.timers.set(Timer::Sense(daemon), at);

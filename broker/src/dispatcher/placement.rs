@@ -6,6 +6,8 @@
 //!    then the next is asked [0072].
 //! 2. What a session reserved somewhere draws its blocks there, before any algorithm is asked.
 //! 3. A choice that is not taken up has changed nothing but the next draw.
+//! 4. A daemon that has come without any block does not get all new ones because of that: at first it
+//!    counts as full as the emptiest of the others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,6 +18,9 @@ use super::Dispatcher;
 use super::charge::{AccountId, Store};
 use super::config::Placement;
 use super::daemons::Server;
+
+/// How new a daemon is that has just come without any block.
+const NEW: u64 = 1024;
 
 /// What a block needs.
 #[derive(Debug)]
@@ -55,6 +60,13 @@ impl Ord for Used {
 impl PartialOrd for Used {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
+    }
+}
+
+impl Used {
+    /// So many parts of [`NEW`] of it.
+    const fn times(self, parts: u64) -> Self {
+        Self { taken: self.taken / NEW * parts, ..self }
     }
 }
 
@@ -173,6 +185,27 @@ impl Dispatcher {
     }
 
     fn load(&self, daemon: DaemonId) -> Load {
-        Load { used: self.ledger.store(daemon).into(), recent: self.history.recent(daemon) }
+        let own = Used::from(self.ledger.store(daemon));
+        let used = match self.newness(daemon) {
+            0 => own,
+            newness => {
+                let is_old = |other: &DaemonId| self.newness(*other) == 0;
+                let others = self.daemons.up_in_turn().filter(is_old);
+                let least = others.map(|other| Used::from(self.ledger.store(other))).min();
+                own.max(least.map_or(own, |least| least.times(newness)))
+            }
+        };
+        Load { used, recent: self.history.recent(daemon) }
+    }
+
+    /// How much is left of the time in which a daemon that came without any block is new, in parts
+    /// of [`NEW`].
+    fn newness(&self, daemon: DaemonId) -> u64 {
+        let (now, time) = (self.now.millis, self.config.slow_start_ms);
+        let server = self.daemons.servers.get(&daemon);
+        let left = server
+            .and_then(|server| server.empty_since)
+            .map_or(0, |since| since.after(time).0.saturating_sub(now.0));
+        if left == 0 { 0 } else { left.saturating_mul(NEW) / time.max(1) }
     }
 }

@@ -61,6 +61,7 @@ pub fn dispatcher(instance: &Instance, config: &Config, open_files: u64) -> Disp
         idle_s: u32::try_from(config.broker.idle_s).unwrap_or(u32::MAX),
         syncs_max: usize::try_from(config.broker.sync_blocks).unwrap_or(usize::MAX),
         sync_rate: config.broker.sync_rate.0,
+        slow_start_ms: config.broker.slow_start_s.saturating_mul(1000),
         hold_ms: config.broker.hold_s.saturating_mul(1000),
         ..defaults
     }

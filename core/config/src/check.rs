@@ -104,6 +104,7 @@ fn check_broker(broker: &BrokerSection) -> Result<(), Misfit> {
     if broker.sync_rate != Bytes(0) {
         section.size_within("sync_rate", broker.sync_rate, Bytes::mib(1)..=SYNC_RATE_MAX)?;
     }
+    section.within("slow_start_s", broker.slow_start_s, 0..=DAY_S)?;
     section.within("hold_s", broker.hold_s, 0..=DAY_S)?;
     section.within("usage_ms", broker.usage_ms, 100..=HOUR_MS)?;
     section.within("usage_samples", broker.usage_samples, 0..=USAGE_SAMPLES_MAX)?;

@@ -27,7 +27,7 @@ pub(crate) enum Kind {
 }
 
 /// Every key with one value.
-pub(crate) const KEYS: [(&str, &str, Kind); 40] = [
+pub(crate) const KEYS: [(&str, &str, Kind); 41] = [
     ("instance", "name", Kind::Text),
     ("instance", "dir", Kind::Text),
     ("instance", "objects", Kind::Text),
@@ -48,6 +48,7 @@ pub(crate) const KEYS: [(&str, &str, Kind); 40] = [
     ("broker", "idle_s", Kind::Plain),
     ("broker", "sync_blocks", Kind::Plain),
     ("broker", "sync_rate", Kind::Text),
+    ("broker", "slow_start_s", Kind::Plain),
     ("broker", "hold_s", Kind::Plain),
     ("limits", "sessions", Kind::Plain),
     ("limits", "blocks", Kind::Plain),

@@ -68,6 +68,9 @@ pub struct BrokerSection {
     pub sync_blocks: u32,
     /// Bytes of copies that are made a second, in all; 0 for as many as can be.
     pub sync_rate: Bytes,
+    /// Seconds in which a daemon that came without any block gets no more new ones than others; 0
+    /// for none.
+    pub slow_start_s: u64,
     /// Seconds that a session may hold back what is to become of a copy; 0 for as long as it likes.
     pub hold_s: u64,
 }
@@ -241,6 +244,7 @@ impl Default for BrokerSection {
             idle_s: 10,
             sync_blocks: 4,
             sync_rate: Bytes(0),
+            slow_start_s: 30,
             hold_s: 0,
         }
     }

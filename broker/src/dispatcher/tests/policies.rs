@@ -95,6 +95,37 @@ fn each_algorithm_spreads_blocks_as_it_says() {
     assert_eq!(drawn, spread(Placement::Weighted, &[(1, 3), (2, 1), (4, 0)], 4, 1000));
 }
 
+/// Else all that is new would be on the one that has just come.
+#[test]
+fn a_daemon_that_comes_empty_gets_no_more_than_the_others_at_first() {
+    const START_MS: u64 = 60_000;
+    let mut config = config();
+    (config.placement, config.slow_start_ms) = (Placement::LeastUsed, START_MS);
+    let mut rig = Rig::started(config, Started::default());
+    (1..=2).for_each(|id| rig.daemon(id, GIB));
+    let (conn, _) = rig.session(1000);
+    let mut tickets = 1..;
+    let mut place = |rig: &mut Rig, count: usize| {
+        let daemon = |ticket| {
+            let granted = rig.granted(conn, heap(ticket, MIB));
+            granted.first.daemons().next().unwrap().get()
+        };
+        let placed: Vec<u32> = tickets.by_ref().take(count).map(daemon).collect();
+        placed.iter().filter(|daemon| **daemon == 3).count()
+    };
+    assert_eq!(place(&mut rig, 200), 0);
+    rig.wait(START_MS);
+    rig.daemon(3, GIB);
+    let at_first = place(&mut rig, 30);
+    assert!((8..=12).contains(&at_first), "{at_first} of 30");
+    rig.wait(START_MS / 2);
+    // The other half of what it lacks.
+    let later = place(&mut rig, 60);
+    assert!((45..=60).contains(&later), "{later} of 60");
+    rig.wait(START_MS);
+    assert_eq!(place(&mut rig, 20), 20);
+}
+
 #[test]
 fn a_daemon_without_weight_gets_what_no_other_has_room_for() {
     let mut config = config();
