@@ -6,8 +6,8 @@
 //!    then the next is asked [0072].
 //! 2. What a session reserved somewhere draws its blocks there, before any algorithm is asked.
 //! 3. A choice that is not taken up has changed nothing but the next draw.
-//! 4. A daemon that has come without any block does not get all new ones because of that: at first it
-//!    counts as full as the emptiest of the others.
+//! 4. A daemon that has come without any block does not get all new ones because of that: at first
+//!    it counts as full as the emptiest of the others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
