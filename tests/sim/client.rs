@@ -461,7 +461,8 @@ impl Client {
 const fn is_undoing(request: &ClientRequest) -> bool {
     matches!(
         request,
-        ClientRequest::Abandon(_)
+        ClientRequest::Disconnect
+            | ClientRequest::Abandon(_)
             | ClientRequest::RegionClose(_)
             | ClientRequest::Delete(_)
             | ClientRequest::Spans(_)
