@@ -110,18 +110,17 @@ pub fn set_copies(mut broker: Broker, wanted: &SetCopies) -> Result<Outcome, Err
     };
     let (mut line, mut before, mut looks) = (Line::new(), None, 0);
     loop {
+        // A broker that died before the first header said so has forgotten it.
+        let known = broker.regions()?.into_iter().find(|row| row.region == region);
+        if known.is_none_or(|row| row.copies != *copies) {
+            broker.set_copies(region.clone(), *copies)?;
+        }
         let rows = broker.blocks()?;
         let own = |row: &&BlockRow| (first..first + count).contains(&row.block);
         let left: Vec<&BlockRow> =
             rows.iter().filter(own).filter(|row| !has_as_many(row)).collect();
         if left.is_empty() {
             line.end();
-            // A broker that died before the first header said so has forgotten it.
-            let known = broker.regions()?.into_iter().find(|row| row.region == region);
-            if known.is_some_and(|row| row.copies != *copies) {
-                broker.set_copies(region.clone(), *copies)?;
-                continue;
-            }
             let copies =
                 if *copies == 1 { "1 copy".to_owned() } else { format!("{copies} copies") };
             return say(&format!("region {volume}/{name} has {copies}\n"));
@@ -134,7 +133,11 @@ pub fn set_copies(mut broker: Broker, wanted: &SetCopies) -> Result<Outcome, Err
         if looks >= LOOKS_MAX {
             line.end();
             for row in &left {
-                let why = held_back(row).unwrap_or_else(|| "no room for another copy".to_owned());
+                let why = held_back(row).unwrap_or_else(|| match row.state {
+                    BlockState::Lost => "it is lost".to_owned(),
+                    BlockState::Degraded => "no room, or no daemon, for another copy".to_owned(),
+                    _ => "it is used, or the daemon of its primary does not serve".to_owned(),
+                });
                 Line::tell(&format!("block {} stays as it is: {why}", row.block));
             }
             let count = left.len();

@@ -222,6 +222,10 @@ impl Dispatcher {
         if let Some(region) = self.regions.get_mut(first) {
             region.attributes.copies = copies;
         }
+        for id in self.blocks.members(first) {
+            self.blocks.count_copies(id);
+        }
+        self.moves.is_due = true;
     }
 
     fn enter_span(&mut self, found: &BlockDescription, ids: Vec<IdRange>) {

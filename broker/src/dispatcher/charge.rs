@@ -185,6 +185,11 @@ impl Ledger {
         self.quota(uid).bytes.saturating_sub(self.user(uid).bytes)
     }
 
+    /// Copies of blocks that the user may still have.
+    pub(super) fn blocks_left(&self, uid: u32) -> u64 {
+        self.quota(uid).blocks.saturating_sub(self.user(uid).blocks)
+    }
+
     /// What a daemon has and owes.
     pub(super) fn store(&self, daemon: DaemonId) -> Store {
         self.stores.get(&daemon).copied().unwrap_or_default()

@@ -237,17 +237,20 @@ impl Copies {
         }
     }
 
-    /// Those that the headers name are the first halves, as far as they have none of these.
-    pub(super) fn renumber(&mut self) {
+    /// Those that the headers name are the first halves, as far as they have none of these. `true`
+    /// if that is new.
+    pub(super) fn renumber(&mut self) -> bool {
         let count = self.named().count();
         let is_first = |half: &Half| usize::from(half.place()) < count;
         let taken: Vec<Half> = self.named().map(|copy| copy.half).filter(is_first).collect();
         let all = (0..count).filter_map(Half::of);
         let mut free = all.filter(|half| !taken.contains(half)).collect::<Vec<_>>().into_iter();
         let others = self.0.iter_mut().filter(|copy| copy.named && !is_first(&copy.half));
+        let mut is_new = false;
         for (copy, half) in others.zip(&mut free) {
-            copy.half = half;
+            (copy.half, is_new) = (half, true);
         }
+        is_new
     }
 
     /// One copy is named no more, and another that was not has its place.

@@ -98,7 +98,7 @@ impl Dispatcher {
     /// Blocks that lack a copy, or have one that is to be elsewhere, may have a place for it.
     pub(super) fn look_for_places(&mut self) {
         let lacks = self.config.syncs_max > 0 && self.blocks.has_degraded();
-        if lacks || !self.moves.draining.is_empty() {
+        if lacks || !self.moves.draining.is_empty() || self.blocks.with_surplus().next().is_some() {
             self.sync_later();
         }
     }
@@ -130,6 +130,9 @@ impl Dispatcher {
     }
 
     fn make_copy(&mut self, id: BlockId) {
+        if self.waits_for_first(id) {
+            return;
+        }
         let Some(block) = self.blocks.get(id).filter(|_| self.may_get_copy(id)) else {
             return self.lend_if_none(id);
         };
@@ -150,6 +153,11 @@ impl Dispatcher {
         let Ok(charge) = self.ledger.charge(payer, daemon, bytes) else { return };
         self.daemons.placed(daemon);
         self.add_copy(id, ((daemon, half), charge), None);
+    }
+
+    /// Nobody refused a copy of a block: it was not asked for any more.
+    pub(super) fn forget_refusals(&mut self, id: BlockId) {
+        self.syncs.lacks.refused.remove(&id);
     }
 
     /// A block cannot get a copy just now, wherever that would be.

@@ -1,7 +1,7 @@
 //! Lock tables: a block that was asked for with more than one copy has one, from before its first
 //! copy is made to after its last is gone. One that was asked for with one has none, but for as
-//! long as that moves: it is lent one, which nobody uses before another copy is named, nor after he
-//! was told that there is none any more.
+//! long as that moves, or since more were asked for of its region: it is lent one, which nobody
+//! uses before another copy is named, nor after he was told that there is none any more.
 //!
 //! ```text
 //!            MakeLocks            it is there            GrowLocks, before its copies grow
@@ -266,7 +266,8 @@ impl Dispatcher {
     pub(super) fn await_locks(&mut self, id: BlockId) -> bool {
         let Some(block) = self.blocks.get_mut(id) else { return false };
         let (first, epoch, committed) = (block.span, block.epoch, block.committed);
-        let unsound = block.locks.as_mut().filter(|locks| !locks.covers(committed));
+        let is_locked = block.is_locked;
+        let unsound = block.locks.as_mut().filter(|locks| is_locked && !locks.covers(committed));
         let Some(locks) = unsound else { return false };
         // One that is being made is of an epoch that is over.
         locks.state = LocksState::Missing;

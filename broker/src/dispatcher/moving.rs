@@ -36,7 +36,7 @@ use super::event::ClientConn;
 use super::placement::Need;
 use super::requests::{Outcome, Served, refuse};
 
-/// Blocks of a daemon that is drained that are looked at in a step.
+/// Blocks of a daemon that is drained, or with a lent lock table, that are looked at in a step.
 const LOOKS: usize = 64;
 
 /// A copy that is to move.
@@ -59,6 +59,8 @@ pub(super) struct Moves {
     wishes: BTreeMap<BlockId, Wish>,
     /// Blocks of one copy that have a lock table, which is taken back when nothing moves.
     lent: BTreeSet<BlockId>,
+    /// Where these are looked at from.
+    lent_from: Option<BlockId>,
     /// Daemons that are drained, be they known or not.
     pub draining: BTreeSet<DaemonId>,
     /// Where the blocks of a daemon that is drained are looked at from.
@@ -360,7 +362,15 @@ impl Dispatcher {
 
     /// Takes lock tables back that nothing moves by.
     fn take_back_lent(&mut self) {
-        for id in self.moves.lent.iter().copied().collect::<Vec<_>>() {
+        let from = self.moves.lent_from.take();
+        let from = from.map_or(Bound::Unbounded, Bound::Included);
+        let some = self.moves.lent.range((from, Bound::Unbounded)).copied().take(LOOKS);
+        let some: Vec<BlockId> = some.collect();
+        if let Some(last) = some.last().filter(|_| some.len() == LOOKS) {
+            self.moves.lent_from = last.checked_add(1).ok();
+            self.sync_later();
+        }
+        for id in some {
             let Some(block) = self.blocks.get(id).filter(|block| block.locks.is_some()) else {
                 self.moves.lent.remove(&id);
                 continue;

@@ -230,6 +230,8 @@ impl Dispatcher {
                 // What a pointer stored is in the copy that is the primary now.
                 let first = copies.first().filter(|_| carried.is_some());
                 let wreck = first.map_or(wreck, |first| wreck.brought_from(*first));
+                let is_half_locked = self.syncs.is_half_locked(block) && carried.is_none();
+                let wreck = if is_half_locked { wreck.as_it_is() } else { wreck };
                 self.repair_claim(of, wreck, copies, state == BlockState::Held);
             }
             // The locks alone: the next broker may find the block again, with its table.

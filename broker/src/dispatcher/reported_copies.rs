@@ -70,7 +70,8 @@ impl Dispatcher {
                 self.put_copy(id, Copy { state: CopyState::Lost, ..copy });
                 return true;
             }
-            if is_replaced {
+            // One that is reported later is waited for by nobody any more.
+            if is_replaced && self.restart.named.contains_key(&id) {
                 self.put_copy(id, Copy { state: CopyState::Leaving, ..copy });
                 self.restart.syncing.insert(id);
                 self.goes_since_before(id, daemon);
@@ -155,7 +156,7 @@ impl Dispatcher {
                 self.put_copy(id, copy);
             }
         }
-        if !is_even {
+        if self.renumber_if_due(id) || !is_even {
             self.blocks.set_state(id, BlockState::Losing);
             self.raise(id);
         }

@@ -230,6 +230,7 @@ impl Dispatcher {
                 }
                 block.copies.unname(daemon);
                 block.news = News::Fewer;
+                self.renumber_if_due(id);
                 self.blocks.set_state(id, BlockState::Losing);
                 self.log(LogLevel::Error, text);
                 self.revoke_block(first, id);

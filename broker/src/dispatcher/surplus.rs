@@ -17,20 +17,21 @@
 //!
 //! 1. What is asked for is what the newest header of the region's first block says: a broker that
 //!    comes back goes on with that. Headers of other blocks may say what was asked for before.
+//!    Where no block's pages were locked, nothing is made of another before the first one's say so.
 //! 2. A block whose pages nobody locks says in its headers that one copy is asked for: who reads
 //!    them looks for no lock table.
-//! 3. The primary stays. Of the others that goes which was made last, or whose daemon does not
-//!    serve. Those that stay are the first halves.
+//! 3. The primary stays, and nothing goes while its daemon does not serve. Of the others that goes
+//!    which was made last, or whose daemon does not serve. Those that stay are the first halves.
 
 use dmce_abi::Status;
 use dmce_abi::block::{BlockId, DaemonId};
+use dmce_abi::wire::Refusal;
 use dmce_abi::wire::admin::AdminReply;
 use dmce_abi::wire::client::{ClientReply, RegionName};
-use dmce_abi::wire::{Refusal, Reply};
 
 use super::Dispatcher;
 use super::action::LogLevel;
-use super::blocks::{BlockState, News};
+use super::blocks::{Block, BlockState, News};
 use super::clients::ReplyTo;
 use super::copies::{Copies, Copy};
 use super::daemons::Server;
@@ -69,24 +70,31 @@ impl Dispatcher {
         let text = format!("{copies} copies of region {name:?} of volume {volume:?} are asked for");
         self.log(LogLevel::Info, text);
         let count = self.blocks.span(first).map_or(0, |span| span.count);
-        let set: Reply<ClientReply> =
-            Ok(ClientReply::Admin(AdminReply::CopiesSet { first: first.get(), count }));
-        self.reply(to, set, Vec::new());
-        Ok(Outcome::Later)
+        Ok(ClientReply::Admin(AdminReply::CopiesSet { first: first.get(), count }).into())
     }
 
     /// Whether so many copies could be there: daemons for them, and the owner's quota.
     fn check_more(&self, first: BlockId, uid: u32, copies: u32) -> Result<(), Refusal> {
+        if copies <= self.copies_asked(first) {
+            return Ok(());
+        }
+        if self.config.syncs_max == 0 {
+            let text = "this broker makes no copies of blocks that are used: broker.sync_blocks";
+            return Err(Refusal::new(Status::Unsupported, text));
+        }
         let serves = |server: &&Server| server.is_up() && !server.is_draining;
         let there = self.daemons.servers.values().filter(serves).count();
-        let lacks = |id: BlockId| {
-            let block = self.blocks.get(id).filter(|block| block.is_usable())?;
-            let more = (copies as usize).saturating_sub(block.copies.named().count());
-            Some((more as u64).saturating_mul(block.committed))
-        };
-        let members = self.blocks.members(first);
-        let needs = members.into_iter().filter_map(lacks).fold(0, u64::saturating_add);
-        if needs > 0 && there < copies as usize {
+        let (mut needs, mut count) = (0_u64, 0_u64);
+        for id in self.blocks.members(first) {
+            let Some(block) = self.blocks.get(id).filter(|block| block.is_usable()) else {
+                continue;
+            };
+            let paid = block.copies.named().chain(block.copies.syncing()).count();
+            let more = copies.saturating_sub(u32::try_from(paid).unwrap_or(copies));
+            needs = needs.saturating_add(u64::from(more).saturating_mul(block.committed));
+            count = count.saturating_add(u64::from(more));
+        }
+        if there < copies as usize {
             let text = format!("{copies} copies of a block need as many daemons, {there} serve");
             return Err(Refusal::new(Status::NoSpace, text));
         }
@@ -95,7 +103,20 @@ impl Dispatcher {
             let text = format!("user {uid} has {left} bytes left of the {needs} needed");
             return Err(Refusal::new(Status::Quota, text));
         }
+        let left = self.ledger.blocks_left(uid);
+        if count > left {
+            let text = format!("user {uid} has {left} blocks left of the {count} needed");
+            return Err(Refusal::new(Status::Quota, text));
+        }
         Ok(())
+    }
+
+    /// Whether a block is to get a second copy, and the header of its region's first block does not
+    /// say yet that there are to be any.
+    pub(super) fn waits_for_first(&self, id: BlockId) -> bool {
+        let block = self.blocks.get(id).filter(|block| !block.is_locked && block.span != id);
+        let first = block.and_then(|block| self.blocks.get(block.span));
+        first.is_some_and(|first| first.is_usable() && !first.is_locked)
     }
 
     fn ask_for_copies(&mut self, first: BlockId, copies: u32) {
@@ -113,18 +134,37 @@ impl Dispatcher {
                 (1, false) => {}
                 _ => self.moves.keep(id),
             }
+            // The header of the first block says so for the next broker.
+            let is_said = id == first && (block.is_locked || copies == 1);
             if block.copies.named().count() >= copies as usize {
                 self.drop_lacking(id, "no more copies are asked for");
+                self.clear_old(id);
+            }
+            if self.renumber_if_due(id) || is_said {
+                self.say_again(id);
             }
         }
         (self.syncs.lacks.is_due, self.moves.is_due) = (true, true);
-        // The header of the first block says so for the next broker.
-        match self.blocks.get(first).map(|block| block.state) {
+    }
+
+    /// A block that has as many copies as are asked for has the first halves. `true` if some copy
+    /// is another half from now on.
+    pub(super) fn renumber_if_due(&mut self, id: BlockId) -> bool {
+        let asked = self.copies_asked(id) as usize;
+        let Some(block) = self.blocks.get_mut(id).filter(|block| block.is_usable()) else {
+            return false;
+        };
+        block.copies.named().count() == asked && block.copies.renumber()
+    }
+
+    /// Has the headers of a block written anew, if nobody is about to.
+    fn say_again(&mut self, id: BlockId) {
+        match self.blocks.get(id).map(|block| block.state) {
             Some(BlockState::Held) => {
-                self.blocks.set_state(first, BlockState::Losing);
-                self.raise(first);
+                self.blocks.set_state(id, BlockState::Losing);
+                self.raise(id);
             }
-            Some(BlockState::Losing) if self.raises.contains_key(&first) => self.raise(first),
+            Some(BlockState::Losing) if self.raises.contains_key(&id) => self.raise(id),
             _ => {}
         }
     }
@@ -137,7 +177,13 @@ impl Dispatcher {
 
     /// Has some blocks lose a copy that have too many.
     pub(super) fn drop_surplus(&mut self) {
-        let is_free = |id: &BlockId| self.is_quiet(*id) && !self.moves.is_wished(*id);
+        let serves = |id: BlockId| {
+            let primary = self.blocks.get(id).and_then(Block::primary);
+            let server = primary.and_then(|daemon| self.daemons.servers.get(&daemon));
+            server.is_some_and(Server::is_up)
+        };
+        let is_free =
+            |id: &BlockId| serves(*id) && self.is_quiet(*id) && !self.moves.is_wished(*id);
         let quiet = self.blocks.with_surplus().filter(is_free);
         let quiet: Vec<BlockId> = quiet.take(DROPS + 1).collect();
         for id in quiet.iter().take(DROPS) {
@@ -149,7 +195,6 @@ impl Dispatcher {
     }
 
     fn drop_copy(&mut self, id: BlockId) {
-        let asked = self.copies_asked(id) as usize;
         let Some(block) = self.blocks.get(id) else { return };
         let Some(daemon) = self.one_too_many(&block.copies) else { return };
         let Some(block) = self.blocks.get_mut(id) else { return };
@@ -157,10 +202,8 @@ impl Dispatcher {
         if let Some(copy) = block.copies.of_mut(daemon) {
             self.ledger.retire(&mut copy.charge);
         }
-        if block.copies.named().count() == asked {
-            block.copies.renumber();
-        }
         block.news = News::Moved;
+        self.renumber_if_due(id);
         self.log(LogLevel::Info, format!("block {id} is to have no copy on daemon {daemon}"));
         self.begin_leaving(id, daemon);
     }

@@ -72,6 +72,8 @@ struct Sync {
     daemon: DaemonId,
     /// Whose copy goes when this one is good.
     instead_of: Option<DaemonId>,
+    /// Whether there was one copy before, whose pages nobody locked.
+    was_plain: bool,
     stage: Stage,
 }
 
@@ -184,6 +186,15 @@ impl Syncs {
         }
     }
 
+    /// Whether some may write the only good copy of a block without its locks, and others by them.
+    pub(super) fn is_half_locked(&self, id: BlockId) -> bool {
+        let sync = self.by_block.get(&id).filter(|sync| sync.was_plain);
+        sync.is_some_and(|sync| {
+            let is_told = |stage: &Stage| matches!(stage, Stage::Naming | Stage::Telling(_));
+            is_told(&sync.stage) || matches!(sync.stage, Stage::Unlocking | Stage::Unlocked(_))
+        })
+    }
+
     fn stage_of(&mut self, id: BlockId) -> Option<&mut Stage> {
         self.by_block.get_mut(&id).map(|sync| &mut sync.stage)
     }
@@ -213,7 +224,8 @@ impl Dispatcher {
         daemon: DaemonId,
         instead_of: Option<DaemonId>,
     ) {
-        self.syncs.by_block.insert(id, Sync { daemon, instead_of, stage: Stage::Making });
+        let (was_plain, stage) = (false, Stage::Making);
+        self.syncs.by_block.insert(id, Sync { daemon, instead_of, was_plain, stage });
         self.ask_create(id, daemon);
     }
 
@@ -223,7 +235,8 @@ impl Dispatcher {
         let Some(daemon) = block.primary() else { return };
         block.is_locked = false;
         let stage = Stage::Unlocking;
-        self.syncs.by_block.insert(id, Sync { daemon, instead_of: None, stage });
+        let (instead_of, was_plain) = (None, true);
+        self.syncs.by_block.insert(id, Sync { daemon, instead_of, was_plain, stage });
         self.syncs.set_waiting(id, true);
         self.blocks.set_state(id, BlockState::Losing);
         self.raise(id);
@@ -251,7 +264,7 @@ impl Dispatcher {
             self.move_again(id);
             return true;
         }
-        sync.stage = Stage::Naming;
+        (sync.stage, sync.was_plain) = (Stage::Naming, !block.is_locked);
         block.is_locked = true;
         self.blocks.set_state(id, BlockState::Losing);
         self.raise(id);

@@ -123,27 +123,38 @@ impl Store {
             if is_blind && !self.has_locks(at.block) && !self.has_moved(at)? {
                 return answer;
             }
-            // Done once more, it is the same.
+            // Done once more, it is the same. If it is not done once more, the copies are equal.
+            if let DataRequest::Write { data, .. } | DataRequest::WriteHalf { data, .. } = request {
+                let bytes = u32::try_from(data.0.len()).unwrap_or(0);
+                self.level_all(at, bytes);
+            }
             return Err(Refusal::new(Status::Busy, format!("block {} moves", at.block)));
         }
         // A word is not changed twice: what it is by now is brought to the other copy.
-        for _ in 0..LEVELS_MAX {
-            match self.level_moved(at) {
-                Ok(()) => return answer,
-                Err(refusal) if refusal.status == Status::Busy => thread::yield_now(),
-                Err(_) => break,
-            }
+        if self.level_all(at, u32::try_from(WORD_BYTES).unwrap_or(0)) {
+            return answer;
         }
         let text = format!("block {} moves; the word may have been changed", at.block);
         Err(Refusal::new(Status::Io, text))
     }
 
-    /// Has the other copy of a block, if there is one by now, have a word as the first has it.
-    fn level_moved(&mut self, at: Target) -> Result<(), Refusal> {
+    /// Has the other copy of a block, if there is one by now, have some bytes as the first has
+    /// them. `false` if that cannot be.
+    fn level_all(&mut self, at: Target, bytes: u32) -> bool {
+        for _ in 0..LEVELS_MAX {
+            match self.level_moved(at, bytes) {
+                Ok(()) => return true,
+                Err(refusal) if refusal.status == Status::Busy => thread::yield_now(),
+                Err(_) => return false,
+            }
+        }
+        false
+    }
+
+    fn level_moved(&mut self, at: Target, bytes: u32) -> Result<(), Refusal> {
         if !self.has_locks(at.block) && !self.has_moved(at)? {
             return Ok(());
         }
-        let bytes = u32::try_from(WORD_BYTES).unwrap_or(0);
         self.access_copied(&DataRequest::Level { at, bytes, half: Half::PRIMARY }).map(|_| ())
     }
 

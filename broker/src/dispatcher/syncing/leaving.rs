@@ -87,7 +87,8 @@ impl Dispatcher {
     pub(in crate::dispatcher) fn begin_leaving(&mut self, id: BlockId, daemon: DaemonId) {
         let Some(first) = self.blocks.get(id).map(|block| block.span) else { return };
         let stage = Stage::Unnaming { was_good: true };
-        self.syncs.by_block.insert(id, Sync { daemon, instead_of: None, stage });
+        let (instead_of, was_plain) = (None, false);
+        self.syncs.by_block.insert(id, Sync { daemon, instead_of, was_plain, stage });
         self.syncs.set_waiting(id, true);
         self.revoke_block(first, id);
         self.blocks.set_state(id, BlockState::Losing);
@@ -99,6 +100,7 @@ impl Dispatcher {
         let sync = self.syncs.by_block.get(&id).filter(|sync| sync.instead_of.is_none());
         if sync.is_some() && self.syncs.is_made(id) {
             self.drop_sync(id, why);
+            self.forget_refusals(id);
         }
     }
 
@@ -106,7 +108,8 @@ impl Dispatcher {
     pub(in crate::dispatcher) fn goes_since_before(&mut self, id: BlockId, daemon: DaemonId) {
         // The headers are written anew, and then it is known who is waited for.
         let stage = Stage::Leaving { was_good: true, left: BTreeSet::new() };
-        self.syncs.by_block.insert(id, Sync { daemon, instead_of: None, stage });
+        let (instead_of, was_plain) = (None, false);
+        self.syncs.by_block.insert(id, Sync { daemon, instead_of, was_plain, stage });
         self.syncs.set_waiting(id, true);
     }
 

@@ -1,6 +1,7 @@
 //! Regions of which other numbers of copies are asked for: what is made, what goes, and when.
 
 use dmce_abi::Status;
+use dmce_abi::addr::AddrLayout;
 use dmce_abi::block::{BlockId, DaemonId, Half, Membership, Owner};
 use dmce_abi::wire::admin::{AdminReply, AdminRequest, CopyState, RegionRow};
 use dmce_abi::wire::client::{ClientReply, ClientRequest, Opened, RegionName};
@@ -92,8 +93,7 @@ fn an_only_copy_gets_another_under_a_lock_table_that_stays() {
     // Told of the copy that is made, and of the table. Until then headers ask for one copy.
     let info = fetched(&mut rig, conn, block);
     assert!(info.has_locks && info.syncing.is_some(), "{info:?}");
-    let [first, naming] = &said(&rig)[..] else { panic!("{:?}", said(&rig)) };
-    assert_eq!((&first[..], &naming[..]), (&[(1, false)][..], &[(2, false); 2][..]));
+    assert_eq!(said(&rig), [[(2, false); 2]]);
     let created = rig.daemons.values().flat_map(|daemon| &daemon.created).last().unwrap();
     assert_eq!(created.membership.half, Half::MIRROR);
     idle(&mut rig);
@@ -152,6 +152,74 @@ fn copies_go_one_after_another_when_nobody_uses_them_and_the_table_with_the_last
     let locked = [vec![(1, true); 3], vec![(1, true); 2], vec![(1, true)], vec![(1, false)]];
     assert_eq!(said(&rig), locked);
     assert_eq!((good(&mut rig, block), row(&mut rig).copies), (vec![all[0]], 1));
+}
+
+/// A broker that comes back takes the number from the first block: what others had would go.
+#[test]
+fn of_many_blocks_the_first_gets_its_second_copy_first() {
+    let mut config = config();
+    (config.copies_max, config.syncs_max) = (3, 2);
+    config.layout = AddrLayout::new(32, 12, 20).unwrap();
+    let mut rig = Rig::started(config, Started::default());
+    (1..=3).for_each(|id| rig.daemon(id, GIB));
+    let (conn, _) = rig.session(1000);
+    rig.done(conn, with_copies(region("r", 2 * MIB + 4096, 0o600), 1));
+    let ClientReply::Opened(opened) = rig.done(conn, open(1, "r", true)) else { panic!() };
+    let first = opened.first.block;
+    let others = [1, 2].map(|place| first.checked_add(place).unwrap());
+    (1..=3).for_each(|id| rig.mood(id, Mood::Waits));
+    ask(&mut rig, "r", 2);
+    rig.wait(1000);
+    let count = |rig: &mut Rig, block| copies(rig, block).len();
+    assert_eq!((count(&mut rig, first), others.map(|id| count(&mut rig, id))), (2, [1, 1]));
+    (1..=3).for_each(|id| rig.mood(id, Mood::Obeys));
+    while (1..=3).any(|id| !rig.daemons[&id].asked.is_empty()) {
+        for id in 1..=3 {
+            if !rig.daemons[&id].asked.is_empty() {
+                rig.obey(id);
+            }
+        }
+    }
+    rig.wait(1000);
+    let all = [first, others[0], others[1]].map(|id| good(&mut rig, id).len());
+    assert_eq!(all, [2; 3]);
+}
+
+/// One of three is lost, and two are asked for then: nothing goes, and a half that has a name is
+/// lacking.
+#[test]
+fn what_is_left_is_the_first_halves_when_nothing_has_to_go() {
+    for lost in [0, 1, 2] {
+        let (mut rig, conn, opened) = opened(3);
+        let block = opened.first.block;
+        let daemon = opened.first.daemons().nth(lost).unwrap().get();
+        take(&mut rig, daemon, block);
+        ask(&mut rig, "r", 2);
+        rig.wait(100);
+        let info = fetched(&mut rig, conn, block);
+        let mut halves: Vec<Half> = info.good().map(|copy| copy.half).collect();
+        halves.sort_unstable();
+        assert_eq!(halves, [Half::PRIMARY, Half::MIRROR], "{lost}");
+    }
+}
+
+#[test]
+fn while_the_daemon_of_the_primary_is_away_no_copy_goes() {
+    let (mut rig, _, opened) = opened(2);
+    let block = opened.first.block;
+    let primary = opened.first.daemons().next().unwrap().get();
+    rig.daemon_dies(primary);
+    ask(&mut rig, "r", 1);
+    rig.wait(3000);
+    assert_eq!(good(&mut rig, block).len(), 2);
+    let held: Vec<HeldBlock> = rig.daemons[&primary]
+        .created
+        .iter()
+        .map(|made| HeldBlock { description: made.clone(), committed: 2 * MIB })
+        .collect();
+    rig.daemon_with(primary, 3 * GIB, held);
+    rig.wait(1000);
+    assert_eq!(good(&mut rig, block), [primary]);
 }
 
 /// A region of two copies whose first half was lost, and is made again on a third daemon.

@@ -148,6 +148,12 @@ impl Wreck {
         Self { progress: Progress::Pages { first: first.get() }, ..self }
     }
 
+    /// The same, whose bytes are left as they are: others may have written there without a lock.
+    #[must_use]
+    pub const fn as_it_is(self) -> Self {
+        Self { progress: Progress::Settled, ..self }
+    }
+
     /// The same, as far as it can be true when the undo buffer cannot be read.
     #[must_use]
     pub const fn without_undo(self) -> Self {
@@ -182,8 +188,8 @@ impl Wreck {
             if is_saved { Source::Undo } else { Source::Missing }
         };
         match self.progress {
-            _ if copies.is_empty() => Source::Missing,
             Progress::Settled => Source::Nowhere,
+            _ if copies.is_empty() => Source::Missing,
             Progress::First { first, undo } => match find(first) {
                 // The others were not touched.
                 None => Source::Nowhere,
