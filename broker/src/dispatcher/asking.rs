@@ -54,7 +54,7 @@ impl Dispatcher {
                 &Op::Sync { block, guid, cell, bytes } => {
                     DaemonRequest::Sync { block, guid, cell, bytes }
                 }
-                Op::Sense => DaemonRequest::Sense,
+                Op::Sense | Op::Fence { .. } => DaemonRequest::Sense,
             };
             let number = self.next_number();
             if let Some(server) = self.daemons.servers.get_mut(&daemon) {
@@ -134,6 +134,7 @@ impl Dispatcher {
                 }
             }
             (Op::Sense, _) => {}
+            (Op::Fence { block }, _) => self.fenced(block, daemon),
         }
         self.pump(daemon);
         Ok(())
@@ -158,7 +159,7 @@ impl Dispatcher {
             }
             (Op::Sync { bytes: asked, .. }, DaemonAnswer::Synced { bytes }) => bytes <= asked,
             (Op::Destroy { .. } | Op::Discard { .. }, DaemonAnswer::Done)
-            | (Op::Sense, DaemonAnswer::Sensed { .. }) => true,
+            | (Op::Sense | Op::Fence { .. }, DaemonAnswer::Sensed { .. }) => true,
             _ => false,
         };
         if possible { Ok(()) } else { Err(format!("it answered {said:?} to {op:?}")) }

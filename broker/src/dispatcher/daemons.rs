@@ -45,6 +45,9 @@ pub(super) enum Op {
     Sync { block: BlockId, guid: Guid, cell: u64, bytes: u32 },
     /// Whether it is there.
     Sense,
+    /// The same, asked when the headers of a block had been written: when it answers, it does
+    /// nothing any more that it began before.
+    Fence { block: BlockId },
 }
 
 /// How the broker and a daemon are connected.

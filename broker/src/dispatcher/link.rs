@@ -371,6 +371,7 @@ impl Dispatcher {
                 }
             }
             Op::Grow { growth, .. } => self.grow_answered(daemon, growth, Err(away(daemon))),
+            Op::Fence { block } => self.fenced(block, daemon),
             Op::Destroy { .. } | Op::Discard { .. } | Op::Sync { .. } | Op::Sense => {}
         }
     }

@@ -49,7 +49,7 @@ use dmce_abi::wire::daemon::{DaemonAnswer, SYNC_BYTES_MAX};
 
 use super::Dispatcher;
 use super::asking::Answer;
-use super::blocks::{BlockState, News};
+use super::blocks::{Block, BlockState, News};
 use super::copies::{Copy, CopyState};
 use super::daemons::Op;
 use super::event::Millis;
@@ -74,6 +74,8 @@ struct Sync {
     instead_of: Option<DaemonId>,
     /// Whether there was one copy before, whose pages nobody locked.
     was_plain: bool,
+    /// A daemon that may be storing to that without a lock and a mark, and has yet to answer.
+    fences: Option<DaemonId>,
     stage: Stage,
 }
 
@@ -225,7 +227,7 @@ impl Dispatcher {
         instead_of: Option<DaemonId>,
     ) {
         let (was_plain, stage) = (false, Stage::Making);
-        self.syncs.by_block.insert(id, Sync { daemon, instead_of, was_plain, stage });
+        self.syncs.by_block.insert(id, Sync { daemon, instead_of, was_plain, fences: None, stage });
         self.ask_create(id, daemon);
     }
 
@@ -236,7 +238,7 @@ impl Dispatcher {
         block.is_locked = false;
         let stage = Stage::Unlocking;
         let (instead_of, was_plain) = (None, true);
-        self.syncs.by_block.insert(id, Sync { daemon, instead_of, was_plain, stage });
+        self.syncs.by_block.insert(id, Sync { daemon, instead_of, was_plain, fences: None, stage });
         self.syncs.set_waiting(id, true);
         self.blocks.set_state(id, BlockState::Losing);
         self.raise(id);
@@ -315,8 +317,34 @@ impl Dispatcher {
         if let Some(stage) = self.syncs.stage_of(id) {
             *stage = next(told);
         }
+        self.fence(id);
         self.sync_at(self.now.millis.after(TELLING_MS), id);
         self.sync_on(id);
+    }
+
+    /// Waits for the daemon of an only copy that nobody locked: what it stores there for a client
+    /// has no mark.
+    fn fence(&mut self, id: BlockId) {
+        let primary = self.blocks.get(id).and_then(Block::primary);
+        let server = primary.and_then(|daemon| self.daemons.servers.get_mut(&daemon));
+        let Some(Sync { was_plain: true, stage: Stage::Telling(_), fences, .. }) =
+            self.syncs.by_block.get_mut(&id)
+        else {
+            return;
+        };
+        *fences = primary.filter(|_| server.as_ref().is_some_and(|server| server.hears()));
+        if let (Some(daemon), Some(server)) = (*fences, server) {
+            server.push(Op::Fence { block: id });
+            self.pump(daemon);
+        }
+    }
+
+    /// A daemon does nothing any more to a block that it began before, or is away.
+    pub(super) fn fenced(&mut self, id: BlockId, daemon: DaemonId) {
+        let sync = self.syncs.by_block.get_mut(&id);
+        if sync.is_some_and(|sync| sync.fences.take_if(|of| *of == daemon).is_some()) {
+            self.sync_on(id);
+        }
     }
 
     /// A session or seat does nothing to a block that began before it was told.
@@ -396,10 +424,12 @@ impl Dispatcher {
         };
         let (first, guid, committed) = (block.span, block.guid, block.committed);
         let is_repaired = !self.wrecks.may_hold(id, first);
-        let Some(Sync { daemon, stage, .. }) = self.syncs.by_block.get_mut(&id) else { return };
-        let daemon = *daemon;
+        let Some(Sync { daemon, stage, fences, .. }) = self.syncs.by_block.get_mut(&id) else {
+            return;
+        };
+        let (daemon, is_fenced) = (*daemon, fences.is_some());
         match stage {
-            Stage::Telling(left) if left.is_empty() && is_repaired => {
+            Stage::Telling(left) if left.is_empty() && is_repaired && !is_fenced => {
                 *stage = Stage::Copying(Box::default());
                 self.syncs.set_waiting(id, false);
                 self.sync_on(id);

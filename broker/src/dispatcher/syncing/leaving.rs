@@ -88,7 +88,7 @@ impl Dispatcher {
         let Some(first) = self.blocks.get(id).map(|block| block.span) else { return };
         let stage = Stage::Unnaming { was_good: true };
         let (instead_of, was_plain) = (None, false);
-        self.syncs.by_block.insert(id, Sync { daemon, instead_of, was_plain, stage });
+        self.syncs.by_block.insert(id, Sync { daemon, instead_of, was_plain, fences: None, stage });
         self.syncs.set_waiting(id, true);
         self.revoke_block(first, id);
         self.blocks.set_state(id, BlockState::Losing);
@@ -109,7 +109,7 @@ impl Dispatcher {
         // The headers are written anew, and then it is known who is waited for.
         let stage = Stage::Leaving { was_good: true, left: BTreeSet::new() };
         let (instead_of, was_plain) = (None, false);
-        self.syncs.by_block.insert(id, Sync { daemon, instead_of, was_plain, stage });
+        self.syncs.by_block.insert(id, Sync { daemon, instead_of, was_plain, fences: None, stage });
         self.syncs.set_waiting(id, true);
     }
 

@@ -10,7 +10,7 @@ use dmce_abi::wire::daemon::HeldBlock;
 use super::copies::{rig_that_syncs, with_copies};
 use super::restart::held_region;
 use super::rig::{GIB, MIB, Mood, Rig, config, daemon_id, open, region, region_name};
-use super::syncing::{copies, fetched, idle, raised, take};
+use super::syncing::{copies, fetched, idle, raised, synced, take};
 use crate::dispatcher::{
     Action, ClientConn, Event, FoundContent, FoundDaemon, FoundTable, Quota, Started,
 };
@@ -107,6 +107,30 @@ fn an_only_copy_gets_another_under_a_lock_table_that_stays() {
     take(&mut rig, lost, block);
     rig.wait(100);
     assert_eq!(good(&mut rig, block).len(), 2);
+}
+
+/// It may be storing for a client that maps nothing, without a lock and without a mark.
+#[test]
+fn nothing_is_copied_before_the_daemon_of_an_only_copy_has_answered_or_is_dead() {
+    for dies in [false, true] {
+        let (mut rig, _, opened) = opened(1);
+        let block = opened.first.block;
+        let only = opened.first.daemons().next().unwrap().get();
+        rig.mood(only, Mood::Waits);
+        ask(&mut rig, "r", 2);
+        rig.wait(100);
+        assert_eq!((synced(&rig), copies(&mut rig, block).len()), (vec![], 2));
+        if dies {
+            rig.daemon_dies(only);
+        } else {
+            rig.mood(only, Mood::Obeys);
+            while !rig.daemons[&only].asked.is_empty() {
+                rig.obey(only);
+            }
+        }
+        rig.wait(100);
+        assert_eq!((synced(&rig).len(), good(&mut rig, block).len()), (1, 2), "{dies}");
+    }
 }
 
 #[test]
