@@ -48,28 +48,34 @@ fn move_on(instance: &Instance) -> bool {
     }
 }
 
-/// A word is raised without a lock and under one, mapped in both widths and by message.
+/// Clients that raise a word, mapped in both widths and by message; and how often in all.
+pub fn raisers(instance: &Instance, region: &Region) -> (Vec<Client>, u64) {
+    const TIMES: u64 = 20_000;
+    let addr = region.addr(4096).unwrap().to_raw();
+    let other = other_client().unwrap_or_else(own_client);
+    let by_message: &[_] = &[(MESSAGE_PATH, "1")];
+    let kinds = [(own_client(), &[][..]), (other, &[][..]), (own_client(), by_message)];
+    let mut clients: Vec<Client> = kinds
+        .iter()
+        .map(|(program, environment)| Client::open_with(program, instance, environment))
+        .collect();
+    let mut asked = 0;
+    for (client, way) in clients.iter_mut().zip(["add", "cas", "add"]) {
+        client.ask("ropen vol moves rw").unwrap();
+        let times = if way == "cas" { TIMES / 4 } else { TIMES };
+        client.tell(format!("count {addr} {times} {way}"));
+        asked += times;
+    }
+    (clients, asked)
+}
+
+/// A word is raised without a lock and under one.
 #[test]
 fn no_word_that_is_raised_while_its_block_moves_is_raised_in_vain() {
-    const TIMES: u64 = 20_000;
     for copies in [1, 2] {
         let instance = start();
         let (session, region) = region(&instance, copies);
-        let addr = region.addr(4096).unwrap().to_raw();
-        let other = other_client().unwrap_or_else(own_client);
-        let by_message: &[_] = &[(MESSAGE_PATH, "1")];
-        let kinds = [(own_client(), &[][..]), (other, &[][..]), (own_client(), by_message)];
-        let mut clients: Vec<Client> = kinds
-            .iter()
-            .map(|(program, environment)| Client::open_with(program, &instance, environment))
-            .collect();
-        let mut asked = 0;
-        for (client, way) in clients.iter_mut().zip(["add", "cas", "add"]) {
-            client.ask("ropen vol moves rw").unwrap();
-            let times = if way == "cas" { TIMES / 4 } else { TIMES };
-            client.tell(format!("count {addr} {times} {way}"));
-            asked += times;
-        }
+        let (mut clients, asked) = raisers(&instance, &region);
         for _ in 0..40 {
             assert!(move_on(&instance));
         }

@@ -5,13 +5,11 @@
 use dmce_abi::wire::admin::{AdminReply, AdminRequest};
 use dmce_abi::wire::client::{ClientReply, ClientRequest, RegionName};
 use dmce_tests::checker::wait_sound;
-use dmce_tests::client::{MESSAGE_PATH, own_client};
-use dmce_tests::programs::other_client;
-use dmce_tests::{Client, Instance, wait_until};
+use dmce_tests::{Instance, wait_until};
 use libdmce::Mirror;
 use libdmce::connection::{Connection, ConnectionError};
 
-use super::moving::{check, dies_after, good, region, start};
+use super::moving::{check, dies_after, good, raisers, region, start};
 
 /// Asks for so many copies of the only region. `false` if the broker has died over it.
 fn set(instance: &Instance, copies: u32) -> bool {
@@ -34,27 +32,12 @@ fn wait_for_copies(instance: &Instance, copies: u32) {
     });
 }
 
-/// A word is raised without a lock and under one, mapped in both widths and by message.
+/// A word is raised without a lock and under one.
 #[test]
 fn no_word_that_is_raised_while_copies_come_and_go_is_raised_in_vain() {
-    const TIMES: u64 = 20_000;
     let instance = start();
     let (session, region) = region(&instance, 1);
-    let addr = region.addr(4096).unwrap().to_raw();
-    let other = other_client().unwrap_or_else(own_client);
-    let by_message: &[_] = &[(MESSAGE_PATH, "1")];
-    let kinds = [(own_client(), &[][..]), (other, &[][..]), (own_client(), by_message)];
-    let mut clients: Vec<Client> = kinds
-        .iter()
-        .map(|(program, environment)| Client::open_with(program, &instance, environment))
-        .collect();
-    let mut asked = 0;
-    for (client, way) in clients.iter_mut().zip(["add", "cas", "add"]) {
-        client.ask("ropen vol moves rw").unwrap();
-        let times = if way == "cas" { TIMES / 4 } else { TIMES };
-        client.tell(format!("count {addr} {times} {way}"));
-        asked += times;
-    }
+    let (mut clients, asked) = raisers(&instance, &region);
     for copies in [2, 3, 1].into_iter().cycle().take(24) {
         assert!(set(&instance, copies));
         wait_for_copies(&instance, copies);

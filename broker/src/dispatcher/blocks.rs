@@ -68,7 +68,8 @@ pub(super) struct Block {
     pub committed: u64,
     /// Where it is; empty for a lost one that no daemon has.
     pub copies: Copies,
-    /// Its lock table: it has one if copies were asked for, and for as long as an only copy moves.
+    /// Its lock table: it has one if it has several copies, and for as long as an only copy moves,
+    /// or is to have others beside it.
     pub locks: Option<LockTable>,
     /// Whether who writes it locks its pages by that.
     pub is_locked: bool,

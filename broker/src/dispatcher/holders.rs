@@ -80,13 +80,10 @@ impl Dispatcher {
         let holding: BTreeSet<SessionId> = holding.map(|(session, _)| session).collect();
         let since = &mut self.holders.since;
         since.retain(|session, _| holding.contains(session));
+        let mut holding: Vec<SessionId> = holding.into_iter().collect();
+        holding.retain(|session| since.entry(*session).or_insert(now).after(limit) <= now);
         for session in holding {
-            let begun = *since.entry(session).or_insert(now);
-            if begun.after(limit) <= now {
-                self.holders.since.remove(&session);
-                self.end_holder(session);
-                return self.look_at_holders();
-            }
+            self.end_holder(session);
         }
     }
 

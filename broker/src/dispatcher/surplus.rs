@@ -147,13 +147,12 @@ impl Dispatcher {
         (self.syncs.lacks.is_due, self.moves.is_due) = (true, true);
     }
 
-    /// A block that has as many copies as are asked for has the first halves. `true` if some copy
-    /// is another half from now on.
+    /// A block that has as many copies as are asked for has the first halves; when none of them is
+    /// about to have another in its place. `true` if some copy is another half from now on.
     pub(super) fn renumber_if_due(&mut self, id: BlockId) -> bool {
         let asked = self.copies_asked(id) as usize;
-        let Some(block) = self.blocks.get_mut(id).filter(|block| block.is_usable()) else {
-            return false;
-        };
+        let block = self.blocks.get_mut(id).filter(|block| block.is_usable());
+        let Some(block) = block.filter(|_| !self.syncs.is_replacing(id)) else { return false };
         block.copies.named().count() == asked && block.copies.renumber()
     }
 

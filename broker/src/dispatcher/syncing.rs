@@ -33,7 +33,7 @@
 //! 5. Who stands still holds up copies of blocks that it has open, and no others: one that waits
 //!    takes no place among those that are made at once.
 //! 6. By one writing of headers a copy becomes good and the other, in whose place it is, is none
-//!    any more: a block never has more copies than were asked for.
+//!    any more: a move makes no copy too many.
 
 mod copying;
 mod leaving;
@@ -186,6 +186,11 @@ impl Syncs {
             Stage::Copying(copying) => Some((copying.pointers.held_by.clone(), HeldBy::Pointer)),
             _ => None,
         }
+    }
+
+    /// Whether a copy of a block is made in the place of another.
+    pub(super) fn is_replacing(&self, id: BlockId) -> bool {
+        self.by_block.get(&id).is_some_and(|sync| sync.instead_of.is_some())
     }
 
     /// Whether some may write the only good copy of a block without its locks, and others by them.
@@ -543,6 +548,7 @@ impl Dispatcher {
                 self.ledger.hand_over(&mut old.charge, &mut new.charge);
             }
             block.news = News::Moved;
+            self.renumber_if_due(id);
             return self.begin_leaving(id, old);
         }
         block.copies.name(daemon);

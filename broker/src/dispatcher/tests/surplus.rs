@@ -227,6 +227,33 @@ fn what_is_left_is_the_first_halves_when_nothing_has_to_go() {
     }
 }
 
+/// The one that comes in the place of another is made as the half that this is, and that is none of
+/// the first any more.
+#[test]
+fn what_is_left_is_the_first_halves_when_one_of_it_moves_meanwhile() {
+    let (mut rig, conn, opened) = opened(3);
+    rig.daemon(4, 3 * GIB);
+    let block = opened.first.block;
+    let daemons: Vec<u32> = opened.first.daemons().map(DaemonId::get).collect();
+    let [_, mirror, third] = daemons[..] else { panic!("{daemons:?}") };
+    rig.mood(4, Mood::Waits);
+    let root = rig.connect(1, 0);
+    let migrate = AdminRequest::Migrate { block: block.get(), from: third, to: 4 };
+    rig.ask_later(root, ClientRequest::Admin(migrate));
+    rig.obey(4);
+    take(&mut rig, mirror, block);
+    ask(&mut rig, "r", 2);
+    rig.mood(4, Mood::Obeys);
+    while !rig.daemons[&4].asked.is_empty() {
+        rig.obey(4);
+    }
+    rig.wait(1000);
+    let info = fetched(&mut rig, conn, block);
+    let halves: Vec<Half> = info.good().map(|copy| copy.half).collect();
+    assert_eq!(halves, [Half::PRIMARY, Half::MIRROR]);
+    assert!(good(&mut rig, block).contains(&4));
+}
+
 #[test]
 fn while_the_daemon_of_the_primary_is_away_no_copy_goes() {
     let (mut rig, _, opened) = opened(2);
