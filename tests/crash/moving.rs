@@ -86,6 +86,41 @@ fn no_word_that_is_raised_while_its_block_moves_is_raised_in_vain() {
     }
 }
 
+/// Nobody asks for a move: the daemons differ, and the broker that finds it so may be a later one.
+#[test]
+fn no_word_is_raised_in_vain_while_blocks_move_by_themselves() {
+    const EVENS: &str = "[broker]\nrebalance_percent = 2\nusage_ms = 100\n";
+    for dies in [false, true] {
+        let builder = Instance::builder().daemons(2).sync_blocks(2).config(EVENS);
+        let mut instance = builder.start();
+        let drain = |instance: &Instance, is_draining| {
+            let request = AdminRequest::Drain { daemon: 2, is_draining };
+            assert_eq!(instance.ask(request), Some(AdminReply::Draining { is_draining }));
+        };
+        drain(&instance, true);
+        let (session, region) = region(&instance, 1);
+        for name in ["a", "b", "c"] {
+            session.region_create("vol", name, BYTES, &RegionOptions::default()).unwrap();
+        }
+        let (mut clients, asked) = raisers(&instance, &region);
+        drain(&instance, false);
+        if dies {
+            instance.kill_broker();
+            instance.start_broker();
+        }
+        let on = |daemon| {
+            let rows = instance.blocks();
+            rows.iter().filter(|row| good(row) == [daemon]).count()
+        };
+        wait_until("each has two", || (on(1), on(2)) == (2, 2));
+        for client in &mut clients {
+            client.answer().unwrap();
+        }
+        assert_eq!(session.add64(region.addr(4096).unwrap(), 0).unwrap(), asked);
+        assert_eq!((on(1), on(2)), (2, 2));
+    }
+}
+
 /// What is written to one half alone is in the copy that has its place.
 #[test]
 fn halves_that_differ_do_so_where_they_have_moved_to() {

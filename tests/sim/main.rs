@@ -95,6 +95,7 @@ fn no_history_breaks_a_promise() {
         mending::CUT_SHORT,
         world::SYNCED,
         moving::MOVED,
+        moving::EVENED,
         moving::ASKED_ANEW,
         serving::SERVED,
     ];

@@ -10,6 +10,8 @@ use crate::world::{Checked, World};
 
 /// A copy has moved.
 pub const MOVED: &str = "moved";
+/// Blocks that have begun to move by themselves.
+pub const EVENED: &str = "begun to be evened";
 /// Others were asked for of a region that is used.
 pub const ASKED_ANEW: &str = "other copies asked for";
 

@@ -27,6 +27,7 @@ pub fn config(random: &mut Random, layout: AddrLayout) -> DispatcherConfig {
     config.syncs_max = usize::try_from(random.below(4)).unwrap_or(0);
     config.sync_rate = random.pick([0, layout.block_bytes()]).unwrap_or(0);
     config.slow_start_ms = random.pick([0, 10_000]).unwrap_or(0);
+    config.rebalance_percent = random.pick([0, 10, 40]).unwrap_or(0);
     config.usage_ms = 300;
     config.usage_samples = 4;
     config.static_reservation = !random.once_in(5);

@@ -12,7 +12,7 @@ use dmce_broker::dispatcher::{
 
 use crate::client::Arrival;
 use crate::host::{Header, Host, Object, Record};
-use crate::moving::MOVED;
+use crate::moving::{EVENED, MOVED};
 use crate::world::{Checked, World};
 
 /// Does one action.
@@ -32,6 +32,9 @@ pub fn act(world: &mut World, action: Action) -> Checked {
         Action::RevokeGrant { session, place } => return world.host.revoke_grant(session, place),
         Action::Publish { session, generation } => return world.host.publish(session, generation),
         Action::Ring { session } => world.ring(session),
+        Action::Log { ref text, .. } if text.starts_with("blocks move between") => {
+            world.count(EVENED)
+        }
         _ => {}
     }
     let Some(broker) = &mut world.broker else { return Ok(()) };

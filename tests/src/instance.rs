@@ -344,12 +344,17 @@ impl Instance {
         })
     }
 
-    /// Asks for a listing; `None` while no broker answers.
-    fn ask(&self, request: AdminRequest) -> Option<AdminReply> {
+    /// Asks as an administrator; `None` while no broker answers.
+    ///
+    /// # Panics
+    ///
+    /// If something else is answered than what administrators are told.
+    #[must_use]
+    pub fn ask(&self, request: AdminRequest) -> Option<AdminReply> {
         let mut connection = Connection::connect(self.socket()).ok()?;
         match connection.request(&ClientRequest::Admin(request)).ok()?.0 {
             ClientReply::Admin(reply) => Some(reply),
-            other => panic!("a listing was asked for, and {other:?} came"),
+            other => panic!("an administrator asked, and {other:?} came"),
         }
     }
 

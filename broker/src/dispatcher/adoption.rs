@@ -223,7 +223,7 @@ impl Dispatcher {
             region.attributes.copies = copies;
         }
         for id in self.blocks.members(first) {
-            self.blocks.count_copies(id);
+            self.blocks.recount(id);
         }
         self.moves.is_due = true;
     }

@@ -113,6 +113,7 @@ impl Dispatcher {
             (Op::Destroy { block }, Ok(_)) => {
                 self.history.note(daemon, |operations| operations.destroys += 1);
                 self.remove_copy(block, daemon);
+                self.rebalance_soon();
             }
             // The block stays charged and its id in use: they are, until the daemon reports again.
             (Op::Destroy { block }, Err(refusal)) => {

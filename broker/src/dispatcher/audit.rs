@@ -180,6 +180,7 @@ impl Dispatcher {
         self.audit_rates()?;
         self.audit_links()?;
         self.audit_syncs()?;
+        self.audit_homes()?;
         self.audit_requests()
     }
 

@@ -18,6 +18,8 @@
 //! 3. Of a span being made, the first block is made last: where it exists, all of them existed.
 //! 4. A block that is held has copies that are, and `committed` is no more than each of them has.
 
+mod homes;
+
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -27,6 +29,7 @@ use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
 use super::copies::{Copies, CopyState};
 use super::ids::IdRange;
 use super::locks::LockTable;
+use homes::Homes;
 
 /// Where a block is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,6 +191,8 @@ pub(super) struct Blocks {
     degraded: BTreeSet<BlockId>,
     /// The same, with more.
     surplus: BTreeSet<BlockId>,
+    /// Where those are that have as many.
+    pub homes: Homes,
 }
 
 impl Blocks {
@@ -252,12 +257,12 @@ impl Blocks {
         self.lost += u32::from(block.state == BlockState::Lost);
         let before = self.by_id.insert(id, block);
         assert!(before.is_none(), "there is a block {id} already");
-        self.count_copies(id);
+        self.recount(id);
     }
 
-    /// The copies of a block have changed, or how many are asked for: it may be one with too few,
-    /// or with too many.
-    pub(super) fn count_copies(&mut self, id: BlockId) {
+    /// The copies of a block have changed, or their bytes, or how many are asked for: it may be one
+    /// with too few, or with too many.
+    pub(super) fn recount(&mut self, id: BlockId) {
         let usable = self.by_id.get(&id).filter(|block| block.is_usable());
         let order = usable.map(|block| {
             let asked = self.spans.get(&block.span).map_or(0, |span| span.copies as usize);
@@ -268,6 +273,13 @@ impl Blocks {
         };
         set(|blocks| &mut blocks.degraded, order == Some(Ordering::Less));
         set(|blocks| &mut blocks.surplus, order == Some(Ordering::Greater));
+        let block = self.by_id.get(&id).filter(|block| block.state == BlockState::Held);
+        match block.filter(|_| order == Some(Ordering::Equal)) {
+            Some(Block { copies, committed, .. }) => {
+                self.homes.set(id, copies.named().map(|copy| copy.daemon), *committed);
+            }
+            None => self.homes.remove(id),
+        }
     }
 
     /// Some of the blocks that have more copies than are asked for.
@@ -298,6 +310,7 @@ impl Blocks {
         let block = self.by_id.remove(&id)?;
         self.degraded.remove(&id);
         self.surplus.remove(&id);
+        self.homes.remove(id);
         if let Some(span) = self.spans.get_mut(&block.span) {
             span.present -= 1;
         }
@@ -318,7 +331,7 @@ impl Blocks {
         if let Some(span) = self.spans.get_mut(&block.span) {
             change(&mut span.lost, was, is);
         }
-        self.count_copies(id);
+        self.recount(id);
     }
 
     /// Changes where the copy of a block is in its life that a daemon has.

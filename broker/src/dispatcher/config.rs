@@ -199,6 +199,9 @@ pub struct DispatcherConfig {
     /// How long a daemon that came without any block is new: it gets no more new blocks than the
     /// others at first.
     pub slow_start_ms: u64,
+    /// By how many percent of their capacity daemons may differ in what is taken of it before blocks
+    /// move by themselves; 0 for as many as they like.
+    pub rebalance_percent: u32,
     /// How long a session may hold back what is to become of a copy; 0 for as long as it likes.
     pub hold_ms: u64,
 }
@@ -233,6 +236,7 @@ impl DispatcherConfig {
             syncs_max: 0,
             sync_rate: 0,
             slow_start_ms: 0,
+            rebalance_percent: 0,
             hold_ms: 0,
         }
     }

@@ -228,6 +228,7 @@ impl Dispatcher {
         }
         block.stamp = stamp;
         block.settle_committed();
+        self.blocks.recount(id);
     }
 
     /// When all who were asked have answered: the primary grows, or the client is answered.

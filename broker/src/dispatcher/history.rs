@@ -67,6 +67,17 @@ impl History {
         total(samples.operations) + total(before)
     }
 
+    /// What a daemon held in each of its last notes; `None` if there are not so many.
+    pub(super) fn taken_of(
+        &self,
+        daemon: DaemonId,
+        notes: usize,
+    ) -> Option<impl Iterator<Item = Store>> {
+        let kept = &self.daemons.get(&daemon)?.kept;
+        let first = kept.len().checked_sub(notes)?;
+        Some(kept.range(first..).map(|sample| sample.present.store))
+    }
+
     /// Takes a sample of a daemon; at most `limit` are kept.
     fn take(&mut self, daemon: DaemonId, limit: usize, present: Present) {
         let samples = self.daemons.entry(daemon).or_default();
@@ -128,6 +139,7 @@ impl Dispatcher {
             self.history.take(daemon, limit, self.present(daemon));
         }
         self.timers.set(Timer::Usage, self.now.millis.after(self.config.usage_ms));
+        self.rebalance_soon();
     }
 
     /// The usage history after a sample, by daemon and age.

@@ -18,6 +18,8 @@
 //!    it is, is remembered as long as there is anything of the instance. Of its blocks some are
 //!    looked at in a step.
 
+mod balance;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
@@ -29,12 +31,13 @@ use dmce_abi::wire::{Refusal, Reply};
 
 use super::Dispatcher;
 use super::action::{Action, LogLevel};
-use super::blocks::Block;
+use super::blocks::{Block, BlockState};
 use super::clients::ReplyTo;
 use super::copies::{Copy, CopyState};
 use super::event::ClientConn;
 use super::placement::Need;
 use super::requests::{Outcome, Served, refuse};
+use balance::Balance;
 
 /// Blocks of a daemon that is drained, or with a lent lock table, that are looked at in a step.
 const LOOKS: usize = 64;
@@ -44,7 +47,7 @@ const LOOKS: usize = 64;
 struct Wish {
     from: DaemonId,
     to: DaemonId,
-    /// Who waits for it; nobody, of a daemon that is drained.
+    /// Who waits for it; nobody, of one that moves by itself.
     asker: Option<ReplyTo>,
     /// Whether it may go where no room is: another goes from there then.
     is_beyond: bool,
@@ -65,6 +68,8 @@ pub(super) struct Moves {
     pub draining: BTreeSet<DaemonId>,
     /// Where the blocks of a daemon that is drained are looked at from.
     drained_to: BTreeMap<DaemonId, BlockId>,
+    /// What makes the daemons more even.
+    balance: Balance,
     /// Whether one may be begun that could not be a moment ago.
     pub is_due: bool,
 }
@@ -248,12 +253,19 @@ impl Dispatcher {
         for daemon in draining.map(|(daemon, _)| *daemon).collect::<Vec<_>>() {
             self.drain_on(daemon);
         }
+        self.rebalance();
     }
 
     /// Whether another copy may be made at once beside so many: else when one of them ends, or
     /// waits.
     fn has_place_beside(&self, others: usize) -> bool {
         self.syncs.going() + others < self.config.syncs_max.max(1)
+    }
+
+    /// How many that move by themselves wait for a lock table: they are about to begin.
+    fn waiting_wishes(&self) -> usize {
+        let is_next = |wish: &&Wish| wish.asker.is_none() && !wish.is_begun;
+        self.moves.wishes.values().filter(is_next).count()
     }
 
     /// Looks at some of the blocks that a daemon has which is drained, and has them move.
@@ -265,10 +277,7 @@ impl Dispatcher {
         let some: Vec<BlockId> = behind.copied().take(LOOKS).collect();
         let is_all = some.len() < LOOKS;
         for id in some {
-            // One that waits for its lock table is about to be made.
-            let is_next = |wish: &&Wish| wish.asker.is_none() && !wish.is_begun;
-            let waiting = self.moves.wishes.values().filter(is_next);
-            if !self.has_place_beside(waiting.count()) {
+            if !self.has_place_beside(self.waiting_wishes()) {
                 self.moves.drained_to.insert(daemon, id);
                 return;
             }

@@ -45,7 +45,7 @@ enum Reserved {
 
 /// The part of a daemon that is taken, for comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Used {
+pub(super) struct Used {
     taken: u64,
     capacity: u64,
 }
@@ -68,6 +68,42 @@ impl Used {
     const fn times(self, parts: u64) -> Self {
         Self { taken: self.taken / NEW * parts, ..self }
     }
+
+    /// The least of it and of what the daemon held at other times.
+    pub(super) fn least(self, others: impl Iterator<Item = Store>) -> Self {
+        others.map(Self::from).fold(self, Self::min)
+    }
+
+    /// The most of the same.
+    pub(super) fn most(self, others: impl Iterator<Item = Store>) -> Self {
+        others.map(Self::from).fold(self, Self::max)
+    }
+
+    /// With so many bytes less.
+    pub(super) const fn without(self, bytes: u64) -> Self {
+        Self { taken: self.taken.saturating_sub(bytes), ..self }
+    }
+
+    /// With so many more.
+    pub(super) const fn with(self, bytes: u64) -> Self {
+        Self { taken: self.taken.saturating_add(bytes), ..self }
+    }
+
+    /// Whether it is more than another by more than so many percent of the capacities.
+    pub(super) fn is_above(self, other: Self, percent: u64) -> bool {
+        let [own, others] = [self.capacity, other.capacity].map(u128::from);
+        let more = u128::from(self.taken) * others;
+        let less = u128::from(other.taken) * own;
+        more.saturating_sub(less) > (own * others).div_ceil(100) * u128::from(percent)
+    }
+
+    /// How many bytes may go to another, so that this is no less than that afterwards.
+    pub(super) fn surplus_over(self, other: Self) -> u64 {
+        let [own, others] = [self.capacity, other.capacity].map(u128::from);
+        let (more, less) = (u128::from(self.taken) * others, u128::from(other.taken) * own);
+        let bytes = more.saturating_sub(less) / (own + others).max(1);
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
 }
 
 impl From<Store> for Used {
@@ -78,8 +114,10 @@ impl From<Store> for Used {
 
 /// What `least-used` compares: how full, then how busy of late.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Load {
-    used: Used,
+pub(super) struct Load {
+    /// How much of it is taken.
+    pub used: Used,
+    /// What it did.
     recent: u64,
 }
 
@@ -184,7 +222,8 @@ impl Dispatcher {
         })
     }
 
-    fn load(&self, daemon: DaemonId) -> Load {
+    /// How full and how busy a daemon is.
+    pub(super) fn load(&self, daemon: DaemonId) -> Load {
         let own = Used::from(self.ledger.store(daemon));
         let used = match self.newness(daemon) {
             0 => own,

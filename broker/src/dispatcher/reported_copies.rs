@@ -160,7 +160,7 @@ impl Dispatcher {
             self.blocks.set_state(id, BlockState::Losing);
             self.raise(id);
         }
-        self.blocks.count_copies(id);
+        self.blocks.recount(id);
         self.clear_old(id);
     }
 
@@ -187,6 +187,7 @@ impl Dispatcher {
         }
         if let Some(block) = self.blocks.get_mut(id).filter(|block| block.is_usable()) {
             block.committed = block.copies.committed();
+            self.blocks.recount(id);
         }
     }
 

@@ -382,6 +382,7 @@ impl Dispatcher {
         self.ledger.force_bytes(&mut copy.charge, committed.max(waits));
         block.stamp = stamp;
         block.settle_committed();
+        self.blocks.recount(id);
     }
 
     /// All have reported: sessions get back what they had, and what waited for that is served.

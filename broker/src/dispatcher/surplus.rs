@@ -127,7 +127,7 @@ impl Dispatcher {
             region.attributes.copies = copies;
         }
         for id in self.blocks.members(first) {
-            self.blocks.count_copies(id);
+            self.blocks.recount(id);
             let Some(block) = self.blocks.get(id) else { continue };
             match (copies, block.locks.is_some()) {
                 (1, true) => self.moves.lend(id),

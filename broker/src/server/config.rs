@@ -62,6 +62,7 @@ pub fn dispatcher(instance: &Instance, config: &Config, open_files: u64) -> Disp
         syncs_max: usize::try_from(config.broker.sync_blocks).unwrap_or(usize::MAX),
         sync_rate: config.broker.sync_rate.0,
         slow_start_ms: config.broker.slow_start_s.saturating_mul(1000),
+        rebalance_percent: config.broker.rebalance_percent,
         hold_ms: config.broker.hold_s.saturating_mul(1000),
         ..defaults
     }

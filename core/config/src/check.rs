@@ -23,6 +23,8 @@ const MAPPINGS_MAX: u32 = 1 << 20;
 /// Notes of one daemon: with as many daemons as there can be, they take some 100 MiB.
 const USAGE_SAMPLES_MAX: u32 = 4096;
 const SYNC_BLOCKS_MAX: u32 = 256;
+/// Notes of the usage history that the broker looks at before blocks move by themselves.
+const REBALANCE_NOTES: u32 = 3;
 const SYNC_RATE_MAX: Bytes = Bytes::mib(1 << 20);
 const WEIGHT_MAX: u32 = 1_000_000;
 /// The largest alignment of an allocation.
@@ -105,11 +107,13 @@ fn check_broker(broker: &BrokerSection) -> Result<(), Misfit> {
         section.size_within("sync_rate", broker.sync_rate, Bytes::mib(1)..=SYNC_RATE_MAX)?;
     }
     section.within("slow_start_s", broker.slow_start_s, 0..=DAY_S)?;
+    section.within("rebalance_percent", broker.rebalance_percent, 0..=100)?;
     section.within("hold_s", broker.hold_s, 0..=DAY_S)?;
     section.within("usage_ms", broker.usage_ms, 100..=HOUR_MS)?;
     section.within("usage_samples", broker.usage_samples, 0..=USAGE_SAMPLES_MAX)?;
     section.within("pressure_percent", broker.pressure_percent, 1..=100)?;
     section.within("relief_percent", broker.relief_percent, 1..=100)?;
+    check_rebalancing(broker)?;
     let BrokerSection { pressure_percent, relief_percent, .. } = *broker;
     if relief_percent > pressure_percent {
         let what = format_args!(
@@ -125,6 +129,22 @@ fn check_broker(broker: &BrokerSection) -> Result<(), Misfit> {
         return misfit.map_err(|misfit| Misfit { against: Some("sense_ms"), ..misfit });
     }
     Ok(())
+}
+
+/// Blocks move by what the usage history tells, as copies that are made.
+fn check_rebalancing(broker: &BrokerSection) -> Result<(), Misfit> {
+    let BrokerSection { rebalance_percent, usage_samples, sync_blocks, .. } = *broker;
+    let (key, needs, has) = match (usage_samples, sync_blocks) {
+        (..REBALANCE_NOTES, _) => ("usage_samples", REBALANCE_NOTES, usage_samples),
+        (_, 0) => ("sync_blocks", 1, sync_blocks),
+        _ => return Ok(()),
+    };
+    if rebalance_percent == 0 {
+        return Ok(());
+    }
+    let what = format_args!("blocks move where {key} is at least {needs}, and it is {has}");
+    let misfit = Section("broker").misfit("rebalance_percent", what);
+    misfit.map_err(|misfit| Misfit { against: Some(key), ..misfit })
 }
 
 fn check_weights(config: &Config) -> Result<(), Misfit> {

@@ -27,7 +27,7 @@ pub(crate) enum Kind {
 }
 
 /// Every key with one value.
-pub(crate) const KEYS: [(&str, &str, Kind); 41] = [
+pub(crate) const KEYS: [(&str, &str, Kind); 42] = [
     ("instance", "name", Kind::Text),
     ("instance", "dir", Kind::Text),
     ("instance", "objects", Kind::Text),
@@ -49,6 +49,7 @@ pub(crate) const KEYS: [(&str, &str, Kind); 41] = [
     ("broker", "sync_blocks", Kind::Plain),
     ("broker", "sync_rate", Kind::Text),
     ("broker", "slow_start_s", Kind::Plain),
+    ("broker", "rebalance_percent", Kind::Plain),
     ("broker", "hold_s", Kind::Plain),
     ("limits", "sessions", Kind::Plain),
     ("limits", "blocks", Kind::Plain),

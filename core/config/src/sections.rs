@@ -71,6 +71,9 @@ pub struct BrokerSection {
     /// Seconds in which a daemon that came without any block gets no more new ones than others; 0
     /// for none.
     pub slow_start_s: u64,
+    /// By how many percent of their capacity daemons may differ before blocks move by themselves; 0
+    /// for as many as they like.
+    pub rebalance_percent: u32,
     /// Seconds that a session may hold back what is to become of a copy; 0 for as long as it likes.
     pub hold_s: u64,
 }
@@ -245,6 +248,7 @@ impl Default for BrokerSection {
             sync_blocks: 4,
             sync_rate: Bytes(0),
             slow_start_s: 30,
+            rebalance_percent: 0,
             hold_s: 0,
         }
     }

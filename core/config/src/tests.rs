@@ -184,6 +184,14 @@ const WRONG: &[(&str, &str)] = &[
         "dmce.toml:2:20: relief_percent: 80 is more than pressure_percent, which is 70",
     ),
     (
+        "[broker]\nrebalance_percent = 5\nusage_samples = 2\n",
+        "dmce.toml:2:21: rebalance_percent: blocks move where usage_samples is at least 3, and it",
+    ),
+    (
+        "[broker]\nsync_blocks = 0\nrebalance_percent = 5\n",
+        "dmce.toml:3:21: rebalance_percent: blocks move where sync_blocks is at least 1, and it",
+    ),
+    (
         "[broker]\nsense_ms = 9000\n",
         "dmce.toml:2:12: suspect_ms: 5000 is less than sense_ms, which is 9000",
     ),

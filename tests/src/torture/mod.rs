@@ -56,6 +56,12 @@ const _: () = assert!(LANES == 2 && WRITERS.is_multiple_of(LANES));
 /// Blocks that get a copy again at one time.
 const SYNC_BLOCKS: u32 = 2;
 
+/// Regions that nobody uses.
+const IDLE: u32 = 2;
+
+/// Blocks move by themselves as well.
+const EVENING: &str = "[broker]\nrebalance_percent = 1\nusage_ms = 100\n";
+
 /// Records that are acknowledged between two misfortunes, and while somebody is stopped.
 const PROGRESS: u64 = 200;
 
@@ -102,7 +108,7 @@ struct Campaign {
 #[must_use]
 pub fn run(plan: Plan) -> Report {
     let builder = Instance::builder().daemons(plan.daemons).capacity("64MiB");
-    let instance = builder.sync_blocks(SYNC_BLOCKS).start();
+    let instance = builder.sync_blocks(SYNC_BLOCKS).config(EVENING).start();
     let mover = Mover::new(instance.socket(), (plan.daemons, plan.copies), plan.seed);
     let mut campaign = Campaign {
         instance,
@@ -118,6 +124,9 @@ pub fn run(plan: Plan) -> Report {
         campaign.round();
     }
     campaign.report.moves = campaign.mover.counts();
+    let log = campaign.instance.log("broker");
+    let evened = log.lines().filter(|line| line.contains("blocks move between daemons"));
+    campaign.report.moves.insert("times that daemons were evened", evened.count() as u64);
     campaign.report
 }
 
@@ -147,9 +156,9 @@ impl Campaign {
     fn begin_round(&mut self) {
         let options = RegionOptions { copies: self.plan.copies, ..RegionOptions::default() };
         let session = self.instance.open();
-        for writer in (0..WRITERS).step_by(LANES as usize) {
+        for name in names() {
             session
-                .region_create(VOLUME, &name_of(writer), REGION_BYTES, &options)
+                .region_create(VOLUME, &name, REGION_BYTES, &options)
                 .expect("there is room for the writers' regions");
         }
         session.close().expect("the broker serves");
@@ -385,8 +394,8 @@ impl Campaign {
             self.check(number, &mut ledger);
         }
         let session = self.instance.open();
-        for writer in (0..WRITERS).step_by(LANES as usize) {
-            session.region_delete(VOLUME, &name_of(writer)).expect("nobody has it open");
+        for name in names() {
+            session.region_delete(VOLUME, &name).expect("nobody has it open");
         }
         session.close().expect("the broker serves");
         self.instance.wait_empty();
@@ -416,4 +425,11 @@ impl Victim {
 /// The region of a writer.
 fn name_of(writer: u32) -> String {
     format!("records-{}", writer / LANES)
+}
+
+/// All regions: those of the writers, and some that nobody uses, which the daemons hold unevenly
+/// when one was drained.
+fn names() -> impl Iterator<Item = String> {
+    let idle = (0..IDLE).map(|number| format!("idle-{number}"));
+    (0..WRITERS).step_by(LANES as usize).map(name_of).chain(idle)
 }

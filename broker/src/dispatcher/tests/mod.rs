@@ -1,6 +1,7 @@
 //! The dispatcher as a whole: what clients, daemons and a restart see of it.
 
 mod access;
+mod balance;
 mod carrying;
 mod copies;
 mod copysets;
