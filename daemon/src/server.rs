@@ -466,6 +466,7 @@ fn block_of(request: &DaemonRequest) -> Option<BlockId> {
         DaemonRequest::Grow { block, .. }
         | DaemonRequest::Destroy { block }
         | DaemonRequest::Sync { block, .. }
+        | DaemonRequest::Scrub { block, .. }
         | DaemonRequest::Taken { block, .. } => Some(*block),
         _ => None,
     }

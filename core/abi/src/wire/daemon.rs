@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Refusal;
 use super::data::{DataReply, DataRequest, LinkGrant, LinkId};
+use super::scrub::ScrubFound;
 use crate::block::{BlockDescription, BlockId, DaemonId, Guid, SessionId};
 use crate::rate::Rate;
 
@@ -132,10 +133,22 @@ pub enum DaemonRequest {
         /// Bytes of it, at most [`SYNC_BYTES_MAX`].
         bytes: u32,
     },
+    /// The daemon compares the good copies of a part of a block whose primary it has. Answered by
+    /// [`DaemonAnswer::Scrubbed`].
+    Scrub {
+        /// The block.
+        block: BlockId,
+        /// Its GUID.
+        guid: Guid,
+        /// Where the part begins.
+        cell: u64,
+        /// Bytes of it, at most [`SYNC_BYTES_MAX`].
+        bytes: u32,
+    },
 }
 
-/// The most that a daemon is asked to sync at once, in bytes: it does nothing else meanwhile. A
-/// huge page of `x86_64`, of which it syncs none in two parts.
+/// The most that a daemon is asked to sync or to scrub at once, in bytes: it does nothing else
+/// meanwhile. A huge page of `x86_64`, of which it syncs none in two parts.
 pub const SYNC_BYTES_MAX: u32 = 2 << 20;
 
 /// What a daemon tells the broker.
@@ -206,6 +219,14 @@ pub enum DaemonAnswer {
     Synced {
         /// Bytes.
         bytes: u32,
+    },
+    /// So many bytes of the part were gone through. 0: not now, since the headers do not agree, or
+    /// the daemon has no session object yet; the broker asks again.
+    Scrubbed {
+        /// Bytes.
+        bytes: u32,
+        /// What their pages were found to be.
+        found: ScrubFound,
     },
 }
 

@@ -21,6 +21,7 @@ pub mod admin;
 pub mod client;
 pub mod daemon;
 pub mod data;
+pub mod scrub;
 
 use alloc::string::String;
 use alloc::vec::Vec;

@@ -7,6 +7,7 @@ use super::client::{
 };
 use super::daemon::{DaemonAnswer, DaemonMessage, DaemonNotice, DaemonRequest};
 use super::data::{Bytes, DataAnswer, DataReply, DataRequest, LinkGrant, LinkId, Target};
+use super::scrub::ScrubFound;
 use super::*;
 use crate::block::{
     BlockDescription, BlockId, DaemonId, Guid, Half, Membership, Owner, Role, SessionId, Span,
@@ -326,6 +327,13 @@ fn golden_links() {
     assert_eq!(encode(PLAIN, &sync).unwrap()[HEADER_BYTES..], bytes);
     let synced = DaemonMessage::Reply(Ok(DaemonAnswer::Synced { bytes: 8192 }));
     assert_eq!(encode(PLAIN, &synced).unwrap()[HEADER_BYTES..], [2, 0, 4, 0x80, 0x40]);
+    let scrub = DaemonRequest::Scrub { block, guid, cell: 4096, bytes: 8192 };
+    let bytes = [&[14, 0xac, 2][..], &[9; 16], &[0x80, 0x20, 0x80, 0x40]].concat();
+    assert_eq!(encode(PLAIN, &scrub).unwrap()[HEADER_BYTES..], bytes);
+    let found = ScrubFound { checked: 1, repaired: 300, ..ScrubFound::default() };
+    let scrubbed = DaemonMessage::Reply(Ok(DaemonAnswer::Scrubbed { bytes: 8192, found }));
+    let bytes = [2, 0, 5, 0x80, 0x40, 1, 0, 0, 0, 0, 0, 0xac, 2, 0];
+    assert_eq!(encode(PLAIN, &scrubbed).unwrap()[HEADER_BYTES..], bytes);
     let damaged = DaemonMessage::Notice(DaemonNotice::Damaged { block });
     assert_eq!(encode(PLAIN, &damaged).unwrap()[HEADER_BYTES..], [3, 4, 0xac, 2]);
     let unseated = DaemonMessage::Notice(DaemonNotice::Unseated { left: Some(session) });
