@@ -73,6 +73,8 @@ pub enum Command {
     Drain(Drain),
     /// Let a daemon that is drained take blocks again
     Undrain(Undrain),
+    /// Have the copies of all blocks compared, or of one, and what is damaged repaired
+    Scrub(Scrub),
     /// Say what on this host would make DMCE fail or slow, with the fix
     Doctor(Doctor),
     /// Watch over the servers of a directory; `up` starts it
@@ -247,6 +249,16 @@ pub struct Drain {
     /// The daemon
     #[arg(value_name = "DAEMON", value_parser = daemon())]
     pub daemon: u32,
+}
+
+/// `dmce scrub`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
+pub struct Scrub {
+    /// The block; all, if none is named
+    #[arg(value_name = "BLOCK", value_parser = clap::value_parser!(u32).range(1..))]
+    pub block: Option<u32>,
+    #[command(flatten)]
+    pub listing: Listing,
 }
 
 /// `dmce undrain`.

@@ -18,6 +18,7 @@ use dmce_abi::wire::admin::{
     StatusReport, UsageRow,
 };
 use dmce_abi::wire::client::{ClientReply, ClientRequest, RegionName};
+use dmce_abi::wire::scrub::ScrubFound;
 use dmce_sys::identity::effective_uid;
 use dmce_sys::socket::SocketError;
 use libdmce::connection::{Connection, ConnectionError, Deadline};
@@ -319,6 +320,19 @@ impl Broker {
     ) -> Result<(u32, u32), BrokerError> {
         match self.ask(AdminRequest::SetCopies { region, copies })? {
             AdminReply::CopiesSet { first, count } => Ok((first, count)),
+            _ => Err(self.wrong_answer()),
+        }
+    }
+
+    /// Has the copies of a block compared, or of all if that is 0, however long it takes: how many
+    /// blocks were gone through, and what was found.
+    ///
+    /// # Errors
+    ///
+    /// As [`Broker::migrate`].
+    pub fn scrub(&mut self, block: u32) -> Result<(u32, ScrubFound), BrokerError> {
+        match self.ask_until(AdminRequest::Scrub { block }, Deadline::NEVER)? {
+            AdminReply::Scrubbed { blocks, found } => Ok((blocks, found)),
             _ => Err(self.wrong_answer()),
         }
     }

@@ -20,7 +20,9 @@ mod instance;
 mod moves;
 mod objects;
 mod processes;
+mod progress;
 mod region;
+mod scrub;
 mod show;
 mod supervise;
 mod up;
@@ -92,6 +94,7 @@ fn run(args: Args) -> Result<Outcome, Error> {
         Command::Swap(wanted) => Ok(moves::swap(broker()?, wanted)?),
         Command::Drain(wanted) => Ok(moves::drain(broker()?, wanted.daemon)?),
         Command::Undrain(wanted) => Ok(moves::undrain(broker()?, wanted.daemon)?),
+        Command::Scrub(wanted) => Ok(scrub::scrub(broker()?, wanted)?),
         Command::Doctor(args) => {
             let diagnosis = doctor::run(&args, socket.as_deref())?;
             show::print(&diagnosis.checks, args.listing.json)?;

@@ -9,10 +9,7 @@
 //!    does what was asked for of a region.
 
 use std::fmt::Write as _;
-use std::io::{self, IsTerminal, Write};
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
 
 use dmce_abi::wire::admin::{BlockRow, BlockState, CopyRow, CopyState};
 use dmce_abi::wire::client::RegionName;
@@ -21,10 +18,8 @@ use dmce_config::Bytes;
 use crate::args::{Migrate, SetCopies, Swap};
 use crate::broker::{Broker, BrokerError};
 use crate::error::{Error, Outcome};
+use crate::progress::{LOOK, Line, watch};
 use crate::show::{self, holder_text};
-
-/// How often it is looked how far something is.
-const LOOK: Duration = Duration::from_millis(200);
 
 /// Looks after which a drain that does not go on is left to itself.
 const LOOKS_MAX: u32 = 50;
@@ -36,8 +31,9 @@ const LOOKS_MAX: u32 = 50;
 /// [`Error::Broker`] where it cannot be.
 pub fn migrate(broker: Broker, wanted: Migrate) -> Result<Outcome, Error> {
     let Migrate { block, to, from } = wanted;
+    let look = |eye: &mut Broker| look_at(eye, &[block]);
     let (from, to) =
-        watch(broker, &[block], move |broker| broker.migrate(block, from.unwrap_or(0), to))?;
+        watch(broker, look, move |broker| broker.migrate(block, from.unwrap_or(0), to))?;
     say(&format!("block {block} has moved from daemon {from} to {to}\n"))
 }
 
@@ -49,7 +45,8 @@ pub fn migrate(broker: Broker, wanted: Migrate) -> Result<Outcome, Error> {
 pub fn swap(broker: Broker, wanted: Swap) -> Result<Outcome, Error> {
     let Swap { one, other } = wanted;
     // The second moves to where the first was.
-    let (to, from) = watch(broker, &[one, other], move |broker| broker.swap(one, other))?;
+    let look = |eye: &mut Broker| look_at(eye, &[one, other]);
+    let (to, from) = watch(broker, look, move |broker| broker.swap(one, other))?;
     say(&format!("block {one} is on daemon {to} now, and block {other} on daemon {from}\n"))
 }
 
@@ -178,75 +175,22 @@ fn held_back(row: &BlockRow) -> Option<String> {
     (!holders.is_empty()).then(|| format!("held back by {}", holders.join(", ")))
 }
 
-/// Has something done over one connection, and looks over another how far blocks are.
-fn watch<T: Send + 'static>(
-    mut broker: Broker,
-    blocks: &[u32],
-    act: impl FnOnce(&mut Broker) -> Result<T, BrokerError> + Send + 'static,
-) -> Result<T, Error> {
-    let mut eye = broker.again()?;
-    let (tell, told) = mpsc::channel();
-    // Ends with the answer, or with this process.
-    thread::spawn(move || tell.send(act(&mut broker)));
-    let mut line = Line::new();
-    loop {
-        match told.recv_timeout(LOOK) {
-            Ok(done) => {
-                line.end();
-                return Ok(done?);
-            }
-            Err(RecvTimeoutError::Disconnected) => {
-                return Err(io::Error::other("the question was not asked").into());
-            }
-            Err(RecvTimeoutError::Timeout) => {
-                let mut text = String::new();
-                for block in blocks {
-                    let Some(row) = eye.block(*block)? else { continue };
-                    let (left, all) = (Bytes(row.left), Bytes(row.committed));
-                    // Writing to a string does not fail.
-                    let _ = write!(text, "block {block}: {left} of {all} left");
-                    if !row.held_by.is_empty() {
-                        let _ = write!(text, ", {}", why_it_stays(&row));
-                    }
-                    text.push_str("; ");
-                }
-                line.show(text.trim_end_matches("; "));
-            }
+/// How far blocks are.
+fn look_at(eye: &mut Broker, blocks: &[u32]) -> Result<String, BrokerError> {
+    let mut text = String::new();
+    for block in blocks {
+        let Some(row) = eye.block(*block)? else { continue };
+        let (left, all) = (Bytes(row.left), Bytes(row.committed));
+        // Writing to a string does not fail.
+        let _ = write!(text, "block {block}: {left} of {all} left");
+        if !row.held_by.is_empty() {
+            let _ = write!(text, ", {}", why_it_stays(&row));
         }
+        text.push_str("; ");
     }
+    Ok(text.trim_end_matches("; ").to_owned())
 }
 
 fn say(text: &str) -> Result<Outcome, Error> {
     Ok(show::write_out(text.as_bytes()).map(|()| Outcome::Done)?)
-}
-
-/// A line of a terminal that is written again and again.
-struct Line {
-    is_terminal: bool,
-    is_begun: bool,
-}
-
-impl Line {
-    fn new() -> Self {
-        Self { is_terminal: io::stderr().is_terminal(), is_begun: false }
-    }
-
-    fn show(&mut self, text: &str) {
-        if self.is_terminal {
-            self.is_begun = true;
-            // Nobody is left to be told that the standard error is closed.
-            let _ = write!(io::stderr(), "\r\x1b[K{text}");
-        }
-    }
-
-    /// Tells something that stays, on a terminal or not.
-    fn tell(text: &str) {
-        let _ = writeln!(io::stderr(), "{text}");
-    }
-
-    fn end(&mut self) {
-        if std::mem::take(&mut self.is_begun) {
-            let _ = write!(io::stderr(), "\r\x1b[K");
-        }
-    }
 }

@@ -11,6 +11,7 @@ use dmce_abi::wire::daemon::{
     DaemonAnswer, DaemonMessage, DaemonNotice, DaemonRequest, HeldBlock, PoolPlace, Register,
 };
 use dmce_abi::wire::data::{Bytes, DataReply, DataRequest, LinkId};
+use dmce_abi::wire::scrub::ScrubFound;
 use dmce_broker::dispatcher::{DaemonConn, RequestId};
 
 use crate::host::{Header, Host, Object};
@@ -287,6 +288,21 @@ impl Daemon {
                 Ok(DaemonAnswer::Data(DataReply::Bytes(Bytes(bytes))))
             }
             DaemonRequest::Data(_) => Ok(DaemonAnswer::Data(DataReply::Word(1))),
+            DaemonRequest::Scrub { block, guid, bytes, .. } => {
+                let own = store.get(block).filter(|own| own.description.guid == *guid);
+                let Some(_) = own else {
+                    return Err(Refusal::new(Status::NotFound, "no such block"));
+                };
+                // Of a page that somebody writes it would not say that it is equal.
+                let is_busy = self.inbox.len().is_multiple_of(2);
+                let pages = u64::from(*bytes).div_ceil(PAGE_BYTES);
+                let found = if is_busy {
+                    ScrubFound { busy: pages, ..ScrubFound::default() }
+                } else {
+                    ScrubFound { checked: pages, ..ScrubFound::default() }
+                };
+                Ok(DaemonAnswer::Scrubbed { bytes: *bytes, found })
+            }
             DaemonRequest::Sense => Ok(DaemonAnswer::Sensed { pool: 4096, headroom: 1 << 40 }),
             _ => Err(Refusal::new(Status::Unsupported, "what is that?")),
         }

@@ -51,6 +51,7 @@ impl World {
                 let Some(request) = self.other_copies() else { return Ok(()) };
                 request
             }
+            4 => AdminRequest::Scrub { block: if self.random.once_in(2) { 0 } else { block } },
             _ => AdminRequest::Migrate { block, from, to },
         };
         self.administer(request)

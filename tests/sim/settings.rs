@@ -28,6 +28,8 @@ pub fn config(random: &mut Random, layout: AddrLayout) -> DispatcherConfig {
     config.sync_rate = random.pick([0, layout.block_bytes()]).unwrap_or(0);
     config.slow_start_ms = random.pick([0, 10_000]).unwrap_or(0);
     config.rebalance_percent = random.pick([0, 10, 40]).unwrap_or(0);
+    config.scrub_every_ms = random.pick([0, 2000]).unwrap_or(0);
+    config.scrub_rate = random.pick([0, layout.block_bytes()]).unwrap_or(0);
     config.usage_ms = 300;
     config.usage_samples = 4;
     config.static_reservation = !random.once_in(5);

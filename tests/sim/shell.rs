@@ -33,7 +33,7 @@ pub fn act(world: &mut World, action: Action) -> Checked {
         Action::Publish { session, generation } => return world.host.publish(session, generation),
         Action::Ring { session } => world.ring(session),
         Action::Log { ref text, .. } if text.starts_with("blocks move between") => {
-            world.count(EVENED)
+            world.count(EVENED);
         }
         _ => {}
     }

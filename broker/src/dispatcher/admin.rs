@@ -110,6 +110,7 @@ impl Dispatcher {
             reserved,
             state,
             repair: self.repair(),
+            scrub: self.scrub_report(),
         }
     }
 

@@ -54,6 +54,9 @@ impl Dispatcher {
                 &Op::Sync { block, guid, cell, bytes } => {
                     DaemonRequest::Sync { block, guid, cell, bytes }
                 }
+                &Op::Scrub { block, guid, cell, bytes } => {
+                    DaemonRequest::Scrub { block, guid, cell, bytes }
+                }
                 Op::Sense | Op::Fence { .. } => DaemonRequest::Sense,
             };
             let number = self.next_number();
@@ -129,6 +132,9 @@ impl Dispatcher {
             (Op::Sync { block, cell, .. }, answer) => {
                 self.synced(daemon, (block, cell), answer);
             }
+            (Op::Scrub { block, cell, .. }, answer) => {
+                self.scrubbed(daemon, (block, cell), &answer);
+            }
             (Op::Sense, Ok(DaemonAnswer::Sensed { pool, .. })) => {
                 if let Some(server) = self.daemons.servers.get_mut(&daemon) {
                     server.pool = pool;
@@ -159,6 +165,9 @@ impl Dispatcher {
                 block.is_none_or(|block| is_possible(*committed, *asked, block.bytes_max))
             }
             (Op::Sync { bytes: asked, .. }, DaemonAnswer::Synced { bytes }) => bytes <= asked,
+            (Op::Scrub { bytes: asked, .. }, DaemonAnswer::Scrubbed { bytes, found }) => {
+                bytes <= asked && found.pages() <= u64::from(*bytes).div_ceil(PAGE_BYTES)
+            }
             (Op::Destroy { .. } | Op::Discard { .. }, DaemonAnswer::Done)
             | (Op::Sense | Op::Fence { .. }, DaemonAnswer::Sensed { .. }) => true,
             _ => false,

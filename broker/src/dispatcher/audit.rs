@@ -443,7 +443,7 @@ impl Dispatcher {
         let grows = self.growths.values().filter_map(Growth::owed);
         let deletions = self.deletions.values().filter_map(|deletion| deletion.to);
         let relays = self.relays.owed().chain(self.adoptions.values().copied());
-        let relays = relays.chain(self.moves.owed());
+        let relays = relays.chain(self.moves.owed()).chain(self.scrubs.owed());
         let queues = self.deferred.owed().chain(self.parked.owed()).chain(self.unsettled.owed());
         let mut waiting: BTreeMap<ClientConn, Vec<RequestId>> = BTreeMap::new();
         for ReplyTo { conn, request_id } in

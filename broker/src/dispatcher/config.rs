@@ -199,9 +199,13 @@ pub struct DispatcherConfig {
     /// How long a daemon that came without any block is new: it gets no more new blocks than the
     /// others at first.
     pub slow_start_ms: u64,
-    /// By how many percent of their capacity daemons may differ in what is taken of it before blocks
+    /// By how many percent of their capacity daemons may differ in what is taken before blocks
     /// move by themselves; 0 for as many as they like.
     pub rebalance_percent: u32,
+    /// Bytes that are compared a second, in all copies; 0 for as many as can be.
+    pub scrub_rate: u64,
+    /// How long after all was gone through that is done again; 0 for not by itself.
+    pub scrub_every_ms: u64,
     /// How long a session may hold back what is to become of a copy; 0 for as long as it likes.
     pub hold_ms: u64,
 }
@@ -237,6 +241,8 @@ impl DispatcherConfig {
             sync_rate: 0,
             slow_start_ms: 0,
             rebalance_percent: 0,
+            scrub_rate: 0,
+            scrub_every_ms: 0,
             hold_ms: 0,
         }
     }

@@ -43,6 +43,8 @@ pub(super) enum Op {
     Discard { block: BlockId },
     /// A part of its copy of a block gets what the good ones have.
     Sync { block: BlockId, guid: Guid, cell: u64, bytes: u32 },
+    /// The copies of a part of a block whose primary it has are compared.
+    Scrub { block: BlockId, guid: Guid, cell: u64, bytes: u32 },
     /// Whether it is there.
     Sense,
     /// The same, asked when the headers of a block had been written: when it answers, it does
@@ -234,14 +236,15 @@ impl Server {
         for op in std::mem::take(&mut self.in_flight).into_values() {
             match op {
                 Op::Destroy { block } => again.push_back(block),
-                // Strays are seen again in its next report; the copy was given up.
-                Op::Discard { .. } | Op::Sync { .. } | Op::Sense => {}
+                // Strays are seen again in its next report; the rest is asked for again, if it is
+                // still wanted.
+                Op::Discard { .. } | Op::Sync { .. } | Op::Scrub { .. } | Op::Sense => {}
                 op => orphans.push((op, true)),
             }
         }
         again.append(&mut self.destroys);
         self.destroys = again;
-        let goes = |op: &Op| matches!(op, Op::Discard { .. } | Op::Sync { .. });
+        let goes = |op: &Op| matches!(op, Op::Discard { .. } | Op::Sync { .. } | Op::Scrub { .. });
         let asked = self.urgent.drain(..).filter(|op| !goes(op));
         orphans.extend(asked.map(|op| (op, false)));
         orphans

@@ -227,6 +227,7 @@ impl Dispatcher {
         let Link::Up(conn) = server.link else { return };
         server.link = Link::Suspected(conn);
         self.drop_syncs_of(daemon);
+        self.scrub_without(daemon);
         let creates = self.daemons.servers.get(&daemon).map(Server::creates).unwrap_or_default();
         self.log(LogLevel::Warn, format!("daemon {daemon} does not answer: suspected"));
         self.let_nobody_wait(daemon);
@@ -333,6 +334,7 @@ impl Dispatcher {
         let orphans = server.go_away();
         server.overdue = self.daemons.unconfirmed.contains(&daemon);
         self.drop_syncs_of(daemon);
+        self.scrub_without(daemon);
         self.forget_links_of(daemon);
         self.take_seat(daemon);
         self.timers.cancel(Timer::Sense(daemon));
@@ -372,7 +374,11 @@ impl Dispatcher {
             }
             Op::Grow { growth, .. } => self.grow_answered(daemon, growth, Err(away(daemon))),
             Op::Fence { block } => self.fenced(block, daemon),
-            Op::Destroy { .. } | Op::Discard { .. } | Op::Sync { .. } | Op::Sense => {}
+            Op::Destroy { .. }
+            | Op::Discard { .. }
+            | Op::Sync { .. }
+            | Op::Scrub { .. }
+            | Op::Sense => {}
         }
     }
 

@@ -23,7 +23,7 @@
 //! | daemons | `link` (messages), `asking` (requests), `lending` (their pools) |
 //! | what becomes of blocks | `spans`; their size: `growing`; which copies there are: `raising` |
 //! | what an administrator says that becomes of them | `stale` |
-//! | copies that are made again, or move | `syncing`, `lacks`, `moving` |
+//! | copies that are made again, or move | `syncing`, `lacks`, `moving`; compared: `scrubbing` |
 //! | lock tables | `locks` |
 //! | what the dead left half written | `wrecks`, `repairs`; by pointers: `carrying` |
 //! | a broker that comes back | `restart`, `adoption`, `reported_copies`, `silence` |
@@ -88,6 +88,7 @@ mod repairs;
 mod reported_copies;
 mod requests;
 mod restart;
+mod scrubbing;
 mod seats;
 mod sessions;
 mod silence;
@@ -187,6 +188,8 @@ pub struct Dispatcher {
     syncs: syncing::Syncs,
     /// Copies that are to move.
     moves: moving::Moves,
+    /// Copies that are compared.
+    scrubs: scrubbing::Scrubs,
     /// Who has a stale copy of a block adopted.
     adoptions: BTreeMap<BlockId, ReplyTo>,
     /// Blocks that grow.
@@ -254,6 +257,7 @@ impl Dispatcher {
             syncs: syncing::Syncs::new(config.sync_rate),
             holders: holders::Holders::default(),
             moves: moving::Moves::default(),
+            scrubs: scrubbing::Scrubs::new(config.scrub_rate),
             adoptions: BTreeMap::new(),
             growths: Growths::new(),
             patients: Patients::default(),
@@ -277,6 +281,7 @@ impl Dispatcher {
         self.mend();
         self.make_copies();
         self.make_moves();
+        self.scrub();
         self.serve_unsettled();
         if self.room_changed {
             self.look_for_places();
@@ -298,6 +303,7 @@ impl Dispatcher {
                 self.take_samples();
                 self.started(started);
                 self.prepare_later();
+                self.scrub_later();
             }
             Event::Connected { conn, peer } => self.connected(conn, peer),
             Event::ProcessStarted { conn, at } => {
@@ -367,6 +373,8 @@ impl Dispatcher {
                 timers::Timer::Repair => self.wrecks.try_again(),
                 timers::Timer::Prepare => self.prepare(),
                 timers::Timer::Sync => self.sync_again(),
+                timers::Timer::Scrub => self.scrub_again(),
+                timers::Timer::Pass => self.scrub_now(),
                 timers::Timer::Hold => self.look_at_holders(),
             }
         }

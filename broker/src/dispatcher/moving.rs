@@ -178,7 +178,8 @@ impl Dispatcher {
         self.moves.wishes.retain(|_, wish| !of_it(wish));
     }
 
-    fn check_mover(&self, to: ReplyTo) -> Result<(), Refusal> {
+    /// Whether who asks may have copies move, or be compared.
+    pub(super) fn check_mover(&self, to: ReplyTo) -> Result<(), Refusal> {
         let client = self.clients.get(&to.conn);
         if client.is_some_and(|client| self.sees_all(&client.peer)) {
             return Ok(());

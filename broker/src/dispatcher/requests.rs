@@ -201,6 +201,9 @@ impl Dispatcher {
             ClientRequest::Admin(AdminRequest::SetCopies { region, copies }) => {
                 return self.set_copies(to, region, *copies);
             }
+            ClientRequest::Admin(AdminRequest::Scrub { block }) => {
+                return self.scrub_for(to, *block);
+            }
             ClientRequest::Admin(request) => return self.admin(to, request),
             ClientRequest::Setup(setup) => return self.setup(to, setup),
             ClientRequest::Attach(attach) => return self.attach(to, attach),
@@ -334,6 +337,7 @@ impl Dispatcher {
         self.parked.drop_conn(conn);
         self.unsettled.drop_conn(conn);
         self.cancel_moves(conn);
+        self.cancel_scrubs(conn);
         let client = self.clients.remove(&conn)?;
         self.ledger.refund_connection(client.peer.uid);
         Some(client)
@@ -358,6 +362,7 @@ const fn needs_complete_tables(request: &ClientRequest) -> bool {
                 | AdminRequest::Swap { .. }
                 | AdminRequest::Drain { .. }
                 | AdminRequest::SetCopies { .. }
+                | AdminRequest::Scrub { .. }
         );
         return changes;
     }

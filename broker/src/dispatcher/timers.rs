@@ -40,6 +40,10 @@ pub(super) enum Timer {
     Sync,
     /// Sessions are to be prepared, if it is quiet.
     Prepare,
+    /// Copies are compared on.
+    Scrub,
+    /// Copies of all blocks are to be compared.
+    Pass,
     /// Who holds back copies is to be looked at.
     Hold,
 }

@@ -63,6 +63,8 @@ pub fn dispatcher(instance: &Instance, config: &Config, open_files: u64) -> Disp
         sync_rate: config.broker.sync_rate.0,
         slow_start_ms: config.broker.slow_start_s.saturating_mul(1000),
         rebalance_percent: config.broker.rebalance_percent,
+        scrub_rate: config.broker.scrub_rate.0,
+        scrub_every_ms: config.broker.scrub_every_s.saturating_mul(1000),
         hold_ms: config.broker.hold_s.saturating_mul(1000),
         ..defaults
     }

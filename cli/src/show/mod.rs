@@ -12,6 +12,7 @@ mod blocks;
 mod daemons;
 mod location;
 mod regions;
+pub mod scrub;
 mod sessions;
 mod status;
 mod table;

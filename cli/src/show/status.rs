@@ -4,6 +4,7 @@ use dmce_abi::wire::admin::{self, Health, StatusReport};
 use dmce_config::Bytes;
 use serde::Serialize;
 
+use super::scrub::Found;
 use super::{Show, Table};
 
 /// The instance as a whole.
@@ -24,6 +25,7 @@ pub struct Status {
     pub committed: u64,
     pub reserved: u64,
     pub repair: Repair,
+    pub scrub: Scrub,
 }
 
 /// Copies that are made again.
@@ -36,6 +38,27 @@ pub struct Repair {
     pub rate: u64,
     /// `None` while nothing is copied.
     pub seconds: Option<u64>,
+}
+
+/// Copies that are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[allow(missing_docs, reason = "docs/command.md explains the fields")]
+pub struct Scrub {
+    pub passes: u32,
+    pub done: u64,
+    pub all: u64,
+    pub rate: u64,
+    /// `None` if this broker has never gone through all blocks.
+    pub last: Option<Scrubbed>,
+}
+
+/// What all blocks were found to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[allow(missing_docs, reason = "docs/command.md explains the fields")]
+pub struct Scrubbed {
+    pub at: u64,
+    #[serde(flatten)]
+    pub found: Found,
 }
 
 impl Status {
@@ -63,6 +86,7 @@ impl From<StatusReport> for Status {
             committed: report.committed,
             reserved: report.reserved,
             repair: report.repair.into(),
+            scrub: report.scrub.into(),
         }
     }
 }
@@ -71,6 +95,26 @@ impl From<admin::Repair> for Repair {
     fn from(admin::Repair { lacking, syncing, left, rate }: admin::Repair) -> Self {
         let is_going = left > 0 && rate > 0;
         Self { lacking, syncing, left, rate, seconds: is_going.then(|| left.div_ceil(rate)) }
+    }
+}
+
+impl From<admin::Scrub> for Scrub {
+    fn from(of: admin::Scrub) -> Self {
+        let admin::Scrub { passes, done, all, rate, last_at, last } = of;
+        let last = (last_at > 0).then(|| Scrubbed { at: last_at, found: last.into() });
+        Self { passes, done, all, rate, last }
+    }
+}
+
+impl Scrub {
+    fn text(&self) -> String {
+        let last = self.last.map(|last| last.found.text());
+        let last = last.unwrap_or_else(|| "not all was compared yet".to_owned());
+        if self.passes == 0 {
+            return last;
+        }
+        let [done, all, rate] = [self.done, self.all, self.rate].map(Bytes);
+        format!("{done} of {all} are compared, {rate}/s; before: {last}")
     }
 }
 
@@ -104,6 +148,7 @@ impl Show for Status {
             ("committed", Bytes(self.committed).to_string()),
             ("reserved", Bytes(self.reserved).to_string()),
             ("repair", self.repair.text()),
+            ("scrub", self.scrub.text()),
         ])
         .to_string()
     }

@@ -37,7 +37,7 @@ impl Table {
 
     /// A table of two columns without headings: what something is called, and what it is.
     #[must_use]
-    pub fn of_fields<const N: usize>(fields: [(&str, String); N]) -> Self {
+    pub fn of_fields<'a>(fields: impl IntoIterator<Item = (&'a str, String)>) -> Self {
         let mut inner = comfy_table::Table::new();
         inner.load_preset(presets::NOTHING);
         for (name, value) in fields {

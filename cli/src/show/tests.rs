@@ -3,9 +3,10 @@
 use dmce_abi::block::{Guid, Half};
 use dmce_abi::wire::admin::{
     self, BlockRow, BlockState, CopyRow, CopyState, DaemonRow, DaemonState, Health, HeldBy, Holder,
-    MappingRow, OwnerRow, RegionRow, Repair, SessionRow, StatusReport,
+    MappingRow, OwnerRow, RegionRow, Repair, Scrub, SessionRow, StatusReport,
 };
 use dmce_abi::wire::client::RegionName;
+use dmce_abi::wire::scrub::ScrubFound;
 use serde_json::{Value, json};
 
 use crate::address::Address;
@@ -58,6 +59,14 @@ fn the_status_is_an_object() {
         reserved: 0,
         state: Health::Degraded,
         repair: Repair { lacking: 3, syncing: 2, left: 3 << 30, rate: 1 << 30 },
+        scrub: Scrub {
+            passes: 1,
+            done: 1 << 20,
+            all: 3 << 20,
+            rate: 1 << 19,
+            last_at: 1000,
+            last: ScrubFound { checked: 7, repaired: 2, quarantined: 1, ..ScrubFound::default() },
+        },
     };
     let status = Status::from(report.clone());
     assert!(!status.is_ok());
@@ -72,12 +81,22 @@ fn the_status_is_an_object() {
                 "lacking": 3, "syncing": 2, "left": 3_221_225_472_u64, "rate": 1_073_741_824,
                 "seconds": 3,
             },
+            "scrub": {
+                "passes": 1, "done": 1_048_576, "all": 3_145_728, "rate": 524_288,
+                "last": {
+                    "at": 1000, "checked": 7, "unchecked": 0, "busy": 0, "pinned": 0,
+                    "detached": 0, "repaired": 2, "quarantined": 1, "lost": 0,
+                },
+            },
         })
     );
     let text = status.text();
     assert!(
         text.contains("3 blocks lack copies, 3 GiB in all; 2 are made, 1 GiB/s, about 3 s left")
     );
+    let scrub = "1 MiB of 3 MiB are compared, 512 KiB/s; before: 7 pages were equal, 2 repaired, \
+                 1 found lost";
+    assert!(text.contains(scrub), "{text}");
     assert!(text.contains("daemons    2 of 3 up\n"), "{text}");
     assert!(text.contains("committed  1.5 GiB\n"), "{text}");
 }

@@ -108,6 +108,10 @@ fn check_broker(broker: &BrokerSection) -> Result<(), Misfit> {
     }
     section.within("slow_start_s", broker.slow_start_s, 0..=DAY_S)?;
     section.within("rebalance_percent", broker.rebalance_percent, 0..=100)?;
+    if broker.scrub_rate != Bytes(0) {
+        section.size_within("scrub_rate", broker.scrub_rate, Bytes::mib(1)..=SYNC_RATE_MAX)?;
+    }
+    section.within("scrub_every_s", broker.scrub_every_s, 0..=30 * DAY_S)?;
     section.within("hold_s", broker.hold_s, 0..=DAY_S)?;
     section.within("usage_ms", broker.usage_ms, 100..=HOUR_MS)?;
     section.within("usage_samples", broker.usage_samples, 0..=USAGE_SAMPLES_MAX)?;

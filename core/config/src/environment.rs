@@ -27,7 +27,7 @@ pub(crate) enum Kind {
 }
 
 /// Every key with one value.
-pub(crate) const KEYS: [(&str, &str, Kind); 42] = [
+pub(crate) const KEYS: [(&str, &str, Kind); 44] = [
     ("instance", "name", Kind::Text),
     ("instance", "dir", Kind::Text),
     ("instance", "objects", Kind::Text),
@@ -50,6 +50,8 @@ pub(crate) const KEYS: [(&str, &str, Kind); 42] = [
     ("broker", "sync_rate", Kind::Text),
     ("broker", "slow_start_s", Kind::Plain),
     ("broker", "rebalance_percent", Kind::Plain),
+    ("broker", "scrub_rate", Kind::Text),
+    ("broker", "scrub_every_s", Kind::Plain),
     ("broker", "hold_s", Kind::Plain),
     ("limits", "sessions", Kind::Plain),
     ("limits", "blocks", Kind::Plain),

@@ -74,6 +74,10 @@ pub struct BrokerSection {
     /// By how many percent of their capacity daemons may differ before blocks move by themselves; 0
     /// for as many as they like.
     pub rebalance_percent: u32,
+    /// Bytes that are compared a second, in all copies; 0 for as many as can be.
+    pub scrub_rate: Bytes,
+    /// Seconds after all copies were compared until they are again; 0 for not by themselves.
+    pub scrub_every_s: u64,
     /// Seconds that a session may hold back what is to become of a copy; 0 for as long as it likes.
     pub hold_s: u64,
 }
@@ -249,6 +253,8 @@ impl Default for BrokerSection {
             sync_rate: Bytes(0),
             slow_start_s: 30,
             rebalance_percent: 0,
+            scrub_rate: Bytes::mib(64),
+            scrub_every_s: 86_400,
             hold_s: 0,
         }
     }

@@ -174,7 +174,7 @@ fn looks(count: u64) -> (usize, usize) {
 
 #[test]
 fn what_a_move_costs_does_not_grow_with_the_number_of_blocks() {
-    let per_move = [64, 512].map(|count| {
+    let per_move = [64, 256].map(|count| {
         // The rig does what it is told at once: a move begins within the step that ends another.
         let looks = thread::Builder::new().stack_size(1 << 30).spawn(move || looks(count));
         let (looked_at, moved) = looks.unwrap().join().unwrap();

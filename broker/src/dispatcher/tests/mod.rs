@@ -24,6 +24,7 @@ mod repairs;
 mod reported_copies;
 mod restart;
 mod rig;
+mod scrubbing;
 mod seats;
 mod silent;
 mod stale;

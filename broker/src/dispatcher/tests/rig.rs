@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dmce_abi::Status;
 use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, SessionId};
+use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::name::Instance;
 use dmce_abi::version::SEGMENT_VERSION;
 use dmce_abi::wire::client::{
@@ -14,6 +15,7 @@ use dmce_abi::wire::daemon::{
     DaemonAnswer, DaemonMessage, DaemonNotice, DaemonRequest, HeldBlock, PoolPlace, Register,
 };
 use dmce_abi::wire::data::{Bytes, DataReply, DataRequest};
+use dmce_abi::wire::scrub::ScrubFound;
 use dmce_abi::wire::{Refusal, Reply};
 
 use crate::dispatcher::{
@@ -391,6 +393,11 @@ fn answer_to(daemon: &mut FakeDaemon, request: &DaemonRequest) -> DaemonAnswer {
         }
         DaemonRequest::Data(_) => DaemonAnswer::Data(DataReply::Done),
         DaemonRequest::Sync { bytes, .. } => DaemonAnswer::Synced { bytes: *bytes },
+        DaemonRequest::Scrub { bytes, .. } => {
+            let checked = u64::from(*bytes).div_ceil(PAGE_BYTES);
+            let found = ScrubFound { checked, ..ScrubFound::default() };
+            DaemonAnswer::Scrubbed { bytes: *bytes, found }
+        }
         _ => DaemonAnswer::Sensed { pool: 0, headroom: GIB },
     }
 }

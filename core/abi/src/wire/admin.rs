@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use super::client::RegionName;
+use super::scrub::ScrubFound;
 use crate::block::{Guid, Half};
 
 /// Asks for a listing.
@@ -90,6 +91,12 @@ pub enum AdminRequest {
         /// Copies, from 1 on.
         copies: u32,
     },
+    /// Not a listing: the copies of a block are compared, or of all. Answered when they were. For
+    /// those who see everything; it is given up if their connection ends before.
+    Scrub {
+        /// The block; 0 for all.
+        block: u32,
+    },
 }
 
 /// A listing.
@@ -108,6 +115,7 @@ pub enum AdminReply {
     Moved { from: u32, to: u32, epoch: u64 },
     Draining { is_draining: bool },
     CopiesSet { first: u32, count: u32 },
+    Scrubbed { blocks: u32, found: ScrubFound },
 }
 
 /// How well something is.
@@ -153,6 +161,8 @@ pub struct StatusReport {
     pub state: Health,
     /// What is being made again.
     pub repair: Repair,
+    /// What is being compared, and was.
+    pub scrub: Scrub,
 }
 
 /// Copies that are made again after some were lost.
@@ -166,6 +176,23 @@ pub struct Repair {
     pub left: u64,
     /// Bytes that were copied a second, of late.
     pub rate: u64,
+}
+
+/// Copies that are compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scrub {
+    /// Passes that are to be made, the one included that is being made.
+    pub passes: u32,
+    /// Bytes that this one has compared, and is to compare in all, in all copies.
+    pub done: u64,
+    /// Nearly: blocks grow, come and go meanwhile.
+    pub all: u64,
+    /// Bytes that were compared a second, of late.
+    pub rate: u64,
+    /// When all blocks were gone through last, in seconds since 1970; 0 if this broker never did.
+    pub last_at: u64,
+    /// What was found then.
+    pub last: ScrubFound,
 }
 
 /// What a daemon is doing.

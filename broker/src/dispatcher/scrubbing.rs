@@ -1,0 +1,407 @@
+//! Copies of blocks are compared, so that it is found out that one is damaged before it is needed
+//! (docs/adr/0013).
+//!
+//! ```text
+//!          it is time, or somebody asks            the daemon of its primary is asked
+//!  (none) -----------------------------> WAITING ------------------------------------> ASKED
+//!    ^                                    ^  ^ |                                          |
+//!    |  behind the last block: answered   |  | | not now: again in a while, some times    |
+//!    +------------------------------------+  | +------------------------------------------+
+//!                                            |        a part was gone through             |
+//!                                            +--------------------------------------------+
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. One part of one block is compared at a time, and over any time no more bytes, in all copies,
+//!    than the configuration says.
+//! 2. What somebody asked for comes before what is done by itself, and what was asked first before
+//!    what was asked later. Who asked is answered once.
+//! 3. Nobody is held up by it, and it by nobody: what cannot be compared now counts as busy, and is
+//!    left to the next pass.
+//! 4. What daemons say decides nothing here. It is counted, and logged.
+
+use std::collections::VecDeque;
+
+use dmce_abi::Status;
+use dmce_abi::block::{BlockId, DaemonId};
+use dmce_abi::limits::PAGE_BYTES;
+use dmce_abi::wire::admin::{self, AdminReply};
+use dmce_abi::wire::client::ClientReply;
+use dmce_abi::wire::daemon::{DaemonAnswer, SYNC_BYTES_MAX};
+use dmce_abi::wire::scrub::ScrubFound;
+
+use super::Dispatcher;
+use super::action::LogLevel;
+use super::asking::Answer;
+use super::blocks::{Block, BlockState};
+use super::clients::ReplyTo;
+use super::daemons::{Op, Server};
+use super::event::{ClientConn, Millis};
+use super::pace::Pace;
+use super::requests::{Outcome, Served, refuse};
+use super::timers::Timer;
+
+/// How long until a part is tried again that could not be compared: at first.
+const AGAIN_MS: u64 = 20;
+/// Parts begin at multiples of this.
+const PART: u64 = SYNC_BYTES_MAX as u64;
+/// How often it is tried.
+const TRIES: u32 = 6;
+/// Blocks that are passed over in a step.
+const LOOKS: usize = 64;
+
+/// Blocks that are gone through.
+#[derive(Debug)]
+struct Pass {
+    /// Who waits for it; nobody, if it is done by itself.
+    asker: Option<ReplyTo>,
+    /// The only block, if it is not all.
+    only: Option<BlockId>,
+    /// Where it goes on: in which block, or the next one that there is; or it is at its end.
+    at: Option<BlockId>,
+    cell: u64,
+    /// What is being compared.
+    asked: Option<Part>,
+    /// Whether what is next has its place in the pace, and from when on.
+    booked: Option<(Part, Millis)>,
+    /// How often that was tried in vain, and until when it is not tried again.
+    tries: u32,
+    rests: Option<Millis>,
+    /// What has come of it: bytes of all copies, and blocks.
+    bytes: u64,
+    blocks: u32,
+    found: ScrubFound,
+}
+
+/// A part of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Part {
+    block: BlockId,
+    daemon: DaemonId,
+    cell: u64,
+    bytes: u32,
+    copies: u64,
+}
+
+impl Part {
+    /// Bytes of all copies.
+    fn cost(self, bytes: u32) -> u64 {
+        u64::from(bytes).saturating_mul(self.copies)
+    }
+}
+
+/// All of it.
+#[derive(Debug)]
+pub(super) struct Scrubs {
+    /// The first is being made. Those that nobody waits for come last.
+    passes: VecDeque<Pass>,
+    pace: Pace,
+    /// When all blocks were gone through last, in seconds since 1970, and what was found.
+    last: (u64, ScrubFound),
+    is_due: bool,
+}
+
+impl Scrubs {
+    /// None, at a rate in bytes a second; 0 for as fast as it goes.
+    pub(super) fn new(rate: u64) -> Self {
+        let (passes, pace) = (VecDeque::new(), Pace::new(rate));
+        Self { passes, pace, last: (0, ScrubFound::default()), is_due: false }
+    }
+
+    /// Who waits for an answer.
+    pub(super) fn owed(&self) -> impl Iterator<Item = ReplyTo> {
+        self.passes.iter().filter_map(|pass| pass.asker)
+    }
+
+    fn add(&mut self, asker: Option<ReplyTo>, only: Option<BlockId>, first: Option<BlockId>) {
+        let is_idle = |pass: &Pass| pass.asker.is_none();
+        let place = self.passes.iter().position(is_idle).filter(|_| asker.is_some());
+        let pass = Pass {
+            asker,
+            only,
+            at: first,
+            cell: 0,
+            asked: None,
+            booked: None,
+            tries: 0,
+            rests: None,
+            bytes: 0,
+            blocks: 0,
+            found: ScrubFound::default(),
+        };
+        let place = place.unwrap_or(self.passes.len());
+        // What it overtakes is booked again behind it.
+        let overtaken = self.passes.get_mut(place).and_then(|pass| pass.booked.take());
+        self.pace.give_back(overtaken.map_or(0, |(part, _)| part.cost(part.bytes)));
+        self.passes.insert(place, pass);
+        self.is_due = true;
+    }
+}
+
+impl Pass {
+    /// The part that was tried was not compared.
+    fn failed(&mut self, now: Millis) {
+        self.tries += 1;
+        self.rests = Some(now.after(AGAIN_MS << self.tries.min(TRIES)));
+    }
+
+    /// The next thing is another block.
+    fn leave(&mut self, id: BlockId) {
+        self.at = id.checked_add(1).ok();
+        (self.cell, self.tries, self.rests) = (0, 0, None);
+    }
+}
+
+/// What a pass does next.
+enum Next {
+    /// This is compared.
+    Compare(Part),
+    /// The rest of this block is passed over: so many pages of it.
+    PassOver(BlockId, u64),
+    /// The same, since it is lost.
+    Lost(BlockId, u64),
+    /// All was gone through.
+    End,
+}
+
+impl Dispatcher {
+    /// Has the copies of a block compared, or of all.
+    pub(super) fn scrub_for(&mut self, to: ReplyTo, block: u32) -> Served {
+        self.check_mover(to)?;
+        let known = BlockId::try_from(block).ok().filter(|id| {
+            let found = self.blocks.get(*id);
+            found.is_some_and(|found| found.is_usable() && self.stands(found.span))
+        });
+        if block != 0 && known.is_none() {
+            return refuse(Status::NotFound, format!("there is no block {block} that is not lost"));
+        }
+        self.scrubs.add(Some(to), known, known.or_else(|| self.first_block()));
+        Ok(Outcome::Later)
+    }
+
+    /// Has all blocks gone through in a while, if that is wanted.
+    pub(super) fn scrub_later(&mut self) {
+        let every = self.config.scrub_every_ms;
+        if every > 0 {
+            self.timers.set(Timer::Pass, self.now.millis.after(every));
+        }
+    }
+
+    /// Has all blocks gone through, unless that is being done by itself.
+    pub(super) fn scrub_now(&mut self) {
+        if self.scrubs.passes.iter().all(|pass| pass.asker.is_some()) {
+            self.scrubs.add(None, None, self.first_block());
+        }
+    }
+
+    fn first_block(&self) -> Option<BlockId> {
+        self.blocks.all().next().map(|(id, _)| id)
+    }
+
+    /// What had to wait may be done.
+    pub(super) const fn scrub_again(&mut self) {
+        self.scrubs.is_due = true;
+    }
+
+    /// Goes on with the first pass.
+    pub(super) fn scrub(&mut self) {
+        if !self.tables_complete() || !std::mem::take(&mut self.scrubs.is_due) {
+            return;
+        }
+        for _ in 0..LOOKS {
+            let now = self.now.millis;
+            let Some(pass) = self.scrubs.passes.front() else { return };
+            if pass.asked.is_some() {
+                return;
+            }
+            if let Some(until) = pass.rests.filter(|until| *until > now) {
+                return self.timers.set(Timer::Scrub, until);
+            }
+            match self.next_of(pass) {
+                Next::Compare(part) => {
+                    if !self.compare(part) {
+                        return;
+                    }
+                }
+                Next::PassOver(id, pages) => {
+                    let Some(pass) = self.scrubs.passes.front_mut() else { return };
+                    pass.found.busy += pages;
+                    pass.leave(id);
+                }
+                Next::Lost(id, pages) => {
+                    let Some(pass) = self.scrubs.passes.front_mut() else { return };
+                    pass.found.lost += pages;
+                    pass.leave(id);
+                }
+                Next::End => self.end_pass(),
+            }
+        }
+        self.scrubs.is_due = true;
+        self.timers.set(Timer::Scrub, self.now.millis.after(1));
+    }
+
+    /// What is next of a pass.
+    fn next_of(&self, pass: &Pass) -> Next {
+        let is_over = |id: BlockId| pass.only.is_some_and(|only| id != only);
+        let next = pass.at.and_then(|at| self.blocks.from(at).next());
+        let Some((id, block)) = next.filter(|(id, _)| !is_over(*id)) else { return Next::End };
+        let cell = if pass.at == Some(id) { pass.cell } else { 0 };
+        let left = block.committed.saturating_sub(cell);
+        let pages = left.div_ceil(PAGE_BYTES);
+        if block.state == BlockState::Lost {
+            return Next::Lost(id, pages);
+        }
+        let daemon = block.primary().filter(|daemon| {
+            let server = self.daemons.servers.get(daemon);
+            server.is_some_and(Server::is_up) && self.stands(block.span)
+        });
+        // Whoever decides about its copies knows which are good when that is done.
+        let daemon = daemon.filter(|_| block.state == BlockState::Held && pass.tries < TRIES);
+        match daemon {
+            Some(daemon) if left > 0 => {
+                let end = (cell / PART + 1).saturating_mul(PART).min(block.committed);
+                let bytes = u32::try_from(end - cell).unwrap_or(SYNC_BYTES_MAX);
+                let copies = block.copies.named().count() as u64;
+                Next::Compare(Part { block: id, daemon, cell, bytes, copies })
+            }
+            _ => Next::PassOver(id, pages),
+        }
+    }
+
+    /// Has a part compared, unless it is too early.
+    fn compare(&mut self, part: Part) -> bool {
+        let now = self.now.millis;
+        let Scrubs { passes, pace, .. } = &mut self.scrubs;
+        let Some(pass) = passes.front_mut() else { return false };
+        let at = match pass.booked.take() {
+            Some((booked, at)) if booked == part => at,
+            Some((other, _)) => {
+                pace.give_back(other.cost(other.bytes));
+                pace.book(now, part.cost(part.bytes))
+            }
+            None => pace.book(now, part.cost(part.bytes)),
+        };
+        if at > now {
+            pass.booked = Some((part, at));
+            self.timers.set(Timer::Scrub, at);
+            return false;
+        }
+        (pass.at, pass.cell, pass.asked) = (Some(part.block), part.cell, Some(part));
+        let Part { block, daemon, cell, bytes, .. } = part;
+        let guid = self.blocks.get(block).map(|block| block.guid).unwrap_or_default();
+        if let Some(server) = self.daemons.servers.get_mut(&daemon) {
+            server.push(Op::Scrub { block, guid, cell, bytes });
+        }
+        self.pump(daemon);
+        true
+    }
+
+    /// A daemon has compared some of a part, or nothing.
+    pub(super) fn scrubbed(
+        &mut self,
+        daemon: DaemonId,
+        (block, cell): (BlockId, u64),
+        answer: &Answer,
+    ) {
+        let now = self.now.millis;
+        let Scrubs { passes, pace, is_due, .. } = &mut self.scrubs;
+        let is_it = |part: &Part| (part.daemon, part.block, part.cell) == (daemon, block, cell);
+        let pass = passes.iter_mut().find(|pass| pass.asked.as_ref().is_some_and(is_it));
+        let Some((pass, part)) = pass.and_then(|pass| pass.asked.take().map(|part| (pass, part)))
+        else {
+            return;
+        };
+        *is_due = true;
+        let (bytes, found) = match *answer {
+            Ok(DaemonAnswer::Scrubbed { bytes, found }) => (bytes, found),
+            _ => (0, ScrubFound::default()),
+        };
+        pace.give_back(part.cost(part.bytes.saturating_sub(bytes)));
+        if bytes == 0 {
+            return pass.failed(now);
+        }
+        pace.note(now, part.cost(bytes));
+        (pass.tries, pass.rests) = (0, None);
+        pass.bytes = pass.bytes.saturating_add(part.cost(bytes));
+        pass.found += found;
+        pass.cell = cell + u64::from(bytes);
+        let committed = self.blocks.get(block).map_or(0, |block| block.committed);
+        if pass.cell >= committed {
+            pass.blocks += 1;
+            pass.leave(block);
+        }
+        if found.repaired + found.quarantined > 0 {
+            let ScrubFound { repaired, quarantined, .. } = found;
+            let text = format!(
+                "the copies of block {block} differed: {repaired} pages from {cell:#x} on are \
+                 repaired, {quarantined} are lost"
+            );
+            self.log(LogLevel::Error, text);
+        }
+    }
+
+    /// A daemon compares nothing any more: its connection is gone.
+    pub(super) fn scrub_without(&mut self, daemon: DaemonId) {
+        let Scrubs { passes, pace, is_due, .. } = &mut self.scrubs;
+        for pass in passes {
+            if let Some(part) = pass.asked.take_if(|part| part.daemon == daemon) {
+                pace.give_back(part.cost(part.bytes));
+                pass.failed(self.now.millis);
+                *is_due = true;
+            }
+        }
+    }
+
+    /// All of a pass is done.
+    fn end_pass(&mut self) {
+        let Some(pass) = self.scrubs.passes.pop_front() else { return };
+        let Pass { asker, only, blocks, found, .. } = pass;
+        if only.is_none() {
+            self.scrubs.last = (self.now.unix_s, found);
+            let pages = found.pages();
+            let text = format!(
+                "{blocks} blocks of {pages} pages were gone through: {} repaired, {} lost",
+                found.repaired, found.quarantined
+            );
+            self.log(LogLevel::Info, text);
+            self.scrub_later();
+        }
+        if let Some(to) = asker {
+            let scrubbed = AdminReply::Scrubbed { blocks, found };
+            self.reply(to, Ok(ClientReply::Admin(scrubbed)), Vec::new());
+        }
+    }
+
+    /// Nobody waits any more for what was asked over a connection.
+    pub(super) fn cancel_scrubs(&mut self, conn: ClientConn) {
+        let is_of_it = |pass: &Pass| pass.asker.is_some_and(|asker| asker.conn == conn);
+        let Scrubs { passes, pace, is_due, .. } = &mut self.scrubs;
+        for pass in passes.iter().filter(|pass| is_of_it(pass)) {
+            let booked = pass.booked.map(|(part, _)| part);
+            pace.give_back(booked.map_or(0, |part| part.cost(part.bytes)));
+        }
+        passes.retain(|pass| !is_of_it(pass));
+        *is_due = true;
+    }
+
+    /// How far it is.
+    pub(super) fn scrub_report(&self) -> admin::Scrub {
+        let Scrubs { passes, pace, last, .. } = &self.scrubs;
+        let of_block =
+            |block: &Block| block.committed.saturating_mul(block.copies.named().count() as u64);
+        let pass = passes.front();
+        let all = pass.map(|pass| match pass.only {
+            Some(only) => self.blocks.get(only).map_or(0, of_block),
+            None => self.blocks.all().map(|(_, block)| of_block(block)).sum(),
+        });
+        admin::Scrub {
+            passes: u32::try_from(passes.len()).unwrap_or(u32::MAX),
+            done: pass.map_or(0, |pass| pass.bytes),
+            all: all.unwrap_or(0),
+            rate: pace.rate(self.now.millis),
+            last_at: last.0,
+            last: last.1,
+        }
+    }
+}
