@@ -265,6 +265,9 @@ impl Daemon {
         if let DaemonRequest::Sync { block, guid, bytes, .. } = *request {
             return Ok(self.sync(host, (block, guid), bytes));
         }
+        if let DaemonRequest::Scrub { block, guid, bytes, .. } = *request {
+            return self.scrub(host, (block, guid), bytes);
+        }
         let store = host.stores.entry(self.id).or_default();
         match request {
             DaemonRequest::Create { description, committed } => {
@@ -288,24 +291,55 @@ impl Daemon {
                 Ok(DaemonAnswer::Data(DataReply::Bytes(Bytes(bytes))))
             }
             DaemonRequest::Data(_) => Ok(DaemonAnswer::Data(DataReply::Word(1))),
-            DaemonRequest::Scrub { block, guid, bytes, .. } => {
-                let own = store.get(block).filter(|own| own.description.guid == *guid);
-                let Some(_) = own else {
-                    return Err(Refusal::new(Status::NotFound, "no such block"));
-                };
-                // Of a page that somebody writes it would not say that it is equal.
-                let is_busy = self.inbox.len().is_multiple_of(2);
-                let pages = u64::from(*bytes).div_ceil(PAGE_BYTES);
-                let found = if is_busy {
-                    ScrubFound { busy: pages, ..ScrubFound::default() }
-                } else {
-                    ScrubFound { checked: pages, ..ScrubFound::default() }
-                };
-                Ok(DaemonAnswer::Scrubbed { bytes: *bytes, found })
-            }
             DaemonRequest::Sense => Ok(DaemonAnswer::Sensed { pool: 4096, headroom: 1 << 40 }),
             _ => Err(Refusal::new(Status::Unsupported, "what is that?")),
         }
+    }
+
+    /// Compares the page of the good copies, if nobody has it: one that differs is lost.
+    fn scrub(
+        &self,
+        host: &mut Host,
+        of: (BlockId, Guid),
+        bytes: u32,
+    ) -> Result<DaemonAnswer, Refusal> {
+        let found = host.stores.get(&self.id).and_then(|store| store.get(&of.0));
+        let own = found.filter(|found| found.description.guid == of.1 && !found.is_syncing());
+        let Some(description) = own.map(|own| own.description.clone()) else {
+            return Err(Refusal::new(Status::NotFound, "no such block"));
+        };
+        let pages = u64::from(bytes).div_ceil(PAGE_BYTES);
+        let answer = |found| Ok(DaemonAnswer::Scrubbed { bytes, found });
+        let table = host.pages.named.get(&of.0).copied();
+        let word = table.and_then(|table| host.pages.words.get(&table)).copied();
+        let Some(word) = word.filter(|word| pages::is_free(*word)) else {
+            return answer(ScrubFound { busy: pages, ..ScrubFound::default() });
+        };
+        let daemons = description.membership.daemons(self.id);
+        let agrees = |daemon: &DaemonId| {
+            let object = host.stores.get(daemon).and_then(|store| store.get(&of.0));
+            object.is_some_and(|object| {
+                let said = &object.description;
+                object.header == Header::Valid
+                    && (said.guid, said.epoch) == (of.1, description.epoch)
+                    && said.membership.daemons(*daemon) == daemons
+            })
+        };
+        let is_sound = daemons.iter().all(agrees);
+        let values: Option<Vec<u64>> =
+            daemons.iter().map(|daemon| host.named_page((*daemon, of.0, of.1)).copied()).collect();
+        let Some(all) = values.filter(|_| is_sound) else {
+            return Ok(DaemonAnswer::Scrubbed { bytes: 0, found: ScrubFound::default() });
+        };
+        host.unmarked.remove(&of.0);
+        if all.iter().all(|value| Some(value) == all.first()) {
+            return answer(ScrubFound { checked: pages, ..ScrubFound::default() });
+        }
+        if let Some(word_of) = table.and_then(|table| host.pages.words.get_mut(&table)) {
+            *word_of = pages::lost(word);
+        }
+        let checked = pages.saturating_sub(1);
+        answer(ScrubFound { checked, quarantined: 1, ..ScrubFound::default() })
     }
 
     /// Brings the page of the first good copy to the own one, if nobody has it.

@@ -69,6 +69,8 @@ pub struct Host {
     pub tables: BTreeMap<BlockId, (Guid, u64)>,
     /// Blocks whose lock table was harmed from outside since it was made.
     pub harmed_tables: BTreeSet<BlockId>,
+    /// Blocks whose page was lost, and whose table said so and is gone: until they are scrubbed.
+    pub unmarked: BTreeSet<BlockId>,
     /// Generation words of session objects.
     pub sessions: BTreeMap<SessionId, u64>,
     /// Those that nobody has yet: their records are not ready.
@@ -273,6 +275,9 @@ impl Host {
         let says_lost =
             |table| self.pages.words.get(table).is_some_and(|word| pages::is_lost(*word));
         let is_lost = self.pages.named.get(&block).is_some_and(says_lost);
+        if is_lost {
+            self.unmarked.insert(block);
+        }
         let table = self.tables.get_mut(&block)?;
         let guid = table.0;
         match random.below(3) {

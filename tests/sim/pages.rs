@@ -102,6 +102,11 @@ pub const fn given_back(word: u64) -> u64 {
     (word & !HALF) | if is_lost { lost } else { 0 }
 }
 
+/// A free lock word that says from now on that its page is lost.
+pub const fn lost(word: u64) -> u64 {
+    stepped(word, true) | LockBits::LOST.word() & HALF
+}
+
 /// Whether nobody holds the page of a lock word, and it is not lost.
 pub const fn is_free(word: u64) -> bool {
     word & HALF == 0

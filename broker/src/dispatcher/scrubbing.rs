@@ -15,8 +15,8 @@
 //!
 //! 1. One part of one block is compared at a time, and over any time no more bytes, in all copies,
 //!    than the configuration says.
-//! 2. What somebody asked for comes before what is done by itself, and what was asked first before
-//!    what was asked later. Who asked is answered once.
+//! 2. A block that has lost its lock table comes first, then what somebody asked for, in turn, then
+//!    what is done by itself. Who asked is answered once.
 //! 3. Nobody is held up by it, and it by nobody: what cannot be compared now counts as busy, and is
 //!    left to the next pass.
 //! 4. What daemons say decides nothing here. It is counted, and logged.
@@ -115,8 +115,13 @@ impl Scrubs {
     }
 
     fn add(&mut self, asker: Option<ReplyTo>, only: Option<BlockId>, first: Option<BlockId>) {
-        let is_idle = |pass: &Pass| pass.asker.is_none();
-        let place = self.passes.iter().position(is_idle).filter(|_| asker.is_some());
+        let rank = |asker: Option<ReplyTo>, only: Option<BlockId>| match (asker, only) {
+            (None, Some(_)) => 0,
+            (Some(_), _) => 1,
+            (None, None) => 2,
+        };
+        let is_later = |pass: &Pass| rank(pass.asker, pass.only) > rank(asker, only);
+        let place = self.passes.iter().position(is_later);
         let pass = Pass {
             asker,
             only,
@@ -190,9 +195,16 @@ impl Dispatcher {
 
     /// Has all blocks gone through, unless that is being done by itself.
     pub(super) fn scrub_now(&mut self) {
-        if self.scrubs.passes.iter().all(|pass| pass.asker.is_some()) {
+        let is_it = |pass: &Pass| pass.asker.is_none() && pass.only.is_none();
+        if !self.scrubs.passes.iter().any(is_it) {
             self.scrubs.add(None, None, self.first_block());
         }
+    }
+
+    /// Has a block compared before all others: with its lock table went what was known of pages
+    /// that are lost.
+    pub(super) fn scrub_soon(&mut self, id: BlockId) {
+        self.scrubs.add(None, Some(id), Some(id));
     }
 
     fn first_block(&self) -> Option<BlockId> {

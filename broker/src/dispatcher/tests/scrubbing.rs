@@ -10,7 +10,7 @@ use dmce_abi::wire::{Refusal, admin};
 
 use super::copies::with_copies;
 use super::rig::{GIB, MIB, Mood, Rig, config, region};
-use crate::dispatcher::{Action, ClientConn, RequestId, Started};
+use crate::dispatcher::{Action, ClientConn, Event, RequestId, Started};
 
 const PART: u64 = 2 * MIB;
 
@@ -201,11 +201,24 @@ fn what_is_lost_is_counted_and_who_has_gone_is_not_answered() {
     let daemon = primary(&mut rig, 1);
     rig.mood(daemon, Mood::Waits);
     let question = ask(&mut rig, 0);
-    rig.event(crate::dispatcher::Event::HungUp { conn: question.0 });
+    rig.event(Event::HungUp { conn: question.0 });
     assert_eq!(status(&mut rig).passes, 0);
     let found = ScrubFound { repaired: 1, quarantined: 2, ..checked(509) };
     tell(&mut rig, daemon, Ok(DaemonAnswer::Scrubbed { bytes: 2 << 20, found }));
     assert!(answer(&mut rig, question).is_none());
+}
+
+/// With the table went which pages were lost.
+#[test]
+fn a_block_whose_lock_table_was_made_anew_is_compared_at_once_and_first() {
+    let mut rig = rig(2 * PART, 0, &[4, 2]);
+    let question = ask(&mut rig, 1);
+    let block = super::rig::block_id(2);
+    rig.event(Event::LocksInspected { block, found: None });
+    rig.wait(3000);
+    let blocks: Vec<u32> = asked(&rig).iter().map(|(id, _, _)| id.get()).collect();
+    assert_eq!(blocks, [1, 2, 1]);
+    assert!(answer(&mut rig, question).unwrap().is_ok());
 }
 
 #[test]
