@@ -12,6 +12,7 @@ mod moving;
 mod objects;
 mod pointers;
 mod points;
+mod scrubbing;
 mod silent;
 mod stale;
 mod steps;

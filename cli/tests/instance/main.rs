@@ -11,3 +11,4 @@ mod lifecycle;
 mod listings;
 mod moves;
 mod recovery;
+mod scrub;

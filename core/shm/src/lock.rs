@@ -15,7 +15,11 @@
 //!      |                              |
 //!      |   even: CAS own half -> 0    | nothing to make it whole from: CAS -> lost, wake all
 //!      `------ HELD, LOST <-------- LOST      (the sequence stays odd)
-//!                  CAS lost -> lost + owner, by who writes the whole page
+//!         ^         |   CAS lost -> lost + owner, by who writes the whole page
+//!         |         |   odd: CAS own half -> lost, wake all -------> LOST
+//!         |
+//!   HELD, CLEAN: half |= lost, then sequence += 1 (odd), by who finds that nothing says which of
+//!                its copies is right
 //! ```
 //!
 //! # Invariants
@@ -39,6 +43,8 @@
 //! | after the lock, before the first step of the sequence | even | releases |
 //! | between the two steps | odd | makes the page whole, steps the sequence, releases |
 //! | after the second step | even | releases |
+//! | after `lost` was set in a clean page, before the sequence is odd | even | releases, not lost |
+//! | after the sequence of such a page is odd | odd | leaves it lost |
 //! | after the unlock, before the wake; or as a waiter that was just woken | any | wakes all |
 
 use dmce_abi::block::SessionId;
@@ -335,6 +341,13 @@ impl PageLock {
         point(Point::SequenceEven);
     }
 
+    /// Calls a page lost, by its holder, who has written nothing: it is so when it is given back.
+    pub fn lose(&self) {
+        // Relaxed: the release of the sequence, which follows, orders it.
+        self.half.fetch_or(LOST, Ordering::Relaxed);
+        self.begin_write();
+    }
+
     /// A reader's look before it reads; none while the page may be half written.
     #[inline]
     #[must_use]
@@ -441,6 +454,14 @@ impl PageLock {
 /// A sequence that was even.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sequence(u32);
+
+impl Sequence {
+    /// As it lies in the table.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+}
 
 /// Whether a page may be half written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

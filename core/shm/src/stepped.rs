@@ -202,6 +202,10 @@ macro_rules! stepped {
                 if step(Access::Store) { self.0.swap(value, order) } else { value }
             }
 
+            pub fn fetch_or(&self, value: $value, order: Ordering) -> $value {
+                if step(Access::Store) { self.0.fetch_or(value, order) } else { value }
+            }
+
             pub fn compare_exchange(
                 &self,
                 expected: $value,

@@ -177,6 +177,21 @@ impl Folder {
         self.dir.names(&self.instance.daemon_prefix(self.daemon.get()))
     }
 
+    /// The ids of all session objects of the instance, as they are named.
+    ///
+    /// # Errors
+    ///
+    /// As [`ObjectDir::names`].
+    pub fn sessions(&self) -> Result<Vec<u32>, ObjectError> {
+        let names = self.dir.names(&self.instance.daemon_prefix(BROKER))?;
+        let kinds = names.iter().filter_map(|name| ObjectName::parse(name).ok());
+        let id = |name: ObjectName| match name.kind {
+            ObjectKind::Session(id) => Some(id),
+            _ => None,
+        };
+        Ok(kinds.filter_map(id).collect())
+    }
+
     /// Opens an object for reading and writing, and checks it.
     ///
     /// # Errors

@@ -132,6 +132,8 @@ struct Held {
     condition: Condition,
     /// Set when the block ends, for those who prepare its pages.
     gone: Arc<AtomicBool>,
+    /// What its pages were when all copies agreed.
+    quiet: copied::Quiet,
 }
 
 /// How a block is.
@@ -294,6 +296,7 @@ impl Store {
 
 impl Held {
     fn new(header: BlockHeader, data: Data) -> Self {
-        Self { header, data, condition: Condition::Whole, gone: Arc::default() }
+        let (gone, quiet) = (Arc::default(), copied::Quiet::default());
+        Self { header, data, condition: Condition::Whole, gone, quiet }
     }
 }

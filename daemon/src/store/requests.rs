@@ -59,6 +59,9 @@ impl Store {
             DaemonRequest::Sync { block, guid, cell, bytes } => {
                 Ok(Begun::Answered(self.sync(Part { block, guid, cell, bytes })))
             }
+            DaemonRequest::Scrub { block, guid, cell, bytes } => {
+                Ok(Begun::Answered(self.scrub(Part { block, guid, cell, bytes })))
+            }
             DaemonRequest::Sense => self.sense().map(|answer| Begun::Answered(Ok(answer))),
             DaemonRequest::Settled => Ok(Begun::Answered(Ok(DaemonAnswer::Done))),
             _ => Err(Refusal::new(Status::Unsupported, "this daemon does not know the request")),

@@ -59,8 +59,8 @@ const SYNC_BLOCKS: u32 = 2;
 /// Regions that nobody uses.
 const IDLE: u32 = 2;
 
-/// Blocks move by themselves as well.
-const EVENING: &str = "[broker]\nrebalance_percent = 1\nusage_ms = 100\n";
+/// Blocks move by themselves as well, and copies are compared as fast as can be.
+const CONFIG: &str = "[broker]\nrebalance_percent = 1\nusage_ms = 100\nscrub_rate = \"0\"\n";
 
 /// Records that are acknowledged between two misfortunes, and while somebody is stopped.
 const PROGRESS: u64 = 200;
@@ -108,7 +108,7 @@ struct Campaign {
 #[must_use]
 pub fn run(plan: Plan) -> Report {
     let builder = Instance::builder().daemons(plan.daemons).capacity("64MiB");
-    let instance = builder.sync_blocks(SYNC_BLOCKS).config(EVENING).start();
+    let instance = builder.sync_blocks(SYNC_BLOCKS).config(CONFIG).start();
     let mover = Mover::new(instance.socket(), (plan.daemons, plan.copies), plan.seed);
     let mut campaign = Campaign {
         instance,

@@ -32,8 +32,8 @@ struct State {
     is_busy: bool,
     is_over: bool,
     counts: BTreeMap<&'static str, u64>,
-    /// A move that took too long.
-    stuck: Option<String>,
+    /// A move that took too long, or damage that was found.
+    wrong: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -84,14 +84,14 @@ impl Mover {
     ///
     /// # Panics
     ///
-    /// If a move has taken too long.
+    /// If a move has taken too long, or damage was found.
     pub(super) fn pause(&self) {
         let mut state = self.shared.lock();
         state.is_wanted = false;
         while state.is_busy {
             state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        assert_eq!(state.stuck, None, "a move takes too long");
+        assert_eq!(state.wrong, None, "what must never be");
     }
 
     /// What has moved, and what not.
@@ -139,6 +139,7 @@ impl Hand {
                 0 => self.drain(),
                 1 => self.swap(),
                 2 | 3 => self.set_copies(),
+                4 => self.scrub(),
                 _ => self.migrate(),
             }
         }
@@ -162,7 +163,7 @@ impl Hand {
             Err(ConnectionError::Refused(refusal)) => Some(Err(refusal.text)),
             Err(error) => {
                 if matches!(error, ConnectionError::Timeout) {
-                    self.shared.lock().stuck.get_or_insert(what);
+                    self.shared.lock().wrong.get_or_insert(format!("{what} takes too long"));
                 }
                 self.broker = None;
                 None
@@ -228,6 +229,26 @@ impl Hand {
             let region = region.clone();
             let answer = self.ask(AdminRequest::SetCopies { region, copies });
             self.note(answer.as_ref(), "times that other copies were asked for");
+        }
+    }
+
+    /// Has all copies compared: whatever happens to them, none differs that nobody writes.
+    fn scrub(&mut self) {
+        match self.ask(AdminRequest::Scrub { block: 0 }) {
+            Some(Ok(AdminReply::Scrubbed { found, .. })) => {
+                if found.repaired + found.quarantined > 0 {
+                    let text = format!("a scrub finds damage: {found:?}");
+                    self.shared.lock().wrong.get_or_insert(text);
+                }
+                *self
+                    .shared
+                    .lock()
+                    .counts
+                    .entry("pages equal when all were compared")
+                    .or_default() += found.checked;
+                self.shared.count("times that all copies were compared");
+            }
+            answer => self.note(answer.as_ref(), "times that all copies were compared"),
         }
     }
 

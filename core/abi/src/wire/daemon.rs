@@ -220,8 +220,9 @@ pub enum DaemonAnswer {
         /// Bytes.
         bytes: u32,
     },
-    /// So many bytes of the part were gone through. 0: not now, since the headers do not agree, or
-    /// the daemon has no session object yet; the broker asks again.
+    /// So many bytes of the part were gone through, not all of them where many pages differ. 0: not
+    /// now, since the headers do not agree, something is gone, or the daemon has no session object
+    /// yet; the broker asks again.
     Scrubbed {
         /// Bytes.
         bytes: u32,

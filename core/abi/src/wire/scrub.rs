@@ -17,7 +17,7 @@ pub struct ScrubFound {
     pub detached: u64,
     /// Marked as lost already.
     pub lost: u64,
-    /// Of a block of one copy whose pages nobody locks: there is nothing to compare them with.
+    /// There is one good copy: nothing to compare them with.
     pub unchecked: u64,
     /// Copies differed, and were made equal by what was known of them.
     pub repaired: u64,

@@ -14,7 +14,7 @@ use crate::fence::Fence;
 use crate::lock::{LockOwner, LockState, PageCondition, PageLock};
 use crate::parking::{Deadline, Parked, Parking, Wake};
 use crate::slot::intent::{IntentClaim, Undo};
-use crate::slot::{Look, Slot};
+use crate::slot::{Look, Operation, Slot};
 use crate::stepped::{self, Access};
 
 mod carried;
@@ -96,23 +96,34 @@ impl Block {
         stores: &mut Stores<'_>,
         deadline: Deadline,
     ) -> Result<(), WriteError<Cut>> {
-        let Client { slot, generation, .. } = &self.clients[client];
-        let look = Look { generation, known: generation, fence: Fence::Full };
-        let operation = slot.begin(look).expect("the generation stays");
-        let writer = Writer {
-            slot,
-            owner: owner(client),
-            base: BASE,
-            locks: &self.locks,
-            parking: NoSleep,
-            deadline: || deadline,
-        };
-        let written = writer.write(batch, stores);
+        let operation = self.begin(client);
+        let written = self.writer(client, deadline).write(batch, stores);
         if matches!(written, Err(WriteError::Abandoned(_))) {
             // The session ends as if its process had died.
             std::mem::forget(operation);
         }
         written
+    }
+
+    fn begin(&self, client: usize) -> Operation<'_> {
+        let Client { slot, generation, .. } = &self.clients[client];
+        let look = Look { generation, known: generation, fence: Fence::Full };
+        slot.begin(look).expect("the generation stays")
+    }
+
+    fn writer(
+        &self,
+        client: usize,
+        deadline: Deadline,
+    ) -> Writer<'_, NoSleep, impl Fn() -> Deadline> {
+        Writer {
+            slot: &self.clients[client].slot,
+            owner: owner(client),
+            base: BASE,
+            locks: &self.locks,
+            parking: NoSleep,
+            deadline: move || deadline,
+        }
     }
 
     /// What a reader gets of a page of a copy; none if it is lost, or being written.

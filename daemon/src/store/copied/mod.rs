@@ -23,6 +23,9 @@
 //!    brought to its end: its locks and its intent stay, and the broker repairs them.
 //! 5. What is answered as done is on every copy that the headers name.
 
+mod pointers;
+mod quiet;
+mod scrub;
 mod sync;
 mod view;
 mod window;
@@ -55,6 +58,7 @@ use tracing::{debug, warn};
 use super::access::no_half;
 use super::folder::{BROKER, Folder, Found};
 use super::{Held, Store};
+pub(super) use quiet::Quiet;
 pub(super) use sync::Part;
 use view::View;
 pub(super) use view::{Unseen, header};

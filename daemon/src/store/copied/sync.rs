@@ -27,7 +27,7 @@ use super::window::{Shut, Window};
 use super::{Desk, Failure, Table};
 use crate::store::Store;
 
-/// What is to be synced.
+/// What is to be synced, or scrubbed.
 #[derive(Clone, Copy, Debug)]
 pub struct Part {
     /// The block.
@@ -59,6 +59,12 @@ impl Store {
             Ok((Ok(bytes), Table::Whole)) => return Ok(DaemonAnswer::Synced { bytes }),
             Ok((Err(failure), Table::Whole)) | Err(failure) => failure,
         };
+        self.put_off(block, failure)?;
+        Ok(DaemonAnswer::Synced { bytes: 0 })
+    }
+
+    /// The broker is to ask again, and hears of it if something is to be done before that.
+    pub(super) fn put_off(&mut self, block: BlockId, failure: Failure) -> Result<(), Refusal> {
         match failure {
             Failure::Refused(refusal) => return Err(refusal),
             Failure::Unseated => self.ask_for_a_seat(),
@@ -67,11 +73,11 @@ impl Store {
                 self.tell_damaged(block, &text);
             }
             failure => {
-                debug!(%block, ?failure, "nothing is synced now");
+                debug!(%block, ?failure, "nothing is done now");
                 self.copied.forget_old(block);
             }
         }
-        Ok(DaemonAnswer::Synced { bytes: 0 })
+        Ok(())
     }
 }
 

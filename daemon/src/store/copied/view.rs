@@ -42,6 +42,8 @@ pub(super) struct View {
     good: usize,
     /// Its lock table.
     pub locks: LockTable,
+    /// Tells that from another which is made in its place.
+    pub table: u64,
 }
 
 /// One of them.
@@ -115,8 +117,8 @@ impl View {
             copies.push(Copy { daemon, half: said.membership.half, committed, object, header });
         }
         let size = Size { committed, bytes_max: known.bytes_max };
-        let locks = locks(folder, (block, guid, epoch), size)?;
-        Ok(Self { guid, committed, copies, good: daemons.len(), locks })
+        let (table, locks) = locks(folder, (block, guid, epoch), size)?;
+        Ok(Self { guid, committed, copies, good: daemons.len(), locks, table })
     }
 
     /// Whether all headers still say so. Whoever writes by what they say next has read it from all
@@ -130,9 +132,14 @@ impl View {
         self.copies.first().expect("a block has a good copy")
     }
 
+    /// The good copies, the primary's first.
+    pub(super) fn good(&self) -> &[Copy] {
+        &self.copies[..self.good]
+    }
+
     /// The place of the good copy that is a half.
     pub(super) fn place_of(&self, half: Half) -> Option<usize> {
-        self.copies[..self.good].iter().position(|copy| copy.half == half)
+        self.good().iter().position(|copy| copy.half == half)
     }
 
     /// The copy that is syncing.
@@ -148,7 +155,7 @@ impl View {
     /// The good copy in whose place the syncing one is made, or the first if that is in no place.
     pub(super) fn source(&self) -> &Copy {
         let half = self.syncing().map(|copy| copy.half);
-        let mut good = self.copies[..self.good].iter();
+        let mut good = self.good().iter();
         good.find(|copy| Some(copy.half) == half).unwrap_or_else(|| self.first())
     }
 
@@ -249,17 +256,24 @@ fn data(folder: &Folder, daemon: DaemonId, block: BlockId) -> Result<Own, Unseen
     }
 }
 
-fn locks(folder: &Folder, whose: (BlockId, Guid, u64), size: Size) -> Result<LockTable, Unseen> {
+/// The lock table of a block, and what tells its object from another.
+fn locks(
+    folder: &Folder,
+    whose: (BlockId, Guid, u64),
+    size: Size,
+) -> Result<(u64, LockTable), Unseen> {
     let own = match folder.look_at(BROKER, ObjectKind::LockTable(whose.0.get()))? {
         Found::Own(own) => own,
         Found::Missing | Found::Foreign { .. } => {
             return Err(Unseen::Damaged("it has no lock table".to_owned()));
         }
     };
-    LockTable::map(own.as_fd(), whose, size, Protection::ReadWrite).map_err(|fault| match fault {
+    let mapped = LockTable::map(own.as_fd(), whose, size, Protection::ReadWrite);
+    let locks = mapped.map_err(|fault| match fault {
         TableFault::Map(_) | TableFault::Object(_) | TableFault::Later { .. } => {
             Unseen::Undecided(fault.to_string())
         }
         fault => Unseen::Damaged(fault.to_string()),
-    })
+    })?;
+    Ok((own.stat.inode, locks))
 }

@@ -4,6 +4,7 @@
 mod adoption;
 mod lending;
 mod requests;
+pub(super) mod scrub;
 mod seats;
 mod upkeep;
 
@@ -17,7 +18,7 @@ use dmce_abi::Status;
 use dmce_abi::block::{
     BlockDescription, BlockId, DaemonId, Guid, Membership, Owner, SessionId, Span, Ticket,
 };
-use dmce_abi::name::{Instance, ObjectKind};
+use dmce_abi::name::{Instance, ObjectKind, ObjectName};
 use dmce_abi::wire::Reply;
 use dmce_abi::wire::daemon::{DaemonAnswer, DaemonNotice, DaemonRequest};
 use dmce_config::{Bytes, DaemonSection};
@@ -35,7 +36,7 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
 /// An instance of one test. Its objects are removed when it is dropped, so also by a panic.
-struct Fixture {
+pub(super) struct Fixture {
     instance: Instance,
     objects: PathBuf,
     section: DaemonSection,
@@ -99,6 +100,12 @@ impl Fixture {
 
     fn path(&self, kind: ObjectKind) -> PathBuf {
         self.objects.join(self.folder().name(kind))
+    }
+
+    /// The same of another daemon, or of the broker.
+    pub(super) fn path_at(&self, daemon: u32, kind: ObjectKind) -> PathBuf {
+        let name = ObjectName { instance: self.instance.clone(), daemon, kind };
+        self.objects.join(name.to_string())
     }
 
     /// What there is, lock apart, without the prefix.

@@ -250,3 +250,33 @@ fn a_lost_page_is_told_to_readers_and_writers_until_it_is_written_again() {
     assert_eq!(block.read(0, 0), Some([3; WORDS.len()]));
     assert_eq!(block.locks[0].state(), LockState::Free);
 }
+
+/// Its copies differ, and nothing says which is right.
+#[test]
+fn whenever_who_calls_a_page_lost_dies_it_is_so_or_as_it_was() {
+    let batch = Batch { cell: 0, bytes: PAGE_BYTES, end: END };
+    let mut left_lost = [0, 0];
+    for stores_left in 0.. {
+        assert!(stores_left < STORES_MAX, "it does not end");
+        let block = Block::new(2);
+        block.copies[1][0][0].store(NEW, Ordering::Relaxed);
+        let ended = run(Some(stores_left), || {
+            let _operation = block.begin(0);
+            block.writer(0, Deadline::PASSED).hold(batch, || block.locks[0].lose())
+        });
+        block.repair(0, &[daemon(0), daemon(1)]);
+        let lock = &block.locks[0];
+        let is_lost = lock.state() == LockState::Lost;
+        assert!(is_lost || lock.state() == LockState::Free);
+        assert_eq!((block.read(0, 0).is_none(), lock.is_lost()), (is_lost, is_lost));
+        let copies = [0, 1].map(|copy| block.page(copy, 0));
+        assert_eq!(copies, [[OLD; WORDS.len()], [NEW, OLD, OLD]], "nothing is stored");
+        assert_eq!(block.claim(0), None);
+        left_lost[usize::from(is_lost)] += 1;
+        if !matches!(ended, End::Dead) {
+            assert!(is_lost, "it came to its end");
+            break;
+        }
+    }
+    assert!(left_lost.iter().all(|times| *times > 2), "{left_lost:?}");
+}

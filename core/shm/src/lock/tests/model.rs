@@ -323,3 +323,24 @@ fn nobody_sleeps_on_a_page_that_repair_calls_lost() {
         assert!(page.lock.is_lost() && page.lock.begin_read().is_none());
     });
 }
+
+/// Who waits for a page whose holder calls it lost hears of it, and no reader takes it for whole.
+#[test]
+fn nobody_sleeps_on_a_page_that_its_holder_calls_lost() {
+    explore(|| {
+        let page = Arc::new(Page::default());
+        page.lock(owner(1, 0));
+        let sleeper = with(&page, move |page| {
+            let taken = page.lock.lock(owner(2, 0), Deadline::NEVER, &&page.futex);
+            assert!(matches!(taken, Err(LockError::Lost)), "{taken:?}");
+        });
+        let reader = with(&page, |page| {
+            assert!(page.lock.begin_read().is_some() || page.lock.is_lost());
+        });
+        page.lock.lose();
+        page.unlock(owner(1, 0));
+        sleeper.join().unwrap();
+        reader.join().unwrap();
+        assert!(page.lock.is_lost() && page.lock.begin_read().is_none());
+    });
+}

@@ -104,6 +104,43 @@ fn a_page_whose_writer_died_is_torn_until_repair_releases_it() {
 }
 
 #[test]
+fn a_page_that_its_holder_calls_lost_is_so_from_when_it_is_given_back() {
+    let (holder, other) = (owner(1, 0), owner(2, 0));
+    for detached in [false, true] {
+        let lock = PageLock::default();
+        lock.try_lock(holder).unwrap();
+        lock.set_detached(detached);
+        lock.lose();
+        assert_eq!(lock.state(), LockState::Held(holder));
+        assert!(lock.is_lost() && lock.begin_read().is_none(), "a reader is told already");
+        lock.unlock(holder, &Kernel).unwrap();
+        assert_eq!((lock.state(), lock.is_detached()), (LockState::Lost, detached));
+        let refused = lock.lock(other, Deadline::PASSED, &Kernel);
+        assert!(matches!(refused, Err(LockError::Lost)));
+        lock.lock_to_rewrite(other, Deadline::PASSED, &Kernel).unwrap();
+        lock.begin_write();
+        lock.end_write();
+        lock.unlock(other, &Kernel).unwrap();
+        assert!(lock.begin_read().is_some_and(|sequence| sequence.number() == 4));
+    }
+}
+
+/// Died before the sequence is odd, the page is what it was; died after it, it is lost.
+#[test]
+fn who_dies_over_a_page_that_it_calls_lost_leaves_it_as_it_was_or_lost() {
+    let dead = owner(1, 0);
+    for (sequence, left, is_lost) in
+        [(6, Left::Whole, false), (6, Left::Lost, false), (7, Left::Lost, true)]
+    {
+        let lock = scribbled(dead.0 | LOST, sequence);
+        lock.take_over(dead).unwrap();
+        lock.release_repaired(left, &Kernel).unwrap();
+        assert_eq!(lock.state() == LockState::Lost, is_lost);
+        assert_eq!(lock.begin_read().map(Sequence::number), (!is_lost).then_some(6));
+    }
+}
+
+#[test]
 fn no_word_that_somebody_scribbled_makes_a_panic_or_a_hang() {
     let edges = [0, 1, 0xff, OWNER_MASK, 1 << 28, LOST, REPAIR, WAITERS, u32::MAX];
     for (half, sequence) in edges.into_iter().flat_map(|half| edges.map(|seq| (half, seq))) {
