@@ -1,6 +1,7 @@
 //! The rows, in groups: each has an instance of its own, so that its memory is free again after it.
 
 pub mod alloc;
+pub mod balance;
 pub mod copied;
 pub mod copies;
 pub mod deaths;
@@ -11,6 +12,7 @@ pub mod moving;
 pub mod narrow;
 pub mod redirect;
 pub mod requests;
+pub mod scrub;
 pub mod store;
 pub mod syncing;
 
@@ -37,6 +39,10 @@ pub enum Group {
     Syncing,
     /// Blocks that move.
     Moving,
+    /// Which blocks move by themselves.
+    Balance,
+    /// Copies that are compared.
+    Scrub,
     /// Clients and brokers that die.
     Deaths,
     /// `dmce_malloc` and `dmce_free`.
@@ -53,7 +59,7 @@ pub enum Group {
 
 impl Group {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Mapped,
         Self::Copied,
         Self::Copies,
@@ -61,6 +67,8 @@ impl Group {
         Self::Redirect,
         Self::Syncing,
         Self::Moving,
+        Self::Balance,
+        Self::Scrub,
         Self::Deaths,
         Self::Alloc,
         Self::Requests,
@@ -83,6 +91,8 @@ impl Group {
             Self::Redirect => redirect::measure(setting),
             Self::Syncing => syncing::measure(setting),
             Self::Moving => moving::measure(setting),
+            Self::Balance => balance::measure(setting),
+            Self::Scrub => scrub::measure(setting),
             Self::Deaths => deaths::measure(setting),
             Self::Alloc => alloc::measure(setting),
             Self::Requests => requests::measure(setting),

@@ -147,7 +147,7 @@ fn round(setting: &mut Setting, size: Size, number: u32) -> Result<Round> {
 
 /// The seconds of one write of all clients while something is done; `None` if there are none.
 #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-fn rate(
+pub(super) fn rate(
     workers: &mut [Worker],
     act: impl FnOnce(&mut [Worker]) -> Result<()>,
 ) -> Result<Option<f64>> {
@@ -158,7 +158,7 @@ fn rate(
     Ok((writes > 0).then(|| elapsed.as_secs_f64() / writes as f64))
 }
 
-fn written(worker: &mut Worker) -> Result<u64> {
+pub(super) fn written(worker: &mut Worker) -> Result<u64> {
     worker.count("written")
 }
 
