@@ -14,7 +14,7 @@ use dmce_tests::Instance;
 use libdmce::connection::{Connection, Deadline};
 use libdmce::{Mirror, Region};
 
-use super::moving::{good, raisers, region};
+use super::moving::{good, raisers, raisers_by, region};
 
 const PAGE: u64 = 4096;
 const BYTES: usize = 4096;
@@ -131,7 +131,7 @@ fn what_is_written_while_servers_die_is_never_taken_for_damaged() {
     for copies in [2, 3] {
         let mut instance = start();
         let (session, region) = region(&instance, copies);
-        let (mut clients, asked) = raisers(&instance, &region);
+        let (mut clients, asked) = raisers_by(&instance, &region, 2);
         for round in 0..12 {
             let found = std::thread::scope(|scope| {
                 let socket = instance.socket();

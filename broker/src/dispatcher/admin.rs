@@ -87,10 +87,13 @@ impl Dispatcher {
             reserved += store.reserved;
         }
         let up = servers.values().filter(|server| server.is_up()).count();
+        // One that was drained may have been stopped for good.
+        let is_out = |server: &Server| server.is_draining && server.blocks.is_empty();
+        let is_missed = servers.values().any(|server| !server.is_up() && !is_out(server));
         let strange = self.regions.nameless() > 0 || !self.restart.quarantined.is_empty();
         let state = if self.blocks.lost > 0 || strange {
             Health::Damaged
-        } else if up < servers.len() || self.blocks.has_degraded() {
+        } else if is_missed || self.blocks.has_degraded() {
             Health::Degraded
         } else {
             Health::Ok

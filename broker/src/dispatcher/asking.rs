@@ -166,7 +166,9 @@ impl Dispatcher {
             }
             (Op::Sync { bytes: asked, .. }, DaemonAnswer::Synced { bytes }) => bytes <= asked,
             (Op::Scrub { bytes: asked, .. }, DaemonAnswer::Scrubbed { bytes, found }) => {
-                bytes <= asked && found.pages() <= u64::from(*bytes).div_ceil(PAGE_BYTES)
+                let is_whole = bytes == asked || u64::from(*bytes).is_multiple_of(PAGE_BYTES);
+                let pages = u64::from(*bytes).div_ceil(PAGE_BYTES);
+                bytes <= asked && is_whole && found.pages() == pages
             }
             (Op::Destroy { .. } | Op::Discard { .. }, DaemonAnswer::Done)
             | (Op::Sense | Op::Fence { .. }, DaemonAnswer::Sensed { .. }) => true,

@@ -67,7 +67,8 @@ impl History {
         total(samples.operations) + total(before)
     }
 
-    /// What a daemon held in each of its last notes; `None` if there are not so many.
+    /// What a daemon held in each of its last notes; `None` if there are not so many, or it was not
+    /// there yet in some.
     pub(super) fn taken_of(
         &self,
         daemon: DaemonId,
@@ -75,7 +76,8 @@ impl History {
     ) -> Option<impl Iterator<Item = Store>> {
         let kept = &self.daemons.get(&daemon)?.kept;
         let first = kept.len().checked_sub(notes)?;
-        Some(kept.range(first..).map(|sample| sample.present.store))
+        let last = || kept.range(first..).map(|sample| sample.present.store);
+        last().all(|store| store.capacity > 0).then(last)
     }
 
     /// Takes a sample of a daemon; at most `limit` are kept.

@@ -184,7 +184,7 @@ impl Dispatcher {
         if client.is_some_and(|client| self.sees_all(&client.peer)) {
             return Ok(());
         }
-        let text = "copies are moved by root and by the user of the service";
+        let text = "copies are moved, and compared, by root and by the user of the service";
         Err(Refusal::new(Status::Denied, text))
     }
 

@@ -69,14 +69,21 @@ impl Used {
         Self { taken: self.taken / NEW * parts, ..self }
     }
 
+    /// The same part of another capacity.
+    fn of(self, capacity: u64) -> Self {
+        let taken = u128::from(self.taken) * u128::from(capacity);
+        let taken = taken.checked_div(self.capacity.into()).unwrap_or(0);
+        Self { taken: u64::try_from(taken).unwrap_or(u64::MAX), capacity }
+    }
+
     /// The least of it and of what the daemon held at other times.
     pub(super) fn least(self, others: impl Iterator<Item = Store>) -> Self {
-        others.map(Self::from).fold(self, Self::min)
+        others.map(|other| Self::from(other).of(self.capacity)).fold(self, Self::min)
     }
 
     /// The most of the same.
     pub(super) fn most(self, others: impl Iterator<Item = Store>) -> Self {
-        others.map(Self::from).fold(self, Self::max)
+        others.map(|other| Self::from(other).of(self.capacity)).fold(self, Self::max)
     }
 
     /// With so many bytes less.
@@ -231,7 +238,7 @@ impl Dispatcher {
                 let is_old = |other: &DaemonId| self.newness(*other) == 0;
                 let others = self.daemons.up_in_turn().filter(is_old);
                 let least = others.map(|other| Used::from(self.ledger.store(other))).min();
-                own.max(least.map_or(own, |least| least.times(newness)))
+                own.max(least.map_or(own, |least| least.times(newness).of(own.capacity)))
             }
         };
         Load { used, recent: self.history.recent(daemon) }

@@ -4,24 +4,24 @@
 //! ```text
 //!          it is time, or somebody asks            the daemon of its primary is asked
 //!  (none) -----------------------------> WAITING ------------------------------------> ASKED
-//!    ^                                    ^  ^ |                                          |
-//!    |  behind the last block: answered   |  | | not now: again in a while, some times    |
-//!    +------------------------------------+  | +------------------------------------------+
-//!                                            |        a part was gone through             |
-//!                                            +--------------------------------------------+
+//!    ^                                    |   ^                                           |
+//!    |  behind the last block: answered   |   |  a part was gone through; or not now:     |
+//!    +------------------------------------+   +-------------------------------------------+
+//!                                                again in a while, some times, then the next
 //! ```
 //!
 //! # Invariants
 //!
 //! 1. One part of one block is compared at a time, and over any time no more bytes, in all copies,
-//!    than the configuration says.
+//!    than the configuration says, but for what is looked at again.
 //! 2. A block that has lost its lock table comes first, then what somebody asked for, in turn, then
 //!    what is done by itself. Who asked is answered once.
-//! 3. Nobody is held up by it, and it by nobody: what cannot be compared now counts as busy, and is
-//!    left to the next pass.
+//! 3. Nobody is held up by it, and it by nobody: what cannot be compared for a while counts as
+//!    busy, and is left to the next pass; of a block that lost its lock table it is tried again.
 //! 4. What daemons say decides nothing here. It is counted, and logged.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 
 use dmce_abi::Status;
 use dmce_abi::block::{BlockId, DaemonId};
@@ -48,6 +48,8 @@ const AGAIN_MS: u64 = 20;
 const PART: u64 = SYNC_BYTES_MAX as u64;
 /// How often it is tried.
 const TRIES: u32 = 6;
+/// How long until a block that has lost its lock table is gone through again that could not be.
+const ANEW_MS: u64 = 1_000;
 /// Blocks that are passed over in a step.
 const LOOKS: usize = 64;
 
@@ -61,8 +63,8 @@ struct Pass {
     /// Where it goes on: in which block, or the next one that there is; or it is at its end.
     at: Option<BlockId>,
     cell: u64,
-    /// What is being compared.
-    asked: Option<Part>,
+    /// Whether it waits for what is being compared.
+    is_asked: bool,
     /// Whether what is next has its place in the pace, and from when on.
     booked: Option<(Part, Millis)>,
     /// How often that was tried in vain, and until when it is not tried again.
@@ -96,6 +98,10 @@ impl Part {
 pub(super) struct Scrubs {
     /// The first is being made. Those that nobody waits for come last.
     passes: VecDeque<Pass>,
+    /// What is being compared.
+    asked: Option<Part>,
+    /// Blocks that have lost their lock table and could not be gone through, and until when.
+    anew: BTreeMap<BlockId, Millis>,
     pace: Pace,
     /// When all blocks were gone through last, in seconds since 1970, and what was found.
     last: (u64, ScrubFound),
@@ -106,7 +112,8 @@ impl Scrubs {
     /// None, at a rate in bytes a second; 0 for as fast as it goes.
     pub(super) fn new(rate: u64) -> Self {
         let (passes, pace) = (VecDeque::new(), Pace::new(rate));
-        Self { passes, pace, last: (0, ScrubFound::default()), is_due: false }
+        let (asked, anew) = (None, BTreeMap::new());
+        Self { passes, asked, anew, pace, last: (0, ScrubFound::default()), is_due: false }
     }
 
     /// Who waits for an answer.
@@ -127,7 +134,7 @@ impl Scrubs {
             only,
             at: first,
             cell: 0,
-            asked: None,
+            is_asked: false,
             booked: None,
             tries: 0,
             rests: None,
@@ -145,10 +152,27 @@ impl Scrubs {
 }
 
 impl Pass {
+    /// Whether it is of a block that has lost its lock table.
+    const fn is_anew(&self) -> bool {
+        self.asker.is_none() && self.only.is_some()
+    }
+
+    /// It waits for nothing any more.
+    const fn hear(&mut self) -> &mut Self {
+        self.is_asked = false;
+        self
+    }
+
     /// The part that was tried was not compared.
     fn failed(&mut self, now: Millis) {
         self.tries += 1;
         self.rests = Some(now.after(AGAIN_MS << self.tries.min(TRIES)));
+    }
+
+    /// It goes on in this block, from a cell on.
+    const fn go_to(&mut self, id: BlockId, cell: u64) {
+        (self.at, self.cell) = (Some(id), cell);
+        (self.tries, self.rests) = (0, None);
     }
 
     /// The next thing is another block.
@@ -162,12 +186,19 @@ impl Pass {
 enum Next {
     /// This is compared.
     Compare(Part),
-    /// The rest of this block is passed over: so many pages of it.
-    PassOver(BlockId, u64),
-    /// The same, since it is lost.
-    Lost(BlockId, u64),
+    /// Nothing of it can be, now.
+    Rest(BlockId),
+    /// A block is passed over from a cell up to another one.
+    PassOver(BlockId, Range<u64>),
+    /// The rest of a block is, which is lost.
+    Lost(BlockId, Range<u64>),
     /// All was gone through.
     End,
+}
+
+/// Pages of a part of a block.
+const fn pages(cells: &Range<u64>) -> u64 {
+    cells.end.saturating_sub(cells.start).div_ceil(PAGE_BYTES)
 }
 
 impl Dispatcher {
@@ -204,7 +235,15 @@ impl Dispatcher {
     /// Has a block compared before all others: with its lock table went what was known of pages
     /// that are lost.
     pub(super) fn scrub_soon(&mut self, id: BlockId) {
-        self.scrubs.add(None, Some(id), Some(id));
+        let is_it = |pass: &&mut Pass| pass.is_anew() && pass.only == Some(id);
+        match self.scrubs.passes.iter_mut().find(is_it) {
+            // From its beginning, if it was begun with.
+            Some(pass) => {
+                (pass.at, pass.cell) = (Some(id), 0);
+                self.scrubs.is_due = true;
+            }
+            None => self.scrubs.add(None, Some(id), Some(id)),
+        }
     }
 
     fn first_block(&self) -> Option<BlockId> {
@@ -221,36 +260,69 @@ impl Dispatcher {
         if !self.tables_complete() || !std::mem::take(&mut self.scrubs.is_due) {
             return;
         }
+        self.scrub_anew();
         for _ in 0..LOOKS {
             let now = self.now.millis;
-            let Some(pass) = self.scrubs.passes.front() else { return };
-            if pass.asked.is_some() {
+            let Some(pass) = self.scrubs.passes.front().filter(|_| self.scrubs.asked.is_none())
+            else {
                 return;
-            }
+            };
             if let Some(until) = pass.rests.filter(|until| *until > now) {
-                return self.timers.set(Timer::Scrub, until);
+                return self.scrub_at(until);
             }
-            match self.next_of(pass) {
-                Next::Compare(part) => {
+            match (self.next_of(pass), self.scrubs.passes.front_mut()) {
+                (Next::Compare(part), _) => {
                     if !self.compare(part) {
                         return;
                     }
                 }
-                Next::PassOver(id, pages) => {
-                    let Some(pass) = self.scrubs.passes.front_mut() else { return };
-                    pass.found.busy += pages;
+                (Next::Rest(id), Some(pass)) => {
+                    if pass.at != Some(id) {
+                        pass.go_to(id, 0);
+                    }
+                    pass.failed(now);
+                }
+                (Next::PassOver(id, cells), Some(pass)) => {
+                    pass.found.busy += pages(&cells);
+                    pass.go_to(id, cells.end);
+                    if cells.is_empty() {
+                        pass.leave(id);
+                    }
+                }
+                (Next::Lost(id, cells), Some(pass)) => {
+                    pass.found.lost += pages(&cells);
                     pass.leave(id);
                 }
-                Next::Lost(id, pages) => {
-                    let Some(pass) = self.scrubs.passes.front_mut() else { return };
-                    pass.found.lost += pages;
-                    pass.leave(id);
-                }
-                Next::End => self.end_pass(),
+                (Next::End, _) => self.end_pass(),
+                (_, None) => return,
             }
         }
         self.scrubs.is_due = true;
-        self.timers.set(Timer::Scrub, self.now.millis.after(1));
+        self.scrub_at(self.now.millis.after(1));
+    }
+
+    /// Goes on then.
+    fn scrub_at(&mut self, at: Millis) {
+        if self.timers.time_of(Timer::Scrub).is_none_or(|before| at < before) {
+            self.timers.set(Timer::Scrub, at);
+        }
+    }
+
+    /// Has blocks gone through again that have lost their lock table, and could not be.
+    fn scrub_anew(&mut self) {
+        let now = self.now.millis;
+        let all = self.scrubs.anew.iter();
+        let due: Vec<BlockId> =
+            all.filter(|(_, until)| **until <= now).map(|(id, _)| *id).take(LOOKS).collect();
+        for id in due {
+            self.scrubs.anew.remove(&id);
+            if self.blocks.get(id).is_some_and(Block::is_usable) {
+                self.scrub_soon(id);
+            }
+        }
+        if let Some(at) = self.scrubs.anew.values().min().copied() {
+            self.scrub_at(at);
+        }
     }
 
     /// What is next of a pass.
@@ -258,26 +330,29 @@ impl Dispatcher {
         let is_over = |id: BlockId| pass.only.is_some_and(|only| id != only);
         let next = pass.at.and_then(|at| self.blocks.from(at).next());
         let Some((id, block)) = next.filter(|(id, _)| !is_over(*id)) else { return Next::End };
-        let cell = if pass.at == Some(id) { pass.cell } else { 0 };
-        let left = block.committed.saturating_sub(cell);
-        let pages = left.div_ceil(PAGE_BYTES);
+        let is_it = pass.at == Some(id);
+        let (cell, tries) = if is_it { (pass.cell, pass.tries) } else { (0, 0) };
+        let committed = block.committed;
         if block.state == BlockState::Lost {
-            return Next::Lost(id, pages);
+            return Next::Lost(id, cell..committed);
         }
         let daemon = block.primary().filter(|daemon| {
             let server = self.daemons.servers.get(daemon);
             server.is_some_and(Server::is_up) && self.stands(block.span)
         });
+        let end = (cell / PART + 1).saturating_mul(PART).min(committed);
         // Whoever decides about its copies knows which are good when that is done.
-        let daemon = daemon.filter(|_| block.state == BlockState::Held && pass.tries < TRIES);
-        match daemon {
-            Some(daemon) if left > 0 => {
-                let end = (cell / PART + 1).saturating_mul(PART).min(block.committed);
+        match daemon.filter(|_| block.state == BlockState::Held) {
+            _ if cell >= committed => Next::PassOver(id, cell..cell),
+            Some(_) if tries >= TRIES => Next::PassOver(id, cell..end),
+            None if tries >= TRIES => Next::PassOver(id, cell..committed),
+            None => Next::Rest(id),
+            Some(daemon) => {
                 let bytes = u32::try_from(end - cell).unwrap_or(SYNC_BYTES_MAX);
-                let copies = block.copies.named().count() as u64;
+                // An only copy whose pages nobody locks is not read.
+                let copies = if block.is_locked { block.copies.named().count() as u64 } else { 0 };
                 Next::Compare(Part { block: id, daemon, cell, bytes, copies })
             }
-            _ => Next::PassOver(id, pages),
         }
     }
 
@@ -296,10 +371,11 @@ impl Dispatcher {
         };
         if at > now {
             pass.booked = Some((part, at));
-            self.timers.set(Timer::Scrub, at);
+            self.scrub_at(at);
             return false;
         }
-        (pass.at, pass.cell, pass.asked) = (Some(part.block), part.cell, Some(part));
+        (pass.at, pass.cell, pass.is_asked) = (Some(part.block), part.cell, true);
+        self.scrubs.asked = Some(part);
         let Part { block, daemon, cell, bytes, .. } = part;
         let guid = self.blocks.get(block).map(|block| block.guid).unwrap_or_default();
         if let Some(server) = self.daemons.servers.get_mut(&daemon) {
@@ -317,34 +393,40 @@ impl Dispatcher {
         answer: &Answer,
     ) {
         let now = self.now.millis;
-        let Scrubs { passes, pace, is_due, .. } = &mut self.scrubs;
-        let is_it = |part: &Part| (part.daemon, part.block, part.cell) == (daemon, block, cell);
-        let pass = passes.iter_mut().find(|pass| pass.asked.as_ref().is_some_and(is_it));
-        let Some((pass, part)) = pass.and_then(|pass| pass.asked.take().map(|part| (pass, part)))
-        else {
-            return;
-        };
+        let Scrubs { passes, asked, pace, is_due, .. } = &mut self.scrubs;
+        let is_it = |part: &mut Part| (part.daemon, part.block, part.cell) == (daemon, block, cell);
+        let Some(part) = asked.take_if(is_it) else { return };
         *is_due = true;
         let (bytes, found) = match *answer {
             Ok(DaemonAnswer::Scrubbed { bytes, found }) => (bytes, found),
             _ => (0, ScrubFound::default()),
         };
         pace.give_back(part.cost(part.bytes.saturating_sub(bytes)));
+        // Who asked for it may be gone, or have it done from the beginning.
+        let asker = passes.iter_mut().find(|pass| pass.is_asked);
+        let goes_on = |pass: &&mut Pass| (pass.at, pass.cell) == (Some(block), cell);
+        let Some(pass) = asker.map(Pass::hear).filter(goes_on) else {
+            return self.tell_damage(block, cell, found);
+        };
         if bytes == 0 {
             return pass.failed(now);
         }
         pace.note(now, part.cost(bytes));
-        (pass.tries, pass.rests) = (0, None);
         pass.bytes = pass.bytes.saturating_add(part.cost(bytes));
         pass.found += found;
-        pass.cell = cell + u64::from(bytes);
+        pass.go_to(block, cell + u64::from(bytes));
         let committed = self.blocks.get(block).map_or(0, |block| block.committed);
         if pass.cell >= committed {
             pass.blocks += 1;
             pass.leave(block);
         }
-        if found.repaired + found.quarantined > 0 {
-            let ScrubFound { repaired, quarantined, .. } = found;
+        self.tell_damage(block, cell, found);
+    }
+
+    /// Says what was done about copies that differed.
+    fn tell_damage(&mut self, block: BlockId, cell: u64, found: ScrubFound) {
+        let ScrubFound { repaired, quarantined, .. } = found;
+        if repaired + quarantined > 0 {
             let text = format!(
                 "the copies of block {block} differed: {repaired} pages from {cell:#x} on are \
                  repaired, {quarantined} are lost"
@@ -355,19 +437,23 @@ impl Dispatcher {
 
     /// A daemon compares nothing any more: its connection is gone.
     pub(super) fn scrub_without(&mut self, daemon: DaemonId) {
-        let Scrubs { passes, pace, is_due, .. } = &mut self.scrubs;
-        for pass in passes {
-            if let Some(part) = pass.asked.take_if(|part| part.daemon == daemon) {
-                pace.give_back(part.cost(part.bytes));
-                pass.failed(self.now.millis);
-                *is_due = true;
-            }
+        let Scrubs { passes, asked, pace, is_due, .. } = &mut self.scrubs;
+        let Some(part) = asked.take_if(|part| part.daemon == daemon) else { return };
+        pace.give_back(part.cost(part.bytes));
+        if let Some(pass) = passes.iter_mut().find(|pass| pass.is_asked) {
+            pass.hear().failed(self.now.millis);
         }
+        *is_due = true;
     }
 
     /// All of a pass is done.
     fn end_pass(&mut self) {
         let Some(pass) = self.scrubs.passes.pop_front() else { return };
+        if let Some(id) = pass.only.filter(|_| pass.is_anew() && pass.found.busy > 0) {
+            let at = self.now.millis.after(ANEW_MS);
+            self.scrubs.anew.insert(id, at);
+            self.scrub_at(at);
+        }
         let Pass { asker, only, blocks, found, .. } = pass;
         if only.is_none() {
             self.scrubs.last = (self.now.unix_s, found);
@@ -402,10 +488,14 @@ impl Dispatcher {
         let Scrubs { passes, pace, last, .. } = &self.scrubs;
         let of_block =
             |block: &Block| block.committed.saturating_mul(block.copies.named().count() as u64);
+        let of_daemons = || {
+            let stores = self.daemons.servers.keys().map(|daemon| self.ledger.store(*daemon));
+            stores.map(|store| store.committed).sum()
+        };
         let pass = passes.front();
         let all = pass.map(|pass| match pass.only {
             Some(only) => self.blocks.get(only).map_or(0, of_block),
-            None => self.blocks.all().map(|(_, block)| of_block(block)).sum(),
+            None => of_daemons(),
         });
         admin::Scrub {
             passes: u32::try_from(passes.len()).unwrap_or(u32::MAX),

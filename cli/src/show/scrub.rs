@@ -59,7 +59,7 @@ impl Show for ScrubResult {
         let pages = [
             ("equal", checked),
             ("of one copy", unchecked),
-            ("written all the time", busy),
+            ("not compared now", busy),
             ("under pointers", pinned),
             ("that differ on purpose", detached),
             ("repaired", repaired),

@@ -12,6 +12,9 @@ pub const DATA_BYTES_MAX: usize = 60 * 1024;
 /// Copies of one block.
 pub const COPIES_MAX: u32 = 3;
 
+/// Notes of the usage history in which daemons differ before blocks move by themselves.
+pub const REBALANCE_NOTES: u32 = 3;
+
 /// Daemons of other copies that a header can name: one more than [`COPIES_MAX`] allows, for a copy
 /// that takes the place of another.
 pub const PEERS_MAX: usize = 3;

@@ -5,7 +5,8 @@ use std::ops::RangeInclusive;
 
 use dmce_abi::block::is_page_size;
 use dmce_abi::limits::{
-    BLOCK_IDS_MAX, COPIES_MAX, DAEMONS_MAX, PAGE_BYTES, POLICIES_MAX, SESSION_IDS_MAX,
+    BLOCK_IDS_MAX, COPIES_MAX, DAEMONS_MAX, PAGE_BYTES, POLICIES_MAX, REBALANCE_NOTES,
+    SESSION_IDS_MAX,
 };
 
 use crate::sections::{
@@ -23,8 +24,6 @@ const MAPPINGS_MAX: u32 = 1 << 20;
 /// Notes of one daemon: with as many daemons as there can be, they take some 100 MiB.
 const USAGE_SAMPLES_MAX: u32 = 4096;
 const SYNC_BLOCKS_MAX: u32 = 256;
-/// Notes of the usage history that the broker looks at before blocks move by themselves.
-const REBALANCE_NOTES: u32 = 3;
 const SYNC_RATE_MAX: Bytes = Bytes::mib(1 << 20);
 const WEIGHT_MAX: u32 = 1_000_000;
 /// The largest alignment of an allocation.

@@ -25,15 +25,16 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use dmce_abi::block::{BlockId, DaemonId};
+use dmce_abi::limits::REBALANCE_NOTES;
 
 use super::super::Dispatcher;
 use super::super::action::LogLevel;
+use super::super::charge::Store;
+use super::super::daemons::Server;
 use super::super::event::Millis;
 use super::super::placement::Load;
 use super::Wish;
 
-/// Notes of the usage history in which two daemons differ before anything moves.
-const NOTES: usize = 3;
 /// Blocks that are looked at for one that moves.
 const LOOKS: usize = 32;
 /// How long one that could not move is not looked at again.
@@ -84,12 +85,7 @@ impl Dispatcher {
     fn next_to_even(&mut self) -> Option<(BlockId, DaemonId, DaemonId)> {
         let percent = u64::from(self.config.rebalance_percent);
         let least = if self.moves.balance.is_on { percent.div_ceil(2) } else { percent };
-        let takes_blocks = |daemon: &DaemonId| {
-            // What goes there makes place already.
-            let server = self.daemons.servers.get(daemon);
-            server.is_some_and(|server| server.takes_blocks() && !server.is_destroying())
-        };
-        let daemons: Vec<DaemonId> = self.daemons.up_in_turn().filter(takes_blocks).collect();
+        let daemons: Vec<DaemonId> = self.daemons.up_in_turn().collect();
         let mut full: Vec<Side> = daemons.iter().filter_map(|id| self.as_giver(*id)).collect();
         let mut empty: Vec<Side> = daemons.iter().filter_map(|id| self.as_getter(*id)).collect();
         full.sort_by_key(|side| Reverse(side.load));
@@ -98,7 +94,8 @@ impl Dispatcher {
         let apart = pairs.filter(|(from, to)| from.load.used.is_above(to.load.used, least));
         let apart: Vec<(Side, Side)> = apart.map(|(from, to)| (*from, *to)).collect();
         let next = apart.iter().find_map(|(from, to)| {
-            let id = self.find_to_move(*from, *to)?;
+            // What goes from there makes place already.
+            let id = self.find_to_move(*from, *to).filter(|_| !self.is_destroying(from.daemon))?;
             Some((id, from.daemon, to.daemon))
         });
         let is_on = next.is_some() || (self.moves.balance.is_on && !apart.is_empty());
@@ -114,7 +111,7 @@ impl Dispatcher {
         let mut load = self.load(daemon);
         load.used = load
             .used
-            .least(self.history.taken_of(daemon, NOTES)?)
+            .least(self.noted(daemon)?)
             .without(self.bytes_wished(|wish| wish.from == daemon));
         Some(Side { daemon, load })
     }
@@ -124,9 +121,18 @@ impl Dispatcher {
         let mut load = self.load(daemon);
         load.used = load
             .used
-            .most(self.history.taken_of(daemon, NOTES)?)
+            .most(self.noted(daemon)?)
             .with(self.bytes_wished(|wish| wish.to == daemon && !wish.is_begun));
         Some(Side { daemon, load })
+    }
+
+    /// What a daemon held in the last notes.
+    fn noted(&self, daemon: DaemonId) -> Option<impl Iterator<Item = Store>> {
+        self.history.taken_of(daemon, usize::try_from(REBALANCE_NOTES).ok()?)
+    }
+
+    fn is_destroying(&self, daemon: DaemonId) -> bool {
+        self.daemons.servers.get(&daemon).is_some_and(Server::is_destroying)
     }
 
     fn bytes_wished(&self, is_one: impl Fn(&Wish) -> bool) -> u64 {
@@ -145,6 +151,10 @@ impl Dispatcher {
         }
         let (free, held): (Vec<BlockId>, Vec<BlockId>) =
             some.into_iter().partition(|id| self.may_move(*id, from.daemon, to.daemon));
+        if free.is_empty() && held.len() == LOOKS {
+            // Others may be behind them.
+            self.sync_later();
+        }
         for id in held {
             self.look_later(id);
         }

@@ -157,6 +157,40 @@ fn a_daemon_that_is_drained_neither_gives_nor_gets_for_it() {
     assert_eq!(mib_on(&rig, &[1, 2]), [768, 0]);
 }
 
+/// However many of the largest cannot move, those behind them do.
+#[test]
+fn blocks_that_pointers_hold_do_not_keep_others_from_moving() {
+    let mut rig = rig(PERCENT);
+    let (conn, held) = spans(&mut rig, 100, 8 * MIB);
+    for (id, place) in held.iter().zip(1..) {
+        let (addr, os_address) = (address(*id), 0x1000 * place);
+        rig.done(conn, ClientRequest::Map(Map { addr, bytes: 4096, os_address, writable: true }));
+    }
+    let (_other, _) = spans(&mut rig, 40, 4 * MIB);
+    rig.daemon(2, GIB);
+    wait(&mut rig, 8);
+    assert_eq!(mib_on(&rig, &[2]), [160]);
+}
+
+/// How full it counts at first is said of its own capacity.
+#[test]
+fn a_small_daemon_that_is_new_gets_no_more_than_makes_it_even() {
+    let mut config = config();
+    (config.copies_max, config.syncs_max, config.slow_start_ms) = (3, 4, 60_000);
+    (config.rebalance_percent, config.usage_ms) = (10, NOTE_MS);
+    let mut rig = Rig::started(config, Started::default());
+    (1..=2).for_each(|id| rig.daemon(id, GIB));
+    let (conn, _) = rig.session(1000);
+    for ticket in 1..=12 {
+        rig.granted(conn, span(ticket, 128 * MIB));
+    }
+    rig.daemon(3, 128 * MIB);
+    for _ in 0..100 {
+        wait(&mut rig, 1);
+        assert_eq!(mib_on(&rig, &[3]), [0], "a block of it all would make it the fullest");
+    }
+}
+
 /// How many blocks were looked at, and how many moved, where there are so many.
 fn looks(count: u64) -> (usize, usize) {
     let mut rig = rig(10);

@@ -222,9 +222,37 @@ fn a_block_whose_lock_table_was_made_anew_is_compared_at_once_and_first() {
 }
 
 #[test]
+fn a_block_that_lost_its_table_waits_once_and_until_it_can_be_compared() {
+    let mut rig = rig(0, 0, &[2]);
+    let (daemon, block) = (primary(&mut rig, 1), super::rig::block_id(1));
+    rig.mood(daemon, Mood::Waits);
+    for _ in 0..3 {
+        rig.event(Event::LocksInspected { block, found: None });
+        rig.wait(100);
+    }
+    assert_eq!(status(&mut rig).passes, 1);
+    let busy = ScrubFound { busy: 512, ..ScrubFound::default() };
+    for _ in 0..2 {
+        tell(&mut rig, daemon, Ok(DaemonAnswer::Scrubbed { bytes: 2 << 20, found: busy }));
+        rig.wait(1500);
+    }
+    tell(&mut rig, daemon, Ok(DaemonAnswer::Scrubbed { bytes: 2 << 20, found: checked(512) }));
+    rig.actions.clear();
+    rig.wait(5000);
+    assert_eq!((asked(&rig).len(), status(&mut rig).passes), (0, 0));
+}
+
+#[test]
 fn a_daemon_that_lies_about_it_is_not_believed() {
     let more = ScrubFound { checked: u64::MAX, repaired: u64::MAX, ..ScrubFound::default() };
-    for (bytes, found) in [(2 << 20, more), (4 << 20, checked(1)), (0, checked(1))] {
+    let lies = [
+        (2 << 20, more),
+        (4 << 20, checked(1024)),
+        (0, checked(1)),
+        (1, checked(1)),
+        (1 << 20, checked(255)),
+    ];
+    for (bytes, found) in lies {
         let mut rig = rig(0, 0, &[2]);
         let daemon = primary(&mut rig, 1);
         rig.mood(daemon, Mood::Waits);

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 pub struct ScrubFound {
     /// All good copies were equal.
     pub checked: u64,
-    /// Somebody wrote them each time that they were looked at.
+    /// Not compared now: somebody wrote them each time that they were looked at, or something else
+    /// of the block was in the way.
     pub busy: u64,
     /// A pointer stores there: the copies differ until it is given back.
     pub pinned: u64,

@@ -246,6 +246,17 @@ impl SessionObject {
         Ok(())
     }
 
+    /// The pins of a session that somebody else arbitrates: as [`Self::pins`].
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Resized`], [`SessionError::Object`].
+    pub fn pins_of(fd: OwnedFd) -> Result<Vec<PinClaim>, SessionError> {
+        let object = Self { fd };
+        object.check_size()?;
+        object.pins()
+    }
+
     /// The pins now. Who must not miss one asks after the marks have quiesced: a pin is taken
     /// inside an operation.
     ///

@@ -10,7 +10,6 @@
 use std::ops::Range;
 
 use dmce_abi::name::ObjectKind;
-use dmce_shm::fence::Fence;
 use dmce_shm::session::object::{SessionError, SessionObject};
 use dmce_shm::session::pin::PinClaim;
 use dmce_sys::object::ObjectError;
@@ -28,8 +27,6 @@ pub(super) enum Uncertain {
     Object(#[from] ObjectError),
     #[error("session {session}: {source}")]
     Session { session: u32, source: SessionError },
-    #[error("the object of session {session} is not the broker's: {reason}")]
-    Foreign { session: u32, reason: &'static str },
 }
 
 impl Pointers {
@@ -40,12 +37,11 @@ impl Pointers {
         for session in folder.sessions()? {
             let own = match folder.look_at(BROKER, ObjectKind::Session(session))? {
                 Found::Own(own) => own,
-                // Nothing of it was left to be carried.
-                Found::Missing => continue,
-                Found::Foreign { reason } => return Err(Uncertain::Foreign { session, reason }),
+                // Nothing of it was left to be carried; and what somebody else has put there is no
+                // session's.
+                Found::Missing | Found::Foreign { .. } => continue,
             };
-            let object = SessionObject::open(own.into_fd(), Fence::register());
-            let pins = object.and_then(|object| object.pins());
+            let pins = SessionObject::pins_of(own.into_fd());
             let pins = pins.map_err(|source| Uncertain::Session { session, source })?;
             let to_write = pins.into_iter().filter(|PinClaim { range, .. }| range.writable);
             ranges.extend(

@@ -45,7 +45,6 @@ impl Quiet {
         }
         let end = notes.iter().map(|(page, _)| index(*page) + 1).max().unwrap_or(0);
         if end > self.pages.len() {
-            self.pages.reserve_exact(end - self.pages.len());
             self.pages.resize(end, UNKNOWN);
         }
         for (page, seen) in notes {

@@ -67,6 +67,21 @@ struct Scrubbed {
     found: ScrubFound,
     /// The lock table, and what its pages were.
     seen: (u64, Vec<Note>),
+    /// Why it has ended before its end, if that is to be told.
+    failure: Option<Failure>,
+}
+
+impl Scrubbed {
+    /// What was done stands; what was seen does not count.
+    fn in_doubt(self) -> Self {
+        let ScrubFound { repaired, quarantined, .. } = self.found;
+        if repaired + quarantined == 0 {
+            return Self { failure: self.failure, ..Self::default() };
+        }
+        let busy = self.found.pages() - repaired - quarantined;
+        let found = ScrubFound { busy, repaired, quarantined, ..ScrubFound::default() };
+        Self { found, seen: Default::default(), ..self }
+    }
 }
 
 /// What a page is.
@@ -107,11 +122,16 @@ impl Store {
                 Ok(scrubbed)
             }
             // Whoever locked by another table may have written meanwhile.
-            Ok((_, Table::Gone)) => Ok(Scrubbed::default()),
+            Ok((Ok(scrubbed), Table::Gone)) => Ok(scrubbed.in_doubt()),
+            Ok((Err(_), Table::Gone)) => Ok(Scrubbed::default()),
             Ok((Err(failure), Table::Whole)) | Err(failure) => {
                 self.put_off(block, failure).map(|()| Scrubbed::default())
             }
         };
+        let scrubbed = scrubbed.and_then(|mut scrubbed| {
+            let failure = scrubbed.failure.take();
+            failure.map_or(Ok(()), |failure| self.put_off(block, failure)).map(|()| scrubbed)
+        });
         if let Some(held) = self.blocks.get_mut(&block) {
             held.quiet = quiet;
         }
@@ -161,9 +181,12 @@ impl Desk<'_> {
             return Ok(Scrubbed { seen: (view.table, Vec::new()), ..Scrubbed::default() });
         };
         let mut scrub = Scrub::begin(self, (folder, quiet), (block, pages.end))?;
-        pages.end = scrub.go(pages.clone())?;
-        let seen = (view.table, scrub.notes);
-        Ok(Scrubbed { bytes: told(&pages, part, view.committed), found: scrub.found, seen })
+        let (end, failure) = scrub.go(pages.clone());
+        pages.end = end;
+        let (bytes, found) = (told(&pages, part, view.committed), scrub.found);
+        let has_failed = failure.is_some();
+        let scrubbed = Scrubbed { bytes, found, seen: (view.table, scrub.notes), failure };
+        Ok(if has_failed { scrubbed.in_doubt() } else { scrubbed })
     }
 }
 
@@ -196,7 +219,12 @@ impl<'a> Scrub<'a> {
         (block, end): (BlockId, u64),
     ) -> Result<Self, Failure> {
         let until = (end * PAGE_BYTES).min(desk.view.committed);
-        let watch = |copy| Ok((copy, Copy::watched(copy, until)?));
+        let watch = |copy| {
+            let watched = Copy::watched(copy, until)?;
+            // One that was cut, and made longer again, before this was begun with is zeros there.
+            let has_all = watched.before.allocated_bytes >= until;
+            if has_all { Ok((copy, watched)) } else { Err(copy.is_cut().into()) }
+        };
         let copies: Result<Vec<_>, Failure> = desk.view.good().iter().map(watch).collect();
         Ok(Self {
             desk,
@@ -214,8 +242,8 @@ impl<'a> Scrub<'a> {
         })
     }
 
-    /// Goes through pages; where it has ended.
-    fn go(&mut self, pages: Range<u64>) -> Result<u64, Failure> {
+    /// Goes through pages; where it has ended, and why nothing counts of what was seen.
+    fn go(&mut self, pages: Range<u64>) -> (u64, Option<Failure>) {
         let mut page = pages.start;
         while page < pages.end {
             match self.go_on(page..pages.end) {
@@ -226,14 +254,13 @@ impl<'a> Scrub<'a> {
                     page = done;
                     break;
                 }
-                Err((_, failure)) => return Err(failure),
+                Err((done, failure)) => return (done, Some(failure)),
             }
             if self.is_enough() {
                 break;
             }
         }
-        self.confirm()?;
-        Ok(page)
+        (page, self.confirm().err())
     }
 
     /// Goes through a batch; where it has ended, also if it fails.
@@ -319,6 +346,8 @@ impl<'a> Scrub<'a> {
             Seen::Quarantined => &mut found.quarantined,
         } += 1;
         match seen {
+            // Of an only copy a pointer that nobody carries changes bytes, and no sequence.
+            _ if is_alone => self.notes.push((page, None)),
             Seen::Equal(sequence, crc) | Seen::Repaired(sequence, crc) => {
                 self.notes.push((page, Some((sequence, crc))));
             }

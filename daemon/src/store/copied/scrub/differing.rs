@@ -10,13 +10,18 @@ use tracing::{debug, warn};
 
 use super::super::Failure;
 use super::super::pointers::Pointers;
-use super::{Scrub, Seen, page_in};
+use super::{LOCKED_MAX, Scrub, Seen, page_in};
 
 impl Scrub<'_> {
     /// Locks a page that differs, and does something about it.
     pub(super) fn resolve(&mut self, page: u64) -> Result<Seen, Failure> {
         if self.pointers.is_none() {
             self.pointers = self.find_pointers();
+        }
+        if self.pointers.is_none() {
+            // It is not asked again for each page.
+            self.locked = LOCKED_MAX;
+            return Ok(Seen::Busy);
         }
         // Of many pages that pointers store to none is locked: they are left in any case.
         let addrs = self.addrs_of(page);
@@ -25,12 +30,17 @@ impl Scrub<'_> {
         }
         self.locked += 1;
         let desk = self.desk;
-        match desk.writer(self.block).hold(self.batch_of(page), || self.judge(page)) {
-            Ok(judged) => judged,
+        let mut judged = Ok(Seen::Busy);
+        let held = desk.writer(self.block).hold(self.batch_of(page), || {
+            judged = self.judge(page);
+        });
+        match held {
+            Ok(()) => judged,
             Err(LockError::Lost) => Ok(Seen::Lost),
+            // What was done before it was given back stands.
             Err(error) => {
-                debug!(block = %self.block, page, %error, "a page that differs is left");
-                Ok(Seen::Busy)
+                debug!(block = %self.block, page, %error, "a page that differs");
+                judged
             }
         }
     }
@@ -61,6 +71,10 @@ impl Scrub<'_> {
         }
         self.confirm()?;
         if self.view().locks.is_harmed() {
+            return Ok(Seen::Busy);
+        }
+        // What is repaired here would be copied there no more. When that is done it is found again.
+        if self.view().syncing().is_some() {
             return Ok(Seen::Busy);
         }
         let known = self.quiet.crc(self.view().table, page, since);
@@ -104,16 +118,17 @@ impl Scrub<'_> {
     }
 }
 
-/// The place of a copy that is right: one that has the known checksum, or, where none is known,
-/// what most of three have.
+/// The place of a copy that is right: one that has the known checksum, or, where none has, what
+/// most of three have.
 pub(super) fn right_of(copies: &[Vec<u8>], known: Option<u32>) -> Option<usize> {
-    let is_right = |copy: &Vec<u8>| match known {
-        Some(crc) => crc32c::crc32c(copy) == crc,
-        None => copies.iter().filter(|other| *other == copy).count() * 2 > copies.len(),
+    let has_known = |copy: &Vec<u8>| known.is_some_and(|crc| crc32c::crc32c(copy) == crc);
+    let is_most =
+        |copy: &Vec<u8>| copies.iter().filter(|other| *other == copy).count() * 2 > copies.len();
+    let Some(place) = copies.iter().position(has_known) else {
+        return copies.iter().position(is_most);
     };
-    let place = copies.iter().position(is_right)?;
     // Two that have one checksum and differ say nothing.
-    let is_sure = copies.iter().filter(|copy| is_right(copy)).all(|copy| *copy == copies[place]);
+    let is_sure = copies.iter().filter(|copy| has_known(copy)).all(|copy| *copy == copies[place]);
     is_sure.then_some(place)
 }
 
