@@ -10,7 +10,7 @@ use dmce_abi::Status;
 use dmce_abi::wire::admin::{AdminReply, AdminRequest};
 use dmce_abi::wire::client::{ClientReply, ClientRequest};
 use dmce_abi::wire::scrub::ScrubFound;
-use dmce_tests::Instance;
+use dmce_tests::{Instance, wait_for};
 use libdmce::connection::{Connection, Deadline};
 use libdmce::{Mirror, Region};
 
@@ -35,7 +35,7 @@ fn try_scrub(socket: &Path) -> Option<ScrubFound> {
 }
 
 fn scrub(instance: &Instance) -> ScrubFound {
-    try_scrub(&instance.socket()).expect("the broker serves")
+    wait_for("the broker serves", || try_scrub(&instance.socket()))
 }
 
 /// Flips a bit of a page of the only block, in the copy of that place.

@@ -68,7 +68,10 @@ pub fn measure(setting: &mut Setting) -> Result<Vec<Row>> {
     let size = Size { clients: CLIENTS, copies: 1, records, writes, is_drain: false };
     let drain = Size { clients: OF_DRAINED, is_drain: true, ..size };
     let mut rows = Vec::new();
-    for size in [size, Size { copies: 2, ..size }, drain] {
+    // One of them never waits for a processor.
+    let alone = Size { clients: 1, ..size };
+    let twice = |size| Size { copies: 2, ..size };
+    for size in [size, twice(size), alone, twice(alone), drain] {
         let measured: Vec<Round> =
             (0..rounds).map(|_| whole_round(setting, size)).collect::<Result<_>>()?;
         rows.extend(rows_of(size, &measured).into_iter().map(super::told));
@@ -92,7 +95,12 @@ fn rows_of(size: Size, rounds: &[Round]) -> Vec<Row> {
     let what = if size.is_drain { "a daemon is drained" } else { "a block moves" };
     let bytes = table::size(size.moved_bytes());
     let copies = if copies == 1 { "1 copy".to_owned() } else { format!("{copies} copies") };
-    let state = format!("{bytes}, {copies}, {clients} clients write, 0 failed calls");
+    let writers = if clients == 1 {
+        "1 client writes".to_owned()
+    } else {
+        format!("{clients} clients write")
+    };
+    let state = format!("{bytes}, {copies}, {writers}, 0 failed calls");
     let row = |quantity: String, against, unit, goal, pair: &Pair| {
         Row::new(Subject { quantity, state: state.clone(), against, unit, goal }, pair)
     };
