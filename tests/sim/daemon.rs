@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use dmce_abi::Status;
-use dmce_abi::block::{BlockId, DaemonId, Guid, SessionId};
+use dmce_abi::block::{BlockId, DaemonId, Guid, Membership, SessionId};
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::version::SEGMENT_VERSION;
 use dmce_abi::wire::Refusal;
@@ -316,16 +316,8 @@ impl Daemon {
             return answer(ScrubFound { busy: pages, ..ScrubFound::default() });
         };
         let daemons = description.membership.daemons(self.id);
-        let agrees = |daemon: &DaemonId| {
-            let object = host.stores.get(daemon).and_then(|store| store.get(&of.0));
-            object.is_some_and(|object| {
-                let said = &object.description;
-                object.header == Header::Valid
-                    && (said.guid, said.epoch) == (of.1, description.epoch)
-                    && said.membership.daemons(*daemon) == daemons
-            })
-        };
-        let is_sound = daemons.iter().all(agrees);
+        let is_named = |daemon, said: &Membership| said.daemons(daemon) == daemons;
+        let is_sound = host.agree(&description, &daemons, is_named);
         let values: Option<Vec<u64>> =
             daemons.iter().map(|daemon| host.named_page((*daemon, of.0, of.1)).copied()).collect();
         let Some(all) = values.filter(|_| is_sound) else {
@@ -349,17 +341,9 @@ impl Daemon {
         let own = found.filter(|found| found.description.guid == of.1 && found.is_syncing());
         let Some(description) = own.map(|own| own.description.clone()) else { return nothing };
         let daemons = description.membership.daemons(self.id);
-        let agrees = |daemon: &DaemonId| {
-            let object = host.stores.get(daemon).and_then(|store| store.get(&of.0));
-            object.is_some_and(|object| {
-                let said = &object.description;
-                object.header == Header::Valid
-                    && (said.guid, said.epoch) == (of.1, description.epoch)
-                    && said.membership.syncing(*daemon) == Some(self.id)
-            })
-        };
+        let is_own = |daemon, said: &Membership| said.syncing(daemon) == Some(self.id);
         let is_sound = host.tables.get(&of.0).is_some_and(|(guid, bytes)| {
-            *guid == of.1 && *bytes >= PAGE_BYTES && daemons.iter().all(agrees)
+            *guid == of.1 && *bytes >= PAGE_BYTES && host.agree(&description, &daemons, is_own)
         });
         let word = host.pages.named.get(&of.0).and_then(|table| host.pages.words.get(table));
         let Some(&word) = word.filter(|_| is_sound) else { return nothing };

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dmce_abi::block::{BlockDescription, BlockId, DaemonId, Guid, Owner, Region, Role, SessionId};
+use dmce_abi::block::{
+    BlockDescription, BlockId, DaemonId, Guid, Membership, Owner, Region, Role, SessionId,
+};
 use dmce_abi::wire::client::RegionName;
 use dmce_abi::wire::daemon::{HeldBlock, PoolPlace};
 use dmce_broker::dispatcher::{
@@ -239,6 +241,23 @@ impl Host {
         if let Some(object) = object.filter(|of| of.description.guid == guid && !is_served) {
             object.header = Header::Missing;
         }
+    }
+
+    /// Whether the headers of a block on these daemons are of one epoch, and say what they must.
+    pub fn agree(
+        &self,
+        of: &BlockDescription,
+        daemons: &[DaemonId],
+        says: impl Fn(DaemonId, &Membership) -> bool,
+    ) -> bool {
+        daemons.iter().all(|daemon| {
+            let object = self.stores.get(daemon).and_then(|store| store.get(&of.block));
+            object.is_some_and(|Object { description: said, header, .. }| {
+                *header == Header::Valid
+                    && (said.guid, said.epoch) == (of.guid, of.epoch)
+                    && says(*daemon, &said.membership)
+            })
+        })
     }
 
     /// Makes a lock table, in place of one that may be there.

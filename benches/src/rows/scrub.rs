@@ -11,24 +11,18 @@ use dmce_abi::wire::client::{ClientReply, ClientRequest};
 use dmce_tests::Instance;
 use libdmce::connection::{Connection, Deadline};
 
-use super::syncing::{rate, written};
-use crate::calls::Calls;
+use super::syncing::{RECORDS, fill, rate, writers, written};
 use crate::losses::wait_written;
 use crate::measure::{Pair, time};
-use crate::memory::{Anonymous, OwnObject, copy};
+use crate::memory::{OwnObject, copy};
 use crate::records::RECORD_BYTES;
-use crate::session::{Session, Wanted};
 use crate::setting::Setting;
 use crate::table::{self, Goal, Row, Subject, Unit};
 use crate::worker::Worker;
 use crate::{Error, Result};
 
-const COPIES: u32 = 2;
 /// The design's number of clients.
 const CLIENTS: u64 = 4;
-/// Records that each has.
-const RECORDS: u64 = 1 << 12;
-const BUFFER_BYTES: usize = 64 << 20;
 /// What is compared a second where that is set, in all copies.
 const RATE: u64 = 256 << 20;
 
@@ -80,18 +74,6 @@ fn start(setting: &mut Setting, rate: u64) -> Result<Instance> {
     setting.start(Instance::builder().daemons(2).capacity("3GiB").config(&config))
 }
 
-/// Memory of two copies that was written once.
-fn fill(instance: &Instance, bytes: usize) -> Result<Session> {
-    let session = Session::open(Calls::linked(), &instance.socket(), 0)?;
-    let addr = session.malloc_as(bytes as u64, Wanted { copies: COPIES, page_size: 0 })?;
-    let buffer = Anonymous::new(BUFFER_BYTES)?;
-    for offset in (0..bytes as u64).step_by(BUFFER_BYTES) {
-        // SAFETY: the buffer is as long as is said.
-        unsafe { session.write(addr + offset, buffer.area().start(), BUFFER_BYTES) }?;
-    }
-    Ok(session)
-}
-
 fn idle(setting: &mut Setting, bytes: usize) -> Result<[f64; 2]> {
     let instance = start(setting, 0)?;
     let session = fill(&instance, bytes)?;
@@ -112,13 +94,7 @@ fn idle(setting: &mut Setting, bytes: usize) -> Result<[f64; 2]> {
 fn beside(setting: &mut Setting, bytes: usize, writes: u64) -> Result<[f64; 2]> {
     let instance = start(setting, RATE)?;
     let _session = fill(&instance, bytes)?;
-    let mut workers = (0..CLIENTS)
-        .map(|client| {
-            let mut worker = Worker::open(&setting.worker, &instance.socket())?;
-            worker.ask(&format!("records {RECORDS} {COPIES} {client}"))?;
-            Ok(worker)
-        })
-        .collect::<Result<Vec<_>>>()?;
+    let mut workers = writers(setting, &instance, CLIENTS)?;
     wait_written(&mut workers, RECORDS * 8, written)?;
     // As long as the other takes, nearly, and on both sides of it.
     let alone =

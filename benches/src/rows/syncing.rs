@@ -30,7 +30,7 @@ const SYNC_BLOCKS: u32 = 4;
 /// The design's number of clients.
 const CLIENTS: u64 = 4;
 /// Records that each has.
-const RECORDS: u64 = 1 << 12;
+pub(super) const RECORDS: u64 = 1 << 12;
 const BUFFER_BYTES: usize = 64 << 20;
 
 /// How much a round does.
@@ -104,20 +104,8 @@ fn round(setting: &mut Setting, size: Size, number: u32) -> Result<Round> {
     let Size { clients, bytes, writes } = size;
     let builder = Instance::builder().daemons(DAEMONS).capacity("3GiB").sync_blocks(SYNC_BLOCKS);
     let mut instance = setting.start(builder)?;
-    let session = Session::open(Calls::linked(), &instance.socket(), 0)?;
-    let addr = session.malloc_as(bytes as u64, Wanted { copies: COPIES, page_size: 0 })?;
-    let buffer = Anonymous::new(BUFFER_BYTES)?;
-    for offset in (0..bytes as u64).step_by(BUFFER_BYTES) {
-        // SAFETY: the buffer is as long as is said.
-        unsafe { session.write(addr + offset, buffer.area().start(), BUFFER_BYTES) }?;
-    }
-    let mut workers = (0..clients)
-        .map(|client| {
-            let mut worker = Worker::open(&setting.worker, &instance.socket())?;
-            worker.ask(&format!("records {RECORDS} {COPIES} {client}"))?;
-            Ok(worker)
-        })
-        .collect::<Result<Vec<_>>>()?;
+    let session = fill(&instance, bytes)?;
+    let mut workers = writers(setting, &instance, clients)?;
     // Each place a few times, so that all memory is there.
     wait_written(&mut workers, RECORDS * 8, written)?;
     let before = rate(&mut workers, |workers| wait_written(workers, writes, written))?;
@@ -143,6 +131,28 @@ fn round(setting: &mut Setting, size: Size, number: u32) -> Result<Round> {
     let memcpy_to_new = time(1, || memcpy_between(&OwnObject::new(bytes)?))?;
     let write = meanwhile.zip(before).map(|(meanwhile, before)| [meanwhile, before]);
     Ok(Round { made, memcpy, memcpy_to_new, write })
+}
+
+/// Memory of two copies that was written once.
+pub(super) fn fill(instance: &Instance, bytes: usize) -> Result<Session> {
+    let session = Session::open(Calls::linked(), &instance.socket(), 0)?;
+    let addr = session.malloc_as(bytes as u64, Wanted { copies: COPIES, page_size: 0 })?;
+    let buffer = Anonymous::new(BUFFER_BYTES)?;
+    for offset in (0..bytes as u64).step_by(BUFFER_BYTES) {
+        // SAFETY: the buffer is as long as is said.
+        unsafe { session.write(addr + offset, buffer.area().start(), BUFFER_BYTES) }?;
+    }
+    Ok(session)
+}
+
+/// Clients that write records of their own, of two copies.
+pub(super) fn writers(setting: &Setting, instance: &Instance, clients: u64) -> Result<Vec<Worker>> {
+    let open = |client| {
+        let mut worker = Worker::open(&setting.worker, &instance.socket())?;
+        worker.ask(&format!("records {RECORDS} {COPIES} {client}"))?;
+        Ok(worker)
+    };
+    (0..clients).map(open).collect()
 }
 
 /// The seconds of one write of all clients while something is done; `None` if there are none.

@@ -95,8 +95,10 @@ impl Dispatcher {
         let apart: Vec<(Side, Side)> = apart.map(|(from, to)| (*from, *to)).collect();
         let next = apart.iter().find_map(|(from, to)| {
             // What goes from there makes place already.
-            let id = self.find_to_move(*from, *to).filter(|_| !self.is_destroying(from.daemon))?;
-            Some((id, from.daemon, to.daemon))
+            if self.is_destroying(from.daemon) {
+                return None;
+            }
+            Some((self.find_to_move(*from, *to)?, from.daemon, to.daemon))
         });
         let is_on = next.is_some() || (self.moves.balance.is_on && !apart.is_empty());
         if is_on != std::mem::replace(&mut self.moves.balance.is_on, is_on) {

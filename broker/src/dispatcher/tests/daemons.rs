@@ -5,6 +5,7 @@ use dmce_abi::wire::client::{ClientReply, ClientRequest, Fetch};
 use dmce_abi::wire::daemon::{DaemonAnswer, DaemonMessage, DaemonNotice, DaemonRequest, HeldBlock};
 
 use super::rig::{GIB, MIB, Mood, Rig, block_id, config, heap, open, peer, region};
+use super::syncing::{copies, two};
 use crate::dispatcher::{Action, DaemonConn, DispatcherConfig, Event, InspectId, Started};
 
 fn states(rig: &mut Rig) -> (Vec<DaemonState>, Health) {
@@ -194,4 +195,18 @@ fn blocks_of_a_daemon_that_is_away_are_used_on_while_their_objects_are_there() {
     rig.daemon_with(1, 3 * GIB, vec![HeldBlock { description, committed: MIB }]);
     rig.granted(conn, heap(3, MIB));
     assert_eq!(rig.dispatcher.snapshot().blocks.values().filter(|block| block.lost).count(), 1);
+}
+
+#[test]
+fn a_daemon_that_was_drained_and_has_nothing_is_not_missed_when_it_is_stopped() {
+    let (mut rig, _, granted) = two();
+    let root = rig.connect(1, 0);
+    let drain = AdminRequest::Drain { daemon: 1, is_draining: true };
+    rig.done(root, ClientRequest::Admin(drain));
+    rig.wait(1000);
+    assert_eq!(copies(&mut rig, granted.first.block)[0].0, 3);
+    rig.daemon_dies(1);
+    assert_eq!(states(&mut rig).1, Health::Ok);
+    rig.daemon_dies(2);
+    assert_eq!(states(&mut rig).1, Health::Degraded);
 }

@@ -3,7 +3,7 @@
 use dmce_abi::Status;
 use dmce_abi::block::{BlockId, DaemonId, Half, Membership, SessionId};
 use dmce_abi::wire::Refusal;
-use dmce_abi::wire::admin::{AdminReply, AdminRequest, CopyState, Health, HeldBy};
+use dmce_abi::wire::admin::{AdminReply, AdminRequest, CopyState, HeldBy};
 use dmce_abi::wire::client::{ClientReply, ClientRequest, Delete, Granted, Grow, Map, Unmap};
 
 use super::copies::{rig_that_syncs, with_copies};
@@ -74,27 +74,6 @@ fn a_primary_moves_when_its_copy_is_there_and_no_pointer_is() {
     assert_eq!(description.membership.half, Half::PRIMARY);
     let info = fetched(&mut rig, conn, block);
     assert!(info.daemons().eq([3, 2].map(daemon_id)) && !info.is_moving);
-}
-
-#[test]
-fn a_daemon_that_was_drained_and_has_nothing_is_not_missed_when_it_is_stopped() {
-    let (mut rig, _, granted) = two();
-    let health = |rig: &mut Rig| {
-        let root = rig.connect(1, 0);
-        match rig.done(root, ClientRequest::Admin(AdminRequest::Status)) {
-            ClientReply::Admin(AdminReply::Status(report)) => report.state,
-            other => panic!("{other:?}"),
-        }
-    };
-    let root = rig.connect(1, 0);
-    let drain = AdminRequest::Drain { daemon: 1, is_draining: true };
-    rig.done(root, ClientRequest::Admin(drain));
-    rig.wait(1000);
-    assert_eq!(good(&mut rig, granted.first.block), [3, 2]);
-    rig.daemon_dies(1);
-    assert_eq!(health(&mut rig), Health::Ok);
-    rig.daemon_dies(2);
-    assert_eq!(health(&mut rig), Health::Degraded);
 }
 
 #[test]
