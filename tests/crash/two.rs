@@ -57,7 +57,8 @@ impl<'a> Worker<'a> {
                 let before = round.saturating_sub(PLACES / 2);
                 let mut found = [0; PIECE];
                 self.region.read(at(before), &mut found, Mirror::Any).unwrap();
-                assert!(found == bytes_of(before), "round {round}");
+                let right = found.iter().filter(|&&byte| byte == bytes_of(before)[0]).count();
+                assert_eq!(right, PIECE, "round {round}: bytes that are right, of {before}");
                 self.rounds.fetch_add(1, Ordering::Relaxed);
             }
         });
@@ -290,8 +291,9 @@ fn an_object_that_is_cut_or_removed_under_clients_is_missed_by_none() {
             if removes {
                 fs::remove_file(instance.object(&name)).unwrap();
             } else {
+                // To nothing: of a cut inside a huge page the kernel may tell nobody.
                 let file = File::options().write(true).open(instance.object(&name));
-                file.unwrap().set_len(4096).unwrap();
+                file.unwrap().set_len(0).unwrap();
             }
             working.goes_on();
             wait_until("it is seen", || instance.status().state == Health::Degraded);
