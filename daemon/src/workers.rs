@@ -14,9 +14,11 @@
 //! # Invariants
 //!
 //! 1. Every job and every task that was handed over comes back as [`Finished`], once.
-//! 2. The thread that prepares pages looks for newer work after each step. No thread here has a
+//! 2. A job of a large object has a thread of its own that helps with it (`store/lay.rs`), and has
+//!    ended with it.
+//! 3. The thread that prepares pages looks for newer work after each step. No thread here has a
 //!    lower priority than another (`store/prepare.rs` says why).
-//! 3. The threads end with the process. A death in the middle of a job is what adoption is for.
+//! 4. The threads end with the process. A death in the middle of a job is what adoption is for.
 
 use std::collections::VecDeque;
 use std::io;

@@ -22,6 +22,7 @@ pub mod futex;
 pub mod headroom;
 pub mod identity;
 pub mod limits;
+pub mod load;
 pub mod lock;
 pub mod map;
 pub mod membarrier;

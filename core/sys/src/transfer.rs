@@ -33,6 +33,7 @@
 
 use std::cmp::Ordering;
 use std::ffi::c_void;
+use std::mem::MaybeUninit;
 use std::slice;
 
 use crate::map::{MappedRange, page_bytes};
@@ -233,17 +234,19 @@ pub unsafe fn fill(to: MappedRange<'_>, byte: u8, store: Store) -> Result<(), Go
 /// `private` is readable for as many bytes, and nobody writes it meanwhile.
 pub unsafe fn compare(shared: MappedRange<'_>, private: *const u8) -> Result<Ordering, Gone> {
     const PIECE: usize = 4096;
-    let mut copied = [0_u8; PIECE];
+    let mut copied = [const { MaybeUninit::<u8>::uninit() }; PIECE];
     let mut done = 0;
     while done < shared.len() {
         let bytes = PIECE.min(shared.len() - done);
         // SAFETY: a part of the range, which is mapped.
         let part = unsafe { MappedRange::new(shared.as_ptr().wrapping_add(done), bytes) };
         // SAFETY: the copy is ours, and at least as long.
-        unsafe { load(part, copied.as_mut_ptr(), Store::Cached) }?;
+        unsafe { load(part, copied.as_mut_ptr().cast(), Store::Cached) }?;
+        // SAFETY: as many were just loaded.
+        let found = unsafe { slice::from_raw_parts(copied.as_ptr().cast::<u8>(), bytes) };
         // SAFETY: a part of what is readable, and written by nobody, as the caller promises.
         let expected = unsafe { slice::from_raw_parts(private.wrapping_add(done), bytes) };
-        match copied[..bytes].cmp(expected) {
+        match found.cmp(expected) {
             Ordering::Equal => done += bytes,
             other => return Ok(other),
         }

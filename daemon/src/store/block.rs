@@ -31,7 +31,7 @@ use dmce_sys::object::{self, ObjectError};
 
 use super::commit::{self, CommitError, Growth};
 use super::folder::{Folder, Found, Own};
-use super::prepare;
+use super::lay;
 
 /// A committed object that nobody has seen, under a name of the pool.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ impl Spare {
         };
         point(Point::PoolCreated);
         let inode = object::stat(fd.as_fd())?.inode;
-        let has_pages = folder.huge_pages() && prepare::lay_huge(fd.as_fd(), bytes, cancelled);
+        let has_pages = folder.huge_pages() && lay::lay_huge(fd.as_fd(), bytes, cancelled);
         point(Point::PoolLaid);
         let spare = Self { place, fd, inode, bytes, has_pages };
         match commit::commit(spare.fd.as_fd(), Growth { from: 0, to: bytes }, cancelled) {

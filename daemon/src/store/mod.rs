@@ -24,6 +24,7 @@ mod check;
 mod commit;
 mod copied;
 mod folder;
+mod lay;
 mod ledger;
 mod pool;
 mod prepare;

@@ -11,7 +11,7 @@
 //! `MADV_COLLAPSE` makes huge pages of ordinary shared memory, whatever the file system's setting.
 //! They are a gift: where there is none to be had, the memory is as good without. It copies what is
 //! there and fills the rest with zeros: of an object that has nothing yet, huge pages come in a
-//! fifth of the time that it takes to have small ones and to collapse those ([`lay_huge`]).
+//! fifth of the time that it takes to have small ones and to collapse those ([`super::lay`]).
 //!
 //! Nobody waits for what a [`Task`] does, and yet it is no thread of a low priority that does it.
 //! Preempted in the kernel, that would hold the locks of pages until the processors have nothing
@@ -23,9 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dmce_abi::block::BlockId;
-use dmce_abi::limits::PAGE_BYTES;
 use dmce_sys::map::{self, FileRange, MapError, Populate, Protection, Reservation};
-use dmce_sys::object;
 use tracing::debug;
 
 use super::block::Spare;
@@ -159,37 +157,6 @@ impl Preparer {
     }
 }
 
-/// Gives an object that nobody has seen, and that has no pages, huge ones from its beginning on, as
-/// far as the kernel has some, and as many bytes as it is to have. What it lacks then is committed
-/// as that of any other. True if it lacks nothing.
-pub fn lay_huge(fd: BorrowedFd<'_>, bytes: u64, cancelled: &AtomicBool) -> bool {
-    let steps = bytes / STEP_BYTES;
-    let lay = |window: &Reservation, offset: u64| -> Result<(), MapError> {
-        let step = FileRange { offset, bytes: STEP_BYTES };
-        let range = window.map_at(0, fd, step, Protection::ReadWrite, Populate::No)?;
-        // There has to be one page for the kernel to begin with.
-        map::populate_write(window.range(0, PAGE_BYTES)?)?;
-        map::collapse(range)
-    };
-    let lay_all = || -> Result<bool, MapError> {
-        let window = Reservation::aligned(STEP_BYTES, STEP_BYTES)?;
-        for step in 0..steps {
-            if cancelled.load(Ordering::Relaxed) {
-                return Ok(false);
-            }
-            lay(&window, step * STEP_BYTES)?;
-        }
-        Ok(bytes.is_multiple_of(STEP_BYTES))
-    };
-    if steps == 0 || object::truncate(fd, bytes).is_err() {
-        return false;
-    }
-    lay_all().unwrap_or_else(|error| {
-        debug!(%error, "the rest gets small pages");
-        false
-    })
-}
-
 /// The next step of `rest`, which ends at a multiple of a step. Begins at one too, so that the part
 /// of a huge page that was prepared alone becomes whole with what follows it.
 fn next_step(rest: &mut Growth) -> Option<FileRange> {
@@ -204,8 +171,6 @@ fn next_step(rest: &mut Growth) -> Option<FileRange> {
 
 #[cfg(test)]
 mod tests {
-    use dmce_sys::object::{DEFAULT_DIR, ObjectDir};
-
     use super::*;
 
     #[test]
@@ -216,26 +181,5 @@ mod tests {
         let step = |offset, bytes| FileRange { offset: offset * KIB, bytes: bytes * KIB };
         assert_eq!(steps, [step(0, 2048), step(2048, 2048), step(4096, 1088)]);
         assert_eq!(next_step(&mut Growth { from: 4096, to: 4096 }), None);
-    }
-
-    #[test]
-    fn a_new_object_has_whole_steps_and_their_zeros_at_once() {
-        let dir = ObjectDir::open(DEFAULT_DIR).unwrap();
-        let name = format!("dmce.test-{}-huge", std::process::id());
-        let fd = dir.create(&name).unwrap();
-        dir.unlink(&name).unwrap();
-        let bytes = 3 * STEP_BYTES + PAGE_BYTES;
-        assert!(!lay_huge(fd.as_fd(), bytes, &AtomicBool::new(true)));
-        let stat = object::stat(fd.as_fd()).unwrap();
-        assert_eq!((stat.bytes, stat.allocated_bytes), (bytes, 0), "nobody waits for it");
-        assert!(!lay_huge(fd.as_fd(), bytes, &AtomicBool::new(false)), "a page is left");
-        let stat = object::stat(fd.as_fd()).unwrap();
-        // As many as there are; on a machine that is long up there may be none.
-        assert!(stat.bytes == bytes && stat.allocated_bytes <= 3 * STEP_BYTES, "{stat:?}");
-        let mut page = [1; 4096];
-        for step in 0..3 {
-            object::read_at(fd.as_fd(), &mut page, step * STEP_BYTES).unwrap();
-            assert_eq!(page, [0; 4096]);
-        }
     }
 }

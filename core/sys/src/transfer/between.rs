@@ -8,6 +8,8 @@ use crate::map::{self, FileRange, MapError, MappedRange, Protection, Reservation
 
 /// How often bytes are stored that another process writes at the same time.
 const STORES_MAX: u32 = 3;
+/// Loaded, stored and compared at a time: both sides stay in the nearest cache meanwhile.
+const PIECE_BYTES: usize = 4096;
 
 /// The same range of two objects, mapped. It is touched by [`Between::carry`] alone, which needs
 /// [`crate::fault::install`].
@@ -53,14 +55,24 @@ impl Between {
     ///
     /// If that is not in the range.
     pub fn carry(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, Gone> {
-        let (from, to) = (part(&self.from, offset, buffer), part(&self.to, offset, buffer));
-        // SAFETY: the buffer is as long, and this function's alone.
-        unsafe { load(from, buffer.as_mut_ptr(), Store::Cached) }?;
+        let pieces = buffer.chunks_mut(PIECE_BYTES);
+        for (at, piece) in (offset..).step_by(PIECE_BYTES).zip(pieces) {
+            if !self.carry_piece(at, piece)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn carry_piece(&self, offset: u64, piece: &mut [u8]) -> Result<bool, Gone> {
+        let (from, to) = (part(&self.from, offset, piece), part(&self.to, offset, piece));
+        // SAFETY: the buffer is as long, and the caller's alone.
+        unsafe { load(from, piece.as_mut_ptr(), Store::Cached) }?;
         for _ in 0..STORES_MAX {
             // SAFETY: as above; this side is writable.
-            unsafe { store(to, buffer.as_ptr(), Store::Cached) }?;
+            unsafe { store(to, piece.as_ptr(), Store::Cached) }?;
             // SAFETY: as above.
-            if unsafe { compare(to, buffer.as_ptr()) }? == Ordering::Equal {
+            if unsafe { compare(to, piece.as_ptr()) }? == Ordering::Equal {
                 return Ok(true);
             }
         }
