@@ -21,6 +21,7 @@ pub mod affinity;
 pub mod calls;
 pub mod echo;
 pub mod error;
+pub mod host;
 pub mod huge;
 pub mod janitor;
 pub mod losses;

@@ -6,12 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crate::host::{self, Judge, Whose};
+use crate::losses::wait;
 use crate::places::Places;
-use crate::{Error, Result};
+use crate::{Error, Result, machine};
 
 /// Bytes of a record.
 pub const RECORD_BYTES: usize = 4 << 10;
@@ -27,6 +29,10 @@ pub type Last = BTreeMap<u64, u64>;
 struct Progress {
     written: AtomicU64,
     slowest_ns: AtomicU64,
+    /// The slowest that was not the host's doing, and how many were; of so many it is not known.
+    own_ns: AtomicU64,
+    of_host: AtomicU64,
+    open: AtomicUsize,
     is_over: AtomicBool,
 }
 
@@ -69,6 +75,25 @@ impl Writing {
         Duration::from_nanos(self.progress.slowest_ns.swap(0, Ordering::Relaxed))
     }
 
+    /// The slowest write that has ended since the last call and that the host did not hold up.
+    ///
+    /// # Errors
+    ///
+    /// That of a write.
+    pub fn take_slowest_own(&mut self) -> Result<Duration> {
+        wait("writes that are not judged", || {
+            self.written()?;
+            Ok(self.progress.open.load(Ordering::Relaxed) == 0)
+        })?;
+        Ok(Duration::from_nanos(self.progress.own_ns.swap(0, Ordering::Relaxed)))
+    }
+
+    /// How many writes the host has held up since the last call.
+    #[must_use]
+    pub fn take_of_host(&self) -> u64 {
+        self.progress.of_host.swap(0, Ordering::Relaxed)
+    }
+
     /// Ends it, and says what was written.
     ///
     /// # Errors
@@ -100,6 +125,8 @@ fn write_all(
 ) -> Result<Last> {
     let mut last = Last::new();
     let mut record = vec![0xa5_u8; RECORD_BYTES];
+    let mut judge = Judge::new(machine::stolen);
+    let ns = |taken: Duration| u64::try_from(taken.as_nanos()).unwrap_or(u64::MAX);
     while !progress.is_over.load(Ordering::Relaxed) {
         let number = progress.written.load(Ordering::Relaxed) + 1;
         let place = places.next();
@@ -108,11 +135,28 @@ fn write_all(
         }
         let begin = Instant::now();
         write(place, &record)?;
-        let taken = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let ended = Instant::now();
+        let taken = ended - begin;
         last.insert(place, number);
-        progress.slowest_ns.fetch_max(taken, Ordering::Relaxed);
+        progress.slowest_ns.fetch_max(ns(taken), Ordering::Relaxed);
+        if taken >= host::SLOW {
+            judge.slow(taken, ended);
+        } else {
+            progress.own_ns.fetch_max(ns(taken), Ordering::Relaxed);
+        }
+        for whose in judge.look(ended) {
+            match whose {
+                Whose::Own(taken) => progress.own_ns.fetch_max(ns(taken), Ordering::Relaxed),
+                Whose::Host => progress.of_host.fetch_add(1, Ordering::Relaxed),
+            };
+        }
+        progress.open.store(judge.open(), Ordering::Relaxed);
         progress.written.store(number, Ordering::Relaxed);
     }
+    for taken in judge.end() {
+        progress.own_ns.fetch_max(ns(taken), Ordering::Relaxed);
+    }
+    progress.open.store(0, Ordering::Relaxed);
     Ok(last)
 }
 
@@ -158,6 +202,9 @@ mod tests {
         // The last one of these may not be counted yet.
         assert!(writing.written().unwrap() >= 999);
         assert!(writing.take_slowest() > Duration::ZERO);
+        // Either it was one of these, or there is a slow one.
+        let own = writing.take_slowest_own().unwrap();
+        assert!(own > Duration::ZERO || writing.take_of_host() > 0);
         let last = writing.finish().unwrap();
         assert_eq!(last.len(), 16);
         let read = |place: u64, record: &mut [u8]| {

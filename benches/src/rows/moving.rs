@@ -4,10 +4,10 @@
 //! Every round has an instance of its own, with three daemons, and clients of which each has an
 //! allocation of one block. One block of them moves; or all that are on a daemon, which is drained.
 //!
-//! The other side is the slowest write of as many as before, when nothing moved. A round in which
-//! the host took more than little of the processors is done again, as for `redirect`.
+//! The other side is the slowest write of as many as before, when nothing moved. Writes that the
+//! host held up, in which it took a processor, are counted and left out.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use dmce_abi::wire::admin::{AdminReply, AdminRequest, CopyState};
 use dmce_abi::wire::client::{ClientReply, ClientRequest};
@@ -15,7 +15,6 @@ use dmce_tests::Instance;
 use libdmce::connection::Connection;
 
 use crate::losses::{wait, wait_written};
-use crate::machine;
 use crate::measure::{Pair, time};
 use crate::memory::{OwnObject, copy};
 use crate::records::RECORD_BYTES;
@@ -33,9 +32,6 @@ const CLIENTS: u64 = 4;
 const OF_DRAINED: u64 = 3;
 /// How long a block that moves may hold up an operation.
 const BOUND: f64 = 20e-3;
-/// How often a round is done again at most, and what the host may take of the processors in one.
-const TRIES: u32 = 5;
-const STOLEN_MAX: Duration = Duration::from_millis(20);
 
 /// How much a round does.
 #[derive(Clone, Copy)]
@@ -53,6 +49,8 @@ struct Size {
 #[derive(Clone, Copy)]
 struct Round {
     slowest: f64,
+    /// Writes that the host held up while it moved.
+    of_host: u64,
     calm: f64,
     moved: f64,
     memcpy: f64,
@@ -73,7 +71,7 @@ pub fn measure(setting: &mut Setting) -> Result<Vec<Row>> {
     let twice = |size| Size { copies: 2, ..size };
     for size in [size, twice(size), alone, twice(alone), drain] {
         let measured: Vec<Round> =
-            (0..rounds).map(|_| whole_round(setting, size)).collect::<Result<_>>()?;
+            (0..rounds).map(|_| round(setting, size)).collect::<Result<_>>()?;
         rows.extend(rows_of(size, &measured).into_iter().map(super::told));
     }
     Ok(rows)
@@ -100,9 +98,11 @@ fn rows_of(size: Size, rounds: &[Round]) -> Vec<Row> {
     } else {
         format!("{clients} clients write")
     };
+    let of_host: u64 = rounds.iter().map(|round| round.of_host).sum();
     let state = format!("{bytes}, {copies}, {writers}, 0 failed calls");
-    let row = |quantity: String, against, unit, goal, pair: &Pair| {
-        Row::new(Subject { quantity, state: state.clone(), against, unit, goal }, pair)
+    let stalls = format!("{state}; {of_host} held up by the host left out");
+    let row = |quantity, state, against, unit, goal, pair: &Pair| {
+        Row::new(Subject { quantity, state, against, unit, goal }, pair)
     };
     let worst = |of: fn(&Round) -> f64| each(of).into_iter().fold(0.0, f64::max);
     let stall = Pair::of_one(worst(|round| round.slowest), worst(|round| round.calm));
@@ -110,6 +110,7 @@ fn rows_of(size: Size, rounds: &[Round]) -> Vec<Row> {
     vec![
         row(
             format!("{what}: slowest dmce_write of all"),
+            stalls,
             "the same, nothing moves",
             Unit::Time,
             if size.is_drain { Goal::None } else { Goal::Within(BOUND) },
@@ -117,24 +118,13 @@ fn rows_of(size: Size, rounds: &[Round]) -> Vec<Row> {
         ),
         row(
             what.to_owned(),
+            state,
             "memcpy, own mappings",
             Unit::Rate(size.moved_bytes()),
             Goal::None,
             &rate,
         ),
     ]
-}
-
-/// A round in which the host left the processors alone, if there is one.
-fn whole_round(setting: &mut Setting, size: Size) -> Result<Round> {
-    for _ in 1..TRIES {
-        let before = machine::stolen();
-        let measured = round(setting, size)?;
-        if machine::stolen().saturating_sub(before) <= STOLEN_MAX {
-            return Ok(measured);
-        }
-    }
-    round(setting, size)
 }
 
 fn round(setting: &mut Setting, size: Size) -> Result<Round> {
@@ -160,6 +150,7 @@ fn round(setting: &mut Setting, size: Size) -> Result<Round> {
     slowest(&mut workers)?;
     wait_written(&mut workers, writes, written)?;
     let calm = slowest(&mut workers)?;
+    held(&mut workers)?;
     let begin = Instant::now();
     if is_drain {
         ask(&instance, AdminRequest::Drain { daemon: DRAINED, is_draining: true })?;
@@ -173,7 +164,7 @@ fn round(setting: &mut Setting, size: Size) -> Result<Round> {
     }
     let moved = begin.elapsed().as_secs_f64();
     wait_written(&mut workers, writes / 10, written)?;
-    let slowest = slowest(&mut workers)?;
+    let (slowest, of_host) = (slowest(&mut workers)?, held(&mut workers)?);
     for worker in &mut workers {
         worker.ask("rest")?;
     }
@@ -185,7 +176,7 @@ fn round(setting: &mut Setting, size: Size) -> Result<Round> {
         unsafe { copy(to.area().start(), from.area().start(), bytes) };
         Ok(())
     })?;
-    Ok(Round { slowest, calm, moved, memcpy })
+    Ok(Round { slowest, of_host, calm, moved, memcpy })
 }
 
 fn ask(instance: &Instance, request: AdminRequest) -> Result<AdminReply> {
@@ -202,8 +193,13 @@ fn ask(instance: &Instance, request: AdminRequest) -> Result<AdminReply> {
 
 /// The slowest write of any client since it was asked last.
 fn slowest(workers: &mut [Worker]) -> Result<f64> {
-    let mut all = workers.iter_mut().map(|worker| worker.seconds("slowest"));
+    let mut all = workers.iter_mut().map(|worker| worker.seconds("own"));
     all.try_fold(0.0, |most: f64, one| Ok(most.max(one?)))
+}
+
+/// How many writes of all clients the host has held up since then.
+fn held(workers: &mut [Worker]) -> Result<u64> {
+    workers.iter_mut().map(|worker| worker.count("held")).sum()
 }
 
 fn written(worker: &mut Worker) -> Result<u64> {
