@@ -1,10 +1,10 @@
 //! Moving bytes between private memory and mappings of shared objects that may be gone.
 //!
 //! A page of a shared object is gone when somebody truncated the file, or when the hardware lost
-//! it: touching it raises SIGBUS. Of a huge page that a file ends in, the kernel may leave the rest
-//! mapped, as zeros: that is no page that is gone. Everything here that touches shared memory is one of a few
-//! routines of machine code, which lie side by side. If one of them is interrupted by SIGBUS, the
-//! handler lets it return there and then, with the address.
+//! it: touching it raises SIGBUS. (Of a huge page that a file ends in, the kernel may leave the
+//! rest mapped, as zeros.) Everything here that touches shared memory is one of a few routines of
+//! machine code, which lie side by side. If one of them is interrupted by SIGBUS, the handler lets
+//! it return there and then, with the address.
 //!
 //! ```text
 //!   routine                                 handler, on the same thread

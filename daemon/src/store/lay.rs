@@ -6,8 +6,8 @@
 //! # Invariants
 //!
 //! 1. The object is nobody's yet but the caller's: nothing here is seen by anyone half done.
-//! 2. A step that fails leaves small pages, or none: what the object lacks then is committed as that
-//!    of any other.
+//! 2. A step that fails leaves small pages, or none: what the object lacks then is committed as
+//!    that of any other.
 
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
