@@ -48,8 +48,10 @@ const AGAIN_MS: u64 = 20;
 const PART: u64 = SYNC_BYTES_MAX as u64;
 /// How often it is tried.
 const TRIES: u32 = 6;
-/// How long until a block that has lost its lock table is gone through again that could not be.
+/// How long until a block that has lost its lock table is gone through again that could not be: at
+/// first, and at most.
 const ANEW_MS: u64 = 1_000;
+const ANEW_MAX_MS: u64 = 64_000;
 /// Blocks that are passed over in a step.
 const LOOKS: usize = 64;
 
@@ -93,6 +95,14 @@ impl Part {
     }
 }
 
+/// How long a block is left alone.
+#[derive(Clone, Copy, Debug)]
+struct Rest {
+    /// Until when; it is being gone through, if that is not said.
+    until: Option<Millis>,
+    ms: u64,
+}
+
 /// All of it.
 #[derive(Debug)]
 pub(super) struct Scrubs {
@@ -100,8 +110,8 @@ pub(super) struct Scrubs {
     passes: VecDeque<Pass>,
     /// What is being compared.
     asked: Option<Part>,
-    /// Blocks that have lost their lock table and could not be gone through, and until when.
-    anew: BTreeMap<BlockId, Millis>,
+    /// Blocks that have lost their lock table and could not be gone through.
+    anew: BTreeMap<BlockId, Rest>,
     pace: Pace,
     /// When all blocks were gone through last, in seconds since 1970, and what was found.
     last: (u64, ScrubFound),
@@ -311,16 +321,18 @@ impl Dispatcher {
     /// Has blocks gone through again that have lost their lock table, and could not be.
     fn scrub_anew(&mut self) {
         let now = self.now.millis;
-        let all = self.scrubs.anew.iter();
-        let due: Vec<BlockId> =
-            all.filter(|(_, until)| **until <= now).map(|(id, _)| *id).take(LOOKS).collect();
+        let all = self.scrubs.anew.iter_mut();
+        let is_due = |rest: &mut Rest| rest.until.take_if(|until| *until <= now).is_some();
+        let due = all.filter_map(|(id, rest)| is_due(rest).then_some(*id));
+        let due: Vec<BlockId> = due.take(LOOKS).collect();
         for id in due {
-            self.scrubs.anew.remove(&id);
             if self.blocks.get(id).is_some_and(Block::is_usable) {
                 self.scrub_soon(id);
+            } else {
+                self.scrubs.anew.remove(&id);
             }
         }
-        if let Some(at) = self.scrubs.anew.values().min().copied() {
+        if let Some(at) = self.scrubs.anew.values().filter_map(|rest| rest.until).min() {
             self.scrub_at(at);
         }
     }
@@ -449,10 +461,15 @@ impl Dispatcher {
     /// All of a pass is done.
     fn end_pass(&mut self) {
         let Some(pass) = self.scrubs.passes.pop_front() else { return };
-        if let Some(id) = pass.only.filter(|_| pass.is_anew() && pass.found.busy > 0) {
-            let at = self.now.millis.after(ANEW_MS);
-            self.scrubs.anew.insert(id, at);
-            self.scrub_at(at);
+        if let Some(id) = pass.only.filter(|_| pass.is_anew()) {
+            let before = self.scrubs.anew.remove(&id);
+            if pass.found.busy > 0 {
+                // Who is stopped holds a page for long.
+                let ms = before.map_or(ANEW_MS, |rest| (rest.ms * 2).min(ANEW_MAX_MS));
+                let at = self.now.millis.after(ms);
+                self.scrubs.anew.insert(id, Rest { until: Some(at), ms });
+                self.scrub_at(at);
+            }
         }
         let Pass { asker, only, blocks, found, .. } = pass;
         if only.is_none() {

@@ -232,14 +232,43 @@ fn a_block_that_lost_its_table_waits_once_and_until_it_can_be_compared() {
     }
     assert_eq!(status(&mut rig).passes, 1);
     let busy = ScrubFound { busy: 512, ..ScrubFound::default() };
-    for _ in 0..2 {
+    for rest in [1000, 2000] {
         tell(&mut rig, daemon, Ok(DaemonAnswer::Scrubbed { bytes: 2 << 20, found: busy }));
-        rig.wait(1500);
+        rig.wait(rest);
     }
     tell(&mut rig, daemon, Ok(DaemonAnswer::Scrubbed { bytes: 2 << 20, found: checked(512) }));
     rig.actions.clear();
     rig.wait(5000);
     assert_eq!((asked(&rig).len(), status(&mut rig).passes), (0, 0));
+}
+
+/// What is held there may be so for long.
+#[test]
+fn a_block_that_cannot_be_compared_is_left_alone_for_longer_each_time() {
+    let mut rig = rig(0, 0, &[2]);
+    let (daemon, block) = (primary(&mut rig, 1), super::rig::block_id(1));
+    rig.mood(daemon, Mood::Waits);
+    rig.event(Event::LocksInspected { block, found: None });
+    rig.wait(100);
+    let busy = ScrubFound { busy: 512, ..ScrubFound::default() };
+    for rest in [1, 2, 4, 8, 16, 32, 64, 64] {
+        tell(&mut rig, daemon, Ok(DaemonAnswer::Scrubbed { bytes: 2 << 20, found: busy }));
+        rig.actions.clear();
+        rig.mood(daemon, Mood::Obeys);
+        rig.wait(rest * 1000 - 100);
+        assert_eq!(asked(&rig).len(), 0, "before {rest} s");
+        rig.mood(daemon, Mood::Waits);
+        rig.wait(100);
+        assert_eq!(asked(&rig).len(), 1, "after {rest} s");
+    }
+    tell(&mut rig, daemon, Ok(DaemonAnswer::Scrubbed { bytes: 2 << 20, found: checked(512) }));
+    // Another time it begins with the shortest.
+    rig.event(Event::LocksInspected { block, found: None });
+    rig.wait(100);
+    tell(&mut rig, daemon, Ok(DaemonAnswer::Scrubbed { bytes: 2 << 20, found: busy }));
+    rig.actions.clear();
+    rig.wait(1000);
+    assert_eq!(asked(&rig).len(), 1);
 }
 
 #[test]
