@@ -6,11 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::host::{self, Judge, Whose};
+use crate::host::{self, Judge, Judged};
 use crate::losses::wait;
 use crate::places::Places;
 use crate::{Error, Result, machine};
@@ -24,15 +24,17 @@ const NUMBER_AT: [usize; 2] = [0, RECORD_BYTES - NUMBER_BYTES];
 /// The number of the last record of each place that has one.
 pub type Last = BTreeMap<u64, u64>;
 
-/// What the thread tells of itself while it runs. Nothing else is ordered by these words.
+/// What the thread tells of itself while it runs.
 #[derive(Debug, Default)]
 struct Progress {
     written: AtomicU64,
     slowest_ns: AtomicU64,
-    /// The slowest that was not the host's doing, and how many were; of so many it is not known.
+    /// The slowest without what the host took, and how many it disturbed.
     own_ns: AtomicU64,
-    of_host: AtomicU64,
-    open: AtomicUsize,
+    disturbed: AtomicU64,
+    /// How many were slow, and how many of these are judged: with that, the two above are told.
+    slow: AtomicU64,
+    judged: AtomicU64,
     is_over: AtomicBool,
 }
 
@@ -75,23 +77,25 @@ impl Writing {
         Duration::from_nanos(self.progress.slowest_ns.swap(0, Ordering::Relaxed))
     }
 
-    /// The slowest write that has ended since the last call and that the host did not hold up.
+    /// The slowest write that has ended since the last call, without what the host took of the
+    /// processors meanwhile.
     ///
     /// # Errors
     ///
     /// That of a write.
     pub fn take_slowest_own(&mut self) -> Result<Duration> {
+        let slow = self.progress.slow.load(Ordering::Relaxed);
         wait("writes that are not judged", || {
             self.written()?;
-            Ok(self.progress.open.load(Ordering::Relaxed) == 0)
+            Ok(self.progress.judged.load(Ordering::Acquire) >= slow)
         })?;
         Ok(Duration::from_nanos(self.progress.own_ns.swap(0, Ordering::Relaxed)))
     }
 
-    /// How many writes the host has held up since the last call.
+    /// How many writes the host has disturbed since the last call.
     #[must_use]
-    pub fn take_of_host(&self) -> u64 {
-        self.progress.of_host.swap(0, Ordering::Relaxed)
+    pub fn take_disturbed(&self) -> u64 {
+        self.progress.disturbed.swap(0, Ordering::Relaxed)
     }
 
     /// Ends it, and says what was written.
@@ -141,22 +145,21 @@ fn write_all(
         progress.slowest_ns.fetch_max(ns(taken), Ordering::Relaxed);
         if taken >= host::SLOW {
             judge.slow(taken, ended);
+            progress.slow.fetch_add(1, Ordering::Relaxed);
         } else {
             progress.own_ns.fetch_max(ns(taken), Ordering::Relaxed);
         }
-        for whose in judge.look(ended) {
-            match whose {
-                Whose::Own(taken) => progress.own_ns.fetch_max(ns(taken), Ordering::Relaxed),
-                Whose::Host => progress.of_host.fetch_add(1, Ordering::Relaxed),
-            };
+        for Judged { own, was_disturbed } in judge.look(ended) {
+            progress.own_ns.fetch_max(ns(own), Ordering::Relaxed);
+            progress.disturbed.fetch_add(u64::from(was_disturbed), Ordering::Relaxed);
+            progress.judged.fetch_add(1, Ordering::Release);
         }
-        progress.open.store(judge.open(), Ordering::Relaxed);
         progress.written.store(number, Ordering::Relaxed);
     }
     for taken in judge.end() {
         progress.own_ns.fetch_max(ns(taken), Ordering::Relaxed);
+        progress.judged.fetch_add(1, Ordering::Release);
     }
-    progress.open.store(0, Ordering::Relaxed);
     Ok(last)
 }
 
@@ -204,7 +207,7 @@ mod tests {
         assert!(writing.take_slowest() > Duration::ZERO);
         // Either it was one of these, or there is a slow one.
         let own = writing.take_slowest_own().unwrap();
-        assert!(own > Duration::ZERO || writing.take_of_host() > 0);
+        assert!(own > Duration::ZERO || writing.take_disturbed() > 0);
         let last = writing.finish().unwrap();
         assert_eq!(last.len(), 16);
         let read = |place: u64, record: &mut [u8]| {

@@ -211,7 +211,9 @@ fn signed(seconds: f64) -> String {
     format!("{sign}{}", duration(seconds.abs()))
 }
 
-fn duration(seconds: f64) -> String {
+/// A time in the unit that suits it.
+#[must_use]
+pub fn duration(seconds: f64) -> String {
     const UNITS: [(f64, &str); 4] = [(1.0, "s"), (1e3, "ms"), (1e6, "us"), (1e9, "ns")];
     let unit = UNITS.into_iter().find(|(factor, _)| seconds * factor >= 1.0);
     let (factor, name) = unit.unwrap_or((1e9, "ns"));

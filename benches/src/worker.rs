@@ -9,8 +9,8 @@
 //!                                           them again and again until `rest`
 //! written -> COUNT                          how many it has written
 //! slowest -> SECONDS                        the slowest of them since this was asked last
-//! own -> SECONDS                            the same without those that the host held up
-//! held -> COUNT                             how many those were since this was asked last
+//! own -> SECONDS                            the same without what the host took meanwhile
+//! disturbed -> COUNT                        how many it disturbed since this was asked last
 //! rest                                      ends it, and sees that all is what was written last
 //! region NAME                               opens a region
 //! objects PATH..                            opens its blocks by name, for pread64
@@ -227,7 +227,7 @@ impl Client {
             ["written"] => Ok(self.writing()?.written()?.to_string()),
             ["slowest"] => Ok(seconds(self.writing()?.take_slowest().as_secs_f64())),
             ["own"] => Ok(seconds(self.writing()?.take_slowest_own()?.as_secs_f64())),
-            ["held"] => Ok(self.writing()?.take_of_host().to_string()),
+            ["disturbed"] => Ok(self.writing()?.take_disturbed().to_string()),
             ["rest"] => self.rest(),
             ["region", name] => {
                 let region = self.session()?.region_open(&RegionName::new(name)?)?;

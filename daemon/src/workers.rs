@@ -14,8 +14,8 @@
 //! # Invariants
 //!
 //! 1. Every job and every task that was handed over comes back as [`Finished`], once.
-//! 2. A job of a large object has a thread of its own that helps with it (`store/lay.rs`), and has
-//!    ended with it.
+//! 2. One more thread may help to make a large new object (`store/lay.rs`); it has ended when the
+//!    job or the task has.
 //! 3. The thread that prepares pages looks for newer work after each step. No thread here has a
 //!    lower priority than another (`store/prepare.rs` says why).
 //! 4. The threads end with the process. A death in the middle of a job is what adoption is for.

@@ -4,8 +4,9 @@
 //! Every round has an instance of its own, with three daemons, and clients of which each has an
 //! allocation of one block. One block of them moves; or all that are on a daemon, which is drained.
 //!
-//! The other side is the slowest write of as many as before, when nothing moved. Writes that the
-//! host held up, in which it took a processor, are counted and left out.
+//! The other side is the slowest write of as many as before, when nothing moved. What the host took
+//! of the processors around a write is taken off it, on both sides; the slowest as it was is told
+//! beside.
 
 use std::time::Instant;
 
@@ -49,8 +50,9 @@ struct Size {
 #[derive(Clone, Copy)]
 struct Round {
     slowest: f64,
-    /// Writes that the host held up while it moved.
-    of_host: u64,
+    /// With what the host took, and how many writes it disturbed.
+    as_it_was: f64,
+    disturbed: u64,
     calm: f64,
     moved: f64,
     memcpy: f64,
@@ -98,13 +100,14 @@ fn rows_of(size: Size, rounds: &[Round]) -> Vec<Row> {
     } else {
         format!("{clients} clients write")
     };
-    let of_host: u64 = rounds.iter().map(|round| round.of_host).sum();
+    let worst = |of: fn(&Round) -> f64| each(of).into_iter().fold(0.0, f64::max);
     let state = format!("{bytes}, {copies}, {writers}, 0 failed calls");
-    let stalls = format!("{state}; {of_host} held up by the host left out");
+    let disturbed: u64 = rounds.iter().map(|round| round.disturbed).sum();
+    let as_it_was = table::duration(worst(|round| round.as_it_was));
+    let stalls = format!("{state}; with the host, that disturbed {disturbed}: {as_it_was}");
     let row = |quantity, state, against, unit, goal, pair: &Pair| {
         Row::new(Subject { quantity, state, against, unit, goal }, pair)
     };
-    let worst = |of: fn(&Round) -> f64| each(of).into_iter().fold(0.0, f64::max);
     let stall = Pair::of_one(worst(|round| round.slowest), worst(|round| round.calm));
     let rate = Pair::of_rounds(each(|round| round.moved), each(|round| round.memcpy));
     vec![
@@ -147,10 +150,9 @@ fn round(setting: &mut Setting, size: Size) -> Result<Round> {
         ask(&instance, AdminRequest::Drain { daemon, is_draining: false })?;
     }
     wait_written(&mut workers, writes, written)?;
-    slowest(&mut workers)?;
+    own(&mut workers)?;
     wait_written(&mut workers, writes, written)?;
-    let calm = slowest(&mut workers)?;
-    held(&mut workers)?;
+    let (calm, _, _) = own(&mut workers)?;
     let begin = Instant::now();
     if is_drain {
         ask(&instance, AdminRequest::Drain { daemon: DRAINED, is_draining: true })?;
@@ -164,7 +166,7 @@ fn round(setting: &mut Setting, size: Size) -> Result<Round> {
     }
     let moved = begin.elapsed().as_secs_f64();
     wait_written(&mut workers, writes / 10, written)?;
-    let (slowest, of_host) = (slowest(&mut workers)?, held(&mut workers)?);
+    let (slowest, as_it_was, disturbed) = own(&mut workers)?;
     for worker in &mut workers {
         worker.ask("rest")?;
     }
@@ -176,7 +178,7 @@ fn round(setting: &mut Setting, size: Size) -> Result<Round> {
         unsafe { copy(to.area().start(), from.area().start(), bytes) };
         Ok(())
     })?;
-    Ok(Round { slowest, of_host, calm, moved, memcpy })
+    Ok(Round { slowest, as_it_was, disturbed, calm, moved, memcpy })
 }
 
 fn ask(instance: &Instance, request: AdminRequest) -> Result<AdminReply> {
@@ -191,15 +193,14 @@ fn ask(instance: &Instance, request: AdminRequest) -> Result<AdminReply> {
     }
 }
 
-/// The slowest write of any client since it was asked last.
-fn slowest(workers: &mut [Worker]) -> Result<f64> {
-    let mut all = workers.iter_mut().map(|worker| worker.seconds("own"));
-    all.try_fold(0.0, |most: f64, one| Ok(most.max(one?)))
-}
-
-/// How many writes of all clients the host has held up since then.
-fn held(workers: &mut [Worker]) -> Result<u64> {
-    workers.iter_mut().map(|worker| worker.count("held")).sum()
+/// Of the writes of all clients since they were asked last: the slowest, without what the host took
+/// and as it was, and how many the host disturbed.
+fn own(workers: &mut [Worker]) -> Result<(f64, f64, u64)> {
+    workers.iter_mut().try_fold((0.0_f64, 0.0_f64, 0), |(own, slowest, disturbed), worker| {
+        let own = own.max(worker.seconds("own")?);
+        let slowest = slowest.max(worker.seconds("slowest")?);
+        Ok((own, slowest, disturbed + worker.count("disturbed")?))
+    })
 }
 
 fn written(worker: &mut Worker) -> Result<u64> {

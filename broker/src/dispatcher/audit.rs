@@ -19,6 +19,7 @@ use super::locks::{LockTable, LocksState};
 use super::prepared::PREPARED_MAX;
 use super::requests::Failure;
 use super::sessions::SessionLink;
+use super::timers::Timer;
 
 /// A copy that the headers of its block name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,6 +182,7 @@ impl Dispatcher {
         self.audit_links()?;
         self.audit_syncs()?;
         self.audit_homes()?;
+        self.audit_scrubs()?;
         self.audit_requests()
     }
 
@@ -434,6 +436,13 @@ impl Dispatcher {
     }
 
     /// Every request that is counted as outstanding waits somewhere, and once.
+    fn audit_scrubs(&self) -> Result<(), String> {
+        let forgotten: Vec<BlockId> = self.scrubs.forgotten().collect();
+        check(forgotten.is_empty(), || format!("nobody compares {forgotten:?} again"))?;
+        let is_awaited = !self.scrubs.waits() || self.timers.time_of(Timer::Scrub).is_some();
+        check(is_awaited, || "no timer for blocks that are compared again".to_owned())
+    }
+
     fn audit_requests(&self) -> Result<(), String> {
         let opening = self.sessions.all().filter_map(|session| match session.link {
             SessionLink::Opening(to) => Some(to),

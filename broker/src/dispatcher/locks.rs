@@ -154,7 +154,7 @@ impl Dispatcher {
             (BlockState::Losing, Made::Whole) => {
                 self.relocks.remove(&id);
                 self.log(LogLevel::Warn, format!("block {id} has a new lock table"));
-                self.scrub_soon(id);
+                self.scrub_at_once(id);
                 self.settle_losing(id);
             }
             (_, Made::Whole) => (self.syncs.lacks.is_due, self.moves.is_due) = (true, true),

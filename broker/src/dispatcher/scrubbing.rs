@@ -95,12 +95,13 @@ impl Part {
     }
 }
 
-/// How long a block is left alone.
+/// When a block is gone through again.
 #[derive(Clone, Copy, Debug)]
-struct Rest {
-    /// Until when; it is being gone through, if that is not said.
-    until: Option<Millis>,
-    ms: u64,
+struct Later {
+    /// That moment; none while it is being gone through.
+    at: Option<Millis>,
+    /// For how long it was left alone last.
+    wait_ms: u64,
 }
 
 /// All of it.
@@ -110,8 +111,8 @@ pub(super) struct Scrubs {
     passes: VecDeque<Pass>,
     /// What is being compared.
     asked: Option<Part>,
-    /// Blocks that have lost their lock table and could not be gone through.
-    anew: BTreeMap<BlockId, Rest>,
+    /// Blocks that have lost their lock table and could not be gone through at once.
+    anew: BTreeMap<BlockId, Later>,
     pace: Pace,
     /// When all blocks were gone through last, in seconds since 1970, and what was found.
     last: (u64, ScrubFound),
@@ -129,6 +130,18 @@ impl Scrubs {
     /// Who waits for an answer.
     pub(super) fn owed(&self) -> impl Iterator<Item = ReplyTo> {
         self.passes.iter().filter_map(|pass| pass.asker)
+    }
+
+    /// Blocks of which it is not said when they are gone through again, and that are not.
+    pub(super) fn forgotten(&self) -> impl Iterator<Item = BlockId> {
+        let is_at_it = |id| self.passes.iter().any(|pass| pass.is_anew() && pass.only == Some(id));
+        let all = self.anew.iter().filter(|(_, later)| later.at.is_none()).map(|(id, _)| *id);
+        all.filter(move |id| !is_at_it(*id))
+    }
+
+    /// Whether a block is to be gone through when it is time.
+    pub(super) fn waits(&self) -> bool {
+        !self.is_due && self.anew.values().any(|later| later.at.is_some())
     }
 
     fn add(&mut self, asker: Option<ReplyTo>, only: Option<BlockId>, first: Option<BlockId>) {
@@ -242,9 +255,15 @@ impl Dispatcher {
         }
     }
 
-    /// Has a block compared before all others: with its lock table went what was known of pages
-    /// that are lost.
-    pub(super) fn scrub_soon(&mut self, id: BlockId) {
+    /// Has a block compared before all others: with its lock table, which is another one now, went
+    /// what was known of pages that are lost.
+    pub(super) fn scrub_at_once(&mut self, id: BlockId) {
+        self.scrubs.anew.remove(&id);
+        self.scrub_soon(id);
+    }
+
+    /// Has a block compared before all others, from its beginning.
+    fn scrub_soon(&mut self, id: BlockId) {
         let is_it = |pass: &&mut Pass| pass.is_anew() && pass.only == Some(id);
         match self.scrubs.passes.iter_mut().find(is_it) {
             // From its beginning, if it was begun with.
@@ -322,8 +341,8 @@ impl Dispatcher {
     fn scrub_anew(&mut self) {
         let now = self.now.millis;
         let all = self.scrubs.anew.iter_mut();
-        let is_due = |rest: &mut Rest| rest.until.take_if(|until| *until <= now).is_some();
-        let due = all.filter_map(|(id, rest)| is_due(rest).then_some(*id));
+        let is_due = |later: &mut Later| later.at.take_if(|at| *at <= now).is_some();
+        let due = all.filter_map(|(id, later)| is_due(later).then_some(*id));
         let due: Vec<BlockId> = due.take(LOOKS).collect();
         for id in due {
             if self.blocks.get(id).is_some_and(Block::is_usable) {
@@ -332,7 +351,7 @@ impl Dispatcher {
                 self.scrubs.anew.remove(&id);
             }
         }
-        if let Some(at) = self.scrubs.anew.values().filter_map(|rest| rest.until).min() {
+        if let Some(at) = self.scrubs.anew.values().filter_map(|later| later.at).min() {
             self.scrub_at(at);
         }
     }
@@ -464,10 +483,11 @@ impl Dispatcher {
         if let Some(id) = pass.only.filter(|_| pass.is_anew()) {
             let before = self.scrubs.anew.remove(&id);
             if pass.found.busy > 0 {
-                // Who is stopped holds a page for long.
-                let ms = before.map_or(ANEW_MS, |rest| (rest.ms * 2).min(ANEW_MAX_MS));
-                let at = self.now.millis.after(ms);
-                self.scrubs.anew.insert(id, Rest { until: Some(at), ms });
+                // Who is stopped with a page, or away with the primary, may be so for long.
+                let longer = |later: Later| (later.wait_ms * 2).min(ANEW_MAX_MS);
+                let wait_ms = before.map_or(ANEW_MS, longer);
+                let at = self.now.millis.after(wait_ms);
+                self.scrubs.anew.insert(id, Later { at: Some(at), wait_ms });
                 self.scrub_at(at);
             }
         }

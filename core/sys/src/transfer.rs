@@ -97,6 +97,8 @@ struct Shared {
 const LINE: usize = 64;
 /// What the streaming copy wants a multiple of.
 const STREAM_UNIT: usize = 4 * 4096;
+/// Looked at, or carried, at a time: all of it stays in the nearest cache meanwhile.
+const PIECE_BYTES: usize = 4096;
 /// From here on the string instructions of the machine are at least as fast as vectors.
 const STRING_BYTES: usize = 1024;
 
@@ -233,11 +235,10 @@ pub unsafe fn fill(to: MappedRange<'_>, byte: u8, store: Store) -> Result<(), Go
 ///
 /// `private` is readable for as many bytes, and nobody writes it meanwhile.
 pub unsafe fn compare(shared: MappedRange<'_>, private: *const u8) -> Result<Ordering, Gone> {
-    const PIECE: usize = 4096;
-    let mut copied = [const { MaybeUninit::<u8>::uninit() }; PIECE];
+    let mut copied = [const { MaybeUninit::<u8>::uninit() }; PIECE_BYTES];
     let mut done = 0;
     while done < shared.len() {
-        let bytes = PIECE.min(shared.len() - done);
+        let bytes = PIECE_BYTES.min(shared.len() - done);
         // SAFETY: a part of the range, which is mapped.
         let part = unsafe { MappedRange::new(shared.as_ptr().wrapping_add(done), bytes) };
         // SAFETY: the copy is ours, and at least as long.

@@ -15,16 +15,16 @@ use std::thread;
 
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_sys::map::{self, FileRange, MapError, Populate, Protection, Reservation};
-use dmce_sys::{clock, load, object};
+use dmce_sys::{clock, object, sched};
 use tracing::debug;
 
 use super::prepare::STEP_BYTES;
 
-/// An object of fewer bytes is laid before another thread has begun.
+/// An object of fewer bytes is not worth another thread.
 const SHARED_BYTES: u64 = 32 << 20;
-/// A second thread ends when it has waited for a processor for longer than this,
+/// A second thread ends when it has waited for a processor for longer than this and one part of so
+/// many of its time, together.
 const WAIT_NS: u64 = 2_000_000;
-/// and this part of its time.
 const WAIT_PART: u64 = 8;
 
 /// Gives an object that nobody has seen, and that has no pages, huge ones from its beginning on, as
@@ -54,14 +54,15 @@ struct Laying<'a> {
 impl Laying<'_> {
     /// False if nobody wants it any more.
     fn lay_all(&self) -> Result<bool, MapError> {
-        self.lay_while(|| true)?;
+        self.lay_while(&window()?, || true)?;
         Ok(!self.cancelled.load(Ordering::Relaxed))
     }
 
     fn lay_all_by_two(&self) -> Result<bool, MapError> {
+        let Ok(second) = window() else { return self.lay_all() };
         thread::scope(|scope| {
-            let second = || self.lay_while(is_spare());
-            let second = thread::Builder::new().name("lay".to_owned()).spawn_scoped(scope, second);
+            let lay = || self.lay_while(&second, is_spare());
+            let second = thread::Builder::new().name("lay".to_owned()).spawn_scoped(scope, lay);
             let laid = self.lay_all();
             // Where there is no thread, one does all.
             let second = second.map_or(Ok(()), |second| match second.join() {
@@ -73,15 +74,14 @@ impl Laying<'_> {
     }
 
     /// Lays steps until none is left, or something else says so.
-    fn lay_while(&self, goes_on: impl Fn() -> bool) -> Result<(), MapError> {
-        let window = Reservation::aligned(STEP_BYTES, STEP_BYTES)?;
+    fn lay_while(&self, by: &Reservation, goes_on: impl Fn() -> bool) -> Result<(), MapError> {
         while goes_on() && !self.cancelled.load(Ordering::Relaxed) {
             let step = self.next.fetch_add(1, Ordering::Relaxed);
             if step >= self.steps {
                 break;
             }
             // The other one has none to begin with, either.
-            let laid = self.lay(&window, step * STEP_BYTES);
+            let laid = self.lay(by, step * STEP_BYTES);
             laid.inspect_err(|_| self.next.store(self.steps, Ordering::Relaxed))?;
         }
         Ok(())
@@ -96,19 +96,24 @@ impl Laying<'_> {
     }
 }
 
+/// A place of its own in the address space, for a step.
+fn window() -> Result<Reservation, MapError> {
+    Reservation::aligned(STEP_BYTES, STEP_BYTES)
+}
+
 /// Whether nobody else wants the processor of the calling thread, from now on.
 fn is_spare() -> impl Fn() -> bool {
-    let (begun, before) = (clock::monotonic_ns(), load::waited_ns());
+    let (begun, before) = (clock::monotonic_ns(), sched::waited_ns());
     move || {
         let may_wait = WAIT_NS + (clock::monotonic_ns() - begun) / WAIT_PART;
-        let waited = before.as_ref().ok().zip(load::waited_ns().ok());
+        let waited = before.as_ref().ok().zip(sched::waited_ns().ok());
         waited.is_some_and(|(before, now)| now - before <= may_wait)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
+    use std::os::fd::{AsFd, OwnedFd};
 
     use dmce_sys::object::{DEFAULT_DIR, ObjectDir};
 
@@ -116,10 +121,7 @@ mod tests {
 
     #[test]
     fn a_new_object_has_whole_steps_and_their_zeros_at_once() {
-        let dir = ObjectDir::open(DEFAULT_DIR).unwrap();
-        let name = format!("dmce.test-{}-huge", std::process::id());
-        let fd = dir.create(&name).unwrap();
-        dir.unlink(&name).unwrap();
+        let fd = unseen("huge");
         let bytes = 3 * STEP_BYTES + PAGE_BYTES;
         assert!(!lay_huge(fd.as_fd(), bytes, &AtomicBool::new(true)));
         let stat = object::stat(fd.as_fd()).unwrap();
@@ -137,24 +139,62 @@ mod tests {
 
     #[test]
     fn two_lay_what_one_would_have_and_each_step_once() {
-        let dir = ObjectDir::open(DEFAULT_DIR).unwrap();
-        let name = format!("dmce.test-{}-two", std::process::id());
-        let fd = dir.create(&name).unwrap();
-        dir.unlink(&name).unwrap();
+        let fd = unseen("two");
         let steps = SHARED_BYTES / STEP_BYTES;
         object::truncate(fd.as_fd(), SHARED_BYTES).unwrap();
         let gone = AtomicBool::new(false);
         let laying = Laying { fd: fd.as_fd(), steps, next: AtomicU64::new(0), cancelled: &gone };
         // Both go on, whoever else wants the processor.
-        let laid: Vec<bool> = thread::scope(|scope| {
-            let both = [(); 2].map(|()| scope.spawn(|| laying.lay_while(|| true).is_ok()));
-            both.map(|one| one.join().unwrap()).to_vec()
+        let laid = thread::scope(|scope| {
+            let lay = || laying.lay_while(&window().unwrap(), || true).is_ok();
+            [(); 2].map(|()| scope.spawn(lay)).map(|one| one.join().unwrap())
         });
-        assert!(laying.next.load(Ordering::Relaxed) >= steps);
         let stat = object::stat(fd.as_fd()).unwrap();
-        // As many as there are; on a machine that is long up there may be none.
+        assert!(stat.bytes == SHARED_BYTES && stat.allocated_bytes <= SHARED_BYTES, "{stat:?}");
+        // On a machine that is long up there may be no huge pages.
         if laid == [true, true] {
-            assert_eq!((stat.bytes, stat.allocated_bytes), (SHARED_BYTES, SHARED_BYTES));
+            assert_eq!(stat.allocated_bytes, SHARED_BYTES);
+            // Each has looked once for one more.
+            assert_eq!(laying.next.load(Ordering::Relaxed), steps + 2);
         }
+    }
+
+    #[test]
+    fn one_lays_what_the_other_leaves() {
+        let fd = unseen("rest");
+        let steps = SHARED_BYTES / STEP_BYTES;
+        object::truncate(fd.as_fd(), SHARED_BYTES).unwrap();
+        let gone = AtomicBool::new(false);
+        let laying = Laying { fd: fd.as_fd(), steps, next: AtomicU64::new(0), cancelled: &gone };
+        let left = AtomicU64::new(3);
+        let goes_on = || left.fetch_sub(1, Ordering::Relaxed) > 0;
+        let first = laying.lay_while(&window().unwrap(), goes_on).is_ok();
+        if first {
+            assert_eq!(laying.next.load(Ordering::Relaxed), 3);
+        }
+        if laying.lay_all().unwrap_or(false) && first {
+            let stat = object::stat(fd.as_fd()).unwrap();
+            assert_eq!(stat.allocated_bytes, SHARED_BYTES);
+        }
+    }
+
+    #[test]
+    fn a_large_object_is_laid_as_a_small_one_is() {
+        let fd = unseen("large");
+        let bytes = SHARED_BYTES + PAGE_BYTES;
+        assert!(!lay_huge(fd.as_fd(), bytes, &AtomicBool::new(true)));
+        let stat = object::stat(fd.as_fd()).unwrap();
+        assert_eq!((stat.bytes, stat.allocated_bytes), (bytes, 0), "nobody waits for it");
+        assert!(!lay_huge(fd.as_fd(), bytes, &AtomicBool::new(false)), "a page is left");
+        let stat = object::stat(fd.as_fd()).unwrap();
+        assert!(stat.bytes == bytes && stat.allocated_bytes <= SHARED_BYTES, "{stat:?}");
+    }
+
+    fn unseen(name: &str) -> OwnedFd {
+        let dir = ObjectDir::open(DEFAULT_DIR).unwrap();
+        let name = format!("dmce.test-{}-{name}", std::process::id());
+        let fd = dir.create(&name).unwrap();
+        dir.unlink(&name).unwrap();
+        fd
     }
 }

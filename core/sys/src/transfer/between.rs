@@ -1,15 +1,14 @@
 //! Bytes that go from one object to another one, and are compared there.
 
 use std::cmp::Ordering;
+use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 
-use super::{Gone, Store, compare, load, store};
+use super::{Gone, PIECE_BYTES, Store, compare, load, store};
 use crate::map::{self, FileRange, MapError, MappedRange, Protection, Reservation};
 
 /// How often bytes are stored that another process writes at the same time.
 const STORES_MAX: u32 = 3;
-/// Loaded, stored and compared at a time: both sides stay in the nearest cache meanwhile.
-const PIECE_BYTES: usize = 4096;
 
 /// The same range of two objects, mapped. It is touched by [`Between::carry`] alone, which needs
 /// [`crate::fault::install`].
@@ -43,9 +42,8 @@ impl Between {
         Ok(Self { from, to })
     }
 
-    /// Brings as many bytes as the buffer has from one to the other, `offset` bytes behind where
-    /// the range begins; they are in the buffer afterwards. False if other bytes are there after
-    /// some stores: somebody writes them as well.
+    /// Brings bytes from one to the other, from `offset` bytes behind where the range begins. False
+    /// if other bytes are there after some stores: somebody writes them as well.
     ///
     /// # Errors
     ///
@@ -54,25 +52,30 @@ impl Between {
     /// # Panics
     ///
     /// If that is not in the range.
-    pub fn carry(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, Gone> {
-        let pieces = buffer.chunks_mut(PIECE_BYTES);
-        for (at, piece) in (offset..).step_by(PIECE_BYTES).zip(pieces) {
-            if !self.carry_piece(at, piece)? {
+    pub fn carry(&self, offset: u64, bytes: usize) -> Result<bool, Gone> {
+        let mut piece = [const { MaybeUninit::<u8>::uninit() }; PIECE_BYTES];
+        let mut done = 0;
+        while done < bytes {
+            let bytes = PIECE_BYTES.min(bytes - done);
+            if !self.carry_piece(offset + done as u64, &mut piece[..bytes])? {
                 return Ok(false);
             }
+            done += bytes;
         }
         Ok(true)
     }
 
-    fn carry_piece(&self, offset: u64, piece: &mut [u8]) -> Result<bool, Gone> {
-        let (from, to) = (part(&self.from, offset, piece), part(&self.to, offset, piece));
-        // SAFETY: the buffer is as long, and the caller's alone.
-        unsafe { load(from, piece.as_mut_ptr(), Store::Cached) }?;
+    fn carry_piece(&self, offset: u64, piece: &mut [MaybeUninit<u8>]) -> Result<bool, Gone> {
+        let bytes = piece.len();
+        let [from, to] = [&self.from, &self.to].map(|side| part(side, offset, bytes));
+        let piece: *mut u8 = piece.as_mut_ptr().cast();
+        // SAFETY: the piece is as long, and the caller's alone.
+        unsafe { load(from, piece, Store::Cached) }?;
         for _ in 0..STORES_MAX {
-            // SAFETY: as above; this side is writable.
-            unsafe { store(to, piece.as_ptr(), Store::Cached) }?;
+            // SAFETY: as above, and all of it was loaded; this side is writable.
+            unsafe { store(to, piece, Store::Cached) }?;
             // SAFETY: as above.
-            if unsafe { compare(to, piece.as_ptr()) }? == Ordering::Equal {
+            if unsafe { compare(to, piece) }? == Ordering::Equal {
                 return Ok(true);
             }
         }
@@ -80,8 +83,8 @@ impl Between {
     }
 }
 
-fn part<'a>(side: &'a Reservation, offset: u64, buffer: &[u8]) -> MappedRange<'a> {
-    side.range(offset, buffer.len() as u64).expect("a part of the range")
+fn part(side: &Reservation, offset: u64, bytes: usize) -> MappedRange<'_> {
+    side.range(offset, bytes as u64).expect("a part of the range")
 }
 
 #[cfg(test)]
@@ -101,17 +104,18 @@ mod tests {
         let page = page_bytes();
         let range = FileRange { offset: page as u64, bytes: 3 * page as u64 };
         let between = Between::map(from.fd.as_fd(), to.fd.as_fd(), range, page as u64).unwrap();
-        object::write_at(from.fd.as_fd(), b"carried", page as u64 + 10).unwrap();
-        let mut buffer = vec![0; 20];
-        assert_eq!(between.carry(5, &mut buffer), Ok(true));
-        assert_eq!(&buffer, b"\x07\x07\x07\x07\x07carried\x07\x07\x07\x07\x07\x07\x07\x07");
-        let mut found = vec![0; 22];
+        let bytes = 2 * PIECE_BYTES + 7;
+        let data: Vec<u8> = (0..bytes).map(|at| (at % 251).to_le_bytes()[0]).collect();
+        object::write_at(from.fd.as_fd(), &data, page as u64 + 5).unwrap();
+        assert_eq!(between.carry(5, bytes), Ok(true));
+        let mut found = vec![0; bytes + 2];
         read_at(to.fd.as_fd(), &mut found, page as u64 + 4).unwrap();
-        assert_eq!((found[0], &found[1..21], found[21]), (1, &buffer[..], 1));
+        assert_eq!((found[0], found[bytes + 1]), (1, 1));
+        assert!(found[1..=bytes] == data);
         for cut in [&to, &from] {
             cut.keep_pages(2);
-            assert!(between.carry(2 * page as u64, &mut buffer).is_err());
-            assert_eq!(between.carry(0, &mut buffer), Ok(true));
+            assert!(between.carry(2 * page as u64, 20).is_err());
+            assert_eq!(between.carry(0, 20), Ok(true));
         }
         let mapped = Between::map(from.fd.as_fd(), to.fd.as_fd(), range, page as u64);
         assert!(matches!(mapped, Err(MapError::Lost)));

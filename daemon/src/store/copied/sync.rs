@@ -94,12 +94,12 @@ impl Desk<'_> {
         let until = (cell + u64::from(bytes)).min(Window::end_of(cell)).min(committed);
         let window = Window::on(cell..until, [self.view.source(), target])?;
         // Until where it goes page by page, because one of them cannot be had.
-        let (mut done, mut by_pages, mut buffer) = (cell, cell, Vec::new());
+        let (mut done, mut by_pages) = (cell, cell);
         while done < until {
             let page_until = until.min((done / PAGE_BYTES + 1) * PAGE_BYTES);
             let is_page = done < by_pages;
             let batch = Batch::first_of(done, if is_page { page_until } else { until }, committed);
-            let carry = || self.carry(&window, batch, &mut buffer);
+            let carry = || self.carry(&window, batch);
             match self.writer(block).hold(batch, carry) {
                 Ok(Ok(())) => done += batch.bytes,
                 Ok(Err(failure)) if done == cell => return Err(failure),
@@ -113,12 +113,12 @@ impl Desk<'_> {
     }
 
     /// Brings what the first good copy has to the one that is syncing. The pages are locked.
-    fn carry(&self, by: &Window<'_>, batch: Batch, buffer: &mut Vec<u8>) -> Result<(), Failure> {
+    fn carry(&self, by: &Window<'_>, batch: Batch) -> Result<(), Failure> {
         // Whoever has written without this copy had the locks, as those that `write` knows.
         if self.has_moved() {
             return Err(Failure::Busy("its copies have changed a moment ago".to_owned()));
         }
-        if by.carry(batch, buffer)? {
+        if by.carry(batch)? {
             point(Point::SyncStored);
             return Ok(());
         }

@@ -63,11 +63,10 @@ impl<'a> Window<'a> {
         Ok(Self { sides, between, start, end })
     }
 
-    /// Brings a batch from one copy to the other, by a buffer. False if other bytes are there
-    /// afterwards.
-    pub(super) fn carry(&self, batch: Batch, buffer: &mut Vec<u8>) -> Result<bool, Gone> {
-        buffer.resize(usize::try_from(batch.bytes).expect("a batch is some pages"), 0);
-        let carried = self.between.carry(batch.cell - self.start, buffer);
+    /// Brings a batch from one copy to the other. False if other bytes are there afterwards.
+    pub(super) fn carry(&self, batch: Batch) -> Result<bool, Gone> {
+        let bytes = usize::try_from(batch.bytes).expect("a batch is some pages");
+        let carried = self.between.carry(batch.cell - self.start, bytes);
         carried.map_err(|_| cut_of(self.sides.map(|(copy, _)| copy), self.end))
     }
 

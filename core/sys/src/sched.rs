@@ -1,4 +1,4 @@
-//! How busy the processors are, as far as it decides whether a second thread is worth while.
+//! What the scheduler says of the calling thread.
 
 use std::fs;
 use std::io::{self, ErrorKind};
