@@ -14,8 +14,9 @@
 //!
 //! 1. A block whose creation was answered is there until its destruction is asked for, whatever
 //!    becomes of this process.
-//! 2. What clients can write is touched by `pread`, `pwrite` and `madvise` alone, and one word at a
-//!    time by routines that a SIGBUS ends with an error: none of them can crash a daemon.
+//! 2. What clients can write is touched by `pread`, `pwrite` and `madvise` alone; single words, and
+//!    what goes from one copy to another, by routines that a SIGBUS ends with an error: none of
+//!    them can crash a daemon.
 //! 3. What the broker sends can end the connection, and no more.
 #![forbid(unsafe_code)]
 
