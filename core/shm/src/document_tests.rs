@@ -64,6 +64,11 @@ fn the_lock_table_is_as_documented() {
     assert_eq!(tables("## 6."), crate::table::TABLES);
 }
 
+#[test]
+fn the_records_of_pointers_are_as_documented() {
+    assert_eq!(tables("### 6.2"), crate::pointers::TABLES);
+}
+
 /// The numbers themselves are pinned by the document: a change there is a new segment version.
 #[test]
 fn the_fingerprints_are_as_documented() {

@@ -32,6 +32,7 @@ pub mod header;
 mod layout;
 pub mod lock;
 pub mod parking;
+pub mod pointers;
 #[cfg(not(loom))]
 mod preamble;
 #[cfg(not(loom))]
