@@ -17,6 +17,7 @@
 pub mod clock;
 pub mod closing;
 pub mod crash;
+pub mod dirty;
 pub mod fault;
 pub mod futex;
 pub mod headroom;

@@ -225,6 +225,18 @@ impl Mapping {
         Ok(mapping)
     }
 
+    /// Maps zeroed memory that is shared with children alone: an object of its own without a name.
+    pub(crate) fn shared_anonymous(bytes: u64) -> Result<Self, MapError> {
+        let len = in_pointer(bytes)?;
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: no address is asked for, so the kernel takes free space and nothing is replaced.
+        let start = unsafe { mm::mmap_anonymous(ptr::null_mut(), len, prot, MapFlags::SHARED) }
+            .map_err(|errno| MapError::of_map("mmap", bytes, errno))?;
+        let mapping = Self { start: start.cast(), bytes: len };
+        finish(mapping.whole(), Populate::No)?;
+        Ok(mapping)
+    }
+
     /// The first byte.
     #[inline]
     #[must_use]
