@@ -4,11 +4,13 @@ use std::fs;
 use std::path::Path;
 
 use dmce_config::Bytes;
+use dmce_sys::dirty::{self, Access, Unavailable};
 use dmce_sys::limits::{address_space_limit, raise_open_files};
 use dmce_sys::membarrier;
 use dmce_sys::socket::Socket;
 
 use super::Finding;
+use crate::error::line_of;
 
 /// The oldest kernel with all that is used without a substitute.
 const KERNEL_MIN: (u32, u32) = (6, 1);
@@ -17,7 +19,15 @@ const KERNEL_MIN: (u32, u32) = (6, 1);
 const OPEN_FILES_MIN: u64 = 4096;
 
 pub(super) fn checks() -> Vec<Finding> {
-    vec![kernel(), barriers(), peer_descriptors(), open_files(), address_space(), programs_32_bit()]
+    vec![
+        kernel(),
+        barriers(),
+        peer_descriptors(),
+        stores(dirty::probe()),
+        open_files(),
+        address_space(),
+        programs_32_bit(),
+    ]
 }
 
 fn kernel() -> Finding {
@@ -63,6 +73,43 @@ fn peer_descriptors() -> Finding {
         Ok(None) => Finding::ok(name, "no SO_PEERPIDFD (Linux 6.5): pid and start time are used"),
         Err(error) => Finding::unknown(name, &error),
     }
+}
+
+/// Whether clients of this user learn which pages they have stored to by plain pointers.
+fn stores(probed: Result<Access, Unavailable>) -> Finding {
+    let name = "dirty tracking";
+    let reason = match probed {
+        Ok(access) => {
+            let way = match access {
+                Access::UserMode => "userfaultfd for everybody",
+                Access::Device => "/dev/userfaultfd",
+                _ => "userfaultfd by a privilege",
+            };
+            let cost = "the first store to a page after each sync is a fault of 1 us";
+            return Finding::ok(
+                name,
+                format!("stores by plain pointers are noted ({way}): {cost}"),
+            );
+        }
+        Err(reason) => reason,
+    };
+    let fix = match reason {
+        Unavailable::NoUserfaultfd => "use a kernel with CONFIG_USERFAULTFD",
+        Unavailable::Refused => {
+            "allow userfaultfd in the filter of system calls (the container's seccomp profile), or \
+             let /dev/userfaultfd in"
+        }
+        Unavailable::Features { .. } | Unavailable::NoScan => "use Linux 6.7 or later",
+        Unavailable::PageMap(_) => {
+            "mount /proc; a process that has changed its user calls prctl(PR_SET_DUMPABLE, 1)"
+        }
+        _ => "look into it; until then all works, and a sync reads more",
+    };
+    let text = format!(
+        "none: a sync of what plain pointers stored compares all of it with another copy ({})",
+        line_of(&reason)
+    );
+    Finding::warn(name, text, fix)
 }
 
 fn open_files() -> Finding {
@@ -112,6 +159,19 @@ fn programs_32_bit() -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stores_that_nobody_notes_are_a_warning_with_the_reason_and_its_fix() {
+        use super::super::State;
+        let found = stores(Ok(Access::UserMode));
+        assert_eq!((found.state, found.fix), (State::Ok, None));
+        let found = stores(Err(Unavailable::Refused));
+        assert_eq!(found.state, State::Warn);
+        assert!(found.text.contains("compares all") && found.text.contains("security module"));
+        assert!(found.fix.unwrap().contains("seccomp"));
+        let found = stores(Err(Unavailable::NoScan));
+        assert!(found.text.contains("PAGEMAP_SCAN") && found.fix.unwrap().contains("6.7"));
+    }
 
     #[test]
     fn versions_of_distributions_are_read() {

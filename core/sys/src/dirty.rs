@@ -35,7 +35,8 @@
 //! - See stores to memory that the kernel or a device took hold of before a scan and writes later:
 //!   a direct read (`O_DIRECT`) and buffers registered with `io_uring`, `process_vm_writev` and a
 //!   debugger's stores. Who uses those copies their ranges after they have ended.
-//! - Outlive `MADV_DONTNEED` of whole page tables by the application (2 MiB at a multiple of it).
+//! - Promise anything for page tables that the application itself takes away (`MADV_DONTNEED` of
+//!   2 MiB and more): Linux 6.18 lists their pages, an older kernel may forget them.
 //!
 //! [`Reservation::map_at`]: crate::map::Reservation::map_at
 
@@ -204,7 +205,10 @@ impl Tracker {
     /// page of it is dirty: what was stored before, or meanwhile, is forgotten. So it is called
     /// before anybody has a pointer into the range, or all of the range is copied afterwards.
     ///
-    /// It takes some 10 ms for a GiB, also of pages that have not been touched.
+    /// It takes some 10 ms for a GiB, also of pages that have not been touched. What was mapped by
+    /// huge pages gets its small entries as it is touched, by a fault for each: 1 us, without the
+    /// neighbours that a fault brings elsewhere. [`crate::map::populate_read`] afterwards is
+    /// cheaper, and leaves all as clean as it is.
     ///
     /// # Errors
     ///
