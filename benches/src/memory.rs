@@ -10,7 +10,7 @@ use std::hint::black_box;
 use std::os::fd::AsFd;
 use std::ptr;
 
-use dmce_sys::map::{self, FileRange, MapError, Populate, Protection, Reservation};
+use dmce_sys::map::{self, FileRange, MapError, MappedRange, Populate, Protection, Reservation};
 use dmce_sys::object::{self, DEFAULT_DIR, ObjectDir};
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 
@@ -19,6 +19,8 @@ use crate::{Error, Result};
 
 /// Bytes of a cache line: the unit of random accesses.
 pub const LINE_BYTES: usize = 64;
+/// Bytes of a page of the processor.
+pub const PAGE_BYTES: usize = 4096;
 /// Bytes of a huge page.
 pub const HUGE_BYTES: usize = 2 << 20;
 const WORD_BYTES: usize = 8;
@@ -79,7 +81,7 @@ impl Area {
 
     /// Stores to every page, so that each is there.
     pub fn touch(self) {
-        for offset in (0..self.bytes).step_by(4096) {
+        for offset in (0..self.bytes).step_by(PAGE_BYTES) {
             // SAFETY: inside the range. Volatile: the value is the same, the store is the point.
             unsafe { self.word(offset).write_volatile(self.load(offset)) };
         }
@@ -130,6 +132,23 @@ impl Area {
         for value in 0..count {
             self.store(line(places.next()), value);
         }
+    }
+
+    /// Loads words of random lines, and stores one for each hundredth, to every so-and-so-manyth
+    /// page alone. There are a power of two of pages, more than `page_stride`, another one.
+    #[inline(never)]
+    pub fn mostly_read(self, seed: u64, count: u64, page_stride: u64) {
+        const PAGE_LINES: u64 = (PAGE_BYTES / LINE_BYTES) as u64;
+        let mut places = Places::below(self.lines(), seed);
+        let mut stored = Places::below(self.lines() / PAGE_LINES / page_stride, seed);
+        let mut sum = 0_u64;
+        for value in 0..count / 100 {
+            for _ in 1..100 {
+                sum = sum.wrapping_add(self.load(line(places.next())));
+            }
+            self.store(line(stored.next() * page_stride * PAGE_LINES), value);
+        }
+        black_box(sum);
     }
 
     /// Makes every line say which line comes after it, in one random cycle through all.
@@ -251,6 +270,12 @@ impl OwnObject {
         // SAFETY: mapped for as long as this value lives; the object has no name and this process
         // has the only mapping of it.
         unsafe { Area::new(self.mapping.as_ptr(), self.mapping.len()) }
+    }
+
+    /// Where it is mapped, for calls of the kernel.
+    #[must_use]
+    pub const fn range(&self) -> MappedRange<'_> {
+        self.mapping.whole()
     }
 
     /// Makes its pages huge, as many as the kernel can now.

@@ -15,6 +15,7 @@ pub mod requests;
 pub mod scrub;
 pub mod store;
 pub mod syncing;
+pub mod tracking;
 
 use clap::ValueEnum;
 
@@ -43,6 +44,8 @@ pub enum Group {
     Balance,
     /// Copies that are compared.
     Scrub,
+    /// Stores by plain pointers that the kernel notes.
+    Tracking,
     /// Clients and brokers that die.
     Deaths,
     /// `dmce_malloc` and `dmce_free`.
@@ -59,7 +62,7 @@ pub enum Group {
 
 impl Group {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Mapped,
         Self::Copied,
         Self::Copies,
@@ -69,6 +72,7 @@ impl Group {
         Self::Moving,
         Self::Balance,
         Self::Scrub,
+        Self::Tracking,
         Self::Deaths,
         Self::Alloc,
         Self::Requests,
@@ -93,6 +97,7 @@ impl Group {
             Self::Moving => moving::measure(setting),
             Self::Balance => balance::measure(setting),
             Self::Scrub => scrub::measure(setting),
+            Self::Tracking => tracking::measure(setting),
             Self::Deaths => deaths::measure(setting),
             Self::Alloc => alloc::measure(setting),
             Self::Requests => requests::measure(setting),
