@@ -25,6 +25,17 @@ pub const PAGE_BYTES: usize = 4096;
 pub const HUGE_BYTES: usize = 2 << 20;
 const WORD_BYTES: usize = 8;
 
+const PAGE_LINES: u64 = (PAGE_BYTES / LINE_BYTES) as u64;
+
+/// The pages that are stored to by who mostly reads: a power of two of them, each so many pages
+/// behind the one before.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct StoredPages {
+    pub count: u64,
+    pub stride: u64,
+}
+
 /// A range of mapped memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Area {
@@ -134,19 +145,17 @@ impl Area {
         }
     }
 
-    /// Loads words of random lines, and stores one for each hundredth, to every so-and-so-manyth
-    /// page alone. There are a power of two of pages, more than `page_stride`, another one.
+    /// Loads words of random lines, and stores to a random one of some pages for each hundredth.
     #[inline(never)]
-    pub fn mostly_read(self, seed: u64, count: u64, page_stride: u64) {
-        const PAGE_LINES: u64 = (PAGE_BYTES / LINE_BYTES) as u64;
+    pub fn mostly_read(self, seed: u64, count: u64, stored: StoredPages) {
         let mut places = Places::below(self.lines(), seed);
-        let mut stored = Places::below(self.lines() / PAGE_LINES / page_stride, seed);
+        let mut pages = Places::below(stored.count, seed);
         let mut sum = 0_u64;
         for value in 0..count / 100 {
             for _ in 1..100 {
                 sum = sum.wrapping_add(self.load(line(places.next())));
             }
-            self.store(line(stored.next() * page_stride * PAGE_LINES), value);
+            self.store(line(pages.next() * stored.stride * PAGE_LINES), value);
         }
         black_box(sum);
     }

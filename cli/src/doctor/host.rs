@@ -83,7 +83,7 @@ fn stores(probed: Result<Access, Unavailable>) -> Finding {
             let way = match access {
                 Access::UserMode => "userfaultfd for everybody",
                 Access::Device => "/dev/userfaultfd",
-                _ => "userfaultfd by a privilege",
+                Access::Full => "userfaultfd by a privilege",
             };
             let cost = "the first store to a page after each sync is a fault of 1 us";
             return Finding::ok(

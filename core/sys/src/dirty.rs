@@ -25,9 +25,9 @@
 //! The kernel protects the entries of this process's page tables, 4 KiB each, and lifts the
 //! protection itself in the fault of the first store to a page (`UFFD_FEATURE_WP_ASYNC`); nobody
 //! waits for another thread, and no right is needed. `PAGEMAP_SCAN` lists the pages whose
-//! protection is lifted, and protects them again in the same step. Both came with Linux 6.7. A huge
-//! page that the range maps is mapped by small entries from then on, in this process alone: the
-//! object keeps it, and other processes their mappings of it.
+//! protection is lifted, and protects them again in the same step. Both came with Linux 6.7. What
+//! becomes of huge pages is told by [`Grain`]; the object keeps them in either case, and other
+//! processes their mappings of them.
 //!
 //! What it does not do:
 //!
@@ -61,6 +61,19 @@ pub enum Kind {
     WriteProtect,
     /// Nobody does: every page may be dirty, and who syncs compares it with another copy.
     Compare,
+}
+
+/// How fine stores are noted where the range maps huge pages. Elsewhere both are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grain {
+    /// By pages of 4 KiB. What was huge is mapped by small entries, in this process, from the
+    /// moment that it is tracked.
+    Small,
+    /// A huge page stays mapped as one, and loads as fast, until it is stored to. The next scan
+    /// lists all of it, and has it mapped by small entries from then on: what is only read stays
+    /// huge, and what is written is listed by small pages from the second time on. Only what is
+    /// mapped by a huge page when it is tracked: [`crate::map::populate_read`] before that.
+    Huge,
 }
 
 /// Why pages can only be compared.
@@ -153,6 +166,7 @@ enum Way {
 struct Kernel {
     faults: Faults,
     pages: PageMap,
+    grain: Grain,
     /// Both descriptors mean the memory of the process that opened them, in a child as well.
     origin: WipeOnForkPage,
 }
@@ -163,15 +177,15 @@ struct Kernel {
 ///
 /// [`Unavailable`].
 pub fn probe() -> Result<Access, Unavailable> {
-    Ok(Kernel::open()?.faults.access())
+    Ok(Kernel::open_by(&Access::ALL, Grain::Small)?.faults.access())
 }
 
 impl Tracker {
     /// The best that this process may use, tried on a few pages of its own. A filter of system
     /// calls that kills for `userfaultfd` kills here.
     #[must_use]
-    pub fn open() -> Self {
-        match Kernel::open() {
+    pub fn open(grain: Grain) -> Self {
+        match Kernel::open_by(&Access::ALL, grain) {
             Ok(kernel) => Self { way: Way::WriteProtect(kernel) },
             Err(reason) => Self { way: Way::Compare(reason) },
         }
@@ -192,6 +206,15 @@ impl Tracker {
         }
     }
 
+    /// How fine it is: [`Grain::Small`] where the kernel could lose a store to a huge page.
+    #[must_use]
+    pub const fn grain(&self) -> Grain {
+        match &self.way {
+            Way::WriteProtect(kernel) => kernel.grain,
+            Way::Compare(_) => Grain::Small,
+        }
+    }
+
     /// Why it is no better than [`Kind::Compare`].
     #[must_use]
     pub const fn reason(&self) -> Option<&Unavailable> {
@@ -205,9 +228,9 @@ impl Tracker {
     /// page of it is dirty: what was stored before, or meanwhile, is forgotten. So it is called
     /// before anybody has a pointer into the range, or all of the range is copied afterwards.
     ///
-    /// It takes some 10 ms for a GiB, also of pages that have not been touched. What was mapped by
-    /// huge pages gets its small entries as it is touched, by a fault for each: 1 us, without the
-    /// neighbours that a fault brings elsewhere. [`crate::map::populate_read`] afterwards is
+    /// It takes some 10 ms for a GiB, also of pages that have not been touched. What gets small
+    /// entries in the place of a huge one gets each as it is touched, by a fault of 1 us, without
+    /// the neighbours that a fault brings elsewhere. [`crate::map::populate_read`] afterwards is
     /// cheaper, and leaves all as clean as it is.
     ///
     /// # Errors
@@ -218,7 +241,11 @@ impl Tracker {
         let Way::WriteProtect(kernel) = &self.way else { return Ok(()) };
         kernel.check_origin()?;
         kernel.faults.register(range)?;
-        kernel.faults.protect(range).inspect_err(|_| {
+        let protected = match kernel.grain {
+            Grain::Small => kernel.faults.protect(range),
+            Grain::Huge => kernel.pages.protect(range),
+        };
+        protected.inspect_err(|_| {
             // What is not protected must not look tracked. What fails here is not registered.
             let _ = kernel.faults.unregister(range);
         })
@@ -237,7 +264,8 @@ impl Tracker {
     }
 
     /// Begins to take the dirty pages of a tracked range. A page is clean again, and protected,
-    /// from the moment that it is in a run; what is not asked for stays dirty.
+    /// from the moment that it is in a run; what is not asked for stays dirty. Of two scans at once
+    /// a page is in the runs of one alone: who has to know that all is copied waits for the other.
     ///
     /// # Errors
     ///
@@ -255,21 +283,21 @@ impl Tracker {
         whole_pages(range)?;
         let Way::WriteProtect(kernel) = &self.way else { return Ok(Scan::of_all(range)) };
         kernel.check_origin()?;
-        Ok(kernel.pages.scan(range, runs_max))
+        Ok(Scan::new(kernel, range, runs_max))
     }
 }
 
 impl Kernel {
-    fn open() -> Result<Self, Unavailable> {
-        Self::open_by(&Access::ALL)
-    }
-
-    /// The same by the first of some accesses that works.
-    fn open_by(accesses: &[Access]) -> Result<Self, Unavailable> {
+    /// Opens it by the first of some accesses that works.
+    fn open_by(accesses: &[Access], grain: Grain) -> Result<Self, Unavailable> {
         let faults = Faults::open(accesses)?;
         let pages = PageMap::open()?;
-        let kernel = Self { faults, pages, origin: WipeOnForkPage::new()? };
+        let mut kernel =
+            Self { faults, pages, grain: Grain::Small, origin: WipeOnForkPage::new()? };
         trial::run(&kernel)?;
+        if grain == Grain::Huge && trial::remembers_huge(&kernel)? {
+            kernel.grain = grain;
+        }
         Ok(kernel)
     }
 

@@ -14,9 +14,9 @@ use std::mem::offset_of;
 use rustix::io::Errno;
 use rustix::ioctl::{self, Ioctl, IoctlOutput, Opcode, opcode};
 
-use super::faults::of_range;
-use super::{DirtyError, Unavailable};
-use crate::map::MappedRange;
+use super::faults::{Faults, of_range};
+use super::{DirtyError, Grain, Kernel, Unavailable};
+use crate::map::{MappedRange, page_bytes, populate_read};
 
 /// How many runs a batch has at most. The kernel gathers as many at a time.
 pub(super) const RUNS_MAX: usize = 512;
@@ -70,6 +70,7 @@ const PAGE_IS_WRITTEN: u64 = 1 << 1;
 const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
 /// Fail where a mapping is not tracked, instead of passing over it.
 const PM_SCAN_CHECK_WPASYNC: u64 = 1 << 1;
+const FLAGS: u64 = PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC;
 
 /// The page tables of this process. The kernel looked at the right to them when it was opened.
 #[derive(Debug)]
@@ -90,10 +91,13 @@ impl PageMap {
         }
     }
 
-    /// Begins a scan with room for so many runs a batch, at least one.
-    pub(super) fn scan<'a>(&'a self, range: MappedRange<'a>, runs_max: usize) -> Scan<'a> {
-        let regions = vec![Region { start: 0, end: 0, categories: 0 }; runs_max.max(1)];
-        Scan { pages: Some(self), range, next: 0, regions, runs: Vec::new() }
+    /// Protects every page of a tracked range, and lists none: a huge page as one.
+    pub(super) fn protect(&self, range: MappedRange<'_>) -> Result<(), DirtyError> {
+        let start = range.as_ptr().addr() as u64;
+        let addresses = start..start + range.len() as u64;
+        self.ask(Request::new(addresses, PAGE_IS_WRITTEN, FLAGS, &mut []))
+            .map(drop)
+            .map_err(|errno| of_scan(range, errno))
     }
 
     /// How many regions were filled in, and where the kernel stopped.
@@ -115,7 +119,7 @@ impl PageMap {
 #[derive(Debug)]
 pub struct Scan<'a> {
     /// None if every page may be dirty.
-    pages: Option<&'a PageMap>,
+    kernel: Option<&'a Kernel>,
     range: MappedRange<'a>,
     /// Where the next batch begins, in bytes from the start of the range.
     next: usize,
@@ -124,9 +128,15 @@ pub struct Scan<'a> {
 }
 
 impl<'a> Scan<'a> {
+    /// Begins one with room for so many runs a batch, at least one.
+    pub(super) fn new(kernel: &'a Kernel, range: MappedRange<'a>, runs_max: usize) -> Self {
+        let regions = vec![Region { start: 0, end: 0, categories: 0 }; runs_max.max(1)];
+        Self { kernel: Some(kernel), range, next: 0, regions, runs: Vec::new() }
+    }
+
     /// Lists all of the range.
     pub(super) const fn of_all(range: MappedRange<'a>) -> Self {
-        Self { pages: None, range, next: 0, regions: Vec::new(), runs: Vec::new() }
+        Self { kernel: None, range, next: 0, regions: Vec::new(), runs: Vec::new() }
     }
 
     /// The next runs in the order of their offsets, at least one, or none if there are no more.
@@ -140,8 +150,8 @@ impl<'a> Scan<'a> {
         self.runs.clear();
         while self.runs.is_empty() && self.next < self.range.len() {
             let from = std::mem::replace(&mut self.next, self.range.len());
-            match self.pages {
-                Some(pages) => self.next = self.batch(pages, from)?,
+            match self.kernel {
+                Some(kernel) => self.next = self.batch(kernel, from)?,
                 None => self.runs.push(Run { offset: 0, bytes: self.range.len() as u64 }),
             }
         }
@@ -149,19 +159,12 @@ impl<'a> Scan<'a> {
     }
 
     /// Takes one batch. Returns where the next begins.
-    fn batch(&mut self, pages: &PageMap, from: usize) -> Result<usize, DirtyError> {
-        let action = "scanning for dirty pages";
+    fn batch(&mut self, kernel: &Kernel, from: usize) -> Result<usize, DirtyError> {
         let start = self.range.as_ptr().addr() as u64;
         let (at, end) = (start + from as u64, start + self.range.len() as u64);
-        let flags = PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC;
-        let request = Request::new(at..end, PAGE_IS_WRITTEN, flags, &mut self.regions);
-        let (count, stopped) = pages.ask(request).map_err(|errno| match errno {
-            Errno::PERM => {
-                let (addr, bytes) = (self.range.as_ptr().addr(), self.range.len());
-                DirtyError::NotTracked { addr, bytes }
-            }
-            errno => of_range(action, self.range, errno),
-        })?;
+        let request = Request::new(at..end, PAGE_IS_WRITTEN, FLAGS, &mut self.regions);
+        let asked = kernel.pages.ask(request);
+        let (count, stopped) = asked.map_err(|errno| of_scan(self.range, errno))?;
         for region in self.regions.iter().take(count) {
             let run = Run { offset: region.start - start, bytes: region.end - region.start };
             match self.runs.last_mut() {
@@ -169,12 +172,51 @@ impl<'a> Scan<'a> {
                 _ => self.runs.push(run),
             }
         }
+        if kernel.grain == Grain::Huge {
+            self.split(&kernel.faults)?;
+        }
         // Inside the range, so it fits; a kernel that made no step would be asked for ever.
         let next = usize::try_from(stopped.saturating_sub(start)).unwrap_or(0);
         if next > from && next <= self.range.len() {
             return Ok(next);
         }
-        Err(DirtyError::Io { action, source: io::ErrorKind::InvalidData.into() })
+        Err(DirtyError::Io { action: ACTION, source: io::ErrorKind::InvalidData.into() })
+    }
+
+    /// Protects by small entries what was listed by whole huge pages, and fills these entries for
+    /// who copies next. What is stored meanwhile is there when the runs are returned.
+    fn split(&self, faults: &Faults) -> Result<(), DirtyError> {
+        let (start, huge) = (self.range.as_ptr().addr(), huge_bytes());
+        for run in &self.runs {
+            // Inside the range, so it fits.
+            let [from, bytes] = [run.offset, run.bytes].map(|n| usize::try_from(n).unwrap_or(0));
+            let end = (start + from + bytes) / huge * huge;
+            let first = (start + from).next_multiple_of(huge);
+            if first >= end {
+                continue;
+            }
+            let whole = self.range.part((first - start) as u64, (end - first) as u64);
+            let whole = whole.expect("a run lies in the range that was scanned");
+            faults.protect(whole)?;
+            // Where the object was cut there is nothing to fill.
+            let _ = populate_read(whole);
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of a huge page: what a page of page table entries covers.
+pub(super) fn huge_bytes() -> usize {
+    page_bytes() / size_of::<u64>() * page_bytes()
+}
+
+const ACTION: &str = "scanning for dirty pages";
+
+fn of_scan(range: MappedRange<'_>, errno: Errno) -> DirtyError {
+    let (addr, bytes) = (range.as_ptr().addr(), range.len());
+    match errno {
+        Errno::PERM => DirtyError::NotTracked { addr, bytes },
+        errno => of_range(ACTION, range, errno),
     }
 }
 

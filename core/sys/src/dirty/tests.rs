@@ -9,6 +9,7 @@ use crate::map::{
 use crate::object;
 use crate::testing::TestObjects;
 
+mod huge;
 mod mapped_anew;
 mod racing;
 mod rights;
@@ -17,7 +18,11 @@ const HUGE_BYTES: u64 = 2 << 20;
 
 /// A tracker that tracks. Where the kernel has it, that nothing is left out is itself tested.
 fn tracker() -> Option<Tracker> {
-    let tracker = Tracker::open();
+    tracker_of(Grain::Small)
+}
+
+fn tracker_of(grain: Grain) -> Option<Tracker> {
+    let tracker = Tracker::open(grain);
     let Some(reason) = tracker.reason() else { return Some(tracker) };
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse().ok());
@@ -161,8 +166,23 @@ fn what_finds_no_room_in_a_batch_is_in_the_next_and_what_is_not_asked_for_stays_
 }
 
 #[test]
+fn of_scans_at_once_each_page_is_in_one() {
+    let Some(tracker) = tracker() else { return };
+    let placed = Placed::new(1200, Populate::Yes);
+    tracker.track(placed.place.whole()).unwrap();
+    (0..1200).step_by(2).for_each(|page| placed.store(page));
+    let mut found: Vec<(u64, u64)> = std::thread::scope(|scope| {
+        let scans = [(); 4]
+            .map(|()| scope.spawn(|| taken(tracker.scan_by(placed.place.whole(), 7).unwrap())));
+        scans.into_iter().flat_map(|scan| scan.join().unwrap()).collect()
+    });
+    found.sort_unstable();
+    assert_eq!(found, (0..1200).step_by(2).map(|page| (page, 1)).collect::<Vec<_>>());
+}
+
+#[test]
 fn ranges_that_are_no_pages_are_refused() {
-    for tracker in [Tracker::open(), Tracker::comparing()] {
+    for tracker in [Tracker::open(Grain::Small), Tracker::comparing()] {
         let placed = Placed::new(4, Populate::Yes);
         let part = |offset, bytes| placed.place.range(offset, bytes).unwrap();
         for range in [part(1, bytes_of(1)), part(0, bytes_of(1) - 1), part(bytes_of(4), 0)] {
@@ -219,77 +239,4 @@ fn a_mapping_that_can_never_be_written_is_refused() {
     let mapping = Mapping::shared(reader.as_fd(), range, Protection::Read, Populate::Yes).unwrap();
     let refused = tracker.track(mapping.whole());
     assert!(matches!(refused, Err(DirtyError::ReadOnly { .. })), "{refused:?}");
-}
-
-/// Whether the kernel has collapsed the range, and maps it so here. A try may find pages busy.
-fn is_collapsed(range: MappedRange<'_>) -> bool {
-    (0..100).any(|_| collapse(range).is_ok()) && huge_kib(range.as_ptr()) > 0
-}
-
-/// How much of the mapping that begins there is mapped by huge pages.
-fn huge_kib(start: *mut u8) -> u64 {
-    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-    let head = format!("{:x}-", start.addr());
-    let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&head));
-    let line = lines.find_map(|line| line.strip_prefix("ShmemPmdMapped:")).unwrap();
-    line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
-}
-
-fn second_mapping(placed: &Placed) -> Reservation {
-    let range = FileRange { offset: 0, bytes: placed.place.len() as u64 };
-    let fd = placed.fd.as_fd();
-    Reservation::mapped(fd, range, HUGE_BYTES, Protection::ReadWrite).unwrap()
-}
-
-#[test]
-fn a_huge_page_is_tracked_by_small_ones_and_stays_huge_for_others() {
-    let Some(tracker) = tracker() else { return };
-    let pages = HUGE_BYTES / bytes_of(1);
-    let placed = Placed::new(pages, Populate::Yes);
-    populate_write(placed.place.whole()).unwrap();
-    if !is_collapsed(placed.place.whole()) {
-        eprintln!("left out: no huge page is to be had");
-        return;
-    }
-    let other = second_mapping(&placed);
-    load(other.whole());
-    assert!(huge_kib(other.as_ptr()) > 0);
-    tracker.track(placed.place.whole()).unwrap();
-    assert_eq!(dirty(&tracker, placed.place.whole()), []);
-    placed.store(7);
-    load(placed.pages(8, 1));
-    assert_eq!(dirty(&tracker, placed.place.whole()), [(7, 1)]);
-    assert_eq!(huge_kib(placed.place.as_ptr()), 0);
-    assert_eq!(huge_kib(other.as_ptr()), HUGE_BYTES >> 10, "the object keeps its huge page");
-    tracker.untrack(placed.place.whole()).unwrap();
-    assert!(is_collapsed(placed.place.whole()), "it may be mapped so again");
-}
-
-#[test]
-fn pages_stay_dirty_when_they_become_a_huge_one() {
-    let Some(tracker) = tracker() else { return };
-    let pages = HUGE_BYTES / bytes_of(1);
-    for stored in [vec![(7, 1)], vec![(0, pages)]] {
-        let placed = Placed::new(pages, Populate::Yes);
-        tracker.track(placed.place.whole()).unwrap();
-        for (first, count) in &stored {
-            (*first..first + count).for_each(|page| placed.store(page));
-        }
-        // As a daemon does it: by a mapping of its own.
-        let other = second_mapping(&placed);
-        populate_write(other.whole()).unwrap();
-        if !is_collapsed(other.whole()) {
-            eprintln!("left out: no huge page is to be had");
-            return;
-        }
-        // All that were stored to are there; of the others the kernel may be unsure.
-        let found = dirty(&tracker, placed.place.whole());
-        let is_listed =
-            |page| found.iter().any(|(first, count)| (*first..first + count).contains(&page));
-        let all = stored.iter().flat_map(|(first, count)| *first..first + count);
-        assert!(all.clone().all(is_listed), "{found:?} without some of {stored:?}");
-        assert!(!dirty(&tracker, placed.place.whole()).iter().any(|run| run.1 == pages));
-        placed.store(9);
-        assert!(dirty(&tracker, placed.place.whole()).contains(&(9, 1)));
-    }
 }

@@ -10,7 +10,7 @@
 
 use rustix::mm::{self, Advice};
 
-use super::{DirtyError, Kernel, Run, Unavailable, pages};
+use super::{DirtyError, Kernel, Run, Scan, Unavailable, pages};
 use crate::map::{MapError, MappedRange, Mapping, page_bytes, populate_write};
 
 const PAGES: usize = 6;
@@ -38,6 +38,20 @@ pub(super) fn run(kernel: &Kernel) -> Result<(), Unavailable> {
     expect(kernel, &mapping, &[run(4)])
 }
 
+/// Whether a huge page that was stored to is listed although its entry was taken away: the kernel
+/// does so before it reclaims a huge page or moves it, and leaves no page table in its place. Seen
+/// by a range without page tables, all of which has to be listed.
+pub(super) fn remembers_huge(kernel: &Kernel) -> Result<bool, Unavailable> {
+    let huge = pages::huge_bytes();
+    // A huge page lies in it, wherever it is.
+    let mapping = Mapping::shared_anonymous(2 * huge as u64)?;
+    kernel.faults.register(mapping.whole()).map_err(Unavailable::Trial)?;
+    let start = mapping.as_ptr().addr();
+    let whole = mapping.range((start.next_multiple_of(huge) - start) as u64, huge as u64)?;
+    let found = all(kernel, whole).map_err(Unavailable::Trial)?;
+    Ok(found == [Run { offset: 0, bytes: huge as u64 }])
+}
+
 /// What was stored to has to be found. More may be: the kernel may have reclaimed a page meanwhile,
 /// and is not sure of it then.
 fn expect(kernel: &Kernel, mapping: &Mapping, expected: &[Run]) -> Result<(), Unavailable> {
@@ -52,7 +66,7 @@ fn expect(kernel: &Kernel, mapping: &Mapping, expected: &[Run]) -> Result<(), Un
 }
 
 fn all(kernel: &Kernel, range: MappedRange<'_>) -> Result<Vec<Run>, DirtyError> {
-    let (mut scan, mut found) = (kernel.pages.scan(range, pages::RUNS_MAX), Vec::new());
+    let (mut scan, mut found) = (Scan::new(kernel, range, pages::RUNS_MAX), Vec::new());
     while let Some(runs) = scan.next_runs()? {
         found.extend_from_slice(runs);
     }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 
+use super::huge::huge_kib;
 use super::*;
 use crate::transfer::{Store, copy};
 
@@ -10,6 +11,8 @@ const PAGES: u64 = 1536;
 /// In each, threads store to some pages while the range is scanned and copied. A store that was
 /// missed would be healed by a later one to its page, so they are few in each.
 const ROUNDS: u64 = 60;
+/// The same where the kernel makes huge pages before each, which takes its time.
+const HUGE_ROUNDS: u64 = 24;
 const WORDS: u64 = 3000;
 const CALLS: u64 = 300;
 /// In one of so many rounds the object is mapped anew over a part.
@@ -103,6 +106,17 @@ impl Sides {
         self.bring(Run { offset, bytes });
     }
 
+    /// Has the object mapped by huge pages again, and says whether any are to be had.
+    fn make_huge(&self, tracker: &Tracker) -> bool {
+        let range = self.from.place.whole();
+        tracker.untrack(range).unwrap();
+        let _ = collapse(range);
+        populate_read(range).unwrap();
+        tracker.track(range).unwrap();
+        self.bring(Run { offset: 0, bytes: range.len() as u64 });
+        huge_kib(range.as_ptr()) > 0
+    }
+
     /// The pages that differ, with the objects read and not by the mappings.
     fn different(&self) -> Vec<usize> {
         let [from, to] = [&self.from, &self.to].map(|side| {
@@ -115,15 +129,18 @@ impl Sides {
     }
 }
 
-fn run(tracker: &Tracker) {
+fn run(tracker: &Tracker, rounds: u64) {
     crate::fault::install().unwrap();
     let sides = Sides::new();
     let range = sides.from.place.whole();
     tracker.track(range).unwrap();
     let (start, bytes) = (range.as_ptr().expose_provenance(), range.len());
     let mut places = Places(7);
-    for round in 1..=ROUNDS {
+    for round in 1..=rounds {
         let runs_max = [1, 7, 64, pages::RUNS_MAX][usize::try_from(round % 4).unwrap()];
+        if tracker.grain() == Grain::Huge && !sides.make_huge(tracker) {
+            eprintln!("no huge page is to be had in round {round}");
+        }
         std::thread::scope(|scope| {
             let stores = [store_words, store_pages, store_by_calls].map(|store| {
                 scope.spawn(move || {
@@ -148,10 +165,16 @@ fn run(tracker: &Tracker) {
 #[test]
 fn a_store_at_any_moment_is_seen_by_that_scan_or_the_next() {
     let Some(tracker) = tracker() else { return };
-    run(&tracker);
+    run(&tracker, ROUNDS);
+}
+
+#[test]
+fn a_store_to_a_huge_page_is_seen_as_well() {
+    let Some(tracker) = tracker_of(Grain::Huge) else { return };
+    run(&tracker, HUGE_ROUNDS);
 }
 
 #[test]
 fn without_tracking_the_copy_equals_as_well() {
-    run(&Tracker::comparing());
+    run(&Tracker::comparing(), ROUNDS);
 }

@@ -125,7 +125,7 @@ fn behind_a_filter_the_device_is_used_or_pages_are_compared() {
         drop_rights();
         make_dumpable();
         filter_userfaultfd();
-        let tracker = Tracker::open();
+        let tracker = Tracker::open(Grain::Small);
         let is_comparing = tracker.kind() == Kind::Compare;
         if is_comparing { found() } else { OTHER }
     };
@@ -138,7 +138,7 @@ fn every_access_that_is_granted_tracks() {
         return;
     }
     for access in Access::ALL {
-        match Kernel::open_by(&[access]) {
+        match Kernel::open_by(&[access], Grain::Huge) {
             Ok(kernel) => assert_eq!(kernel.faults.access(), access),
             Err(Unavailable::Refused | Unavailable::Io { .. }) if access != Access::UserMode => {
                 eprintln!("left out: {access:?} is not granted here");
@@ -146,7 +146,7 @@ fn every_access_that_is_granted_tracks() {
             Err(error) => panic!("{access:?}: {error}"),
         }
     }
-    let none = Kernel::open_by(&[]);
+    let none = Kernel::open_by(&[], Grain::Small);
     assert!(matches!(none, Err(Unavailable::NoUserfaultfd)));
 }
 
@@ -161,7 +161,7 @@ fn a_child_is_not_tracked_and_disturbs_nobody() {
         let whole = placed.place.whole();
         placed.store(5);
         // Its page tables are other ones, which it may track by a tracker of its own.
-        let own = Tracker::open();
+        let own = Tracker::open(Grain::Small);
         let is_own = own.track(whole).is_ok() && dirty(&own, whole).is_empty();
         placed.store(6);
         let wrong = [
