@@ -783,16 +783,27 @@ dmce_status_t dmce_map(dmce_session_t *session,
                        void **pointer);
 
 /**
- * Ends a mapping, by the pointer that `dmce_map` gave. What was written by it reaches every copy:
- * until then it is on one of them alone, and goes with that, if its daemon loses it. Another copy
- * is beneath the pointer from then on, without what was written by it before, and nobody is told
- * but by `DMCE_EVENT_COPY_LOST`.
+ * Ends a mapping, by the pointer that `dmce_map` or `dmce_region_map` gave. What was written by it
+ * reaches every copy: until then it is on one of them alone, and goes with that, if its daemon
+ * loses it. Another copy is beneath the pointer from then on, without what was written by it
+ * before, and nobody is told but by `DMCE_EVENT_COPY_LOST`.
  */
 dmce_status_t dmce_unmap(dmce_session_t *session, void *pointer);
 
 /**
- * Allocates memory at consecutive OS addresses, over as many blocks as it takes. `options` may be
- * NULL.
+ * Allocates memory at consecutive OS addresses, over as many blocks of as many daemons as it
+ * takes. Plain loads and stores use it, and every other call by the address that `dmce_addr_of`
+ * gives. It is zero at first, begins at a multiple of 2 MiB, and ends with `dmce_vfree`, or with
+ * the session. `options` may be NULL.
+ *
+ * Stores by the pointer are in the memory at once. With several copies they are on one of them
+ * alone until `dmce_sync`; if that one is lost, the pointer goes on with another, without what was
+ * stored since.
+ *
+ * `DMCE_E_NOMEM`: this process has not so much address space left in a row, or the session has 512
+ * pointers of this and of `dmce_map`. Address space, and pages in tables, are all that it costs: a
+ * window budget does not count it. `DMCE_E_NOSPACE`, `DMCE_E_QUOTA` as from `dmce_malloc_ex`. A
+ * session on the message path maps nothing: `DMCE_E_UNSUPPORTED`.
  */
 dmce_status_t dmce_vmalloc(dmce_session_t *session,
                            uint64_t bytes,
@@ -800,22 +811,29 @@ dmce_status_t dmce_vmalloc(dmce_session_t *session,
                            void **pointer);
 
 /**
- * Frees what `dmce_vmalloc` gave. NULL is fine.
+ * Frees what `dmce_vmalloc` gave. NULL is fine. `DMCE_E_ADDRESS` for any other pointer, and for
+ * one that was freed; `DMCE_E_BUSY` while a pointer of `dmce_map` is into the memory. `dmce_free`
+ * of its address is `DMCE_E_BUSY`: this is the call.
  */
 dmce_status_t dmce_vfree(dmce_session_t *session, void *pointer);
 
 /**
- * Brings stores that were made by plain pointer to every copy.
+ * Brings stores that were made by plain pointer to every copy. The range is in what one call of
+ * `dmce_vmalloc` or `dmce_region_map` gave, else `DMCE_E_ADDRESS`; 0 bytes are nothing to do,
+ * where a byte may be and at the very end. What is stored meanwhile may be brought or not.
  */
 dmce_status_t dmce_sync(dmce_session_t *session, void *pointer, uint64_t bytes);
 
 /**
- * The DMCE address of a byte of transparent memory.
+ * The DMCE address of a byte of transparent memory: of what `dmce_vmalloc` or `dmce_region_map`
+ * gave, to the byte; else `DMCE_E_ADDRESS`. May be called while other threads allocate and free:
+ * of memory that is freed meanwhile it is the address that it had, or `DMCE_E_ADDRESS`.
  */
 dmce_status_t dmce_addr_of(dmce_session_t *session, const void *pointer, dmce_addr_t *addr);
 
 /**
- * The pointer to a byte of transparent memory.
+ * The pointer to a byte of transparent memory, by its DMCE address; `DMCE_E_ADDRESS` if that is
+ * not in what `dmce_vmalloc` or `dmce_region_map` gave this session.
  */
 dmce_status_t dmce_ptr_of(dmce_session_t *session, dmce_addr_t addr, void **pointer);
 
@@ -897,7 +915,7 @@ dmce_status_t dmce_region_open(dmce_session_t *session,
  * Closes a region.
  *
  * The handle is closed in any case but two: `DMCE_E_FORKED`, and `DMCE_E_BUSY` while a pointer of
- * `dmce_map` is into the region and this is its last handle.
+ * `dmce_map` or `dmce_region_map` is into the region and this is its last handle.
  */
 dmce_status_t dmce_region_close(dmce_region_t *region);
 
@@ -975,7 +993,15 @@ dmce_status_t dmce_region_root_get(dmce_region_t *region, const char *root, uint
 
 /**
  * Maps the whole region, at `base_pointer` where that is free in this process, else
- * `DMCE_E_NOMEM`.
+ * `DMCE_E_NOMEM`; anywhere if `base_pointer` is 0. `prot` is `DMCE_READ`, or
+ * `DMCE_READ | DMCE_WRITE`.
+ *
+ * It is mapped until `dmce_unmap`, which brings what was stored to every copy, as `dmce_sync` does
+ * before; until then the region's last handle cannot be closed: `DMCE_E_BUSY`. The page that the
+ * last byte is in is mapped to its end; `dmce_addr_of` ends with the byte. Mapped again by the
+ * same session, with the same rights, it is the same pointer, which ends with as many calls of
+ * `dmce_unmap`; with other rights, `DMCE_E_BUSY`. A `base_pointer` that is no multiple of 4 KiB
+ * cannot be mapped.
  */
 dmce_status_t dmce_region_map(dmce_region_t *region, uint32_t prot, void **pointer);
 

@@ -182,7 +182,7 @@ pub unsafe extern "C" fn dmce_region_open(
 /// Closes a region.
 ///
 /// The handle is closed in any case but two: `DMCE_E_FORKED`, and `DMCE_E_BUSY` while a pointer of
-/// `dmce_map` is into the region and this is its last handle.
+/// `dmce_map` or `dmce_region_map` is into the region and this is its last handle.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_region_close(region: *mut dmce_region_t) -> dmce_status_t {
     let handle = region.addr();
@@ -314,7 +314,6 @@ pub unsafe extern "C" fn dmce_region_list(
 const RESIZING: &str = "resizing a region is not in this release";
 const RENAMING: &str = "renaming a region is not in this release";
 const ROOTS: &str = "named places inside a region are not in this release";
-const MAPPING: &str = "mapping a whole region is not in this release; dmce_map takes its addresses";
 const FLUSHING: &str = "files behind a region are not in this release";
 
 /// Changes the size of a region.
@@ -365,15 +364,27 @@ pub unsafe extern "C" fn dmce_region_root_get(
 }
 
 /// Maps the whole region, at `base_pointer` where that is free in this process, else
-/// `DMCE_E_NOMEM`.
+/// `DMCE_E_NOMEM`; anywhere if `base_pointer` is 0. `prot` is `DMCE_READ`, or
+/// `DMCE_READ | DMCE_WRITE`.
+///
+/// It is mapped until `dmce_unmap`, which brings what was stored to every copy, as `dmce_sync` does
+/// before; until then the region's last handle cannot be closed: `DMCE_E_BUSY`. The page that the
+/// last byte is in is mapped to its end; `dmce_addr_of` ends with the byte. Mapped again by the
+/// same session, with the same rights, it is the same pointer, which ends with as many calls of
+/// `dmce_unmap`; with other rights, `DMCE_E_BUSY`. A `base_pointer` that is no multiple of 4 KiB
+/// cannot be mapped.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_region_map(
     region: *mut dmce_region_t,
     prot: u32,
     pointer: *mut *mut c_void,
 ) -> dmce_status_t {
-    let _ = prot;
-    later::on_region(region, &[("pointer", pointer.is_null())], MAPPING)
+    boundary::region(region, |region| {
+        // SAFETY: the C contract: NULL, or a place for a pointer.
+        let out = unsafe { Out::new("pointer", pointer)? };
+        out.set(region.map(map::prot(prot)?)?.cast());
+        Ok(())
+    })
 }
 
 /// Brings the region to the file behind it.

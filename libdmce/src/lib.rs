@@ -39,6 +39,8 @@ mod operations;
 #[cfg(not(loom))]
 mod options;
 #[cfg(not(loom))]
+mod places;
+#[cfg(not(loom))]
 #[doc(hidden)]
 pub mod quick;
 #[cfg(not(loom))]
@@ -68,6 +70,6 @@ pub use events::Event;
 #[cfg(not(loom))]
 pub use options::{AllocOptions, Mirror, Options, Prot, RegionOptions};
 #[cfg(not(loom))]
-pub use session::{Region, Session};
+pub use session::{Region, Session, VirtualMemory};
 #[cfg(not(loom))]
 pub use stat::{RegionInfo, Stat};

@@ -264,8 +264,6 @@ static void later_calls_are_there_and_say_so(dmce_session_t *session)
     dmce_attrs_t *attrs = NULL;
     IS(DMCE_E_UNSUPPORTED, dmce_read_ptr(session, 1, 1, 0, &read_pointer));
     IS(DMCE_E_UNSUPPORTED, dmce_write_ptr(session, 1, 1, 0, &pointer));
-    IS(DMCE_E_UNSUPPORTED, dmce_vmalloc(session, 1, NULL, &pointer));
-    IS(DMCE_E_INVALID, dmce_vmalloc(session, 1, NULL, NULL));
     IS(DMCE_E_UNSUPPORTED, dmce_region_attrs(session, "volume", "name", &attrs));
     IS(DMCE_E_INVALID, dmce_region_attrs(session, "volume", NULL, &attrs));
     IS(DMCE_E_UNSUPPORTED, dmce_context_save(session, "name", NULL, 0));

@@ -55,6 +55,12 @@ fn bytes_come_back_through_the_static_library() {
 }
 
 #[test]
+fn transparent_memory_keeps_its_contract() {
+    passes("transparent.c", "c99", Shared);
+    passes("transparent.c", "c11", Static);
+}
+
+#[test]
 fn bytes_come_back_through_windows() {
     let program = toolchain::build("tests/c/basic.c", "c99", Shared);
     let instance = Instance::start(1);

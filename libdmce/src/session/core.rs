@@ -45,6 +45,7 @@ use crate::events::Events;
 use crate::limit;
 use crate::operations::Operations;
 use crate::options::Options;
+use crate::places::Places;
 use crate::reach::Trouble;
 use crate::reach::ways::Ways;
 use crate::slots::{SHARED_SLOT, Slots};
@@ -106,9 +107,15 @@ pub(crate) struct Core {
     pub changing: Turn<()>,
     /// The pointers that the application has.
     pub pins: Mutex<BTreeMap<usize, Vec<Pinned>>>,
-    /// How many those are, for who frees. Counted up under the lock of `pins` before a pointer is
-    /// given; then gates are shut, so that every free has seen it or is waited for.
+    /// How many of those may be into allocations of any kind, for who frees. Counted up under the
+    /// lock of `pins` before a pointer is given; then gates are shut, so that every free has seen
+    /// it or is waited for.
     pub pinned: AtomicUsize,
+    /// How many pointers there are besides to what is mapped as a whole: nothing else is in it, so
+    /// who frees need not care.
+    pub spread: AtomicUsize,
+    /// Where that is.
+    pub places: Places,
     /// What the broker was told of them. Taken before `pins`, and held over notices, which wait for
     /// nothing.
     pub told: Mutex<Told>,

@@ -4,6 +4,7 @@
 //!   one block, mapped whole      -> a pointer into the mapping that is there
 //!   several blocks, or windows   -> a mapping of its own, contiguous, part by part
 //! ```
+//! What is mapped as a whole, by `vmalloc` and as a region, is so too ([`super::transparent`]).
 //!
 //! # Invariants
 //!
@@ -22,14 +23,15 @@
 //!    when the primary is another, that ([`super::parts`]).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, MutexGuard, PoisonError, atomic};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use dmce_abi::block::BlockId;
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::wire::client::{ClientRequest, Map, Unmap};
 use dmce_abi::{DmceAddr, Status};
 use dmce_shm::session::pin::{PinId, PinnedRange};
-use dmce_sys::map::MapError;
+use dmce_sys::map::{MapError, Reservation};
 
 use super::core::Core;
 use super::data::Intent;
@@ -43,9 +45,21 @@ use crate::reach::ways::of_map;
 /// A range that the application has a pointer to.
 #[derive(Debug)]
 pub(crate) struct Pinned {
-    range: PinnedRange,
-    record: PinId,
-    mapping: Held,
+    pub(super) kind: PinKind,
+    pub(super) range: PinnedRange,
+    pub(super) record: PinId,
+    pub(super) mapping: Held,
+}
+
+/// What a pointer was given as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PinKind {
+    /// To any range: by `map`.
+    Pointer,
+    /// To an allocation that ends with it: by `vmalloc`.
+    Transparent,
+    /// To all of a region.
+    Region,
 }
 
 /// What the broker was told of pointers, and of which it is still to be told.
@@ -57,14 +71,16 @@ pub(crate) struct Told {
 
 /// What keeps a pointer's memory mapped.
 #[derive(Debug)]
-enum Held {
+pub(super) enum Held {
     /// The block's own mapping.
     Block { _block: Arc<Block> },
     /// A mapping for this pointer alone.
     Own(Laid),
+    /// What holds it is the same pointer, given before.
+    Again,
 }
 
-type Pins = BTreeMap<usize, Vec<Pinned>>;
+pub(super) type Pins = BTreeMap<usize, Vec<Pinned>>;
 
 /// Whether a pointer is into a range of addresses.
 pub(crate) fn is_pinned(pins: &Pins, addr: u64, bytes: u64) -> bool {
@@ -78,7 +94,7 @@ pub(crate) fn is_pinned_to_write(pins: &Pins, addr: u64, bytes: u64) -> bool {
 }
 
 impl Pinned {
-    fn is_into(&self, addr: u64, bytes: u64) -> bool {
+    pub(super) fn is_into(&self, addr: u64, bytes: u64) -> bool {
         let ends = |start: u64, bytes: u64| start.saturating_add(bytes);
         self.range.addr < ends(addr, bytes) && addr < ends(self.range.addr, self.range.bytes)
     }
@@ -97,21 +113,29 @@ impl Core {
             return Err(Error::invalid(format!("{bytes} bytes with rights {}", prot.bits())));
         }
         let writable = prot.contains(Prot::WRITE);
-        let intent = if writable { Intent::Write } else { Intent::Read };
         let range = PinnedRange { addr: addr.to_raw(), bytes: bytes as u64, writable };
+        let pointer = self.map_until(range, || match self.map_in_block(range) {
+            Ok(None) => self.map_own(range, PinKind::Pointer, &mut None),
+            Ok(Some(pointer)) => Ok(pointer),
+            Err(hindrance) => Err(hindrance),
+        })?;
+        self.announce(pointer.addr());
+        Ok(pointer)
+    }
+
+    /// Maps a range that may be accessed so, until nothing is in the way.
+    pub(super) fn map_until(
+        &self,
+        range: PinnedRange,
+        mut map: impl FnMut() -> Result<*mut u8, Hindrance>,
+    ) -> Result<*mut u8, Error> {
+        let intent = if range.writable { Intent::Write } else { Intent::Read };
+        let addr = DmceAddr::from_raw(self.layout, range.addr)?;
         let deadline = self.deadline();
         loop {
             self.check_range(addr, range.bytes, intent)?;
-            let mapped = match self.map_in_block(range) {
-                Ok(None) => self.map_own(range),
-                Ok(Some(pointer)) => Ok(pointer),
-                Err(hindrance) => Err(hindrance),
-            };
-            match mapped {
-                Ok(pointer) => {
-                    self.announce(pointer.addr());
-                    return Ok(pointer);
-                }
+            match map() {
+                Ok(pointer) => return Ok(pointer),
                 Err(Hindrance::Failed(error)) => return Err(error),
                 Err(Hindrance::Met(id, Obstacle::Moving)) if deadline.left().is_none() => {
                     let text = format!("block {id} is being moved for longer than a call waits");
@@ -125,20 +149,22 @@ impl Core {
     pub(crate) fn unmap(&self, pointer: *const u8) -> Result<(), Error> {
         self.usable()?;
         let unknown = || Error::new(Status::NotFound, format!("nothing is mapped at {pointer:p}"));
-        let range = self.pinned_at(pointer.addr()).ok_or_else(unknown)?;
+        let range = self.unmappable_at(pointer.addr()).ok_or_else(unknown)?;
         let lost = match self.carry(range) {
             Err(error) if error.status() == Status::Lost => Err(error),
             carried => carried.map(Ok)?,
         };
         let mut pins = self.pins();
         let same = pins.get_mut(&pointer.addr()).ok_or_else(unknown)?;
-        let Pinned { record, mapping, .. } = same.pop().ok_or_else(unknown)?;
+        let pin = same.pop().ok_or_else(unknown)?;
         let is_last = same.is_empty();
         if is_last {
             pins.remove(&pointer.addr());
         }
-        self.pinned.fetch_sub(1, atomic::Ordering::Relaxed);
+        self.count_of(pin.kind).fetch_sub(1, Ordering::Relaxed);
         drop(pins);
+        self.leave_place(pointer.addr(), &pin);
+        let Pinned { record, mapping, .. } = pin;
         if is_last {
             self.announce(pointer.addr());
         }
@@ -153,7 +179,7 @@ impl Core {
     /// # Errors
     ///
     /// [`Status::Lost`] if a part is lost, and with it what was stored there; the rest was carried.
-    fn carry(&self, range: PinnedRange) -> Result<(), Error> {
+    pub(super) fn carry(&self, range: PinnedRange) -> Result<(), Error> {
         if !range.writable {
             return Ok(());
         }
@@ -183,10 +209,12 @@ impl Core {
     }
 
     /// Brings what was stored by all pointers to all copies, as far as that can be; returns the
-    /// ranges of those that are left to the broker, with the records of their pointers.
+    /// ranges of those that are left to the broker, with the records of their pointers. What ends
+    /// with the session nobody will read.
     pub(super) fn carry_all(&self) -> Vec<PinnedRange> {
+        let stays = |pin: &&Pinned| pin.kind != PinKind::Transparent;
         let mut ranges: Vec<PinnedRange> =
-            self.pins().values().flatten().map(|pin| pin.range).collect();
+            self.pins().values().flatten().filter(stays).map(|pin| pin.range).collect();
         // All of them in the time of one call: a close is not to take that for each.
         within(Some(self.deadline()), || {
             ranges.retain(|range| {
@@ -203,7 +231,7 @@ impl Core {
     }
 
     /// Tells the broker what became of a pointer; later, if that would mean to wait.
-    fn announce(&self, pointer: usize) {
+    pub(super) fn announce(&self, pointer: usize) {
         let mut told = self.told();
         told.due.insert(pointer);
         if !self.announce_due(&mut told) {
@@ -262,10 +290,18 @@ impl Core {
         self.pins().get(&pointer).and_then(|same| same.first()).map(|pin| pin.range)
     }
 
+    /// The range of a pointer that [`Core::unmap`] ends.
+    fn unmappable_at(&self, pointer: usize) -> Option<PinnedRange> {
+        let pins = self.pins();
+        let first = pins.get(&pointer)?.first()?;
+        (first.kind != PinKind::Transparent).then_some(first.range)
+    }
+
     /// Takes every pointer back. Those into some ranges are left to the broker.
     pub(super) fn drop_pins(&self, left: &[PinnedRange]) {
         let pins = std::mem::take(&mut *self.pins());
-        self.pinned.store(0, atomic::Ordering::Relaxed);
+        self.pinned.store(0, Ordering::Relaxed);
+        self.spread.store(0, Ordering::Relaxed);
         for pin in pins.into_values().flatten() {
             drop(pin.mapping);
             if left.contains(&pin.range) {
@@ -301,14 +337,20 @@ impl Core {
         };
         let record = self.record(range)?;
         drop(inside);
-        let record = self.pin(range, record)?;
-        let pinned = Pinned { range, record, mapping: Held::Block { _block: held } };
+        let kind = PinKind::Pointer;
+        let record = self.pin(range, record, kind)?;
+        let pinned = Pinned { kind, range, record, mapping: Held::Block { _block: held } };
         pins.entry(pointer.expose_provenance()).or_default().push(pinned);
         Ok(Some(pointer))
     }
 
-    /// A pointer to a mapping of its own.
-    fn map_own(&self, range: PinnedRange) -> Result<*mut u8, Hindrance> {
+    /// A pointer to a mapping of its own; where address space is reserved for it, there.
+    pub(super) fn map_own(
+        &self,
+        range: PinnedRange,
+        kind: PinKind,
+        site: &mut Option<Reservation>,
+    ) -> Result<*mut u8, Hindrance> {
         let parts = self.open_parts(range)?;
         // Inside an operation, so that who waits for the marks sees the record.
         let (mut pins, inside) = self.enter_with(|| self.pins())?;
@@ -329,46 +371,59 @@ impl Core {
         }
         let record = self.record(range)?;
         drop(inside);
-        let record = self.pin(range, record)?;
-        let placed = match Laid::place(&parts, range) {
-            Err(MapError::AddressSpace { .. }) if self.ways.shrink() => Laid::place(&parts, range),
+        let record = self.pin(range, record, kind)?;
+        let placed = match Laid::place(&parts, range, site) {
+            Err(MapError::AddressSpace { .. })
+                if kind == PinKind::Pointer && self.ways.shrink() =>
+            {
+                Laid::place(&parts, range, site)
+            }
             placed => placed,
         };
         match placed {
             Ok((mapping, pointer)) => {
                 let mapping = Held::Own(Laid::new(parts, mapping, range));
-                let pinned = Pinned { range, record, mapping };
+                let pinned = Pinned { kind, range, record, mapping };
                 pins.entry(pointer.expose_provenance()).or_default().push(pinned);
                 Ok(pointer)
             }
             Err(error) => {
-                self.unpin(record);
+                self.unpin(record, kind);
                 Err(of_map(&error).into())
             }
         }
     }
 
     /// Keeps a range from being freed, under the lock of the pins, if it still is allocated.
-    fn pin(&self, range: PinnedRange, record: PinId) -> Result<PinId, Error> {
-        if self.pinned.fetch_add(1, atomic::Ordering::Relaxed) == 0 {
+    fn pin(&self, range: PinnedRange, record: PinId, kind: PinKind) -> Result<PinId, Error> {
+        let is_first = self.count_of(kind).fetch_add(1, Ordering::Relaxed) == 0;
+        if is_first && kind == PinKind::Pointer {
             self.allocator().shut_gates();
         }
         let addr = DmceAddr::from_raw(self.layout, range.addr)?;
         match self.check_allocated(addr, range.bytes) {
             Ok(()) => Ok(record),
             Err(error) => {
-                self.unpin(record);
+                self.unpin(record, kind);
                 Err(error)
             }
         }
     }
 
-    fn unpin(&self, record: PinId) {
-        self.pinned.fetch_sub(1, atomic::Ordering::Relaxed);
+    fn unpin(&self, record: PinId, kind: PinKind) {
+        self.count_of(kind).fetch_sub(1, Ordering::Relaxed);
         self.map.free_pin(record);
     }
 
-    fn record(&self, range: PinnedRange) -> Result<PinId, Error> {
+    /// Where the pointers of a kind are counted.
+    pub(super) const fn count_of(&self, kind: PinKind) -> &AtomicUsize {
+        match kind {
+            PinKind::Pointer => &self.pinned,
+            PinKind::Transparent | PinKind::Region => &self.spread,
+        }
+    }
+
+    pub(super) fn record(&self, range: PinnedRange) -> Result<PinId, Error> {
         let full = |error: dmce_shm::session::pin::PinsExhausted| {
             Error::new(Status::NoMem, error.to_string())
         };
@@ -399,12 +454,12 @@ impl Core {
         let same = pins.get_mut(&pointer)?;
         let mut own = same.iter_mut().filter_map(|pin| match &mut pin.mapping {
             Held::Own(laid) => Some(laid),
-            Held::Block { .. } => None,
+            Held::Block { .. } | Held::Again => None,
         });
         own.next().map(act)
     }
 
-    fn pins(&self) -> MutexGuard<'_, Pins> {
+    pub(super) fn pins(&self) -> MutexGuard<'_, Pins> {
         self.pins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

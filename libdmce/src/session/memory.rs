@@ -48,15 +48,15 @@ struct Made {
 }
 
 /// What is wanted, checked.
-struct Wish {
-    bytes: u64,
+pub(super) struct Wish {
+    pub bytes: u64,
     kind: Kind,
     align: u64,
     patience: Option<Patience>,
 }
 
 impl Wish {
-    fn new(core: &Core, bytes: u64, options: &AllocOptions) -> Result<Self, Error> {
+    pub(super) fn new(core: &Core, bytes: u64, options: &AllocOptions) -> Result<Self, Error> {
         let AllocOptions { copies, page_size, align, .. } = *options;
         if bytes == 0 {
             return Err(Error::invalid("an allocation of no bytes"));
@@ -216,19 +216,45 @@ impl Core {
 
     fn make(&self, wish: &Wish) -> Result<Made, Error> {
         let block_bytes = self.block_bytes_of(wish.kind);
-        let made = match Shape::within(wish.bytes, wish.align, block_bytes) {
-            Some(shape) => self.allocate_waiting(wish, shape).and_then(|taken| self.made(taken)),
+        match Shape::within(wish.bytes, wish.align, block_bytes) {
+            Some(shape) => self
+                .allocate_waiting(wish, shape)
+                .and_then(|taken| self.made(taken))
+                .map_err(|error| self.refused(wish, error)),
             // A block begins at a multiple of every alignment, and fresh ones are zero.
-            None => self.allocate_span(wish).map(|addr| Made { addr, zeroed: true }),
-        };
-        made.map_err(|error| match error.status() {
+            None => self.make_span(wish).map(|addr| Made { addr, zeroed: true }),
+        }
+    }
+
+    /// Allocates blocks of their own.
+    pub(super) fn make_span(&self, wish: &Wish) -> Result<DmceAddr, Error> {
+        self.allocate_span(wish).map_err(|error| self.refused(wish, error))
+    }
+
+    /// What a caller is told whose wish was not granted.
+    fn refused(&self, wish: &Wish, error: Error) -> Error {
+        match error.status() {
             Status::NoSpace | Status::Quota => {
                 self.events.note_refused();
                 error
             }
             Status::Timeout => in_vain(wish.bytes, &error),
             _ => error,
-        })
+        }
+    }
+
+    /// Checks that an instance may have so many bytes in one span.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::NoSpace`].
+    pub(super) fn check_span(&self, bytes: u64) -> Result<u64, Error> {
+        let bytes = bytes.checked_next_multiple_of(PAGE_BYTES);
+        let bytes = bytes.ok_or_else(|| impossible("so many bytes"))?;
+        if bytes.div_ceil(self.layout.block_bytes()) >= self.ready.block_ids.into() {
+            return Err(impossible(&format!("{bytes} bytes")));
+        }
+        Ok(bytes)
     }
 
     /// Allocates from the blocks there are; if there is no room for more, waits for a block as long
@@ -350,12 +376,7 @@ impl Core {
     }
 
     fn allocate_span(&self, wish: &Wish) -> Result<DmceAddr, Error> {
-        let bytes = wish.bytes.checked_next_multiple_of(PAGE_BYTES);
-        let bytes = bytes.ok_or_else(|| impossible(&format!("{} bytes", wish.bytes)))?;
-        let blocks = bytes.div_ceil(self.layout.block_bytes());
-        if blocks >= self.ready.block_ids.into() {
-            return Err(impossible(&format!("{bytes} bytes")));
-        }
+        let bytes = self.check_span(wish.bytes)?;
         let (granted, given, asked_at) = self.ask_for_span(bytes, wish)?;
         let info = granted.first;
         let whole = u64::from(info.span_count - 1).checked_mul(self.layout.block_bytes());
@@ -479,7 +500,7 @@ impl Core {
     }
 
     /// The place of an address, wherever it is.
-    fn place(&self, addr: DmceAddr) -> Result<Place, Error> {
+    pub(super) fn place(&self, addr: DmceAddr) -> Result<Place, Error> {
         let (id, cell) = self.split(addr);
         let block = u32::try_from(id).ok().and_then(|id| BlockId::try_from(id).ok());
         block.map(|block| Place { block, cell }).ok_or_else(|| not_allocated(addr))

@@ -6,6 +6,7 @@
 //!           -- read, write, copy  data      +-- core: slots, table, changes -- link -- broker
 //!           -- cas64, wait64 .... atomic    |
 //!           -- map, unmap ....... mapping   |
+//!           -- vmalloc, addr_of . transparent
 //!           -- region_* ......... region   -+   service: what nobody calls for
 //! ```
 
@@ -28,6 +29,7 @@ mod parts;
 mod patience;
 mod region;
 mod service;
+mod transparent;
 
 use std::cmp::Ordering;
 use std::os::fd::BorrowedFd;
@@ -46,6 +48,7 @@ use crate::quick;
 use crate::reach::word::Change;
 use crate::stat::Stat;
 pub use region::Region;
+pub use transparent::VirtualMemory;
 
 /// An open session. Dropping it closes it.
 ///
@@ -415,13 +418,73 @@ impl Session {
         self.core.map_range(addr, bytes, prot)
     }
 
-    /// Ends the use of a pointer. One that [`Session::map`] gave several times ends with the last.
+    /// Ends the use of a pointer of [`Session::map`] or [`Region::map`]. One that was given several
+    /// times ends with the last.
     ///
     /// # Errors
     ///
     /// [`Status::NotFound`] if it is not mapped.
     pub fn unmap(&self, pointer: *const u8) -> Result<(), Error> {
         self.core.unmap(pointer)
+    }
+
+    /// Allocates memory at consecutive OS addresses, over as many blocks of as many daemons as it
+    /// takes: plain loads and stores use it, with no call. It has blocks of its own, begins at a
+    /// multiple of 2 MiB, and reads as zero. A session has at most 512 pointers, of this and of
+    /// [`Session::map`].
+    ///
+    /// With one copy, what is stored by the pointer is what [`Session::read`] reads at once. With
+    /// several, it is on one of them until [`Session::sync`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::malloc_with`]; [`Status::NoMem`] without the address space for it, or with
+    /// 512 pointers; [`Status::Unsupported`] on the message path. Nothing is held then.
+    pub fn vmalloc(&self, bytes: u64, options: &AllocOptions) -> Result<VirtualMemory, Error> {
+        VirtualMemory::new(&self.core, bytes, options)
+    }
+
+    /// Frees what [`VirtualMemory::into_raw`] gave.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Address`] if no transparent memory begins there; [`Status::Busy`] while a pointer
+    /// of [`Session::map`] is into it.
+    pub fn vfree(&self, pointer: *mut u8) -> Result<(), Error> {
+        self.core.vfree(pointer.addr())
+    }
+
+    /// The address of a byte of transparent memory, or of a region that [`Region::map`] mapped: by
+    /// two loads, without a lock, but for the ends of a region with a base pointer. Of memory that
+    /// another thread frees meanwhile it is the address that it had, or an error.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Address`] for any other pointer.
+    #[inline]
+    pub fn addr_of(&self, pointer: *const u8) -> Result<DmceAddr, Error> {
+        self.core.addr_of(pointer.addr())
+    }
+
+    /// The pointer to a byte of transparent memory, or of a region that [`Region::map`] mapped, in
+    /// the same way.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Address`] for an address that is mapped in neither way.
+    #[inline]
+    pub fn ptr_of(&self, addr: DmceAddr) -> Result<*mut u8, Error> {
+        self.core.ptr_of(addr)
+    }
+
+    /// Brings what was stored by pointer to a range of transparent memory, or of a mapped region,
+    /// to every copy. No bytes are brought from where a byte may be, and from the very end.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Address`] if not all of the range is in one of these; [`Status::Lost`].
+    pub fn sync(&self, pointer: *const u8, bytes: u64) -> Result<(), Error> {
+        self.core.sync(pointer.addr(), bytes)
     }
 
     /// What the session holds. Needs no broker.

@@ -36,6 +36,7 @@ use crate::events::Events;
 use crate::locate::{self, Found};
 use crate::operations::Operations;
 use crate::options::Options;
+use crate::places::Places;
 use crate::reach::copied::Party;
 use crate::reach::ways::{Plan, Ways, of_map};
 use crate::slots::Slots;
@@ -148,6 +149,8 @@ fn finish(options: &Options, link: Link, parts: Parts) -> Result<Arc<Core>, Erro
         changing: Turn::new(()),
         pins: Mutex::new(BTreeMap::new()),
         pinned: AtomicUsize::new(0),
+        spread: AtomicUsize::new(0),
+        places: Places::new(layout.cell_bits(), block_ids),
         told: Mutex::default(),
         holders: Mutex::default(),
         regions: Mutex::new(BTreeMap::new()),

@@ -13,7 +13,7 @@
 //!    for the moment of the mapping.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic;
+use std::sync::atomic::Ordering;
 
 use dmce_abi::block::{BlockId, DaemonId, Guid};
 use dmce_abi::limits::PAGE_BYTES;
@@ -148,7 +148,7 @@ impl Core {
     /// Lays pointers' parts again whose blocks have changed. What cannot be asked for now stays as
     /// it is.
     pub(super) fn redirect_pins(&self, has_changed: impl Fn(BlockId) -> bool) {
-        if self.pinned.load(atomic::Ordering::Relaxed) == 0 {
+        if self.pinned.load(Ordering::Relaxed) + self.spread.load(Ordering::Relaxed) == 0 {
             return;
         }
         for due in self.pins_into(has_changed) {
@@ -174,13 +174,18 @@ impl Part {
 }
 
 impl Laid {
-    /// Maps parts one behind the other; returns the pointer to the first byte as well.
+    /// Maps parts one behind the other; returns the pointer to the first byte as well. What is
+    /// reserved for them is taken, and has to be for a range that begins with a block.
     pub(super) fn place(
         parts: &[Part],
         range: PinnedRange,
+        site: &mut Option<Reservation>,
     ) -> Result<(Reservation, *mut u8), MapError> {
         let (align, lead) = lead_of(parts, range);
-        let mapping = Reservation::aligned(lead + range.bytes, align)?;
+        let mapping = match site.take() {
+            Some(reserved) => reserved,
+            None => Reservation::aligned(lead + range.bytes, align)?,
+        };
         let mut at = lead;
         for part in parts {
             let (skip, object) = part.pages();
@@ -211,6 +216,21 @@ impl Laid {
             LaidPart { block, guid, epoch, primary, at: start, object, others }
         });
         Self { parts: laid.collect(), mapping }
+    }
+
+    /// Which block the first part is of.
+    pub(super) fn first_guid(&self) -> Option<Guid> {
+        self.parts.first().map(|part| part.guid)
+    }
+
+    /// Bytes of address space that are its own.
+    pub(super) const fn own_bytes(&self) -> u64 {
+        self.mapping.len() as u64
+    }
+
+    /// Whether a page of it that is gone is found in another copy.
+    pub(super) fn has_copies(&self) -> bool {
+        self.parts.iter().any(|part| part.others.is_some())
     }
 
     /// The parts of blocks with copies that have changed.

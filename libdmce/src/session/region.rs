@@ -22,6 +22,7 @@ use dmce_abi::wire::client::{
     RegionOpen,
 };
 use dmce_abi::{DmceAddr, Status};
+use dmce_shm::session::pin::PinnedRange;
 
 use super::core::{Core, busy};
 use super::openings::{closed, span_of};
@@ -64,8 +65,8 @@ impl Region {
     /// # Errors
     ///
     /// [`Status::Closed`] for a handle that is closed already, [`Status::Busy`] while a pointer of
-    /// [`crate::Session::map`] is into the region and this is its last handle, or the last with the
-    /// pointer's right to write; [`Status::Forked`].
+    /// [`Region::map`] or [`crate::Session::map`] is into the region and this is its last handle,
+    /// or the last with the pointer's right to write; [`Status::Forked`].
     pub fn close(&self) -> Result<(), Error> {
         self.core.usable()?;
         self.usable()?;
@@ -184,6 +185,37 @@ impl Region {
     pub fn addr(&self, pointer: u64) -> Result<DmceAddr, Error> {
         self.core.usable()?;
         self.at(pointer, 1, Prot::default())
+    }
+
+    /// Maps all of the region: at its base pointer, if it has one, else anywhere, until
+    /// [`crate::Session::unmap`]. The page that its last byte is in is mapped as a whole. Mapped
+    /// once more with the same rights it is the same pointer, which ends when it was unmapped as
+    /// often.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::NoMem`] if not all of that is free in this process, the base pointer is no
+    /// multiple of 4 KiB, or the session has 512 pointers; [`Status::Denied`] to write with a
+    /// handle that may not; [`Status::Invalid`] without [`Prot::READ`]; [`Status::Busy`] while
+    /// the session has it mapped with other rights; [`Status::Unsupported`] on the message path;
+    /// [`Status::Lost`], [`Status::Closed`].
+    pub fn map(&self, prot: Prot) -> Result<*mut u8, Error> {
+        self.core.usable()?;
+        if !prot.contains(Prot::READ) {
+            let text = format!("a region is mapped with rights {}", prot.bits());
+            return Err(Error::invalid(text));
+        }
+        let RegionInfo { base_pointer, region_size: bytes, .. } = self.info;
+        let writable = prot.contains(Prot::WRITE);
+        // What may be written can be read, as any memory.
+        let rights = if writable { Prot::WRITE } else { Prot::default() };
+        let addr = self.at(base_pointer, 0, rights)?.to_raw();
+        let mapped =
+            self.core.map_whole_region(PinnedRange { addr, bytes, writable }, base_pointer);
+        match mapped {
+            Err(error) if error.status() == Status::Address => Err(closed()),
+            mapped => mapped,
+        }
     }
 
     /// What open learned.

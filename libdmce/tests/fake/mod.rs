@@ -76,6 +76,8 @@ pub struct State {
     pub copies: u32,
     /// What is found when a client calls a block with copies damaged.
     pub finds: Finds,
+    /// The base pointer of every region.
+    pub base_pointer: u64,
     /// Raises the generation at every Fetch, and does not answer what is asked about it.
     pub moves_at_fetch: bool,
     held: Option<Held>,
@@ -162,6 +164,7 @@ impl Fake {
             postpones_begun: None,
             copies: 1,
             finds: Finds::AllGood,
+            base_pointer: 1000,
             moves_at_fetch: false,
             held: None,
             next_block: 1,

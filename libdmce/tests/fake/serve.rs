@@ -215,7 +215,7 @@ fn regions(state: &mut State, request: &ClientRequest) -> Answer {
                 guid: block.guid,
                 // Not a whole number of pages.
                 region_size: whole + state.blocks[&last].committed - 96,
-                base_pointer: 1000,
+                base_pointer: state.base_pointer,
                 copies: 1,
                 primary_daemon: 1,
                 mirror_daemon: 0,
@@ -390,6 +390,8 @@ fn name_of(request: &ClientRequest) -> &'static str {
         ClientRequest::Fetch(_) => "Fetch",
         ClientRequest::Changes(_) => "Changes",
         ClientRequest::Damaged(_) => "Damaged",
+        ClientRequest::Map(_) => "Map",
+        ClientRequest::Unmap(_) => "Unmap",
         ClientRequest::Disconnect => "Disconnect",
         ClientRequest::Abandon(_) => "Abandon",
         ClientRequest::Stat => "Stat",

@@ -84,6 +84,29 @@ impl Reservation {
         Ok(reservation)
     }
 
+    /// Reserves `bytes` of address space that begin at `start`, if all of it is free.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::AddressSpace`] if something is there, or if no process has memory there.
+    pub fn at(start: u64, bytes: u64) -> Result<Self, MapError> {
+        let taken = MapError::AddressSpace { bytes };
+        let len = round_up_to_page(in_pointer(bytes)?).filter(|&len| len > 0);
+        let wish = usize::try_from(start).ok();
+        // At 0 there is nothing, though some users may have it.
+        let wish = wish.filter(|start| *start > 0 && start.is_multiple_of(page_bytes()));
+        let (Some(len), Some(wish)) = (len, wish) else { return Err(taken) };
+        let flags = RESERVE_FLAGS | MapFlags::FIXED_NOREPLACE;
+        // SAFETY: replaces nothing: where something is mapped the call fails.
+        let mapped = unsafe {
+            mm::mmap_anonymous(ptr::without_provenance_mut(wish), len, ProtFlags::empty(), flags)
+        };
+        let Ok(mapped) = mapped else { return Err(taken) };
+        let reservation = Self { start: mapped.cast(), bytes: len };
+        // Dropped, if a kernel took the address for a wish.
+        if reservation.start.addr() == wish { Ok(reservation) } else { Err(taken) }
+    }
+
     /// Reserves as many bytes as a part of an object has, at a multiple of `align_bytes`, with that
     /// part mapped there.
     ///

@@ -126,6 +126,28 @@ fn a_reservation_is_aligned_and_replaces_only_inside_itself() {
 }
 
 #[test]
+fn a_reservation_at_an_address_is_there_or_not_made_and_replaces_nothing() {
+    let page = page_bytes() as u64;
+    // The kernel gives no address there by itself, so nobody takes it meanwhile.
+    let start = if cfg!(target_pointer_width = "64") { 0x1000 << 32 } else { 0x1000_0000 };
+    let there = Reservation::at(start, 2 * page - 1).unwrap();
+    assert_eq!((there.as_ptr().addr() as u64, there.len() as u64), (start, 2 * page));
+    for (at, bytes) in [
+        (start, page),
+        (start + page, 3 * page),
+        (start + 1, page),
+        (start + 2 * page, 0),
+        (0, page),
+        (u64::MAX - page + 1, page),
+        (start + 2 * page, u64::MAX),
+    ] {
+        let taken = Reservation::at(at, bytes);
+        assert!(matches!(taken, Err(MapError::AddressSpace { .. })), "{at:#x} {bytes} {taken:?}");
+    }
+    Reservation::at(start + 2 * page, 2 * page).unwrap();
+}
+
+#[test]
 fn what_is_mapped_in_one_call_is_aligned_wherever_there_is_room() {
     let objects = TestObjects::new("mapped");
     let (fd, range) = object(&objects);
