@@ -150,9 +150,12 @@ pub struct Listing {
 /// `dmce map`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
 pub struct Map {
-    /// A DMCE address, decimal or with 0x in front
+    /// A DMCE address, decimal or with 0x in front; without one, all that is mapped
     #[arg(value_name = "ADDR", allow_hyphen_values = true)]
-    pub address: Address,
+    pub address: Option<Address>,
+    /// Show what this session has mapped, and no other
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub session: Option<u32>,
     #[command(flatten)]
     pub listing: Listing,
 }
@@ -400,8 +403,10 @@ mod tests {
             let Command::Map(map) = read(&format!("map {text} --json")).unwrap().command else {
                 panic!("not map")
             };
-            assert_eq!((map.address, map.listing.json), (Address(address), true));
+            assert_eq!((map.address, map.listing.json), (Some(Address(address)), true));
         }
+        let Command::Map(map) = read("map --session 7").unwrap().command else { panic!("not map") };
+        assert_eq!((map.address, map.session, map.listing.json), (None, Some(7), false));
     }
 
     #[test]
@@ -443,14 +448,14 @@ mod tests {
             ("swap 5", "<OTHER>"),
             ("drain", "<DAEMON>"),
             ("undrain 0", "1..=256"),
-            ("map", "<ADDR>"),
-            ("map 0xg", "'0xg' for '<ADDR>': an address is a number, decimal or hexadecimal"),
-            ("map 7f001000", "'7f001000' for '<ADDR>': an address is a number, decimal or"),
-            ("map 0x", "'0x' for '<ADDR>': an address is a number"),
-            ("map +5", "'+5' for '<ADDR>': an address is a number"),
-            ("map 0x+5", "'0x+5' for '<ADDR>': an address is a number"),
-            ("map -5", "'-5' for '<ADDR>': an address is a number"),
-            ("map 18446744073709551616", "'18446744073709551616' for '<ADDR>': an address has"),
+            ("map --session 0", "0 is not in 1.."),
+            ("map 0xg", "'0xg' for '[ADDR]': an address is a number, decimal or hexadecimal"),
+            ("map 7f001000", "'7f001000' for '[ADDR]': an address is a number, decimal or"),
+            ("map 0x", "'0x' for '[ADDR]': an address is a number"),
+            ("map +5", "'+5' for '[ADDR]': an address is a number"),
+            ("map 0x+5", "'0x+5' for '[ADDR]': an address is a number"),
+            ("map -5", "'-5' for '[ADDR]': an address is a number"),
+            ("map 18446744073709551616", "'18446744073709551616' for '[ADDR]': an address has"),
             ("map 0x10000000000000000", "an address has 64 bits, and this number more"),
             ("doctor --dir d --socket s", "--socket"),
             ("blocks --yaml", "--yaml"),

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 
 use dmce_abi::Status;
 use dmce_abi::wire::admin::{
-    AdminReply, AdminRequest, BlockRow, DaemonRow, Location, RegionRow, SampleKey, SessionRow,
-    StatusReport, UsageRow,
+    AdminReply, AdminRequest, BlockRow, DaemonRow, Location, MappedRow, MappingKey, RegionRow,
+    SampleKey, SessionRow, StatusReport, UsageRow,
 };
 use dmce_abi::wire::client::{ClientReply, ClientRequest, RegionName};
 use dmce_abi::wire::scrub::ScrubFound;
@@ -245,6 +245,29 @@ impl Broker {
         }
     }
 
+    /// What processes say that they have mapped, by session and OS address: all, or what contains an
+    /// address, of all sessions or of one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Broker::locate`].
+    pub fn mappings(
+        &mut self,
+        addr: Option<u64>,
+        session: Option<u32>,
+    ) -> Result<Vec<MappedRow>, BrokerError> {
+        let (addr, session) = (addr.unwrap_or(0), session.unwrap_or(0));
+        self.list(Pages {
+            before_first: MappingKey { session: 0, os_address: 0 },
+            request: |after| AdminRequest::Mappings { addr, session, after },
+            rows: |reply| match reply {
+                AdminReply::Mappings { rows, more } => Some((rows, more)),
+                _ => None,
+            },
+            key: |row: &MappedRow| row.key,
+        })
+    }
+
     /// Has a block that is lost go on with the stale copy of a daemon, or with the only one if that
     /// is 0.
     ///
@@ -346,7 +369,10 @@ impl Broker {
         Self::connect(&self.path, self.patience_ms)
     }
 
-    fn list<K: Ord + Clone, R>(&mut self, pages: Pages<K, R>) -> Result<Vec<R>, BrokerError> {
+    fn list<K: Ord + Clone, R, A: Fn(K) -> AdminRequest>(
+        &mut self,
+        pages: Pages<K, R, A>,
+    ) -> Result<Vec<R>, BrokerError> {
         let mut all = Vec::new();
         let mut after = pages.before_first;
         loop {
@@ -384,9 +410,9 @@ impl Broker {
 }
 
 /// How a listing is asked for, page by page.
-struct Pages<K, R> {
+struct Pages<K, R, A> {
     before_first: K,
-    request: fn(K) -> AdminRequest,
+    request: A,
     rows: fn(AdminReply) -> Option<(Vec<R>, bool)>,
     key: fn(&R) -> K,
 }

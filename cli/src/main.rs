@@ -31,7 +31,7 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
-use args::{Adopt, Args, Command, RegionCommand, RegionSet, Unparsed};
+use args::{Adopt, Args, Command, Map, RegionCommand, RegionSet, Unparsed};
 use broker::Broker;
 use error::{Error, Outcome};
 
@@ -76,10 +76,15 @@ fn run(args: Args) -> Result<Outcome, Error> {
             let usage = show::Usage::of(broker()?.usage()?);
             Ok(show::print(&usage, listing.json).map(done)?)
         }
-        Command::Map(map) => {
-            let found = address::locate(&mut broker()?, map.address)?;
-            let location = show::Location::new(map.address, found);
-            Ok(show::print(&location, map.listing.json).map(done)?)
+        Command::Map(Map { address: None, session, listing }) => {
+            list::<_, show::Mapped>(broker()?.mappings(None, session)?, listing.json)
+        }
+        Command::Map(Map { address: Some(address), session, listing }) => {
+            let mut broker = broker()?;
+            let found = address::locate(&mut broker, address)?;
+            let mapped = broker.mappings(Some(address.0), session)?;
+            let location = show::Location::new(address, found, mapped);
+            Ok(show::print(&location, listing.json).map(done)?)
         }
         Command::Region(RegionCommand::Set(RegionSet::Copies(wanted))) => {
             Ok(moves::set_copies(broker()?, &wanted)?)

@@ -2,7 +2,7 @@
 
 use dmce_abi::block::{BlockId, Guid};
 use dmce_abi::version::SEGMENT_VERSION;
-use dmce_abi::wire::admin::AdminRequest;
+use dmce_abi::wire::admin::{AdminRequest, MappingKey};
 use dmce_abi::wire::client::{
     Changes, ClientRequest, Delete, Fetch, Grow, Malloc, MallocKind, MallocWith, Map, OpeningId,
     Reach, RegionCreate, RegionList, RegionName, RegionOpen, Setup, Unmap,
@@ -240,7 +240,7 @@ fn region_delete(random: &mut Random, view: &mut View) -> ClientRequest {
 fn small(random: &mut Random, view: &View, sizes: Sizes) -> ClientRequest {
     let none = || RegionName { volume: String::new(), name: String::new() };
     let addr = sizes.address(some_block(random, view, sizes));
-    match random.below(15) {
+    match random.below(16) {
         0 => ClientRequest::Disconnect,
         10 => ClientRequest::Policies,
         11 | 12 => ClientRequest::Events,
@@ -253,6 +253,11 @@ fn small(random: &mut Random, view: &View, sizes: Sizes) -> ClientRequest {
         7 => ClientRequest::Admin(AdminRequest::Regions { after: none() }),
         8 => ClientRequest::Admin(AdminRequest::WhereIs { addr }),
         9 => setup(random, sizes),
+        15 => {
+            let after = MappingKey { session: 0, os_address: 0 };
+            let addr = if random.once_in(2) { 0 } else { addr };
+            ClientRequest::Admin(AdminRequest::Mappings { addr, session: 0, after })
+        }
         _ => ClientRequest::Stat,
     }
 }

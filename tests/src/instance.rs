@@ -8,8 +8,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use dmce_abi::wire::admin::{
-    AdminReply, AdminRequest, BlockRow, DaemonRow, DaemonState, Health, RegionRow, SessionRow,
-    StatusReport,
+    AdminReply, AdminRequest, BlockRow, DaemonRow, DaemonState, Health, MappedRow, MappingKey,
+    RegionRow, SessionRow, StatusReport,
 };
 use dmce_abi::wire::client::{ClientReply, ClientRequest, RegionName};
 use libdmce::connection::Connection;
@@ -433,6 +433,17 @@ impl Instance {
                 }
                 other => panic!("sessions were asked for, and {other:?} came"),
             }
+        }
+    }
+
+    /// What processes say that they have mapped: the first page.
+    #[must_use]
+    pub fn mappings(&self) -> Vec<MappedRow> {
+        let after = MappingKey { session: 0, os_address: 0 };
+        let ask = || self.ask(AdminRequest::Mappings { addr: 0, session: 0, after });
+        match wait_for("the broker answers", ask) {
+            AdminReply::Mappings { rows, .. } => rows,
+            other => panic!("mappings were asked for, and {other:?} came"),
         }
     }
 

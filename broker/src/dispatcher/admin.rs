@@ -10,8 +10,8 @@ use dmce_abi::Status;
 use dmce_abi::block::{BlockId, DaemonId};
 use dmce_abi::wire::admin::{
     AdminReply, AdminRequest, BlockRow, BlockState as RowState, CopyRow, CopyState as RowCopyState,
-    DaemonRow, Health, Holder, Location, MappingRow, OwnerRow, RegionRow, Repair, SessionRow,
-    StatusReport,
+    DaemonRow, Health, Holder, Location, MappedRow, MappingRow, OwnerRow, RegionRow, Repair,
+    SessionRow, StatusReport,
 };
 use dmce_abi::wire::client::{ClientReply, RegionName};
 
@@ -67,6 +67,10 @@ impl Dispatcher {
             AdminRequest::Usage { after } => {
                 let (rows, more) = page(self.usage_after(*after), |_| 0);
                 AdminReply::Usage { rows, more }
+            }
+            AdminRequest::Mappings { addr, session, after } => {
+                let (rows, more) = page(self.mapped(peer, (*addr, *session), *after)?, mapped_text);
+                AdminReply::Mappings { rows, more }
             }
             _ => return refuse(Status::Unsupported, "this broker does not know the listing"),
         };
@@ -318,6 +322,10 @@ fn block_text(row: &BlockRow) -> usize {
     name + row.held_by.len() * size_of::<Holder>()
 }
 
+fn mapped_text(row: &MappedRow) -> usize {
+    row.name.len()
+}
+
 fn name_bytes(name: &RegionName) -> usize {
     name.volume.len() + name.name.len()
 }
@@ -330,8 +338,10 @@ fn count(number: usize) -> u32 {
 mod tests {
     use super::*;
     use dmce_abi::block::{Guid, Half};
-    use dmce_abi::limits::{FRAME_BYTES_MAX, REGION_BYTES_MAX, VOLUME_BYTES_MAX};
-    use dmce_abi::wire::admin::{HOLDERS_MAX, HeldBy};
+    use dmce_abi::limits::{
+        FRAME_BYTES_MAX, REGION_BYTES_MAX, SESSION_NAME_BYTES_MAX, VOLUME_BYTES_MAX,
+    };
+    use dmce_abi::wire::admin::{HOLDERS_MAX, HeldBy, MappingKey};
     use dmce_abi::wire::{FrameHeader, Reply, encode};
 
     fn largest_name() -> RegionName {
@@ -388,6 +398,23 @@ mod tests {
             };
             let (rows, more) = page(std::iter::repeat(row), |row| name_bytes(&row.region));
             assert!(more && encoded(AdminReply::Regions { rows, more }) < FRAME_BYTES_MAX);
+        }
+    }
+
+    #[test]
+    fn the_fullest_page_of_mappings_fits_a_frame() {
+        for bytes in [0, SESSION_NAME_BYTES_MAX] {
+            let row = MappedRow {
+                key: MappingKey { session: u32::MAX, os_address: u64::MAX },
+                pid: u32::MAX,
+                uid: u32::MAX,
+                name: "n".repeat(bytes),
+                addr: u64::MAX,
+                bytes: u64::MAX,
+                writable: true,
+            };
+            let (rows, more) = page(std::iter::repeat(row), mapped_text);
+            assert!(more && encoded(AdminReply::Mappings { rows, more }) < FRAME_BYTES_MAX);
         }
     }
 

@@ -7,7 +7,7 @@
 //!    into one mapping, or to the same bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
+use std::ops::{Bound, Range};
 
 /// One entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +64,11 @@ impl Mappings {
         for (_, os_address) in gone {
             self.remove(os_address);
         }
+    }
+
+    /// The entries that begin behind an OS address, by that.
+    pub(super) fn after(&self, os_address: u64) -> impl Iterator<Item = &Mapping> {
+        self.by_os.range((Bound::Excluded(os_address), Bound::Unbounded)).map(|(_, found)| found)
     }
 
     /// Whether an entry reaches into a range of addresses, of those that begin at `from` or later.

@@ -67,6 +67,7 @@ mod link;
 mod links;
 mod locks;
 mod making;
+mod mapped;
 mod mappings;
 mod moving;
 mod notices;

@@ -1,6 +1,6 @@
 //! `dmce map`: what an address means, and who has it mapped where.
 
-use dmce_abi::wire::admin::{self, MappingRow};
+use dmce_abi::wire::admin::{self, MappedRow};
 use dmce_config::Bytes;
 use serde::Serialize;
 
@@ -37,12 +37,23 @@ pub struct Mapping {
     pub pid: u32,
     pub os_address: u64,
     pub writable: bool,
+    pub name: String,
+    pub range: Range,
+}
+
+/// What of that process's memory it is part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[allow(missing_docs, reason = "docs/command.md explains the fields")]
+pub struct Range {
+    pub address: u64,
+    pub os_address: u64,
+    pub bytes: u64,
 }
 
 impl Location {
-    /// What the broker answered about `address`.
+    /// What the broker answered about `address`, and of the ranges that contain it.
     #[must_use]
-    pub fn new(Address(address): Address, found: admin::Location) -> Self {
+    pub fn new(Address(address): Address, found: admin::Location, mapped: Vec<MappedRow>) -> Self {
         let block = Block::from(found.block);
         Self {
             address,
@@ -58,18 +69,23 @@ impl Location {
             span_count: block.span_count,
             owner: block.owner,
             copies: block.copies,
-            mappings: found.mappings.into_iter().map(Mapping::from).collect(),
+            mappings: mapped.into_iter().map(|row| Mapping::of(address, row)).collect(),
         }
     }
 }
 
-impl From<MappingRow> for Mapping {
-    fn from(row: MappingRow) -> Self {
+impl Mapping {
+    /// The byte of an address in a range that contains it.
+    fn of(address: u64, row: MappedRow) -> Self {
+        let start = row.key.os_address;
         Self {
-            session: row.session,
+            session: row.key.session,
             pid: row.pid,
-            os_address: row.os_address,
+            // What a client claims may be anything.
+            os_address: start.wrapping_add(address.wrapping_sub(row.addr)),
             writable: row.writable,
+            name: row.name,
+            range: Range { address: row.addr, os_address: start, bytes: row.bytes },
         }
     }
 }
@@ -106,6 +122,9 @@ impl Show for Location {
             ("PID", Align::Right),
             ("OS ADDRESS", Align::Right),
             ("WRITABLE", Align::Left),
+            ("RANGE", Align::Right),
+            ("AT", Align::Right),
+            ("NAME", Align::Left),
         ]);
         for mapping in &self.mappings {
             mappings.add(vec![
@@ -113,6 +132,9 @@ impl Show for Location {
                 mapping.pid.to_string(),
                 format!("{:#x}", mapping.os_address),
                 if mapping.writable { "yes" } else { "no" }.to_owned(),
+                Bytes(mapping.range.bytes).to_string(),
+                format!("{:#x}", mapping.range.os_address),
+                mapping.name.clone(),
             ]);
         }
         format!("{fields}\n{mappings}")

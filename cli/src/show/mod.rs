@@ -11,6 +11,7 @@
 mod blocks;
 mod daemons;
 mod location;
+mod mapped;
 mod regions;
 pub mod scrub;
 mod sessions;
@@ -25,6 +26,7 @@ use serde::Serialize;
 pub use blocks::{Block, holder_text};
 pub use daemons::Daemon;
 pub use location::Location;
+pub use mapped::Mapped;
 pub use regions::Region;
 pub use sessions::Session;
 pub use status::Status;

@@ -3,7 +3,7 @@
 use dmce_abi::block::{Guid, Half};
 use dmce_abi::wire::admin::{
     self, BlockRow, BlockState, CopyRow, CopyState, DaemonRow, DaemonState, Health, HeldBy, Holder,
-    MappingRow, OwnerRow, RegionRow, Repair, Scrub, SessionRow, StatusReport,
+    MappedRow, MappingKey, OwnerRow, RegionRow, Repair, Scrub, SessionRow, StatusReport,
 };
 use dmce_abi::wire::client::RegionName;
 use dmce_abi::wire::scrub::ScrubFound;
@@ -198,13 +198,37 @@ fn regions_carry_the_names_of_their_attributes() {
     );
 }
 
+fn mapped_row() -> MappedRow {
+    MappedRow {
+        key: MappingKey { session: 3, os_address: 0x7f00_0000_0000 },
+        pid: 4711,
+        uid: 1000,
+        name: "editor".into(),
+        addr: 0x1_c000_0000,
+        bytes: 2 << 30,
+        writable: true,
+    }
+}
+
+#[test]
+fn what_is_mapped_is_an_array_of_ranges() {
+    let mapped = vec![Mapped::from(mapped_row())];
+    assert_eq!(
+        json_of(&mapped),
+        json!([{
+            "session": 3, "name": "editor", "pid": 4711, "uid": 1000,
+            "address": 7_516_192_768_u64, "os_address": 139_637_976_727_552_u64,
+            "bytes": 2_147_483_648_u64, "writable": true,
+        }])
+    );
+    let row = "      3  4711  1000  0x1c0000000  0x7f0000000000  2 GiB  yes       editor\n";
+    assert!(mapped.text().ends_with(row), "{}", mapped.text());
+}
+
 #[test]
 fn a_location_is_an_object_with_its_mappings() {
-    let mapping =
-        MappingRow { session: 3, pid: 4711, os_address: 0x7f00_0000_0010, writable: true };
-    let found =
-        admin::Location { server: 0, cell: 16, block: block_row(), mappings: vec![mapping] };
-    let location = Location::new(Address(0x1_c000_0010), found.clone());
+    let found = admin::Location { server: 0, cell: 16, block: block_row(), mappings: vec![] };
+    let location = Location::new(Address(0x1_c000_0010), found.clone(), vec![mapped_row()]);
     assert_eq!(
         json_of(&location),
         json!({
@@ -218,13 +242,19 @@ fn a_location_is_an_object_with_its_mappings() {
         ],
             "mappings": [{
                 "session": 3, "pid": 4711, "os_address": 139_637_976_727_568_u64, "writable": true,
+                "name": "editor",
+                "range": {
+                    "address": 7_516_192_768_u64, "os_address": 139_637_976_727_552_u64,
+                    "bytes": 2_147_483_648_u64,
+                },
             }],
         })
     );
     let text = location.text();
     assert!(text.contains("cell       0x10\n"), "{text}");
-    assert!(text.contains("0x7f0000000010  yes\n"), "{text}");
-    let unmapped = Location::new(Address(1), admin::Location { mappings: vec![], ..found });
+    assert!(text.contains("0x7f0000000010  yes "), "{text}");
+    assert!(text.contains("2 GiB  0x7f0000000000  editor\n"), "{text}");
+    let unmapped = Location::new(Address(1), found, Vec::new());
     assert!(unmapped.text().ends_with("\nno process says that it has it mapped\n"));
 }
 

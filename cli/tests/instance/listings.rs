@@ -122,8 +122,23 @@ fn where_is(home: &Home, client: &mut Client, first: u64) {
     let mapping = &found["mappings"][0];
     assert_eq!(mapping["pid"], std::process::id());
     assert_eq!(mapping["os_address"], 0x7f12_3456_7011_u64);
+    let range = json!({ "address": first, "os_address": 0x7f12_3456_7000_u64, "bytes": 4096 });
+    assert_eq!(mapping["range"], range);
     let text = home.ask(&["map", &address.to_string()]).done().stdout;
     assert!(text.contains("0x7f1234567011"), "{text}");
+    let session = mapping["session"].as_u64().unwrap();
+    let of = |session: u64| {
+        home.ask(&["map", "--session", &session.to_string(), "--json"]).done().json()
+    };
+    let [all] =
+        home.ask(&["map", "--json"]).done().json().as_array().unwrap().clone().try_into().unwrap();
+    assert_eq!(all["address"], first);
+    assert_eq!((&all["os_address"], &all["bytes"]), (&range["os_address"], &range["bytes"]));
+    assert_eq!((&all["pid"], &all["name"]), (&mapping["pid"], &mapping["name"]));
+    assert_eq!(of(session), json!([all]));
+    assert_eq!(of(session + 1), json!([]));
+    let text = home.ask(&["map"]).done().stdout;
+    assert!(text.contains("0x7f1234567000  4 KiB"), "{text}");
 }
 
 #[test]

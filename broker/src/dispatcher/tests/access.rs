@@ -1,6 +1,6 @@
 use dmce_abi::Status;
 use dmce_abi::block::{BlockId, DaemonId, Guid};
-use dmce_abi::wire::admin::{AdminReply, AdminRequest, Health};
+use dmce_abi::wire::admin::{AdminReply, AdminRequest, Health, MappingKey};
 use dmce_abi::wire::client::{
     Changed, Changes, ClientReply, ClientRequest, Delete, Fetch, Grow, Map, Unmap,
 };
@@ -168,6 +168,64 @@ fn mappings_are_found_by_address_and_bounded() {
     assert_eq!(rig.status(conn, map(base, u64::MAX, 0x30_0000)), Status::Invalid);
     assert_eq!(rig.status(conn, map(0, 4096, 0x30_0000)), Status::Address);
     assert_eq!(rig.status(conn, map(1 << 48, 4096, 0x30_0000)), Status::Address);
+}
+
+/// What a connection is shown of the table: the sessions with their OS addresses.
+fn mapped(rig: &mut Rig, conn: ClientConn, addr: u64, session: u32) -> Vec<(u32, u64)> {
+    let (mut found, mut after) = (Vec::new(), MappingKey { session: 0, os_address: 0 });
+    loop {
+        let request = ClientRequest::Admin(AdminRequest::Mappings { addr, session, after });
+        let ClientReply::Admin(AdminReply::Mappings { rows, more }) = rig.done(conn, request)
+        else {
+            panic!()
+        };
+        found.extend(rows.iter().map(|row| (row.key.session, row.key.os_address)));
+        if !more {
+            return found;
+        }
+        after = rows.last().unwrap().key;
+    }
+}
+
+#[test]
+fn the_table_of_what_is_mapped_is_listed_by_session_and_address_and_to_whom_it_concerns() {
+    let mut config = config();
+    config.limits.mappings_max = 1000;
+    let mut rig = Rig::started(config, Started::default());
+    rig.daemon(1, 3 * GIB);
+    let (mine, me) = rig.session(1000);
+    let (theirs, them) = rig.session(1001);
+    let (root, _) = rig.session(0);
+    let own = address(rig.granted(mine, span(1, 2 * GIB)).first.block);
+    let other = address(rig.granted(theirs, heap(1, MIB)).first.block);
+    let (me, them) = (me.session.get(), them.session.get());
+    // More than a page has, from the last to the first.
+    for place in (1..=900_u64).rev() {
+        rig.done(mine, map(own + place * 4096, 8192, place << 20));
+    }
+    rig.done(theirs, map(other, 4096, 5 << 20));
+    let all: Vec<_> = (1..=900).map(|place| (me, place << 20)).collect();
+    assert_eq!(mapped(&mut rig, mine, 0, 0), all);
+    assert_eq!(mapped(&mut rig, mine, 0, them), []);
+    assert_eq!(mapped(&mut rig, theirs, 0, 0), [(them, 5 << 20)]);
+    assert_eq!(mapped(&mut rig, root, 0, 0), [all, vec![(them, 5 << 20)]].concat());
+    assert_eq!(mapped(&mut rig, root, 0, them), [(them, 5 << 20)]);
+    assert_eq!(mapped(&mut rig, root, 0, 4_000_000), []);
+    // Each byte is in two of them.
+    let two = [(me, 6 << 20), (me, 7 << 20)];
+    assert_eq!(mapped(&mut rig, root, own + 7 * 4096 + 5, 0), two);
+    assert_eq!(mapped(&mut rig, mine, own + 7 * 4096 + 5, me), two);
+    assert_eq!(mapped(&mut rig, root, own + 7 * 4096 + 5, them), []);
+    let after = MappingKey { session: me, os_address: 6 << 20 };
+    let of_others = AdminRequest::Mappings { addr: own + 7 * 4096 + 5, session: 0, after };
+    let ClientReply::Admin(AdminReply::Mappings { rows, more }) =
+        rig.done(root, ClientRequest::Admin(of_others.clone()))
+    else {
+        panic!()
+    };
+    assert_eq!((rows.len(), rows[0].key.os_address, more), (1, 7 << 20, false));
+    assert_eq!((rows[0].addr, rows[0].bytes), (own + 7 * 4096, 8192));
+    assert_eq!(rig.status(theirs, ClientRequest::Admin(of_others)), Status::Address);
 }
 
 #[test]

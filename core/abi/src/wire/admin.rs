@@ -97,6 +97,17 @@ pub enum AdminRequest {
         /// The block; 0 for all.
         block: u32,
     },
+    /// Entries of the OS-to-DMCE table after this one, by session and OS address: what processes
+    /// say that they have mapped. Who does not see everything is shown those of their own sessions;
+    /// with an address, those of all sessions, if it is in memory of theirs.
+    Mappings {
+        /// A DMCE address, for the entries that contain it; 0 for all.
+        addr: u64,
+        /// A session, for its entries; 0 for all.
+        session: u32,
+        /// Zeros for the first.
+        after: MappingKey,
+    },
 }
 
 /// A listing.
@@ -116,6 +127,7 @@ pub enum AdminReply {
     Draining { is_draining: bool },
     CopiesSet { first: u32, count: u32 },
     Scrubbed { blocks: u32, found: ScrubFound },
+    Mappings { rows: Vec<MappedRow>, more: bool },
 }
 
 /// How well something is.
@@ -418,6 +430,34 @@ pub struct MappingRow {
     pub pid: u32,
     /// Where the byte is in that process.
     pub os_address: u64,
+    /// Whether it can be written there.
+    pub writable: bool,
+}
+
+/// Which entry of the OS-to-DMCE table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct MappingKey {
+    /// Whose.
+    pub session: u32,
+    /// Where it begins in that process.
+    pub os_address: u64,
+}
+
+/// An entry of the OS-to-DMCE table [0058]: what a process says that it has mapped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MappedRow {
+    /// Which.
+    pub key: MappingKey,
+    /// The process.
+    pub pid: u32,
+    /// Its user.
+    pub uid: u32,
+    /// What the session calls itself.
+    pub name: String,
+    /// The first DMCE address.
+    pub addr: u64,
+    /// Bytes.
+    pub bytes: u64,
     /// Whether it can be written there.
     pub writable: bool,
 }

@@ -1,6 +1,7 @@
 use alloc::string::ToString;
 use alloc::vec;
 
+use super::admin::{AdminReply, AdminRequest, MappedRow, MappingKey};
 use super::client::{
     Attach, ClientReply, ClientRequest, Grow, Malloc, MallocKind, MallocWith, Opening, OpeningId,
     Policy, Reach, Reached, Ready, RegionKey, SessionEvent, Setup, SpanKey, SpanList,
@@ -76,6 +77,29 @@ fn golden_frames() {
     assert_eq!(encode(PLAIN, &refused).unwrap()[HEADER_BYTES..], [1, 8, 2, b'n', b'o']);
     let lost = DaemonMessage::Notice(DaemonNotice::Lost { block });
     assert_eq!(encode(PLAIN, &lost).unwrap()[HEADER_BYTES..], [3, 0, 0xac, 2]);
+}
+
+#[test]
+fn golden_mappings() {
+    let key = MappingKey { session: 7, os_address: 1 << 21 };
+    let list = AdminRequest::Mappings { addr: 300, session: 0, after: key };
+    let bytes = encode(PLAIN, &ClientRequest::Admin(list)).unwrap();
+    assert_eq!(bytes[HEADER_BYTES..], [19, 13, 0xac, 2, 0, 7, 0x80, 0x80, 0x80, 1]);
+    let row = MappedRow {
+        key,
+        pid: 300,
+        uid: 5,
+        name: "hold".into(),
+        addr: 1 << 30,
+        bytes: 4096,
+        writable: true,
+    };
+    let listed = AdminReply::Mappings { rows: vec![row], more: false };
+    let listed: Reply<ClientReply> = Ok(ClientReply::Admin(listed));
+    let key = [7, 0x80, 0x80, 0x80, 1];
+    let rest = [0xac, 2, 5, 4, b'h', b'o', b'l', b'd', 0x80, 0x80, 0x80, 0x80, 4, 0x80, 0x20, 1, 0];
+    let bytes = [&[0, 9, 12, 1][..], &key, &rest].concat();
+    assert_eq!(encode(PLAIN, &listed).unwrap()[HEADER_BYTES..], bytes);
 }
 
 #[test]
