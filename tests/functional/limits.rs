@@ -92,10 +92,10 @@ fn full_daemons_are_an_answer_and_space_that_came_back_is_used() {
 }
 
 /// A tmpfs of the test's own, unmounted at the end.
-struct SmallFileSystem(std::path::PathBuf);
+pub struct SmallFileSystem(pub std::path::PathBuf);
 
 impl SmallFileSystem {
-    fn mount(name: &str, bytes: &str) -> Option<Self> {
+    pub fn mount(name: &str, bytes: &str) -> Option<Self> {
         let folder = std::env::temp_dir().join(format!("dmce-test-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let mut mount = Command::new("mount");

@@ -15,5 +15,6 @@ mod regions;
 mod rights;
 mod room;
 mod threads;
+mod transparent;
 mod widths;
 mod words;

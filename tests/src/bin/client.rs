@@ -11,7 +11,10 @@
 //! churn SEED [STEPS]              hold MIB -> ADDR..
 //! torture VOLUME NAME WRITER SEED NEXT -> lines
 //! count ADDR N add|cas            turns ADDR FIRST STEP N         raise ADDR BY -> VALUE
-//! unmap POINTER
+//! unmap POINTER                   vmalloc BYTES [COPIES] -> POINTER
+//! vfree POINTER                   addrof POINTER -> ADDR          ptrof ADDR -> POINTER
+//! sync POINTER BYTES              rmap r|rw -> POINTER
+//! pfill POINTER SEED BYTES        pcheck POINTER SEED BYTES
 //! ```
 //!
 //! Where `DMCE_TEST_MESSAGE_PATH` is set, the session is one on the message path.
@@ -28,7 +31,7 @@ use dmce_abi::DmceAddr;
 use dmce_tests::churn::{self, ChurnError, pattern};
 use dmce_tests::client::MESSAGE_PATH;
 use dmce_tests::torture;
-use libdmce::{Error, Mirror, Options, Prot, Region, RegionOptions, Session};
+use libdmce::{AllocOptions, Error, Mirror, Options, Prot, Region, RegionOptions, Session};
 
 #[derive(Default)]
 struct State {
@@ -88,9 +91,55 @@ fn run(state: &mut State, words: &[&str]) -> Answer {
         }
         "torture" => torture(state, rest),
         "create" | "ropen" | "rclose" | "rfill" | "rfill-primary" | "rcheck" | "raddr"
-        | "delete" | "list" => regions(state, command, rest),
+        | "delete" | "list" | "rmap" => regions(state, command, rest),
+        "vmalloc" | "vfree" | "addrof" | "ptrof" | "sync" | "pfill" | "pcheck" => {
+            transparent(state, command, rest)
+        }
         _ => memory(state, command, rest),
     }
+}
+
+fn transparent(state: &State, command: &str, rest: &[&str]) -> Answer {
+    let session = state.session.as_ref().ok_or_else(|| wrong("no session"))?;
+    match (command, rest) {
+        ("vmalloc", [bytes, copies @ ..]) => {
+            let copies = copies.first().map_or(Ok(0), |copies| copies.parse());
+            let copies = copies.map_err(|_| wrong("no number of copies"))?;
+            let options = AllocOptions { copies, ..AllocOptions::default() };
+            let memory = session.vmalloc(number(bytes)?, &options)?;
+            Ok((memory.into_raw().expose_provenance()).to_string())
+        }
+        ("vfree", [at]) => {
+            session.vfree(pointer(at)?)?;
+            Ok(String::new())
+        }
+        ("addrof", [at]) => Ok(session.addr_of(pointer(at)?)?.to_raw().to_string()),
+        ("ptrof", [at]) => Ok(session.ptr_of(addr(session, at)?)?.addr().to_string()),
+        ("sync", [at, bytes]) => {
+            session.sync(pointer(at)?, number(bytes)?)?;
+            Ok(String::new())
+        }
+        ("pfill", [at, seed, bytes]) => {
+            let data = pattern(number(seed)?, number(bytes)?);
+            // SAFETY: the test names memory that this process has mapped to be written.
+            unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), pointer(at)?, data.len()) };
+            Ok(String::new())
+        }
+        ("pcheck", [at, seed, bytes]) => {
+            let expected = pattern(number(seed)?, number(bytes)?);
+            let mut found = vec![0; expected.len()];
+            let at = pointer(at)?.cast_const();
+            // SAFETY: the test names memory that this process has mapped.
+            unsafe { std::ptr::copy_nonoverlapping(at, found.as_mut_ptr(), found.len()) };
+            same(&expected, &found)
+        }
+        _ => Err(wrong("no such command")),
+    }
+}
+
+fn pointer(text: &str) -> Result<*mut u8, Failure> {
+    let pointer = text.parse().map_err(|_| wrong("not a pointer"))?;
+    Ok(std::ptr::with_exposed_provenance_mut(pointer))
 }
 
 fn memory(state: &State, command: &str, rest: &[&str]) -> Answer {
@@ -194,6 +243,7 @@ fn in_region(region: &Region, command: &str, rest: &[&str]) -> Answer {
             region.read(number(at)?, &mut found, Mirror::Any)?;
             same(&expected, &found)
         }
+        ("rmap", [rights]) => Ok(region.map(prot(rights)?)?.expose_provenance().to_string()),
         ("raddr", [at]) => Ok(region.addr(number(at)?)?.to_raw().to_string()),
         _ => Err(wrong("no such command")),
     }
