@@ -72,6 +72,11 @@ calls! {
     dmce_map of map
         (*mut dmce_session_t, dmce_addr_t, usize, u32, *mut *mut c_void) -> dmce_status_t;
     dmce_unmap of map (*mut dmce_session_t, *mut c_void) -> dmce_status_t;
+    dmce_vmalloc of map
+        (*mut dmce_session_t, u64, *const dmce_alloc_options_t, *mut *mut c_void) -> dmce_status_t;
+    dmce_vfree of map (*mut dmce_session_t, *mut c_void) -> dmce_status_t;
+    dmce_addr_of of map (*mut dmce_session_t, *const c_void, *mut dmce_addr_t) -> dmce_status_t;
+    dmce_ptr_of of map (*mut dmce_session_t, dmce_addr_t, *mut *mut c_void) -> dmce_status_t;
     dmce_region_create of region (
         *mut dmce_session_t, *const c_char, *const c_char, u64,
         *const dmce::region::dmce_region_options_t

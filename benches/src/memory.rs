@@ -125,6 +125,18 @@ impl Area {
         }
     }
 
+    /// The triad of STREAM: of four parts of the area, each word of the first becomes that of the
+    /// second and three times that of the third.
+    #[inline(never)]
+    pub fn triad(self) {
+        let part = self.bytes / 4;
+        let factor = black_box(3_u64);
+        for offset in (0..part).step_by(WORD_BYTES) {
+            let product = self.load(2 * part + offset).wrapping_mul(factor);
+            self.store(offset, self.load(part + offset).wrapping_add(product));
+        }
+    }
+
     /// Loads a word of `count` random lines; no load waits for another.
     #[inline(never)]
     pub fn random_loads(self, seed: u64, count: u64) {
@@ -202,10 +214,13 @@ pub unsafe fn copy(from: *const u8, to: *mut u8, bytes: usize) {
     }
 }
 
-/// Anonymous memory with pages of 4 KiB, as malloc gives it. All of it has been touched.
+/// Anonymous memory with pages of 4 KiB, as malloc gives it, or with huge ones. All of it has been
+/// touched.
 #[derive(Debug)]
 pub struct Anonymous {
     area: Area,
+    /// All that is mapped.
+    mapped: (*mut u8, usize),
 }
 
 impl Anonymous {
@@ -215,17 +230,32 @@ impl Anonymous {
     ///
     /// [`Error::System`].
     pub fn new(bytes: usize) -> Result<Self> {
+        Self::advised(bytes, Advice::LinuxNoHugepage)
+    }
+
+    /// The same with huge pages, as many as the kernel has.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`].
+    pub fn huge(bytes: usize) -> Result<Self> {
+        Self::advised(bytes, Advice::LinuxHugepage)
+    }
+
+    fn advised(bytes: usize, advice: Advice) -> Result<Self> {
         let rights = ProtFlags::READ | ProtFlags::WRITE;
+        let all = bytes + HUGE_BYTES;
         // SAFETY: no address is asked for, so nothing is replaced.
-        let start =
-            unsafe { mm::mmap_anonymous(ptr::null_mut(), bytes, rights, MapFlags::PRIVATE) }
-                .map_err(|errno| Error::system("mapping anonymous memory")(errno.into()))?;
-        // SAFETY: just mapped, and known to nobody else.
-        let area = unsafe { Area::new(start.cast(), bytes) };
-        let anonymous = Self { area };
+        let mapped = unsafe { mm::mmap_anonymous(ptr::null_mut(), all, rights, MapFlags::PRIVATE) }
+            .map_err(|errno| Error::system("mapping anonymous memory")(errno.into()))?;
+        let mapped: *mut u8 = mapped.cast();
+        let lead = mapped.addr().next_multiple_of(HUGE_BYTES) - mapped.addr();
+        // SAFETY: inside of what was just mapped, and known to nobody else.
+        let area = unsafe { Area::new(mapped.wrapping_add(lead), bytes) };
+        let anonymous = Self { area, mapped: (mapped, all) };
         // SAFETY: the advice changes no content, and the range is this value's own.
-        unsafe { mm::madvise(start, bytes, Advice::LinuxNoHugepage) }
-            .map_err(|errno| Error::system("asking for small pages")(errno.into()))?;
+        unsafe { mm::madvise(mapped.cast(), all, advice) }
+            .map_err(|errno| Error::system("asking for a size of pages")(errno.into()))?;
         area.touch();
         Ok(anonymous)
     }
@@ -241,7 +271,7 @@ impl Drop for Anonymous {
     fn drop(&mut self) {
         // SAFETY: the range is this value's own and not used any more. It cannot fail for a whole
         // mapping; if it did, the memory would stay until the process ends.
-        let _ = unsafe { mm::munmap(self.area.start.cast(), self.area.bytes) };
+        let _ = unsafe { mm::munmap(self.mapped.0.cast(), self.mapped.1) };
     }
 }
 

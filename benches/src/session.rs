@@ -1,5 +1,7 @@
 //! A session of the C interface that closes itself, and a region of it.
 
+mod transparent;
+
 use std::ffi::CString;
 use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;

@@ -16,6 +16,7 @@ pub mod scrub;
 pub mod store;
 pub mod syncing;
 pub mod tracking;
+pub mod transparent;
 
 use clap::ValueEnum;
 
@@ -28,6 +29,8 @@ use crate::table::Row;
 pub enum Group {
     /// Loads and stores through a pointer.
     Mapped,
+    /// Plain pointers to transparent memory.
+    Transparent,
     /// `dmce_read` and `dmce_write`.
     Copied,
     /// The same with two copies, and words.
@@ -64,6 +67,7 @@ impl Group {
     /// All of them.
     pub const ALL: [Self; 16] = [
         Self::Mapped,
+        Self::Transparent,
         Self::Copied,
         Self::Copies,
         Self::Mirrored,
@@ -89,6 +93,7 @@ impl Group {
     pub fn measure(self, setting: &mut Setting) -> Result<Vec<Row>> {
         match self {
             Self::Mapped => mapped::measure(setting),
+            Self::Transparent => transparent::measure(setting),
             Self::Copied => copied::measure(setting),
             Self::Copies => copies::measure(setting),
             Self::Mirrored => mirrored::measure(setting),
