@@ -40,8 +40,9 @@
  * move. Inside an allocation plain arithmetic is right. 0 is no address.
  *
  * What never happens. No call exits, aborts, prints, or raises a signal because of what another
- * process did: memory that is gone is DMCE_E_LOST. Only plain pointers, as dmce_map gives them, are
- * as exposed as any mapping of a file. For this the library handles SIGBUS, and unblocks it in each
+ * process did: memory that is gone is DMCE_E_LOST. Only plain pointers, as dmce_map, dmce_vmalloc
+ * and dmce_region_map give them, are as exposed as any mapping of a file; a forked child has what
+ * they point to in common with its parent. For this the library handles SIGBUS, and unblocks it in each
  * thread at its first call; it must not be blocked again, and a handler that a program installs
  * later has to call the one that it replaces. A defect inside the library is DMCE_E_INTERNAL, and
  * closes the session.

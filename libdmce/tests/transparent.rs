@@ -126,7 +126,7 @@ fn small_ones_share_neither_a_block_nor_a_huge_page() {
             let memory = session.vmalloc(bytes, &AllocOptions::default()).unwrap();
             assert_eq!((memory.len(), memory.is_empty()), (bytes, false));
             store(at(memory.as_ptr(), bytes - 1), &[9]);
-            assert_eq!(memory.addr().unwrap().to_raw() % BLOCK_BYTES, 0);
+            assert_eq!(memory.addr().to_raw() % BLOCK_BYTES, 0);
             all.push(memory);
         }
         let places: std::collections::BTreeSet<usize> =
@@ -209,7 +209,7 @@ fn who_translates_while_others_allocate_and_free_gets_what_was_there() {
     let fake = Fake::start();
     let session = fake.open();
     let stays = session.vmalloc(BYTES, &AllocOptions::default()).unwrap();
-    let (start, addr) = (stays.as_ptr().addr(), stays.addr().unwrap());
+    let (start, addr) = (stays.as_ptr().addr(), stays.addr());
     let (is_over, goes) = (AtomicBool::new(false), AtomicUsize::new(start));
     thread::scope(|scope| {
         let reader = scope.spawn(|| {
@@ -234,7 +234,7 @@ fn who_translates_while_others_allocate_and_free_gets_what_was_there() {
         for _ in 0..300 {
             let memory = session.vmalloc(5 * MIB, &AllocOptions::default()).unwrap();
             goes.store(memory.as_ptr().addr(), Ordering::Relaxed);
-            assert_eq!(session.addr_of(memory.as_ptr()), memory.addr());
+            assert_eq!(session.addr_of(memory.as_ptr()), Ok(memory.addr()));
         }
         is_over.store(true, Ordering::Relaxed);
         assert!(reader.join().unwrap().0 > 0);
@@ -264,7 +264,7 @@ fn what_outlives_its_session_is_gone_and_says_so() {
     let session = fake.open();
     let memory = session.vmalloc(1, &AllocOptions::default()).unwrap();
     session.close().unwrap();
-    assert_eq!(status(memory.addr()), Status::Closed);
+    assert_eq!(status(session.addr_of(memory.as_ptr())), Status::Closed);
     assert_eq!(status(memory.sync(0, 1)), Status::Closed);
     drop(memory);
     assert_eq!(fake.asked("Disconnect"), 1);

@@ -44,14 +44,16 @@ use crate::reach::ways::of_map;
 pub struct VirtualMemory {
     core: Arc<Core>,
     pointer: usize,
-    range: PinnedRange,
+    addr: DmceAddr,
+    bytes: u64,
 }
 
 impl fmt::Debug for VirtualMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("VirtualMemory")
             .field("pointer", &self.as_ptr())
-            .field("range", &self.range)
+            .field("addr", &self.addr)
+            .field("bytes", &self.bytes)
             .finish_non_exhaustive()
     }
 }
@@ -59,8 +61,8 @@ impl fmt::Debug for VirtualMemory {
 impl VirtualMemory {
     /// Allocates it.
     pub(super) fn new(core: &Arc<Core>, bytes: u64, options: &AllocOptions) -> Result<Self, Error> {
-        let (pointer, range) = core.vmalloc(bytes, options)?;
-        Ok(Self { core: Arc::clone(core), pointer, range })
+        let (pointer, addr) = core.vmalloc(bytes, options)?;
+        Ok(Self { core: Arc::clone(core), pointer, addr, bytes })
     }
 
     /// The first byte: zero, as all of it, until somebody stores there. It is shared memory, which
@@ -73,22 +75,19 @@ impl VirtualMemory {
     /// Bytes, as asked for.
     #[must_use]
     pub const fn len(&self) -> u64 {
-        self.range.bytes
+        self.bytes
     }
 
     /// Never: there is no memory of no bytes.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.range.bytes == 0
+        self.bytes == 0
     }
 
     /// The address of the first byte, for every other call; `addr + i` is that of byte `i`.
-    ///
-    /// # Errors
-    ///
-    /// [`Status::Closed`], [`Status::Forked`].
-    pub fn addr(&self) -> Result<DmceAddr, Error> {
-        self.core.addr_of(self.pointer)
+    #[must_use]
+    pub const fn addr(&self) -> DmceAddr {
+        self.addr
     }
 
     /// Brings what was stored by the pointer to `bytes` bytes from an offset on to every copy.
@@ -97,7 +96,7 @@ impl VirtualMemory {
     ///
     /// As [`crate::Session::sync`].
     pub fn sync(&self, offset: u64, bytes: u64) -> Result<(), Error> {
-        let beyond = || Error::address(format!("{offset} is not in {} bytes", self.range.bytes));
+        let beyond = || Error::address(format!("{offset} is not in {} bytes", self.bytes));
         let offset = usize::try_from(offset).map_err(|_| beyond())?;
         let pointer = self.pointer.checked_add(offset).ok_or_else(beyond)?;
         self.core.sync(pointer, bytes)
@@ -132,7 +131,7 @@ impl Drop for VirtualMemory {
 
 impl Core {
     /// Allocates blocks of their own and maps them at consecutive OS addresses.
-    fn vmalloc(&self, bytes: u64, options: &AllocOptions) -> Result<(usize, PinnedRange), Error> {
+    fn vmalloc(&self, bytes: u64, options: &AllocOptions) -> Result<(usize, DmceAddr), Error> {
         self.usable()?;
         let wish = Wish::new(self, bytes, options)?;
         self.check_span(bytes)?;
@@ -154,7 +153,7 @@ impl Core {
             let freed = self.vfree(pointer);
             debug_assert!(freed.is_ok() || self.is_closed(), "{freed:?}");
         })?;
-        Ok((pointer, range))
+        Ok((pointer, addr))
     }
 
     /// Frees what [`Core::vmalloc`] gave, with the pointer.
