@@ -245,8 +245,8 @@ impl Broker {
         }
     }
 
-    /// What processes say that they have mapped, by session and OS address: all, or what contains an
-    /// address, of all sessions or of one.
+    /// What processes say that they have mapped, by session and OS address: all, or what contains
+    /// an address, of all sessions or of one.
     ///
     /// # Errors
     ///

@@ -3,6 +3,7 @@
 
 mod examples;
 mod install;
+mod lost_copy;
 mod spawn;
 mod sqlite;
 mod toolchain;

@@ -125,11 +125,17 @@ pub fn run_with(
     arguments: &[&str],
     environment: &[(&str, &str)],
 ) -> Output {
+    let mut command = self::command(program, instance);
+    command.args(arguments).envs(environment.iter().copied());
+    command.output().expect("coreutils are there")
+}
+
+/// A program that is to be run against an instance, under the watchdog.
+pub fn command(program: &Path, instance: &Instance) -> Command {
     let mut command = Command::new("timeout");
     command.args(["--kill-after=5", &WATCHDOG.as_secs().to_string()]).arg(program);
-    command.args(arguments).env("DMCE_SOCKET", instance.socket());
-    command.envs(environment.iter().copied());
-    command.output().expect("coreutils are there")
+    command.env("DMCE_SOCKET", instance.socket());
+    command
 }
 
 /// Runs a command that has to succeed; gives what it printed.

@@ -1,7 +1,7 @@
 //! Transparent memory over real servers: plain pointers into blocks of several daemons.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs;
 
 use dmce_abi::Status;
 use dmce_tests::client::own_client;
@@ -151,48 +151,4 @@ fn the_next_broker_knows_what_is_mapped() {
     wait_until("it is told of the end", || instance.mappings().is_empty());
     client.ask("close").unwrap();
     instance.wait_empty();
-}
-
-/// The memory of a daemon that is gone.
-fn remove_memory(instance: &Instance, daemon: u32) {
-    let prefix = format!("dmce.{}.{daemon}.", instance.name());
-    for name in instance.objects().iter().filter(|name| name.starts_with(&prefix)) {
-        let path = instance.object(name);
-        if name.contains("data-") {
-            File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
-        }
-        fs::remove_file(path).unwrap();
-    }
-}
-
-#[test]
-fn a_plain_pointer_goes_on_with_another_copy_when_a_daemon_goes_with_its_memory() {
-    for lost in [1, 2] {
-        let builder = Instance::builder().daemons(2).capacity("128MiB").layout(LAYOUT);
-        let mut instance = builder.start();
-        let mut client = Client::open(&instance);
-        let bytes = 40 * MIB;
-        let pointer = client.number(format!("vmalloc {bytes} 2")).unwrap();
-        let places = [0, 16 * MIB - 35_000, bytes - 70_000];
-        for at in places {
-            client.ask(format!("pfill {} {at} 70000", pointer + at)).unwrap();
-        }
-        client.ask(format!("sync {pointer} {bytes}")).unwrap();
-        instance.kill_daemon(lost);
-        remove_memory(&instance, lost);
-        for at in places {
-            client.ask(format!("pcheck {} {at} 70000", pointer + at)).unwrap();
-        }
-        // What is stored from now on is on the copy that calls read.
-        for at in places {
-            client.ask(format!("pfill {} {} 70000", pointer + at, at + 1)).unwrap();
-        }
-        client.ask(format!("sync {pointer} {bytes}")).unwrap();
-        let addr = client.number(format!("addrof {pointer}")).unwrap();
-        for at in places {
-            client.ask(format!("check {} {} 70000", addr + at, at + 1)).unwrap();
-            client.ask(format!("pcheck {} {} 70000", pointer + at, at + 1)).unwrap();
-        }
-        client.ask(format!("vfree {pointer}")).unwrap();
-    }
 }

@@ -25,7 +25,9 @@
 //! `count` raises it N times by one. `turns` waits until it is FIRST, FIRST + STEP.., N times, and
 //! each time raises it by one and wakes the others.
 
+use std::fs::File;
 use std::io::{self, BufRead, Write};
+use std::os::unix::fs::FileExt;
 
 use dmce_abi::DmceAddr;
 use dmce_tests::churn::{self, ChurnError, pattern};
@@ -121,20 +123,25 @@ fn transparent(state: &State, command: &str, rest: &[&str]) -> Answer {
         }
         ("pfill", [at, seed, bytes]) => {
             let data = pattern(number(seed)?, number(bytes)?);
-            // SAFETY: the test names memory that this process has mapped to be written.
-            unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), pointer(at)?, data.len()) };
+            own_memory()?.write_all_at(&data, number(at)?).map_err(|_| wrong("not mapped"))?;
             Ok(String::new())
         }
         ("pcheck", [at, seed, bytes]) => {
             let expected = pattern(number(seed)?, number(bytes)?);
             let mut found = vec![0; expected.len()];
-            let at = pointer(at)?.cast_const();
-            // SAFETY: the test names memory that this process has mapped.
-            unsafe { std::ptr::copy_nonoverlapping(at, found.as_mut_ptr(), found.len()) };
+            let read = own_memory()?.read_exact_at(&mut found, number(at)?);
+            read.map_err(|_| wrong("not mapped"))?;
             same(&expected, &found)
         }
         _ => Err(wrong("no such command")),
     }
+}
+
+/// What this process has mapped, by its own page tables: as loads and stores reach it, but where
+/// they would raise a signal.
+fn own_memory() -> Result<File, Failure> {
+    let memory = File::options().read(true).write(true).open("/proc/self/mem");
+    memory.map_err(|error| wrong(&error.to_string()))
 }
 
 fn pointer(text: &str) -> Result<*mut u8, Failure> {
