@@ -13,7 +13,7 @@ use crate::session::dmce_session_t;
 use crate::sized::Fill;
 use crate::version::dmce_status_t;
 
-/// `kind` of an event: the turn of a queued pointer has come. Not in this release.
+/// `kind` of an event: the turn of a queued pointer to `addr` has come.
 pub const DMCE_EVENT_GRANTED: u32 = 1;
 /// `kind` of an event: a daemon, or all together, are nearly full. `bytes`: what all have left;
 /// `addr` is 0.
@@ -75,6 +75,7 @@ pub unsafe extern "C" fn dmce_event_next(
         let next = session.next_event()?;
         let next = next.ok_or_else(|| Failure::new(Status::NotFound, "no event waits"))?;
         let (kind, addr, bytes) = match next {
+            Event::Granted { addr, bytes } => (DMCE_EVENT_GRANTED, addr.to_raw(), bytes),
             Event::Pressure { left } => (DMCE_EVENT_PRESSURE, 0, left),
             Event::Available { bytes } => (DMCE_EVENT_AVAILABLE, 0, bytes),
             Event::Lost { addr, bytes } => (DMCE_EVENT_LOST, addr.to_raw(), bytes),

@@ -11,7 +11,7 @@ use std::cmp::Ordering;
 use std::ptr;
 use std::sync::atomic::{self, AtomicPtr, AtomicU64, AtomicUsize};
 
-use dmce_abi::block::{BlockId, Guid, Half};
+use dmce_abi::block::{BlockId, DaemonId, Guid, Half};
 use dmce_abi::wire::client::BlockInfo;
 
 use crate::door::Wish;
@@ -405,6 +405,22 @@ impl Block {
             Backing::Mapped(_) | Backing::Windowed(_) | Backing::Asked(_) => Ok(()),
             Backing::Copied(copied) => Ok(copied.carry(piece)?),
             other => Err(other.obstacle()),
+        }
+    }
+
+    /// Whose copy is written first and read, if there is more than one, or was.
+    pub(crate) fn primary(&self) -> Option<DaemonId> {
+        match &self.backing {
+            Backing::Copied(copied) => Some(copied.primary()),
+            _ => None,
+        }
+    }
+
+    /// A half that is good and not the primary's.
+    pub(crate) fn second_half(&self) -> Option<Half> {
+        match &self.backing {
+            Backing::Copied(copied) => copied.second_half(),
+            _ => None,
         }
     }
 

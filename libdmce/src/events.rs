@@ -31,6 +31,13 @@ use crate::error::Error;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
+    /// A queued pointer has its turn: the next call for its range takes it.
+    Granted {
+        /// Its first byte.
+        addr: DmceAddr,
+        /// Bytes.
+        bytes: u64,
+    },
     /// A daemon, or the whole instance, is nearly full.
     Pressure {
         /// Bytes that all daemons together have left.

@@ -68,8 +68,10 @@ pub use error::Error;
 #[cfg(not(loom))]
 pub use events::Event;
 #[cfg(not(loom))]
-pub use options::{AllocOptions, Mirror, Options, Prot, RegionOptions};
+pub use options::{
+    AllocOptions, Mirror, Options, PointerOptions, PointerWait, Prot, RegionOptions,
+};
 #[cfg(not(loom))]
-pub use session::{Region, Session, VirtualMemory};
+pub use session::{ReadGuard, Region, Session, VirtualMemory, WriteGuard};
 #[cfg(not(loom))]
 pub use stat::{RegionInfo, Stat};

@@ -148,6 +148,28 @@ impl BitOrAssign for Prot {
     }
 }
 
+/// What to do about others that have a range, or want it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PointerOptions {
+    /// How a turn is waited for.
+    pub wait: PointerWait,
+    /// Takes a range whose owner died while writing it, as it is.
+    pub take_dirty: bool,
+}
+
+/// How the turn of a pointer is waited for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum PointerWait {
+    /// In the call, as long as the session's timeout says; for ever if its options say 0.
+    #[default]
+    InCall,
+    /// Not at all.
+    Never,
+    /// Outside of the call, which keeps a place in the queue: an event announces the turn, and the
+    /// next call for the same range takes it.
+    Queued,
+}
+
 /// Which half of a region a call means (004). The halves are named as they were created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Mirror {

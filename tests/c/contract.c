@@ -262,8 +262,8 @@ static void later_calls_are_there_and_say_so(dmce_session_t *session)
     void *pointer = &word;
     const void *read_pointer = &word;
     dmce_attrs_t *attrs = NULL;
-    IS(DMCE_E_UNSUPPORTED, dmce_read_ptr(session, 1, 1, 0, &read_pointer));
-    IS(DMCE_E_UNSUPPORTED, dmce_write_ptr(session, 1, 1, 0, &pointer));
+    IS(DMCE_E_ADDRESS, dmce_read_ptr(session, 1, 1, 0, &read_pointer));
+    IS(DMCE_E_ADDRESS, dmce_write_ptr(session, 1, 1, 0, &pointer));
     IS(DMCE_E_UNSUPPORTED, dmce_region_attrs(session, "volume", "name", &attrs));
     IS(DMCE_E_INVALID, dmce_region_attrs(session, "volume", NULL, &attrs));
     IS(DMCE_E_UNSUPPORTED, dmce_context_save(session, "name", NULL, 0));

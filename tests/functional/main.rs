@@ -11,6 +11,7 @@ mod copies_by_message;
 mod limits;
 mod memory;
 mod messages;
+mod pointers;
 mod regions;
 mod rights;
 mod room;

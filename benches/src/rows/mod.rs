@@ -65,7 +65,7 @@ pub enum Group {
 
 impl Group {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Mapped,
         Self::Transparent,
         Self::Copied,

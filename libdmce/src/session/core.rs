@@ -35,6 +35,7 @@ use super::holders::Holders;
 use super::link::{Link, LinkError};
 use super::mapping::{Pinned, Told};
 use super::openings::OpenRegions;
+use super::pointers::LockedRanges;
 use super::service::{Chores, Service};
 use crate::alloc::{Allocator, Key};
 use crate::block::{Backing, Block, Obstacle};
@@ -116,6 +117,8 @@ pub(crate) struct Core {
     pub spread: AtomicUsize,
     /// Where that is.
     pub places: Places,
+    /// The ranges that pointers lock.
+    pub locked: LockedRanges,
     /// What the broker was told of them. Taken before `pins`, and held over notices, which wait for
     /// nothing.
     pub told: Mutex<Told>,
@@ -335,6 +338,7 @@ impl Core {
         let ClientReply::Changed(changed) = reply else {
             return Err(Error::unexpected_reply("Changes"));
         };
+        self.keep_bases(|id| changed.all || changed.blocks.contains(&id));
         let mut retired = Retired::default();
         for block in self.table.all() {
             let is_absent = matches!(block.backing, Backing::Absent);

@@ -60,6 +60,8 @@ pub(super) enum PinKind {
     Transparent,
     /// To all of a region.
     Region,
+    /// To a range that it locks: by `read_ptr` and `write_ptr`.
+    Locked,
 }
 
 /// What the broker was told of pointers, and of which it is still to be told.
@@ -93,7 +95,24 @@ pub(crate) fn is_pinned_to_write(pins: &Pins, addr: u64, bytes: u64) -> bool {
     pins.values().flatten().filter(writable).any(|pin| pin.is_into(addr, bytes))
 }
 
+impl PinKind {
+    /// Whether it points to a range of any allocation.
+    const fn is_pointer(self) -> bool {
+        matches!(self, Self::Pointer | Self::Locked)
+    }
+}
+
 impl Pinned {
+    /// Whether what it stores is brought from where it stores it, also when that is lost.
+    fn keeps_its_copy(&self) -> bool {
+        self.kind == PinKind::Locked && self.range.writable
+    }
+
+    /// Whether [`Core::unmap`] ends it.
+    const fn is_unmappable(&self) -> bool {
+        matches!(self.kind, PinKind::Pointer | PinKind::Region)
+    }
+
     pub(super) fn is_into(&self, addr: u64, bytes: u64) -> bool {
         let ends = |start: u64, bytes: u64| start.saturating_add(bytes);
         self.range.addr < ends(addr, bytes) && addr < ends(self.range.addr, self.range.bytes)
@@ -114,8 +133,13 @@ impl Core {
         }
         let writable = prot.contains(Prot::WRITE);
         let range = PinnedRange { addr: addr.to_raw(), bytes: bytes as u64, writable };
-        let pointer = self.map_until(range, || match self.map_in_block(range) {
-            Ok(None) => self.map_own(range, PinKind::Pointer, &mut None),
+        self.map_of_kind(range, PinKind::Pointer)
+    }
+
+    /// A pointer to a range that may be accessed so.
+    pub(super) fn map_of_kind(&self, range: PinnedRange, kind: PinKind) -> Result<*mut u8, Error> {
+        let pointer = self.map_until(range, || match self.map_in_block(range, kind) {
+            Ok(None) => self.map_own(range, kind, &mut None),
             Ok(Some(pointer)) => Ok(pointer),
             Err(hindrance) => Err(hindrance),
         })?;
@@ -154,23 +178,32 @@ impl Core {
             Err(error) if error.status() == Status::Lost => Err(error),
             carried => carried.map(Ok)?,
         };
+        if !self.unpin_last(pointer.addr(), |pin| pin.is_unmappable()) {
+            return Err(unknown());
+        }
+        lost
+    }
+
+    /// Ends the last of the pins at a pointer that `is_it`. False if there is none.
+    pub(super) fn unpin_last(&self, pointer: usize, is_it: impl Fn(&Pinned) -> bool) -> bool {
         let mut pins = self.pins();
-        let same = pins.get_mut(&pointer.addr()).ok_or_else(unknown)?;
-        let pin = same.pop().ok_or_else(unknown)?;
+        let Some(same) = pins.get_mut(&pointer) else { return false };
+        let Some(last) = same.iter().rposition(is_it) else { return false };
+        let pin = same.remove(last);
         let is_last = same.is_empty();
         if is_last {
-            pins.remove(&pointer.addr());
+            pins.remove(&pointer);
         }
         self.count_of(pin.kind).fetch_sub(1, Ordering::Relaxed);
         drop(pins);
-        self.leave_place(pointer.addr(), &pin);
+        self.leave_place(pointer, &pin);
         let Pinned { record, mapping, .. } = pin;
         if is_last {
-            self.announce(pointer.addr());
+            self.announce(pointer);
         }
         drop(mapping);
         self.map.free_pin(record);
-        lost
+        true
     }
 
     /// Brings what was stored by a pointer to all copies. What is no memory of the session any more
@@ -212,7 +245,7 @@ impl Core {
     /// ranges of those that are left to the broker, with the records of their pointers. What ends
     /// with the session nobody will read.
     pub(super) fn carry_all(&self) -> Vec<PinnedRange> {
-        let stays = |pin: &&Pinned| pin.kind != PinKind::Transparent;
+        let stays = |pin: &&Pinned| matches!(pin.kind, PinKind::Pointer | PinKind::Region);
         let mut ranges: Vec<PinnedRange> =
             self.pins().values().flatten().filter(stays).map(|pin| pin.range).collect();
         // All of them in the time of one call: a close is not to take that for each.
@@ -293,8 +326,7 @@ impl Core {
     /// The range of a pointer that [`Core::unmap`] ends.
     fn unmappable_at(&self, pointer: usize) -> Option<PinnedRange> {
         let pins = self.pins();
-        let first = pins.get(&pointer)?.first()?;
-        (first.kind != PinKind::Transparent).then_some(first.range)
+        pins.get(&pointer)?.iter().rfind(|pin| pin.is_unmappable()).map(|pin| pin.range)
     }
 
     /// Takes every pointer back. Those into some ranges are left to the broker.
@@ -314,7 +346,11 @@ impl Core {
 
     /// A pointer into the mapping of a block that is mapped whole. `None` if the range needs a
     /// mapping of its own.
-    fn map_in_block(&self, range: PinnedRange) -> Result<Option<*mut u8>, Hindrance> {
+    fn map_in_block(
+        &self,
+        range: PinnedRange,
+        kind: PinKind,
+    ) -> Result<Option<*mut u8>, Hindrance> {
         let addr = DmceAddr::from_raw(self.layout, range.addr).map_err(Error::from)?;
         let (id, cell) = self.split(addr);
         let (mut pins, inside) = self.enter_with(|| self.pins())?;
@@ -337,7 +373,6 @@ impl Core {
         };
         let record = self.record(range)?;
         drop(inside);
-        let kind = PinKind::Pointer;
         let record = self.pin(range, record, kind)?;
         let pinned = Pinned { kind, range, record, mapping: Held::Block { _block: held } };
         pins.entry(pointer.expose_provenance()).or_default().push(pinned);
@@ -373,9 +408,7 @@ impl Core {
         drop(inside);
         let record = self.pin(range, record, kind)?;
         let placed = match Laid::place(&parts, range, site) {
-            Err(MapError::AddressSpace { .. })
-                if kind == PinKind::Pointer && self.ways.shrink() =>
-            {
+            Err(MapError::AddressSpace { .. }) if kind.is_pointer() && self.ways.shrink() => {
                 Laid::place(&parts, range, site)
             }
             placed => placed,
@@ -397,7 +430,7 @@ impl Core {
     /// Keeps a range from being freed, under the lock of the pins, if it still is allocated.
     fn pin(&self, range: PinnedRange, record: PinId, kind: PinKind) -> Result<PinId, Error> {
         let is_first = self.count_of(kind).fetch_add(1, Ordering::Relaxed) == 0;
-        if is_first && kind == PinKind::Pointer {
+        if is_first && kind.is_pointer() {
             self.allocator().shut_gates();
         }
         let addr = DmceAddr::from_raw(self.layout, range.addr)?;
@@ -418,7 +451,7 @@ impl Core {
     /// Where the pointers of a kind are counted.
     pub(super) const fn count_of(&self, kind: PinKind) -> &AtomicUsize {
         match kind {
-            PinKind::Pointer => &self.pinned,
+            PinKind::Pointer | PinKind::Locked => &self.pinned,
             PinKind::Transparent | PinKind::Region => &self.spread,
         }
     }
@@ -436,9 +469,25 @@ impl Core {
         for (&pointer, same) in &*self.pins() {
             for pin in same {
                 let Held::Own(laid) = &pin.mapping else { continue };
+                if pin.keeps_its_copy() {
+                    continue;
+                }
                 let writable = pin.range.writable;
                 let due = laid.changed(&has_changed);
                 all.extend(due.map(|(part, block)| Due { pointer, part, block, writable }));
+            }
+        }
+        all
+    }
+
+    /// The parts of write pointers that lock whose blocks have changed.
+    pub(super) fn write_locked_into(&self, has_changed: impl Fn(BlockId) -> bool) -> Vec<Due> {
+        let mut all = Vec::new();
+        for (&pointer, same) in &*self.pins() {
+            for pin in same.iter().filter(|pin| pin.keeps_its_copy()) {
+                let Held::Own(laid) = &pin.mapping else { continue };
+                let due = laid.changed(&has_changed);
+                all.extend(due.map(|(part, block)| Due { pointer, part, block, writable: true }));
             }
         }
         all

@@ -17,6 +17,7 @@ mod copying;
 mod core;
 mod data;
 mod fetching;
+mod guards;
 mod holders;
 mod link;
 mod mapping;
@@ -27,6 +28,7 @@ mod open;
 mod openings;
 mod parts;
 mod patience;
+mod pointers;
 mod region;
 mod service;
 mod transparent;
@@ -43,10 +45,11 @@ use dmce_abi::{AddrLayout, DmceAddr};
 use self::core::Core;
 use crate::error::Error;
 use crate::events::Event;
-use crate::options::{AllocOptions, Options, Prot, RegionOptions};
+use crate::options::{AllocOptions, Options, PointerOptions, Prot, RegionOptions};
 use crate::quick;
 use crate::reach::word::Change;
 use crate::stat::Stat;
+pub use guards::{ReadGuard, WriteGuard};
 pub use region::Region;
 pub use transparent::VirtualMemory;
 
@@ -485,6 +488,72 @@ impl Session {
     /// [`Status::Address`] if not all of the range is in one of these; [`Status::Lost`].
     pub fn sync(&self, pointer: *const u8, bytes: u64) -> Result<(), Error> {
         self.core.sync(pointer.addr(), bytes)
+    }
+
+    /// A range to read, shared with other readers (002). It waits its turn behind all who asked
+    /// before, as the options say; of one session's calls only reads nest in reads. Bytes are exact:
+    /// what lies beside them is another's to lock.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::map`]; [`Status::Busy`] if others are in the way and it does not wait, with a
+    /// place in the queue if that was asked for; [`Status::Timeout`]; [`Status::OwnerDied`] after
+    /// an owner died while it wrote there; [`Status::NoMem`] if the session has too many pointers;
+    /// [`Status::Unsupported`] for a region.
+    pub fn read_ptr(
+        &self,
+        addr: DmceAddr,
+        bytes: usize,
+        options: PointerOptions,
+    ) -> Result<ReadGuard, Error> {
+        ReadGuard::take(&self.core, (addr, bytes), options)
+    }
+
+    /// A range to write, that nobody else has a pointer to (002). Otherwise as
+    /// [`Session::read_ptr`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::read_ptr`]; [`Status::Denied`] for what may only be read.
+    pub fn write_ptr(
+        &self,
+        addr: DmceAddr,
+        bytes: usize,
+        options: PointerOptions,
+    ) -> Result<WriteGuard, Error> {
+        WriteGuard::take(&self.core, (addr, bytes), options)
+    }
+
+    /// Releases a pointer of [`ReadGuard::into_raw`] or [`WriteGuard::into_raw`]: what a write
+    /// pointer stored is on every copy.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::NotFound`] if the pointer is none; [`Status::Lost`] if a part of what was stored
+    /// is gone with the copy that it was stored to: it is released all the same. After any other
+    /// error it is still had, and can be released again.
+    pub fn release_ptr(&self, pointer: *const u8) -> Result<(), Error> {
+        self.core.release_pointer(pointer)
+    }
+
+    /// Releases a write pointer with the range as it was, but for what [`Session::write`] and its
+    /// like have written there since.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Unsupported`] without a second copy, [`Status::Invalid`] of a read pointer,
+    /// [`Status::NotFound`]. It is still had then.
+    pub fn abort_ptr(&self, pointer: *mut u8) -> Result<(), Error> {
+        self.core.abort_pointer(pointer)
+    }
+
+    /// Gives up the place in the queue that a range has.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::NotFound`] if it has none.
+    pub fn cancel_ptr(&self, addr: DmceAddr, bytes: usize) -> Result<(), Error> {
+        self.core.cancel_pointer(addr, bytes)
     }
 
     /// What the session holds. Needs no broker.

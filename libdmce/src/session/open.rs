@@ -27,6 +27,7 @@ use super::arbiter::AskBroker;
 use super::bell::Bell;
 use super::core::Core;
 use super::link::{Descriptors, Link, Wires};
+use super::pointers::LockedRanges;
 use super::service::{Chores, Service};
 use crate::alloc::Allocator;
 use crate::connection::Deadline;
@@ -134,6 +135,7 @@ fn finish(options: &Options, link: Link, parts: Parts) -> Result<Arc<Core>, Erro
         layout,
         cell_bits: layout.cell_bits(),
         timeout_ms,
+        locked: LockedRanges::new(options.timeout_ms, timeout_ms),
         verify: options.verify,
         check,
         table: Table::new(ready.block_ids),

@@ -262,6 +262,15 @@ pub(super) const fn span_of(opened: &Opened) -> SpanIds {
     SpanIds { first: opened.first.block, count: opened.first.span_count }
 }
 
+impl Core {
+    /// Whether a block is of a region that is open.
+    pub(super) fn is_of_region(&self, id: BlockId) -> bool {
+        let regions = self.regions();
+        let last = regions.range(..=id).next_back();
+        last.is_some_and(|(first, region)| id.get() - first.get() < region.span.count)
+    }
+}
+
 #[cold]
 pub(super) fn closed() -> Error {
     Error::new(Status::Closed, "the region is closed")

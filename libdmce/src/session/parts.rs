@@ -22,6 +22,7 @@ use dmce_abi::{DmceAddr, Status};
 use dmce_shm::session::pin::PinnedRange;
 use dmce_sys::fault::{Other, StandIn};
 use dmce_sys::map::{FileRange, MapError, Populate, Protection, Reservation};
+use dmce_sys::object::{self, ObjectError};
 
 use super::core::Core;
 use super::mapping::{Hindrance, not_mapped};
@@ -65,8 +66,23 @@ struct LaidPart {
     /// Where it is, and what of the object.
     at: u64,
     object: FileRange,
+    /// How much of that, up to its end, is of the range.
+    bytes: u64,
     /// Of a block with copies: those that are not mapped.
     others: Option<StandIn>,
+    /// What the copies had that are good, when the one that is mapped was found to be no more.
+    base: Option<Vec<u8>>,
+}
+
+/// What a part of a range is mapped from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Beneath {
+    pub index: usize,
+    /// Where in the range it is.
+    pub offset: u64,
+    pub bytes: u64,
+    /// Of a block with copies: whose is mapped.
+    pub primary: Option<DaemonId>,
 }
 
 /// A part of a pointer's mapping whose block may have another primary.
@@ -145,6 +161,31 @@ impl Core {
         }
     }
 
+    /// Keeps what the good copies have beneath write pointers that lock, where the copy that these
+    /// store to is one of them no more: what differs from that later was stored by the pointer.
+    /// Before any operation can write to the good ones alone.
+    pub(super) fn keep_bases(&self, has_changed: impl Fn(BlockId) -> bool) {
+        if self.pinned.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let due = self.write_locked_into(has_changed);
+        if due.is_empty() {
+            return;
+        }
+        // Those that are under way write to all of them.
+        self.operations.wait();
+        for Due { pointer, part, block, .. } in due {
+            let kept = self.open_objects(block, false).and_then(|objects| {
+                let read = self.with_laid(pointer, |laid| laid.keep_base(part, &objects));
+                read.unwrap_or(Ok(()))
+                    .map_err(|error| Error::new(Status::Io, error.to_string()).into())
+            });
+            if let Err(hindrance) = kept {
+                tracing::warn!(%block, ?hindrance, "what is beneath a pointer is not known");
+            }
+        }
+    }
+
     /// Lays pointers' parts again whose blocks have changed. What cannot be asked for now stays as
     /// it is.
     pub(super) fn redirect_pins(&self, has_changed: impl Fn(BlockId) -> bool) {
@@ -206,14 +247,16 @@ impl Laid {
             let (skip, object) = part.pages();
             let start = at - skip;
             at += part.bytes;
-            let Part { block, objects: Objects { guid, epoch, primary, others, .. }, .. } = part;
+            let Part {
+                block, bytes, objects: Objects { guid, epoch, primary, others, .. }, ..
+            } = part;
             let others = primary.and_then(|_| {
                 // What was mapped there is in the mapping.
                 let bytes = object.bytes.next_multiple_of(PAGE_BYTES);
                 let range = mapping.range(start, bytes.min(mapping.len() as u64 - start)).ok()?;
                 Some(StandIn::objects(range, protection, parts_of(others, object)))
             });
-            LaidPart { block, guid, epoch, primary, at: start, object, others }
+            LaidPart { block, guid, epoch, primary, at: start, object, bytes, others, base: None }
         });
         Self { parts: laid.collect(), mapping }
     }
@@ -221,6 +264,44 @@ impl Laid {
     /// Which block the first part is of.
     pub(super) fn first_guid(&self) -> Option<Guid> {
         self.parts.first().map(|part| part.guid)
+    }
+
+    /// What its parts are mapped from.
+    pub(super) fn beneath(&self) -> Vec<Beneath> {
+        let mut offset = 0;
+        let parts = self.parts.iter().enumerate().map(|(index, part)| {
+            let beneath = Beneath { index, offset, bytes: part.bytes, primary: part.primary };
+            offset += part.bytes;
+            beneath
+        });
+        parts.collect()
+    }
+
+    /// Keeps what the primary has, if it is not the one that is mapped.
+    fn keep_base(&mut self, index: usize, objects: &Objects) -> Result<(), ObjectError> {
+        let is_it = |part: &&mut LaidPart| part.guid == objects.guid && part.base.is_none();
+        let Some(part) = self.parts.get_mut(index).filter(is_it) else { return Ok(()) };
+        if part.primary == objects.primary {
+            return Ok(());
+        }
+        let mut base = vec![0; usize::try_from(part.object.bytes).unwrap_or(usize::MAX)];
+        object::read_at(objects.fd.as_fd(), &mut base, part.object.offset)?;
+        part.base = Some(base);
+        Ok(())
+    }
+
+    /// What is known of some bytes of a part, from its first one on, before a pointer stored there.
+    pub(super) fn base(&self, index: usize, offset: u64, bytes: usize) -> Option<Vec<u8>> {
+        let part = self.parts.get(index)?;
+        let skip = part.object.bytes - part.bytes;
+        let start = usize::try_from(skip + offset).ok()?;
+        part.base.as_ref()?.get(start..start.checked_add(bytes)?).map(<[u8]>::to_vec)
+    }
+
+    /// Whether another copy's page has taken the place of one that is gone.
+    pub(super) fn is_patched(&self, index: usize) -> bool {
+        let others = self.parts.get(index).and_then(|part| part.others.as_ref());
+        others.is_some_and(StandIn::was_used)
     }
 
     /// Bytes of address space that are its own.

@@ -145,11 +145,8 @@ impl Core {
             // What could not be done nobody would wake this thread for.
             (!self.tend_attached()).then_some(Duration::from_millis(PAUSE_MAX_MS))
         });
-        let idle = self.give_back_idle();
-        match (retry, idle) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        let pauses = [retry, self.give_back_idle(), self.lapse_turns()];
+        pauses.into_iter().flatten().min()
     }
 
     /// Does what needs the broker. False if something is left to be done again.

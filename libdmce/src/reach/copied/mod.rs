@@ -366,6 +366,16 @@ impl CopiedBlock {
         }
     }
 
+    /// Whose copy is the first.
+    pub(crate) fn primary(&self) -> DaemonId {
+        self.copies[0].daemon
+    }
+
+    /// A half that is good and not the first copy's.
+    pub(crate) fn second_half(&self) -> Option<Half> {
+        self.copies[..self.good].get(1).map(|copy| copy.half)
+    }
+
     /// Which copy is a half.
     fn place_of(&self, half: Half) -> Result<usize, Trouble> {
         self.copies[..self.good].iter().position(|copy| copy.half == half).ok_or(Trouble::NoHalf)

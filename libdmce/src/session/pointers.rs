@@ -1,0 +1,582 @@
+//! Pointers that lock their range: `read_ptr`, `write_ptr`, and how they end (002).
+//!
+//! ```text
+//!   taken:     its turn among all that want the range -> mapped, with a pin -> the pointer
+//!   released:  what was stored goes to all copies -> unmapped -> the range is the next one's
+//!   aborted:   the first copy is made what the second is -> as above, with nothing to bring
+//! ```
+//! Who has which range is said in records ([`dmce_shm::pointers`]). They are this process's own:
+//! memory that one session has for itself nobody else asks for.
+//!
+//! # Invariants
+//!
+//! 1. A range is mapped after its record holds it, and unmapped before the record lets it go.
+//! 2. A write pointer keeps the object that it was laid on, also when that is lost: what was stored
+//!    there is brought to the copies that are good by then. Where the object itself is cut, that is
+//!    [`Status::Lost`], of which the copies are equal.
+//! 3. No lock is held while a turn is waited for.
+
+use std::alloc::{self, Layout};
+use std::collections::VecDeque;
+use std::fmt;
+use std::ops::Range;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use dmce_abi::block::BlockId;
+use dmce_abi::limits::PAGE_BYTES;
+use dmce_abi::{DmceAddr, Status};
+use dmce_shm::atomic::AtomicU32;
+use dmce_shm::parking::{self, Kernel, Parked, Parking, Wake};
+use dmce_shm::pointers::{
+    PointerError, PointerOwner, PointerRecord, Pointers, PointersHead, RecordIndex, Terms, Turns,
+    Wait, Wanted,
+};
+use dmce_shm::session::pin::PinnedRange;
+use dmce_sys::clock::monotonic_ms;
+use dmce_sys::futex::FutexError;
+
+use super::core::Core;
+use super::data::Intent;
+use super::mapping::{PinKind, Pinned, not_mapped};
+use super::parts::{Beneath, Laid};
+use crate::block::Block;
+use crate::error::Error;
+use crate::events::Event;
+use crate::options::{PointerOptions, PointerWait};
+use crate::reach::Piece;
+
+/// Pointers that a session has, or waits for, at a time.
+const RECORDS: usize = 1024;
+
+/// What of the session's own memory pointers lock.
+pub(crate) struct LockedRanges {
+    head: PointersHead,
+    records: Box<[PointerRecord]>,
+    /// Those that are had or queued for.
+    known: Mutex<VecDeque<Known>>,
+    /// Somebody has to look whose turn it is.
+    rung: AtomicBool,
+    /// How long a call waits for its turn; `None` is for ever.
+    patience_ms: Option<u32>,
+    /// How long a turn that was announced is kept.
+    lapse_ms: u32,
+}
+
+/// A pointer that is had, or queued for.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    index: RecordIndex,
+    wanted: Wanted,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Its record is in the queue, or about to be.
+    Queued,
+    /// The same, and its owner was told that it has its turn, at a moment.
+    Told { at_ms: u64 },
+    /// A call has it in its hands.
+    Taken,
+    /// The application has the pointer.
+    Had { pointer: usize },
+}
+
+impl fmt::Debug for LockedRanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LockedRanges").field("known", &self.known()).finish_non_exhaustive()
+    }
+}
+
+impl LockedRanges {
+    /// Nothing is locked. `timeout_ms` is the session's option; 0 is for ever.
+    pub(crate) fn new(timeout_ms: u32, lapse_ms: u32) -> Self {
+        Self {
+            head: PointersHead::default(),
+            records: zeroed_records(),
+            known: Mutex::default(),
+            rung: AtomicBool::new(false),
+            patience_ms: (timeout_ms > 0).then_some(timeout_ms),
+            lapse_ms,
+        }
+    }
+
+    fn table(&self) -> Pointers<'_> {
+        Pointers::new(&self.head, &self.records)
+    }
+
+    fn known(&self) -> MutexGuard<'_, VecDeque<Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what is known of a record.
+    fn set(&self, index: RecordIndex, state: State) {
+        if let Some(known) = self.known().iter_mut().find(|known| known.index == index) {
+            known.state = state;
+        }
+    }
+
+    /// Forgets a record, which is nobody's from now on.
+    fn forget(&self, index: RecordIndex) {
+        self.known().retain(|known| known.index != index);
+        self.table().disclaim(index);
+    }
+
+    /// Takes the pointer that was given last at an address.
+    fn take_had(&self, pointer: usize) -> Option<Known> {
+        let mut known = self.known();
+        let had = known.iter_mut().rev().find(|known| known.state == State::Had { pointer })?;
+        let found = *had;
+        had.state = State::Taken;
+        Some(found)
+    }
+
+    /// Takes the place in the queue that a range has.
+    fn take_queued(&self, wanted: Wanted) -> Option<RecordIndex> {
+        let is_it = |known: &&mut Known| {
+            matches!(known.state, State::Queued | State::Told { .. }) && known.wanted == wanted
+        };
+        let mut known = self.known();
+        let queued = known.iter_mut().find(is_it)?;
+        queued.state = State::Taken;
+        Some(queued.index)
+    }
+}
+
+/// Zeroed records, of which the kernel gives no page before it is used.
+fn zeroed_records() -> Box<[PointerRecord]> {
+    let layout = Layout::array::<PointerRecord>(RECORDS).expect("a few pages");
+    // SAFETY: the layout has bytes.
+    let start = unsafe { alloc::alloc_zeroed(layout) }.cast::<PointerRecord>();
+    if start.is_null() {
+        alloc::handle_alloc_error(layout);
+    }
+    // SAFETY: it was allocated with the layout of such an array, and zeros are records.
+    unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(start, RECORDS)) }
+}
+
+/// A call of a session that waits for its turn.
+struct Caller<'a>(&'a Core);
+
+impl Parking for Caller<'_> {
+    fn park(
+        &self,
+        half: &AtomicU32,
+        expected: u32,
+        deadline: parking::Deadline,
+    ) -> Result<Parked, FutexError> {
+        if self.0.is_closed() {
+            return Ok(Parked::TimedOut);
+        }
+        Kernel.park(half, expected, deadline)
+    }
+
+    fn wake(&self, half: &AtomicU32, whom: Wake) -> Result<(), FutexError> {
+        Kernel.wake(half, whom)
+    }
+
+    fn spin(&self, round: u32) -> bool {
+        Kernel.spin(round)
+    }
+}
+
+impl Turns for Caller<'_> {
+    fn ring(&self) {
+        self.0.locked.rung.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Core {
+    /// A pointer to a range that is this one's until it is released.
+    pub(crate) fn take_pointer(
+        &self,
+        addr: DmceAddr,
+        bytes: usize,
+        exclusive: bool,
+        options: PointerOptions,
+    ) -> Result<*mut u8, Error> {
+        self.usable()?;
+        if bytes == 0 {
+            return Err(Error::invalid("a pointer to no bytes"));
+        }
+        let (raw, bytes) = (addr.to_raw(), bytes as u64);
+        self.check_range(addr, bytes, if exclusive { Intent::Write } else { Intent::Read })?;
+        if self.ways.route().is_some() {
+            return Err(not_mapped());
+        }
+        if self.is_in_region(addr) {
+            return Err(Error::unsupported("pointers into regions that lock are not here yet"));
+        }
+        let wanted = Wanted { cell: raw, bytes, exclusive };
+        let (index, terms) = (self.queue_up(wanted, options)?, self.terms_of(options));
+        let index = match index {
+            Place::Fresh(index) => {
+                self.settle_turn(
+                    index,
+                    self.locked.table().acquire(index, wanted, terms, &Caller(self)),
+                )?;
+                index
+            }
+            Place::Queued(index) => {
+                let taken = self.locked.table().take_turn(index, wanted, terms, &Caller(self));
+                self.settle_turn(index, taken)?;
+                index
+            }
+        };
+        let range = PinnedRange { addr: raw, bytes, writable: exclusive };
+        match self.map_of_kind(range, PinKind::Locked) {
+            Ok(pointer) => {
+                self.locked.set(index, State::Had { pointer: pointer.addr() });
+                Ok(pointer)
+            }
+            Err(error) => {
+                self.let_go(index);
+                Err(error)
+            }
+        }
+    }
+
+    /// A record for a range: the one that has its place in the queue, or a fresh one.
+    fn queue_up(&self, wanted: Wanted, options: PointerOptions) -> Result<Place, Error> {
+        if let Some(index) = self.locked.take_queued(wanted) {
+            return Ok(Place::Queued(index));
+        }
+        let owner = PointerOwner::new(1).expect("a number that is none of those that are not");
+        let index = self.locked.table().claim(owner, 0).ok_or_else(|| {
+            let text = format!("all {RECORDS} pointers of the session are in use");
+            Error::new(Status::NoMem, text)
+        })?;
+        let state = if options.wait == PointerWait::Queued { State::Queued } else { State::Taken };
+        self.locked.known().push_back(Known { index, wanted, state });
+        Ok(Place::Fresh(index))
+    }
+
+    fn terms_of(&self, options: PointerOptions) -> Terms {
+        let wait = match options.wait {
+            PointerWait::InCall => Wait::InTurn,
+            PointerWait::Never => Wait::Never,
+            PointerWait::Queued => Wait::Queued,
+        };
+        let deadline = match self.locked.patience_ms {
+            None => parking::Deadline::NEVER,
+            Some(ms) => parking::Deadline::after(Duration::from_millis(ms.into())),
+        };
+        Terms { wait, deadline, take_dirty: options.take_dirty }
+    }
+
+    /// What became of a record that was to hold its range.
+    fn settle_turn(
+        &self,
+        index: RecordIndex,
+        taken: Result<(), PointerError>,
+    ) -> Result<(), Error> {
+        let error = match taken {
+            Ok(()) => {
+                self.locked.set(index, State::Taken);
+                self.announce_turns();
+                return Ok(());
+            }
+            Err(PointerError::Queued) => {
+                self.locked.set(index, State::Queued);
+                // It may have its turn since: who rang before it was known has told nobody.
+                self.locked.rung.store(true, Ordering::SeqCst);
+                Error::new(Status::Busy, "the pointer waits for its turn")
+            }
+            Err(error) => {
+                self.locked.forget(index);
+                self.of_pointer(&error)
+            }
+        };
+        self.announce_turns();
+        Err(error)
+    }
+
+    fn of_pointer(&self, error: &PointerError) -> Error {
+        let status = match error {
+            PointerError::Timeout if self.is_closed() => return Error::closed(),
+            PointerError::Busy | PointerError::Queued => Status::Busy,
+            PointerError::Timeout => Status::Timeout,
+            PointerError::OwnerDied => Status::OwnerDied,
+            _ => Status::Internal,
+        };
+        Error::new(status, error.to_string())
+    }
+
+    /// Ends a pointer: what a write pointer stored is on every copy.
+    pub(crate) fn release_pointer(&self, pointer: *const u8) -> Result<(), Error> {
+        self.usable()?;
+        let known = self.locked.take_had(pointer.addr()).ok_or_else(|| not_had(pointer))?;
+        let lost = if known.wanted.exclusive {
+            match self.bring(pointer, known.wanted) {
+                Err(error) if error.status() != Status::Lost => {
+                    // It can be released again.
+                    self.locked.set(known.index, State::Had { pointer: pointer.addr() });
+                    return Err(error);
+                }
+                brought => brought,
+            }
+        } else {
+            Ok(())
+        };
+        self.unpin_locked(pointer.addr(), known.wanted);
+        self.let_go(known.index);
+        lost
+    }
+
+    /// Ends a write pointer, with the range as it was.
+    pub(crate) fn abort_pointer(&self, pointer: *mut u8) -> Result<(), Error> {
+        self.usable()?;
+        let known = self.locked.take_had(pointer.addr()).ok_or_else(|| not_had(pointer))?;
+        let restored = if known.wanted.exclusive {
+            self.restore(pointer, known.wanted)
+        } else {
+            Err(Error::invalid("a read pointer has stored nothing"))
+        };
+        if let Err(error) = restored {
+            self.locked.set(known.index, State::Had { pointer: pointer.addr() });
+            return Err(error);
+        }
+        self.unpin_locked(pointer.addr(), known.wanted);
+        self.let_go(known.index);
+        Ok(())
+    }
+
+    /// Gives up a place in the queue.
+    pub(crate) fn cancel_pointer(&self, addr: DmceAddr, bytes: usize) -> Result<(), Error> {
+        self.usable()?;
+        let wanted = |exclusive| Wanted { cell: addr.to_raw(), bytes: bytes as u64, exclusive };
+        let mut queued =
+            [true, false].into_iter().filter_map(|how| self.locked.take_queued(wanted(how)));
+        let index = queued.next().ok_or_else(|| {
+            let text = format!("{bytes} bytes at {:#x} are not queued for", addr.to_raw());
+            Error::new(Status::NotFound, text)
+        })?;
+        self.drop_queued(index);
+        Ok(())
+    }
+
+    fn drop_queued(&self, index: RecordIndex) {
+        if let Err(error) = self.locked.table().cancel(index, &Caller(self)) {
+            tracing::warn!(%error, "a queued pointer was not to be cancelled");
+        }
+        self.locked.forget(index);
+        self.announce_turns();
+    }
+
+    fn unpin_locked(&self, pointer: usize, wanted: Wanted) {
+        let range = range_of(wanted);
+        let is_it = |pin: &Pinned| pin.kind == PinKind::Locked && pin.range == range;
+        let was_pinned = self.unpin_last(pointer, is_it);
+        debug_assert!(was_pinned || self.is_closed(), "a pointer that was had is pinned");
+    }
+
+    /// Lets the next have a range.
+    fn let_go(&self, index: RecordIndex) {
+        if let Err(error) = self.locked.table().release(index, &Caller(self)) {
+            tracing::warn!(%error, "a pointer was not let go");
+        }
+        self.locked.forget(index);
+        self.announce_turns();
+    }
+
+    /// Tells the application of queued pointers that have their turn by now.
+    fn announce_turns(&self) {
+        while self.locked.rung.swap(false, Ordering::SeqCst) {
+            let mut is_news = false;
+            for known in &mut *self.locked.known() {
+                if known.state == State::Queued && self.locked.table().ring_for(known.index) {
+                    known.state = State::Told { at_ms: monotonic_ms() };
+                    is_news = true;
+                    if let Ok(addr) = DmceAddr::from_raw(self.layout, known.wanted.cell) {
+                        self.events.push(Event::Granted { addr, bytes: known.wanted.bytes });
+                    }
+                }
+            }
+            if is_news {
+                // The service thread looks when they lapse.
+                self.link.wake();
+            }
+        }
+    }
+
+    /// Gives up turns that nobody took. Returns when the next one lapses.
+    pub(super) fn lapse_turns(&self) -> Option<Duration> {
+        let (now, lapse_ms) = (monotonic_ms(), u64::from(self.locked.lapse_ms));
+        let (mut lapsed, mut next) = (Vec::new(), None);
+        for known in &mut *self.locked.known() {
+            let State::Told { at_ms } = known.state else { continue };
+            let left = (at_ms + lapse_ms).saturating_sub(now);
+            if left == 0 {
+                known.state = State::Taken;
+                lapsed.push(known.index);
+            } else {
+                next = Some(next.unwrap_or(left).min(left));
+            }
+        }
+        for index in lapsed {
+            self.drop_queued(index);
+        }
+        next.map(Duration::from_millis)
+    }
+
+    /// Brings what a write pointer stored to every copy.
+    fn bring(&self, pointer: *const u8, wanted: Wanted) -> Result<(), Error> {
+        let range = range_of(wanted);
+        for part in self.beneath(pointer.addr()) {
+            let addr = DmceAddr::from_raw(self.layout, range.addr + part.offset)?;
+            let whole = (addr, part.bytes);
+            let is_as_laid = |block: &Block| block.primary() == part.primary;
+            let carry = &mut |block: &Block, piece, _| {
+                if is_as_laid(block) { block.carry(piece) } else { Ok(()) }
+            };
+            self.access_or_end(whole, Intent::Write, carry).map_err(|ended| ended.error)?;
+            // Where the copy that was laid is gone, also by now, the others have nothing of it.
+            let mut rest = Vec::new();
+            let look = &mut |block: &Block, piece: Piece, done: usize| {
+                if !is_as_laid(block) {
+                    rest.push((part.offset + done as u64, piece.bytes));
+                }
+                Ok(())
+            };
+            self.access_or_end(whole, Intent::Write, look).map_err(|ended| ended.error)?;
+            for (offset, bytes) in rest {
+                self.bring_from(pointer, range, part, (offset, bytes))?;
+            }
+            if self.is_patched(pointer.addr(), part.index) {
+                let text = "what was stored by the pointer is gone with the copy beneath it";
+                return Err(Error::new(Status::Lost, text));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what a pointer stored to a piece of its own mapping to every copy, page by page.
+    fn bring_from(
+        &self,
+        pointer: *const u8,
+        range: PinnedRange,
+        part: Beneath,
+        (offset, bytes): (u64, usize),
+    ) -> Result<(), Error> {
+        let (mut at, end) = (offset, offset + bytes as u64);
+        while at < end {
+            let raw = range.addr + at;
+            let until = end.min(at + PAGE_BYTES - raw % PAGE_BYTES);
+            let from = pointer.wrapping_add(usize::try_from(at).unwrap_or(usize::MAX));
+            let mut now = vec![0; usize::try_from(until - at).unwrap_or(usize::MAX)];
+            // SAFETY: the mapping is the pointer's until it is unpinned, which is after this; the
+            // buffer is this function's, and as long. Who stores by the pointer meanwhile releases
+            // what is still used.
+            unsafe { from.copy_to_nonoverlapping(now.as_mut_ptr(), now.len()) };
+            let before = self.base_of(pointer.addr(), part, at, raw, now.len())?;
+            for run in runs_that_differ(&before, &now) {
+                let to = DmceAddr::from_raw(self.layout, raw + run.start as u64)?;
+                let data = &now[run];
+                // SAFETY: the data are readable for their length.
+                unsafe { self.write(to, data.as_ptr(), data.len()) }?;
+            }
+            at = until;
+        }
+        Ok(())
+    }
+
+    /// What was in a page before a pointer stored there: as it was kept when the copy beneath was
+    /// lost; where that could not be, as it is.
+    fn base_of(
+        &self,
+        pointer: usize,
+        part: Beneath,
+        at: u64,
+        raw: u64,
+        bytes: usize,
+    ) -> Result<Vec<u8>, Error> {
+        let kept = |laid: &mut Laid| laid.base(part.index, at - part.offset, bytes);
+        if let Some(base) = self.with_laid(pointer, kept).flatten() {
+            return Ok(base);
+        }
+        let (from, mut base) = (DmceAddr::from_raw(self.layout, raw)?, vec![0; bytes]);
+        // SAFETY: the buffer is this function's, and so long.
+        unsafe { self.read(from, base.as_mut_ptr(), bytes) }?;
+        Ok(base)
+    }
+
+    /// Makes a range what it was before a write pointer was given to it.
+    fn restore(&self, pointer: *const u8, wanted: Wanted) -> Result<(), Error> {
+        let range = range_of(wanted);
+        let parts = self.beneath(pointer.addr());
+        let is_alone = || Error::unsupported("an abort needs a second copy, which is not there");
+        if parts.is_empty() || parts.iter().any(|part| part.primary.is_none()) {
+            return Err(is_alone());
+        }
+        // All of it can be restored, before any of it is.
+        for is_look in [true, false] {
+            for part in &parts {
+                let addr = DmceAddr::from_raw(self.layout, range.addr + part.offset)?;
+                let mut lacks = false;
+                let act = &mut |block: &Block, piece: Piece, _: usize| {
+                    // The copies have nothing of it, where the one that was stored to is gone.
+                    if block.primary() != part.primary {
+                        return Ok(());
+                    }
+                    let Some(half) = block.second_half() else {
+                        lacks = true;
+                        return Ok(());
+                    };
+                    if is_look { Ok(()) } else { block.resync(piece, half) }
+                };
+                self.access_or_end((addr, part.bytes), Intent::Write, act)
+                    .map_err(|end| end.error)?;
+                if lacks {
+                    return Err(is_alone());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an address is in a region that is open.
+    fn is_in_region(&self, addr: DmceAddr) -> bool {
+        let (id, _) = self.split(addr);
+        let id = u32::try_from(id).ok().and_then(|id| BlockId::try_from(id).ok());
+        id.is_some_and(|id| self.is_of_region(id))
+    }
+
+    /// The parts of a pointer's own mapping; none of one in a block's.
+    fn beneath(&self, pointer: usize) -> Vec<Beneath> {
+        self.with_laid(pointer, |laid| laid.beneath()).unwrap_or_default()
+    }
+
+    fn is_patched(&self, pointer: usize, part: usize) -> bool {
+        self.with_laid(pointer, |laid| laid.is_patched(part)).unwrap_or_default()
+    }
+}
+
+/// Where a record of a range comes from.
+enum Place {
+    Fresh(RecordIndex),
+    Queued(RecordIndex),
+}
+
+/// The runs of bytes in which one is not the other, which is as long.
+fn runs_that_differ(one: &[u8], other: &[u8]) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for at in (0..one.len().min(other.len())).filter(|&at| one[at] != other[at]) {
+        match runs.last_mut() {
+            Some(run) if run.end == at => run.end = at + 1,
+            _ => runs.push(at..at + 1),
+        }
+    }
+    runs
+}
+
+const fn range_of(wanted: Wanted) -> PinnedRange {
+    PinnedRange { addr: wanted.cell, bytes: wanted.bytes, writable: wanted.exclusive }
+}
+
+#[cold]
+fn not_had(pointer: *const u8) -> Error {
+    Error::new(Status::NotFound, format!("no pointer that locks is at {pointer:p}"))
+}
