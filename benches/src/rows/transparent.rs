@@ -5,7 +5,7 @@ use std::hint::black_box;
 
 use crate::calls::Calls;
 use crate::measure::{alternate, time};
-use crate::memory::{Anonymous, Area, LINE_BYTES};
+use crate::memory::{Anonymous, Area, LINE_BYTES, OwnObject};
 use crate::places::Places;
 use crate::session::Session;
 use crate::setting::Setting;
@@ -33,10 +33,16 @@ pub fn measure(setting: &mut Setting) -> Result<Vec<Row>> {
         let areas = [ours, anonymous.area()];
         ours.touch();
         let percents = [percent(ours, has_huge)?, percent(areas[1], has_huge)?];
-        rows.extend(access(setting, areas, percents)?);
+        let against = "anonymous memory, the same page size";
+        rows.extend(access(setting, areas, percents, against)?);
+        drop(anonymous);
         if has_huge {
-            drop(anonymous);
             rows.extend(translations(setting, &session, ours)?);
+        } else {
+            // What of that is the kernel's: small pages of an object and anonymous ones differ.
+            let own = OwnObject::new(bytes)?;
+            let percents = [percents[0], percent(own.area(), false)?];
+            rows.extend(access(setting, [ours, own.area()], percents, "an own shared object")?);
         }
         session.vfree(ours)?;
         session.close()?;
@@ -49,7 +55,12 @@ fn percent(area: Area, is_huge: bool) -> Result<u64> {
     if is_huge { huge::wait(area) } else { huge::percent(area) }
 }
 
-fn access(setting: &Setting, areas: [Area; 2], percents: [u64; 2]) -> Result<Vec<Row>> {
+fn access(
+    setting: &Setting,
+    areas: [Area; 2],
+    percents: [u64; 2],
+    against: &'static str,
+) -> Result<Vec<Row>> {
     type Access = fn(Area, u64, u64);
     let effort = setting.effort;
     let triad: Access = |area, _, _| area.triad();
@@ -89,7 +100,7 @@ fn access(setting: &Setting, areas: [Area; 2], percents: [u64; 2]) -> Result<Vec
         let subject = Subject {
             quantity: format!("transparent: {name}"),
             state: format!("{order}, {}, {pages}", size(areas[0].bytes() as u64)),
-            against: "anonymous memory, the same page size",
+            against,
             unit,
             goal: GOAL,
         };
