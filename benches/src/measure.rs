@@ -102,6 +102,13 @@ impl Pair {
         Self { ours, theirs }
     }
 
+    /// The rounds of both.
+    #[must_use]
+    pub fn joined(&self, other: &Self) -> Self {
+        let both = |one: &[f64], other: &[f64]| [one, other].concat();
+        Self { ours: both(&self.ours, &other.ours), theirs: both(&self.theirs, &other.theirs) }
+    }
+
     /// Seconds of one operation of DMCE.
     #[must_use]
     pub fn ours(&self) -> f64 {

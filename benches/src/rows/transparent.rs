@@ -4,11 +4,11 @@
 use std::hint::black_box;
 
 use crate::calls::Calls;
-use crate::measure::{alternate, time};
-use crate::memory::{Anonymous, Area, LINE_BYTES, OwnObject};
+use crate::measure::{Pair, alternate, time};
+use crate::memory::{Anonymous, Area, LINE_BYTES};
 use crate::places::Places;
 use crate::session::Session;
-use crate::setting::Setting;
+use crate::setting::{Effort, Setting};
 use crate::table::{Goal, Row, Subject, Unit, size};
 use crate::{Result, huge};
 
@@ -22,91 +22,123 @@ const GOAL: Goal = Goal::AtLeast(0.98);
 /// Those of the session and the system.
 pub fn measure(setting: &mut Setting) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
+    let bytes: usize = setting.effort.pick(2 << 30, 256 << 20);
     for has_huge in [false, true] {
         let config = format!("daemon.huge_pages = {has_huge}\n");
         let builder = dmce_tests::Instance::builder().daemons(3).capacity("3GiB").config(&config);
         let instance = setting.start(builder)?;
         let session = Session::open(Calls::linked(), &instance.socket(), 0)?;
-        let bytes: usize = setting.effort.pick(2 << 30, 256 << 20);
-        let ours = session.vmalloc(bytes)?;
-        let anonymous = if has_huge { Anonymous::huge(bytes)? } else { Anonymous::new(bytes)? };
-        let areas = [ours, anonymous.area()];
-        ours.touch();
-        let percents = [percent(ours, has_huge)?, percent(areas[1], has_huge)?];
-        let against = "anonymous memory, the same page size";
-        rows.extend(access(setting, areas, percents, against)?);
-        drop(anonymous);
-        if has_huge {
-            rows.extend(translations(setting, &session, ours)?);
-        } else {
-            // What of that is the kernel's: small pages of an object and anonymous ones differ.
-            let own = OwnObject::new(bytes)?;
-            let percents = [percents[0], percent(own.area(), false)?];
-            rows.extend(access(setting, [ours, own.area()], percents, "an own shared object")?);
+        // Who has memory first gets other physical pages, which may be slower or faster.
+        let mut orders = Vec::new();
+        for ours_first in [true, false] {
+            let sides = Sides::new(&session, (bytes, has_huge), ours_first)?;
+            let pairs: Vec<Pair> = ACCESSES
+                .iter()
+                .map(|access| sides.measure(setting, access))
+                .collect::<Result<_>>()?;
+            orders.push((sides.percents, pairs));
+            session.vfree(sides.areas[0])?;
         }
-        session.vfree(ours)?;
+        if let [(percents, first), (_, second)] = &*orders {
+            for ((access, one), other) in ACCESSES.iter().zip(first).zip(second) {
+                rows.push(row(access, bytes, *percents, &one.joined(other)));
+            }
+        }
+        if has_huge {
+            let ours = session.vmalloc(bytes)?;
+            rows.extend(translations(setting, &session, ours)?);
+            session.vfree(ours)?;
+        }
         session.close()?;
     }
     Ok(rows)
 }
-
-/// How much of an area has huge pages; all of it, where they are to be.
-fn percent(area: Area, is_huge: bool) -> Result<u64> {
-    if is_huge { huge::wait(area) } else { huge::percent(area) }
+/// A way of access.
+struct Access {
+    name: &'static str,
+    order: &'static str,
+    unit: Unit,
+    /// Operations of a round of an area of so many bytes, which is a quick one or not.
+    count: fn(u64, Effort) -> u64,
+    run: fn(Area, u64, u64),
 }
 
-fn access(
-    setting: &Setting,
+const ACCESSES: [Access; 3] = [
+    Access {
+        name: "triad",
+        order: "sequential",
+        unit: Unit::Rate(1),
+        // A word is loaded from two parts and stored to a third.
+        count: |bytes, _| bytes / 4 * 3,
+        run: |area, _, _| area.triad(),
+    },
+    Access {
+        name: "dependent loads, 8 B",
+        order: "random lines",
+        unit: Unit::Time,
+        count: |_, effort| effort.pick(1 << 20, 1 << 16),
+        run: Area::follow_chain,
+    },
+    Access {
+        name: "independent loads, 8 B",
+        order: "random lines",
+        unit: Unit::Time,
+        count: |_, effort| effort.pick(1 << 22, 1 << 18),
+        run: Area::random_loads,
+    },
+];
+
+/// Transparent memory, and anonymous memory.
+struct Sides {
     areas: [Area; 2],
+    /// How much of each has huge pages.
     percents: [u64; 2],
-    against: &'static str,
-) -> Result<Vec<Row>> {
-    type Access = fn(Area, u64, u64);
-    let effort = setting.effort;
-    let triad: Access = |area, _, _| area.triad();
-    // A word is loaded from two parts and stored to a third.
-    let moved = areas[0].bytes() as u64 / 4 * 3;
-    let all: [(&str, &str, Unit, u64, Access); 3] = [
-        ("triad", "sequential", Unit::Rate(1), moved, triad),
-        (
-            "dependent loads, 8 B",
-            "random lines",
-            Unit::Time,
-            effort.pick(1 << 20, 1 << 16),
-            Area::follow_chain,
-        ),
-        (
-            "independent loads, 8 B",
-            "random lines",
-            Unit::Time,
-            effort.pick(1 << 22, 1 << 18),
-            Area::random_loads,
-        ),
-    ];
-    let mut rows = Vec::new();
-    for (name, order, unit, count, run) in all {
-        areas.into_iter().for_each(Area::lay_chain);
+    _anonymous: Anonymous,
+}
+
+impl Sides {
+    fn new(session: &Session, (bytes, is_huge): (usize, bool), ours_first: bool) -> Result<Self> {
+        let anonymous = || if is_huge { Anonymous::huge(bytes) } else { Anonymous::new(bytes) };
+        let (ours, anonymous) = if ours_first {
+            let ours = session.vmalloc(bytes)?;
+            (ours, anonymous()?)
+        } else {
+            let anonymous = anonymous()?;
+            (session.vmalloc(bytes)?, anonymous)
+        };
+        ours.touch();
+        let areas = [ours, anonymous.area()];
+        let percent = |area| if is_huge { huge::wait(area) } else { huge::percent(area) };
+        let percents = [percent(areas[0])?, percent(areas[1])?];
+        Ok(Self { areas, percents, _anonymous: anonymous })
+    }
+
+    fn measure(&self, setting: &Setting, access: &Access) -> Result<Pair> {
+        self.areas.into_iter().for_each(Area::lay_chain);
+        let count = (access.count)(self.areas[0].bytes() as u64, setting.effort);
         let side = |area: Area| {
             move |round: u64| {
                 time(count, || {
-                    run(area, round, count);
+                    (access.run)(area, round, count);
                     Ok(())
                 })
             }
         };
-        let pair = alternate(effort.pick(15, 3), side(areas[0]), side(areas[1]))?;
-        let [own, others] = percents;
-        let pages = format!("huge pages {own} % and {others} %");
-        let subject = Subject {
-            quantity: format!("transparent: {name}"),
-            state: format!("{order}, {}, {pages}", size(areas[0].bytes() as u64)),
-            against,
-            unit,
-            goal: GOAL,
-        };
-        rows.push(super::told(Row::new(subject, &pair)));
+        alternate(setting.effort.pick(9, 3), side(self.areas[0]), side(self.areas[1]))
     }
-    Ok(rows)
+}
+
+fn row(access: &Access, bytes: usize, percents: [u64; 2], pair: &Pair) -> Row {
+    let [own, others] = percents;
+    let pages = format!("huge pages {own} % and {others} %");
+    let subject = Subject {
+        quantity: format!("transparent: {}", access.name),
+        state: format!("{}, {}, {pages}", access.order, size(bytes as u64)),
+        against: "anonymous memory, the same page size",
+        unit: access.unit,
+        goal: GOAL,
+    };
+    super::told(Row::new(subject, pair))
 }
 
 fn translations(setting: &Setting, session: &Session, area: Area) -> Result<Vec<Row>> {
