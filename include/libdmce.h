@@ -174,7 +174,7 @@ typedef struct dmce_attrs dmce_attrs_t;
 #define DMCE_PM_BOTH 3
 
 /**
- * `kind` of an event: the turn of a queued pointer has come. Not in this release.
+ * `kind` of an event: the turn of a queued pointer to `addr` has come.
  */
 #define DMCE_EVENT_GRANTED 1
 
@@ -839,10 +839,16 @@ dmce_status_t dmce_addr_of(dmce_session_t *session, const void *pointer, dmce_ad
 dmce_status_t dmce_ptr_of(dmce_session_t *session, dmce_addr_t addr, void **pointer);
 
 /**
- * A pointer to read a range by, shared with other readers.
+ * A pointer to read a range by, shared with other readers. The range is exact to the byte, and
+ * stays where it is until the pointer is released.
  *
- * Without flags it waits, at most the session's `timeout_ms`. Calls of the same session nest only
- * read in read.
+ * Without flags it waits its turn behind all who asked before, at most the `timeout_ms` of the
+ * session's options, for ever if that is 0. Calls of the same session nest only read in read.
+ * `dmce_write` and its like do not wait for it.
+ *
+ * With `DMCE_QUEUE` the next call for the same range takes the turn; one that nobody takes lapses
+ * after the session's timeout. `DMCE_E_NOMEM`: the session has 1024 pointers, or 512 pins.
+ * `DMCE_E_UNSUPPORTED` for a region in this release, and on the message path.
  */
 dmce_status_t dmce_read_ptr(dmce_session_t *session,
                             dmce_addr_t addr,
@@ -852,6 +858,9 @@ dmce_status_t dmce_read_ptr(dmce_session_t *session,
 
 /**
  * A pointer to write a range by, exclusive. It waits as `dmce_read_ptr` does.
+ *
+ * What is stored by it is on one copy until it is released, and stays the caller's if that copy is
+ * lost meanwhile.
  *
  * After an owner died without a copy to roll back from: `DMCE_E_OWNER_DIED`, without the lock,
  * until somebody passes `DMCE_TAKE_DIRTY`.
@@ -863,17 +872,21 @@ dmce_status_t dmce_write_ptr(dmce_session_t *session,
                              void **pointer);
 
 /**
- * Ends a pointer. What was written by it reaches every copy, all or nothing if the caller dies.
+ * Ends a pointer. What was written by it reaches every copy. `DMCE_E_LOST`: a part of that is gone
+ * with the copy that it was on, whose object somebody cut; the pointer has ended all the same.
+ * After any other error it has not. `DMCE_E_NOTFOUND` if it is no such pointer.
  */
 dmce_status_t dmce_release_ptr(dmce_session_t *session, const void *pointer);
 
 /**
- * Ends a write pointer and leaves the range as it was before. Needs two copies.
+ * Ends a write pointer and leaves the range as it was before, but for what `dmce_write` and its
+ * like have written there since. Without a second copy `DMCE_E_UNSUPPORTED`, and the pointer has
+ * not ended.
  */
 dmce_status_t dmce_abort_ptr(dmce_session_t *session, void *pointer);
 
 /**
- * Gives up a place in the queue for a range.
+ * Gives up a place in the queue for a range. `DMCE_E_NOTFOUND` if it has none.
  */
 dmce_status_t dmce_cancel_ptr(dmce_session_t *session, dmce_addr_t addr, size_t bytes);
 
