@@ -259,9 +259,9 @@ fn what_a_write_pointer_stored_outlives_the_copy_beneath_it() {
         let refused = session.read_ptr(addr, 1, NO_WAIT).unwrap_err();
         assert_eq!(refused.status(), Status::Busy, "it is exclusive still");
         if end == "release" {
-            guard.release().unwrap()
+            guard.release().unwrap();
         } else {
-            guard.abort().unwrap()
+            guard.abort().unwrap();
         }
         let mut found = vec![0; 100_000];
         session.read(addr, &mut found).unwrap();

@@ -188,7 +188,7 @@ impl WriteGuard {
     ///
     /// As [`crate::Session::abort_ptr`]. What could not be aborted stays the session's.
     pub fn abort(self) -> Result<(), Error> {
-        take_held(self, |guard| &raw const guard.0).end(|core, at| core.abort_pointer(at))
+        take_held(self, |guard| &raw const guard.0).end(Core::abort_pointer)
     }
 
     /// The pointer, to be released by [`crate::Session::release_ptr`], or with the session.

@@ -178,7 +178,7 @@ impl Core {
             Err(error) if error.status() == Status::Lost => Err(error),
             carried => carried.map(Ok)?,
         };
-        if !self.unpin_last(pointer.addr(), |pin| pin.is_unmappable()) {
+        if !self.unpin_last(pointer.addr(), Pinned::is_unmappable) {
             return Err(unknown());
         }
         lost

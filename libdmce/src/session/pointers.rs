@@ -16,13 +16,11 @@
 //!    [`Status::Lost`], of which the copies are equal.
 //! 3. No lock is held while a turn is waited for.
 
-use std::alloc::{self, Layout};
 use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Range;
-use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use dmce_abi::block::BlockId;
@@ -54,7 +52,8 @@ const RECORDS: usize = 1024;
 /// What of the session's own memory pointers lock.
 pub(crate) struct LockedRanges {
     head: PointersHead,
-    records: Box<[PointerRecord]>,
+    /// Made for the first pointer.
+    records: OnceLock<Box<[PointerRecord]>>,
     /// Those that are had or queued for.
     known: Mutex<VecDeque<Known>>,
     /// Somebody has to look whose turn it is.
@@ -96,7 +95,7 @@ impl LockedRanges {
     pub(crate) fn new(timeout_ms: u32, lapse_ms: u32) -> Self {
         Self {
             head: PointersHead::default(),
-            records: zeroed_records(),
+            records: OnceLock::new(),
             known: Mutex::default(),
             rung: AtomicBool::new(false),
             patience_ms: (timeout_ms > 0).then_some(timeout_ms),
@@ -105,7 +104,8 @@ impl LockedRanges {
     }
 
     fn table(&self) -> Pointers<'_> {
-        Pointers::new(&self.head, &self.records)
+        let fresh = || (0..RECORDS).map(|_| PointerRecord::default()).collect();
+        Pointers::new(&self.head, self.records.get_or_init(fresh))
     }
 
     fn known(&self) -> MutexGuard<'_, VecDeque<Known>> {
@@ -144,18 +144,6 @@ impl LockedRanges {
         queued.state = State::Taken;
         Some(queued.index)
     }
-}
-
-/// Zeroed records, of which the kernel gives no page before it is used.
-fn zeroed_records() -> Box<[PointerRecord]> {
-    let layout = Layout::array::<PointerRecord>(RECORDS).expect("a few pages");
-    // SAFETY: the layout has bytes.
-    let start = unsafe { alloc::alloc_zeroed(layout) }.cast::<PointerRecord>();
-    if start.is_null() {
-        alloc::handle_alloc_error(layout);
-    }
-    // SAFETY: it was allocated with the layout of such an array, and zeros are records.
-    unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(start, RECORDS)) }
 }
 
 /// A call of a session that waits for its turn.
