@@ -40,7 +40,9 @@ MANDIR ?= $(PREFIX)/share/man
 LIBS_PRIVATE := -lgcc_s -lutil -lrt -lpthread -lm -ldl -lc
 
 BINARIES := dmce dmce-broker dmce-daemon
-HEADERS := $(wildcard include/libdmce.h include/libdmce.hpp)
+HEADERS := include/libdmce.h include/libdmce.hpp
+# What libdmce.hpp consists of.
+HEADER_PARTS := $(wildcard include/dmce/*.hpp)
 MAN_PAGES := $(wildcard */man/*.[1-8])
 
 # $(call link_soname,DIR): a program that was linked with DIR/libdmce.so asks for the soname when it
@@ -71,6 +73,12 @@ demo: build
 demo-sqlite: build i386
 	scripts/requirements.sh sqlite
 	scripts/demo-sqlite.sh
+
+## demo-sort     a 32-bit C++ program sorts more bytes of real files than it can address
+.PHONY: demo-sort
+demo-sort: build i386
+	scripts/requirements.sh sort
+	scripts/demo-sort.sh
 
 ## i386          the C library for 32-bit programs, in target/i686-unknown-linux-gnu/release
 .PHONY: i386
@@ -202,9 +210,10 @@ built = @test -e "$(1)" || $(MAKE) $(2)
 .PHONY: install
 install:
 	$(call built,$(RELEASE)/libdmce.so,build)
-	install -d "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(INCLUDEDIR)"
+	install -d "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(INCLUDEDIR)/dmce"
 	install -m 755 $(BINARIES:%="$(RELEASE)/%") "$(DESTDIR)$(BINDIR)"
 	install -m 644 $(HEADERS) "$(DESTDIR)$(INCLUDEDIR)"
+	install -m 644 $(HEADER_PARTS) "$(DESTDIR)$(INCLUDEDIR)/dmce"
 	$(call install_library,$(RELEASE),$(LIBDIR))
 	$(foreach page,$(MAN_PAGES),install -D -m 644 $(page) \
 		"$(DESTDIR)$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(notdir $(page))" &&) true
@@ -221,6 +230,8 @@ install-i386:
 uninstall:
 	rm -f $(BINARIES:%="$(DESTDIR)$(BINDIR)/%")
 	rm -f "$(DESTDIR)$(INCLUDEDIR)/libdmce.h" "$(DESTDIR)$(INCLUDEDIR)/libdmce.hpp"
+	rm -f $(HEADER_PARTS:include/%="$(DESTDIR)$(INCLUDEDIR)/%")
+	rmdir "$(DESTDIR)$(INCLUDEDIR)/dmce" 2>/dev/null || true
 	for dir in "$(DESTDIR)$(LIBDIR)" "$(DESTDIR)$(LIBDIR32)"; do \
 		rm -f "$$dir/libdmce.so" "$$dir/$(SONAME)" "$$dir/libdmce.so.$(VERSION)" \
 			"$$dir/libdmce.a" "$$dir/pkgconfig/libdmce.pc"; \

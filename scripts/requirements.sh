@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks what a make target needs on this host, and installs what is missing where it may:
 #
-#   scripts/requirements.sh build|demo|sqlite|test|bench|fuzz
+#   scripts/requirements.sh build|demo|sort|sqlite|test|bench|fuzz
 #
 # Says nothing when all is there. Where it may not install, it prints the command that does and
 # returns 3. What i386 programs need is checked by scripts/i386-toolchain.sh.
@@ -13,9 +13,9 @@ source "$root/scripts/apt.sh"
 
 purpose=${1:-build}
 case $purpose in
-    build | demo | sqlite | test | bench | fuzz) ;;
+    build | demo | sort | sqlite | test | bench | fuzz) ;;
     *)
-        echo "usage: $0 build|demo|sqlite|test|bench|fuzz" >&2
+        echo "usage: $0 build|demo|sort|sqlite|test|bench|fuzz" >&2
         exit 2
         ;;
 esac
@@ -54,11 +54,16 @@ if [[ $purpose == sqlite || $purpose == test ]]; then
     echo '#include <sqlite3ext.h>' | cc -x c -fsyntax-only - 2>/dev/null ||
         missing+=(libsqlite3-dev)
 fi
+if [[ $purpose == sort ]]; then
+    need readelf binutils
+fi
 if [[ $purpose == test ]]; then
+    # libdmce.hpp is for both compilers.
+    need clang++ clang
     need nm binutils
     need pkg-config pkg-config
 fi
-if [[ $purpose == test || $purpose == bench || $purpose == fuzz ]]; then
+if [[ $purpose == sort || $purpose == test || $purpose == bench || $purpose == fuzz ]]; then
     compiles c++ c++ || missing+=(g++)
 fi
 # What DMCE is measured beside.

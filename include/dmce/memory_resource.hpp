@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory_resource>
 #include <mutex>
 #include <new>
@@ -87,10 +88,11 @@ private:
         const std::lock_guard<std::mutex> guard(mutex_);
         if (void *piece = cut(bytes, align))
             return piece;
-        // A chunk begins at a page, so that a piece of it needs nothing more to be aligned.
-        if (align > page_bytes)
+        // A chunk begins at a page; pools want large blocks aligned by more, and then some is lost.
+        const std::size_t lost = align > page_bytes ? align - page_bytes : 0;
+        if (bytes > std::numeric_limits<std::size_t>::max() - lost)
             throw std::bad_alloc();
-        const std::size_t chunk = std::max(bytes, next_bytes_);
+        const std::size_t chunk = std::max(bytes + lost, next_bytes_);
         next_ = static_cast<unsigned char *>(source_.allocate(chunk, page_bytes));
         left_ = chunk;
         next_bytes_ = std::min(next_bytes_ * 2, chunk_bytes_max);
@@ -125,7 +127,7 @@ private:
 } // namespace detail
 
 // A resource for std::pmr containers, for several threads. Throws std::bad_alloc where dmce_vmalloc
-// refuses; dmce_last_error says why.
+// refuses, also when it is made, as pools may allocate then; dmce_last_error says why.
 //
 // Up to 256 KiB it allocates from pools, over chunks of transparent memory that grow from 1 MiB to
 // 64 MiB each; larger ones are transparent memory of their own, and go back when they are freed.

@@ -33,6 +33,13 @@ public:
 
     friend void swap(T &a, Self b) { swap(b, a); }
 
+// Of mixed operands compilers would warn here, where nobody can do anything about it.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wsign-compare"
+#pragma GCC diagnostic ignored "-Wsign-conversion"
+#pragma GCC diagnostic ignored "-Wfloat-conversion"
+#pragma GCC diagnostic ignored "-Wconversion"
+
 // Templates, so that what a proxy is compared with is not converted to T first, as it would not be
 // if this were a T.
 #define LIBDMCE_COMPARE(op)                                                                        \
@@ -78,6 +85,7 @@ public:
     LIBDMCE_ASSIGN(<<)
     LIBDMCE_ASSIGN(>>)
 #undef LIBDMCE_ASSIGN
+#pragma GCC diagnostic pop
 
     const Self &operator++() const { return stepped([](T &value) { ++value; }); }
     const Self &operator--() const { return stepped([](T &value) { --value; }); }

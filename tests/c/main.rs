@@ -1,6 +1,7 @@
 //! Programs in C and C++, built against the header and both libraries, and run with real servers.
 #![forbid(unsafe_code)]
 
+mod cpp;
 mod examples;
 mod install;
 mod lost_copy;

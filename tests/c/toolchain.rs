@@ -4,7 +4,7 @@
 //! `CC` and `CXX` name other compilers than `cc` and `c++`.
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -62,8 +62,18 @@ impl Drop for Scratch {
 /// The compiler for a source file, with what every test says to it.
 pub fn compiler(source: &Path) -> Command {
     let plus = source.extension().is_some_and(|extension| extension == "cpp");
-    let (variable, default) = if plus { ("CXX", "c++") } else { ("CC", "cc") };
-    let mut command = Command::new(env::var_os(variable).unwrap_or_else(|| default.into()));
+    let named = env::var_os("CC").unwrap_or_else(|| "cc".into());
+    with_flags(if plus { plus_plus() } else { named })
+}
+
+/// The compiler for C++.
+pub fn plus_plus() -> OsString {
+    env::var_os("CXX").unwrap_or_else(|| "c++".into())
+}
+
+/// A compiler with what every test says to it.
+pub fn with_flags(compiler: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(compiler);
     command.args(["-Wall", "-Wextra", "-pedantic", "-Werror", "-O1", "-g", "-pthread"]);
     command.arg("-I").arg(root().join("include"));
     command
@@ -82,10 +92,14 @@ pub struct Program {
 
 /// Builds `source`, a path in the project, by the language's `standard`.
 pub fn build(source: &str, standard: &str, linkage: Linkage) -> Program {
+    build_by(compiler(Path::new(source)), source, standard, linkage)
+}
+
+/// [`build`], by a compiler with its flags.
+pub fn build_by(mut command: Command, source: &str, standard: &str, linkage: Linkage) -> Program {
     let scratch = Scratch::new();
     let source = root().join(source);
     let path = scratch.path().join(source.file_stem().expect("a source file has a name"));
-    let mut command = compiler(&source);
     command.arg(format!("-std={standard}")).args(own_width());
     command.arg(&source).arg("-o").arg(&path);
     let library = folder_of("dmce-ffi");
