@@ -166,6 +166,8 @@ bench: build
 	$(CXX) -O2 -std=c++17 -pthread -o "$(RELEASE)/dmce-bench-jemalloc" benches/peers/malloc.cpp \
 		-Wl,--no-as-needed -l:libjemalloc.so.2
 	$(CXX) -O2 -std=c++17 -o "$(RELEASE)/dmce-bench-pmemobj" benches/peers/pmemobj.cpp -lpmemobj
+	$(CXX) -O2 -std=c++17 -Iinclude -o "$(RELEASE)/dmce-bench-vector" benches/peers/vector.cpp \
+		-L"$(RELEASE)" -ldmce '-Wl,-rpath,$$ORIGIN'
 	scripts/i386-cargo.sh build --release $(CARGO_FLAGS) -p dmce-benches --bin dmce-bench-worker
 	cargo build --release $(CARGO_FLAGS) -p dmce-benches
 	DMCE_TEST_PROGRAMS="$(RELEASE)" "$(RELEASE)/dmce-bench" \

@@ -7,6 +7,8 @@
 //   store BYTES PLACES COUNT SEED  stores a value of BYTES at COUNT of PLACES places, in the order
 //                                  that a run uses for the same seed -> ok SECONDS of one
 
+#include "places.hpp"
+
 #include <libpmemobj.h>
 
 #include <chrono>
@@ -23,25 +25,6 @@ namespace {
 
 // What a pool has besides its objects.
 constexpr std::uint64_t overhead = std::uint64_t{64} << 20;
-
-// The places of benches/src/places.rs.
-class places {
-public:
-    places(std::uint64_t count, std::uint64_t seed)
-        : state_((seed + 1) * 0x9e3779b97f4a7c15U), shift_(64 - __builtin_ctzll(count))
-    {
-    }
-
-    std::uint64_t next()
-    {
-        state_ = state_ * 6364136223846793005U + 1442695040888963407U;
-        return state_ >> shift_;
-    }
-
-private:
-    std::uint64_t state_;
-    int shift_;
-};
 
 class pool {
 public:
@@ -83,7 +66,7 @@ public:
             throw std::runtime_error("no such places");
         using clock = std::chrono::steady_clock;
         std::vector<char> value(bytes, 'v');
-        places order(count_of_places, seed);
+        peers::places order(count_of_places, seed);
         auto begin = clock::now();
         for (std::uint64_t done = 0; done < count; ++done)
             pmemobj_memcpy_persist(pool_, values_ + order.next() * bytes, value.data(), bytes);

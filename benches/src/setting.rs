@@ -48,6 +48,8 @@ pub struct Setting {
     pub jemalloc: Option<PathBuf>,
     /// The same of libpmemobj.
     pub pmemobj: Option<PathBuf>,
+    /// The program of `dmce::vector` beside `std::vector`.
+    pub vector: Option<PathBuf>,
     janitor: Janitor,
 }
 
@@ -81,6 +83,7 @@ impl Setting {
             interprocess: existing(beside.join("dmce-bench-interprocess")),
             jemalloc: existing(beside.join("dmce-bench-jemalloc")),
             pmemobj: existing(beside.join("dmce-bench-pmemobj")),
+            vector: existing(beside.join("dmce-bench-vector")),
         })
     }
 

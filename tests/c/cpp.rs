@@ -62,8 +62,7 @@ fn each_part_of_the_header_can_be_included_alone_and_twice() {
     let folder = root().join("include/dmce");
     let parts = fs::read_dir(&folder).expect("the parts are there");
     let parts = parts.map(|part| part.expect("it can be listed").path());
-    let includes: String =
-        parts.map(|part| format!("#include \"{}\"\n", part.display())).collect();
+    let includes: String = parts.map(|part| format!("#include \"{}\"\n", part.display())).collect();
     assert!(includes.lines().count() > 5, "{includes}");
     let scratch = toolchain::Scratch::new();
     for (place, include) in includes.lines().enumerate() {

@@ -17,6 +17,7 @@ pub mod store;
 pub mod syncing;
 pub mod tracking;
 pub mod transparent;
+pub mod vector;
 
 use clap::ValueEnum;
 
@@ -31,6 +32,8 @@ pub enum Group {
     Mapped,
     /// Plain pointers to transparent memory.
     Transparent,
+    /// `dmce::vector` in C++.
+    Vector,
     /// `dmce_read` and `dmce_write`.
     Copied,
     /// The same with two copies, and words.
@@ -65,9 +68,10 @@ pub enum Group {
 
 impl Group {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Mapped,
         Self::Transparent,
+        Self::Vector,
         Self::Copied,
         Self::Copies,
         Self::Mirrored,
@@ -94,6 +98,7 @@ impl Group {
         match self {
             Self::Mapped => mapped::measure(setting),
             Self::Transparent => transparent::measure(setting),
+            Self::Vector => vector::measure(setting),
             Self::Copied => copied::measure(setting),
             Self::Copies => copies::measure(setting),
             Self::Mirrored => mirrored::measure(setting),
