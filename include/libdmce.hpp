@@ -9,6 +9,7 @@
 //
 //   dmce/error.hpp            dmce::error: what a call that failed throws
 //   dmce/session.hpp          dmce::session, dmce::options
+//   dmce/region.hpp           dmce::region: named memory that outlives sessions
 //   dmce/ptr.hpp              dmce::ptr<T>: a pointer over a 64-bit address, in both widths
 //   dmce/guards.hpp           dmce::mapped<T>, dmce::read_guard<T>, dmce::write_guard<T>
 //   dmce/vector.hpp           dmce::vector<T>, more than a 32-bit program can address
@@ -40,6 +41,7 @@
 #include "dmce/guards.hpp"
 #include "dmce/memory_resource.hpp"
 #include "dmce/ptr.hpp"
+#include "dmce/region.hpp"
 #include "dmce/session.hpp"
 #include "dmce/vector.hpp"
 

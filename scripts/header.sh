@@ -81,6 +81,7 @@ write() {
 }
 
 check() {
+    local compiler
     # Apart from the files that include the header, or they would find this one first.
     mkdir "$scratch/fresh"
     generate_header "$scratch/fresh/libdmce.h"
@@ -94,7 +95,12 @@ check() {
     compiles gcc c libdmce.h -std=c17
     compiles g++ cpp libdmce.h -std=c++11
     compiles g++ cpp libdmce.h -std=c++20
-    [[ ! -e include/libdmce.hpp ]] || compiles g++ cpp libdmce.hpp -std=c++17
+    for compiler in g++ clang++; do
+        # Whoever tests has both (scripts/requirements.sh); who only builds may have one.
+        command -v "$compiler" >/dev/null || continue
+        compiles "$compiler" cpp libdmce.hpp -std=c++17 -Wconversion -Wshadow
+        compiles "$compiler" cpp libdmce.hpp -std=c++20 -Wconversion -Wshadow
+    done
 }
 
 [[ $# -eq 2 ]] || usage

@@ -9,14 +9,17 @@
 //   SIDE random-loads COUNT SEED, SIDE random-stores COUNT SEED
 //                                so many at places that the seed chooses
 //   -> ok SECONDS                of one number; SIDE is `dmce` or `std`
+//   huge -> ok PERCENT           how much of dmce::vector is mapped with huge pages
 
 #include "places.hpp"
 
 #include <libdmce.hpp>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <exception>
+#include <fstream>
 #include <iostream>
 #include <memory>
 #include <sstream>
@@ -132,6 +135,19 @@ public:
         throw std::runtime_error("no such side: " + side);
     }
 
+    std::uint64_t huge_percent()
+    {
+        // A page table that was there before goes when the pages under it become a huge one.
+        loads(ours_);
+        std::ifstream maps("/proc/self/smaps");
+        const std::string name = "ShmemPmdMapped:";
+        std::uint64_t kib = 0;
+        for (std::string line; std::getline(maps, line);)
+            if (line.compare(0, name.size(), name) == 0)
+                kib += std::stoull(line.substr(name.size()));
+        return std::min<std::uint64_t>(kib * 1024 * 100 / ours_.mapped_bytes(), 100);
+    }
+
 private:
     dmce::session session_;
     dmce::vector<number> ours_;
@@ -153,6 +169,8 @@ std::string answer(const std::string &line)
     words >> what >> count >> seed;
     if (opened == nullptr)
         throw std::runtime_error("not opened: " + line);
+    if (side == "huge")
+        return "ok " + std::to_string(opened->huge_percent());
     std::ostringstream text;
     text.precision(17);
     text << "ok " << opened->measure(side, what, count, seed);

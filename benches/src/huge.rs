@@ -38,10 +38,21 @@ pub fn percent(area: Area) -> Result<u64> {
 ///
 /// [`Error::System`] if the kernel does not say.
 pub fn wait(area: Area) -> Result<u64> {
+    wait_elsewhere(|| {
+        area.touch_huge();
+        percent(area)
+    })
+}
+
+/// The same for memory of another process, which `look` touches, and says how much of it has them.
+///
+/// # Errors
+///
+/// Those of `look`.
+pub fn wait_elsewhere(mut look: impl FnMut() -> Result<u64>) -> Result<u64> {
     let (mut best, mut since) = (0, Instant::now());
     loop {
-        area.touch_huge();
-        let now = percent(area)?;
+        let now = look()?;
         if now > best {
             (best, since) = (now, Instant::now());
         }
@@ -52,7 +63,7 @@ pub fn wait(area: Area) -> Result<u64> {
     }
 }
 
-/// The same for an object of an instance, by its name.
+/// [`wait`] for an object of an instance, by its name.
 ///
 /// # Errors
 ///

@@ -23,8 +23,11 @@ struct windows {
 
 namespace detail {
 
-// Invariants: data_ is where addr_ is mapped, for capacity_ elements, or all three are zero. It is
-// mapped to be written, and so pinned, for as long as it is there.
+// Invariants: addr_ is mapped from data_ to limit_, or all are null. It is mapped to be written, and
+// so pinned, for as long as it is there. The elements end at end_.
+//
+// Sizes are pointers, as a store to an element that is a number may not be taken for one to them:
+// a loop could keep none of them in a register.
 template <class T>
 class mapped_storage {
 public:
@@ -40,7 +43,8 @@ public:
 
     mapped_storage(mapped_storage &&other) noexcept
         : session_(other.session_), addr_(std::exchange(other.addr_, 0)),
-          data_(std::exchange(other.data_, nullptr)), capacity_(std::exchange(other.capacity_, 0))
+          data_(std::exchange(other.data_, nullptr)), end_(std::exchange(other.end_, nullptr)),
+          limit_(std::exchange(other.limit_, nullptr))
     {
     }
 
@@ -48,9 +52,7 @@ public:
     {
         mapped_storage moved(std::move(other));
         std::swap(session_, moved.session_);
-        std::swap(addr_, moved.addr_);
-        std::swap(data_, moved.data_);
-        std::swap(capacity_, moved.capacity_);
+        exchange(moved);
         return *this;
     }
 
@@ -64,8 +66,20 @@ public:
 
     dmce_session_t *session() const noexcept { return session_; }
     dmce_addr_t addr() const noexcept { return addr_; }
-    std::uint64_t capacity() const noexcept { return capacity_; }
-    std::uint64_t mapped_bytes() const noexcept { return capacity_ * sizeof(T); }
+    std::uint64_t capacity() const noexcept { return count(limit_); }
+    std::uint64_t mapped_bytes() const noexcept { return capacity() * sizeof(T); }
+
+    std::uint64_t size() const noexcept { return count(end_); }
+    void set_size(std::uint64_t size) noexcept { end_ = data_ + size; }
+
+    // Adds an element if there is room.
+    bool push(const T &value) noexcept
+    {
+        if (end_ == limit_)
+            return false;
+        *end_++ = value;
+        return true;
+    }
 
     T *data() const noexcept { return data_; }
     iterator at(std::uint64_t index) noexcept { return data_ + index; }
@@ -95,34 +109,28 @@ public:
                          static_cast<std::size_t>(count * sizeof(T)));
     }
 
-    // Room for so many elements, of which the first `used` are kept. What is pinned cannot be
-    // grown where it is, so there are two of it for a moment, as with std::vector.
-    void reallocate(std::uint64_t used, std::uint64_t capacity)
+    // Room for so many elements. What is pinned cannot be grown where it is, so there are two of it
+    // for a moment, as with std::vector.
+    void reallocate(std::uint64_t capacity)
     {
         mapped_storage grown(session_, {});
         grown.allocate(capacity);
-        if (used != 0)
+        if (data_ != nullptr)
             std::memcpy(static_cast<void *>(grown.data_), data_,
-                        static_cast<std::size_t>(used * sizeof(T)));
-        if (data_ == nullptr) {
-            std::swap(addr_, grown.addr_);
-            std::swap(data_, grown.data_);
-            std::swap(capacity_, grown.capacity_);
-            return;
-        }
-        const dmce_status_t status = dmce_unmap(session_, data_);
+                        static_cast<std::size_t>(size() * sizeof(T)));
+        grown.set_size(size());
+        const dmce_status_t status = data_ == nullptr ? DMCE_OK : dmce_unmap(session_, data_);
         // Another error has left the old mapping, so the old elements are those that count.
         if (status != DMCE_OK && status != DMCE_E_LOST)
             throw error(status, "dmce_unmap");
-        const dmce_addr_t old = std::exchange(addr_, std::exchange(grown.addr_, 0));
-        data_ = std::exchange(grown.data_, nullptr);
-        capacity_ = std::exchange(grown.capacity_, 0);
+        exchange(grown);
+        grown.data_ = nullptr;
         if (status != DMCE_OK) {
             const error lost(status, "dmce_unmap");
-            static_cast<void>(dmce_free(session_, old));
+            static_cast<void>(dmce_free(session_, grown.addr_));
             throw lost;
         }
-        static_cast<void>(dmce_free(session_, old));
+        static_cast<void>(dmce_free(session_, grown.addr_));
     }
 
     // The new mapping is there before the old one goes, so that whatever fails leaves one.
@@ -130,14 +138,14 @@ public:
     {
         if (data_ == nullptr)
             return;
-        T *fresh = map(addr_, capacity_);
+        T *fresh = map(addr_, capacity());
         const dmce_status_t status = dmce_unmap(session_, data_);
         if (status != DMCE_OK && status != DMCE_E_LOST) {
             const error failed(status, "dmce_unmap");
             static_cast<void>(dmce_unmap(session_, fresh));
             throw failed;
         }
-        data_ = fresh;
+        place(fresh, capacity(), size());
         check(status, "dmce_unmap");
     }
 
@@ -148,8 +156,7 @@ public:
         const dmce_status_t status = dmce_unmap(session_, data_);
         if (status != DMCE_OK && status != DMCE_E_LOST)
             throw error(status, "dmce_unmap");
-        data_ = nullptr;
-        capacity_ = 0;
+        place(nullptr, 0, 0);
         check(dmce_free(session_, std::exchange(addr_, 0)), "dmce_free");
     }
 
@@ -159,13 +166,12 @@ private:
         dmce_addr_t addr = 0;
         check(dmce_malloc(session_, capacity * sizeof(T), &addr), "dmce_malloc");
         try {
-            data_ = map(addr, capacity);
+            place(map(addr, capacity), capacity, 0);
         } catch (...) {
             static_cast<void>(dmce_free(session_, addr));
             throw;
         }
         addr_ = addr;
-        capacity_ = capacity;
     }
 
     T *map(dmce_addr_t addr, std::uint64_t count) const
@@ -176,10 +182,31 @@ private:
         return static_cast<T *>(pointer);
     }
 
+    std::uint64_t count(const T *until) const noexcept
+    {
+        return static_cast<std::uint64_t>(until - data_);
+    }
+
+    void place(T *data, std::uint64_t capacity, std::uint64_t size) noexcept
+    {
+        data_ = data;
+        end_ = data + size;
+        limit_ = data + capacity;
+    }
+
+    void exchange(mapped_storage &other) noexcept
+    {
+        std::swap(addr_, other.addr_);
+        std::swap(data_, other.data_);
+        std::swap(end_, other.end_);
+        std::swap(limit_, other.limit_);
+    }
+
     dmce_session_t *session_;
     dmce_addr_t addr_ = 0;
     T *data_ = nullptr;
-    std::uint64_t capacity_ = 0;
+    T *end_ = nullptr;
+    T *limit_ = nullptr;
 };
 
 } // namespace detail

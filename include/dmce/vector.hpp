@@ -80,59 +80,48 @@ public:
         append(values.begin(), values.size());
     }
 
-    basic_vector(basic_vector &&other) noexcept
-        : storage_(std::move(other.storage_)), size_(std::exchange(other.size_, 0))
-    {
-    }
-
-    basic_vector &operator=(basic_vector &&other) noexcept
-    {
-        basic_vector moved(std::move(other));
-        storage_ = std::move(moved.storage_);
-        size_ = std::exchange(moved.size_, 0);
-        return *this;
-    }
-
+    basic_vector(basic_vector &&other) noexcept = default;
+    basic_vector &operator=(basic_vector &&other) noexcept = default;
     basic_vector(const basic_vector &) = delete;
     basic_vector &operator=(const basic_vector &) = delete;
     ~basic_vector() = default;
 
     // Size.
 
-    size_type size() const noexcept { return size_; }
+    size_type size() const noexcept { return storage_.size(); }
     size_type capacity() const noexcept { return storage_.capacity(); }
-    bool empty() const noexcept { return size_ == 0; }
+    bool empty() const noexcept { return size() == 0; }
     static constexpr size_type max_size() noexcept { return Storage::count_max; }
 
     void reserve(size_type count)
     {
         if (count > capacity())
-            storage_.reallocate(size_, room_for(count));
+            storage_.reallocate(room_for(count));
     }
 
     void shrink_to_fit()
     {
-        if (size_ == 0)
+        if (size() == 0)
             storage_.release();
-        else if (room_for(size_) < capacity())
-            storage_.reallocate(size_, room_for(size_));
+        else if (room_for(size()) < capacity())
+            storage_.reallocate(room_for(size()));
     }
 
     void resize(size_type count) { resize(count, T()); }
 
     void resize(size_type count, const T &value)
     {
-        if (count > size_) {
+        if (count > size()) {
             const T kept = value;
             grow_to(count);
-            storage_.chunks(size_, count - size_, [&](T *data, std::size_t now) {
+            storage_.chunks(size(), count - size(), [&](T *data, std::size_t now) {
                 std::uninitialized_fill_n(data, now, kept);
             });
         }
-        size_ = count;
+        storage_.set_size(count);
     }
 
-    void clear() noexcept { size_ = 0; }
+    void clear() noexcept { storage_.set_size(0); }
 
     // Elements.
 
@@ -153,15 +142,15 @@ public:
 
     reference front() { return (*this)[0]; }
     const_reference front() const { return (*this)[0]; }
-    reference back() { return (*this)[size_ - 1]; }
-    const_reference back() const { return (*this)[size_ - 1]; }
+    reference back() { return (*this)[size() - 1]; }
+    const_reference back() const { return (*this)[size() - 1]; }
 
     iterator begin() noexcept { return storage_.at(0); }
     const_iterator begin() const noexcept { return storage_.at(0); }
     const_iterator cbegin() const noexcept { return storage_.at(0); }
-    iterator end() noexcept { return storage_.at(size_); }
-    const_iterator end() const noexcept { return storage_.at(size_); }
-    const_iterator cend() const noexcept { return storage_.at(size_); }
+    iterator end() noexcept { return storage_.at(size()); }
+    const_iterator end() const noexcept { return storage_.at(size()); }
+    const_iterator cend() const noexcept { return storage_.at(size()); }
     reverse_iterator rbegin() noexcept { return reverse_iterator(end()); }
     const_reverse_iterator rbegin() const noexcept { return const_reverse_iterator(end()); }
     reverse_iterator rend() noexcept { return reverse_iterator(begin()); }
@@ -169,15 +158,12 @@ public:
 
     void push_back(const T &value)
     {
-        if (size_ < capacity()) {
-            storage_.set(size_, value);
-        } else {
-            // It may be one of the elements that move.
-            const T kept = value;
-            grow_to(size_ + 1);
-            storage_.set(size_, kept);
-        }
-        ++size_;
+        if (storage_.push(value))
+            return;
+        // It may be one of the elements that move.
+        const T kept = value;
+        grow_by(1);
+        storage_.push(kept);
     }
 
     template <class... Arguments>
@@ -187,7 +173,7 @@ public:
         return back();
     }
 
-    void pop_back() noexcept { --size_; }
+    void pop_back() noexcept { storage_.set_size(size() - 1); }
 
     // Many elements at once, at the speed of memcpy in both widths.
 
@@ -199,8 +185,8 @@ public:
             return;
         }
         grow_by(count);
-        copy_in(size_, values, count);
-        size_ += count;
+        copy_in(size(), values, count);
+        storage_.set_size(size() + count);
     }
 
     // Copies elements to a program's own memory.
@@ -272,8 +258,8 @@ public:
         const auto from = static_cast<size_type>(first - cbegin());
         const auto until = static_cast<size_type>(last - cbegin());
         if (from != until)
-            storage_.move(from, until, size_ - until);
-        size_ -= until - from;
+            storage_.move(from, until, size() - until);
+        storage_.set_size(size() - (until - from));
         return storage_.at(from);
     }
 
@@ -285,7 +271,6 @@ public:
     // Gives the memory back now; destroying it does the same without telling of errors.
     void close()
     {
-        size_ = 0;
         storage_.release();
     }
 
@@ -313,14 +298,13 @@ public:
     void swap(basic_vector &other) noexcept
     {
         std::swap(storage_, other.storage_);
-        std::swap(size_, other.size_);
     }
 
     friend void swap(basic_vector &a, basic_vector &b) noexcept { a.swap(b); }
 
     friend bool operator==(const basic_vector &a, const basic_vector &b)
     {
-        return a.size_ == b.size_ && std::equal(a.begin(), a.end(), b.begin());
+        return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin());
     }
 
     friend bool operator!=(const basic_vector &a, const basic_vector &b) { return !(a == b); }
@@ -344,19 +328,19 @@ private:
         const size_type half = capacity() / 2;
         const size_type amortised =
             capacity() > max_size() - half ? max_size() : capacity() + half;
-        storage_.reallocate(size_, room_for(std::max(count, amortised)));
+        storage_.reallocate(room_for(std::max(count, amortised)));
     }
 
     void grow_by(size_type count)
     {
-        if (count > max_size() - size_)
+        if (count > max_size() - size())
             throw std::length_error("dmce::vector: more elements than max_size()");
-        grow_to(size_ + count);
+        grow_to(size() + count);
     }
 
     void check_range(size_type first, size_type count) const
     {
-        if (first > size_ || count > size_ - first)
+        if (first > size() || count > size() - first)
             throw std::out_of_range("dmce::vector: no such element");
     }
 
@@ -384,8 +368,8 @@ private:
     void append_own(size_type from, size_type count)
     {
         grow_by(count);
-        storage_.move(size_, from, count);
-        size_ += count;
+        storage_.move(size(), from, count);
+        storage_.set_size(size() + count);
     }
 
     template <class Iterator>
@@ -394,16 +378,15 @@ private:
         if (count == 0)
             return;
         grow_by(count);
-        storage_.move(index + count, index, size_ - index);
+        storage_.move(index + count, index, size() - index);
         storage_.chunks(index, count, [&](T *data, std::size_t now) {
             for (T *end = data + now; data != end; ++data, ++first)
                 *data = *first;
         });
-        size_ += count;
+        storage_.set_size(size() + count);
     }
 
     Storage storage_;
-    size_type size_ = 0;
 };
 
 // A vector that is mapped whole: iterators and references are plain pointers and references, and

@@ -188,7 +188,8 @@ public:
     windowed_storage(windowed_storage &&other) noexcept
         : session_(other.session_), slots_(std::move(other.slots_)),
           places_(std::move(other.places_)), misses_(std::move(other.misses_)),
-          addr_(std::exchange(other.addr_, 0)), capacity_(std::exchange(other.capacity_, 0)),
+          addr_(std::exchange(other.addr_, 0)), size_(std::exchange(other.size_, 0)),
+          capacity_(std::exchange(other.capacity_, 0)),
           clock_(other.clock_), hot_(std::exchange(other.hot_, no_window)),
           hot_data_(std::exchange(other.hot_data_, nullptr)), missed_(other.missed_),
           shift_(other.shift_), hot_is_writable_(std::exchange(other.hot_is_writable_, false))
@@ -216,6 +217,18 @@ public:
     dmce_session_t *session() const noexcept { return session_; }
     dmce_addr_t addr() const noexcept { return addr_; }
     std::uint64_t capacity() const noexcept { return capacity_; }
+    std::uint64_t size() const noexcept { return size_; }
+    void set_size(std::uint64_t size) noexcept { size_ = size; }
+
+    // Adds an element if there is room.
+    bool push(const T &value)
+    {
+        if (size_ == capacity_)
+            return false;
+        set(size_, value);
+        ++size_;
+        return true;
+    }
 
     std::uint64_t mapped_bytes() const noexcept
     {
@@ -272,7 +285,7 @@ public:
 
     // All windows go first, as what is pinned cannot move: if the memory is refused after that,
     // the elements are where they were.
-    void reallocate(std::uint64_t, std::uint64_t capacity)
+    void reallocate(std::uint64_t capacity)
     {
         if (slots_.empty())
             // Moved from: begins again with windows of the same size.
@@ -296,6 +309,7 @@ public:
         drop(false);
         check(dmce_free(session_, addr_), "dmce_free");
         addr_ = 0;
+        size_ = 0;
         capacity_ = 0;
         places_.clear();
         misses_.clear();
@@ -345,6 +359,7 @@ private:
         places_.swap(other.places_);
         misses_.swap(other.misses_);
         std::swap(addr_, other.addr_);
+        std::swap(size_, other.size_);
         std::swap(capacity_, other.capacity_);
         std::swap(clock_, other.clock_);
         std::swap(hot_, other.hot_);
@@ -502,6 +517,7 @@ private:
     mutable std::vector<std::uint32_t> places_;
     mutable std::vector<std::uint8_t> misses_;
     dmce_addr_t addr_ = 0;
+    std::uint64_t size_ = 0;
     std::uint64_t capacity_ = 0;
     mutable std::uint64_t clock_ = 0;
     mutable std::uint64_t hot_ = no_window;

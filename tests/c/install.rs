@@ -75,6 +75,13 @@ fn a_program_is_built_by_pkg_config_from_what_was_installed() {
         let output = toolchain::run(&program, &instance, &[]);
         toolchain::text_of_success("hello", &output);
     }
+    let program = scratch.path().join("hello-cpp");
+    let mut compiler = Command::new("c++");
+    compiler.arg("-std=c++17").arg(root().join("examples/cpp/hello.cpp")).arg("-o").arg(&program);
+    compiler.args(pkg_config(&scratch, &["--cflags", "--libs"]));
+    succeed(compiler.arg(toolchain::run_path(&libraries)));
+    let output = toolchain::run(&program, &instance, &[]);
+    toolchain::text_of_success("hello in C++", &output);
 }
 
 #[test]

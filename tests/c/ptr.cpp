@@ -1,4 +1,4 @@
-// dmce::ptr<T> as the algorithms of the standard library use it, and dmce::session.
+// dmce::ptr<T> as the algorithms of the standard library use it, dmce::session and dmce::region.
 #include <libdmce.hpp>
 
 #include <algorithm>
@@ -179,6 +179,39 @@ void failures_are_exceptions_that_say_why(const dmce::session &session)
     throws<std::length_error>([&] { session.allocate<std::uint64_t>(UINT64_MAX / 4); });
 }
 
+void regions_are_reached_by_pointers(const dmce::session &session)
+{
+    const auto none = [&] { dmce::region(session, "cpp", "ptr"); };
+    CHECK(throws<dmce::error>(none).status() == DMCE_E_NOTFOUND);
+    dmce_region_options_t options;
+    dmce_region_options_init(&options);
+    options.copies = 2;
+    dmce::region::create(session, "cpp", "ptr", 1 << 20, &options);
+    {
+        dmce::region opened(session, "cpp", "ptr");
+        dmce::region region(std::move(opened));
+        CHECK(opened.handle() == nullptr && region.info().region_size == 1 << 20);
+        const ptr<std::uint64_t> at = region.at<std::uint64_t>(4096);
+        std::iota(at, at + 100, std::uint64_t{5});
+        // It was a write to every copy.
+        std::uint64_t word = 0;
+        region.read(4096 + 8 * 99, &word, sizeof word, DMCE_PM_MIRROR);
+        CHECK(word == 104);
+        {
+            dmce::mapped<std::uint64_t> range(at, 100);
+            range[99] = 7;
+            CHECK(throws<dmce::error>([&] { region.close(); }).status() == DMCE_E_BUSY);
+        }
+        // What was stored by a plain pointer is one when the pointer has ended.
+        region.read(4096 + 8 * 99, &word, sizeof word, DMCE_PM_MIRROR);
+        CHECK(word == 7);
+        CHECK(throws<dmce::error>([&] { region.at<char>(1 << 20); }).status() == DMCE_E_ADDRESS);
+        region.close();
+        region.close();
+    }
+    dmce::region::remove(session, "cpp", "ptr");
+}
+
 void sessions_move_and_end_once()
 {
     dmce::session first(dmce::options().name("moved").timeout_ms(5000));
@@ -213,6 +246,7 @@ int main()
     elements_are_used_as_numbers(session);
     pointers_are_compared_and_moved(session);
     failures_are_exceptions_that_say_why(session);
+    regions_are_reached_by_pointers(session);
     sessions_move_and_end_once();
     CHECK(session.stat().allocated_bytes == 0);
     return 0;

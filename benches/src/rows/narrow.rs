@@ -92,7 +92,7 @@ fn objects(instance: &Instance) -> Vec<String> {
 }
 
 /// Waits for the huge pages of every block; how much of all has them.
-pub(super) fn settle(instance: &Instance) -> Result<u64> {
+fn settle(instance: &Instance) -> Result<u64> {
     let objects = objects(instance);
     let mut sum = 0;
     for name in &objects {

@@ -2,12 +2,11 @@
 
 use dmce_tests::Instance;
 
-use super::narrow::settle;
-use crate::Result;
 use crate::measure::alternate;
 use crate::setting::Setting;
 use crate::table::{Goal, Row, Subject, Unit, size};
 use crate::worker::Worker;
+use crate::{Result, huge};
 
 const NUMBER_BYTES: u64 = 8;
 
@@ -61,7 +60,7 @@ pub fn measure(setting: &mut Setting) -> Result<Vec<Row>> {
     let socket = instance.socket().display().to_string();
     let mut worker = Worker::start_with(&program, &[("DMCE_SOCKET", &socket)])?;
     worker.ask(&format!("open {}", bytes / NUMBER_BYTES))?;
-    let percent = settle(&instance)?;
+    let percent = huge::wait_elsewhere(|| worker.count("huge"))?;
     let state = |order| format!("{order}, {}, huge pages {percent} %", size(bytes));
 
     let mut rows = Vec::new();
