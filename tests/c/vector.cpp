@@ -40,10 +40,9 @@ record record_of(std::uint64_t number)
 // Windows of a page, three of them: 512 elements of which an allocation has thousands.
 constexpr dmce::windows narrow = {4096, 3};
 
-static_assert(std::is_same<dmce::vector<int>, std::conditional_t<sizeof(void *) == 8,
-                                                                 dmce::mapped_vector<int>,
-                                                                 dmce::windowed_vector<int>>>::value,
-              "each width has what suits it");
+using of_this_width = std::conditional_t<sizeof(void *) == 8, dmce::mapped_vector<int>,
+                                         dmce::windowed_vector<int>>;
+static_assert(std::is_same<dmce::vector<int>, of_this_width>::value, "what suits the width");
 static_assert(sizeof(dmce::vector<int>::size_type) == 8, "in both widths");
 static_assert(sizeof(dmce::vector<int>::difference_type) == 8, "in both widths");
 static_assert(!std::is_copy_constructible<dmce::vector<int>>::value, "it is moved alone");
@@ -339,7 +338,7 @@ void iterators_of_windows_are_indices(const dmce::session &session)
 template <class Vector>
 void all(const dmce::session &session, std::uint64_t seed)
 {
-    it_is_a_vector<Vector>(session, seed, 500);
+    it_is_a_vector<Vector>(session, seed, 300);
     its_own_elements_are_arguments<Vector>(session);
     what_it_cannot_do_leaves_it_as_it_was<Vector>(session);
 }
