@@ -17,14 +17,14 @@ namespace dmce {
 struct windows {
     // Of one window; what is left over by a power of two of elements is not used.
     std::uint64_t bytes = std::uint64_t{4} << 20;
-    // At most so many at one time, and at least two.
+    // At most so many at one time, and at least two; fewer where the address space has no room.
     std::uint32_t count = 32;
 };
 
 namespace detail {
 
-// Invariants: addr_ is mapped from data_ to limit_, or all are null. It is mapped to be written, and
-// so pinned, for as long as it is there. The elements end at end_.
+// Invariants: addr_ is mapped from data_ to limit_, or all are null. It is mapped to be written,
+// and so pinned, for as long as it is there. The elements end at end_.
 //
 // Sizes are pointers, as a store to an element that is a number may not be taken for one to them:
 // a loop could keep none of them in a register.

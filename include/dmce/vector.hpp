@@ -28,7 +28,9 @@ namespace dmce {
 // FLUSHING, where memory has several copies. Elements that are stored reach the other copies at
 // flush(), when a window is given up, when the vector grows, and at the destructor, which swallows
 // errors. Until then they go with the daemon that holds the copy, if it loses its memory. What the
-// vector has mapped is pinned too: a daemon is not drained of it until flush().
+// vector has mapped is pinned too: a daemon is not drained of it, but of what windows have let go.
+// Nobody knows which elements a plain pointer has changed, so to flush a vector that is mapped
+// whole takes as long as to copy all of it to each other copy.
 //
 // ITERATORS. Growing, shrink_to_fit, move and swap invalidate iterators, references and pointers,
 // as does flush(); insert and erase those behind them. (Of a windowed_vector an iterator is an
@@ -66,6 +68,13 @@ public:
     {
     }
 
+    // So many elements T().
+    basic_vector(const session &session, size_type count, const windows &windows = {})
+        : basic_vector(session, windows)
+    {
+        resize(count);
+    }
+
     basic_vector(const session &session, size_type count, const T &value,
                  const windows &windows = {})
         : basic_vector(session, windows)
@@ -78,6 +87,15 @@ public:
         : basic_vector(session, windows)
     {
         append(values.begin(), values.size());
+    }
+
+    template <class Iterator,
+              class = typename std::iterator_traits<Iterator>::iterator_category>
+    basic_vector(const session &session, Iterator first, Iterator last,
+                 const windows &windows = {})
+        : basic_vector(session, windows)
+    {
+        insert(cend(), first, last);
     }
 
     basic_vector(basic_vector &&other) noexcept = default;

@@ -318,7 +318,7 @@ public:
 private:
     static constexpr std::uint64_t no_window = std::numeric_limits<std::uint64_t>::max();
     // So many accesses by call cost more than a window.
-    static constexpr std::uint8_t misses_max = 16;
+    static constexpr std::uint8_t misses_max = 64;
 
     struct slot {
         T *data = nullptr;
@@ -424,11 +424,7 @@ private:
         }
         const std::size_t place = vacate();
         slot &fresh = slots_[place];
-        void *pointer = nullptr;
-        const auto bytes = static_cast<std::size_t>(count_in(window) * sizeof(T));
-        const std::uint32_t prot = writes ? DMCE_READ | DMCE_WRITE : DMCE_READ;
-        check(dmce_map(session_, addr_of(window << shift_), bytes, prot, &pointer), "dmce_map");
-        fresh.data = static_cast<T *>(pointer);
+        fresh.data = map(window, writes);
         fresh.window = window;
         fresh.used_at = ++clock_;
         fresh.is_writable = writes;
@@ -438,21 +434,48 @@ private:
         return place;
     }
 
+    // Where the address space has no room for as many windows, others make room.
+    T *map(std::uint64_t window, bool writes) const
+    {
+        const auto bytes = static_cast<std::size_t>(count_in(window) * sizeof(T));
+        const std::uint32_t prot = writes ? DMCE_READ | DMCE_WRITE : DMCE_READ;
+        for (;;) {
+            void *pointer = nullptr;
+            const dmce_status_t status =
+                dmce_map(session_, addr_of(window << shift_), bytes, prot, &pointer);
+            if (status == DMCE_OK)
+                return static_cast<T *>(pointer);
+            const std::size_t other = oldest();
+            if (status != DMCE_E_NOMEM || other == slots_.size())
+                throw error(status, "dmce_map");
+            check(unmap(other), "dmce_unmap");
+        }
+    }
+
     // A slot that shows nothing.
     std::size_t vacate() const
     {
-        std::size_t oldest = slots_.size();
-        for (std::size_t place = 0; place < slots_.size(); ++place) {
+        for (std::size_t place = 0; place < slots_.size(); ++place)
             if (slots_[place].data == nullptr)
                 return place;
-            if (slots_[place].holders != 0)
+        const std::size_t place = oldest();
+        if (place == slots_.size())
+            throw error(DMCE_E_BUSY, "dmce::vector", "all windows are in use by for_chunks");
+        check(unmap(place), "dmce_unmap");
+        return place;
+    }
+
+    // The slot that was not used for longest, of those that nobody holds; their number if none.
+    std::size_t oldest() const noexcept
+    {
+        std::size_t oldest = slots_.size();
+        for (std::size_t place = 0; place < slots_.size(); ++place) {
+            const slot &each = slots_[place];
+            if (each.data == nullptr || each.holders != 0)
                 continue;
-            if (oldest == slots_.size() || slots_[place].used_at < slots_[oldest].used_at)
+            if (oldest == slots_.size() || each.used_at < slots_[oldest].used_at)
                 oldest = place;
         }
-        if (oldest == slots_.size())
-            throw error(DMCE_E_BUSY, "dmce::vector", "all windows are in use by for_chunks");
-        check(unmap(oldest), "dmce_unmap");
         return oldest;
     }
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <fstream>
 #include <iterator>
 #include <list>
 #include <numeric>
@@ -13,6 +14,8 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
+
+#include <sys/resource.h>
 
 #include "cpp.hpp"
 
@@ -263,7 +266,11 @@ void what_it_cannot_do_leaves_it_as_it_was(const dmce::session &session)
     same(ours, std::vector<record>(1000, record_of(3)));
     CHECK(ours.capacity() >= capacity);
     std::istringstream text("4 5 6");
-    dmce::vector<int> numbers(session);
+    dmce::vector<int> numbers(session, std::istream_iterator<int>(text),
+                              std::istream_iterator<int>());
+    CHECK(numbers.size() == 3 && numbers[2] == 6);
+    text = std::istringstream("4 5 6");
+    numbers.clear();
     numbers.insert(numbers.cend(), std::istream_iterator<int>(text), std::istream_iterator<int>());
     CHECK(numbers.size() == 3 && std::accumulate(numbers.begin(), numbers.end(), 0) == 15);
 }
@@ -319,12 +326,46 @@ void a_window_that_is_read_is_written_to_while_it_is_held(const dmce::session &s
     CHECK(ours[0] == record_of(2));
 }
 
+// Bytes of address space that this process takes.
+std::uint64_t address_space()
+{
+    std::ifstream statm("/proc/self/statm");
+    std::uint64_t pages = 0;
+    statm >> pages;
+    CHECK(pages != 0);
+    return pages * 4096;
+}
+
+void windows_are_fewer_where_the_address_space_ends()
+{
+    // Behind windows in both widths, with hardly anything that the session could give up itself.
+    const dmce::session session(dmce::options().window_budget(4U << 20));
+    constexpr std::uint64_t count = (std::uint64_t{48} << 20) / sizeof(record);
+    dmce::windowed_vector<record> ours(session, dmce::windows{std::uint64_t{1} << 20, 64});
+    ours.resize(count, record_of(1));
+    ours.flush();
+    rlimit before = {};
+    CHECK(getrlimit(RLIMIT_AS, &before) == 0);
+    rlimit tight = before;
+    tight.rlim_cur = static_cast<rlim_t>(address_space() + (8U << 20));
+    CHECK(setrlimit(RLIMIT_AS, &tight) == 0);
+    for (std::uint64_t at = 0; at < count; ++at)
+        ours[at] = record_of(at);
+    std::uint64_t wrong = 0;
+    for (std::uint64_t at = 0; at < count; ++at)
+        wrong += ours[at] == record_of(at) ? 0 : 1;
+    CHECK(setrlimit(RLIMIT_AS, &before) == 0 && wrong == 0);
+    CHECK(ours.mapped_bytes() < 20U << 20);
+}
+
 void iterators_of_windows_are_indices(const dmce::session &session)
 {
     dmce::windowed_vector<record> ours(session, narrow);
     ours.push_back(record_of(1));
     const auto first = ours.begin();
     const dmce::windowed_vector<record>::const_iterator same = first;
+    const dmce::windowed_vector<int> zeros(session, 5000, narrow);
+    CHECK(std::count(zeros.begin(), zeros.end(), 0) == 5000);
     for (std::uint64_t i = 2; i < 3000; ++i)
         ours.push_back(record_of(i));
     CHECK(first->key == 1 && same[2998].key == 2999 && same == first && ours.end() - same == 2999);
@@ -353,6 +394,7 @@ int main(int count, char **arguments)
     all<dmce::windowed_vector<record>>(session, seed);
     windows_stay_within_their_number(session);
     a_window_that_is_read_is_written_to_while_it_is_held(session);
+    windows_are_fewer_where_the_address_space_ends();
     iterators_of_windows_are_indices(session);
     CHECK(session.stat().allocated_bytes == 0);
 
