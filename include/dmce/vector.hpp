@@ -111,6 +111,8 @@ public:
     bool empty() const noexcept { return size() == 0; }
     static constexpr size_type max_size() noexcept { return Storage::count_max; }
 
+    // Gigabytes in one piece are filled with zeros before they are granted, which takes their
+    // daemons seconds: options::timeout_ms has to be long enough.
     void reserve(size_type count)
     {
         if (count > capacity())
