@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::FileExt;
 
 use dmce_abi::Status;
+use dmce_abi::wire::admin::{CopyRow, CopyState};
 use dmce_tests::client::own_client;
 use dmce_tests::{Client, Instance, wait_until};
-use libdmce::AllocOptions;
+use libdmce::{AllocOptions, Session};
 
 use crate::limits::SmallFileSystem;
 
@@ -151,4 +153,87 @@ fn the_next_broker_knows_what_is_mapped() {
     wait_until("it is told of the end", || instance.mappings().is_empty());
     client.ask("close").unwrap();
     instance.wait_empty();
+}
+
+/// What each good copy of a block has in a range, which is in one block.
+fn on_copies(instance: &Instance, session: &Session, addr: u64, bytes: u64) -> Vec<Vec<u8>> {
+    let cell_bits = session.layout().cell_bits();
+    let (id, cell) = (addr >> cell_bits, addr & ((1 << cell_bits) - 1));
+    let blocks = instance.blocks();
+    let row = blocks.iter().find(|row| u64::from(row.block) == id).unwrap();
+    let good = row.copies.iter().filter(|copy| copy.state == CopyState::Good);
+    let read = |daemon: u32| {
+        let name = format!("dmce.{}.{daemon}.data-{:08x}", instance.name(), row.block);
+        let mut found = vec![0; usize::try_from(bytes).unwrap()];
+        let object = fs::File::open(instance.object(&name)).unwrap();
+        object.read_exact_at(&mut found, cell).unwrap();
+        found
+    };
+    good.map(|copy| read(copy.daemon)).collect()
+}
+
+#[test]
+fn a_sync_brings_what_plain_pointers_stored_whatever_happened_between() {
+    let instance = Instance::builder().daemons(3).capacity("256MiB").layout(LAYOUT).start();
+    let session = instance.open();
+    let own = fs::File::options().read(true).write(true).open("/proc/self/mem").unwrap();
+    let two = AllocOptions { copies: 2, ..AllocOptions::default() };
+    let bytes = 40 * MIB;
+    let memory = session.vmalloc(bytes, &two).unwrap();
+    let (start, addr) = (memory.as_ptr().addr() as u64, memory.addr().to_raw());
+    // Four pages of each MiB, at other places each time, and in the last of them a few bytes.
+    let places = |round: u64| {
+        (0..40).flat_map(move |mib| (0..4).map(move |n| mib * MIB + (round * 5 + n * 61) * 4096))
+    };
+    let mut expected = vec![0_u8; usize::try_from(bytes).unwrap()];
+    for round in 0..4_u64 {
+        for place in places(round) {
+            let data = [u8::try_from(round).unwrap() + 1; 4096];
+            let data = if place % 3 == 0 { &data[..100] } else { &data[..] };
+            own.write_all_at(data, start + place).unwrap();
+            let at = usize::try_from(place).unwrap();
+            expected[at..at + data.len()].copy_from_slice(data);
+        }
+        match round {
+            // In parts, of which none begins or ends with a page.
+            1 => {
+                let step = 7 * MIB + 123;
+                for from in (0..bytes).step_by(usize::try_from(step).unwrap()) {
+                    memory.sync(from, step.min(bytes - from)).unwrap();
+                }
+            }
+            _ => memory.sync(0, bytes).unwrap(),
+        }
+        for block in (0..bytes).step_by(usize::try_from(16 * MIB).unwrap()) {
+            let of_block = (16 * MIB).min(bytes - block);
+            let range = usize::try_from(block).unwrap()..usize::try_from(block + of_block).unwrap();
+            let copies = on_copies(&instance, &session, addr + block, of_block);
+            assert!(copies.len() >= 2 || round > 2, "round {round}: {} copies", copies.len());
+            for copy in copies {
+                assert!(copy == expected[range.clone()], "round {round}, block at {block}");
+            }
+        }
+        if round == 2 {
+            lose_primary_of(&instance, &session, addr);
+        }
+    }
+}
+
+/// Removes the first copy of a block, and waits until pointers are to another.
+fn lose_primary_of(instance: &Instance, session: &Session, addr: u64) {
+    let id = addr >> session.layout().cell_bits();
+    let row = || instance.blocks().into_iter().find(|row| u64::from(row.block) == id).unwrap();
+    let lost = row().copies[0].daemon;
+    let name = format!("dmce.{}.{lost}.data-{id:08x}", instance.name());
+    fs::remove_file(instance.object(&name)).unwrap();
+    wait_until("the copy is lost", || {
+        let good = |copy: &CopyRow| copy.state == CopyState::Good && copy.daemon == lost;
+        !row().copies.iter().any(good)
+    });
+    // Until then stores go to what is lost, and with it.
+    wait_until("another copy is beneath the pointer", || {
+        session.poll().unwrap();
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        !maps.lines().any(|line| line.contains(&name))
+    });
 }

@@ -37,6 +37,7 @@ use super::mapping::{Pinned, Told};
 use super::openings::OpenRegions;
 use super::pointers::LockedRanges;
 use super::service::{Chores, Service};
+use super::tracking::Tracking;
 use crate::alloc::{Allocator, Key};
 use crate::block::{Backing, Block, Obstacle};
 use crate::connection::{Answer, Deadline};
@@ -117,6 +118,8 @@ pub(crate) struct Core {
     pub spread: AtomicUsize,
     /// Where that is.
     pub places: Places,
+    /// How stores by plain pointers are noted.
+    pub tracking: Tracking,
     /// The ranges that pointers lock.
     pub locked: LockedRanges,
     /// What the broker was told of them. Taken before `pins`, and held over notices, which wait for

@@ -32,6 +32,7 @@ mod patience;
 mod pointers;
 mod region;
 mod service;
+mod tracking;
 mod transparent;
 
 use std::cmp::Ordering;

@@ -29,6 +29,7 @@ use super::core::Core;
 use super::link::{Descriptors, Link, Wires};
 use super::pointers::LockedRanges;
 use super::service::{Chores, Service};
+use super::tracking::Tracking;
 use crate::alloc::Allocator;
 use crate::connection::Deadline;
 use crate::doors::Doors;
@@ -135,6 +136,7 @@ fn finish(options: &Options, link: Link, parts: Parts) -> Result<Arc<Core>, Erro
         layout,
         cell_bits: layout.cell_bits(),
         timeout_ms,
+        tracking: Tracking::default(),
         locked: LockedRanges::new(options.timeout_ms, timeout_ms),
         verify: options.verify,
         check,

@@ -12,6 +12,7 @@
 //! 2. Parts are opened and laid again outside of operations, and without the lock of the pins but
 //!    for the moment of the mapping.
 
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
@@ -21,7 +22,7 @@ use dmce_abi::wire::client::{ClientReply, ClientRequest, Fetch};
 use dmce_abi::{DmceAddr, Status};
 use dmce_shm::session::pin::PinnedRange;
 use dmce_sys::fault::{Other, StandIn};
-use dmce_sys::map::{FileRange, MapError, Populate, Protection, Reservation};
+use dmce_sys::map::{FileRange, MapError, MappedRange, Populate, Protection, Reservation};
 use dmce_sys::object::{self, ObjectError};
 
 use super::core::Core;
@@ -72,6 +73,18 @@ struct LaidPart {
     others: Option<StandIn>,
     /// What the copies had that are good, when the one that is mapped was found to be no more.
     base: Option<Vec<u8>>,
+    noted: Noted,
+}
+
+/// What is known of the stores to a part of a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Noted {
+    /// Nothing: any page may have been stored to.
+    Nothing,
+    /// All that were not brought to all copies.
+    All,
+    /// Those since a sync began, which has not ended.
+    Bringing,
 }
 
 /// What a part of a range is mapped from.
@@ -256,7 +269,18 @@ impl Laid {
                 let range = mapping.range(start, bytes.min(mapping.len() as u64 - start)).ok()?;
                 Some(StandIn::objects(range, protection, parts_of(others, object)))
             });
-            LaidPart { block, guid, epoch, primary, at: start, object, bytes, others, base: None }
+            LaidPart {
+                block,
+                guid,
+                epoch,
+                primary,
+                at: start,
+                object,
+                bytes,
+                others,
+                base: None,
+                noted: Noted::Nothing,
+            }
         });
         Self { parts: laid.collect(), mapping }
     }
@@ -304,6 +328,43 @@ impl Laid {
         others.is_some_and(StandIn::was_used)
     }
 
+    /// How many parts it has.
+    pub(super) const fn parts_count(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// Where in the range a part is. Nothing, if there is no such part.
+    pub(super) fn range_of(&self, index: usize) -> Range<u64> {
+        let before = self.parts.iter().take(index).map(|part| part.bytes).sum();
+        before..before + self.parts.get(index).map_or(0, |part| part.bytes)
+    }
+
+    /// The pages of a part that has copies.
+    pub(super) fn tracked_range(&self, index: usize) -> Option<MappedRange<'_>> {
+        let part = self.parts.get(index).filter(|part| part.others.is_some())?;
+        self.mapping.range(part.at, part.object.bytes.next_multiple_of(PAGE_BYTES)).ok()
+    }
+
+    /// What is known of the stores to a part.
+    pub(super) fn noted(&self, index: usize) -> Noted {
+        self.parts.get(index).map_or(Noted::Nothing, |part| part.noted)
+    }
+
+    /// Says what is known from now on.
+    pub(super) fn set_noted(&mut self, index: usize, noted: Noted) {
+        if let Some(part) = self.parts.get_mut(index) {
+            part.noted = noted;
+        }
+    }
+
+    /// What a sync has found in a part is on all copies, unless another object was laid there
+    /// meanwhile.
+    pub(super) fn note_brought(&mut self, index: usize) {
+        if self.noted(index) == Noted::Bringing {
+            self.set_noted(index, Noted::All);
+        }
+    }
+
     /// Bytes of address space that are its own.
     pub(super) const fn own_bytes(&self) -> u64 {
         self.mapping.len() as u64
@@ -337,6 +398,8 @@ impl Laid {
                 return Ok(());
             }
             let (fd, protection) = (objects.fd.as_fd(), protection(writable));
+            // Nothing is noted of what is mapped anew.
+            part.noted = Noted::Nothing;
             self.mapping.map_at(part.at, fd, part.object, protection, Populate::No).map(drop)
         })?;
         (part.epoch, part.primary) = (objects.epoch, objects.primary);

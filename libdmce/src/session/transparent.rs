@@ -258,7 +258,7 @@ impl Core {
         if bytes == 0 {
             return Ok(());
         }
-        self.carry(PinnedRange { addr: range.addr + offset, bytes, ..range })
+        self.bring_stored((start, range), offset..offset + bytes)
     }
 
     /// Takes a range that was mapped out of the table, before it is unmapped.
@@ -340,6 +340,9 @@ impl Core {
                 let text = format!("{} bytes could not be mapped: {error}", range.bytes);
                 return Err(Error::new(Status::NoMem, text));
             }
+        }
+        if range.writable {
+            self.track(pointer);
         }
         self.places.enter(place_of(pointer, range, own_bytes));
         self.announce(pointer);
