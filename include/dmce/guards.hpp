@@ -2,7 +2,12 @@
 //
 // Each is a range of elements with begin() and end(), moves and is not copied. Ending one
 // explicitly reports errors; destructors swallow them. After an error a pointer is still held, and
-// the destructor tries once more; only after DMCE_E_LOST it has ended.
+// the destructor tries once more; only after DMCE_E_LOST, unless of an abort, it has ended. After
+// DMCE_E_NOTFOUND, as somebody else has ended it, there is none to hold.
+//
+// Guards are for the session's own memory: what it allocates, also as transparent memory. For
+// regions, and on the message path, their constructors throw DMCE_E_UNSUPPORTED. Guards shut out
+// one another: dmce_write and its like do not wait for them, nor do elements by dmce::ptr.
 #ifndef LIBDMCE_GUARDS_HPP
 #define LIBDMCE_GUARDS_HPP
 
@@ -65,10 +70,12 @@ protected:
         std::swap(size_, other.size_);
     }
 
-    // Takes in what a call that ends the pointer has answered.
-    dmce_status_t ended(dmce_status_t status) noexcept
+    // Takes in what a call that ends the pointer has answered. A pointer that is not known to the
+    // session is let alone from then on: another one may be at the same place by and by.
+    dmce_status_t ended(dmce_status_t status, bool ends_if_lost = true) noexcept
     {
-        if (status == DMCE_OK || status == DMCE_E_LOST)
+        const bool has_ended = status == DMCE_OK || status == DMCE_E_NOTFOUND;
+        if (has_ended || (ends_if_lost && status == DMCE_E_LOST))
             data_ = nullptr;
         return status;
     }
@@ -130,8 +137,9 @@ private:
     }
 };
 
-// A range that nobody writes while it is held, as by dmce_read_ptr, which says how it waits and
-// what `flags` are.
+// A range for which nobody has a write_guard while it is held, as by dmce_read_ptr, which says how
+// it waits and what `flags` are. Read guards nest; of those that begin at the same byte and are not
+// equally long the one that was made last is to end first, as by scopes.
 template <class T>
 class read_guard : public detail::held<const T> {
 public:
@@ -175,10 +183,11 @@ private:
 
 // A range that nobody else reads or writes by a guard while it is held, as by dmce_write_ptr.
 //
-// release(), and the destructor, bring what was stored to every copy, all or nothing. abort(), and
-// the destructor where an exception passes it, leave the range as it was; where that cannot be, as
-// there is one copy alone, abort() throws DMCE_E_UNSUPPORTED and holds on, and the destructor
-// releases what was stored until then, so that others do not wait for it.
+// release(), and the destructor, bring what was stored to every copy. abort(), and the destructor
+// where an exception passes it, leave the range as it was, which takes memory with several copies.
+// With one copy alone abort() throws DMCE_E_UNSUPPORTED and holds on, and the destructor releases
+// what was stored until then, so that others do not wait for it. To end one that has ended, or was
+// moved from, is nothing to do.
 template <class T>
 class write_guard : public detail::held<T> {
     static_assert(!std::is_const<T>::value, "a read_guard is for that");
@@ -239,7 +248,7 @@ private:
     {
         if (this->data_ == nullptr)
             return DMCE_OK;
-        return this->ended(dmce_abort_ptr(this->session_, this->data_));
+        return this->ended(dmce_abort_ptr(this->session_, this->data_), false);
     }
 
     int exceptions_;

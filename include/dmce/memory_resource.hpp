@@ -130,7 +130,8 @@ private:
 // refuses, also when it is made, as pools may allocate then; dmce_last_error says why.
 //
 // Up to 256 KiB it allocates from pools, over chunks of transparent memory that grow from 1 MiB to
-// 64 MiB each; larger ones are transparent memory of their own, and go back when they are freed.
+// 64 MiB each; larger ones are transparent memory of their own, and go back when they are freed. Of
+// those, chunks and pointers of dmce_map a session has 512, and each begins at a multiple of 2 MiB.
 // The chunks go back when this is destroyed, with all that lies in them: it must outlive its
 // containers, and the session it. The containers' own pointers are plain ones, so a 32-bit program
 // holds no more by it than it can address.

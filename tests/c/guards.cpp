@@ -1,14 +1,15 @@
-// Guards and the memory resource, over calls that this program stands in for: what they ask of the
-// library, in which order, and what they do when it refuses. mapped<T> is over the real ones.
+// Guards, dmce::mapped<T> and the memory resource, over real servers: what they hold and how they
+// end it, with one copy and with two, and what they do when the library refuses.
 #include <libdmce.hpp>
 
 #include <algorithm>
 #include <cstdint>
-#include <map>
+#include <cstring>
 #include <new>
-#include <set>
 #include <stdexcept>
 #include <string>
+#include <thread>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -16,156 +17,135 @@
 
 namespace {
 
-// What the calls of this program see and do.
-struct {
-    std::string calls;
-    std::uint64_t words[8];
-    std::uint64_t before[8];
-    dmce_status_t release = DMCE_OK;
-    dmce_status_t abort = DMCE_OK;
-
-    std::set<void *> mapped;
-    std::vector<std::uint64_t> sizes;
-    std::uint64_t left = UINT64_MAX;
-} stand_in;
-
-std::string taken_calls()
-{
-    return std::exchange(stand_in.calls, "");
-}
-
-} // namespace
-
-// The library's functions of these names are left aside for the program's own.
-extern "C" {
-
-dmce_status_t dmce_read_ptr(dmce_session_t *, dmce_addr_t, size_t bytes, uint32_t flags,
-                            const void **pointer)
-{
-    stand_in.calls += "read " + std::to_string(bytes) + "/" + std::to_string(flags) + " ";
-    *pointer = stand_in.words;
-    return DMCE_OK;
-}
-
-dmce_status_t dmce_write_ptr(dmce_session_t *, dmce_addr_t, size_t bytes, uint32_t flags,
-                             void **pointer)
-{
-    stand_in.calls += "write " + std::to_string(bytes) + " ";
-    if (flags == DMCE_NOWAIT)
-        return DMCE_E_BUSY;
-    std::copy_n(stand_in.words, 8, stand_in.before);
-    *pointer = stand_in.words;
-    return DMCE_OK;
-}
-
-dmce_status_t dmce_release_ptr(dmce_session_t *, const void *pointer)
-{
-    CHECK(pointer == stand_in.words);
-    stand_in.calls += "release ";
-    return stand_in.release;
-}
-
-dmce_status_t dmce_abort_ptr(dmce_session_t *, void *pointer)
-{
-    CHECK(pointer == stand_in.words);
-    stand_in.calls += "abort ";
-    if (stand_in.abort == DMCE_OK)
-        std::copy_n(stand_in.before, 8, stand_in.words);
-    return stand_in.abort;
-}
-
-dmce_status_t dmce_vmalloc(dmce_session_t *, uint64_t bytes, const dmce_alloc_options_t *,
-                           void **pointer)
-{
-    if (bytes > stand_in.left)
-        return DMCE_E_NOSPACE;
-    stand_in.left -= bytes;
-    *pointer = aligned_alloc(4096, (static_cast<size_t>(bytes) + 4095) / 4096 * 4096);
-    stand_in.mapped.insert(*pointer);
-    stand_in.sizes.push_back(bytes);
-    return DMCE_OK;
-}
-
-dmce_status_t dmce_vfree(dmce_session_t *, void *pointer)
-{
-    CHECK(stand_in.mapped.erase(pointer) == 1);
-    free(pointer);
-    return DMCE_OK;
-}
-
-dmce_status_t dmce_sync(dmce_session_t *, void *pointer, uint64_t bytes)
-{
-    stand_in.calls += "sync " + std::to_string(bytes) + " ";
-    return pointer == nullptr ? DMCE_E_ADDRESS : DMCE_OK;
-}
-}
-
-namespace {
-
 using word = std::uint64_t;
+using reading = dmce::read_guard<word>;
 using writing = dmce::write_guard<word>;
+
+constexpr std::size_t many = 1000;
+constexpr std::size_t MiB = std::size_t{1} << 20;
 
 struct failed {};
 
-void guards_end_what_they_began(const dmce::session &session)
+template <class Action>
+dmce_status_t refusal(Action action)
 {
-    const auto at = session.at<word>(4096);
-    {
-        const dmce::read_guard<word> reading(at, 3, DMCE_QUEUE);
-        CHECK(reading.size() == 3 && reading.data() == stand_in.words && reading.end()[-1] == 0);
-    }
-    CHECK(taken_calls() == "read 24/2 release ");
-    {
-        writing guard(at, 2);
-        guard[1] = 5;
-        writing moved(std::move(guard));
-        CHECK(guard.data() == nullptr && guard.empty() && moved.size() == 2);
-        moved.release();
-        moved.release();
-        CHECK(!moved);
-    }
-    CHECK(taken_calls() == "write 16 release " && stand_in.words[1] == 5);
-    {
-        writing guard(at, 2);
-        guard[1] = 6;
-        guard.abort();
-    }
-    CHECK(taken_calls() == "write 16 abort " && stand_in.words[1] == 5);
-    {
-        writing first(at, 1), second(at, 1);
-        first = std::move(second);
-        CHECK(taken_calls() == "write 8 write 8 release ");
-    }
-    CHECK(taken_calls() == "release ");
-    const dmce::error busy = throws<dmce::error>([&] { writing(at, 1, DMCE_NOWAIT); });
-    CHECK(busy.status() == DMCE_E_BUSY && taken_calls() == "write 8 ");
-    throws<std::length_error>([&] { writing(at, SIZE_MAX / 4); });
-    CHECK(taken_calls().empty());
+    return throws<dmce::error>(action).status();
 }
 
-void an_exception_that_passes_a_write_guard_aborts_it(const dmce::session &session)
+// The words of an allocation, by dmce_read.
+std::vector<word> stored(dmce::ptr<const word> first)
 {
-    const auto at = session.at<word>(4096);
-    stand_in.words[0] = 1;
+    std::vector<word> all(many);
+    first.read(all.data(), all.size());
+    return all;
+}
+
+dmce::ptr<word> allocate_filled(const dmce::session &session, word value)
+{
+    const dmce::ptr<word> first = session.allocate<word>(many);
+    std::fill_n(first, many, value);
+    return first;
+}
+
+void a_write_guard_releases_at_its_end(const dmce::session &session)
+{
+    const auto at = allocate_filled(session, 1);
+    std::vector<word> model(many, 1);
+    {
+        const writing guard(at + 10, 700);
+        CHECK(guard.size() == 700 && guard.end() - guard.begin() == 700 && guard[699] == 1);
+        for (std::size_t i = 0; i < guard.size(); ++i)
+            guard[i] = model[10 + i] = i;
+        CHECK(refusal([&] { writing(at + 709, 2, DMCE_NOWAIT); }) == DMCE_E_BUSY);
+        // Beside it nothing is held, to the byte.
+        *writing(at + 710, 2, DMCE_NOWAIT) = model[710] = 5;
+    }
+    CHECK(stored(at) == model);
+    {
+        writing guard(session, at.addr(), 1, DMCE_NOWAIT);
+        *guard = model[0] = 9;
+        const word *pointer = guard.data();
+        guard.release();
+        CHECK(!guard && guard.data() == nullptr && guard.empty() && guard.begin() == guard.end());
+        // It has ended, also for the library; to end it again is nothing to do.
+        guard.release();
+        guard.abort();
+        CHECK(dmce_release_ptr(session.handle(), pointer) == DMCE_E_NOTFOUND);
+    }
+    CHECK(stored(at) == model);
+    {
+        const writing whole(at, many, DMCE_NOWAIT);
+        CHECK(std::equal(whole.begin(), whole.end(), model.begin()));
+        CHECK(refusal([&] { session.free(at); }) == DMCE_E_BUSY);
+    }
+    session.free(at);
+}
+
+void with_two_copies_what_failed_was_never_stored(const dmce::session &session)
+{
+    const auto at = allocate_filled(session, 1);
+    const std::vector<word> before(many, 1);
     throws<failed>([&] {
-        writing guard(at, 1);
-        guard[0] = 2;
+        const writing guard(at + 3, 900);
+        std::fill(guard.begin(), guard.end(), 2U);
         throw failed();
     });
-    CHECK(taken_calls() == "write 8 abort " && stand_in.words[0] == 1);
+    CHECK(stored(at) == before);
+    {
+        writing guard(at, many);
+        std::fill(guard.begin(), guard.end(), 3U);
+        guard.abort();
+        CHECK(!guard);
+        guard.abort();
+        guard.release();
+    }
+    CHECK(stored(at) == before);
+    // One that was moved to where no exception passes is kept.
+    const auto fails_after = [&](auto take) {
+        throws<failed>([&] {
+            writing guard(at, 1);
+            *guard = 4;
+            take(std::move(guard));
+            throw failed();
+        });
+    };
+    fails_after([](writing guard) { guard.release(); });
+    CHECK(at[0] == 4);
+    *at = 1;
+    {
+        std::vector<writing> kept;
+        fails_after([&](writing guard) { kept.push_back(std::move(guard)); });
+        CHECK(kept[0] && refusal([&] { reading(at, 1, DMCE_NOWAIT); }) == DMCE_E_BUSY);
+    }
+    CHECK(at[0] == 4);
+    writing(at, many, DMCE_NOWAIT).release();
+    session.free(at);
+}
 
-    // With one copy nothing can be taken back, and nobody may be left waiting.
-    stand_in.abort = DMCE_E_UNSUPPORTED;
+void with_one_copy_an_abort_is_refused_and_the_guard_releases(const dmce::session &session)
+{
+    const auto at = allocate_filled(session, 1);
     throws<failed>([&] {
-        writing guard(at, 1);
-        guard[0] = 2;
-        CHECK(throws<dmce::error>([&] { guard.abort(); }).status() == DMCE_E_UNSUPPORTED);
+        const writing guard(at, 1);
+        *guard = 2;
         throw failed();
     });
-    CHECK(taken_calls() == "write 8 abort abort release " && stand_in.words[0] == 2);
-    stand_in.abort = DMCE_OK;
+    // Nobody waits for it.
+    CHECK(*writing(at, 1, DMCE_NOWAIT) == 2);
+    {
+        writing guard(at, 1);
+        *guard = 3;
+        CHECK(refusal([&] { guard.abort(); }) == DMCE_E_UNSUPPORTED);
+        CHECK(guard && refusal([&] { reading(at, 1, DMCE_NOWAIT); }) == DMCE_E_BUSY);
+        *guard += 1;
+    }
+    CHECK(*reading(at, 1, DMCE_NOWAIT) == 4);
+    session.free(at);
+}
 
-    // A guard inside a destructor that runs because of an exception is no part of what failed.
+void a_guard_in_a_destructor_is_no_part_of_what_failed(const dmce::session &session)
+{
+    const auto at = allocate_filled(session, 1);
     struct last_words {
         const dmce::ptr<word> &at;
         ~last_words() { writing(at, 1)[0] = 9; }
@@ -174,39 +154,166 @@ void an_exception_that_passes_a_write_guard_aborts_it(const dmce::session &sessi
         const last_words words{at};
         throw failed();
     });
-    CHECK(taken_calls() == "write 8 release " && stand_in.words[0] == 9);
+    CHECK(at[0] == 9);
+    session.free(at);
 }
 
-void a_release_that_fails_is_told_and_tried_once_more(const dmce::session &session)
+void guards_move_with_what_they_hold(const dmce::session &session)
 {
-    const auto at = session.at<word>(4096);
+    const auto at = allocate_filled(session, 0);
+    const auto is_free = [&](std::int64_t index) {
+        try {
+            writing(at + index, 1, DMCE_NOWAIT).release();
+            return true;
+        } catch (const dmce::error &error) {
+            CHECK(error.status() == DMCE_E_BUSY);
+            return false;
+        }
+    };
     {
-        writing guard(at, 1);
-        stand_in.release = DMCE_E_TIMEOUT;
-        CHECK(throws<dmce::error>([&] { guard.release(); }).status() == DMCE_E_TIMEOUT);
-        CHECK(guard.data() != nullptr);
+        writing first(at, 1), second(at + 1, 1);
+        *second = 8;
+        first = std::move(second);
+        CHECK(is_free(0) && !is_free(1) && *first == 8 && !second);
+        const writing third(std::move(first));
+        CHECK(!first && third && !is_free(1));
     }
-    CHECK(taken_calls() == "write 8 release release ");
+    CHECK(is_free(1) && at[1] == 8);
     {
-        writing guard(at, 1);
-        stand_in.release = DMCE_E_LOST;
-        CHECK(throws<dmce::error>([&] { guard.release(); }).status() == DMCE_E_LOST);
-        CHECK(guard.data() == nullptr);
+        reading first(at, 1), second(at + 1, 2);
+        first = std::move(second);
+        CHECK(is_free(0) && !is_free(2) && first.size() == 2 && *first == 8);
+        const reading third(std::move(first));
+        CHECK(!is_free(1) && third[0] == 8);
     }
-    CHECK(taken_calls() == "write 8 release ");
-    stand_in.release = DMCE_OK;
+    CHECK(is_free(1) && is_free(2));
+    session.free(at);
+}
+
+void readers_nest_and_keep_writers_out(const dmce::session &session)
+{
+    const auto at = allocate_filled(session, 7);
+    {
+        reading outer(at, 100);
+        {
+            const reading inner(at, 100, DMCE_NOWAIT), part(at + 50, 100, DMCE_NOWAIT);
+            CHECK(inner[99] == 7 && part[99] == 7);
+        }
+        const dmce::error busy = throws<dmce::error>([&] { writing(at + 99, 1, DMCE_NOWAIT); });
+        CHECK(busy.status() == DMCE_E_BUSY);
+        CHECK(std::string(busy.what()).find("dmce_write_ptr: ") == 0);
+        writing(at + 100, 1, DMCE_NOWAIT).release();
+        CHECK(dmce_abort_ptr(session.handle(), const_cast<word *>(outer.data())) ==
+              DMCE_E_INVALID);
+        outer.release();
+        outer.release();
+    }
+    // A place in the queue is given up, or taken when the turn comes.
+    {
+        const reading held(at, 1);
+        const auto queued = [&] { writing(at, 1, DMCE_QUEUE); };
+        CHECK(refusal(queued) == DMCE_E_BUSY);
+        CHECK(dmce_cancel_ptr(session.handle(), at.addr(), 8) == DMCE_OK);
+        CHECK(dmce_cancel_ptr(session.handle(), at.addr(), 8) == DMCE_E_NOTFOUND);
+        CHECK(refusal(queued) == DMCE_E_BUSY);
+    }
+    *writing(at, 1, DMCE_QUEUE) = 8;
+    CHECK(at[0] == 8);
+    CHECK(refusal([&] { writing(at, 1, 1U << 30); }) == DMCE_E_INVALID);
+    CHECK(refusal([&] { writing(at, 0); }) == DMCE_E_INVALID);
+    CHECK(refusal([&] { reading(at + 2 * many, 1); }) == DMCE_E_ADDRESS);
+    throws<std::length_error>([&] { writing(at, SIZE_MAX / 4); });
+    throws<std::length_error>([&] { reading(at, SIZE_MAX / 4); });
+    session.free(at);
+}
+
+void writers_take_turns(const dmce::session &session)
+{
+    constexpr word rounds = 200;
+    const auto at = allocate_filled(session, 0);
+    const auto count = [&] {
+        for (word i = 0; i < rounds; ++i) {
+            const writing guard(at, 2);
+            const word next = guard[0] + 1;
+            std::this_thread::yield();
+            guard[0] = guard[1] = next;
+        }
+    };
+    std::thread one(count), other(count);
+    for (word i = 0; i < rounds; ++i) {
+        const reading guard(at, 2);
+        CHECK(guard[0] == guard[1]);
+    }
+    one.join();
+    other.join();
+    CHECK(at[0] == 2 * rounds && at[1] == 2 * rounds);
+    session.free(at);
+}
+
+void a_guard_whose_pointer_somebody_else_ended_is_empty(const dmce::session &session)
+{
+    const auto at = allocate_filled(session, 1);
+    const auto end = [&](const auto &guard) {
+        OK(dmce_release_ptr(session.handle(), guard.data()));
+    };
+    {
+        writing first(at, 1);
+        end(first);
+        CHECK(refusal([&] { first.release(); }) == DMCE_E_NOTFOUND && !first);
+        writing second(at, 1, DMCE_NOWAIT);
+        end(second);
+        CHECK(refusal([&] { second.abort(); }) == DMCE_E_NOTFOUND && !second);
+        reading third(at, 1, DMCE_NOWAIT);
+        end(third);
+        CHECK(refusal([&] { third.release(); }) == DMCE_E_NOTFOUND && !third);
+        // Whose pointer may be at the same place by then, they do not end.
+        reading fourth(at, 1, DMCE_NOWAIT);
+        first = writing(at + 1, 1);
+        third = reading(at + 2, 1);
+        CHECK(refusal([&] { writing(at, 1, DMCE_NOWAIT); }) == DMCE_E_BUSY);
+    }
+    writing(at, many, DMCE_NOWAIT).release();
+    session.free(at);
+}
+
+void a_session_may_end_before_its_guards()
+{
+    dmce::session session(dmce::options().timeout_ms(30));
+    const auto at = allocate_filled(session, 1);
+    writing held(at, 1);
+    CHECK(refusal([&] { reading(at, 1); }) == DMCE_E_TIMEOUT);
+    session.close();
+    CHECK(refusal([&] { held.release(); }) == DMCE_E_CLOSED);
+    CHECK(refusal([&] { held.abort(); }) == DMCE_E_CLOSED);
+}
+
+void what_has_no_guards_says_so(const dmce::session &session)
+{
+    dmce::region::create(session, "cpp", "guards", 4096);
+    {
+        const dmce::region region(session, "cpp", "guards");
+        const auto first = region.at<word>(0);
+        CHECK(refusal([&] { writing(first, 1); }) == DMCE_E_UNSUPPORTED);
+        CHECK(refusal([&] { reading(first, 1); }) == DMCE_E_UNSUPPORTED);
+    }
+    dmce::region::remove(session, "cpp", "guards");
+
+    const dmce::session by_message(dmce::options().message_path());
+    const auto at = by_message.allocate<word>(1);
+    CHECK(refusal([&] { writing(at, 1); }) == DMCE_E_UNSUPPORTED);
+    CHECK(refusal([&] { dmce::mapped<word>(at, 1); }) == DMCE_E_UNSUPPORTED);
 }
 
 void mapped_ranges_are_memory(const dmce::session &session)
 {
-    const auto at = session.allocate<word>(1000);
+    const auto at = session.allocate<word>(many);
     {
-        dmce::mapped<word> all(at, 1000);
+        dmce::mapped<word> all(at, many);
         std::fill(all.begin(), all.end(), 3U);
         const dmce::mapped<const word> part(session, (at + 10).addr(), 5);
         all[12] = 4;
         CHECK(part[2] == 4 && part.size() == 5 && *part == 3);
-        CHECK(throws<dmce::error>([&] { session.free(at); }).status() == DMCE_E_BUSY);
+        CHECK(refusal([&] { session.free(at); }) == DMCE_E_BUSY);
         dmce::mapped<word> moved(std::move(all));
         all = std::move(moved);
         all.unmap();
@@ -215,100 +322,158 @@ void mapped_ranges_are_memory(const dmce::session &session)
     }
     CHECK(at[12] == 4 && at[999] == 3);
     session.free(at);
-    CHECK(throws<dmce::error>([&] { dmce::mapped<word>(at, 1); }).status() == DMCE_E_ADDRESS);
+    CHECK(refusal([&] { dmce::mapped<word>(at, 1); }) == DMCE_E_ADDRESS);
     throws<std::length_error>([&] { dmce::mapped<word>(at, SIZE_MAX / 4); });
 }
 
-void small_pieces_come_of_chunks_that_grow(const dmce::session &session)
+#if __has_include(<memory_resource>)
+
+std::uint64_t held_by(const dmce::session &session)
 {
-    stand_in.sizes.clear();
+    return session.stat().allocated_bytes;
+}
+
+// The address of what a container has at a plain pointer.
+dmce_addr_t address_of(const dmce::session &session, const void *pointer)
+{
+    dmce_addr_t addr = 0;
+    OK(dmce_addr_of(session.handle(), pointer, &addr));
+    return addr;
+}
+
+void containers_live_in_the_memory(const dmce::session &session)
+{
+    const std::uint64_t before = held_by(session);
     {
         dmce::memory_resource memory(session);
-        std::pmr::map<int, std::pmr::string> texts(&memory);
-        std::map<int, std::string> model;
+        std::pmr::unordered_map<int, std::pmr::string> texts(&memory);
+        std::unordered_map<int, std::string> model;
         random_numbers random(5);
-        for (int i = 0; i < 20000; ++i) {
-            const int key = static_cast<int>(random.below(3000));
+        for (int i = 0; i < 10000; ++i) {
+            const int key = static_cast<int>(random.below(1500));
             const std::string text(static_cast<std::size_t>(random.below(1500)), 'a');
             texts[key] = text;
             model[key] = text;
-            const int gone = static_cast<int>(random.below(3000));
+            const int gone = static_cast<int>(random.below(1500));
             CHECK(texts.erase(gone) == model.erase(gone));
         }
         CHECK(texts.size() == model.size());
-        CHECK(std::equal(texts.begin(), texts.end(), model.begin(), [](auto &a, auto &b) {
-            return a.first == b.first && std::string_view(a.second) == b.second;
-        }));
+        for (const auto &[key, text] : model)
+            CHECK(std::string_view(texts.at(key)) == text);
         // What was freed is used again: so much was allocated in all, and so little is held.
-        std::uint64_t held = 0;
-        for (const std::uint64_t bytes : stand_in.sizes) {
-            CHECK(bytes >= 1U << 20 && bytes <= 64U << 20);
-            held += bytes;
-        }
-        CHECK(std::is_sorted(stand_in.sizes.begin(), stand_in.sizes.end()));
-        CHECK(stand_in.sizes.size() <= 5 && held <= 16U << 20);
-        memory.sync(&texts, 8);
-        CHECK(taken_calls() == "sync 8 ");
-        CHECK(throws<dmce::error>([&] { memory.sync(nullptr, 1); }).status() == DMCE_E_ADDRESS);
-        CHECK(taken_calls() == "sync 1 ");
+        const std::uint64_t held = held_by(session) - before;
+        CHECK(held >= 1 * MiB && held <= 16 * MiB);
+
+        std::pmr::vector<word> numbers(&memory);
+        for (word i = 0; i < 100000; ++i)
+            numbers.push_back(i * i);
+        const std::size_t bytes = numbers.size() * sizeof(word);
+        memory.sync(numbers.data(), bytes);
+        std::vector<word> back(numbers.size());
+        session.read(address_of(session, numbers.data()), back.data(), bytes);
+        CHECK(std::equal(back.begin(), back.end(), numbers.begin(), numbers.end()));
+        // It is the session's own memory, of which there are guards.
+        *writing(session, address_of(session, numbers.data()), 1) = 77;
+        CHECK(numbers[0] == 77);
+        std::pmr::string text(3 * MiB, 't', &memory);
+        text += "end";
+        char end[3];
+        session.read(address_of(session, text.data() + 3 * MiB), end, sizeof end);
+        CHECK(std::memcmp(end, "end", sizeof end) == 0);
+
+        word own = 0;
+        CHECK(refusal([&] { memory.sync(&own, 8); }) == DMCE_E_ADDRESS);
+        CHECK(refusal([&] { memory.sync(nullptr, 1); }) == DMCE_E_INVALID);
         CHECK(memory.is_equal(memory) && !memory.is_equal(*std::pmr::new_delete_resource()));
     }
-    CHECK(stand_in.mapped.empty());
+    CHECK(held_by(session) == before);
 }
 
 void large_ones_are_by_themselves_and_go_back_at_once(const dmce::session &session)
 {
-    dmce::memory_resource memory(session);
-    CHECK(reinterpret_cast<std::uintptr_t>(memory.allocate(100, 2048)) % 2048 == 0);
-    CHECK(stand_in.mapped.size() == 1);
-    stand_in.sizes.clear();
-    void *large = memory.allocate(3U << 20);
-    CHECK(stand_in.sizes == std::vector<std::uint64_t>{3U << 20} && stand_in.mapped.size() == 2);
-    memory.deallocate(large, 3U << 20);
-    CHECK(stand_in.mapped.size() == 1);
-    // Of every size between: what one frees is there for the next one.
-    for (std::size_t bytes = 1; bytes < 1U << 20; bytes = bytes * 3 + 1) {
-        const std::size_t before = stand_in.mapped.size();
-        for (int i = 0; i < 100; ++i)
+    const std::uint64_t before = held_by(session);
+    {
+        dmce::memory_resource memory(session);
+        void *aligned = memory.allocate(100, 2048);
+        CHECK(reinterpret_cast<std::uintptr_t>(aligned) % 2048 == 0);
+        const std::uint64_t small = held_by(session);
+        for (const std::size_t bytes : {MiB / 3, 3 * MiB, 100 * MiB}) {
+            auto *large = static_cast<unsigned char *>(memory.allocate(bytes, 64));
+            CHECK(large[0] == 0 && large[bytes - 1] == 0);
+            large[0] = large[bytes - 1] = 1;
+            CHECK(held_by(session) >= small + bytes);
+            memory.deallocate(large, bytes, 64);
+            CHECK(held_by(session) == small);
+        }
+        // Of every size between: what one frees is there for the next one.
+        for (std::size_t bytes = 1; bytes < MiB; bytes = bytes * 3 + 1) {
             memory.deallocate(memory.allocate(bytes), bytes);
-        CHECK(stand_in.mapped.size() <= before + 1);
+            const std::uint64_t held = held_by(session);
+            for (int i = 0; i < 20; ++i)
+                memory.deallocate(memory.allocate(bytes), bytes);
+            CHECK(held_by(session) == held);
+        }
     }
+    CHECK(held_by(session) == before);
 }
 
 void a_refusal_is_bad_alloc(const dmce::session &session)
 {
+    const std::uint64_t before = held_by(session);
+    constexpr std::size_t large = 64 * MiB;
     dmce::memory_resource memory(session);
     std::pmr::vector<char> held(1000, 'h', &memory);
-    stand_in.left = 1U << 20;
-    throws<std::bad_alloc>([&] { held.reserve(2U << 20); });
+    throws<std::bad_alloc>([&] { static_cast<void>(memory.allocate(SIZE_MAX / 2)); });
+    // Until the daemons have no room.
+    std::vector<void *> taken;
     throws<std::bad_alloc>([&] {
         for (;;)
-            static_cast<void>(memory.allocate(1000));
+            taken.push_back(memory.allocate(large));
     });
+    CHECK(taken.size() >= 2);
+    void *pointer = nullptr;
+    CHECK(dmce_vmalloc(session.handle(), large, nullptr, &pointer) == DMCE_E_NOSPACE);
+    throws<std::bad_alloc>([&] { held.reserve(large); });
     CHECK(held == std::pmr::vector<char>(1000, 'h'));
+    for (void *each : taken)
+        memory.deallocate(each, large);
+    held.reserve(large);
+    CHECK(held.size() == 1000 && held_by(session) >= before + large);
+
     // Its first chunk may be taken when it is made.
-    stand_in.left = 0;
     throws<std::bad_alloc>([&] {
-        dmce::memory_resource refused(session);
+        const dmce::session by_message(dmce::options().message_path());
+        dmce::memory_resource refused(by_message);
         static_cast<void>(refused.allocate(1));
     });
-    stand_in.left = UINT64_MAX;
-    held.reserve(2U << 20);
-    CHECK(held.size() == 1000);
 }
+
+#endif
 
 } // namespace
 
 int main()
 {
-    const dmce::session session;
-    guards_end_what_they_began(session);
-    an_exception_that_passes_a_write_guard_aborts_it(session);
-    a_release_that_fails_is_told_and_tried_once_more(session);
-    mapped_ranges_are_memory(session);
-    small_pieces_come_of_chunks_that_grow(session);
+    const dmce::session session, twofold(dmce::options().copies(2));
+    for (const dmce::session *each : {&session, &twofold}) {
+        a_write_guard_releases_at_its_end(*each);
+        a_guard_in_a_destructor_is_no_part_of_what_failed(*each);
+        guards_move_with_what_they_hold(*each);
+        readers_nest_and_keep_writers_out(*each);
+        writers_take_turns(*each);
+        a_guard_whose_pointer_somebody_else_ended_is_empty(*each);
+        mapped_ranges_are_memory(*each);
+#if __has_include(<memory_resource>)
+        containers_live_in_the_memory(*each);
+#endif
+    }
+    with_two_copies_what_failed_was_never_stored(twofold);
+    with_one_copy_an_abort_is_refused_and_the_guard_releases(session);
+    a_session_may_end_before_its_guards();
+    what_has_no_guards_says_so(session);
+#if __has_include(<memory_resource>)
     large_ones_are_by_themselves_and_go_back_at_once(session);
     a_refusal_is_bad_alloc(session);
-    CHECK(stand_in.mapped.empty());
+#endif
     return 0;
 }

@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <iterator>
 #include <memory>
-#include <new>
 #include <numeric>
 #include <string>
 #include <type_traits>
@@ -213,46 +212,6 @@ void regions_are_reached_by_pointers(const dmce::session &session)
     dmce::region::remove(session, "cpp", "ptr");
 }
 
-// A release that cannot do one of these says so by the same means as any other failure.
-void locked_and_transparent_memory_is_there_or_refused(const dmce::session &session)
-{
-    const ptr<int> at = session.allocate<int>(4);
-    *at = 1;
-    void *pointer = nullptr;
-    const dmce_status_t locked = dmce_write_ptr(session.handle(), at.addr(), 16, 0, &pointer);
-    if (locked == DMCE_OK) {
-        OK(dmce_release_ptr(session.handle(), pointer));
-        dmce::write_guard<int> writing(at, 4);
-        writing[0] = 2;
-        writing.release();
-        const dmce::read_guard<int> reading(at, 4);
-        CHECK(reading[0] == 2 && *at == 2);
-    } else {
-        const auto guard = [&] { dmce::write_guard<int>(at, 4); };
-        CHECK(locked == DMCE_E_UNSUPPORTED && *at == 1);
-        CHECK(throws<dmce::error>(guard).status() == DMCE_E_UNSUPPORTED);
-    }
-    session.free(at);
-
-#if __has_include(<memory_resource>)
-    const dmce_status_t transparent = dmce_vmalloc(session.handle(), 4096, nullptr, &pointer);
-    const auto fill = [&] {
-        dmce::memory_resource memory(session);
-        std::pmr::vector<std::pmr::string> texts(&memory);
-        for (int i = 0; i < 1000; ++i)
-            texts.emplace_back(static_cast<std::size_t>(i), 't');
-        CHECK(texts[999].size() == 999 && texts[999] == std::pmr::string(999, 't'));
-    };
-    if (transparent == DMCE_OK) {
-        OK(dmce_vfree(session.handle(), pointer));
-        fill();
-    } else {
-        CHECK(transparent == DMCE_E_UNSUPPORTED);
-        throws<std::bad_alloc>(fill);
-    }
-#endif
-}
-
 void sessions_move_and_end_once()
 {
     dmce::session first(dmce::options().name("moved").timeout_ms(5000));
@@ -288,7 +247,6 @@ int main()
     pointers_are_compared_and_moved(session);
     failures_are_exceptions_that_say_why(session);
     regions_are_reached_by_pointers(session);
-    locked_and_transparent_memory_is_there_or_refused(session);
     sessions_move_and_end_once();
     CHECK(session.stat().allocated_bytes == 0);
     return 0;

@@ -377,9 +377,9 @@ void iterators_of_windows_are_indices(const dmce::session &session)
 }
 
 template <class Vector>
-void all(const dmce::session &session, std::uint64_t seed)
+void all(const dmce::session &session, std::uint64_t seed, int steps)
 {
-    it_is_a_vector<Vector>(session, seed, 300);
+    it_is_a_vector<Vector>(session, seed, steps);
     its_own_elements_are_arguments<Vector>(session);
     what_it_cannot_do_leaves_it_as_it_was<Vector>(session);
 }
@@ -389,9 +389,10 @@ void all(const dmce::session &session, std::uint64_t seed)
 int main(int count, char **arguments)
 {
     const std::uint64_t seed = count > 1 ? std::strtoull(arguments[1], nullptr, 10) : 1;
+    const int steps = count > 2 ? std::atoi(arguments[2]) : 300;
     const dmce::session session;
-    all<dmce::mapped_vector<record>>(session, seed);
-    all<dmce::windowed_vector<record>>(session, seed);
+    all<dmce::mapped_vector<record>>(session, seed, steps);
+    all<dmce::windowed_vector<record>>(session, seed, steps);
     windows_stay_within_their_number(session);
     a_window_that_is_read_is_written_to_while_it_is_held(session);
     windows_are_fewer_where_the_address_space_ends();
