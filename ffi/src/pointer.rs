@@ -38,7 +38,9 @@ fn options(flags: u32) -> Result<PointerOptions, Failure> {
 /// `dmce_write` and its like do not wait for it.
 ///
 /// With `DMCE_QUEUE` the next call for the same range takes the turn; one that nobody takes lapses
-/// after the session's timeout. `DMCE_E_NOMEM`: the session has 1024 pointers, or 512 pins.
+/// after the session's timeout. A call that waits for a queued range in vain has given up its
+/// place. Of several pointers that begin at one byte a release ends that to the fewest bytes.
+/// `DMCE_E_NOMEM`: the session has 1024 pointers, or 512 pins.
 /// `DMCE_E_UNSUPPORTED` for a region in this release, and on the message path.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_read_ptr(
@@ -98,8 +100,9 @@ pub unsafe extern "C" fn dmce_release_ptr(
 }
 
 /// Ends a write pointer and leaves the range as it was before, but for what `dmce_write` and its
-/// like have written there since. Without a second copy `DMCE_E_UNSUPPORTED`, and the pointer has
-/// not ended.
+/// like have written there since. Without a second copy, or if the copies have changed since, so
+/// that none says what was there, `DMCE_E_UNSUPPORTED`, and the pointer has not ended. A
+/// `dmce_sync` of the range makes what was stored until then what was there before.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_abort_ptr(
     session: *mut dmce_session_t,

@@ -1,5 +1,5 @@
-//! Where what is mapped for good is: from OS addresses to DMCE addresses, and back, by two loads
-//! each (FIG. 3, 11).
+//! Where what is mapped for good is: from OS addresses to DMCE addresses, and back, each by a table
+//! of two levels (FIG. 3, 11).
 //!
 //! ```text
 //!   pointer / 2 MiB = | root, 13 bits | leaf, 13 bits |     address = | block id | cell |

@@ -1,14 +1,16 @@
 //! Pointers that lock their range, over real servers.
 
 use std::os::unix::fs::FileExt;
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 use std::{fs, thread};
 
-use dmce_abi::wire::admin::{BlockRow, CopyState};
+use dmce_abi::wire::admin::{AdminRequest, BlockRow, CopyState};
+use dmce_abi::wire::client::ClientRequest;
 use dmce_abi::{DmceAddr, Status};
 use dmce_sys::poll::wait_readable;
 use dmce_tests::{Instance, wait_until};
+use libdmce::connection::Connection;
 use libdmce::{AllocOptions, Event, Options, PointerOptions, PointerWait, Session};
 
 const WAITS: PointerOptions = PointerOptions { wait: PointerWait::InCall, take_dirty: false };
@@ -347,7 +349,8 @@ fn who_queues_is_told_of_its_turn_which_lapses_if_nobody_takes_it() {
         assert_eq!(session.cancel_ptr(addr, 8).unwrap_err().status(), Status::NotFound);
         assert_eq!(status(session.write_ptr(addr, 8, QUEUES)), Status::Busy);
         assert_eq!(status(session.write_ptr(addr, 8, QUEUES)), Status::Busy, "it has its place");
-        assert_eq!(session.read_ptr(addr, 1, NO_WAIT).unwrap_err().status(), Status::Busy);
+        // Not behind who waits for it, but so beside it.
+        session.read_ptr(addr, 1, NO_WAIT).unwrap().release().unwrap();
         holder.release().unwrap();
         assert_eq!(event(&session), granted);
         // Its place is kept, and the turn is taken by the next call.
@@ -371,4 +374,157 @@ fn who_queues_is_told_of_its_turn_which_lapses_if_nobody_takes_it() {
     assert_eq!(session.next_event().unwrap(), None);
     // With nothing in the way it is had at once.
     session.write_ptr(addr, 8, QUEUES).unwrap().release().unwrap();
+}
+
+/// Which daemons have a good copy of a block.
+fn good(row: &BlockRow) -> Vec<u32> {
+    let good = row.copies.iter().filter(|copy| copy.state == CopyState::Good);
+    good.map(|copy| copy.daemon).collect()
+}
+
+#[test]
+fn what_a_pointer_stores_while_its_block_moves_is_there_after_it() {
+    let instance = Instance::start(2);
+    for budget in [0, 8 << 20] {
+        let options = Options { window_budget: budget, ..instance.options() };
+        let session = Session::open(&options).unwrap();
+        let addr = session.malloc(1 << 20).unwrap();
+        session.fill(addr, b'o', 1 << 20).unwrap();
+        let guard = session.write_ptr(addr, 1 << 20, WAITS).unwrap();
+        let row = block_of(&instance, &session, addr);
+        let from = good(&row)[0];
+        let request = AdminRequest::Migrate { block: row.block, from: 0, to: 3 - from };
+        // It is answered when it is done.
+        let socket = instance.socket();
+        let asks = move || {
+            let mut broker = Connection::connect(socket).unwrap();
+            let _ = broker.request(&ClientRequest::Admin(request));
+        };
+        let asker = thread::spawn(asks);
+        // It waits for the pointer alone, when all of it is copied.
+        wait_until("the move waits", || {
+            session.poll().unwrap();
+            let copies = block_of(&instance, &session, addr).copies;
+            copies.iter().any(|copy| copy.state == CopyState::Syncing)
+        });
+        for _ in 0..200 {
+            store(guard.as_ptr(), &[b'p'; 100_000]);
+            session.poll().unwrap();
+        }
+        assert_eq!(good(&block_of(&instance, &session, addr)), [from]);
+        guard.release().unwrap();
+        wait_until("it has moved", || good(&block_of(&instance, &session, addr)) == [3 - from]);
+        let mut found = vec![0; 1 << 20];
+        session.read(addr, &mut found).unwrap();
+        let wrong = (0..1 << 20).find(|&at| found[at] != if at < 100_000 { b'p' } else { b'o' });
+        assert_eq!(wrong, None, "budget {budget}");
+        asker.join().unwrap();
+        session.close().unwrap();
+    }
+}
+
+#[test]
+fn a_pointer_outlives_changes_of_the_copies_that_come_one_after_the_other() {
+    let instance = Instance::builder().daemons(3).sync_blocks(4).start();
+    let session = instance.open();
+    let addr = session.malloc_with(100_000, &two_copies()).unwrap();
+    session.fill(addr, b'o', 100_000).unwrap();
+    let guard = session.write_ptr(addr, 100_000, WAITS).unwrap();
+    store(guard.as_ptr(), b"stored before");
+    let whole = |without: u32| {
+        wait_until("there are two copies without that one", || {
+            session.poll().unwrap();
+            let good = good(&block_of(&instance, &session, addr));
+            good.len() == 2 && !good.contains(&without)
+        });
+    };
+    for _ in 0..3 {
+        let row = block_of(&instance, &session, addr);
+        let lost = good(&row)[0];
+        let name = format!("dmce.{}.{lost}.data-{:08x}", instance.name(), row.block);
+        fs::remove_file(instance.object(&name)).unwrap();
+        whole(lost);
+    }
+    store(guard.as_ptr().wrapping_add(50_000), b"stored after");
+    guard.release().unwrap();
+    let mut found = vec![0; 100_000];
+    session.read(addr, &mut found).unwrap();
+    assert_eq!(
+        (&found[..14], &found[49_999..50_013]),
+        (&b"stored beforeo"[..], &b"ostored aftero"[..])
+    );
+    for copy in on_copies(&instance, &session, addr, 100_000) {
+        assert!(copy == found);
+    }
+    // A second copy that was made since says nothing of what was there before.
+    let guard = session.write_ptr(addr, 100_000, WAITS).unwrap();
+    store(guard.as_ptr(), b"not to be");
+    let row = block_of(&instance, &session, addr);
+    let lost = good(&row)[1];
+    let name = format!("dmce.{}.{lost}.data-{:08x}", instance.name(), row.block);
+    fs::remove_file(instance.object(&name)).unwrap();
+    whole(lost);
+    let pointer = guard.as_ptr();
+    let refused = guard.abort().unwrap_err();
+    assert_eq!(refused.status(), Status::Unsupported, "{refused}");
+    session.release_ptr(pointer).unwrap();
+    let mut found = [0; 9];
+    session.read(addr, &mut found).unwrap();
+    assert_eq!(&found, b"not to be");
+}
+
+#[test]
+fn a_pointer_that_locks_changes_nothing_of_transparent_memory_around_it() {
+    let instance = Instance::start(2);
+    let session = instance.open();
+    let memory = session.vmalloc(8 << 20, &two_copies()).unwrap();
+    let inside = byte(memory.addr(), 5_000, &session);
+    let at = || session.ptr_of(inside).unwrap().addr();
+    let before = at();
+    assert_eq!(before, memory.as_ptr().addr() + 5_000);
+    let other = session.write_ptr(inside, 10, WAITS).unwrap();
+    assert_ne!(other.as_ptr().addr(), before);
+    let unknown = session.addr_of(other.as_ptr()).unwrap_err();
+    assert_eq!(unknown.status(), Status::Address);
+    session.write_ptr(byte(inside, 10, &session), 10, WAITS).unwrap().release().unwrap();
+    assert_eq!(at(), before);
+    other.release().unwrap();
+    assert_eq!((at(), session.addr_of(memory.as_ptr()).unwrap()), (before, memory.addr()));
+}
+
+#[test]
+fn threads_that_queue_for_one_range_never_have_it_together() {
+    let instance = Instance::start(1);
+    let session = Session::open(&Options { timeout_ms: 20, ..instance.options() }).unwrap();
+    let addr = session.malloc(64).unwrap();
+    session.fill(addr, 0, 64).unwrap();
+    let had = Mutex::new(0_u64);
+    thread::scope(|scope| {
+        for number in 0..4 {
+            let (session, had) = (&session, &had);
+            scope.spawn(move || {
+                for round in 0..400 {
+                    let way = [QUEUES, NO_WAIT, WAITS][(round + number) % 3];
+                    if (round + number) % 7 == 0 {
+                        let _ = session.cancel_ptr(addr, 8);
+                    }
+                    match session.write_ptr(addr, 8, way) {
+                        Ok(guard) => {
+                            let mut had = had.try_lock().expect("nobody else has it");
+                            *had += 1;
+                            drop(had);
+                            guard.release().unwrap();
+                        }
+                        Err(error) => {
+                            let status = error.status();
+                            assert!(matches!(status, Status::Busy | Status::Timeout), "{error}");
+                        }
+                    }
+                }
+            });
+        }
+    });
+    assert!(*had.lock().unwrap() > 0);
+    let _ = session.cancel_ptr(addr, 8);
+    session.write_ptr(addr, 64, WAITS).unwrap().release().unwrap();
 }

@@ -25,9 +25,10 @@
 //! 2. Of two records that are in each other's way (they overlap, and one is exclusive), only one is
 //!    HELD or RELEASING: who is TRYING becomes HELD only when every other in its way is WAITING
 //!    with a later ticket, or FREE.
-//! 3. Of two that are TRYING the one with the earlier ticket goes first; none is later than any;
+//! 3. Of two that are TRYING the one with the earlier ticket is first; none is later than any;
 //!    between two without, the one with the lower index. The other becomes WAITING, so that what
-//!    the first waits for always comes.
+//!    the first waits for always comes; with its ticket it is before who has none. Who reads
+//!    within what the same owner reads is behind nobody that waits.
 //! 4. *No wake-up is lost.* Who sleeps on a record has set in its word why, while that said what
 //!    was found; who changes a word wakes those to whom the change means something.
 //! 5. A word that was TRYING never says so again with the same bits: who has seen it with another
@@ -122,6 +123,13 @@ enum Found {
     Dirty,
 }
 
+/// Whether a range to read is within one that its owner reads.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Nested {
+    Yes,
+    No,
+}
+
 /// A record, as it was seen.
 #[derive(Clone, Copy)]
 struct Seen {
@@ -158,7 +166,7 @@ impl<'a> Pointers<'a> {
             return false;
         }
         let wanted = u32::try_from(index).unwrap_or(u32::MAX).saturating_add(1);
-        let mut end = self.head.end.load(Ordering::Relaxed);
+        let mut end = self.head.end.load(Ordering::SeqCst);
         // Before the record can be anybody's: who looks at all of them looks at it.
         while end < wanted {
             let (order, failure) = (Ordering::SeqCst, Ordering::Relaxed);
@@ -193,6 +201,8 @@ impl<'a> Pointers<'a> {
         turns: &impl Turns,
     ) -> Result<(), PointerError> {
         let record = self.of(index);
+        // Who sees one of these sees that the word was free before.
+        fence(Ordering::Release);
         record.cell.store(wanted.cell, Ordering::Relaxed);
         record.bytes.store(wanted.bytes, Ordering::Relaxed);
         record.ticket.store(0, Ordering::Relaxed);
@@ -201,7 +211,7 @@ impl<'a> Pointers<'a> {
         // Sequentially consistent, as all looks at words are (invariant 1).
         record.word.swap(word.0, Ordering::SeqCst);
         publish_fence();
-        if matches!(self.look(index, wanted, NO_TICKET), Found::Nothing) {
+        if matches!(self.look(index, wanted, NO_TICKET, Nested::No), Found::Nothing) {
             return self.resolve(index, word, word.in_state(HELD), turns).map(drop);
         }
         self.acquire_contended(index, (wanted, word), terms, turns)
@@ -240,7 +250,8 @@ impl<'a> Pointers<'a> {
         loop {
             // The record is TRYING.
             let ticket = ticket_of(record);
-            let (seen, why) = match self.look(index, wanted, ticket) {
+            let nested = self.nested(index, wanted);
+            let (seen, why) = match self.look(index, wanted, ticket, nested) {
                 Found::Dirty if !terms.take_dirty => {
                     return self.give_up(index, word, PointerError::OwnerDied, turns);
                 }
@@ -389,7 +400,7 @@ impl<'a> Pointers<'a> {
             if own.word.state() != WAITING || !own.word.is_queued() {
                 return false;
             }
-            match self.look(index, own.range, own.ticket) {
+            match self.look(index, own.range, own.ticket, Nested::No) {
                 Found::Nothing | Found::Dirty => return true,
                 Found::Blocked(seen) | Found::Unresolved(seen) => {
                     if self.enlist(seen, BELL).is_some() {
@@ -486,20 +497,36 @@ impl<'a> Pointers<'a> {
 
     /// Looks at all records for one that is in the way of a range with a ticket.
     #[inline]
-    fn look(&self, index: RecordIndex, wanted: Wanted, ticket: u64) -> Found {
+    fn look(&self, index: RecordIndex, wanted: Wanted, ticket: u64, nested: Nested) -> Found {
         let (own, mut found) = (index.0 as usize, Found::Nothing);
         for other in 0..self.end() {
             // Sequentially consistent: invariant 1.
             let word = Word(self.records[other].word.load(Ordering::SeqCst));
             if other != own && word.state() != FREE {
-                self.weigh(&mut found, (own, wanted, ticket), other);
+                self.weigh(&mut found, (own, wanted, ticket, nested), other);
             }
         }
         found
     }
 
+    /// Whether a range is read by its owner already, who would wait for itself behind a writer.
+    fn nested(&self, index: RecordIndex, wanted: Wanted) -> Nested {
+        let owner = self.of(index).owner.load(Ordering::Relaxed);
+        let is_around = |other: usize| {
+            let seen = self.see(other).filter(|seen| seen.word.state() == HELD);
+            let around = seen.filter(|seen| !seen.range.exclusive && wanted.is_within(seen.range));
+            around.is_some() && self.records[other].owner.load(Ordering::Relaxed) == owner
+        };
+        if !wanted.exclusive && (0..self.end()).any(is_around) { Nested::Yes } else { Nested::No }
+    }
+
     /// Takes one other record into what was found.
-    fn weigh(&self, found: &mut Found, (own, wanted, ticket): (usize, Wanted, u64), other: usize) {
+    fn weigh(
+        &self,
+        found: &mut Found,
+        (own, wanted, ticket, nested): (usize, Wanted, u64, Nested),
+        other: usize,
+    ) {
         let Some(seen) = self.see(other) else { return };
         if !seen.range.is_in_the_way_of(wanted) {
             return;
@@ -507,6 +534,8 @@ impl<'a> Pointers<'a> {
         let is_before = (seen.ticket, other) < (ticket, own);
         let next = match seen.word.state() {
             HELD | RELEASING => Found::Blocked(Seen { ticket: 0, ..seen }),
+            // It waits for the reader that this one is inside, and looks again after that.
+            WAITING | TRYING if nested == Nested::Yes => return,
             WAITING | TRYING if is_before => Found::Blocked(seen),
             TRYING => Found::Unresolved(seen),
             DIRTY => Found::Dirty,
@@ -522,8 +551,7 @@ impl<'a> Pointers<'a> {
         };
     }
 
-    /// A record as it is. `None` if it is free, or is another use of it by now: who uses it
-    /// after this look began looks itself.
+    /// A record as it is. `None` if it is free: who uses it after this look began looks itself.
     fn see(&self, index: usize) -> Option<Seen> {
         let record = self.records.get(index)?;
         loop {

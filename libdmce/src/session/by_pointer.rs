@@ -58,8 +58,8 @@ impl Session {
     }
 
     /// The address of a byte of transparent memory, or of a region that [`Region::map`] mapped: by
-    /// two loads, without a lock, but for the ends of a region with a base pointer. Of memory that
-    /// another thread frees meanwhile it is the address that it had, or an error.
+    /// a table of two levels, without a lock, but for the ends of a region with a base pointer. Of
+    /// memory that another thread frees meanwhile it is the address that it had, or an error.
     ///
     /// # Errors
     ///
@@ -141,7 +141,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`Status::Unsupported`] without a second copy, [`Status::Invalid`] of a read pointer,
+    /// [`Status::Unsupported`] without a second copy, or if the copies have changed since, so that
+    /// none says what was there before; [`Status::Invalid`] of a read pointer,
     /// [`Status::NotFound`]. It is still had then.
     pub fn abort_ptr(&self, pointer: *mut u8) -> Result<(), Error> {
         self.core.abort_pointer(pointer)

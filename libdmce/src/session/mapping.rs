@@ -96,6 +96,11 @@ pub(crate) fn is_pinned_to_write(pins: &Pins, addr: u64, bytes: u64) -> bool {
 }
 
 impl PinKind {
+    /// Whether it points to all of what was mapped as a whole.
+    pub(super) const fn is_whole(self) -> bool {
+        matches!(self, Self::Transparent | Self::Region)
+    }
+
     /// Whether it points to a range of any allocation.
     const fn is_pointer(self) -> bool {
         matches!(self, Self::Pointer | Self::Locked)
@@ -190,15 +195,16 @@ impl Core {
         let Some(same) = pins.get_mut(&pointer) else { return false };
         let Some(last) = same.iter().rposition(is_it) else { return false };
         let pin = same.remove(last);
-        let is_last = same.is_empty();
-        if is_last {
+        // The broker knows of the first.
+        let is_news = last == 0;
+        if same.is_empty() {
             pins.remove(&pointer);
         }
         self.count_of(pin.kind).fetch_sub(1, Ordering::Relaxed);
         drop(pins);
         self.leave_place(pointer, &pin);
         let Pinned { record, mapping, .. } = pin;
-        if is_last {
+        if is_news {
             self.announce(pointer);
         }
         drop(mapping);

@@ -32,6 +32,7 @@ mod patience;
 mod pointers;
 mod region;
 mod service;
+mod storing;
 mod tracking;
 mod transparent;
 

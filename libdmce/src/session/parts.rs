@@ -8,7 +8,8 @@
 //! # Invariants
 //!
 //! 1. A part of a block with copies is its primary's object. The others stand in for it until the
-//!    session has taken in that the primary is another.
+//!    session has taken in that the primary is another. Beneath a write pointer that locks it stays
+//!    the one that it was, whatever becomes of that.
 //! 2. Parts are opened and laid again outside of operations, and without the lock of the pins but
 //!    for the moment of the mapping.
 
@@ -73,6 +74,10 @@ struct LaidPart {
     others: Option<StandIn>,
     /// What the copies had that are good, when the one that is mapped was found to be no more.
     base: Option<Vec<u8>>,
+    /// Whether that was found: other copies have none of what was stored since.
+    is_apart: bool,
+    /// Whether the copies have changed before that: some may have been made of what was stored.
+    is_mixed: bool,
     noted: Noted,
 }
 
@@ -155,12 +160,22 @@ impl Core {
             Backing::Asked(_) => return Err(not_mapped().into()),
             Backing::Mapped(_) | Backing::Copied(_) => {}
         }
+        let fetched = self.fetch_objects(id, guid, writable);
+        if matches!(&fetched, Err(Hindrance::Met(_, Obstacle::Replaced))) {
+            // The id is another block's by now: the one that was known is gone.
+            self.retire(self.table.remove_same(&block));
+            return Err(Error::address(format!("block {id} is gone")).into());
+        }
+        fetched
+    }
+
+    /// Descriptors of the objects of a block, as the broker has it now; [`Obstacle::Replaced`] if
+    /// the id is another's.
+    fn fetch_objects(&self, id: BlockId, guid: Guid, writable: bool) -> Result<Objects, Hindrance> {
         let fetch = Fetch { block: id, writable };
         match self.ask(&ClientRequest::Fetch(fetch))? {
             (ClientReply::Fetched(info), _) if info.block != id || info.guid != guid => {
-                // The id is another block's by now: the one that was known is gone.
-                self.retire(self.table.remove_same(&block));
-                Err(Error::address(format!("block {id} is gone")).into())
+                Err(Hindrance::Met(id, Obstacle::Replaced))
             }
             (ClientReply::Fetched(info), _) if info.lost => Err(Hindrance::Met(id, Obstacle::Lost)),
             (ClientReply::Fetched(info), fds) => {
@@ -188,7 +203,10 @@ impl Core {
         // Those that are under way write to all of them.
         self.operations.wait();
         for Due { pointer, part, block, .. } in due {
-            let kept = self.open_objects(block, false).and_then(|objects| {
+            let guid = self.with_laid(pointer, |laid| laid.guid_if_together(part)).flatten();
+            let Some(guid) = guid else { continue };
+            // Not by way of the table, which only who has the right to change it can ask for more.
+            let kept = self.fetch_objects(block, guid, false).and_then(|objects| {
                 let read = self.with_laid(pointer, |laid| laid.keep_base(part, &objects));
                 read.unwrap_or(Ok(()))
                     .map_err(|error| Error::new(Status::Io, error.to_string()).into())
@@ -279,6 +297,8 @@ impl Laid {
                 bytes,
                 others,
                 base: None,
+                is_apart: false,
+                is_mixed: false,
                 noted: Noted::Nothing,
             }
         });
@@ -303,15 +323,37 @@ impl Laid {
 
     /// Keeps what the primary has, if it is not the one that is mapped.
     fn keep_base(&mut self, index: usize, objects: &Objects) -> Result<(), ObjectError> {
-        let is_it = |part: &&mut LaidPart| part.guid == objects.guid && part.base.is_none();
+        let is_it = |part: &&mut LaidPart| part.guid == objects.guid && !part.is_apart;
         let Some(part) = self.parts.get_mut(index).filter(is_it) else { return Ok(()) };
         if part.primary == objects.primary {
+            part.is_mixed = true;
             return Ok(());
         }
-        let mut base = vec![0; usize::try_from(part.object.bytes).unwrap_or(usize::MAX)];
-        object::read_at(objects.fd.as_fd(), &mut base, part.object.offset)?;
-        part.base = Some(base);
+        part.is_apart = true;
+        let (mut base, bytes) = (Vec::new(), usize::try_from(part.object.bytes));
+        if let Ok(bytes) = bytes
+            && base.try_reserve_exact(bytes).is_ok()
+        {
+            base.resize(bytes, 0);
+            object::read_at(objects.fd.as_fd(), &mut base, part.object.offset)?;
+            part.base = Some(base);
+        }
         Ok(())
+    }
+
+    /// The block of a part whose copy was a good one all the time.
+    fn guid_if_together(&self, index: usize) -> Option<Guid> {
+        self.parts.get(index).filter(|part| !part.is_apart).map(|part| part.guid)
+    }
+
+    /// Whether the copy that is laid was no good one at some time since.
+    pub(super) fn is_apart(&self, index: usize) -> bool {
+        self.parts.get(index).is_some_and(|part| part.is_apart)
+    }
+
+    /// Whether the copies have changed before that.
+    pub(super) fn is_mixed(&self, index: usize) -> bool {
+        self.parts.get(index).is_some_and(|part| part.is_mixed)
     }
 
     /// What is known of some bytes of a part, from its first one on, before a pointer stored there.

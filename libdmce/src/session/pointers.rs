@@ -18,13 +18,11 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use dmce_abi::block::BlockId;
-use dmce_abi::limits::PAGE_BYTES;
 use dmce_abi::{DmceAddr, Status};
 use dmce_shm::atomic::AtomicU32;
 use dmce_shm::parking::{self, Kernel, Parked, Parking, Wake};
@@ -39,12 +37,9 @@ use dmce_sys::futex::FutexError;
 use super::core::Core;
 use super::data::Intent;
 use super::mapping::{PinKind, Pinned, not_mapped};
-use super::parts::{Beneath, Laid};
-use crate::block::Block;
 use crate::error::Error;
 use crate::events::Event;
 use crate::options::{PointerOptions, PointerWait};
-use crate::reach::Piece;
 
 /// Pointers that a session has, or waits for, at a time.
 const RECORDS: usize = 1024;
@@ -125,10 +120,11 @@ impl LockedRanges {
         self.table().disclaim(index);
     }
 
-    /// Takes the pointer that was given last at an address.
+    /// Takes the pointer to the fewest bytes at an address: what others there have is longer.
     fn take_had(&self, pointer: usize) -> Option<Known> {
         let mut known = self.known();
-        let had = known.iter_mut().rev().find(|known| known.state == State::Had { pointer })?;
+        let all = known.iter_mut().filter(|known| known.state == State::Had { pointer });
+        let had = all.min_by_key(|known| known.wanted.bytes)?;
         let found = *had;
         had.state = State::Taken;
         Some(found)
@@ -159,6 +155,10 @@ impl Parking for Caller<'_> {
         if self.0.is_closed() {
             return Ok(Parked::TimedOut);
         }
+        // What this call has rung for is not to wait until it is over; nor is a turn that nobody
+        // takes, where no thread looks after that.
+        self.0.announce_turns();
+        self.0.lapse_turns();
         Kernel.park(half, expected, deadline)
     }
 
@@ -199,7 +199,7 @@ impl Core {
             return Err(Error::unsupported("pointers into regions that lock are not here yet"));
         }
         let wanted = Wanted { cell: raw, bytes, exclusive };
-        let (index, terms) = (self.queue_up(wanted, options)?, self.terms_of(options));
+        let (index, terms) = (self.queue_up(wanted)?, self.terms_of(options));
         let index = match index {
             Place::Fresh(index) => {
                 self.settle_turn(
@@ -209,6 +209,9 @@ impl Core {
                 index
             }
             Place::Queued(index) => {
+                // Who does not wait keeps its place.
+                let wait = if terms.wait == Wait::Never { Wait::Queued } else { terms.wait };
+                let terms = Terms { wait, ..terms };
                 let taken = self.locked.table().take_turn(index, wanted, terms, &Caller(self));
                 self.settle_turn(index, taken)?;
                 index
@@ -228,7 +231,7 @@ impl Core {
     }
 
     /// A record for a range: the one that has its place in the queue, or a fresh one.
-    fn queue_up(&self, wanted: Wanted, options: PointerOptions) -> Result<Place, Error> {
+    fn queue_up(&self, wanted: Wanted) -> Result<Place, Error> {
         if let Some(index) = self.locked.take_queued(wanted) {
             return Ok(Place::Queued(index));
         }
@@ -237,8 +240,7 @@ impl Core {
             let text = format!("all {RECORDS} pointers of the session are in use");
             Error::new(Status::NoMem, text)
         })?;
-        let state = if options.wait == PointerWait::Queued { State::Queued } else { State::Taken };
-        self.locked.known().push_back(Known { index, wanted, state });
+        self.locked.known().push_back(Known { index, wanted, state: State::Taken });
         Ok(Place::Fresh(index))
     }
 
@@ -299,6 +301,8 @@ impl Core {
         let known = self.locked.take_had(pointer.addr()).ok_or_else(|| not_had(pointer))?;
         let lost = if known.wanted.exclusive {
             match self.bring(pointer, known.wanted) {
+                // What was given back meanwhile nobody will read.
+                Err(error) if error.status() == Status::Address => Ok(()),
                 Err(error) if error.status() != Status::Lost => {
                     // It can be released again.
                     self.locked.set(known.index, State::Had { pointer: pointer.addr() });
@@ -410,135 +414,11 @@ impl Core {
         next.map(Duration::from_millis)
     }
 
-    /// Brings what a write pointer stored to every copy.
-    fn bring(&self, pointer: *const u8, wanted: Wanted) -> Result<(), Error> {
-        let range = range_of(wanted);
-        for part in self.beneath(pointer.addr()) {
-            let addr = DmceAddr::from_raw(self.layout, range.addr + part.offset)?;
-            let whole = (addr, part.bytes);
-            let is_as_laid = |block: &Block| block.primary() == part.primary;
-            let carry = &mut |block: &Block, piece, _| {
-                if is_as_laid(block) { block.carry(piece) } else { Ok(()) }
-            };
-            self.access_or_end(whole, Intent::Write, carry).map_err(|ended| ended.error)?;
-            // Where the copy that was laid is gone, also by now, the others have nothing of it.
-            let mut rest = Vec::new();
-            let look = &mut |block: &Block, piece: Piece, done: usize| {
-                if !is_as_laid(block) {
-                    rest.push((part.offset + done as u64, piece.bytes));
-                }
-                Ok(())
-            };
-            self.access_or_end(whole, Intent::Write, look).map_err(|ended| ended.error)?;
-            for (offset, bytes) in rest {
-                self.bring_from(pointer, range, part, (offset, bytes))?;
-            }
-            if self.is_patched(pointer.addr(), part.index) {
-                let text = "what was stored by the pointer is gone with the copy beneath it";
-                return Err(Error::new(Status::Lost, text));
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes what a pointer stored to a piece of its own mapping to every copy, page by page.
-    fn bring_from(
-        &self,
-        pointer: *const u8,
-        range: PinnedRange,
-        part: Beneath,
-        (offset, bytes): (u64, usize),
-    ) -> Result<(), Error> {
-        let (mut at, end) = (offset, offset + bytes as u64);
-        while at < end {
-            let raw = range.addr + at;
-            let until = end.min(at + PAGE_BYTES - raw % PAGE_BYTES);
-            let from = pointer.wrapping_add(usize::try_from(at).unwrap_or(usize::MAX));
-            let mut now = vec![0; usize::try_from(until - at).unwrap_or(usize::MAX)];
-            // SAFETY: the mapping is the pointer's until it is unpinned, which is after this; the
-            // buffer is this function's, and as long. Who stores by the pointer meanwhile releases
-            // what is still used.
-            unsafe { from.copy_to_nonoverlapping(now.as_mut_ptr(), now.len()) };
-            let before = self.base_of(pointer.addr(), part, at, raw, now.len())?;
-            for run in runs_that_differ(&before, &now) {
-                let to = DmceAddr::from_raw(self.layout, raw + run.start as u64)?;
-                let data = &now[run];
-                // SAFETY: the data are readable for their length.
-                unsafe { self.write(to, data.as_ptr(), data.len()) }?;
-            }
-            at = until;
-        }
-        Ok(())
-    }
-
-    /// What was in a page before a pointer stored there: as it was kept when the copy beneath was
-    /// lost; where that could not be, as it is.
-    fn base_of(
-        &self,
-        pointer: usize,
-        part: Beneath,
-        at: u64,
-        raw: u64,
-        bytes: usize,
-    ) -> Result<Vec<u8>, Error> {
-        let kept = |laid: &mut Laid| laid.base(part.index, at - part.offset, bytes);
-        if let Some(base) = self.with_laid(pointer, kept).flatten() {
-            return Ok(base);
-        }
-        let (from, mut base) = (DmceAddr::from_raw(self.layout, raw)?, vec![0; bytes]);
-        // SAFETY: the buffer is this function's, and so long.
-        unsafe { self.read(from, base.as_mut_ptr(), bytes) }?;
-        Ok(base)
-    }
-
-    /// Makes a range what it was before a write pointer was given to it.
-    fn restore(&self, pointer: *const u8, wanted: Wanted) -> Result<(), Error> {
-        let range = range_of(wanted);
-        let parts = self.beneath(pointer.addr());
-        let is_alone = || Error::unsupported("an abort needs a second copy, which is not there");
-        if parts.is_empty() || parts.iter().any(|part| part.primary.is_none()) {
-            return Err(is_alone());
-        }
-        // All of it can be restored, before any of it is.
-        for is_look in [true, false] {
-            for part in &parts {
-                let addr = DmceAddr::from_raw(self.layout, range.addr + part.offset)?;
-                let mut lacks = false;
-                let act = &mut |block: &Block, piece: Piece, _: usize| {
-                    // The copies have nothing of it, where the one that was stored to is gone.
-                    if block.primary() != part.primary {
-                        return Ok(());
-                    }
-                    let Some(half) = block.second_half() else {
-                        lacks = true;
-                        return Ok(());
-                    };
-                    if is_look { Ok(()) } else { block.resync(piece, half) }
-                };
-                self.access_or_end((addr, part.bytes), Intent::Write, act)
-                    .map_err(|end| end.error)?;
-                if lacks {
-                    return Err(is_alone());
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Whether an address is in a region that is open.
     fn is_in_region(&self, addr: DmceAddr) -> bool {
         let (id, _) = self.split(addr);
         let id = u32::try_from(id).ok().and_then(|id| BlockId::try_from(id).ok());
         id.is_some_and(|id| self.is_of_region(id))
-    }
-
-    /// The parts of a pointer's own mapping; none of one in a block's.
-    fn beneath(&self, pointer: usize) -> Vec<Beneath> {
-        self.with_laid(pointer, |laid| laid.beneath()).unwrap_or_default()
-    }
-
-    fn is_patched(&self, pointer: usize, part: usize) -> bool {
-        self.with_laid(pointer, |laid| laid.is_patched(part)).unwrap_or_default()
     }
 }
 
@@ -548,19 +428,7 @@ enum Place {
     Queued(RecordIndex),
 }
 
-/// The runs of bytes in which one is not the other, which is as long.
-fn runs_that_differ(one: &[u8], other: &[u8]) -> Vec<Range<usize>> {
-    let mut runs: Vec<Range<usize>> = Vec::new();
-    for at in (0..one.len().min(other.len())).filter(|&at| one[at] != other[at]) {
-        match runs.last_mut() {
-            Some(run) if run.end == at => run.end = at + 1,
-            _ => runs.push(at..at + 1),
-        }
-    }
-    runs
-}
-
-const fn range_of(wanted: Wanted) -> PinnedRange {
+pub(super) const fn range_of(wanted: Wanted) -> PinnedRange {
     PinnedRange { addr: wanted.cell, bytes: wanted.bytes, writable: wanted.exclusive }
 }
 

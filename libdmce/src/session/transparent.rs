@@ -263,7 +263,7 @@ impl Core {
 
     /// Takes a range that was mapped out of the table, before it is unmapped.
     pub(super) fn leave_place(&self, pointer: usize, pin: &Pinned) {
-        if pin.kind != PinKind::Pointer
+        if pin.kind.is_whole()
             && let Held::Own(laid) = &pin.mapping
         {
             self.places.leave(place_of(pointer, pin.range, laid.own_bytes()));
@@ -364,7 +364,7 @@ impl Core {
         let mut whole = pins.iter().filter_map(|(start, same)| Some((*start, same.first()?)));
         whole.find_map(|(start, pin)| {
             let offset = addr.checked_sub(pin.range.addr)?;
-            let is_there = pin.kind != PinKind::Pointer && offset < pin.range.bytes;
+            let is_there = pin.kind.is_whole() && offset < pin.range.bytes;
             usize::try_from(offset).ok().filter(|_| is_there).map(|offset| start + offset)
         })
     }
@@ -374,7 +374,7 @@ impl Core {
     fn whole_before(&self, pointer: usize) -> Option<(usize, PinnedRange)> {
         let pins = self.pins();
         let (&start, same) = pins.range(..=pointer).next_back()?;
-        let pin = same.first().filter(|pin| pin.kind != PinKind::Pointer)?;
+        let pin = same.first().filter(|pin| pin.kind.is_whole())?;
         Some((start, pin.range))
     }
 

@@ -137,7 +137,7 @@ fn who_queues_is_told_when_it_has_its_turn_and_nobody_overtakes_it() {
     assert!(matches!(queue(b, write(0, 8)), Err(PointerError::Queued)));
     assert!(matches!(queue(c, write(0, 8)), Err(PointerError::Queued)));
     assert!(!pointers.ring_for(b) && !pointers.ring_for(c));
-    let overtake = pointers.acquire(late, read(0, 8), NO_WAIT, &turns);
+    let overtake = pointers.acquire(late, read(0, 9), NO_WAIT, &turns);
     assert!(matches!(overtake, Err(PointerError::Busy)), "behind the writers");
     assert_eq!(turns.rings.get(), 0);
     pointers.release(a, &turns).unwrap();
@@ -161,11 +161,31 @@ fn who_queues_is_told_when_it_has_its_turn_and_nobody_overtakes_it() {
 }
 
 #[test]
+fn a_read_within_a_read_of_the_same_owner_does_not_wait_for_who_waits_for_that() {
+    let (table, turns) = (Table::new(8), Counting::default());
+    let pointers = table.pointers();
+    let claim = |number| pointers.claim(owner(number), 0).unwrap();
+    let (outer, inner, writer, other) = (claim(1), claim(1), claim(2), claim(3));
+    pointers.acquire(outer, read(0, 100), NO_WAIT, &turns).unwrap();
+    let queued = pointers.acquire(writer, write(50, 10), QUEUES, &turns);
+    assert!(matches!(queued, Err(PointerError::Queued)));
+    for (index, wanted) in [(inner, read(50, 51)), (other, read(50, 1)), (inner, write(50, 1))] {
+        let refused = pointers.acquire(index, wanted, NO_WAIT, &turns);
+        assert!(matches!(refused, Err(PointerError::Busy)), "{wanted:?}: {refused:?}");
+    }
+    pointers.acquire(inner, read(50, 50), WAITS, &turns).unwrap();
+    pointers.release(outer, &turns).unwrap();
+    assert!(!pointers.ring_for(writer));
+    pointers.release(inner, &turns).unwrap();
+    assert!(pointers.ring_for(writer));
+}
+
+#[test]
 fn one_that_is_cancelled_lets_those_behind_it_go_on() {
     let (table, turns) = (Table::new(8), Counting::default());
     let pointers = table.pointers();
-    let claim = || pointers.claim(owner(1), 0).unwrap();
-    let (a, b, c) = (claim(), claim(), claim());
+    let claim = |number| pointers.claim(owner(number), 0).unwrap();
+    let (a, b, c) = (claim(1), claim(2), claim(3));
     pointers.acquire(a, read(0, 8), NO_WAIT, &turns).unwrap();
     let queue = |index, wanted| pointers.acquire(index, wanted, QUEUES, &turns);
     assert!(matches!(queue(b, write(0, 8)), Err(PointerError::Queued)));
