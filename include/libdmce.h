@@ -822,6 +822,10 @@ dmce_status_t dmce_vfree(dmce_session_t *session, void *pointer);
  * Brings stores that were made by plain pointer to every copy. The range is in what one call of
  * `dmce_vmalloc` or `dmce_region_map` gave, else `DMCE_E_ADDRESS`; 0 bytes are nothing to do,
  * where a byte may be and at the very end. What is stored meanwhile may be brought or not.
+ *
+ * Where the kernel notes them (`dmce doctor`), the pages alone are brought that were stored to by
+ * this pointer, in this process: not what a forked child stores, nor what a device still writes.
+ * `DMCE_E_LOST`: the copy that was stored to has gone meanwhile, and what was stored with it.
  */
 dmce_status_t dmce_sync(dmce_session_t *session, void *pointer, uint64_t bytes);
 
@@ -883,8 +887,7 @@ dmce_status_t dmce_release_ptr(dmce_session_t *session, const void *pointer);
 /**
  * Ends a write pointer and leaves the range as it was before, but for what `dmce_write` and its
  * like have written there since. Without a second copy, or if the copies have changed since, so
- * that none says what was there, `DMCE_E_UNSUPPORTED`, and the pointer has not ended. A
- * `dmce_sync` of the range makes what was stored until then what was there before.
+ * that none says what was there, `DMCE_E_UNSUPPORTED`, and the pointer has not ended.
  */
 dmce_status_t dmce_abort_ptr(dmce_session_t *session, void *pointer);
 

@@ -111,6 +111,10 @@ pub unsafe extern "C" fn dmce_vfree(
 /// Brings stores that were made by plain pointer to every copy. The range is in what one call of
 /// `dmce_vmalloc` or `dmce_region_map` gave, else `DMCE_E_ADDRESS`; 0 bytes are nothing to do,
 /// where a byte may be and at the very end. What is stored meanwhile may be brought or not.
+///
+/// Where the kernel notes them (`dmce doctor`), the pages alone are brought that were stored to by
+/// this pointer, in this process: not what a forked child stores, nor what a device still writes.
+/// `DMCE_E_LOST`: the copy that was stored to has gone meanwhile, and what was stored with it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_sync(
     session: *mut dmce_session_t,

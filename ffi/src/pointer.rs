@@ -101,8 +101,7 @@ pub unsafe extern "C" fn dmce_release_ptr(
 
 /// Ends a write pointer and leaves the range as it was before, but for what `dmce_write` and its
 /// like have written there since. Without a second copy, or if the copies have changed since, so
-/// that none says what was there, `DMCE_E_UNSUPPORTED`, and the pointer has not ended. A
-/// `dmce_sync` of the range makes what was stored until then what was there before.
+/// that none says what was there, `DMCE_E_UNSUPPORTED`, and the pointer has not ended.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dmce_abort_ptr(
     session: *mut dmce_session_t,

@@ -185,7 +185,7 @@ private:
 //
 // release(), and the destructor, bring what was stored to every copy. abort(), and the destructor
 // where an exception passes it, leave the range as it was, which takes memory with several copies.
-// With one copy alone abort() throws DMCE_E_UNSUPPORTED and holds on, and the destructor releases
+// With one copy alone, or where the copies have changed meanwhile, abort() throws DMCE_E_UNSUPPORTED and holds on, and the destructor releases
 // what was stored until then, so that others do not wait for it. To end one that has ended, or was
 // moved from, is nothing to do.
 template <class T>
@@ -217,6 +217,8 @@ public:
 
     write_guard &operator=(write_guard &&other) noexcept
     {
+        if (this == &other)
+            return *this;
         // What this held was finished as its destructor would finish it, judged by its own count.
         end_it();
         this->exchange(other);

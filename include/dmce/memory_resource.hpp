@@ -56,11 +56,10 @@ private:
 
     void do_deallocate(void *pointer, std::size_t, std::size_t) override
     {
-        {
-            const std::lock_guard<std::mutex> guard(mutex_);
+        const std::lock_guard<std::mutex> guard(mutex_);
+        // What something is mapped into goes with this.
+        if (dmce_vfree(session_, pointer) == DMCE_OK)
             held_.erase(pointer);
-        }
-        static_cast<void>(dmce_vfree(session_, pointer));
     }
 
     bool do_is_equal(const std::pmr::memory_resource &other) const noexcept override

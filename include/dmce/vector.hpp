@@ -37,14 +37,15 @@ namespace dmce {
 // index with the vector's place: it stays valid as long as the vector stays where it is.)
 //
 // EXCEPTIONS. A call that throws leaves the elements as they were, but for DMCE_E_LOST, where
-// memory was lost and with it what was in it, and for insert and erase not at the end, which may
-// leave other elements there.
+// memory was lost and with it what was in it, for insert and erase not at the end, which may leave
+// other elements there, and for assign, which may leave none.
 //
 // THREADS. As std::vector; but reading a windowed_vector moves windows, so of that only one thread
 // at a time may call anything.
 //
 // ALIASING. Windows, mapped ranges and dmce_read of the same elements see each other's stores at
-// once. push_back, insert and append of the vector's own elements are fine.
+// once. push_back and append of the vector's own elements are fine, and insert of one of them; a
+// range to insert or assign is of another's.
 template <class T, class Storage>
 class basic_vector {
     static_assert(std::is_trivially_copyable<T>::value, "its bytes have to be its value");

@@ -490,6 +490,14 @@ fn a_pointer_that_locks_changes_nothing_of_transparent_memory_around_it() {
     assert_eq!(at(), before);
     other.release().unwrap();
     assert_eq!((at(), session.addr_of(memory.as_ptr()).unwrap()), (before, memory.addr()));
+    // What was stored without a lock, and not synced, was there before.
+    store(memory.as_ptr().wrapping_add(5_000), b"plain");
+    let guard = session.write_ptr(inside, 10, WAITS).unwrap();
+    store(guard.as_ptr(), b"locked");
+    guard.abort().unwrap();
+    for copy in on_copies(&instance, &session, inside, 6) {
+        assert_eq!(copy, b"plain\0");
+    }
 }
 
 #[test]

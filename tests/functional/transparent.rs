@@ -51,7 +51,10 @@ fn what_there_is_no_room_for_is_refused_early_and_leaves_nothing() {
     let plain = AllocOptions::default();
     for bytes in [20 * GIB, 600 * MIB, 1 << 45, 1 << 62, u64::MAX] {
         let refused = session.vmalloc(bytes, &plain).unwrap_err();
-        assert_eq!(refused.status(), Status::NoSpace, "{bytes}: {refused}");
+        // What this program could not address it does not ask for.
+        let fits = usize::try_from(bytes).is_ok();
+        let expected = if fits { Status::NoSpace } else { Status::NoMem };
+        assert_eq!(refused.status(), expected, "{bytes}: {refused}");
     }
     let too_many = AllocOptions { copies: 3, ..plain.clone() };
     assert_eq!(session.vmalloc(1, &too_many).unwrap_err().status(), Status::NoSpace);

@@ -28,7 +28,7 @@
 //! 3. Of two that are TRYING the one with the earlier ticket is first; none is later than any;
 //!    between two without, the one with the lower index. The other becomes WAITING, so that what
 //!    the first waits for always comes; with its ticket it is before who has none. Who reads
-//!    within what the same owner reads is behind nobody that waits.
+//!    within what the same owner reads is behind nobody that is WAITING.
 //! 4. *No wake-up is lost.* Who sleeps on a record has set in its word why, while that said what
 //!    was found; who changes a word wakes those to whom the change means something.
 //! 5. A word that was TRYING never says so again with the same bits: who has seen it with another
@@ -534,8 +534,8 @@ impl<'a> Pointers<'a> {
         let is_before = (seen.ticket, other) < (ticket, own);
         let next = match seen.word.state() {
             HELD | RELEASING => Found::Blocked(Seen { ticket: 0, ..seen }),
-            // It waits for the reader that this one is inside, and looks again after that.
-            WAITING | TRYING if nested == Nested::Yes => return,
+            // When it looks again, it sees this one. One that is TRYING may have looked before.
+            WAITING if nested == Nested::Yes => return,
             WAITING | TRYING if is_before => Found::Blocked(seen),
             TRYING => Found::Unresolved(seen),
             DIRTY => Found::Dirty,

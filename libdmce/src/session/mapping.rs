@@ -514,6 +514,18 @@ impl Core {
         own.next().map(act)
     }
 
+    /// The same, of a pointer that was given once.
+    pub(super) fn with_only_laid<T>(
+        &self,
+        pointer: usize,
+        act: impl FnOnce(&mut Laid) -> T,
+    ) -> Option<T> {
+        match &mut self.pins().get_mut(&pointer)?[..] {
+            [Pinned { mapping: Held::Own(laid), .. }] => Some(act(laid)),
+            _ => None,
+        }
+    }
+
     pub(super) fn pins(&self) -> MutexGuard<'_, Pins> {
         self.pins.lock().unwrap_or_else(PoisonError::into_inner)
     }

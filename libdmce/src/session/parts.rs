@@ -15,7 +15,8 @@
 
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use dmce_abi::block::{BlockId, DaemonId, Guid};
 use dmce_abi::limits::PAGE_BYTES;
@@ -74,11 +75,10 @@ struct LaidPart {
     others: Option<StandIn>,
     /// What the copies had that are good, when the one that is mapped was found to be no more.
     base: Option<Vec<u8>>,
-    /// Whether that was found: other copies have none of what was stored since.
-    is_apart: bool,
-    /// Whether the copies have changed before that: some may have been made of what was stored.
-    is_mixed: bool,
+    since: Arc<Since>,
     noted: Noted,
+    /// Whether another object was laid while a sync brought what was stored to the one before.
+    is_laid_again: bool,
 }
 
 /// What is known of the stores to a part of a mapping.
@@ -92,8 +92,28 @@ pub(super) enum Noted {
     Bringing,
 }
 
+/// What became of the copies of a part since it was laid. Looked at inside operations.
+#[derive(Debug, Default)]
+pub(super) struct Since {
+    apart: AtomicBool,
+    mixed: AtomicBool,
+}
+
+impl Since {
+    /// Whether the copy that is laid was no good one at some time: the others have none of what was
+    /// stored since.
+    pub(super) fn is_apart(&self) -> bool {
+        self.apart.load(Ordering::Acquire)
+    }
+
+    /// Whether the copies have changed before that: some may have been made of what was stored.
+    pub(super) fn is_mixed(&self) -> bool {
+        self.mixed.load(Ordering::Acquire)
+    }
+}
+
 /// What a part of a range is mapped from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Beneath {
     pub index: usize,
     /// Where in the range it is.
@@ -101,6 +121,7 @@ pub(super) struct Beneath {
     pub bytes: u64,
     /// Of a block with copies: whose is mapped.
     pub primary: Option<DaemonId>,
+    pub since: Arc<Since>,
 }
 
 /// A part of a pointer's mapping whose block may have another primary.
@@ -297,9 +318,9 @@ impl Laid {
                 bytes,
                 others,
                 base: None,
-                is_apart: false,
-                is_mixed: false,
+                since: Arc::default(),
                 noted: Noted::Nothing,
+                is_laid_again: false,
             }
         });
         Self { parts: laid.collect(), mapping }
@@ -314,7 +335,9 @@ impl Laid {
     pub(super) fn beneath(&self) -> Vec<Beneath> {
         let mut offset = 0;
         let parts = self.parts.iter().enumerate().map(|(index, part)| {
-            let beneath = Beneath { index, offset, bytes: part.bytes, primary: part.primary };
+            let since = Arc::clone(&part.since);
+            let LaidPart { bytes, primary, .. } = *part;
+            let beneath = Beneath { index, offset, bytes, primary, since };
             offset += part.bytes;
             beneath
         });
@@ -323,13 +346,13 @@ impl Laid {
 
     /// Keeps what the primary has, if it is not the one that is mapped.
     fn keep_base(&mut self, index: usize, objects: &Objects) -> Result<(), ObjectError> {
-        let is_it = |part: &&mut LaidPart| part.guid == objects.guid && !part.is_apart;
+        let is_it = |part: &&mut LaidPart| part.guid == objects.guid && !part.since.is_apart();
         let Some(part) = self.parts.get_mut(index).filter(is_it) else { return Ok(()) };
         if part.primary == objects.primary {
-            part.is_mixed = true;
+            part.since.mixed.store(true, Ordering::Release);
             return Ok(());
         }
-        part.is_apart = true;
+        part.since.apart.store(true, Ordering::Release);
         let (mut base, bytes) = (Vec::new(), usize::try_from(part.object.bytes));
         if let Ok(bytes) = bytes
             && base.try_reserve_exact(bytes).is_ok()
@@ -343,17 +366,7 @@ impl Laid {
 
     /// The block of a part whose copy was a good one all the time.
     fn guid_if_together(&self, index: usize) -> Option<Guid> {
-        self.parts.get(index).filter(|part| !part.is_apart).map(|part| part.guid)
-    }
-
-    /// Whether the copy that is laid was no good one at some time since.
-    pub(super) fn is_apart(&self, index: usize) -> bool {
-        self.parts.get(index).is_some_and(|part| part.is_apart)
-    }
-
-    /// Whether the copies have changed before that.
-    pub(super) fn is_mixed(&self, index: usize) -> bool {
-        self.parts.get(index).is_some_and(|part| part.is_mixed)
+        self.parts.get(index).filter(|part| !part.since.is_apart()).map(|part| part.guid)
     }
 
     /// What is known of some bytes of a part, from its first one on, before a pointer stored there.
@@ -399,6 +412,11 @@ impl Laid {
         }
     }
 
+    /// Whether another object was laid beneath a part since a sync has looked at it.
+    pub(super) fn was_laid_again(&mut self, index: usize) -> bool {
+        self.parts.get_mut(index).is_some_and(|part| std::mem::take(&mut part.is_laid_again))
+    }
+
     /// What a sync has found in a part is on all copies, unless another object was laid there
     /// meanwhile.
     pub(super) fn note_brought(&mut self, index: usize) {
@@ -441,6 +459,7 @@ impl Laid {
             }
             let (fd, protection) = (objects.fd.as_fd(), protection(writable));
             // Nothing is noted of what is mapped anew.
+            part.is_laid_again = part.noted == Noted::Bringing;
             part.noted = Noted::Nothing;
             self.mapping.map_at(part.at, fd, part.object, protection, Populate::No).map(drop)
         })?;

@@ -36,10 +36,11 @@ use dmce_sys::futex::FutexError;
 
 use super::core::Core;
 use super::data::Intent;
-use super::mapping::{PinKind, Pinned, not_mapped};
+use super::mapping::{PinKind, Pinned, is_pinned_to_write, not_mapped};
 use crate::error::Error;
 use crate::events::Event;
 use crate::options::{PointerOptions, PointerWait};
+use crate::slots::SHARED_SLOT;
 
 /// Pointers that a session has, or waits for, at a time.
 const RECORDS: usize = 1024;
@@ -217,7 +218,13 @@ impl Core {
                 index
             }
         };
-        let range = PinnedRange { addr: raw, bytes, writable: exclusive };
+        let range = range_of(wanted);
+        // What other pointers have stored is there before this one is, and an abort leaves it.
+        let is_shared = exclusive && is_pinned_to_write(&self.pins(), raw, bytes);
+        if is_shared && let Err(error) = self.carry(range) {
+            self.let_go(index);
+            return Err(error);
+        }
         match self.map_of_kind(range, PinKind::Locked) {
             Ok(pointer) => {
                 self.locked.set(index, State::Had { pointer: pointer.addr() });
@@ -235,7 +242,10 @@ impl Core {
         if let Some(index) = self.locked.take_queued(wanted) {
             return Ok(Place::Queued(index));
         }
-        let owner = PointerOwner::new(1).expect("a number that is none of those that are not");
+        // Reads nest in those of their thread.
+        let number = self.slots.own().unwrap_or(SHARED_SLOT) + 1;
+        let owner = u32::try_from(number).ok().and_then(PointerOwner::new);
+        let owner = owner.expect("slots are few, and this is not 0");
         let index = self.locked.table().claim(owner, 0).ok_or_else(|| {
             let text = format!("all {RECORDS} pointers of the session are in use");
             Error::new(Status::NoMem, text)

@@ -39,14 +39,14 @@ impl Core {
         let mut lost = Ok(());
         for part in parts {
             let end = part.offset + part.bytes;
-            let brought = self.bring_part(pointer, range, part, part.offset..end);
+            let brought = self.bring_part(pointer, range, &part, part.offset..end);
             let is_gone = |error: &Error| matches!(error.status(), Status::Lost | Status::Address);
             if brought.as_ref().is_err_and(is_gone) {
                 // Something of it is gone: the rest is found page by page.
                 let mut at = part.offset;
                 while at < end {
                     let until = end.min(at + PAGE_BYTES - (range.addr + at) % PAGE_BYTES);
-                    match self.bring_part(pointer, range, part, at..until) {
+                    match self.bring_part(pointer, range, &part, at..until) {
                         Err(error) if error.status() == Status::Address => {}
                         Err(error) if error.status() == Status::Lost => lost = Err(error),
                         brought => brought?,
@@ -69,7 +69,7 @@ impl Core {
         &self,
         pointer: *const u8,
         range: PinnedRange,
-        part: Beneath,
+        part: &Beneath,
         bytes: Range<u64>,
     ) -> Result<(), Error> {
         let addr = DmceAddr::from_raw(self.layout, range.addr + bytes.start)?;
@@ -78,7 +78,7 @@ impl Core {
         let is_as_laid = |block: &Block| match part.primary {
             // It had one copy, which no other takes the place of while it is pinned.
             None => true,
-            primary => !self.is_apart(pointer.addr(), part.index) && block.primary() == primary,
+            primary => !part.since.is_apart() && block.primary() == primary,
         };
         let carry = &mut |block: &Block, piece, _| {
             if is_as_laid(block) { block.carry(piece) } else { Ok(()) }
@@ -101,7 +101,7 @@ impl Core {
         &self,
         pointer: *const u8,
         range: PinnedRange,
-        part: Beneath,
+        part: &Beneath,
         (offset, bytes): (u64, usize),
     ) -> Result<(), Error> {
         let (mut at, end) = (offset, offset + bytes as u64);
@@ -131,7 +131,7 @@ impl Core {
     fn base_of(
         &self,
         pointer: usize,
-        part: Beneath,
+        part: &Beneath,
         at: u64,
         raw: u64,
         bytes: usize,
@@ -161,13 +161,12 @@ impl Core {
                 let mut lacks = false;
                 let act = &mut |block: &Block, piece: Piece, _: usize| {
                     // Others may have been made of what was stored.
-                    if self.is_mixed(pointer.addr(), part.index) {
+                    if part.since.is_mixed() {
                         lacks = true;
                         return Ok(());
                     }
                     // The copies have nothing of it, where the one that was stored to is gone.
-                    let is_apart = self.is_apart(pointer.addr(), part.index);
-                    if is_apart || block.primary() != part.primary {
+                    if part.since.is_apart() || block.primary() != part.primary {
                         return Ok(());
                     }
                     let Some(half) = block.second_half() else {
@@ -189,16 +188,6 @@ impl Core {
     /// The parts of a pointer's own mapping; none of one in a block's.
     fn beneath(&self, pointer: usize) -> Vec<Beneath> {
         self.with_laid(pointer, |laid| laid.beneath()).unwrap_or_default()
-    }
-
-    /// Whether the copy that a pointer stores to was no good one at some time since.
-    fn is_apart(&self, pointer: usize, part: usize) -> bool {
-        self.with_laid(pointer, |laid| laid.is_apart(part)).unwrap_or_default()
-    }
-
-    /// Whether the block's copies have changed while that was the first.
-    fn is_mixed(&self, pointer: usize, part: usize) -> bool {
-        self.with_laid(pointer, |laid| laid.is_mixed(part)).unwrap_or_default()
     }
 
     fn is_patched(&self, pointer: usize, part: usize) -> bool {

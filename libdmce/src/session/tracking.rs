@@ -19,6 +19,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use dmce_abi::Status;
 use dmce_abi::limits::PAGE_BYTES;
 use dmce_shm::session::pin::PinnedRange;
 use dmce_sys::dirty::{DirtyError, Grain, Kind, Tracker};
@@ -55,9 +56,10 @@ impl Tracking {
 }
 
 impl Core {
-    /// Has the stores to a mapping with copies noted, before its pointer is given.
+    /// Has the stores to a mapping with copies noted, before its pointer is given. If another call
+    /// was given it meanwhile, as that of a region, that may have stored: all of it is brought then.
     pub(super) fn track(&self, pointer: usize) {
-        let noted = self.with_laid(pointer, |laid| {
+        let noted = self.with_only_laid(pointer, |laid| {
             if !laid.has_copies() {
                 return Ok(());
             }
@@ -87,14 +89,26 @@ impl Core {
         let found = self.with_laid(pointer, |laid| due_in(laid, tracker, &wanted));
         let mut lost = Ok(());
         for Due { part, ranges } in found.unwrap_or_default() {
+            let (mut is_whole, is_empty) = (true, ranges.is_empty());
             for range in ranges {
                 match carry(range) {
                     // What is lost was brought as far as that goes.
-                    Err(error) if error.status() == dmce_abi::Status::Lost => lost = Err(error),
+                    Err(error) if error.status() == Status::Lost => {
+                        (is_whole, lost) = (false, Err(error));
+                    }
                     carried => carried?,
                 }
             }
-            self.with_laid(pointer, |laid| laid.note_brought(part));
+            let noted = self.with_laid(pointer, |laid| {
+                if is_whole {
+                    laid.note_brought(part);
+                }
+                laid.was_laid_again(part)
+            });
+            if noted.unwrap_or_default() && !is_empty {
+                let text = "what was stored by the pointer is gone with the copy beneath it";
+                lost = Err(Error::new(Status::Lost, text));
+            }
         }
         lost
     }
@@ -118,7 +132,12 @@ fn due_in(laid: &mut Laid, tracker: &Tracker, wanted: &Range<u64>) -> Vec<Due> {
     for part in 0..laid.parts_count() {
         let whole = laid.range_of(part);
         let (start, end) = (whole.start.max(wanted.start), whole.end.min(wanted.end));
-        if start >= end || laid.tracked_range(part).is_none() {
+        if start >= end {
+            continue;
+        }
+        if laid.tracked_range(part).is_none() {
+            // Of one copy when it was mapped: it may have another by now.
+            due.push(Due { part, ranges: vec![start..end; 1] });
             continue;
         }
         let scanned = match laid.noted(part) {

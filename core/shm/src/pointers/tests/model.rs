@@ -170,6 +170,25 @@ fn those_behind_one_that_goes_have_their_turns() {
 }
 
 #[test]
+fn a_read_inside_another_and_a_writer_exclude_each_other_when_that_goes() {
+    explore(3, || {
+        let shared = Shared::new();
+        // The inner one first in the row; it and the outer one are one owner's.
+        for (number, of) in [(0, 1), (1, 1), (2, 2)] {
+            assert_eq!(shared.pointers().claim(owner(of), number), Some(RecordIndex(number)));
+        }
+        let (shared, outer) = (Arc::new(shared), RecordIndex(1));
+        shared.pointers().acquire(outer, read(0, 8), NO_WAIT, &*shared).unwrap();
+        let inner = with(&shared, |shared| assert!(shared.go(0, read(0, 8), WAITS)));
+        let writer = with(&shared, |shared| assert!(shared.go(2, write(0, 8), WAITS)));
+        shared.pointers().release(outer, &*shared).unwrap();
+        inner.join().unwrap();
+        writer.join().unwrap();
+        assert!(all_free(&shared));
+    });
+}
+
+#[test]
 fn who_gives_up_leaves_nobody_asleep() {
     explore(2, || {
         let shared = Shared::claimed();
