@@ -57,7 +57,8 @@ impl Tracking {
 
 impl Core {
     /// Has the stores to a mapping with copies noted, before its pointer is given. If another call
-    /// was given it meanwhile, as that of a region, that may have stored: all of it is brought then.
+    /// was given it meanwhile, as that of a region, it may have stored already: all of it is
+    /// brought then.
     pub(super) fn track(&self, pointer: usize) {
         let noted = self.with_only_laid(pointer, |laid| {
             if !laid.has_copies() {
