@@ -431,19 +431,19 @@ fn a_pointer_outlives_changes_of_the_copies_that_come_one_after_the_other() {
     session.fill(addr, b'o', 100_000).unwrap();
     let guard = session.write_ptr(addr, 100_000, WAITS).unwrap();
     store(guard.as_ptr(), b"stored before");
-    let whole = |without: u32| {
-        wait_until("there are two copies without that one", || {
+    // Loses a copy of those that are good, and waits until there is another.
+    let lose = |which: usize| {
+        let row = block_of(&instance, &session, addr);
+        let name = format!("dmce.{}.{}.data-{:08x}", instance.name(), good(&row)[which], row.block);
+        fs::remove_file(instance.object(&name)).unwrap();
+        wait_until("there are two copies again", || {
             session.poll().unwrap();
-            let good = good(&block_of(&instance, &session, addr));
-            good.len() == 2 && !good.contains(&without)
+            let now = block_of(&instance, &session, addr);
+            now.epoch > row.epoch && good(&now).len() == 2
         });
     };
     for _ in 0..3 {
-        let row = block_of(&instance, &session, addr);
-        let lost = good(&row)[0];
-        let name = format!("dmce.{}.{lost}.data-{:08x}", instance.name(), row.block);
-        fs::remove_file(instance.object(&name)).unwrap();
-        whole(lost);
+        lose(0);
     }
     store(guard.as_ptr().wrapping_add(50_000), b"stored after");
     guard.release().unwrap();
@@ -459,11 +459,7 @@ fn a_pointer_outlives_changes_of_the_copies_that_come_one_after_the_other() {
     // A second copy that was made since says nothing of what was there before.
     let guard = session.write_ptr(addr, 100_000, WAITS).unwrap();
     store(guard.as_ptr(), b"not to be");
-    let row = block_of(&instance, &session, addr);
-    let lost = good(&row)[1];
-    let name = format!("dmce.{}.{lost}.data-{:08x}", instance.name(), row.block);
-    fs::remove_file(instance.object(&name)).unwrap();
-    whole(lost);
+    lose(1);
     let pointer = guard.as_ptr();
     let refused = guard.abort().unwrap_err();
     assert_eq!(refused.status(), Status::Unsupported, "{refused}");
