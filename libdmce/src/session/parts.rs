@@ -459,7 +459,8 @@ impl Laid {
             }
             let (fd, protection) = (objects.fd.as_fd(), protection(writable));
             // Nothing is noted of what is mapped anew.
-            part.is_laid_again = part.noted == Noted::Bringing;
+            // What was stored to a stand-in is there.
+            part.is_laid_again = part.noted == Noted::Bringing && !was_used;
             part.noted = Noted::Nothing;
             self.mapping.map_at(part.at, fd, part.object, protection, Populate::No).map(drop)
         })?;
