@@ -24,7 +24,7 @@
 //! 1. *One of the two sees the other.* A record is TRYING before its owner looks at any other.
 //! 2. Of two records that are in each other's way (they overlap, and one is exclusive), only one is
 //!    HELD or RELEASING: who is TRYING becomes HELD only when every other in its way is WAITING
-//!    with a later ticket, or FREE.
+//!    behind it, or FREE.
 //! 3. Of two that are TRYING the one with the earlier ticket is first; none is later than any;
 //!    between two without, the one with the lower index. The other becomes WAITING, so that what
 //!    the first waits for always comes; with its ticket it is before who has none. Who reads

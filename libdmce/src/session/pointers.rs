@@ -70,7 +70,7 @@ struct Known {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Its record is in the queue, or about to be.
+    /// Its record is in the queue.
     Queued,
     /// The same, and its owner was told that it has its turn, at a moment.
     Told { at_ms: u64 },

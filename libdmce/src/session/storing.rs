@@ -5,7 +5,9 @@
 //! 1. What was stored is looked for where it was stored: in the copy that was first when the
 //!    pointer was given. While that is a good one, the others get what it has.
 //! 2. If it was none at some time since, it is compared with what the good ones had then, and what
-//!    differs is written to them: so nothing that calls have written since is taken back.
+//!    differs is written to them: so nothing that calls have written since is taken back. Where
+//!    there was no memory to keep that, it is compared with what they have when it is brought, and
+//!    what calls have written over since may be.
 //! 3. The second copy says what was there before only if no copy was made since.
 
 use std::ops::Range;
